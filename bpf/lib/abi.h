@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every struct and number that user space sees. Fixed width, explicit padding; nodenet/abi.py mirrors it and a test
+ * compares the two through BTF. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, so that one struct, one
+ * map and one function serve both families. Ports are in network order, everything else in the machine's order. */
+#ifndef NN_ABI_H
+#define NN_ABI_H
+
+#include <linux/types.h>
+
+struct nn_addr {
+	union {
+		__u8 byte[16];
+		__u32 word[4]; /* no 64-bit member: it would pad the LPM key */
+	};
+};
+
+/* Direction as the pod sees it. The tc hooks on the node's side of a veth are reversed: what the pod sends (egress)
+ * arrives at tc ingress. Numbers are Hubble's TrafficDirection. */
+enum nn_direction {
+	NN_INGRESS = 1,
+	NN_EGRESS = 2,
+};
+
+/* Reserved identities; a pod's label set gets a number from 256 upwards. */
+enum nn_identity {
+	NN_IDENTITY_ANY = 0, /* in a policy key: every peer */
+	NN_IDENTITY_HOST = 1,
+	NN_IDENTITY_WORLD = 2,
+	NN_IDENTITY_REMOTE_NODE = 6,
+};
+
+/* Why a packet was dropped: Hubble's DropReason numbers, negated. Append only. */
+enum nn_drop {
+	NN_DROP_INVALID_SOURCE_IP = -132,
+	NN_DROP_POLICY_DENIED = -133,
+	NN_DROP_INVALID_PACKET = -134,
+	NN_DROP_UNSUPPORTED_L3 = -139,
+	NN_DROP_CT_INSERT_FAILED = -155,
+	NN_DROP_INVALID_IPV6_EXTENSION = -156,
+	NN_DROP_FRAGMENT_NOT_FOUND = -175,
+	NN_DROP_BACKEND_NOT_FOUND = -158,
+	NN_DROP_IS_A_CLUSTERIP = -174,
+	NN_DROP_ENDPOINT_NOT_READY = -203,
+};
+
+/* Address of a local pod -> its attachment. */
+struct nn_endpoint_key {
+	struct nn_addr addr;
+};
+
+enum nn_endpoint_flags {
+	NN_ENDPOINT_ISOLATED_INGRESS = 1,
+	NN_ENDPOINT_ISOLATED_EGRESS = 2,
+};
+
+struct nn_endpoint_entry {
+	__u32 ifindex; /* node's side of the veth pair */
+	__u32 identity; /* also the subject of its policy keys */
+	__u16 endpoint_id;
+	__u8 flags;
+	__u8 pad;
+	__u8 mac[6]; /* the pod's side */
+	__u8 pad2[2];
+};
+
+/* Address -> identity, longest prefix. */
+struct nn_lpm_key {
+	__u32 prefixlen; /* 0-128 over addr; an IPv4 /n is 96 + n */
+	struct nn_addr addr;
+};
+
+struct nn_ipcache_entry {
+	__u32 identity;
+};
+
+/* Address -> region: the most specific ipBlock or except prefix around it. Regions share the number space of
+ * identities (bit 24 set), so that one policy lookup serves both. */
+struct nn_cidr_entry {
+	__u32 region;
+};
+
+/* Who may talk to (or be talked to by) a subject. Longest prefix over the five fields in this order: a range of ports
+ * becomes port prefixes, "all ports" stops after protocol, "all protocols" after direction. */
+struct nn_policy_key {
+	__u32 prefixlen; /* bits of what follows: 72 direction, 80 protocol, 96 exact port */
+	__u32 subject; /* identity of the local endpoint */
+	__u32 peer; /* identity or region of the other end; 0: every peer */
+	__u8 direction;
+	__u8 protocol;
+	__be16 port;
+};
+
+struct nn_policy_entry {
+	__u32 rule_id; /* names the rule in user space */
+};
+
+/* One flow as one pod sees it; a flow between two local pods has two entries. */
+struct nn_ct_key {
+	struct nn_addr pod;
+	struct nn_addr remote;
+	__be16 pod_port;
+	__be16 remote_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+enum nn_ct_flags {
+	NN_CT_SEEN_REPLY = 1,
+	NN_CT_CLOSING = 2,
+};
+
+struct nn_ct_entry {
+	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
+	__u32 revision; /* policy revision at which it was last allowed */
+	__u32 rule_id; /* rule that allowed it; 0: not isolated, or exempt */
+	__u32 rev_nat_index; /* Service it went through; 0: none */
+	__u8 direction; /* who opened it: NN_INGRESS or NN_EGRESS */
+	__u8 flags;
+	__u8 pad[2];
+	__u32 created; /* seconds of CLOCK_MONOTONIC */
+};
+
+enum nn_ct_status {
+	NN_CT_NEW = 0,
+	NN_CT_ESTABLISHED = 1,
+	NN_CT_REPLY = 2,
+	NN_CT_RELATED = 3,
+};
+
+/* Service address and slot -> backend. Slot 0 is the master entry: count and flags. Port 0, protocol 0, slot 0 marks
+ * an address that belongs to a Service, so that its unserved ports are refused. */
+struct nn_frontend_key {
+	struct nn_addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+	__u16 slot;
+	__u8 pad2[2];
+};
+
+struct nn_frontend_entry {
+	__u32 backend_id; /* slots 1..count */
+	__u32 rev_nat_index;
+	__u16 count; /* slot 0 */
+	__u16 flags;
+};
+
+struct nn_backend_entry {
+	struct nn_addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* rev_nat_index -> the Service address that clients used. */
+struct nn_revnat_entry {
+	struct nn_addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. */
+struct nn_sock_revnat_key {
+	__u64 cookie;
+	struct nn_addr addr; /* backend */
+	__be16 port;
+	__u8 protocol;
+	__u8 pad[5];
+};
+
+struct nn_sock_revnat_entry {
+	struct nn_addr addr; /* frontend */
+	__be16 port;
+	__u16 pad;
+	__u32 rev_nat_index;
+};
+
+/* Fragments after the first carry no ports. */
+struct nn_frag_key {
+	struct nn_addr saddr;
+	struct nn_addr daddr;
+	__u32 id;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct nn_frag_entry {
+	__be16 sport;
+	__be16 dport;
+};
+
+struct nn_metrics_key {
+	__u8 reason; /* 0 forwarded, else the positive DropReason; 255 lost events */
+	__u8 direction;
+	__u8 pad[2];
+};
+
+struct nn_metrics_entry {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* One cell of changing state. An odd revision means that user space is in the middle of a policy change. */
+struct nn_state {
+	__u32 policy_revision;
+	__u32 pad;
+};
+
+/* Event types and observation points are Hubble's (monitor API) numbers. */
+enum nn_event_type {
+	NN_EVENT_DROP = 1,
+	NN_EVENT_TRACE = 4,
+	NN_EVENT_POLICY_VERDICT = 5,
+	NN_EVENT_SOCK = 7,
+};
+
+enum nn_observation_point {
+	NN_TO_ENDPOINT = 0,
+	NN_TO_STACK = 3,
+	NN_FROM_ENDPOINT = 5,
+};
+
+struct nn_event {
+	__u8 type;
+	__u8 point; /* trace: nn_observation_point */
+	__u16 size; /* of the whole record, so that a reader can skip what it does not know */
+	__s32 reason; /* nn_drop, or 0 */
+	__u64 time; /* ns of CLOCK_MONOTONIC */
+	__u64 cookie; /* of the local socket; 0: not known */
+	struct nn_addr saddr;
+	struct nn_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 direction; /* of the endpoint named below */
+	__u8 ct_status;
+	__u8 tcp_flags; /* FIN 1 SYN 2 RST 4 PSH 8 ACK 16 URG 32 */
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u16 endpoint_id;
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 rule_id;
+	__u32 rev_nat_index;
+	__u32 ifindex;
+	__u32 length; /* bytes of the packet */
+	__u8 src_mac[6];
+	__u8 dst_mac[6];
+	__u8 ip_version; /* 4, 6, or 0 for what is not IP */
+	__u8 is_reply;
+	__u8 pad[6];
+};
+
+#endif

@@ -1,0 +1,117 @@
+"""The agent's configuration: one frozen value, read from YAML, checked once, with every error told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from nodenet.errors import BadInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the agent can be told. Keys of the YAML file are these names.
+
+    Paths may not exist yet; the agent makes its own folders. Sizes are numbers of map entries.
+    """
+
+    node_name: str
+    # None: the in-cluster service account.
+    kubeconfig: Path | None = None
+    # Sockets (agent.sock, cni.sock) and the endpoints folder.
+    run_dir: Path = Path("/run/nodenet")
+    # Folder in a bpffs where programs, links and maps are pinned.
+    bpffs: Path = Path("/sys/fs/bpf/nodenet")
+    # cgroup v2 folder that the socket programs attach to. None: the root of the v2 hierarchy.
+    cgroup: Path | None = None
+    # Compiled eBPF objects, keyed by the content of sources and flags.
+    cache_dir: Path = Path("/var/cache/nodenet")
+    # host:port of Prometheus metrics and health; empty: off.
+    metrics_address: str = "127.0.0.1:9909"
+    # host:port for Hubble's API over TCP; empty: the unix socket alone.
+    hubble_address: str = ""
+    cluster_name: str = "default"
+    # Flows kept in memory for `observe --last`.
+    flow_buffer: int = 4095
+    # NetworkPolicy enforcement: off lets everything through and says so in `nodenet status`.
+    enforce_policy: bool = True
+    # Deliver same-node packets straight into the other pod (bpf_redirect_peer) instead of through the bridge.
+    redirect_peer: bool = True
+    ct_entries: int = 131072
+    service_entries: int = 65536
+    backend_entries: int = 65536
+    endpoint_entries: int = 1024
+    ipcache_entries: int = 131072
+    policy_entries: int = 1048576
+    # Seconds between full comparisons of the kernel's maps with what is wanted.
+    resync_seconds: float = 60.0
+
+    @property
+    def agent_socket(self) -> Path:
+        """gRPC: observer.Observer and nodenet's own service."""
+        return self.run_dir / "agent.sock"
+
+    @property
+    def cni_socket(self) -> Path:
+        """The CNI executable's socket."""
+        return self.run_dir / "cni.sock"
+
+    @property
+    def endpoints_dir(self) -> Path:
+        """One JSON file per endpoint, written by the CNI plugin."""
+        return self.run_dir / "endpoints"
+
+
+_POSITIVE = (
+    "flow_buffer",
+    "ct_entries",
+    "service_entries",
+    "backend_entries",
+    "endpoint_entries",
+    "ipcache_entries",
+    "policy_entries",
+    "resync_seconds",
+)
+
+
+def parse(data: Mapping[str, Any], source: str) -> Config:
+    """Build a Config from a decoded YAML mapping. Raises BadInputError that lists every wrong key at once."""
+    hints = get_type_hints(Config)
+    known = {f.name: f for f in fields(Config)}
+    errors = [f"{key}: unknown key (known: {', '.join(known)})" for key in data if key not in known]
+    values: dict[str, Any] = {}
+    for name, spec in known.items():
+        if name not in data:
+            if spec.default is MISSING:
+                errors.append(f"{name}: required")
+            continue
+        try:
+            values[name] = _convert(data[name], hints[name])
+        except ValueError as error:
+            errors.append(f"{name}: {error}")
+    errors += [f"{name}: expected more than 0, got {values[name]}" for name in _POSITIVE if values.get(name, 1) <= 0]
+    errors += [
+        f"{name}: expected host:port, got {values[name]!r}"
+        for name in ("metrics_address", "hubble_address")
+        if values.get(name) and not values[name].rpartition(":")[2].isdigit()
+    ]
+    if errors:
+        raise BadInputError(f"{source}: " + "; ".join(errors), "see docs/operations.md for every key")
+    return Config(**values)
+
+
+def _convert(value: object, wanted: Any) -> object:
+    optional = wanted == (Path | None)
+    if optional and value is None:
+        return None
+    if optional or wanted is Path:
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"expected a path, got {value!r}")
+        return Path(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ValueError(f"expected {wanted.__name__}, got {value!r}")
+    return value
