@@ -11,7 +11,7 @@ import struct
 from enum import IntEnum, IntFlag
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from nodenet.model import Direction, IPAddress, IPNetwork
 
@@ -400,7 +400,7 @@ class Event(NamedTuple):
     is_reply: int
 
     def pack(self) -> bytes:
-        values = list(self)
+        values: list[object] = list(self)
         values[6], values[7] = pack_addr(self.saddr), pack_addr(self.daddr)
         values[8], values[9] = _swap(self.sport), _swap(self.dport)
         values[23], values[24] = pack_mac(self.src_mac), pack_mac(self.dst_mac)
@@ -409,7 +409,7 @@ class Event(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """Decode one record; bytes beyond the struct (a newer datapath's) are ignored."""
-        values = list(_EVENT.unpack_from(data))
+        values = list[Any](_EVENT.unpack_from(data))
         values[6], values[7] = unpack_addr(values[6]), unpack_addr(values[7])
         values[8], values[9] = _swap(values[8]), _swap(values[9])
         values[23], values[24] = unpack_mac(values[23]), unpack_mac(values[24])
@@ -427,7 +427,7 @@ class MapSpec(NamedTuple):
     value: type[Record]
 
 
-# Every map that user space reads or writes by key. nn_events (ring buffer) and nn_frag (kernel only) have no place here.
+# Every map that user space reads or writes by key; nn_events (ring buffer) and nn_frag (kernel only) are not here.
 MAPS: dict[str, MapSpec] = {
     "nn_endpoint": MapSpec(AddressKey, EndpointEntry),
     "nn_ipcache": MapSpec(LpmKey, U32),

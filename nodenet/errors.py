@@ -1,4 +1,4 @@
-"""Errors that reach a person: one sentence naming the object and the field, a hint, and the exit code of interface.md."""
+"""Errors that reach a person: a sentence naming object and field, a hint, and the exit code of interface.md."""
 
 from __future__ import annotations
 

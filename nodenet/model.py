@@ -140,7 +140,7 @@ class SliceEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSlice:
-    """`service` is the Service that the label kubernetes.io/service-name names; a nil port means "all ports" and is left out."""
+    """`service` is what the label kubernetes.io/service-name names; a nil port ("all ports") is left out."""
 
     ref: ObjectRef
     service: ObjectRef
