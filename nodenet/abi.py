@@ -345,7 +345,7 @@ class MetricsEntry(NamedTuple):
     """nn_metrics_entry, of one CPU."""
 
     packets: int
-    bytes: int
+    octets: int
 
     def pack(self) -> bytes:
         return struct.pack("=QQ", *self)
