@@ -65,8 +65,10 @@ class DropReason(IntEnum):
     CT_MAP_INSERTION_FAILED = 155
     INVALID_IPV6_EXTENSION_HEADER = 156
     SERVICE_BACKEND_NOT_FOUND = 158
+    UNSUPPORTED_L2_PROTOCOL = 166
     IS_A_CLUSTERIP = 174
     FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND = 175
+    FORBIDDEN_ICMPV6_MESSAGE = 176
     DROP_EP_NOT_READY = 203
 
 
@@ -77,7 +79,9 @@ class EndpointFlag(IntFlag):
 
 class CtFlag(IntFlag):
     SEEN_REPLY = 1
-    CLOSING = 2
+    FIN_FORWARD = 2
+    FIN_REPLY = 4
+    RST = 8
 
 
 class CtStatus(IntEnum):
@@ -169,7 +173,7 @@ class LpmKey(NamedTuple):
 
 
 class U32(NamedTuple):
-    """A value of one __u32: nn_ipcache_entry, nn_cidr_entry, nn_policy_entry, and the keys of backends and revnat."""
+    """A value of one __u32: nn_ipcache_entry, nn_cidr_entry, nn_policy_entry, nn_sock_revnat_entry; keys of backends and revnat."""
 
     value: int
 
@@ -218,11 +222,11 @@ class FrontendKey(NamedTuple):
 
 
 class FrontendEntry(NamedTuple):
-    """nn_frontend_entry. Master: count and flags; slot: backend_id. Both carry the Service's number."""
+    """nn_frontend_entry. Master: number of backends and flags; slot: backend_id. Both carry the Service's number."""
 
     backend_id: int
     service_id: int
-    count: int
+    backends: int
     flags: int = 0
 
     def pack(self) -> bytes:
@@ -309,22 +313,6 @@ class SockRevnatKey(NamedTuple):
     def unpack(cls, data: bytes) -> Self:
         cookie, addr, port, protocol = struct.unpack("=Q16sHB5x", data)
         return cls(cookie, unpack_addr(addr), _swap(port), protocol)
-
-
-class SockRevnatEntry(NamedTuple):
-    """nn_sock_revnat_entry: the frontend that the socket asked for."""
-
-    addr: IPAddress
-    port: int
-    service_id: int
-
-    def pack(self) -> bytes:
-        return struct.pack("=16sH2xI", pack_addr(self.addr), _swap(self.port), self.service_id)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        addr, port, service_id = struct.unpack("=16sH2xI", data)
-        return cls(unpack_addr(addr), _swap(port), service_id)
 
 
 class MetricsKey(NamedTuple):
@@ -437,7 +425,7 @@ MAPS: dict[str, MapSpec] = {
     "nn_backend": MapSpec(U32, AddressPort),
     "nn_revnat": MapSpec(U32, AddressPort),
     "nn_ct": MapSpec(CtKey, CtEntry),
-    "nn_sock_revnat": MapSpec(SockRevnatKey, SockRevnatEntry),
+    "nn_sock_revnat": MapSpec(SockRevnatKey, U32),
     "nn_metrics": MapSpec(MetricsKey, MetricsEntry),
     "nn_state": MapSpec(U32, State),
 }

@@ -37,9 +37,11 @@ enum nn_drop {
 	NN_DROP_UNSUPPORTED_L3 = -139,
 	NN_DROP_CT_INSERT_FAILED = -155,
 	NN_DROP_INVALID_IPV6_EXTENSION = -156,
-	NN_DROP_FRAGMENT_NOT_FOUND = -175,
 	NN_DROP_BACKEND_NOT_FOUND = -158,
+	NN_DROP_UNSUPPORTED_L2 = -166,
 	NN_DROP_IS_A_CLUSTERIP = -174,
+	NN_DROP_FRAGMENT_NOT_FOUND = -175,
+	NN_DROP_FORBIDDEN_ICMPV6 = -176,
 	NN_DROP_ENDPOINT_NOT_READY = -203,
 };
 
@@ -106,7 +108,9 @@ struct nn_ct_key {
 
 enum nn_ct_flags {
 	NN_CT_SEEN_REPLY = 1,
-	NN_CT_CLOSING = 2,
+	NN_CT_FIN_FORWARD = 2, /* from the side that opened it */
+	NN_CT_FIN_REPLY = 4,
+	NN_CT_RST = 8,
 };
 
 struct nn_ct_entry {
@@ -170,9 +174,6 @@ struct nn_sock_revnat_key {
 };
 
 struct nn_sock_revnat_entry {
-	struct nn_addr addr; /* frontend */
-	__be16 port;
-	__u16 pad;
 	__u32 rev_nat_index;
 };
 
@@ -227,7 +228,7 @@ struct nn_event {
 	__u16 size; /* of the whole record, so that a reader can skip what it does not know */
 	__s32 reason; /* nn_drop, or 0 */
 	__u64 time; /* ns of CLOCK_MONOTONIC */
-	__u64 cookie; /* of the local socket; 0: not known */
+	__u64 cookie; /* packets: the sending socket's; sockets: the network namespace's; 0: not known */
 	struct nn_addr saddr;
 	struct nn_addr daddr;
 	__be16 sport;
