@@ -1,0 +1,54 @@
+"""What a compilation is told beside the Snapshot, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from netpolicy.types import LabelSet, RuleRef
+from nodenet.abi import Record
+from nodenet.model import Direction, IPAddress, IPNetwork, ObjectRef, Protocol
+from nodenet.store import AttachmentKey
+
+Table = Mapping[Record, Record]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """This node: its name in the API and every address of its own (InternalIPs, bridge gateways: all are HOST)."""
+
+    name: str
+    addresses: frozenset[IPAddress] = frozenset()
+    enforce_policy: bool = True
+
+
+class ServicePortName(NamedTuple):
+    """What a service_id stands for, to a person. `name` is the port's name in spec.ports, often empty."""
+
+    ref: ObjectRef
+    name: str
+    port: int
+    protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """Map name of abi.MAPS -> every entry that it must hold, in a deterministic order. `nn_state` is not among them."""
+
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the numbers in events mean. `isolated_by`: subject identity -> direction -> the policies that isolate it."""
+
+    services: Mapping[int, ServicePortName] = field(default_factory=dict)
+    rules: Mapping[int, RuleRef] = field(default_factory=dict)
+    identities: Mapping[int, LabelSet] = field(default_factory=dict)
+    regions: Mapping[int, IPNetwork] = field(default_factory=dict)
+    isolated_by: Mapping[int, Mapping[Direction, tuple[ObjectRef, ...]]] = field(default_factory=dict)
+    # Endpoints whose pod the API does not show (yet, or any more): isolated in both directions until it does.
+    unknown_endpoints: frozenset[AttachmentKey] = frozenset()
+    # Sentences about input that could not be followed to the letter, each naming its object.
+    warnings: tuple[str, ...] = ()

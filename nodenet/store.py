@@ -1,0 +1,158 @@
+"""Kubernetes objects and local endpoints, as deltas in and as frozen Snapshots out. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from netpolicy.types import NetworkPolicy
+from nodenet.model import Endpoint, EndpointSlice, Namespace, Node, ObjectRef, Pod, Service
+
+StoredObject = Pod | Namespace | Node | Service | EndpointSlice | NetworkPolicy | Endpoint
+
+
+class Op(StrEnum):
+    """What happened to one object; the words of the Kubernetes watch protocol."""
+
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+
+
+class Kind(StrEnum):
+    """Everything a Snapshot is made of. ENDPOINT is this node's own record, the others come from the API."""
+
+    POD = "Pod"
+    NAMESPACE = "Namespace"
+    NODE = "Node"
+    SERVICE = "Service"
+    ENDPOINT_SLICE = "EndpointSlice"
+    NETWORK_POLICY = "NetworkPolicy"
+    ENDPOINT = "Endpoint"
+
+
+API_KINDS = tuple(kind for kind in Kind if kind is not Kind.ENDPOINT)
+
+
+class AttachmentKey(NamedTuple):
+    """What names an endpoint: the CNI specification's (container id, interface name)."""
+
+    container_id: str
+    ifname: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One consistent view. A mapping is the same object as in the Snapshot before when nothing of its kind changed.
+
+    Cluster-scoped objects have an ObjectRef with an empty namespace. `revision` grows with every change of the store.
+    """
+
+    revision: int = 0
+    pods: Mapping[ObjectRef, Pod] = MappingProxyType({})
+    namespaces: Mapping[ObjectRef, Namespace] = MappingProxyType({})
+    nodes: Mapping[ObjectRef, Node] = MappingProxyType({})
+    services: Mapping[ObjectRef, Service] = MappingProxyType({})
+    slices: Mapping[ObjectRef, EndpointSlice] = MappingProxyType({})
+    policies: Mapping[ObjectRef, NetworkPolicy] = MappingProxyType({})
+    endpoints: Mapping[AttachmentKey, Endpoint] = MappingProxyType({})
+
+
+class _Room(NamedTuple):
+    """Where objects of one type live: their kind and their key."""
+
+    kind: Kind
+    key: Callable[[Any], tuple[str, str]]
+
+
+_ROOMS: dict[type, _Room] = {
+    Pod: _Room(Kind.POD, lambda pod: pod.ref),
+    Namespace: _Room(Kind.NAMESPACE, lambda namespace: ObjectRef("", namespace.name)),
+    Node: _Room(Kind.NODE, lambda node: ObjectRef("", node.name)),
+    Service: _Room(Kind.SERVICE, lambda service: service.ref),
+    EndpointSlice: _Room(Kind.ENDPOINT_SLICE, lambda slice_: slice_.ref),
+    NetworkPolicy: _Room(Kind.NETWORK_POLICY, lambda policy: ObjectRef(policy.namespace, policy.name)),
+    Endpoint: _Room(Kind.ENDPOINT, lambda endpoint: AttachmentKey(endpoint.container_id, endpoint.ifname)),
+}
+_FIELDS: dict[Kind, str] = {
+    Kind.POD: "pods",
+    Kind.NAMESPACE: "namespaces",
+    Kind.NODE: "nodes",
+    Kind.SERVICE: "services",
+    Kind.ENDPOINT_SLICE: "slices",
+    Kind.NETWORK_POLICY: "policies",
+    Kind.ENDPOINT: "endpoints",
+}
+
+
+class Store:
+    """Holds the newest version of every object. Not safe for several threads: one task writes, Snapshots are shared."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in Kind}
+        self._views: dict[Kind, Mapping[Any, Any]] = {}
+        self._missing = set(Kind)
+
+    @property
+    def synced(self) -> bool:
+        """Every kind has been listed once. Before that a Snapshot is a part of the truth: write nothing from it."""
+        return not self._missing
+
+    @property
+    def missing(self) -> tuple[Kind, ...]:
+        """The kinds whose first list has not arrived."""
+        return tuple(kind for kind in Kind if kind in self._missing)
+
+    def apply(self, op: Op, obj: StoredObject) -> bool:
+        """Take one delta. Returns whether anything that a Snapshot shows has changed."""
+        kind, key_of = _ROOMS[type(obj)]
+        key = key_of(obj)
+        if op is Op.DELETED:
+            return self.delete(kind, key)
+        objects = self._objects[kind]
+        if objects.get(key) == obj:
+            return False
+        objects[key] = obj
+        self._changed(kind)
+        return True
+
+    def delete(self, kind: Kind, key: tuple[str, str]) -> bool:
+        """Forget one object by its name (an AttachmentKey for an endpoint). Returns whether it was there."""
+        if self._objects[kind].pop(key, None) is None:
+            return False
+        self._changed(kind)
+        return True
+
+    def replace(self, kind: Kind, objects: Iterable[StoredObject], keep: Iterable[tuple[str, str]] = ()) -> bool:
+        """Take a fresh list: what it lacks is gone, but for `keep` (listed, yet not readable: the old version stays).
+
+        Returns whether a Snapshot shows a change, or may be used for the first time.
+        """
+        key_of = next(room.key for room in _ROOMS.values() if room.kind is kind)
+        old = self._objects[kind]
+        new = {key_of(obj): obj for obj in objects}
+        for key in keep:
+            if key in old:
+                new.setdefault(key, old[key])
+        first = kind in self._missing
+        self._missing.discard(kind)
+        if new == old:
+            return first
+        self._objects[kind] = new
+        self._changed(kind)
+        return True
+
+    def snapshot(self) -> Snapshot:
+        """The present state. Costs one copy of each kind that changed since the last call."""
+        for kind, objects in self._objects.items():
+            if kind not in self._views:
+                self._views[kind] = MappingProxyType(dict(objects))
+        return Snapshot(self.revision, **{_FIELDS[kind]: view for kind, view in self._views.items()})
+
+    def _changed(self, kind: Kind) -> None:
+        self.revision += 1
+        self._views.pop(kind, None)
