@@ -1,0 +1,103 @@
+"""The root command. Subcommands are imported when they are used, so that `nodenet --help` stays quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import IO, Any, NamedTuple
+
+import click
+
+from nodenet.errors import NodenetError
+
+
+class _Lazy(NamedTuple):
+    """Where a command lives and what the root's help says about it."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, _Lazy] = {
+    "agent": _Lazy("nodenet.cli.agent:agent", "Run the node agent in the foreground."),
+    "bpf": _Lazy("nodenet.cli.bpf:bpf", "Build and inspect the eBPF objects."),
+    "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin, show its leases."),
+    "completion": _Lazy("nodenet.cli.completion:completion", "Print a shell's completion script."),
+    "ct": _Lazy("nodenet.cli.show:ct", "Connection tracking of the node."),
+    "endpoint": _Lazy("nodenet.cli.show:endpoint", "Pods that are attached to the node."),
+    "identity": _Lazy("nodenet.cli.show:identity", "Label sets and their numbers."),
+    "ipcache": _Lazy("nodenet.cli.show:ipcache", "Addresses and the identities behind them."),
+    "lab": _Lazy("nodenet.cli.lab:lab", "Virtual nodes on this machine."),
+    "map": _Lazy("nodenet.cli.show:map_", "eBPF maps: entries, size, fill."),
+    "monitor": _Lazy("nodenet.cli.monitor:monitor", "Print raw datapath events."),
+    "observe": _Lazy("nodenet.cli.observe:observe", "Show flows with names, verdicts and reasons."),
+    "policy": _Lazy("nodenet.cli.policy:policy", "Compute, explain and check NetworkPolicies."),
+    "service": _Lazy("nodenet.cli.show:service", "Services as the datapath balances them."),
+    "status": _Lazy("nodenet.cli.show:status", "Is the agent well, and what does it hold?"),
+    "trace": _Lazy("nodenet.cli.trace:trace", "Trace the rest of the host's network stack."),
+}
+
+
+class ShownError(click.ClickException):
+    """A NodenetError on its way to a person: one sentence, a hint, the exit code of interface.md; no traceback."""
+
+    def __init__(self, error: NodenetError) -> None:
+        super().__init__(str(error))
+        self.hint = error.hint
+        setattr(self, "exit_code", error.exit_code)  # noqa: B010  click types it as a class variable
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """To stderr: stdout belongs to the data."""
+        click.echo(f"nodenet: {self.message}", err=True, file=file)
+        if self.hint:
+            click.echo(f"  hint: {self.hint}", err=True, file=file)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        module, _, attribute = lazy.target.partition(":")
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{lazy.target} is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table alone: nothing is imported for `--help`."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NodenetError as error:
+            raise ShownError(error) from error
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"nodenet {version('nodenet')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def root() -> None:
+    """A Kubernetes node's network in Python and eBPF: CNI, Services, NetworkPolicy, flows, lab and benchmark."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `nodenet` script."""
+    root.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="nodenet")
