@@ -1,0 +1,141 @@
+"""ipBlocks as regions: every address belongs to at most one region, and each block is a set of regions.
+
+The prefixes of all blocks and excepts cut the address space. A region is one prefix minus the more specific prefixes in
+it, so an address's region is its longest matching prefix: one lookup in an LPM table. A region is named by what it
+covers (prefix and holes), not by its prefix alone: the same name always means the same addresses, whatever other blocks
+come and go. That makes a change of blocks safe for packets when new regions are allowed first, prefixes are switched
+from the most specific to the least, and old regions are forgotten last.
+
+IPv4 lives inside IPv6 as ::ffff:0:0/96, as in the kernel's maps.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
+
+from netpolicy.types import Direction, IPAddress, IPBlock, IPNetwork, LabelSet, NetworkPolicy, PortRule
+
+_V4_BITS = 0xFFFF << 32
+
+
+class Prefix(NamedTuple):
+    """A prefix over 128 bits: `bits` is the address with the rest zero."""
+
+    bits: int
+    length: int
+
+    @classmethod
+    def of(cls, network: IPNetwork) -> Prefix:
+        value = int(network.network_address)
+        if network.version == 4:
+            return cls(_V4_BITS | value, 96 + network.prefixlen)
+        return cls(value, network.prefixlen)
+
+    @classmethod
+    def host(cls, address: IPAddress) -> Prefix:
+        return cls(_V4_BITS | int(address) if address.version == 4 else int(address), 128)
+
+    def covers(self, other: Prefix) -> bool:
+        """Whether every address of `other` is one of these."""
+        return other.length >= self.length and (other.bits ^ self.bits) >> (128 - self.length) == 0
+
+    @property
+    def last(self) -> int:
+        return self.bits | ((1 << (128 - self.length)) - 1)
+
+    @property
+    def is_v4(self) -> bool:
+        return _V4_ALL.covers(self)
+
+    @property
+    def network(self) -> IPNetwork:
+        if self.is_v4:
+            return IPv4Network((self.bits & 0xFFFFFFFF, self.length - 96))
+        return IPv6Network((self.bits, self.length))
+
+    def __str__(self) -> str:
+        return str(self.network)
+
+
+_V4_ALL = Prefix(_V4_BITS, 96)
+
+
+class Region(NamedTuple):
+    """Addresses of `prefix` that are in none of `holes`: the maximal prefixes, among those in use, inside it."""
+
+    prefix: Prefix
+    holes: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """A partition made by `partition`, sorted by prefix. Regions are numbered by whoever resolves (see `numbered`)."""
+
+    regions: tuple[Region, ...] = ()
+    # Ports that the pod at a /32 or /128 names, where an egress rule joins an ipBlock with a named port.
+    pods: Mapping[Prefix, LabelSet] = field(default_factory=dict)
+    numbers: Mapping[Region, int] = field(default_factory=dict)
+
+    def numbered(self, numbers: Mapping[Region, int]) -> Regions:
+        return Regions(self.regions, self.pods, numbers)
+
+    def inside(self, block: IPBlock) -> list[Region]:
+        """The regions that make up a block. Its prefixes must have been among those that cut the space."""
+        cidr = Prefix.of(block.cidr)
+        holes = [Prefix.of(network) for network in block.excepts]
+        start = bisect_left(self.regions, cidr, key=lambda region: region.prefix)
+        found: list[Region] = []
+        for region in self.regions[start:]:
+            if region.prefix.bits > cidr.last:
+                break
+            if not cidr.covers(region.prefix) or region.prefix.is_v4 != cidr.is_v4:
+                continue
+            if not any(hole.covers(region.prefix) for hole in holes):
+                found.append(region)
+        return found
+
+
+def partition(prefixes: Iterable[Prefix]) -> tuple[Region, ...]:
+    """Cut the address space by these prefixes. Sorted; the same set gives the same regions.
+
+    An IPv6 prefix that would swallow the IPv4 addresses (::/0) gets 0.0.0.0/0 as a hole: it means IPv6 alone.
+    """
+    unique = set(prefixes)
+    if any(prefix.length < 96 and prefix.covers(_V4_ALL) for prefix in unique):
+        unique.add(_V4_ALL)
+    ordered = sorted(unique)
+    holes: dict[Prefix, list[Prefix]] = {prefix: [] for prefix in ordered}
+    around: list[Prefix] = []
+    for prefix in ordered:
+        while around and not around[-1].covers(prefix):
+            around.pop()
+        if around:
+            holes[around[-1]].append(prefix)
+        around.append(prefix)
+    return tuple(Region(prefix, tuple(holes[prefix])) for prefix in ordered)
+
+
+def of_policies(policies: Iterable[NetworkPolicy], pods: Iterable[tuple[IPAddress, LabelSet]] = ()) -> Regions:
+    """The regions that these policies' blocks need.
+
+    `pods` matters only where an egress rule joins an ipBlock with a named port: the name means a number per destination
+    pod, so that pod's address in the block becomes a region of its own.
+    """
+    cuts: set[Prefix] = set()
+    named: list[tuple[IPBlock, PortRule]] = []
+    for policy in policies:
+        for direction in policy.directions:
+            for rule in policy.rules(direction):
+                blocks = [peer.block for peer in rule.peers if peer.block is not None]
+                cuts.update(Prefix.of(net) for block in blocks for net in (block.cidr, *block.excepts))
+                if direction is Direction.EGRESS:
+                    named += [(block, port) for block in blocks for port in rule.ports if isinstance(port.port, str)]
+    hosts: dict[Prefix, LabelSet] = {}
+    for address, pod in pods if named else ():
+        if any(address in block and pod.ports_named(str(port.port), port.protocol) for block, port in named):
+            hosts[Prefix.host(address)] = pod
+    return Regions(partition(cuts | hosts.keys()), hosts)

@@ -1,0 +1,229 @@
+"""What a NetworkPolicy says, as frozen and hashable values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+# The API server puts this label on every namespace (KEP-2161).
+NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
+
+
+class PolicyError(ValueError):
+    """An object that the API server would refuse. The text names the object, the field and what was expected."""
+
+    def __init__(self, subject: str, path: str, message: str) -> None:
+        super().__init__(f"{subject}: {path}: {message}" if path else f"{subject}: {message}")
+        self.object = subject
+        self.field = path
+        self.message = message
+
+
+class Direction(StrEnum):
+    """Traffic direction as the selected pod sees it."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+class Protocol(StrEnum):
+    """The protocols a NetworkPolicy port can name."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+
+
+class Operator(StrEnum):
+    """The operators of a label selector's matchExpressions."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One line of matchExpressions; a pair of matchLabels is `In` with one value."""
+
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.operator is Operator.EXISTS:
+            return self.key
+        if self.operator is Operator.DOES_NOT_EXIST:
+            return f"!{self.key}"
+        if self.operator is Operator.IN and len(self.values) == 1:
+            return f"{self.key}={self.values[0]}"
+        word = "in" if self.operator is Operator.IN else "notin"
+        return f"{self.key} {word} ({','.join(self.values)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A label selector: every requirement must hold, so one without requirements matches everything."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(r.key for r in self.requirements)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.requirements)) or "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class IPBlock:
+    """Addresses of `cidr` without those of `excepts`. It matches pods' addresses like any other."""
+
+    cidr: IPNetwork
+    excepts: tuple[IPNetwork, ...] = ()
+
+    def __contains__(self, address: object) -> bool:
+        if not isinstance(address, IPv4Address | IPv6Address) or address not in self.cidr:
+            return False
+        return not any(address in hole for hole in self.excepts)
+
+    def __str__(self) -> str:
+        return f"{self.cidr} except {', '.join(map(str, self.excepts))}" if self.excepts else str(self.cidr)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One entry of from/to. `pods` alone means the policy's own namespace; with `namespaces` both must match.
+
+    A peer with nothing set (made of fields of a newer API) matches nobody.
+    """
+
+    pods: Selector | None = None
+    namespaces: Selector | None = None
+    block: IPBlock | None = None
+
+    def __str__(self) -> str:
+        if self.block is not None:
+            return f"ipBlock {self.block}"
+        parts = []
+        if self.pods is not None:
+            parts.append(f"pods {self.pods}")
+        if self.namespaces is not None:
+            parts.append(f"namespaces {self.namespaces}")
+        return " in ".join(parts) or "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRule:
+    """One entry of ports. `port` None: every port of the protocol; text: a named port of the destination pod."""
+
+    protocol: Protocol = Protocol.TCP
+    port: int | str | None = None
+    end_port: int | None = None
+
+    def __str__(self) -> str:
+        if self.port is None:
+            return f"every {self.protocol} port"
+        last = f"-{self.end_port}" if self.end_port is not None else ""
+        return f"{self.port}{last}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of ingress/egress. No peers: everyone, inside the cluster or not. No ports: every protocol and port."""
+
+    peers: tuple[Peer, ...] = ()
+    ports: tuple[PortRule, ...] = ()
+
+
+class PolicyRef(NamedTuple):
+    """The name of a policy."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RuleRef:
+    """One rule of one policy: `index` is its place in spec.ingress or spec.egress, from 0."""
+
+    namespace: str
+    policy: str
+    direction: Direction
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.policy} {self.direction}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """One policy. `directions` are its policyTypes, defaulted; rules of a direction not in it have no effect."""
+
+    namespace: str
+    name: str
+    selector: Selector
+    directions: frozenset[Direction]
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+
+    @property
+    def ref(self) -> PolicyRef:
+        return PolicyRef(self.namespace, self.name)
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...]:
+        """The rules in force for `direction`; empty when the policy does not isolate it."""
+        if direction not in self.directions:
+            return ()
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+    def rule_ref(self, direction: Direction, index: int) -> RuleRef:
+        return RuleRef(self.namespace, self.name, direction, index)
+
+
+class NamedPort(NamedTuple):
+    """A containerPort that has a name."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """All that a policy can see of a pod but its address: pods with equal label sets share an identity.
+
+    Build it with `LabelSet.of`, which brings labels and ports into one order.
+    """
+
+    namespace: str
+    labels: tuple[tuple[str, str], ...] = ()
+    named_ports: tuple[NamedPort, ...] = ()
+    # The same labels for lookups; follows from `labels`.
+    mapping: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mapping", dict(self.labels))
+
+    @classmethod
+    def of(cls, namespace: str, labels: Mapping[str, str], named_ports: Iterable[NamedPort] = ()) -> LabelSet:
+        return cls(namespace, tuple(sorted(labels.items())), tuple(sorted(set(named_ports))))
+
+    def ports_named(self, name: str, protocol: Protocol) -> tuple[int, ...]:
+        """Numbers of this pod's ports of that name and protocol; empty when it has none."""
+        return tuple(p.port for p in self.named_ports if p.name == name and p.protocol is protocol)
+
+
+def namespace_labels(namespaces: Mapping[str, Mapping[str, str]], name: str) -> dict[str, str]:
+    """Labels of a namespace with the one that the API server always adds; also for one not (yet) known."""
+    return {NAMESPACE_NAME_LABEL: name, **namespaces.get(name, {})}
