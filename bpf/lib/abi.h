@@ -45,6 +45,14 @@ enum nn_drop {
 	NN_DROP_ENDPOINT_NOT_READY = -203,
 };
 
+/* Set by user space between open and load: constant for the verifier, which removes what is switched off. */
+struct nn_config {
+	__u8 enforce_policy;
+	__u8 redirect_peer; /* same-node packets skip the bridge */
+	__u8 refuse_errno; /* the kernel has bpf_set_retval (5.18): connect() fails with ECONNREFUSED, else EPERM */
+	__u8 trace_events; /* 0: drops alone */
+};
+
 /* Address of a local pod -> its attachment. */
 struct nn_endpoint_key {
 	struct nn_addr addr;

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* tc programs on the node's side of every pod's veth pair. The hooks are reversed: what the pod sends (its egress)
+ * arrives at tc ingress, what it receives (its ingress) leaves at tc egress. */
+#include "lib/conntrack.h"
+#include "lib/lb.h"
+#include "lib/policy.h"
+
+#define NN_ICMPV6_MLD_FIRST 130
+#define NN_ICMPV6_MLD_LAST 132
+#define NN_ICMPV6_MLD2_REPORT 143
+#define NN_ND_ROUTER_SOLICITATION 133
+#define NN_ND_ROUTER_ADVERTISEMENT 134
+#define NN_ND_NEIGHBOUR_SOLICITATION 135
+#define NN_ND_NEIGHBOUR_ADVERTISEMENT 136
+#define NN_ND_REDIRECT 137
+#define NN_ND_TARGET_OFFSET 8
+
+enum nn_link_layer {
+	NN_LINK_ARP = 1,
+	NN_LINK_IPV4 = 4,
+	NN_LINK_IPV6 = 6,
+};
+
+NN_INLINE int nn_parse_ethernet(struct __sk_buff *ctx, struct nn_packet *packet)
+{
+	packet->offset = ETH_HLEN;
+	switch (ctx->protocol) {
+	case bpf_htons(ETH_P_IP):
+		return NN_LINK_IPV4;
+	case bpf_htons(ETH_P_IPV6):
+		return NN_LINK_IPV6;
+	case bpf_htons(ETH_P_ARP):
+		return NN_LINK_ARP;
+	}
+	return NN_DROP_UNSUPPORTED_L2;
+}
+
+/* The endpoint behind this veth that owns `addr`, or none. */
+NN_INLINE struct nn_endpoint_entry *nn_owner(struct __sk_buff *ctx, const struct nn_addr *addr)
+{
+	struct nn_endpoint_entry *endpoint = nn_endpoint_lookup(addr);
+
+	return endpoint && endpoint->ifindex == ctx->ifindex ? endpoint : 0;
+}
+
+/* A pod may speak ARP for its own address alone (RFC 5227 probes come from 0.0.0.0). */
+NN_INLINE int nn_check_arp(struct __sk_buff *ctx)
+{
+	struct nn_addr sender;
+	__be32 v4;
+
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct arphdr) + ETH_ALEN, &v4, sizeof(v4)) < 0)
+		return NN_DROP_INVALID_PACKET;
+	nn_addr_from_v4(&sender, v4);
+	return v4 == 0 || nn_owner(ctx, &sender) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+}
+
+NN_INLINE int nn_is_link_control(const struct nn_packet *packet)
+{
+	__u8 type = packet->icmp_type;
+
+	return packet->tuple.protocol == IPPROTO_ICMPV6 &&
+	       ((type >= NN_ICMPV6_MLD_FIRST && type <= NN_ND_REDIRECT) || type == NN_ICMPV6_MLD2_REPORT);
+}
+
+/* Neighbour discovery and multicast membership from a pod (RFC 4861, 3810): for itself alone, and never as a router.
+ * These have link-local or unspecified sources, which nothing else may have. */
+NN_INLINE int nn_check_link_control(struct __sk_buff *ctx, const struct nn_packet *packet)
+{
+	const struct nn_addr *saddr = &packet->tuple.saddr;
+	struct nn_addr target;
+
+	if (packet->icmp_type == NN_ND_ROUTER_ADVERTISEMENT || packet->icmp_type == NN_ND_REDIRECT)
+		return NN_DROP_FORBIDDEN_ICMPV6;
+	if (!nn_addr_is_zero(saddr) && !nn_addr_is_link_local(saddr) && !nn_owner(ctx, saddr))
+		return NN_DROP_INVALID_SOURCE_IP;
+	if (packet->icmp_type != NN_ND_NEIGHBOUR_ADVERTISEMENT)
+		return 0;
+	if (bpf_skb_load_bytes(ctx, packet->offset + NN_ND_TARGET_OFFSET, &target, sizeof(target)) < 0)
+		return NN_DROP_INVALID_PACKET;
+	return nn_addr_is_link_local(&target) || nn_owner(ctx, &target) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+}
+
+/* The port that was called: the far one for what the pod opened, its own for what was opened to it. */
+NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_endpoint_entry *endpoint,
+		      const struct nn_ct_key *key, __u32 peer_identity, __u8 direction)
+{
+	__builtin_memset(question, 0, sizeof(*question));
+	question->endpoint = endpoint;
+	question->peer = key->remote;
+	question->peer_identity = peer_identity;
+	question->protocol = key->protocol;
+	question->direction = direction;
+	if (key->protocol != IPPROTO_ICMP && key->protocol != IPPROTO_ICMPV6)
+		question->port = direction == NN_EGRESS ? key->remote_port : key->pod_port;
+}
+
+NN_INLINE __u32 nn_policy_revision(void)
+{
+	__u32 zero = 0;
+	struct nn_state *state = bpf_map_lookup_elem(&nn_state, &zero);
+
+	return state ? state->policy_revision : 0;
+}
+
+/* An ICMP error about a flow that is tracked belongs to that flow (CT_RELATED): the packet inside it travelled the
+ * other way, so its tuple as the pod sees it is found with the opposite direction. */
+NN_INLINE int nn_is_related(struct __sk_buff *ctx, struct nn_context *context, __u8 direction, __u32 now)
+{
+	struct nn_packet inner = { .offset = context->packet.offset + sizeof(struct icmphdr) };
+	struct nn_ct_key key;
+
+	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)
+		return 0;
+	nn_ct_key_of(&inner.tuple, direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
+	return nn_ct_lookup(&key, now) != 0;
+}
+
+/* May this packet pass between the pod and its peer? Tracks the flow, asks the policy where that is due, and reports.
+ * Returns 0 or a drop code. */
+NN_SUBPROGRAM int nn_police(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
+			    __u32 peer_identity)
+{
+	__u8 direction, opened_by;
+	__u32 now = nn_now_seconds();
+	__u32 revision = nn_policy_revision();
+	struct nn_policy_question question;
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+	int worth_telling, result;
+	__u32 rule_id = 0;
+
+	if (!context || !endpoint)
+		return NN_DROP_INVALID_PACKET;
+	direction = context->direction;
+	if (nn_is_icmp_error(&context->packet) && nn_is_related(ctx, context, direction, now)) {
+		context->ct_status = NN_CT_RELATED;
+		return 0;
+	}
+	nn_ct_key_of(&context->packet.tuple, direction, &key);
+	entry = nn_ct_lookup(&key, now);
+	opened_by = entry ? entry->direction : direction;
+	if (entry && !nn_ct_opens(&context->packet)) {
+		context->is_reply = opened_by != direction;
+		context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+		context->rule_id = entry->rule_id;
+		context->rev_nat_index = entry->rev_nat_index;
+		if (entry->revision != revision) {
+			/* The rules changed: judge the flow once more, as it was opened. A denied entry stays, so that
+			 * packets of the other direction cannot open it anew. */
+			nn_ask(&question, endpoint, &key, peer_identity, opened_by);
+			result = nn_policy_verdict(&question, &rule_id);
+			if (result < 0)
+				return result;
+			entry->rule_id = rule_id;
+			entry->revision = revision;
+			context->rule_id = rule_id;
+		}
+		worth_telling = nn_ct_touch(entry, &context->packet, context->is_reply, now);
+		if (worth_telling && nn_config.trace_events)
+			nn_send_event(ctx, context, NN_EVENT_TRACE,
+				      direction == NN_INGRESS ? NN_TO_ENDPOINT : NN_FROM_ENDPOINT, 0);
+		return 0;
+	}
+	context->ct_status = NN_CT_NEW;
+	context->is_reply = 0;
+	nn_ask(&question, endpoint, &key, peer_identity, direction);
+	result = nn_policy_verdict(&question, &rule_id);
+	context->rule_id = rule_id;
+	if (result < 0)
+		return result;
+	result = nn_ct_create(&key, direction, revision, rule_id, context->rev_nat_index, now);
+	if (result == 0 && nn_config.trace_events)
+		nn_send_event(ctx, context, NN_EVENT_POLICY_VERDICT, 0, 0);
+	return result;
+}
+
+/* Straight into the other pod's namespace. The frame may have been addressed to the gateway. */
+NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_entry *target)
+{
+	__u8 mac[ETH_ALEN];
+	__u32 ifindex = target->ifindex;
+
+	__builtin_memcpy(mac, target->mac, ETH_ALEN);
+	bpf_skb_store_bytes(ctx, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
+	bpf_skb_change_type(ctx, PACKET_HOST);
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
+{
+	struct nn_endpoint_entry *source, *target;
+	int result;
+
+	if (nn_is_link_control(&context->packet)) {
+		result = nn_check_link_control(ctx, &context->packet);
+		return result < 0 ? nn_drop(ctx, context, result) : TC_ACT_OK;
+	}
+	source = nn_owner(ctx, &context->packet.tuple.saddr);
+	if (!source)
+		return nn_drop(ctx, context, NN_DROP_INVALID_SOURCE_IP);
+	context->endpoint_id = source->endpoint_id;
+	context->src_identity = source->identity;
+	context->dst_identity = nn_identity_of(&context->packet.tuple.daddr);
+	context->cookie = bpf_get_socket_cookie(ctx);
+	context->rev_nat_index = nn_sock_revnat_index(context->cookie, &context->packet.tuple.daddr,
+						      context->packet.tuple.dport, context->packet.tuple.protocol);
+	result = nn_police(ctx, context, source, context->dst_identity);
+	if (result < 0)
+		return nn_drop(ctx, context, result);
+	nn_count(NN_METRIC_FORWARDED, NN_EGRESS, ctx->len);
+	if (!nn_config.redirect_peer)
+		return TC_ACT_OK;
+	target = nn_endpoint_lookup(&context->packet.tuple.daddr);
+	if (!target)
+		return TC_ACT_OK;
+	context->direction = NN_INGRESS;
+	context->endpoint_id = target->endpoint_id;
+	result = nn_police(ctx, context, target, context->src_identity);
+	if (result < 0)
+		return nn_drop(ctx, context, result);
+	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
+	return nn_deliver_local(ctx, target);
+}
+
+SEC("tc")
+int endpoint_egress(struct __sk_buff *ctx)
+{
+	struct nn_context context = { .direction = NN_EGRESS };
+	int layer = nn_parse_ethernet(ctx, &context.packet);
+	int result;
+
+	if (layer < 0)
+		return nn_drop(ctx, &context, layer);
+	if (layer == NN_LINK_ARP) {
+		result = nn_check_arp(ctx);
+		return result < 0 ? nn_drop(ctx, &context, result) : TC_ACT_OK;
+	}
+	result = nn_parse_ip(ctx, &context.packet, layer);
+	if (result < 0)
+		return nn_drop(ctx, &context, result);
+	return nn_from_pod(ctx, &context);
+}
+
+SEC("tc")
+int endpoint_ingress(struct __sk_buff *ctx)
+{
+	struct nn_context context = { .direction = NN_INGRESS };
+	int layer = nn_parse_ethernet(ctx, &context.packet);
+	struct nn_endpoint_entry *target;
+	int result;
+
+	if (layer < 0)
+		return nn_drop(ctx, &context, layer);
+	if (layer == NN_LINK_ARP)
+		return TC_ACT_OK;
+	result = nn_parse_ip(ctx, &context.packet, layer);
+	if (result < 0)
+		return nn_drop(ctx, &context, result);
+	if (nn_is_link_control(&context.packet))
+		return TC_ACT_OK;
+	target = nn_endpoint_lookup(&context.packet.tuple.daddr);
+	if (!target || target->ifindex != ctx->ifindex) {
+		/* A bridge floods what it has not learned: not this pod's packet, nothing to tell a person. */
+		if (target) {
+			nn_count(-NN_DROP_ENDPOINT_NOT_READY, NN_INGRESS, ctx->len);
+			return TC_ACT_SHOT;
+		}
+		return nn_drop(ctx, &context, NN_DROP_ENDPOINT_NOT_READY);
+	}
+	context.endpoint_id = target->endpoint_id;
+	context.src_identity = nn_identity_of(&context.packet.tuple.saddr);
+	context.dst_identity = target->identity;
+	result = nn_police(ctx, &context, target, context.src_identity);
+	if (result < 0)
+		return nn_drop(ctx, &context, result);
+	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
+	return TC_ACT_OK;
+}
+
+char nn_license[] SEC("license") = "Dual BSD/GPL";

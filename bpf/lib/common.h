@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What every program needs: the kernel's types, the helpers, the configuration and small arithmetic on addresses. */
+#ifndef NN_COMMON_H
+#define NN_COMMON_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define NN_INLINE static __always_inline
+#define NN_SUBPROGRAM static __noinline
+#define NN_ADDR_BITS 128
+#define NN_NS_PER_SECOND 1000000000ULL
+
+/* A section of its own, so that user space can set the struct without knowing the layout of .rodata. */
+const volatile struct nn_config nn_config SEC(".rodata.config") = {
+	.enforce_policy = 1,
+	.redirect_peer = 1,
+	.refuse_errno = 0,
+	.trace_events = 1,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct nn_state);
+} nn_state SEC(".maps");
+
+NN_INLINE void nn_addr_from_v4(struct nn_addr *addr, __be32 v4)
+{
+	addr->word[0] = 0;
+	addr->word[1] = 0;
+	addr->word[2] = bpf_htonl(0xffff);
+	addr->word[3] = v4;
+}
+
+NN_INLINE int nn_addr_is_v4(const struct nn_addr *addr)
+{
+	return addr->word[0] == 0 && addr->word[1] == 0 && addr->word[2] == bpf_htonl(0xffff);
+}
+
+NN_INLINE int nn_addr_is_zero(const struct nn_addr *addr)
+{
+	return (addr->word[0] | addr->word[1] | addr->word[2] | addr->word[3]) == 0;
+}
+
+/* fe80::/10 (RFC 4291, 2.5.6) */
+NN_INLINE int nn_addr_is_link_local(const struct nn_addr *addr)
+{
+	return (addr->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+NN_INLINE __u32 nn_now_seconds(void)
+{
+	return bpf_ktime_get_ns() / NN_NS_PER_SECOND;
+}
+
+#endif

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Connection tracking: one entry per flow, with the tuple as one pod sees it, so that one lookup serves packets of both
+ * directions. The entry says who opened the flow and at which policy revision it was last allowed. */
+#ifndef NN_CONNTRACK_H
+#define NN_CONNTRACK_H
+
+#include "events.h"
+
+/* Seconds without a packet after which a flow is forgotten. TCP: close to RFC 5382 (established at least 2 h 4 min);
+ * UDP: RFC 4787 asks for at least 2 minutes of a NAT, conntrack on Linux gives 30 s and 120 s for streams. */
+#define NN_CT_TCP_ESTABLISHED 8000
+#define NN_CT_TCP_OPENING 60
+#define NN_CT_TCP_CLOSING 10
+#define NN_CT_STREAM 180
+#define NN_CT_OTHER 60
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct nn_ct_key);
+	__type(value, struct nn_ct_entry);
+} nn_ct SEC(".maps");
+
+/* The flow as the pod sees it: what it sends (egress) has the pod as the source. */
+NN_INLINE void nn_ct_key_of(const struct nn_tuple *tuple, __u8 direction, struct nn_ct_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->protocol = tuple->protocol;
+	if (direction == NN_EGRESS) {
+		key->pod = tuple->saddr;
+		key->remote = tuple->daddr;
+		key->pod_port = tuple->sport;
+		key->remote_port = tuple->dport;
+	} else {
+		key->pod = tuple->daddr;
+		key->remote = tuple->saddr;
+		key->pod_port = tuple->dport;
+		key->remote_port = tuple->sport;
+	}
+}
+
+NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)
+{
+	if (protocol != IPPROTO_TCP)
+		return entry->flags & NN_CT_SEEN_REPLY ? NN_CT_STREAM : NN_CT_OTHER;
+	if ((entry->flags & NN_CT_RST) ||
+	    (entry->flags & (NN_CT_FIN_FORWARD | NN_CT_FIN_REPLY)) == (NN_CT_FIN_FORWARD | NN_CT_FIN_REPLY))
+		return NN_CT_TCP_CLOSING;
+	return entry->flags & NN_CT_SEEN_REPLY ? NN_CT_TCP_ESTABLISHED : NN_CT_TCP_OPENING;
+}
+
+/* A SYN without ACK opens a flow: it is always judged anew, in the direction it travels. */
+NN_INLINE int nn_ct_opens(const struct nn_packet *packet)
+{
+	return packet->tuple.protocol == IPPROTO_TCP && (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
+}
+
+NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u32 now)
+{
+	struct nn_ct_entry *entry = bpf_map_lookup_elem(&nn_ct, key);
+
+	if (entry && now - entry->last_seen > nn_ct_lifetime(entry, key->protocol))
+		return 0;
+	return entry;
+}
+
+/* Note what the packet says about the flow. Returns 1 when user space will want to see it: the first reply, a FIN or
+ * a RST. Fields are written only when they change, to keep the cache line shared between CPUs. */
+NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *packet, int is_reply, __u32 now)
+{
+	__u8 flags = entry->flags;
+
+	if (is_reply)
+		flags |= NN_CT_SEEN_REPLY;
+	if (packet->tcp_flags & NN_TCP_FIN)
+		flags |= is_reply ? NN_CT_FIN_REPLY : NN_CT_FIN_FORWARD;
+	if (packet->tcp_flags & NN_TCP_RST)
+		flags |= NN_CT_RST;
+	if (entry->last_seen != now)
+		entry->last_seen = now;
+	if (flags == entry->flags)
+		return 0;
+	entry->flags = flags;
+	return 1;
+}
+
+NN_INLINE int nn_ct_create(const struct nn_ct_key *key, __u8 direction, __u32 revision, __u32 rule_id,
+			   __u32 rev_nat_index, __u32 now)
+{
+	struct nn_ct_entry entry = { .last_seen = now,
+				     .revision = revision,
+				     .rule_id = rule_id,
+				     .rev_nat_index = rev_nat_index,
+				     .direction = direction,
+				     .created = now };
+
+	return bpf_map_update_elem(&nn_ct, key, &entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
+}
+
+#endif

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Counters and the ring buffer to user space. One function drops: it cannot forget the counter or the event. */
+#ifndef NN_EVENTS_H
+#define NN_EVENTS_H
+
+#include <linux/pkt_cls.h>
+
+#include "parse.h"
+
+#define NN_METRIC_FORWARDED 0
+#define NN_METRIC_LOST_EVENT 255
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} nn_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct nn_metrics_key);
+	__type(value, struct nn_metrics_entry);
+} nn_metrics SEC(".maps");
+
+/* What a program has learned about a packet: everything an event says. */
+struct nn_context {
+	struct nn_packet packet;
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 rule_id;
+	__u32 rev_nat_index;
+	__u16 endpoint_id;
+	__u8 direction;
+	__u8 ct_status;
+	__u8 is_reply;
+	__u8 pad[3];
+	__u64 cookie;
+};
+
+NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
+{
+	struct nn_metrics_key key = { .reason = reason, .direction = direction };
+	struct nn_metrics_entry *entry = bpf_map_lookup_elem(&nn_metrics, &key);
+
+	if (entry) {
+		entry->packets++;
+		entry->bytes += bytes;
+	} else {
+		struct nn_metrics_entry first = { .packets = 1, .bytes = bytes };
+
+		bpf_map_update_elem(&nn_metrics, &key, &first, BPF_ANY);
+	}
+}
+
+NN_INLINE struct nn_event *nn_reserve_event(__u8 direction)
+{
+	struct nn_event *event = bpf_ringbuf_reserve(&nn_events, sizeof(*event), 0);
+
+	if (!event)
+		nn_count(NN_METRIC_LOST_EVENT, direction, 0);
+	return event;
+}
+
+/* A subprogram: three places send events, and its frame is better not on everybody's stack. */
+NN_SUBPROGRAM int nn_send_event(struct __sk_buff *ctx, struct nn_context *context, __u8 type, __u8 point, int reason)
+{
+	struct nn_event *event;
+
+	if (!context)
+		return 0;
+	event = nn_reserve_event(context->direction);
+	if (!event)
+		return 0;
+	__builtin_memset(event, 0, sizeof(*event));
+	event->type = type;
+	event->point = point;
+	event->size = sizeof(*event);
+	event->reason = reason;
+	event->time = bpf_ktime_get_ns();
+	event->cookie = context->cookie;
+	event->saddr = context->packet.tuple.saddr;
+	event->daddr = context->packet.tuple.daddr;
+	event->sport = context->packet.tuple.sport;
+	event->dport = context->packet.tuple.dport;
+	event->protocol = context->packet.tuple.protocol;
+	event->direction = context->direction;
+	event->ct_status = context->ct_status;
+	event->tcp_flags = context->packet.tcp_flags;
+	event->icmp_type = context->packet.icmp_type;
+	event->icmp_code = context->packet.icmp_code;
+	event->endpoint_id = context->endpoint_id;
+	event->src_identity = context->src_identity;
+	event->dst_identity = context->dst_identity;
+	event->rule_id = context->rule_id;
+	event->rev_nat_index = context->rev_nat_index;
+	event->ifindex = ctx->ifindex;
+	event->length = ctx->len;
+	event->ip_version = context->packet.ip_version;
+	event->is_reply = context->is_reply;
+	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_source), event->src_mac, ETH_ALEN);
+	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_dest), event->dst_mac, ETH_ALEN);
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+NN_INLINE int nn_drop(struct __sk_buff *ctx, struct nn_context *context, int reason)
+{
+	nn_count(-reason, context->direction, ctx->len);
+	nn_send_event(ctx, context, NN_EVENT_DROP, 0, reason);
+	return TC_ACT_SHOT;
+}
+
+#endif

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Service address -> backend, and back. */
+#ifndef NN_LB_H
+#define NN_LB_H
+
+#include "common.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct nn_frontend_key);
+	__type(value, struct nn_frontend_entry);
+} nn_frontend SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct nn_backend_entry);
+} nn_backend SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct nn_revnat_entry);
+} nn_revnat SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct nn_sock_revnat_key);
+	__type(value, struct nn_sock_revnat_entry);
+} nn_sock_revnat SEC(".maps");
+
+/* 0: not a Service's address. 1: a backend was chosen. Negative: the address is a Service's and has no answer. `hash`
+ * spreads the choice: random for connections, fixed per socket for datagrams. */
+NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 hash,
+			   struct nn_backend_entry *backend, __u32 *rev_nat_index)
+{
+	struct nn_frontend_key key = { .addr = *addr, .port = port, .protocol = protocol };
+	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &key);
+	struct nn_frontend_entry *slot;
+	struct nn_backend_entry *found;
+	__u32 id;
+
+	if (!master) {
+		/* An unserved port of a Service's address is refused, as kube-proxy's nftables mode does. */
+		key.port = 0;
+		key.protocol = 0;
+		master = bpf_map_lookup_elem(&nn_frontend, &key);
+		*rev_nat_index = 0;
+		return master ? NN_DROP_BACKEND_NOT_FOUND : 0;
+	}
+	*rev_nat_index = master->rev_nat_index;
+	if (master->count == 0)
+		return NN_DROP_BACKEND_NOT_FOUND;
+	key.slot = hash % master->count + 1;
+	slot = bpf_map_lookup_elem(&nn_frontend, &key);
+	if (!slot)
+		return NN_DROP_BACKEND_NOT_FOUND;
+	id = slot->backend_id;
+	found = bpf_map_lookup_elem(&nn_backend, &id);
+	if (!found)
+		return NN_DROP_BACKEND_NOT_FOUND;
+	*backend = *found;
+	return 1;
+}
+
+NN_INLINE void nn_sock_revnat_key_of(struct nn_sock_revnat_key *key, __u64 cookie, const struct nn_addr *backend,
+				     __be16 port, __u8 protocol)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->cookie = cookie;
+	key->addr = *backend;
+	key->port = port;
+	key->protocol = protocol;
+}
+
+/* Which Service a socket asked for when it was given this backend; 0: none. */
+NN_INLINE __u32 nn_sock_revnat_index(__u64 cookie, const struct nn_addr *backend, __be16 port, __u8 protocol)
+{
+	struct nn_sock_revnat_key key;
+	struct nn_sock_revnat_entry *entry;
+
+	nn_sock_revnat_key_of(&key, cookie, backend, port, protocol);
+	entry = bpf_map_lookup_elem(&nn_sock_revnat, &key);
+	return entry ? entry->rev_nat_index : 0;
+}
+
+#endif

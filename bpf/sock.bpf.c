@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Service translation where a process asks for it: connect, sendmsg, and the two calls that show the peer's address.
+ * After connect() a flow costs nothing more than a direct one. AF_INET6 sockets that name an IPv4-mapped address come
+ * through the v6 hooks and find IPv4 Services, because maps hold addresses in that very form. */
+#include <linux/errno.h>
+#include <sys/socket.h>
+
+#include "lib/events.h"
+#include "lib/lb.h"
+
+#define NN_ALLOW 1
+#define NN_REFUSE 0
+
+NN_INLINE void nn_sock_event(struct bpf_sock_addr *ctx, const struct nn_addr *daddr, __be16 dport, __u32 rev_nat_index,
+			     int reason)
+{
+	struct nn_event *event;
+
+	if (!reason && !nn_config.trace_events)
+		return;
+	event = nn_reserve_event(NN_EGRESS);
+	if (!event)
+		return;
+	__builtin_memset(event, 0, sizeof(*event));
+	event->type = reason ? NN_EVENT_DROP : NN_EVENT_SOCK;
+	event->size = sizeof(*event);
+	event->reason = reason;
+	event->time = bpf_ktime_get_ns();
+	event->cookie = bpf_get_netns_cookie(ctx);
+	event->daddr = *daddr;
+	event->dport = dport;
+	event->protocol = ctx->protocol;
+	event->direction = NN_EGRESS;
+	event->rev_nat_index = rev_nat_index;
+	event->ip_version = nn_addr_is_v4(daddr) ? 4 : 6;
+	bpf_ringbuf_submit(event, 0);
+}
+
+/* Datagrams of one unconnected socket stay with one backend, as conntrack keeps them under kube-proxy, without state:
+ * the socket decides. Connections are spread at random. (The multiplier is 2^64 over the golden ratio.) */
+NN_INLINE __u32 nn_spread(__u64 cookie, int sticky)
+{
+	return sticky ? (__u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32) : bpf_get_prandom_u32();
+}
+
+/* Fills in the backend's address and port. Returns NN_ALLOW or NN_REFUSE. */
+NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int sticky)
+{
+	__u8 protocol = ctx->protocol;
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct nn_sock_revnat_entry remembered;
+	struct nn_sock_revnat_key key;
+	struct nn_backend_entry backend;
+	__u32 rev_nat_index;
+	int result;
+
+	result = nn_lb_choose(addr, *port, protocol, nn_spread(cookie, sticky), &backend, &rev_nat_index);
+	if (result == 0)
+		return NN_ALLOW;
+	if (result < 0) {
+		nn_count(-result, NN_EGRESS, 0);
+		nn_sock_event(ctx, addr, *port, rev_nat_index, result);
+		if (nn_config.refuse_errno)
+			bpf_set_retval(-ECONNREFUSED);
+		return NN_REFUSE;
+	}
+	*addr = backend.addr;
+	*port = backend.port;
+	nn_sock_revnat_key_of(&key, cookie, addr, *port, protocol);
+	remembered.rev_nat_index = rev_nat_index;
+	bpf_map_update_elem(&nn_sock_revnat, &key, &remembered, BPF_ANY);
+	nn_sock_event(ctx, addr, *port, rev_nat_index, 0);
+	return NN_ALLOW;
+}
+
+/* The Service's address in place of the backend's. Returns 1 when there is one. */
+NN_INLINE int nn_sock_reverse(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port)
+{
+	__u32 index = nn_sock_revnat_index(bpf_get_socket_cookie(ctx), addr, *port, ctx->protocol);
+	struct nn_revnat_entry *frontend;
+
+	if (!index)
+		return 0;
+	frontend = bpf_map_lookup_elem(&nn_revnat, &index);
+	if (!frontend)
+		return 0;
+	*addr = frontend->addr;
+	*port = frontend->port;
+	return 1;
+}
+
+NN_INLINE void nn_sock_read(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int family)
+{
+	if (family == AF_INET) {
+		nn_addr_from_v4(addr, ctx->user_ip4);
+	} else {
+		addr->word[0] = ctx->user_ip6[0];
+		addr->word[1] = ctx->user_ip6[1];
+		addr->word[2] = ctx->user_ip6[2];
+		addr->word[3] = ctx->user_ip6[3];
+	}
+	*port = ctx->user_port;
+}
+
+NN_INLINE void nn_sock_write(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port, int family)
+{
+	if (family == AF_INET) {
+		ctx->user_ip4 = addr->word[3];
+	} else {
+		ctx->user_ip6[0] = addr->word[0];
+		ctx->user_ip6[1] = addr->word[1];
+		ctx->user_ip6[2] = addr->word[2];
+		ctx->user_ip6[3] = addr->word[3];
+	}
+	ctx->user_port = port;
+}
+
+NN_INLINE int nn_sock_out(struct bpf_sock_addr *ctx, int family, int sticky)
+{
+	struct nn_addr addr;
+	__be16 port;
+	int result;
+
+	nn_sock_read(ctx, &addr, &port, family);
+	result = nn_sock_forward(ctx, &addr, &port, sticky);
+	if (result == NN_ALLOW)
+		nn_sock_write(ctx, &addr, port, family);
+	return result;
+}
+
+NN_INLINE int nn_sock_back(struct bpf_sock_addr *ctx, int family)
+{
+	struct nn_addr addr;
+	__be16 port;
+
+	nn_sock_read(ctx, &addr, &port, family);
+	if (nn_sock_reverse(ctx, &addr, &port))
+		nn_sock_write(ctx, &addr, port, family);
+	return NN_ALLOW;
+}
+
+SEC("cgroup/connect4")
+int sock_connect4(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_out(ctx, AF_INET, 0);
+}
+
+SEC("cgroup/connect6")
+int sock_connect6(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_out(ctx, AF_INET6, 0);
+}
+
+SEC("cgroup/sendmsg4")
+int sock_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_out(ctx, AF_INET, 1);
+}
+
+SEC("cgroup/sendmsg6")
+int sock_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_out(ctx, AF_INET6, 1);
+}
+
+SEC("cgroup/recvmsg4")
+int sock_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_back(ctx, AF_INET);
+}
+
+SEC("cgroup/recvmsg6")
+int sock_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_back(ctx, AF_INET6);
+}
+
+SEC("cgroup/getpeername4")
+int sock_getpeer4(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_back(ctx, AF_INET);
+}
+
+SEC("cgroup/getpeername6")
+int sock_getpeer6(struct bpf_sock_addr *ctx)
+{
+	return nn_sock_back(ctx, AF_INET6);
+}
+
+char nn_license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,58 @@
+"""BPF_PROG_TEST_RUN: a packet through a loaded tc program without any interface."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from nodenet.bpf import libbpf
+
+_ROOM = 256
+
+
+class _Options(ctypes.Structure):
+    """struct bpf_test_run_opts (libbpf)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRun:
+    """`verdict` is the program's return value (TC_ACT_*), `packet` what it left, `duration` ns per run."""
+
+    verdict: int
+    packet: bytes
+    duration: int
+
+
+def run_packet(program: int, packet: bytes, repeat: int = 1) -> PacketRun:
+    """Run a tc program over one Ethernet frame. The device is the loopback (ifindex 1). Raises OSError."""
+    source = ctypes.create_string_buffer(packet, len(packet))
+    target = ctypes.create_string_buffer(len(packet) + _ROOM)
+    options = _Options(
+        sz=ctypes.sizeof(_Options),
+        data_in=ctypes.cast(source, ctypes.c_void_p),
+        data_out=ctypes.cast(target, ctypes.c_void_p),
+        data_size_in=len(packet),
+        data_size_out=len(target),
+        repeat=repeat,
+    )
+    libbpf.check(libbpf.lib().bpf_prog_test_run_opts(program, ctypes.byref(options)), "BPF_PROG_TEST_RUN")
+    return PacketRun(options.retval, target.raw[: options.data_size_out], options.duration)
+

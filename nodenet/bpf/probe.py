@@ -1,0 +1,91 @@
+"""What this kernel can do, asked of the kernel itself: for `nodenet status`, and for a clear refusal before loading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nodenet.bpf import libbpf
+from nodenet.errors import CannotRunError
+
+# enum bpf_prog_type, bpf_map_type and bpf_func_id (include/uapi/linux/bpf.h)
+_SCHED_CLS = 3
+_CGROUP_SOCK_ADDR = 18
+_MAP_TYPES = {"hash": 1, "array": 2, "percpu_hash": 5, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27}
+_REDIRECT_PEER = 155
+_SET_RETVAL = 187
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """`needed`: nodenet cannot run without it; otherwise `without` says what is different."""
+
+    name: str
+    available: bool
+    needed: bool
+    purpose: str
+    without: str = ""
+
+
+def _ask(function: Callable[..., int], *arguments: int) -> bool:
+    # 1 yes, 0 no, negative: the question itself failed (no permission), which is told apart below.
+    return function(*arguments, None) == 1
+
+
+def features() -> list[Feature]:
+    """Probe the kernel. Needs CAP_BPF."""
+    lib = libbpf.lib()
+    found = [
+        Feature(
+            "program type sched_cls",
+            _ask(lib.libbpf_probe_bpf_prog_type, _SCHED_CLS),
+            needed=True,
+            purpose="policy and conntrack on pod interfaces (CONFIG_NET_CLS_BPF)",
+        ),
+        Feature(
+            "program type cgroup_sock_addr",
+            _ask(lib.libbpf_probe_bpf_prog_type, _CGROUP_SOCK_ADDR),
+            needed=True,
+            purpose="Service translation at the socket (CONFIG_CGROUP_BPF)",
+        ),
+    ]
+    found += [
+        Feature(f"map type {name}", _ask(lib.libbpf_probe_bpf_map_type, number), needed=True, purpose="tables")
+        for name, number in _MAP_TYPES.items()
+    ]
+    found.append(
+        Feature(
+            "helper redirect_peer",
+            _ask(lib.libbpf_probe_bpf_helper, _SCHED_CLS, _REDIRECT_PEER),
+            needed=False,
+            purpose="same-node packets skip the bridge",
+            without="they cross the bridge (kernel 5.10 has it)",
+        )
+    )
+    found.append(
+        Feature(
+            "helper set_retval",
+            _ask(lib.libbpf_probe_bpf_helper, _CGROUP_SOCK_ADDR, _SET_RETVAL),
+            needed=False,
+            purpose="connect() to a Service without backends fails with ECONNREFUSED",
+            without="it fails with EPERM (kernel 5.18 has it)",
+        )
+    )
+    return found
+
+
+def require(found: list[Feature]) -> None:
+    """Raises CannotRunError naming every missing feature and what it is for."""
+    if os.geteuid() != 0 and not any(f.available for f in found):
+        raise CannotRunError("eBPF programs cannot be loaded without CAP_BPF and CAP_NET_ADMIN", "run as root")
+    missing = [f"{f.name} ({f.purpose})" for f in found if f.needed and not f.available]
+    if missing:
+        raise CannotRunError(
+            f"kernel {os.uname().release} lacks what the datapath needs: " + "; ".join(missing),
+            "`nodenet bpf probe` lists every feature; Linux 5.10 or newer with these options is enough",
+        )
+
+
+def available(found: list[Feature], name: str) -> bool:
+    return any(f.name == name and f.available for f in found)

@@ -1,0 +1,98 @@
+"""BPF maps as typed tables: records of nodenet.abi in and out."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nodenet import abi
+from nodenet.bpf import libbpf
+from nodenet.errors import CannotRunError
+
+_PERCPU_TYPES = (5, 6, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
+
+
+class BpfTable:
+    """One pinned map. `items()` is a moment's view: a map that the kernel writes may change while it is read."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.spec = abi.MAPS[name]
+        self.fd = libbpf.obj_get(str(path))
+        self.info = libbpf.info(self.fd, libbpf.MapInfo)
+        self.max_entries = int(self.info.max_entries)
+        self._lib = libbpf.lib()
+        self._percpu = self.info.type in _PERCPU_TYPES
+        cpus = self._lib.libbpf_num_possible_cpus() if self._percpu else 1
+        # Values of per-CPU maps are padded to 8 bytes each.
+        self._stride = (self.info.value_size + 7) // 8 * 8 if self._percpu else self.info.value_size
+        self._key = ctypes.create_string_buffer(self.info.key_size)
+        self._value = ctypes.create_string_buffer(self._stride * cpus)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def keys(self) -> Iterator[bytes]:
+        """Raw keys. When one vanishes under the reader, the kernel starts over: each key is given once."""
+        seen: set[bytes] = set()
+        previous = None
+        key = ctypes.create_string_buffer(self.info.key_size)
+        # Twice the size bounds the walk over a map that the kernel keeps changing.
+        for _ in range(2 * self.max_entries + 1):
+            result = self._lib.bpf_map_get_next_key(self.fd, previous, key)
+            if result == -errno.ENOENT:
+                return
+            libbpf.check(result, f"map {self.name}: next key")
+            if key.raw not in seen:
+                seen.add(key.raw)
+                yield key.raw
+            previous = ctypes.create_string_buffer(key.raw, len(key.raw))
+
+    def _lookup(self, key: bytes) -> bytes | None:
+        result = self._lib.bpf_map_lookup_elem(self.fd, key, self._value)
+        if result == -errno.ENOENT:
+            return None
+        libbpf.check(result, f"map {self.name}: lookup")
+        return self._value.raw
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Every record. For a per-CPU map the value is the list of the CPUs' values."""
+        for raw in self.keys():
+            value = self._lookup(raw)
+            if value is not None:
+                yield self.spec.key.unpack(raw), self._decode(value)
+
+    def get(self, key: abi.Record) -> Any:
+        """The value of a key, or None."""
+        value = self._lookup(key.pack())
+        return None if value is None else self._decode(value)
+
+    def _decode(self, value: bytes) -> Any:
+        if not self._percpu:
+            return self.spec.value.unpack(value)
+        size, stride = self.info.value_size, self._stride
+        return [self.spec.value.unpack(value[at : at + size]) for at in range(0, len(value), stride)]
+
+    def update(self, key: abi.Record, value: abi.Record) -> None:
+        """Insert or replace. Raises OSError naming the map and the key."""
+        result = self._lib.bpf_map_update_elem(self.fd, key.pack(), value.pack(), 0)
+        if result == -errno.E2BIG or result == -errno.ENOSPC:
+            raise CannotRunError(
+                f"map {self.name} is full ({self.max_entries} entries): no room for {key}",
+                "raise its size in the agent's configuration",
+            )
+        libbpf.check(result, f"map {self.name}: update {key}")
+
+    def delete(self, key: abi.Record) -> None:
+        """Remove; a key that is not there is fine. Raises OSError naming the map and the key."""
+        result = self._lib.bpf_map_delete_elem(self.fd, key.pack())
+        if result != -errno.ENOENT:
+            libbpf.check(result, f"map {self.name}: delete {key}")
+
+    def count(self) -> int:
+        """Number of entries, by walking the keys."""
+        return sum(1 for _ in self.keys())

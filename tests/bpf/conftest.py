@@ -1,0 +1,123 @@
+"""A loaded datapath per module, its maps as typed tables, and a packet runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from nodenet import abi
+from nodenet.bpf import build, loader
+from nodenet.bpf.packet_run import PacketRun, run_packet
+from nodenet.bpf.ringbuf import EventReader
+from nodenet.bpf.tables import BpfTable
+from nodenet.model import Direction
+
+# BPF_PROG_TEST_RUN runs on the loopback device.
+TEST_IFINDEX = 1
+OTHER_IFINDEX = 4242
+
+TC_OK = 0
+TC_SHOT = 2
+TC_REDIRECT = 7
+
+
+class Datapath:
+    """The programs of one load with helpers to fill maps and to read what they tell."""
+
+    def __init__(self, root: Path, cache: Path, config: loader.DatapathConfig) -> None:
+        self.pins = loader.Pins(root)
+        self.loaded = loader.load(build.build_all(cache), config, self.pins)
+        self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
+        self._events: list[abi.Event] = []
+        self._reader = EventReader(self.pins.map("nn_events"), lambda raw: self._events.append(abi.Event.unpack(raw)))
+
+    def close(self) -> None:
+        self._reader.close()
+        for table in self.tables.values():
+            table.close()
+        loader.close(self.loaded)
+        self.pins.remove()
+
+    def reset(self) -> None:
+        for name in ("nn_endpoint", "nn_ipcache", "nn_cidr", "nn_policy", "nn_ct", "nn_metrics", "nn_sock_revnat"):
+            table = self.tables[name]
+            for key, _ in list(table.items()):
+                table.delete(key)
+        self.revision(0)
+        self.events()
+
+    def events(self) -> list[abi.Event]:
+        """What the programs told since the last call."""
+        self._reader.consume()
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+    def revision(self, number: int) -> None:
+        self.tables["nn_state"].update(abi.U32(0), abi.State(number))
+
+    def endpoint(
+        self, address: str, identity: int, *, number: int, ifindex: int = TEST_IFINDEX, flags: int = 0
+    ) -> None:
+        """A local pod, known to the ipcache too."""
+        mac = f"02:00:00:00:00:{number:02x}"
+        entry = abi.EndpointEntry(ifindex, identity, number, flags, mac)
+        self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
+        self.identity(address, identity)
+
+    def identity(self, address: str, identity: int) -> None:
+        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.U32(identity))
+
+    def region(self, network: str, region: int) -> None:
+        self.tables["nn_cidr"].update(abi.LpmKey.of(ip_network(network)), abi.U32(region))
+
+    def allow(
+        self,
+        subject: int,
+        peer: int,
+        direction: Direction,
+        protocol: int = 0,
+        port: int = 0,
+        bits: int = 16,
+        rule: int = 7,
+    ) -> abi.PolicyKey:
+        prefixlen = abi.POLICY_BITS_DIRECTION
+        if protocol:
+            prefixlen = abi.POLICY_BITS_PROTOCOL + (bits if port else 0)
+        key = abi.PolicyKey(prefixlen, subject, peer, direction, protocol, port)
+        self.tables["nn_policy"].update(key, abi.U32(rule))
+        return key
+
+    def run(self, program: str, packet: Packet) -> PacketRun:
+        return run_packet(
+            self.loaded.programs[program], bytes(Ether(src="02:00:00:00:00:aa", dst="02:00:00:00:00:bb") / packet)
+        )
+
+    def sent(self, packet: Packet) -> int:
+        """The verdict on a packet that a pod sends (its egress)."""
+        return self.run("endpoint_egress", packet).verdict
+
+    def received(self, packet: Packet) -> int:
+        """The verdict on a packet that a pod would receive (its ingress)."""
+        return self.run("endpoint_ingress", packet).verdict
+
+
+@pytest.fixture(scope="module")
+def loaded_datapath(bpffs: Path, bpf_cache: Path) -> Iterator[Datapath]:
+    datapath = Datapath(bpffs / "nodenet", bpf_cache, loader.DatapathConfig())
+    try:
+        yield datapath
+    finally:
+        datapath.close()
+
+
+@pytest.fixture
+def datapath(loaded_datapath: Datapath) -> Datapath:
+    """Empty maps, no events."""
+    loaded_datapath.reset()
+    return loaded_datapath
