@@ -1,0 +1,23 @@
+"""Generated from nodenet/agent.proto by nodenet/rpc/generate.py: do not edit."""
+
+import nodenet.rpc.pb.flow.flow_pb2
+from nodenet.rpc import schema
+
+schema.build(
+    b'\n\x13nodenet/agent.proto\x12\nnodenet.v1\x1a\x0fflow/flow.proto"\x0f\n\rStatus'
+    b'Request"$\n\x0eStatusResponse\x12\x12\n\x04json\x18\x01 \x01(\x0cR\x04json"?\n\x0bListRequest'
+    b'\x12\x1a\n\x08resource\x18\x01 \x01(\tR\x08resource\x12\x14\n\x05limit\x18\x02 \x01(\x04R\x05limit""\n\x0cListRe'
+    b'sponse\x12\x12\n\x04rows\x18\x01 \x03(\x0cR\x04rows"d\n\x0eExplainRequest\x12\x12\n\x04from\x18\x01 \x01(\tR\x04'
+    b'from\x12\x0e\n\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n\x08protocol\x18\x04 \x01(\tR\x08'
+    b'protocol"%\n\x0fExplainResponse\x12\x12\n\x04json\x18\x01 \x01(\x0cR\x04json"@\n\x0eMonitorRe'
+    b'quest\x12\x16\n\x06number\x18\x01 \x01(\x04R\x06number\x12\x16\n\x06follow\x18\x02 \x01(\x08R\x06follow"s\n\x0fMon'
+    b'itorResponse\x12\x18\n\x07records\x18\x01 \x03(\x0cR\x07records\x12#\n\x04lost\x18\x02 \x01(\x0b2\x0f.flow.'
+    b'LostEventR\x04lost\x12!\n\x0cclock_offset\x18\x03 \x01(\x03R\x0bclockOffset2\x8f\x02\n\x05Agent'
+    b'\x12?\n\x06Status\x12\x19.nodenet.v1.StatusRequest\x1a\x1a.nodenet.v1.StatusRes'
+    b'ponse\x12;\n\x04List\x12\x17.nodenet.v1.ListRequest\x1a\x18.nodenet.v1.ListResp'
+    b'onse0\x01\x12B\n\x07Explain\x12\x1a.nodenet.v1.ExplainRequest\x1a\x1b.nodenet.v1.E'
+    b'xplainResponse\x12D\n\x07Monitor\x12\x1a.nodenet.v1.MonitorRequest\x1a\x1b.node'
+    b'net.v1.MonitorResponse0\x01b\x06proto3'
+    ,
+    globals(),
+)
