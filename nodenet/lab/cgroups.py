@@ -1,0 +1,116 @@
+"""A lab's part of the cgroup v2 tree: made, found, emptied and removed by name. Only child groups of our own change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from nodenet.errors import CannotRunError
+from nodenet.lab import names
+
+# The lab's own daemon runs here.
+CONTROL = "control"
+
+
+def mount_point() -> Path:
+    """Where cgroup v2 is mounted (on a hybrid layout not /sys/fs/cgroup itself). Raises CannotRunError without one."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, target, kind, *_ = line.split(" ")
+        if kind == "cgroup2":
+            return Path(target)
+    raise CannotRunError("cgroup v2 is not mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def lab_root(lab: str) -> Path:
+    return mount_point() / names.cgroup_root(lab)
+
+
+def node_root(lab: str, node: str) -> Path:
+    return lab_root(lab) / node
+
+
+def node_system(lab: str, node: str) -> Path:
+    """Where the node's agent and its CNI plugins run."""
+    return node_root(lab, node) / "system"
+
+
+def pod_group(lab: str, node: str, namespace: str, pod: str) -> Path:
+    return node_root(lab, node) / "pods" / names.pod_cgroup(namespace, pod)
+
+
+def make(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def labs() -> list[str]:
+    """Names of the labs that have a cgroup, running or left over."""
+    prefix = names.cgroup_root("")
+    return sorted(path.name.removeprefix(prefix) for path in mount_point().glob(f"{prefix}*") if path.is_dir())
+
+
+def processes(root: Path) -> list[int]:
+    """Every process in the group and the groups below it."""
+    found: list[int] = []
+    for folder, _, _ in os.walk(root):
+        try:
+            found += [int(line) for line in (Path(folder) / "cgroup.procs").read_text().split()]
+        except (FileNotFoundError, OSError):  # a group that is just being removed
+            continue
+    return found
+
+
+def remove(root: Path, grace: float = 0.0, timeout: float = 10.0) -> None:
+    """End every process below `root` (SIGTERM and `grace` seconds first) and remove the groups. Idempotent.
+
+    Raises CannotRunError when a process outlives SIGKILL by `timeout` seconds (one in uninterruptible sleep).
+    """
+    if not root.is_dir():
+        return
+    if grace:
+        _signal(root, signal.SIGTERM)
+        _wait_empty(root, grace)
+    deadline = time.monotonic() + timeout
+    while not _remove_groups(root):
+        if time.monotonic() > deadline:
+            raise CannotRunError(f"{root}: processes {processes(root)} do not end")
+        _signal(root, signal.SIGKILL)
+        _wait_empty(root, 0.2)
+
+
+def _signal(root: Path, number: signal.Signals) -> None:
+    kill = root / "cgroup.kill"
+    if number is signal.SIGKILL and kill.exists():  # Linux 5.14
+        kill.write_text("1")
+        return
+    for pid in processes(root):
+        if pid != os.getpid():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def _wait_empty(root: Path, seconds: float) -> None:
+    """Until no process is left below `root`, or `seconds` have passed; the kernel tells changes of cgroup.events."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if "populated 0" in (root / "cgroup.events").read_text():
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.01)
+
+
+def _remove_groups(root: Path) -> bool:
+    for folder, _, _ in os.walk(root, topdown=False):
+        try:
+            Path(folder).rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:  # EBUSY: still populated
+            return False
+    return True

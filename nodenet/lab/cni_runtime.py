@@ -1,0 +1,143 @@
+"""Calls CNI plugins exactly as a container runtime does: libcni's handling of a conflist (CNI SPEC 1.1.0, section 4).
+
+Each plugin gets its own part of the list with `name`, `cniVersion` and the previous plugin's result; ADD runs forwards,
+DEL backwards with the cached result of ADD. The runtime, not the plugin, remembers results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import nodenet
+from nodenet.errors import NodenetError
+from nodenet.lab import process
+from nodenet.model import IPAddress
+
+IFNAME = "eth0"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Seconds: kubelet's own runtime request timeout is two minutes; a lab's plugin answers in milliseconds.
+_TIMEOUT = 30.0
+
+
+class CniError(NodenetError):
+    """A plugin's error result. `code` is CNI's: 1-99 of the specification, 100 and more the plugin's own."""
+
+    def __init__(self, plugin: str, verb: str, code: int, message: str, details: str = "") -> None:
+        shown = f"{message}: {details}" if details else message
+        super().__init__(f"CNI {verb} by plugin {plugin} failed (code {code}): {shown}")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One sandbox's interface. `args` become CNI_ARGS."""
+
+    container_id: str
+    netns: Path
+    args: Mapping[str, str]
+
+
+def plugin_dir() -> Path:
+    """The folder of the CNI executable: inside an installed package, or beside it in the source tree."""
+    installed = Path(nodenet.__file__).parent / "cni" / "bin"
+    return installed if installed.is_dir() else Path(nodenet.__file__).parent.parent / "cni-bin"
+
+
+class Runtime:
+    """One node's runtime: a conflist, where plugins run and where their results are kept."""
+
+    def __init__(self, conflist: Path, place: process.Place, cache: Path) -> None:
+        self._conflist: dict[str, Any] = json.loads(conflist.read_text())
+        self._place = place
+        self._cache = cache
+
+    async def add(self, attachment: Attachment) -> tuple[IPAddress, ...]:
+        """Attach the pod and return its addresses. On failure everything is taken back (DEL) and CniError raised."""
+        result: dict[str, Any] | None = None
+        try:
+            for plugin in self._conflist["plugins"]:
+                result = await self._call("ADD", plugin, attachment, result)
+        except CniError:
+            await self.delete(attachment)
+            raise
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._cached(attachment).write_text(json.dumps(result))
+        return addresses(result or {})
+
+    async def delete(self, attachment: Attachment) -> None:
+        """Detach. Idempotent. Raises CniError when a plugin cannot."""
+        cached = self._cached(attachment)
+        result = json.loads(cached.read_text()) if cached.exists() else None
+        for plugin in reversed(self._conflist["plugins"]):
+            await self._call("DEL", plugin, attachment, result)
+        cached.unlink(missing_ok=True)
+
+    async def _call(
+        self, verb: str, plugin: Mapping[str, Any], attachment: Attachment, previous: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        kind = plugin["type"]
+        executable = plugin_dir() / kind
+        if not executable.exists():
+            raise CniError(kind, verb, 4, f"no such executable: {executable}")
+        config = plugin_config(self._conflist, plugin, previous)
+        env = environment(verb, attachment)
+        try:
+            status, out, err = await process.run(
+                self._place, [str(executable)], env=env, stdin=json.dumps(config).encode(), limit=_TIMEOUT
+            )
+        except TimeoutError as error:
+            raise CniError(kind, verb, 11, str(error)) from error
+        return read_result(kind, verb, status, out, err)
+
+    def _cached(self, attachment: Attachment) -> Path:
+        return self._cache / f"{self._conflist['name']}-{attachment.container_id}-{IFNAME}.json"
+
+
+def environment(verb: str, attachment: Attachment) -> dict[str, str]:
+    """The plugin's whole environment (SPEC section 2)."""
+    return {
+        "PATH": _PATH,
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": attachment.container_id,
+        "CNI_NETNS": str(attachment.netns),
+        "CNI_IFNAME": IFNAME,
+        "CNI_PATH": str(plugin_dir()),
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in attachment.args.items()),
+    }
+
+
+def plugin_config(
+    conflist: Mapping[str, Any], plugin: Mapping[str, Any], previous: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """One plugin's configuration, derived from the list's as SPEC section 4 says."""
+    config = {key: value for key, value in plugin.items() if key != "capabilities"}
+    config |= {"name": conflist["name"], "cniVersion": conflist["cniVersion"]}
+    if plugin.get("capabilities"):
+        config["runtimeConfig"] = {}
+    if previous is not None:
+        config["prevResult"] = previous
+    return config
+
+
+def read_result(plugin: str, verb: str, status: int, out: bytes, err: bytes) -> dict[str, Any] | None:
+    """The plugin's result. Raises CniError for an error result, or an answer that is not one."""
+    try:
+        answer = json.loads(out) if out.strip() else None
+    except ValueError as error:
+        raise CniError(plugin, verb, 6, f"its answer is not JSON: {out[:200]!r}") from error
+    if status == 0:
+        return answer if isinstance(answer, dict) else None
+    if not isinstance(answer, dict) or "code" not in answer:
+        last = err.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise CniError(plugin, verb, 100, f"exit status {status} without an error result", last)
+    raise CniError(plugin, verb, int(answer["code"]), str(answer.get("msg", "")), str(answer.get("details") or ""))
+
+
+def addresses(result: Mapping[str, Any]) -> tuple[IPAddress, ...]:
+    """The addresses of a result, in the plugin's order: the first of each family is the pod's."""
+    return tuple(ip_interface(entry["address"]).ip for entry in result.get("ips", ()))

@@ -1,0 +1,213 @@
+"""What a kubelet derives from a Pod object: ports, environment and the parts of its status. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from nodenet.model import IPAddress
+
+Object = Mapping[str, Any]
+
+
+class Port(NamedTuple):
+    """One port that a container declares."""
+
+    number: int
+    protocol: str
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.protocol}"
+
+
+def containers(pod: Object) -> list[Object]:
+    """Those that run while the pod does: spec.containers and sidecars (init with restartPolicy Always, KEP-753)."""
+    spec = pod["spec"]
+    sidecars = [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
+    return [*sidecars, *spec["containers"]]
+
+
+def ports(pod: Object) -> list[Port]:
+    """Every declared port once, in the order of declaration."""
+    declared = (port for container in containers(pod) for port in container.get("ports") or ())
+    return list(dict.fromkeys(Port(port["containerPort"], port.get("protocol", "TCP")) for port in declared))
+
+
+def host_network(pod: Object) -> bool:
+    return bool(pod["spec"].get("hostNetwork"))
+
+
+def finished(pod: Object) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def ready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def addresses(pod: Object) -> list[str]:
+    status = pod.get("status", {})
+    found = [entry["ip"] for entry in status.get("podIPs") or ()]
+    return found or ([status["podIP"]] if status.get("podIP") else [])
+
+
+def waiting_message(pod: Object) -> str:
+    """Why it does not run, where its status says so."""
+    for status in pod.get("status", {}).get("containerStatuses") or ():
+        message = status.get("state", {}).get("waiting", {}).get("message")
+        if message:
+            return str(message)
+    return ""
+
+
+def service_environment(pod: Object, services: Iterable[Object]) -> dict[str, str]:
+    """The variables that kubelet gives a container for each Service of its namespace that has a cluster address.
+
+    With enableServiceLinks false only the `kubernetes` Service of the default namespace is told, as everywhere.
+    """
+    namespace, links = pod["metadata"]["namespace"], pod["spec"].get("enableServiceLinks", True)
+    found: dict[str, str] = {}
+    for service in services:
+        own = service["metadata"]["namespace"]
+        kubernetes = (own, service["metadata"]["name"]) == ("default", "kubernetes")
+        if cluster_ips(service) and (kubernetes or (links and own == namespace)):
+            found |= _variables(service)
+    return found
+
+
+def cluster_ips(service: Object) -> list[str]:
+    spec = service["spec"]
+    if spec.get("type") == "ExternalName":
+        return []
+    found = spec.get("clusterIPs") or [spec.get("clusterIP") or "None"]
+    return [address for address in found if address and address != "None"]
+
+
+def _variables(service: Object) -> dict[str, str]:
+    name = _variable_name(service["metadata"]["name"])
+    host = cluster_ips(service)[0]
+    found = {f"{name}_SERVICE_HOST": host}
+    for index, port in enumerate(service["spec"].get("ports") or ()):
+        number, protocol = str(port["port"]), port.get("protocol", "TCP")
+        url = f"{protocol.lower()}://{f'[{host}]' if ':' in host else host}:{number}"
+        link = f"{name}_PORT_{number}_{protocol}"
+        if index == 0:
+            found |= {f"{name}_SERVICE_PORT": number, f"{name}_PORT": url}
+        if port.get("name"):
+            found[f"{name}_SERVICE_PORT_{_variable_name(port['name'])}"] = number
+        found |= {link: url, f"{link}_PROTO": protocol.lower(), f"{link}_PORT": number, f"{link}_ADDR": host}
+    return found
+
+
+def _variable_name(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def environment(pod: Object, services: Iterable[Object]) -> dict[str, str]:
+    """The first container's environment: Services, HOSTNAME, then what its own `env` says (values and fieldRef)."""
+    found = service_environment(pod, services) | {"HOSTNAME": pod["metadata"]["name"]}
+    for entry in pod["spec"]["containers"][0].get("env") or ():
+        value = entry.get("value")
+        if value is None:
+            value = _field(pod, entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", ""))
+        if value is not None:
+            found[entry["name"]] = value
+    return found
+
+
+def _field(pod: Object, path: str) -> str | None:
+    value: Any = pod
+    for part in path.split(".") if path else ("",):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else None
+
+
+def hosts_file(pod: Object, services: Iterable[Object]) -> str:
+    """An /etc/hosts that names the pod and every Service with a cluster address, in place of a DNS server.
+
+    Services of the pod's own namespace also have their short name: the search list of a pod's resolver.
+    """
+    metadata = pod["metadata"]
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    lines += [f"{address} {metadata['name']}" for address in addresses(pod)[:1]]
+    lines += _service_lines(metadata["namespace"], services)
+    return "\n".join(lines) + "\n"
+
+
+def _service_lines(namespace: str, services: Iterable[Object]) -> Iterator[str]:
+    for service in services:
+        name, own = service["metadata"]["name"], service["metadata"]["namespace"]
+        full = [f"{name}.{own}", f"{name}.{own}.svc", f"{name}.{own}.svc.cluster.local"]
+        for address in cluster_ips(service):
+            yield " ".join([address, *([name] if own == namespace else []), *full])
+
+
+def running_status(
+    pod: Object, now: str, ips: Iterable[IPAddress], host_ips: Iterable[IPAddress], container_id: str, restarts: int
+) -> dict[str, Any]:
+    """status of a pod whose stand-in answers. `now` is an RFC 3339 time."""
+    pod_ips, node_ips = [str(ip) for ip in ips], [str(ip) for ip in host_ips]
+    statuses = [
+        {
+            "name": container["name"],
+            "image": container.get("image", ""),
+            "imageID": container.get("image", ""),
+            "containerID": f"nodenet://{container_id}",
+            "ready": True,
+            "started": True,
+            "restartCount": restarts,
+            "state": {"running": {"startedAt": now}},
+        }
+        for container in pod["spec"]["containers"]
+    ]
+    return {
+        "phase": "Running",
+        "podIP": pod_ips[0],
+        "podIPs": [{"ip": ip} for ip in pod_ips],
+        "hostIP": node_ips[0],
+        "hostIPs": [{"ip": ip} for ip in node_ips],
+        "startTime": pod.get("status", {}).get("startTime") or now,
+        "conditions": _conditions(pod, now, ready=True),
+        "containerStatuses": statuses,
+    }
+
+
+def waiting_status(pod: Object, now: str, reason: str, message: str, restarts: int = 0) -> dict[str, Any]:
+    """The parts of status of a pod that does not run (again) yet, with the reason where people look for it."""
+    waiting = {"reason": reason, **({"message": message} if message else {})}
+    statuses = [
+        {
+            "name": container["name"],
+            "image": container.get("image", ""),
+            "imageID": "",
+            "ready": False,
+            "started": False,
+            "restartCount": restarts,
+            "state": {"waiting": waiting},
+        }
+        for container in pod["spec"]["containers"]
+    ]
+    return {
+        "startTime": pod.get("status", {}).get("startTime") or now,
+        "conditions": _conditions(pod, now, ready=False),
+        "containerStatuses": statuses,
+    }
+
+
+def _conditions(pod: Object, now: str, *, ready: bool) -> list[dict[str, Any]]:
+    """Conditions with the time of their last change kept where nothing changed."""
+    before = {c["type"]: c for c in pod.get("status", {}).get("conditions") or ()}
+    wanted = {
+        "PodScheduled": "True",
+        "Initialized": "True",
+        "PodReadyToStartContainers": str(ready),
+        "ContainersReady": str(ready),
+        "Ready": str(ready),
+    }
+    made = []
+    for kind, status in wanted.items():
+        old = before.get(kind, {})
+        since = old.get("lastTransitionTime", now) if old.get("status") == status else now
+        made.append({"type": kind, "status": status, "lastTransitionTime": since})
+    return made

@@ -1,0 +1,101 @@
+"""Start a process inside a namespace and a cgroup, and await its end through a pidfd.
+
+The cgroup is entered by a shell before the program is exec'ed: a socket belongs for life to the group in which it was
+made, so moving the process afterwards would let its first ones past the socket programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from nodenet.link import netns
+
+_ENTER = 'echo $$ >"$0" && exec "$@"'
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process runs: a named network namespace's path and a cgroup folder."""
+
+    netns: Path
+    cgroup: Path
+
+
+def command(place: Place, argv: Sequence[str]) -> list[str]:
+    """The argv that enters the cgroup and becomes `argv`, with the same pid."""
+    return ["/bin/sh", "-c", _ENTER, str(place.cgroup / "cgroup.procs"), *argv]
+
+
+def spawn(
+    place: Place,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start `argv` in the place, in a session of its own."""
+    return netns.popen(
+        place.netns,
+        command(place, argv),
+        env=env,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+
+
+async def wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit status (negative: the signal), when it comes. May be cancelled and called again."""
+    if process.poll() is None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+    return process.wait()
+
+
+async def stop(process: subprocess.Popen[bytes], grace: float) -> int:
+    """SIGTERM, and SIGKILL after `grace` seconds."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(wait(process), grace)
+        except TimeoutError:
+            process.kill()
+    return await wait(process)
+
+
+async def run(
+    place: Place, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, limit: float
+) -> tuple[int, bytes, bytes]:
+    """Run `argv` to its end: exit status, stdout, stderr. Kills it after `limit` seconds and raises TimeoutError."""
+
+    def body() -> tuple[int, bytes, bytes]:
+        pipe = subprocess.PIPE
+        process = spawn(place, argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+        try:
+            out, err = process.communicate(stdin, limit)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.communicate()
+            raise TimeoutError(f"{argv[0]}: no answer within {limit:g} s") from error
+        return process.returncode, out, err
+
+    return await asyncio.to_thread(body)
