@@ -1,0 +1,101 @@
+"""Pins: the second load adopts, changed configuration reloads, a map of another shape is replaced and named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodenet import abi
+from nodenet.bpf import build, loader
+from nodenet.bpf.tables import BpfTable
+from nodenet.errors import CannotRunError
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def pins(bpffs: Path) -> Iterator[loader.Pins]:
+    pins = loader.Pins(bpffs / "loader")
+    try:
+        yield pins
+    finally:
+        pins.remove()
+
+
+def load(pins: loader.Pins, cache: Path, **changes: object) -> loader.Loaded:
+    return loader.load(build.build_all(cache), loader.DatapathConfig(**changes), pins)  # type: ignore[arg-type]
+
+
+def ids(loaded: loader.Loaded) -> dict[str, int]:
+    return {name: loader.program_id(fd) for name, fd in loaded.programs.items()}
+
+
+def test_second_load_adopts_the_same_programs_and_maps(pins: loader.Pins, bpf_cache: Path) -> None:
+    first = load(pins, bpf_cache)
+    table = BpfTable("nn_backend", pins.map("nn_backend"))
+    table.update(abi.U32(1), abi.AddressPort(abi.unpack_addr(bytes(16)), 1, 6))
+    second = load(pins, bpf_cache)
+    assert (first.adopted, second.adopted) == (False, True)
+    assert ids(first) == ids(second)
+    assert table.count() == 1
+    table.close()
+    loader.close(first)
+    loader.close(second)
+
+
+def test_changed_configuration_loads_new_programs_over_the_same_maps(pins: loader.Pins, bpf_cache: Path) -> None:
+    first = load(pins, bpf_cache)
+    second = load(pins, bpf_cache, redirect_peer=False)
+    assert not second.adopted
+    assert second.replaced_maps == ()
+    assert set(ids(first).values()).isdisjoint(ids(second).values())
+    loader.prune(second, pins)
+    assert [p.name for p in pins.progs.iterdir()] == [second.key]
+    loader.close(first)
+    loader.close(second)
+
+
+def test_a_map_of_another_size_is_replaced_and_named(pins: loader.Pins, bpf_cache: Path) -> None:
+    loader.close(load(pins, bpf_cache))
+    second = load(pins, bpf_cache, sizes={"nn_endpoint": 2048})
+    assert second.replaced_maps == ("nn_endpoint",)
+    table = BpfTable("nn_endpoint", pins.map("nn_endpoint"))
+    assert table.max_entries == 2048
+    table.close()
+    loader.close(second)
+
+
+def test_cgroup_links_are_adopted_updated_and_moved(pins: loader.Pins, bpf_cache: Path, cgroup: Path) -> None:
+    first = load(pins, bpf_cache)
+    assert loader.attach_cgroup(first, cgroup, pins) == list(loader.CGROUP_PROGRAMS)
+    assert loader.attach_cgroup(first, cgroup, pins) == []
+    second = load(pins, bpf_cache, trace_events=False)
+    assert loader.attach_cgroup(second, cgroup, pins) == list(loader.CGROUP_PROGRAMS)
+    child = cgroup / "child"
+    child.mkdir()
+    try:
+        assert loader.attach_cgroup(second, child, pins) == list(loader.CGROUP_PROGRAMS)
+    finally:
+        pins.remove()
+        child.rmdir()
+    loader.close(first)
+    loader.close(second)
+
+
+def test_folder_outside_a_bpf_file_system_is_refused(tmp_path: Path, bpf_cache: Path) -> None:
+    with pytest.raises(CannotRunError, match="is not in a BPF file system"):
+        load(loader.Pins(tmp_path / "pins"), bpf_cache)
+    assert list((tmp_path / "pins").iterdir()) == []
+
+
+def test_full_map_is_told_with_its_name_and_key(pins: loader.Pins, bpf_cache: Path) -> None:
+    loaded = load(pins, bpf_cache, sizes={"nn_endpoint": 1})
+    table = BpfTable("nn_endpoint", pins.map("nn_endpoint"))
+    entry = abi.EndpointEntry(1, 2, 3, 0, "02:00:00:00:00:01")
+    table.update(abi.AddressKey(abi.unpack_addr(bytes(15) + b"\1")), entry)
+    with pytest.raises(CannotRunError, match=r"map nn_endpoint is full \(1 entries\).*::2"):
+        table.update(abi.AddressKey(abi.unpack_addr(bytes(15) + b"\2")), entry)
+    table.close()
+    loader.close(loaded)
