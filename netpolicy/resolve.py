@@ -20,7 +20,7 @@ PORT_BITS = 16
 
 
 class EntryKey(NamedTuple):
-    """What an entry matches. `protocol` None: all of them; else the `port_bits` leading bits of `port` (0: all ports)."""
+    """What an entry matches. `protocol` None: all of them; else the first `port_bits` bits of `port` (0: all ports)."""
 
     peer: int
     direction: Direction

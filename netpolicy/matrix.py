@@ -1,0 +1,104 @@
+"""Every pod to every other pod: what policy makes of each port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from netpolicy.cluster import ContainerPort, Pod
+from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.selectors import Namespaces
+from netpolicy.types import IPAddress, NetworkPolicy, Protocol
+
+
+class Cell(NamedTuple):
+    """One question and its answer. `source` and `destination` are namespace/name."""
+
+    source: str
+    destination: str
+    port: int
+    protocol: Protocol
+    allowed: bool
+
+
+def parse_ports(text: str) -> tuple[ContainerPort, ...]:
+    """`80/tcp,81/udp,9000` -> ports; TCP where no protocol is said. Raises ValueError with a sentence."""
+    return tuple(dict.fromkeys(parse_port(part.strip()) for part in text.split(",")))
+
+
+def parse_port(text: str) -> ContainerPort:
+    """`PORT[/PROTOCOL]` -> port. Raises ValueError with a sentence."""
+    number, _, protocol = text.partition("/")
+    name = protocol.upper() or "TCP"
+    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 65535:
+        raise ValueError(f"port {text!r}: expected 1-65535, got {number!r}")
+    if name not in tuple(Protocol):
+        raise ValueError(f"port {text!r}: expected the protocol tcp, udp or sctp, got {protocol!r}")
+    return ContainerPort(int(number), Protocol(name))
+
+
+def matrix_for(
+    pods: Iterable[Pod],
+    policies: Iterable[NetworkPolicy],
+    namespaces: Namespaces,
+    ports: Iterable[ContainerPort] | None = None,
+) -> list[Cell]:
+    """Cells for every ordered pair of different pods, sorted by name.
+
+    `ports` are asked of every destination; without them each destination's own declared ports are. A pod reaching
+    itself is left out: it always may. A pod with several addresses answers for its first one.
+    """
+    ordered = sorted(pods, key=lambda pod: (pod.namespace, pod.name))
+    asked = None if ports is None else tuple(ports)
+    evaluator = Evaluator(policies, namespaces)
+    return [
+        Cell(str(source), str(destination), port.port, port.protocol, allowed)
+        for source in ordered
+        for destination in ordered
+        if source is not destination
+        for port, allowed in _answers(evaluator, source, destination, destination.ports if asked is None else asked)
+    ]
+
+
+def _answers(
+    evaluator: Evaluator, source: Pod, destination: Pod, ports: Iterable[ContainerPort]
+) -> Iterator[tuple[ContainerPort, bool]]:
+    ends = parties(source, destination)[0]
+    for port in {(port.port, port.protocol): port for port in ports}.values():
+        yield port, evaluator.verdict(*ends, Traffic(port.protocol, port.port)).allowed
+
+
+def parties(source: Pod, destination: Pod) -> list[tuple[Party, Party]]:
+    """Both ends with addresses of one family, for each address of the destination that the source can call.
+
+    Where one end has no address of that family (or none is known at all) what is known is used.
+    """
+    pairs: list[tuple[IPAddress | None, IPAddress | None]] = []
+    for address in destination.ips:
+        same = [own for own in source.ips if own.version == address.version]
+        if same:
+            pairs.append((same[0], address))
+    if not pairs:
+        pairs.append((next(iter(source.ips), None), next(iter(destination.ips), None)))
+    return [(Party.of(source, own), Party.of(destination, address)) for own, address in pairs]
+
+
+def as_json(cells: Iterable[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """The shape that `lab probe --matrix` prints too."""
+    return {
+        "results": [
+            {
+                "from": cell.source,
+                "to": cell.destination,
+                "port": cell.port,
+                "protocol": str(cell.protocol),
+                "allowed": cell.allowed,
+            }
+            for cell in cells
+        ]
+    }
+
+
+def differences(computed: Iterable[Cell], real: Mapping[tuple[str, str, int, str], bool]) -> list[Cell]:
+    """Computed cells whose real answer (keyed by from, to, port, protocol) is another, or missing."""
+    return [cell for cell in computed if real.get((*cell[:3], str(cell.protocol))) is not cell.allowed]
