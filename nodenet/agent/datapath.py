@@ -1,0 +1,96 @@
+"""The kernel's half of the agent: programs loaded or adopted, maps open, events readable."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from nodenet import abi
+from nodenet.bpf import build, loader, probe
+from nodenet.bpf.ringbuf import EventReader
+from nodenet.bpf.tables import BpfTable
+from nodenet.config import Config
+from nodenet.errors import CannotRunError
+
+log = logging.getLogger(__name__)
+
+
+def cgroup2_root() -> Path:
+    """Where the cgroup v2 hierarchy is mounted (on a hybrid layout below /sys/fs/cgroup/unified)."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mount, fstype, *_ = line.split()
+        if fstype == "cgroup2":
+            return Path(mount)
+    raise CannotRunError(
+        "no cgroup v2 hierarchy is mounted: Services cannot be translated at the socket",
+        "mount -t cgroup2 none /sys/fs/cgroup/unified",
+    )
+
+
+class Datapath:
+    """Opened once per agent. `adopted` says that a previous life's programs were right and nothing was loaded."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.features = probe.features()
+        probe.require(self.features)
+        self.cgroup = config.cgroup or cgroup2_root()
+        if not self.cgroup.is_dir():
+            raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "it is a path below the cgroup v2 mount")
+        self.pins = loader.Pins(config.bpffs)
+        self.loaded = loader.load(build.build_all(config.cache_dir), self._settings(), self.pins)
+        self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
+        for name in self.loaded.replaced_maps:
+            log.warning("map %s had another shape: it starts empty", name)
+        log.info("datapath %s: %s", self.loaded.key, "adopted" if self.adopted else "loaded")
+
+    @property
+    def adopted(self) -> bool:
+        return self.loaded.adopted
+
+    def _settings(self) -> loader.DatapathConfig:
+        config = self.config
+        redirect_peer = probe.available(self.features, "helper redirect_peer")
+        settings = loader.DatapathConfig(
+            enforce_policy=config.enforce_policy,
+            redirect_peer=config.redirect_peer and redirect_peer,
+            refuse_errno=probe.available(self.features, "helper set_retval"),
+        )
+        sizes = {
+            "nn_ct": config.ct_entries,
+            "nn_frontend": config.service_entries,
+            "nn_revnat": config.service_entries,
+            "nn_backend": config.backend_entries,
+            "nn_endpoint": config.endpoint_entries,
+            "nn_ipcache": config.ipcache_entries,
+            "nn_policy": config.policy_entries,
+        }
+        return replace(settings, sizes=sizes)
+
+    def program(self, name: str) -> int:
+        """Descriptor of a loaded program."""
+        return self.loaded.programs[name]
+
+    def attach_sockets(self) -> list[str]:
+        """Put the socket programs on the node's cgroup; names of those that were not right already."""
+        return loader.attach_cgroup(self.loaded, self.cgroup, self.pins)
+
+    def forget_old(self) -> None:
+        """Once every endpoint has the new programs, unpin those of other builds."""
+        loader.prune(self.loaded, self.pins)
+
+    def read_events(self, receive: Callable[[bytes], None]) -> EventReader:
+        return EventReader(self.pins.map("nn_events"), receive)
+
+    def close(self) -> None:
+        """Close descriptors; what is pinned and attached stays and goes on working."""
+        for table in self.tables.values():
+            table.close()
+        loader.close(self.loaded)
+
+
+def kernel_release() -> str:
+    return os.uname().release
