@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -52,13 +52,13 @@ class Snapshot:
     """
 
     revision: int = 0
-    pods: Mapping[ObjectRef, Pod] = MappingProxyType({})
-    namespaces: Mapping[ObjectRef, Namespace] = MappingProxyType({})
-    nodes: Mapping[ObjectRef, Node] = MappingProxyType({})
-    services: Mapping[ObjectRef, Service] = MappingProxyType({})
-    slices: Mapping[ObjectRef, EndpointSlice] = MappingProxyType({})
-    policies: Mapping[ObjectRef, NetworkPolicy] = MappingProxyType({})
-    endpoints: Mapping[AttachmentKey, Endpoint] = MappingProxyType({})
+    pods: Mapping[ObjectRef, Pod] = field(default_factory=dict)
+    namespaces: Mapping[ObjectRef, Namespace] = field(default_factory=dict)
+    nodes: Mapping[ObjectRef, Node] = field(default_factory=dict)
+    services: Mapping[ObjectRef, Service] = field(default_factory=dict)
+    slices: Mapping[ObjectRef, EndpointSlice] = field(default_factory=dict)
+    policies: Mapping[ObjectRef, NetworkPolicy] = field(default_factory=dict)
+    endpoints: Mapping[AttachmentKey, Endpoint] = field(default_factory=dict)
 
 
 class _Room(NamedTuple):

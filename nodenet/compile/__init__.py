@@ -1,0 +1,130 @@
+"""Snapshot -> what the kernel's maps must hold, and what their numbers mean. Pure but for the numbers it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from nodenet.compile import lb, policy
+from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
+from nodenet.compile.ids import Ids
+from nodenet.compile.ipcache import compile_ipcache
+from nodenet.compile.lb import ServiceTables, compile_services
+from nodenet.compile.policy import PolicyTables, compile_policy
+from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
+from nodenet.model import Labels
+from nodenet.store import Snapshot
+
+__all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePortName", "Table", "compile_once"]
+
+T = TypeVar("T")
+
+
+class Compiler:
+    """Compiles Snapshots of one node, one after the other. What a change does not touch is not compiled again.
+
+    Not for several threads at once. The tables it returns must not be changed; one that did not change is the same
+    object as the time before, so that nobody needs to compare it.
+    """
+
+    def __init__(self, ids: Ids | None = None) -> None:
+        self.ids = ids or Ids()
+        self._slots: lb.Slots = {}
+        self._held: Mapping[str, Table] = {}
+        self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
+
+    def restore(self, tables: Mapping[str, Table]) -> None:
+        """Before the first compilation: keep the numbers and slots that the kernel's maps hold."""
+        self._slots = lb.restore(self.ids, tables)
+        self._held = {name: tables.get(name, {}) for name in ("nn_ipcache", "nn_cidr")}
+
+    def settle(self) -> None:
+        """The maps hold what was compiled last: numbers of what is gone may be given again."""
+        self.ids.settle()
+
+    def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
+        """Raises OverflowError when a space of numbers is full."""
+        services = self._services(snapshot)
+        policies = self._policies(snapshot, local)
+        endpoints = self._remember(
+            "endpoints",
+            (snapshot.endpoints, snapshot.pods, policies.identities, policies.flags, local.enforce_policy),
+            compile_endpoints,
+        )
+        ipcache = self._remember(
+            "ipcache",
+            (snapshot.pods, snapshot.nodes, policies.identities, endpoints.identities, local),
+            compile_ipcache,
+        )
+        return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
+
+    def _services(self, snapshot: Snapshot) -> ServiceTables:
+        def run(services: Any, slices: Any) -> ServiceTables:
+            return compile_services(services, slices, self.ids, self._slots)
+
+        result = self._remember("services", (snapshot.services, snapshot.slices), run)
+        self._slots = result.slots
+        return result
+
+    def _policies(self, snapshot: Snapshot, local: LocalNode) -> PolicyTables:
+        if self._held:
+            policy.restore(self.ids, snapshot.pods, snapshot.policies.values(), *self._held.values())
+            self._held = {}
+        namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
+        subjects = local_pods(snapshot.endpoints, snapshot.pods)
+
+        def run(pods: Any, namespaces: Any, policies: Any, subjects: Any, enforce: bool) -> PolicyTables:
+            return compile_policy(pods, namespaces, policies.values(), subjects, self.ids, enforce)
+
+        inputs = (snapshot.pods, namespaces, snapshot.policies, subjects, local.enforce_policy)
+        return self._remember("policies", inputs, run)
+
+    def _remember(self, part: str, inputs: tuple[Any, ...], run: Callable[..., T]) -> T:
+        """Run one part, or give its last result when its inputs are the same. A failed run is not remembered."""
+        last = self._memo.get(part)
+        if last is not None and all(map(_same, last[0], inputs)):
+            result: T = last[1]
+            return result
+        result = run(*inputs)
+        self._memo[part] = inputs, result
+        return result
+
+
+def compile_once(snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
+    """Compile one Snapshot from nothing, as a new node would."""
+    return Compiler().compile(snapshot, local)
+
+
+def _same(old: object, new: object) -> bool:
+    """Mappings are compared by identity: the store hands out the same one while nothing changed."""
+    return old is new or (not isinstance(new, Mapping) and old == new)
+
+
+def _namespace_labels(namespaces: Mapping[Any, Any]) -> dict[str, Labels]:
+    return {namespace.name: namespace.labels for namespace in namespaces.values()}
+
+
+def _state(services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables, ipcache: Table) -> DesiredState:
+    return DesiredState(
+        {
+            "nn_frontend": services.frontends,
+            "nn_backend": services.backends,
+            "nn_revnat": services.revnat,
+            "nn_policy": policies.policy,
+            "nn_cidr": policies.cidr,
+            "nn_ipcache": ipcache,
+            "nn_endpoint": endpoints.endpoints,
+        }
+    )
+
+
+def _names(services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables) -> Names:
+    return Names(
+        services=services.names,
+        rules=policies.rules,
+        identities=policies.labels,
+        regions=policies.regions,
+        isolated_by=policies.isolating,
+        unknown_endpoints=endpoints.unknown,
+        warnings=services.warnings,
+    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from netpolicy.types import LabelSet, RuleRef
-from nodenet.abi import Record
+from netpolicy.types import LabelSet, PolicyRef, RuleRef
 from nodenet.model import Direction, IPAddress, IPNetwork, ObjectRef, Protocol
 from nodenet.store import AttachmentKey
 
-Table = Mapping[Record, Record]
+# Keys and values are the records that abi.MAPS names for the map.
+Table = Mapping[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Names:
     rules: Mapping[int, RuleRef] = field(default_factory=dict)
     identities: Mapping[int, LabelSet] = field(default_factory=dict)
     regions: Mapping[int, IPNetwork] = field(default_factory=dict)
-    isolated_by: Mapping[int, Mapping[Direction, tuple[ObjectRef, ...]]] = field(default_factory=dict)
+    isolated_by: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]] = field(default_factory=dict)
     # Endpoints whose pod the API does not show (yet, or any more): isolated in both directions until it does.
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
     # Sentences about input that could not be followed to the letter, each naming its object.

@@ -1,0 +1,82 @@
+"""This node's endpoints and the pods they belong to -> nn_endpoint.
+
+Fail closed: an endpoint whose pod the API does not show (its watch is behind, or the pod is being deleted) keeps its
+attachment, with identity 0, which no policy entry names, and isolated in both directions. So it talks to its own node
+alone until its labels, and with them its policies, are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nodenet.abi import AddressKey, EndpointEntry, EndpointFlag
+from nodenet.compile.state import Table
+from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod
+from nodenet.store import AttachmentKey
+
+ISOLATED = EndpointFlag.ISOLATED_INGRESS | EndpointFlag.ISOLATED_EGRESS
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointTables:
+    """nn_endpoint; the identity of each local address (0: not known); and the endpoints without a pod."""
+
+    endpoints: Table
+    identities: Mapping[IPAddress, int]
+    unknown: frozenset[AttachmentKey]
+
+
+def pod_of(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> Pod | None:
+    """The pod that the endpoint was made for; None when the API shows none, or another one of the same name.
+
+    A StatefulSet's pod comes back under its old name: the uid tells them apart where the runtime gave it.
+    """
+    pod = pods.get(endpoint.pod)
+    if pod is None or pod.host_network:
+        return None
+    return pod if not endpoint.pod_uid or endpoint.pod_uid == pod.uid else None
+
+
+def local_pods(endpoints: Mapping[AttachmentKey, Endpoint], pods: Mapping[ObjectRef, Pod]) -> tuple[ObjectRef, ...]:
+    """The pods that have an endpoint here, sorted: the subjects of this node's policy."""
+    return tuple(sorted({e.pod for e in endpoints.values() if pod_of(e, pods) is not None}))
+
+
+def compile_endpoints(
+    endpoints: Mapping[AttachmentKey, Endpoint],
+    pods: Mapping[ObjectRef, Pod],
+    identities: Mapping[ObjectRef, int],
+    flags: Mapping[int, EndpointFlag],
+    enforce: bool = True,
+) -> EndpointTables:
+    """One entry per address. `identities` and `flags` are the policy compiler's; not `enforce`: nobody is isolated.
+
+    Should two endpoints hold one address, the one with a known pod has it, then the one that was made last (the
+    runtime made it because the older one's address was free).
+    """
+    table: dict[AddressKey, EndpointEntry] = {}
+    found: dict[IPAddress, int] = {}
+    unknown = set()
+    for key, endpoint in sorted(endpoints.items(), key=lambda item: _precedence(item[1], pods)):
+        pod = pod_of(endpoint, pods)
+        identity = identities.get(pod.ref, Identity.UNKNOWN) if pod else Identity.UNKNOWN
+        if not identity:
+            unknown.add(key)
+        flag = (flags.get(identity, ISOLATED) if identity else ISOLATED) if enforce else EndpointFlag(0)
+        for ip in endpoint.ips:
+            found[ip] = int(identity)
+            table[AddressKey(ip)] = EndpointEntry(
+                endpoint.host_ifindex, int(identity), endpoint.endpoint_id, int(flag), endpoint.mac
+            )
+    return EndpointTables(dict(sorted(table.items(), key=_order)), found, frozenset(unknown))
+
+
+def _precedence(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> tuple[bool, int, str, str]:
+    """Weakest first. Interface indexes grow, so the larger one was made later."""
+    return pod_of(endpoint, pods) is not None, endpoint.host_ifindex, endpoint.container_id, endpoint.ifname
+
+
+def _order(item: tuple[AddressKey, EndpointEntry]) -> tuple[int, int]:
+    addr = item[0].addr
+    return addr.version, int(addr)

@@ -1,0 +1,186 @@
+"""The difference between what the maps must hold and what they hold, in an order that is right after every write.
+
+Services: at every instant slots 1..count of a frontend point at backends that exist, and at those of the old or the new
+set alone. Policy: at no instant is something let through, or cut, that the old and the new state agree on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
+
+Table = Mapping[Any, Any]
+Tables = Mapping[str, Table]
+
+SERVICE_TABLES = ("nn_frontend", "nn_backend", "nn_revnat")
+POLICY_TABLES = ("nn_state", "nn_policy", "nn_cidr", "nn_ipcache", "nn_endpoint")
+
+STATE_KEY = U32(0)
+
+
+class Write(NamedTuple):
+    """One write of one map entry; `value` None deletes the key."""
+
+    table: str
+    key: Any
+    value: Any | None = None
+
+    @property
+    def is_delete(self) -> bool:
+        return self.value is None
+
+    def __str__(self) -> str:
+        return f"{self.table}: delete {self.key}" if self.is_delete else f"{self.table}: set {self.key} to {self.value}"
+
+
+def plan(desired: Tables, actual: Tables) -> list[Write]:
+    """Every write, Services first. Tables that neither names count as empty."""
+    return [*plan_services(desired, actual), *plan_policy(desired, actual)]
+
+
+def plan_services(desired: Tables, actual: Tables) -> list[Write]:
+    """Frontends gone -> backends and revnat new -> frontends changed -> backends and revnat gone."""
+    wanted = {name: desired.get(name, {}) for name in SERVICE_TABLES}
+    held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
+    if all(wanted[name] is held[name] for name in SERVICE_TABLES):
+        return []
+    backends = _upserts("nn_backend", wanted["nn_backend"], held["nn_backend"])
+    closed = _close_renumbered({w.key.value for w in backends if w.key in held["nn_backend"]}, held["nn_frontend"])
+    # What follows builds on the closed master entries.
+    frontends = {**held["nn_frontend"], **{w.key: w.value for w in closed}} if closed else held["nn_frontend"]
+    gone, changed = _frontends(wanted["nn_frontend"], frontends)
+    return [
+        *closed,
+        *gone,
+        *backends,
+        *_upserts("nn_revnat", wanted["nn_revnat"], held["nn_revnat"]),
+        *changed,
+        *_deletes("nn_backend", wanted["nn_backend"], held["nn_backend"]),
+        *_deletes("nn_revnat", wanted["nn_revnat"], held["nn_revnat"]),
+    ]
+
+
+def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
+    """Allows new -> regions switched -> addresses and endpoints switched -> allows gone.
+
+    So what a packet may do is widened before anything that narrows it, and an endpoint that becomes isolated finds its
+    allows in place. Regions: see netpolicy.regions for why most specific first, and the reverse when they go.
+    The revision is odd while established flows may be judged by a mixture: they are judged again after it.
+    """
+    wanted = {name: desired.get(name, {}) for name in POLICY_TABLES[1:]}
+    held = {name: actual.get(name, {}) for name in POLICY_TABLES[1:]}
+    upserts = {name: _upserts(name, wanted[name], held[name]) for name in wanted}
+    deletes = {name: _deletes(name, wanted[name], held[name]) for name in wanted}
+    upserts["nn_cidr"].sort(key=_most_specific_first)
+    deletes["nn_cidr"].sort(key=_most_specific_first, reverse=True)
+    writes = [
+        *upserts["nn_policy"],
+        *upserts["nn_cidr"],
+        *deletes["nn_cidr"],
+        *upserts["nn_ipcache"],
+        *upserts["nn_endpoint"],
+        *deletes["nn_endpoint"],
+        *deletes["nn_ipcache"],
+        *deletes["nn_policy"],
+    ]
+    return _with_revision(writes, any(_changes_verdicts(write, held) for write in writes), actual)
+
+
+def differences(one: Table, other: Table) -> int:
+    """How many keys of two tables are missing in one of them or have another value."""
+    common = sum(1 for key, value in one.items() if key in other and other[key] != value)
+    return common + len(one.keys() - other.keys()) + len(other.keys() - one.keys())
+
+
+def _with_revision(writes: list[Write], bump: bool, actual: Tables) -> list[Write]:
+    """Frame the writes with an odd and an even revision. An odd one that a crash left behind is ended."""
+    state = actual.get("nn_state", {}).get(STATE_KEY, State(0))
+    odd = state.policy_revision % 2
+    if not bump and not odd:
+        return writes
+    first = [] if odd else [_revision(state, 1)]
+    return [*first, *writes, _revision(state, 1 if odd else 2)]
+
+
+def _revision(state: State, step: int) -> Write:
+    return Write("nn_state", STATE_KEY, State((state.policy_revision + step) & 0xFFFFFFFF))
+
+
+def _changes_verdicts(write: Write, held: Mapping[str, Table]) -> bool:
+    """Whether a flow that was judged before may be judged otherwise after it.
+
+    A new address or endpoint had no flows under an identity of its own. One that goes, or changes what it is, may leave
+    flows behind that the next owner of the address must not inherit.
+    """
+    if write.table in ("nn_policy", "nn_cidr"):
+        return True
+    old = held[write.table].get(write.key)
+    if old is None:
+        return False
+    if isinstance(old, EndpointEntry) and isinstance(write.value, EndpointEntry):
+        return (old.identity, old.flags) != (write.value.identity, write.value.flags)
+    return True
+
+
+def _most_specific_first(write: Write) -> int:
+    key: LpmKey = write.key
+    return -key.prefixlen
+
+
+def _upserts(name: str, wanted: Table, held: Table) -> list[Write]:
+    if wanted is held:
+        return []
+    return [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
+
+
+def _deletes(name: str, wanted: Table, held: Table) -> list[Write]:
+    if wanted is held:
+        return []
+    return [Write(name, key) for key in held if key not in wanted]
+
+
+def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
+    """Frontends that use a backend_id whose meaning changes refuse for the moment rather than lead to a stranger.
+
+    Numbers do not change their meaning by themselves: somebody else wrote the map, or a part of it was lost.
+    """
+    if not changed:
+        return []
+    users = {key._replace(slot=0) for key, value in frontends.items() if key.slot and value.backend_id in changed}
+    return [
+        Write("nn_frontend", key, entry._replace(backends=0))
+        for key, entry in frontends.items()
+        if key in users and entry.backends
+    ]
+
+
+def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
+    """Writes for frontends that go, and for those that come or change."""
+    gone: dict[FrontendKey, list[Write]] = {}
+    changed: dict[FrontendKey, list[Write]] = {}
+    for write in _deletes("nn_frontend", wanted, held):
+        master = write.key._replace(slot=0)
+        (changed if master in wanted else gone).setdefault(master, []).append(write)
+    for write in _upserts("nn_frontend", wanted, held):
+        changed.setdefault(write.key._replace(slot=0), []).append(write)
+    # An address is claimed before its ports are opened and given up after they are closed, so that what asks for an
+    # unserved port is refused in between, not sent to the default gateway.
+    openings = sorted(changed.items(), key=lambda item: item[0].port != 0)
+    closings = sorted(gone.items(), key=lambda item: item[0].port == 0)
+    return (
+        [write for _, writes in closings for write in sorted(writes, key=_slot)],
+        [write for master, writes in openings for write in _resize(writes, wanted[master], held.get(master))],
+    )
+
+
+def _resize(writes: Iterable[Write], new: FrontendEntry, old: FrontendEntry | None) -> Iterator[Write]:
+    """Growing: slots, then the master entry. Shrinking: the master entry, then slots, then what lies beyond it."""
+    shrinks = old is not None and new.backends < old.backends
+    return iter(sorted(writes, key=lambda write: (write.is_delete, (_slot(write) == 0) != shrinks, _slot(write))))
+
+
+def _slot(write: Write) -> int:
+    key: FrontendKey = write.key
+    return key.slot
