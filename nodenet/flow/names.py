@@ -1,0 +1,129 @@
+"""The Snapshot and the compiler's Names, turned into what flows are named by. Pure; once per change, not per event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from netpolicy.types import Direction as PolicyDirection
+from netpolicy.types import LabelSet, NetworkPolicy, RuleRef
+from nodenet.compile.state import LocalNode, Names
+from nodenet.flow.types import (
+    RESERVED,
+    NameTable,
+    Party,
+    PolicyMatch,
+    PolicyName,
+    ServiceName,
+    Workload,
+)
+from nodenet.model import Identity, IPAddress, ObjectRef, Pod
+from nodenet.store import AttachmentKey, Snapshot
+
+# Cilium's label for a pod's namespace, which hubble users filter by.
+NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
+
+
+class NameTableBuilder:
+    """Makes NameTables and remembers what it made of each pod: a change costs little more than what changed."""
+
+    def __init__(self) -> None:
+        self._parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
+
+    def build(
+        self,
+        snapshot: Snapshot,
+        names: Names,
+        node: LocalNode,
+        netns_cookies: Mapping[int, AttachmentKey] | None = None,
+        identities: Mapping[IPAddress, int] | None = None,
+    ) -> NameTable:
+        """The table for one Snapshot. `netns_cookies`: whose network namespace (SO_NETNS_COOKIE) is which endpoint's.
+
+        `identities` are the compiled ipcache's host entries, so that a socket event's ends have their numbers too.
+        """
+        numbers = identities or {}
+        endpoint_ids = {endpoint.pod: endpoint.endpoint_id for endpoint in snapshot.endpoints.values()}
+        parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
+        addresses = dict(_node_addresses(snapshot, node))
+        for ref, pod in snapshot.pods.items():
+            if pod.host_network or pod.finished or not pod.ips:
+                continue
+            party = self._party(pod, endpoint_ids.get(ref, 0), numbers.get(pod.ips[0], 0))
+            parties[ref] = (pod, party.endpoint_id, party)
+            addresses.update((ip, party) for ip in pod.ips)
+        self._parties = parties
+        local = {e.endpoint_id: parties[e.pod][2] for e in snapshot.endpoints.values() if e.pod in parties}
+        cookies = netns_cookies or {}
+        owners = {cookie: snapshot.endpoints.get(key) for cookie, key in cookies.items()}
+        return NameTable(
+            addresses=addresses,
+            identities={number: _identity_party(number, labels) for number, labels in names.identities.items()},
+            endpoints=local,
+            netns_cookies={c: parties[e.pod][2] for c, e in owners.items() if e is not None and e.pod in parties},
+            services={number: ServiceName(*name.ref) for number, name in names.services.items()},
+            frontends=_frontends(snapshot),
+            rules={number: _rule_name(ref, snapshot.policies) for number, ref in names.rules.items()},
+            isolated_by={
+                (identity, int(direction)): tuple(PolicyName(p.namespace, p.name) for p in policies)
+                for identity, directions in names.isolated_by.items()
+                for direction, policies in directions.items()
+            },
+        )
+
+    def _party(self, pod: Pod, endpoint_id: int, identity: int) -> Party:
+        known = self._parties.get(pod.ref)
+        if known is not None and known[0] is pod and known[1] == endpoint_id and known[2].identity == identity:
+            return known[2]
+        return Party(
+            identity,
+            pod.ref.namespace,
+            pod.ref.name,
+            _labels(pod.ref.namespace, pod.labels.items()),
+            (Workload(*pod.workload),) if pod.workload else (),
+            endpoint_id,
+            pod.ips,
+        )
+
+
+def _labels(namespace: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    found = [f"k8s:{key}={value}" for key, value in labels]
+    found.append(f"k8s:{NAMESPACE_LABEL}={namespace}")
+    return tuple(sorted(found))
+
+
+def _identity_party(number: int, labels: LabelSet) -> Party:
+    return Party(number, labels.namespace, labels=_labels(labels.namespace, labels.labels))
+
+
+def _node_addresses(snapshot: Snapshot, local: LocalNode) -> Iterable[tuple[IPAddress, Party]]:
+    for node in snapshot.nodes.values():
+        number = Identity.HOST if node.name == local.name else Identity.REMOTE_NODE
+        for address in node.addresses:
+            yield address, RESERVED[number]
+    for address in local.addresses:
+        yield address, RESERVED[Identity.HOST]
+
+
+def _frontends(snapshot: Snapshot) -> dict[tuple[IPAddress, int, int], ServiceName]:
+    return {
+        (address, port.port, int(port.protocol)): ServiceName(*service.ref)
+        for service in snapshot.services.values()
+        for port in service.ports
+        for address in service.cluster_ips
+    }
+
+
+def _rule_name(ref: RuleRef, policies: Mapping[ObjectRef, NetworkPolicy]) -> PolicyName:
+    policy = policies.get(ObjectRef(ref.namespace, ref.policy))
+    match = PolicyMatch.NONE if policy is None else _match(policy, ref.direction, ref.index)
+    return PolicyName(ref.namespace, ref.policy, f"{ref.direction}[{ref.index}]", match)
+
+
+def _match(policy: NetworkPolicy, direction: PolicyDirection, index: int) -> PolicyMatch:
+    rules = policy.rules(direction)
+    if index >= len(rules):
+        return PolicyMatch.NONE
+    rule = rules[index]
+    if rule.peers:
+        return PolicyMatch.L3_L4 if rule.ports else PolicyMatch.L3_ONLY
+    return PolicyMatch.L4_ONLY if rule.ports else PolicyMatch.ALL

@@ -1,0 +1,39 @@
+"""Ring-buffer records in, flows in the ring out: what the agent calls for every event. Pure but for its own state."""
+
+from __future__ import annotations
+
+from nodenet.flow import decode
+from nodenet.flow.enrich import enrich
+from nodenet.flow.ring import Ring
+from nodenet.flow.types import Lost, LostSource, NameTable
+
+
+class Pipeline:
+    """`names` is replaced by the agent whenever the store has changed; `clock_offset` is ns from CLOCK_MONOTONIC to the
+    epoch, and is set again when the time of day was."""
+
+    def __init__(self, ring: Ring, clock_offset: int, names: NameTable | None = None) -> None:
+        self.ring = ring
+        self.clock_offset = clock_offset
+        self.names = names or NameTable()
+        # Records that were not of this ABI, and what was wrong with the last one.
+        self.undecoded = 0
+        self.last_error = ""
+        self._number = 0
+
+    def receive(self, record: bytes) -> None:
+        """Take one record. Never raises: it is called from C. What cannot be decoded is counted and shown as lost."""
+        try:
+            event = decode.decode(record)
+        except decode.DecodeError as error:
+            self.undecoded += 1
+            self.last_error = str(error)
+            self.ring.append(Lost(LostSource.AGENT, 1))
+            return
+        self._number += 1
+        self.ring.append(enrich(event, self.names, self.clock_offset, self._number))
+
+    def lost_in_kernel(self, flows: int, now: int) -> None:
+        """Tell readers that the kernel's ring buffer had no room for so many. `now` is ns since the epoch."""
+        if flows > 0:
+            self.ring.append(Lost(LostSource.KERNEL, flows, 0, now))

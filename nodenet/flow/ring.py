@@ -1,0 +1,148 @@
+"""The newest flows, bounded. Writing never waits: a reader that is too slow finds a Lost where its flows were. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nodenet.flow.types import Flow, Lost, LostSource
+
+Item = Flow | Lost
+# Items that one `read` looks at, at most: a reader whose filter matches little gives others their turn.
+READ_SIZE = 512
+
+
+class Ring:
+    """Keeps the last `capacity` items. Places are counted from 0 and never reused, so a reader is one number."""
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity: expected 1 or more, got {capacity}")
+        self.capacity = capacity
+        # Flows ever added, and flows known to be lost before they came here (kernel, decoding).
+        self.seen = 0
+        self.lost = 0
+        # Flows that readers missed because they were slower than the ring turns.
+        self.lost_by_readers = 0
+        self._items: list[Item | None] = [None] * capacity
+        self._end = 0
+
+    def append(self, item: Item) -> None:
+        """Add one item; the oldest one goes when the ring is full."""
+        self._items[self._end % self.capacity] = item
+        self._end += 1
+        if isinstance(item, Lost):
+            self.lost += item.flows
+        else:
+            self.seen += 1
+
+    def __len__(self) -> int:
+        return min(self._end, self.capacity)
+
+    @property
+    def end(self) -> int:
+        """The place that the next item will get."""
+        return self._end
+
+    @property
+    def start(self) -> int:
+        """The place of the oldest item that is still here."""
+        return max(0, self._end - self.capacity)
+
+    def at(self, place: int) -> Item:
+        """The item at a place between `start` and `end`."""
+        item = self._items[place % self.capacity]
+        if item is None or not self.start <= place < self._end:
+            raise IndexError(f"place {place} is not between {self.start} and {self._end}")
+        return item
+
+    def newest_first(self) -> Iterator[tuple[int, Item]]:
+        """Every item with its place. Only for use without an append in between."""
+        for place in range(self._end - 1, self.start - 1, -1):
+            yield place, self.at(place)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a reader asks for. Times are ns since the epoch, both ends included; `number` 0: no bound.
+
+    Without `first` a number means the newest that match. With `follow` and neither number nor `since`, only what
+    comes from now on.
+    """
+
+    number: int = 0
+    first: bool = False
+    follow: bool = False
+    since: int | None = None
+    until: int | None = None
+    matches: Callable[[Flow], bool] | None = None
+
+    def wants(self, flow: Flow) -> bool:
+        if self.since is not None and flow.time < self.since:
+            return False
+        if self.until is not None and flow.time > self.until:
+            return False
+        return self.matches is None or self.matches(flow)
+
+
+class Batch(NamedTuple):
+    """What one `read` found. `done`: the query is answered and nothing more will come."""
+
+    items: list[Item]
+    done: bool
+
+
+class Reader:
+    """One query's way through the ring."""
+
+    def __init__(self, ring: Ring, query: Query) -> None:
+        self._ring = ring
+        self._query = query
+        self._left = query.number if query.first and query.number else None
+        self._place = _first_place(ring, query)
+        self._stop = None if query.follow else ring.end
+
+    @property
+    def waiting(self) -> bool:
+        """Everything that is here has been read."""
+        return self._place >= self._ring.end
+
+    def read(self) -> Batch:
+        """The next matching items; none when there are none yet. Looks at READ_SIZE items at most."""
+        found: list[Item] = []
+        self._skip_lost(found)
+        end = self._ring.end if self._stop is None else min(self._stop, self._ring.end)
+        stop = min(end, self._place + READ_SIZE)
+        while self._place < stop and self._left != 0:
+            item = self._ring.at(self._place)
+            self._place += 1
+            if isinstance(item, Lost):
+                found.append(item)
+            elif self._query.wants(item):
+                found.append(item)
+                if self._left is not None:
+                    self._left -= 1
+        return Batch(found, self._left == 0 or (self._stop is not None and self._place >= self._stop))
+
+    def _skip_lost(self, found: list[Item]) -> None:
+        missed = self._ring.start - self._place
+        if missed > 0:
+            after = self._ring.at(self._ring.start)
+            found.append(Lost(LostSource.READER, missed, 0, after.time if isinstance(after, Flow) else after.first))
+            self._ring.lost_by_readers += missed
+            self._place = self._ring.start
+
+
+def _first_place(ring: Ring, query: Query) -> int:
+    if query.follow and not query.number and query.since is None:
+        return ring.end
+    if query.first or not query.number:
+        return ring.start
+    place, left = ring.end, query.number
+    for here, item in ring.newest_first():
+        if isinstance(item, Flow) and query.wants(item):
+            place, left = here, left - 1
+            if not left:
+                break
+    return place

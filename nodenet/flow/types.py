@@ -1,0 +1,138 @@
+"""What a flow is: one kernel event with names on both ends. Named tuples, because one is made for every event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+from nodenet.abi import Event
+from nodenet.model import Identity, IPAddress
+
+
+class Verdict(IntEnum):
+    """Hubble's Verdict numbers; those that this datapath gives."""
+
+    UNKNOWN = 0
+    FORWARDED = 1
+    DROPPED = 2
+    TRANSLATED = 7
+
+
+class LostSource(IntEnum):
+    """Hubble's LostEventSource: where flows were lost."""
+
+    UNKNOWN = 0
+    # The kernel's ring buffer had no room.
+    KERNEL = 1
+    # The agent could not decode or queue them.
+    AGENT = 2
+    # A reader was slower than the flows came.
+    READER = 3
+
+
+class PolicyMatch(IntEnum):
+    """What a rule looked at, in the numbers of Cilium's policy verdicts."""
+
+    NONE = 0
+    L3_ONLY = 1
+    L3_L4 = 2
+    L4_ONLY = 3
+    ALL = 4
+
+
+class Workload(NamedTuple):
+    """The controller that owns a pod."""
+
+    kind: str
+    name: str
+
+
+class Party(NamedTuple):
+    """One end of a flow. `labels` carry their source as Cilium writes them: k8s:app=web, reserved:world.
+
+    `endpoint_id` is set for pods of this node; `ips` help where an event does not carry the pod's own address.
+    """
+
+    identity: int
+    namespace: str = ""
+    pod: str = ""
+    labels: tuple[str, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+    endpoint_id: int = 0
+    ips: tuple[IPAddress, ...] = ()
+
+
+class ServiceName(NamedTuple):
+    """A Service."""
+
+    namespace: str
+    name: str
+
+
+class PolicyName(NamedTuple):
+    """A policy, or one rule of it: `rule` is "ingress[0]" or empty, `match` what that rule looks at."""
+
+    namespace: str
+    name: str
+    rule: str = ""
+    match: PolicyMatch = PolicyMatch.NONE
+
+
+class Flow(NamedTuple):
+    """One observation. `time` is ns since the epoch; `number` counts this agent's flows and makes the uuid.
+
+    `allowed_by` and `denied_by` are policies in the event's direction, for the endpoint that the event names.
+    """
+
+    time: int
+    number: int
+    event: Event
+    verdict: Verdict
+    source: Party
+    destination: Party
+    source_service: ServiceName | None
+    destination_service: ServiceName | None
+    allowed_by: tuple[PolicyName, ...]
+    denied_by: tuple[PolicyName, ...]
+
+
+class Lost(NamedTuple):
+    """Flows that are missing at this place of a stream. `first` and `last` are ns since the epoch, 0 if not known."""
+
+    source: LostSource
+    flows: int
+    first: int = 0
+    last: int = 0
+
+
+# Cilium's names of the reserved identities.
+RESERVED_NAMES: Mapping[int, str] = {
+    Identity.UNKNOWN: "unknown",
+    Identity.HOST: "host",
+    Identity.WORLD: "world",
+    Identity.REMOTE_NODE: "remote-node",
+    Identity.KUBE_APISERVER: "kube-apiserver",
+}
+RESERVED: Mapping[int, Party] = {
+    number: Party(number, labels=(f"reserved:{name}",)) for number, name in RESERVED_NAMES.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NameTable:
+    """What numbers and addresses in events mean at one moment. Built by `flow.names`, replaced as a whole."""
+
+    addresses: Mapping[IPAddress, Party] = field(default_factory=dict)
+    # For an address that is not known (any more): what its identity still says.
+    identities: Mapping[int, Party] = field(default_factory=dict)
+    # This node's endpoints: by their number, and by the cookie of their network namespace (socket events carry it).
+    endpoints: Mapping[int, Party] = field(default_factory=dict)
+    netns_cookies: Mapping[int, Party] = field(default_factory=dict)
+    services: Mapping[int, ServiceName] = field(default_factory=dict)
+    # (address, port, protocol) of every frontend.
+    frontends: Mapping[tuple[IPAddress, int, int], ServiceName] = field(default_factory=dict)
+    rules: Mapping[int, PolicyName] = field(default_factory=dict)
+    # (identity of the endpoint, direction) -> the policies that isolate it.
+    isolated_by: Mapping[tuple[int, int], tuple[PolicyName, ...]] = field(default_factory=dict)

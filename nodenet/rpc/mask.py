@@ -1,0 +1,52 @@
+"""Field masks of GetFlows as trees: what to fill, and what to cut from what was filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nodenet.flow.filter import FilterError
+from nodenet.rpc.pb.flow import flow_pb2
+
+# Field -> those of its own to keep; None: all of them.
+Mask = dict[str, "Mask | None"]
+
+
+def parse(paths: Iterable[str]) -> Mask | None:
+    """A field mask as a tree; None where there are no paths. Raises FilterError for a path that flow.Flow lacks."""
+    mask: Mask = {}
+    for path in paths:
+        _check(path)
+        _add(mask, path.split("."))
+    return mask or None
+
+
+def prune(message: Any, kept: Mask) -> None:
+    """Clear every field that is not in `kept`, in place."""
+    for descriptor, value in message.ListFields():
+        if descriptor.name not in kept:
+            message.ClearField(descriptor.name)
+            continue
+        inner = kept[descriptor.name]
+        if inner is not None:
+            for one in value if hasattr(value, "__len__") else (value,):  # a repeated field
+                prune(one, inner)
+
+
+def _add(mask: Mask, parts: list[str]) -> None:
+    head, *rest = parts
+    if not rest:
+        mask[head] = None
+        return
+    inner = mask.setdefault(head, {})
+    if inner is not None:
+        _add(inner, rest)
+
+
+def _check(path: str) -> None:
+    here: Any = flow_pb2.Flow.DESCRIPTOR
+    for part in path.split("."):
+        field = here.fields_by_name.get(part) if here is not None else None
+        if field is None:
+            raise FilterError("field_mask", f"flow.Flow has no field {path!r}")
+        here = field.message_type
