@@ -1,0 +1,42 @@
+"""The lab's Kubernetes API endpoint: in memory, on aiohttp, for the kinds that a node's network agent needs.
+
+Embed it:
+
+    api = ApiServer(service_cidrs=("10.96.0.0/16", "fd00:10:96::/112"))
+    async with serve(api, addresses=[("127.0.0.1", 0)]) as server:      # or sockets=[a bound, listening socket]
+        print(server.urls)                                              # ["http://127.0.0.1:40123"]
+        await api.client.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}})
+        async for event in api.client.watch("Pod"):                     # ADDED for all that exists, then changes
+            ...
+
+Everything runs in the event loop that serves it. `api.client` is the in-process Client (client.py): the same
+admission and validation as over HTTP, errors as status.ApiError. Another process uses http_client.HttpClient.
+
+A kubelet watches Pods with fields="spec.nodeName=<node>" and writes with `client.patch("Pod", name, {"status": ...},
+namespace, subresource="status")`. Deletion: a pod that is on a node gets metadata.deletionTimestamp first; the kubelet
+takes it down and calls `client.delete("Pod", name, namespace, grace=0, uid=...)`, which removes the object. A pod on no
+node, one that is over (Succeeded, Failed) and one deleted with grace 0 is removed at once: its DELETED event tells the
+kubelet to take down what is left.
+"""
+
+from nodenet.lab.apiserver.client import Client, Event, Listing, LocalClient
+from nodenet.lab.apiserver.registry import PatchType
+from nodenet.lab.apiserver.resources import RESOURCES, Resource, find
+from nodenet.lab.apiserver.server import ApiServer, Server, serve
+from nodenet.lab.apiserver.status import ApiError, Cause
+
+__all__ = [
+    "RESOURCES",
+    "ApiError",
+    "ApiServer",
+    "Cause",
+    "Client",
+    "Event",
+    "Listing",
+    "LocalClient",
+    "PatchType",
+    "Resource",
+    "Server",
+    "find",
+    "serve",
+]

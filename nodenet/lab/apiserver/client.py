@@ -1,0 +1,158 @@
+"""What the lab's controllers and commands use: one asynchronous interface (over HTTP: http_client.py).
+
+Objects are plain JSON-shaped dicts, always the caller's own copy. Every call goes through the same admission and
+validation as HTTP. Errors are status.ApiError with the API's code and reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nodenet.lab.apiserver import status
+from nodenet.lab.apiserver.registry import DeleteOptions, Options, PatchType, Registry, Unknown
+from nodenet.lab.apiserver.resources import BY_KIND, Resource
+from nodenet.lab.apiserver.watch import Query, WatchOptions, listing, watch
+
+Obj = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A whole list; a watch from `version` goes on without loss."""
+
+    items: list[Obj]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`type` is ADDED, MODIFIED, DELETED (with the last state) or BOOKMARK (the object has only a resourceVersion)."""
+
+    type: str
+    object: Obj
+
+
+class Client(Protocol):
+    """Kinds are named as in manifests ("Pod"). `namespace` "" means all for lists, default for single objects."""
+
+    async def get(self, kind: str, name: str, namespace: str = "") -> Obj: ...
+
+    async def list(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> Listing: ...
+
+    async def create(self, obj: Obj, *, strict: bool = False, dry_run: bool = False) -> Obj: ...
+
+    async def update(self, obj: Obj, subresource: str = "", *, strict: bool = False, dry_run: bool = False) -> Obj: ...
+
+    async def patch(
+        self,
+        kind: str,
+        name: str,
+        patch: Any,
+        namespace: str = "",
+        subresource: str = "",
+        patch_type: PatchType = PatchType.MERGE,
+    ) -> Obj: ...
+
+    async def delete(
+        self,
+        kind: str,
+        name: str,
+        namespace: str = "",
+        *,
+        grace: int | None = None,
+        uid: str = "",
+        propagation: str = "Background",
+    ) -> None: ...
+
+    def watch(
+        self,
+        kind: str,
+        namespace: str = "",
+        *,
+        version: int | None = None,
+        labels: str = "",
+        fields: str = "",
+        bookmarks: float | None = None,
+    ) -> AsyncIterator[Event]: ...
+
+
+def resource_of(kind: str) -> Resource:
+    """Raises a 404 ApiError for a kind that is not served."""
+    resource = BY_KIND.get(kind)
+    if resource is None:
+        raise status.ApiError(404, "NotFound", f"the lab does not know the kind {kind!r} (known: {', '.join(BY_KIND)})")
+    return resource
+
+
+def _options(strict: bool, dry_run: bool) -> Options:
+    return Options(dry_run=dry_run, unknown=Unknown.STRICT if strict else Unknown.WARN)
+
+
+class LocalClient:
+    """The Client inside the API endpoint's own process and event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def get(self, kind: str, name: str, namespace: str = "") -> Obj:
+        return self._registry.get(resource_of(kind), namespace or "default", name).decode()
+
+    async def list(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> Listing:
+        page = listing(self._registry.storage, Query(resource_of(kind), namespace, labels, fields))
+        return Listing([stored.decode() for stored in page.items], page.version)
+
+    async def create(self, obj: Obj, *, strict: bool = False, dry_run: bool = False) -> Obj:
+        return self._registry.create(obj, options=_options(strict, dry_run)).decode()
+
+    async def update(self, obj: Obj, subresource: str = "", *, strict: bool = False, dry_run: bool = False) -> Obj:
+        return self._registry.update(obj, subresource=subresource, options=_options(strict, dry_run)).decode()
+
+    async def patch(
+        self,
+        kind: str,
+        name: str,
+        patch: Any,
+        namespace: str = "",
+        subresource: str = "",
+        patch_type: PatchType = PatchType.MERGE,
+    ) -> Obj:
+        resource = resource_of(kind)
+        place = namespace or "default" if resource.namespaced else ""
+        return self._registry.patch(resource, place, name, patch, patch_type, subresource).decode()
+
+    async def delete(
+        self,
+        kind: str,
+        name: str,
+        namespace: str = "",
+        *,
+        grace: int | None = None,
+        uid: str = "",
+        propagation: str = "Background",
+    ) -> None:
+        options = DeleteOptions(grace=grace, uid=uid, propagation=propagation)
+        self._registry.delete(resource_of(kind), namespace or "default", name, options)
+
+    async def bind(self, name: str, namespace: str, node: str) -> Obj:
+        """Puts a pod on a node."""
+        return self._registry.bind(namespace, name, node).decode()
+
+    async def watch(
+        self,
+        kind: str,
+        namespace: str = "",
+        *,
+        version: int | None = None,
+        labels: str = "",
+        fields: str = "",
+        bookmarks: float | None = None,
+    ) -> AsyncIterator[Event]:
+        """For ever. Without `version` it begins with all that exists. Raises ApiError 410 when it fell behind."""
+        query = Query(resource_of(kind), namespace, labels, fields)
+        async for event in watch(self._registry.storage, query, WatchOptions(version, bookmark_seconds=bookmarks)):
+            if event.object is not None:
+                yield Event(event.type, event.object.decode())
+            else:
+                yield Event(event.type, {"kind": kind, "metadata": {"resourceVersion": str(event.version)}})

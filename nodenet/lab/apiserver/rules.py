@@ -1,0 +1,118 @@
+"""What happens to an object on its way into the store: which fields a client may set, which never change. Pure.
+
+These are the "strategies" of kubernetes pkg/registry: status belongs to the status subresource, system metadata to
+the server, and some fields are fixed once an object exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nodenet.lab.apiserver.status import Cause, forbidden, invalid
+
+Obj = dict[str, Any]
+SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
+# A Node comes with its status (the kubelet registers it so), these two have none.
+_KEEPS_STATUS = ("Node",)
+_WITHOUT_STATUS = ("NetworkPolicy", "EndpointSlice")
+IMMUTABLE = "field is immutable"
+
+
+def prepare_create(kind: str, obj: Obj) -> None:
+    """Drop what a client cannot set on a new object."""
+    for key in (*SYSTEM, "managedFields"):
+        obj["metadata"].pop(key, None)
+    if kind not in _KEEPS_STATUS:
+        obj.pop("status", None)
+
+
+def prepare_update(kind: str, obj: Obj, old: Obj) -> None:
+    """An ordinary update: system metadata and status stay as they are stored."""
+    obj["metadata"].pop("managedFields", None)
+    for key in SYSTEM:
+        obj["metadata"].pop(key, None)
+        if key in old["metadata"]:
+            obj["metadata"][key] = old["metadata"][key]
+    obj.pop("status", None)
+    if "status" in old and kind not in _WITHOUT_STATUS:
+        obj["status"] = old["status"]
+    if kind == "Namespace":
+        obj["spec"] = old["spec"]
+    if kind == "Job":
+        obj.setdefault("spec", {}).setdefault("selector", old["spec"].get("selector"))
+
+
+def status_update(obj: Obj, old: Obj) -> Obj:
+    """An update of the status subresource: everything else stays as it is stored."""
+    return {**old, "status": obj.get("status") or {}, "metadata": dict(old["metadata"])}
+
+
+def sort_keys(obj: Obj) -> Obj:
+    """apiVersion, kind and metadata first, as people read them."""
+    head: Obj = {key: obj[key] for key in ("apiVersion", "kind", "metadata") if key in obj}
+    return {**head, **{key: value for key, value in obj.items() if key not in head}}
+
+
+_FIXED: dict[str, tuple[str, ...]] = {
+    "Deployment": ("selector",),
+    "ReplicaSet": ("selector",),
+    "DaemonSet": ("selector",),
+    "Job": ("selector", "completionMode", "template"),
+}
+_STATEFUL_SET_MAY = (
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+)
+_POD_MAY = ("activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates")
+
+
+def check_update(kind: str, obj: Obj, old: Obj) -> list[Cause]:
+    """What may not change."""
+    new_spec, old_spec = obj.get("spec") or {}, old.get("spec") or {}
+    found = [
+        invalid(f"spec.{key}", "...", IMMUTABLE)
+        for key in _FIXED.get(kind, ())
+        if new_spec.get(key) != old_spec.get(key)
+    ]
+    if kind == "Pod":
+        found += _pod(new_spec, old_spec)
+    elif kind == "StatefulSet":
+        changed = {k for k in {*new_spec, *old_spec} if new_spec.get(k) != old_spec.get(k)}
+        if changed - set(_STATEFUL_SET_MAY):
+            names = ", ".join(f"'{name}'" for name in _STATEFUL_SET_MAY)
+            message = f"updates to statefulset spec for fields other than {names} are forbidden"
+            found.append(forbidden("spec", message))
+    elif kind == "Service":
+        found += _service(new_spec, old_spec)
+    elif kind == "Node" and old_spec.get("podCIDRs") and new_spec.get("podCIDRs") != old_spec["podCIDRs"]:
+        found.append(forbidden("spec.podCIDRs", "node updates may not change podCIDRs except from empty to valid"))
+    elif kind == "EndpointSlice" and obj.get("addressType") != old.get("addressType"):
+        found.append(invalid("addressType", obj.get("addressType"), IMMUTABLE))
+    return found
+
+
+def _pod(new: Obj, old: Obj) -> list[Cause]:
+    def fixed(spec: Obj) -> Obj:
+        rest = {key: value for key, value in spec.items() if key not in _POD_MAY}
+        for section in ("containers", "initContainers"):
+            rest[section] = [{k: v for k, v in c.items() if k != "image"} for c in spec.get(section) or ()]
+        return rest
+
+    if fixed(new) == fixed(old):
+        return []
+    message = "pod updates may not change fields other than `spec.containers[*].image`, `spec.activeDeadlineSeconds`"
+    return [forbidden("spec", message + ", `spec.tolerations`, `spec.terminationGracePeriodSeconds`")]
+
+
+def _service(new: Obj, old: Obj) -> list[Cause]:
+    if "ExternalName" in (new.get("type"), old.get("type")):
+        return []
+    had, wanted = old.get("clusterIP"), new.get("clusterIP")
+    if had and wanted is not None and wanted != had:
+        return [invalid("spec.clusterIPs[0]", wanted, "may not change once set")]
+    return []

@@ -1,0 +1,87 @@
+"""The API endpoint put together, and how it is served."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from nodenet.lab.apiserver.addresses import NODE_PORTS, ServiceAddresses
+from nodenet.lab.apiserver.client import LocalClient
+from nodenet.lab.apiserver.http import Api
+from nodenet.lab.apiserver.registry import Registry
+from nodenet.lab.apiserver.storage import Storage
+from nodenet.model import IPNetwork
+
+SERVICE_CIDRS = ("10.96.0.0/16",)
+# Changes of each kind that a watcher may lie behind before it is told 410 Gone.
+HISTORY = 8192
+# The API server's own pace is one a minute; a lab's agents start and stop sooner.
+BOOKMARK_SECONDS = 10.0
+
+
+class ApiServer:
+    """The endpoint of one lab. `service_cidrs`: one network, or one of each family, the primary one first.
+
+    `clock` gives UNIX seconds. `token`: the bearer token that HTTP clients need, empty: none. `history` is how many
+    changes of each kind are remembered for watchers. Raises ValueError when a CIDR cannot be read.
+    """
+
+    def __init__(
+        self,
+        service_cidrs: Sequence[str | IPNetwork] = SERVICE_CIDRS,
+        clock: Callable[[], float] = time.time,
+        *,
+        token: str = "",
+        node_ports: range = NODE_PORTS,
+        history: int = HISTORY,
+        bookmark_seconds: float = BOOKMARK_SECONDS,
+    ) -> None:
+        # Versions begin at the clock: a client that outlives a lab's endpoint asks the next one for a version that
+        # is older than its first, is told 410 and lists again, rather than going on in another history.
+        self.storage = Storage(history, int(clock()) * 1000)
+        self.registry = Registry(
+            self.storage, ServiceAddresses([str(cidr) for cidr in service_cidrs], node_ports), clock
+        )
+        self.client = LocalClient(self.registry)
+        self._clock = clock
+        self._token = token
+        self._bookmark_seconds = bookmark_seconds
+
+    def app(self) -> web.Application:
+        """A new application; several may serve the same objects. Run it with handler_cancellation, as `serve` does."""
+        return Api(self.registry, self._clock, self._bookmark_seconds, self._token).app()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where it listens. `ports` are in the order of the addresses and sockets asked for."""
+
+    urls: list[str]
+    ports: list[int]
+
+
+@asynccontextmanager
+async def serve(
+    api: ApiServer, *, addresses: Sequence[tuple[str, int]] = (), sockets: Sequence[socket.socket] = ()
+) -> AsyncIterator[Server]:
+    """Serve on host and port pairs (port 0: any free one) and on sockets that are bound already, until left.
+
+    Raises OSError when an address cannot be had. Open watches are ended when it is left.
+    """
+    runner = web.AppRunner(api.app(), handler_cancellation=True, shutdown_timeout=1.0, access_log=None)
+    await runner.setup()
+    try:
+        for host, port in addresses:
+            await web.TCPSite(runner, host, port).start()
+        for listening in sockets:
+            await web.SockSite(runner, listening).start()
+        names = [name[:2] for name in runner.addresses if isinstance(name, tuple)]
+        urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in names]
+        yield Server(urls, [port for _, port in names])
+    finally:
+        await runner.cleanup()
