@@ -51,7 +51,7 @@ def exists(target: str | Path) -> bool:
     return path_of(target).exists()
 
 
-def is_namespace(target: str | Path) -> bool:
+def is_namespace(target: Target) -> bool:
     """Whether a living network namespace stands behind the path (a file left by an unmount does not count)."""
     try:
         with opened(target) as fd:

@@ -1,0 +1,55 @@
+"""The plugin without an agent: one verb in this process, from the environment and standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.plugin import Plugin, failure
+from nodenet.cni.protocol import Reply
+from nodenet.cni.request import parse
+
+
+def main() -> int:
+    """Do what the environment says; the exit status. Standard output is the specification's, always."""
+    # A runtime that gives up sends SIGTERM: leave by way of the undoing.
+    signal.signal(signal.SIGTERM, _terminated)
+    stdin = sys.stdin.buffer.read()
+    reply = run(dict(os.environ), stdin)
+    sys.stdout.buffer.write(reply.stdout)
+    sys.stdout.buffer.flush()
+    return reply.status
+
+
+def run(environment: dict[str, str], stdin: bytes) -> Reply:
+    """One verb. Never raises for what the runtime or the kernel did."""
+    plugin = Plugin()
+    try:
+        request = parse(environment, stdin)
+        if request.verb in ("ADD", "DEL", "CHECK", "STATUS") and _requires_agent(stdin):
+            raise CniError(Code.TRY_AGAIN, "the agent of this node is not running, and requireAgent is set")
+        return plugin.run(request)
+    except CniError as error:
+        return failure(stdin, error)
+    except Exception as error:  # noqa: BLE001 - the edge: the runtime needs JSON, a person the traceback
+        traceback.print_exc()
+        return failure(stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
+    finally:
+        plugin.close()
+
+
+def _requires_agent(stdin: bytes) -> bool:
+    try:
+        data = json.loads(stdin)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("requireAgent") is True
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

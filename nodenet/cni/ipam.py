@@ -1,0 +1,220 @@
+"""host-local: leases as files, in the reference plugin's own format, so that a node moves over in either direction.
+
+    <dataDir>/<network>/<ip>                 containerID CR LF ifname
+    <dataDir>/<network>/last_reserved_ip.<n> the address that set number n gave last
+    <dataDir>/<network>/lock                 held with flock by whoever changes anything
+
+A lease is written beside its place and linked into it: it is there whole or not at all. The one temporary file
+(`.lease`) is only touched under the lock, so a crash leaves at most that one, and the next ADD overwrites it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from pathlib import Path
+from typing import NamedTuple
+
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.ranges import Range, RangeSet
+from nodenet.model import IPAddress
+
+_TEMPORARY = ".lease"
+# After so many taken candidates the folder is listed once instead of asking the kernel for each.
+_PROBES = 32
+
+
+class Owner(NamedTuple):
+    """Whose lease it is."""
+
+    container_id: str
+    ifname: str
+
+    @property
+    def text(self) -> str:
+        """A lease's content; the reference writes no newline at the end."""
+        return f"{self.container_id}\r\n{self.ifname}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An address with its subnet's prefix, the set it came from, and its gateway."""
+
+    address: IPv4Interface | IPv6Interface
+    gateway: IPAddress
+    set_number: int
+
+
+class Store:
+    """The leases of one network. Every method raises OSError as the file system does."""
+
+    def __init__(self, data_dir: Path, network: str) -> None:
+        self.network = network
+        self.folder = data_dir / network
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder if need be and hold its lock; waits for another process or thread."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def leases(self) -> dict[IPAddress, Owner]:
+        """Every lease. One whose content is damaged has an empty owner: the address stays taken."""
+        found = {}
+        for address in self.taken():
+            with suppress(FileNotFoundError):
+                found[address] = self.owner(address)
+        return found
+
+    def taken(self) -> set[IPAddress]:
+        """Every leased address, by the names of the files alone."""
+        if not self.folder.is_dir():
+            return set()
+        names = os.listdir(self.folder)  # noqa: PTH208 - ten thousand Path objects cost more than the listing
+        return {address for name in names if (address := _parse(name))}
+
+    def owner(self, address: IPAddress) -> Owner:
+        """Who holds an address. Releases before 0.8 of the reference wrote the container alone: ifname is "" then."""
+        text = (self.folder / str(address)).read_bytes().decode(errors="replace")
+        container_id, _, ifname = text.strip().partition("\r\n")
+        return Owner(container_id, ifname)
+
+    def held_by(self, owner: Owner) -> list[IPAddress]:
+        """Addresses of one owner, by reading every lease: for what no record tells."""
+        leases, legacy = self.leases(), Owner(owner.container_id, "")
+        found = [a for a, other in leases.items() if other == owner]
+        return sorted(found or [a for a, other in leases.items() if other == legacy], key=lambda a: (a.version, a))
+
+    def reserve(self, address: IPAddress, owner: Owner) -> bool:
+        """Take an address; False when somebody has it. The lock must be held."""
+        try:
+            os.link(self._temporary(owner.text), self.folder / str(address))
+        except FileExistsError:
+            return False
+        return True
+
+    def release(self, address: IPAddress, owner: Owner) -> bool:
+        """Give an address back; False when it is not this owner's (any more)."""
+        with suppress(FileNotFoundError):
+            if self.owner(address) in (owner, Owner(owner.container_id, "")):
+                (self.folder / str(address)).unlink()
+                return True
+        return False
+
+    def last(self, set_number: int) -> IPAddress | None:
+        """The address that a set gave last. A damaged file counts as none: the round starts anew."""
+        try:
+            return _parse((self.folder / f"last_reserved_ip.{set_number}").read_text(errors="replace").strip())
+        except FileNotFoundError:
+            return None
+
+    def remember(self, set_number: int, address: IPAddress) -> None:
+        self._temporary(str(address)).rename(self.folder / f"last_reserved_ip.{set_number}")
+
+    def _temporary(self, text: str) -> Path:
+        """A file of that content. Always a new one: the last one may be linked to a lease by now."""
+        path = self.folder / _TEMPORARY
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(text.encode())
+        return path
+
+    def clear(self) -> None:
+        """Drop the temporary file. The lock must be held."""
+        (self.folder / _TEMPORARY).unlink(missing_ok=True)
+
+
+def allocate(
+    store: Store, owner: Owner, sets: Sequence[RangeSet], requested: Sequence[IPAddress] = (), search: bool = True
+) -> list[Lease]:
+    """One lease from each set: what the owner has already, else the requested address, else the next free one.
+
+    `search` False skips looking for leases that the owner may have: only for one that is known to have none, as it
+    reads every lease. All or nothing: after an error no lease is left that was not there before. Raises CniError.
+    """
+    unused = [address for address in requested if not any(entry.find(address) for entry in sets)]
+    if unused:
+        ranges = "; ".join(str(entry) for entry in sets)
+        raise CniError(Code.BAD_CONFIG, f"network {store.network}: requested address {unused[0]} is not in {ranges}")
+    new: list[Lease] = []
+    with store.locked():
+        held = store.held_by(owner) if search else []
+        leases = []
+        try:
+            for number, entry in enumerate(sets):
+                if (mine := next((a for a in held if entry.find(a)), None)) is not None:
+                    leases.append(_lease(mine, entry, number))
+                    continue
+                new.append(_take(store, owner, number, entry, requested))
+                leases.append(new[-1])
+        except BaseException:
+            for lease in new:
+                store.release(lease.address.ip, owner)
+            raise
+        finally:
+            store.clear()
+    return leases
+
+
+def release(store: Store, owner: Owner, known: Sequence[IPAddress] | None) -> list[IPAddress]:
+    """Give back an owner's addresses and return them; `known` None: look through all leases. Idempotent."""
+    if not store.folder.is_dir():
+        return []
+    with store.locked():
+        held = store.held_by(owner) if known is None else known
+        return [address for address in held if store.release(address, owner)]
+
+
+def _take(store: Store, owner: Owner, number: int, entry: RangeSet, requested: Sequence[IPAddress]) -> Lease:
+    wanted = [address for address in requested if entry.find(address)]
+    if len(wanted) > 1:
+        raise CniError(Code.BAD_CONFIG, f"network {store.network}: several addresses requested of {entry}")
+    address = _take_requested(store, owner, wanted[0], entry) if wanted else _take_next(store, owner, number, entry)
+    store.remember(number, address)
+    return _lease(address, entry, number)
+
+
+def _take_requested(store: Store, owner: Owner, address: IPAddress, entry: RangeSet) -> IPAddress:
+    if any(address == found.gateway for found in entry.ranges):
+        raise CniError(Code.BAD_CONFIG, f"network {store.network}: requested address {address} is the gateway")
+    if not store.reserve(address, owner):
+        holder = store.owner(address)
+        message = f"network {store.network}: requested address {address} is leased to container {holder.container_id}"
+        raise CniError(Code.ADDRESS_TAKEN, message)
+    return address
+
+
+def _take_next(store: Store, owner: Owner, number: int, entry: RangeSet) -> IPAddress:
+    taken: set[IPAddress] = set()
+    for tries, (address, _) in enumerate(entry.after(store.last(number))):
+        if tries == _PROBES:
+            taken = store.taken()
+        if address not in taken and store.reserve(address, owner):
+            return address
+    raise CniError(
+        Code.POOL_EXHAUSTED,
+        f"network {store.network}: no free address in {entry}: all {entry.usable} are leased",
+        f"leases are files in {store.folder}",
+    )
+
+
+def _lease(address: IPAddress, entry: RangeSet, number: int) -> Lease:
+    found: Range | None = entry.find(address)
+    assert found is not None
+    return Lease(ip_interface(f"{address}/{found.subnet.prefixlen}"), found.gateway, number)
+
+
+def _parse(text: str) -> IPAddress | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None

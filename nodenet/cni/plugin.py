@@ -1,0 +1,284 @@
+"""The verbs. ADD is a transaction: each step pushes its undoing, and whatever fails, the attachment leaves nothing.
+
+What stays after a failed ADD is the node's own, shared by all pods: the bridge with its address, and forwarding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodenet.cni import conf as configuration
+from nodenet.cni import ipam, result, wire
+from nodenet.cni.conf import NetConf
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.ipam import Lease, Owner
+from nodenet.cni.protocol import Reply
+from nodenet.cni.records import Record, Records
+from nodenet.cni.request import Request
+from nodenet.cni.resolv import read_resolv_conf
+from nodenet.link import netns
+from nodenet.link.handle import Interface, Link, LinkError
+from nodenet.model import Endpoint
+
+# Called with the name of each step before it is done. Tests fail it there.
+Step = Callable[[str], None]
+STEPS = (
+    *("begin", "lease", "bridge", "veth", "port", "pod"),
+    *("routes", "settle", "endpoint-id", "record", "enforce", "done"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What ADD made: the endpoint, and the result to print."""
+
+    endpoint: Endpoint
+    stdout: str
+
+
+class Plugin:
+    """The verbs on one node: the one whose network namespace the calling thread is in.
+
+    `run_dir` overrides the folder that the configuration's agentSocket names. Not for two threads at once.
+    """
+
+    def __init__(self, run_dir: Path | None = None, step: Step = lambda name: None) -> None:
+        self._run_dir = run_dir
+        self._step = step
+        self._node: Link | None = None
+
+    def close(self) -> None:
+        if self._node is not None:
+            self._node.close()
+            self._node = None
+
+    @property
+    def node(self) -> Link:
+        """The node's rtnetlink socket, opened at first use and kept."""
+        if self._node is None:
+            self._node = Link()
+        return self._node
+
+    def add(self, request: Request, enforce: Callable[[Endpoint], None] = lambda endpoint: None) -> Added:
+        """Attach a container. Raises CniError; then nothing of this attachment is left.
+
+        `enforce` is called when all is made and recorded; what it raises undoes the ADD.
+        """
+        conf = configuration.parse(request.stdin, request.args)
+        owner = Owner(request.container_id, request.ifname)
+        records = self._records(conf)
+        with ExitStack() as stack:
+            stack.enter_context(_told("ADD", conf.name))
+            pod_netns = stack.enter_context(_sandbox(request))
+            crashed = stack.enter_context(records.busy(owner))
+            undo = stack.enter_context(ExitStack())
+            self._step("begin")
+            self._refuse_second(records, owner, request, pod_netns)
+            leases = self._lease(conf, owner, search=crashed, undo=undo)
+            added = self._wire(conf, request, owner, records, leases, pod_netns, undo)
+            self._step("enforce")
+            enforce(added.endpoint)
+            self._step("done")
+            undo.pop_all()
+            return added
+
+    def delete(self, request: Request, forget: Callable[[Endpoint], None] = lambda endpoint: None) -> None:
+        """Detach a container: also when the namespace, the lease, the record or all of it are gone already.
+
+        `forget` is called when the wires are cut and before the addresses are given back to the pool: what it raises
+        leaves them with their owner, for the DEL that the runtime tries again.
+        """
+        conf = configuration.parse(request.stdin, request.args)
+        owner = Owner(request.container_id, request.ifname)
+        records = self._records(conf)
+        with _told("DEL", conf.name), records.busy(owner):
+            record = _readable(records, owner)
+            wire.disconnect(self.node, owner, record.endpoint.host_ifname if record else "")
+            if request.netns and record is None:
+                wire.disconnect_in(request.netns, request.ifname)
+            if record:
+                forget(record.endpoint)
+            known = record.endpoint.ips if record else None
+            store = ipam.Store(record.data_dir, record.network) if record else ipam.Store(conf.ipam.data_dir, conf.name)
+            ipam.release(store, owner, known)
+            records.drop(owner, record.endpoint.endpoint_id if record else 0)
+
+    def version(self, request: Request) -> str:
+        """VERSION: the versions we speak. A request without a version is answered in our newest."""
+        asked = configuration.decode(request.stdin).get("cniVersion") if request.stdin.strip() else None
+        version = asked if asked in configuration.SUPPORTED_VERSIONS else configuration.SUPPORTED_VERSIONS[-1]
+        return result.versions_json(str(version), configuration.SUPPORTED_VERSIONS)
+
+    def run(self, request: Request) -> Reply:
+        """One verb from request to reply, without an agent. Never raises: errors become the specification's JSON."""
+        return answer(request, lambda: self._dispatch(request))
+
+    def _dispatch(self, request: Request) -> str:
+        if request.verb == "ADD":
+            return self.add(request).stdout
+        if request.verb == "DEL":
+            self.delete(request)
+            return ""
+        if request.verb == "VERSION":
+            return self.version(request)
+        raise not_implemented(request)
+
+    def _records(self, conf: NetConf) -> Records:
+        return Records(self._run_dir or conf.run_dir)
+
+    def _refuse_second(self, records: Records, owner: Owner, request: Request, pod_netns: int) -> None:
+        message = f"container {owner.container_id} has an interface {owner.ifname} already"
+        try:
+            record = records.get(owner)
+        except ValueError as error:
+            raise CniError(Code.INTERFACE_EXISTS, f"{message}: {error}", "DEL it first") from error
+        if record is not None:
+            raise CniError(Code.INTERFACE_EXISTS, message, "DEL it before another ADD")
+        with Link(pod_netns) as pod:
+            if pod.get(request.ifname) is not None:
+                raise CniError(Code.INTERFACE_EXISTS, f"{request.netns} has an interface {request.ifname} already")
+
+    def _lease(self, conf: NetConf, owner: Owner, search: bool, undo: ExitStack) -> list[Lease]:
+        self._step("lease")
+        store = ipam.Store(conf.ipam.data_dir, conf.name)
+        leases = ipam.allocate(store, owner, conf.ipam.sets, conf.ipam.requested, search)
+        undo.callback(_undone, ipam.release, store, owner, [lease.address.ip for lease in leases])
+        return leases
+
+    def _wire(
+        self,
+        conf: NetConf,
+        request: Request,
+        owner: Owner,
+        records: Records,
+        leases: Sequence[Lease],
+        pod_netns: int,
+        undo: ExitStack,
+    ) -> Added:
+        self._step("bridge")
+        bridge = wire.ensure_bridge(self.node, conf, leases)
+        mac = conf.mac or wire.pod_mac(leases)
+        self._step("veth")
+        undo.callback(_undone, wire.disconnect, self.node, owner, "")
+        host = wire.create_pair(self.node, conf, owner, pod_netns, mac)
+        self._step("port")
+        wire.join_bridge(self.node, conf, host, bridge)
+        routes = wire.pod_routes(conf, leases)
+        with Link(pod_netns) as pod:
+            self._step("pod")
+            inside = wire.configure_pod(pod, pod_netns, owner.ifname, leases)
+            self._step("routes")
+            wire.add_routes(pod, inside.index, routes)
+        self._step("settle")
+        wire.settle(self.node, host)
+        wire.tell_neighbours(pod_netns, owner.ifname, mac, leases)
+        endpoint = self._record(conf, request, owner, records, leases, host, mac, undo)
+        interfaces = (
+            result.ResultInterface(bridge.name, bridge.mac, mtu=bridge.mtu),
+            result.ResultInterface(host.name, host.mac, mtu=host.mtu),
+            result.ResultInterface(owner.ifname, mac, sandbox=request.netns, mtu=inside.mtu),
+        )
+        dns = conf.dns or (read_resolv_conf(conf.ipam.resolv_conf) if conf.ipam.resolv_conf else {})
+        return Added(endpoint, result.Result(interfaces, 2, leases, routes, dns).to_json(conf.cni_version))
+
+    def _record(
+        self,
+        conf: NetConf,
+        request: Request,
+        owner: Owner,
+        records: Records,
+        leases: Sequence[Lease],
+        host: Interface,
+        mac: str,
+        undo: ExitStack,
+    ) -> Endpoint:
+        self._step("endpoint-id")
+        undo.callback(_undone, records.drop, owner)
+        endpoint = Endpoint(
+            endpoint_id=records.allocate_id(owner),
+            container_id=owner.container_id,
+            ifname=owner.ifname,
+            netns=request.netns,
+            host_ifname=host.name,
+            host_ifindex=host.index,
+            mac=mac,
+            ips=tuple(lease.address.ip for lease in leases),
+            pod=request.pod,
+            pod_uid=request.pod_uid,
+        )
+        self._step("record")
+        records.put(Record(endpoint, conf.name, conf.ipam.data_dir))
+        return endpoint
+
+
+def not_implemented(request: Request) -> CniError:
+    return CniError(Code.NOT_IMPLEMENTED, f"CNI_COMMAND: {request.verb} is not implemented yet")
+
+
+def answer(request: Request, work: Callable[[], str]) -> Reply:
+    """The reply of a verb: what `work` prints with status 0, or the error as JSON with status 1."""
+    try:
+        return Reply(0, work().encode())
+    except CniError as error:
+        return failure(request.stdin, error)
+
+
+def failure(stdin: bytes, error: CniError) -> Reply:
+    """An error as the runtime wants it, in the version that its configuration asked for if that can be read."""
+    version = configuration.SUPPORTED_VERSIONS[-1]
+    try:
+        asked = configuration.version_of(configuration.decode(stdin))
+        version = asked if asked in configuration.SUPPORTED_VERSIONS else version
+    except CniError:
+        pass
+    return Reply(1, error.to_json(version).encode())
+
+
+@contextmanager
+def _sandbox(request: Request) -> Iterator[int]:
+    """The pod's namespace as an open file, checked: a network namespace, and not the node's own."""
+    path = request.netns
+    try:
+        with netns.opened(path) as fd:
+            if not netns.is_namespace(fd):
+                raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS: {path} is not a network namespace")
+            if netns.inode(fd) == netns.inode():
+                raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
+            yield fd
+    except FileNotFoundError as error:
+        if error.filename is None or str(error.filename) != str(netns.path_of(path)):
+            raise
+        raise CniError(Code.UNKNOWN_CONTAINER, f"CNI_NETNS: {path} does not exist") from error
+
+
+@contextmanager
+def _told(verb: str, network: str) -> Iterator[None]:
+    """Turn what the kernel and the file system refuse into the specification's errors."""
+    try:
+        yield
+    except LinkError as error:
+        raise CniError(Code.KERNEL_REFUSED, f"network {network}: {verb}: {error}") from error
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise CniError(Code.IO_FAILURE, f"network {network}: {verb}: {what}") from error
+
+
+def _undone(function: Callable[..., object], *args: object) -> None:
+    """Undo one step. What fails here must not keep the other steps from being undone, nor hide why ADD failed."""
+    try:
+        function(*args)
+    except (OSError, LinkError) as error:
+        print(f"nodenet: while undoing an ADD: {error}", file=sys.stderr)
+
+
+def _readable(records: Records, owner: Owner) -> Record | None:
+    """The record, or None when it is missing or damaged: then DEL looks for what it left by name."""
+    try:
+        return records.get(owner)
+    except ValueError as error:
+        print(f"nodenet: endpoint file of {owner.container_id}: {error}", file=sys.stderr)
+        return None

@@ -1,0 +1,88 @@
+"""What the executable and the agent say to each other over the unix socket: no JSON, so that a small C program can.
+
+Numbers are 32-bit big-endian.
+
+    request: "NNC1"  length environment  length stdin
+    reply:   "NNR1"  status  length stdout
+
+The environment is NAME=VALUE strings, each ended by a NUL; `status` is the exit status. One request per connection.
+Whatever ends before its length says is half an answer, never an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+REQUEST_MAGIC = b"NNC1"
+REPLY_MAGIC = b"NNR1"
+# Bytes: a runtime's configuration with a prevResult is a few thousand.
+MAX_ENVIRONMENT = 1 << 17
+MAX_STDIN = 1 << 22
+MAX_STDOUT = 1 << 22
+
+
+class ProtocolError(Exception):
+    """Not this protocol, too long, or cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Exit status and standard output of one verb."""
+
+    status: int
+    stdout: bytes
+
+
+def pack_request(environment: Mapping[str, str], stdin: bytes) -> bytes:
+    """Bytes of a request. The environment's text is in the file system's encoding: paths may hold any byte."""
+    pairs = b"".join(f"{name}={value}".encode(errors="surrogateescape") + b"\0" for name, value in environment.items())
+    return REQUEST_MAGIC + struct.pack("!I", len(pairs)) + pairs + struct.pack("!I", len(stdin)) + stdin
+
+
+def unpack_environment(pairs: bytes) -> dict[str, str]:
+    """NAME=VALUE strings as a dict. Raises ProtocolError on a pair without "=" or without its NUL."""
+    if pairs and not pairs.endswith(b"\0"):
+        raise ProtocolError("environment: the last string has no NUL")
+    found = {}
+    for pair in pairs.split(b"\0")[:-1]:
+        name, separator, value = pair.decode(errors="surrogateescape").partition("=")
+        if not separator or not name:
+            raise ProtocolError(f"environment: {pair[:40]!r} is not NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def pack_reply(reply: Reply) -> bytes:
+    return REPLY_MAGIC + struct.pack("!II", reply.status, len(reply.stdout)) + reply.stdout
+
+
+def unpack_reply(data: bytes) -> Reply:
+    """The reverse of pack_reply. Raises ProtocolError when anything is missing or left over."""
+    if len(data) < 12 or data[:4] != REPLY_MAGIC:
+        raise ProtocolError("not a reply")
+    status, length = struct.unpack_from("!II", data, 4)
+    if len(data) != 12 + length:
+        raise ProtocolError(f"reply of {length} bytes, got {len(data) - 12}")
+    return Reply(status, data[12:])
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
+    """Environment and stdin of one request. Raises ProtocolError."""
+    try:
+        if (magic := await reader.readexactly(4)) != REQUEST_MAGIC:
+            raise ProtocolError(f"expected {REQUEST_MAGIC!r}, got {magic!r}")
+        environment = await _block(reader, MAX_ENVIRONMENT, "environment")
+        stdin = await _block(reader, MAX_STDIN, "stdin")
+    except asyncio.IncompleteReadError as error:
+        raise ProtocolError("the request was cut off") from error
+    return unpack_environment(environment), stdin
+
+
+async def _block(reader: asyncio.StreamReader, limit: int, what: str) -> bytes:
+    (length,) = struct.unpack("!I", await reader.readexactly(4))
+    if length > limit:
+        raise ProtocolError(f"{what} of {length} bytes is over {limit}")
+    return await reader.readexactly(length)

@@ -1,0 +1,210 @@
+"""Endpoint files: the durable record of each pod attachment on this node, which the agent adopts at its start.
+
+    <run_dir>/endpoints/<container>-<ifname>.json   a model.Endpoint and where its leases are, written atomically
+    <run_dir>/endpoints/<container>-<ifname>.busy   held with flock while a verb works on the attachment; one that
+                                                    nobody holds was left by a crash
+    <run_dir>/endpoints/ids/<n>                     a symlink that says which attachment has endpoint_id n
+    <run_dir>/endpoints/ids/last                    the number given last
+
+The folder is on a tmpfs: a reboot empties it, as it ends the pods.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.ipam import Owner
+from nodenet.model import Endpoint, ObjectRef
+
+MAX_ENDPOINT_ID = 65535
+# Seconds that a verb waits for another one on the same attachment.
+BUSY_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attachment: the endpoint, the network it is in and where that network's leases are."""
+
+    endpoint: Endpoint
+    network: str
+    data_dir: Path
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.endpoint.container_id, self.endpoint.ifname)
+
+    def to_json(self) -> str:
+        e = self.endpoint
+        body = {
+            "version": 1,
+            "network": self.network,
+            "dataDir": str(self.data_dir),
+            "endpointId": e.endpoint_id,
+            "containerId": e.container_id,
+            "ifname": e.ifname,
+            "netns": e.netns,
+            "hostIfname": e.host_ifname,
+            "hostIfindex": e.host_ifindex,
+            "mac": e.mac,
+            "ips": [str(address) for address in e.ips],
+            "podNamespace": e.pod.namespace,
+            "podName": e.pod.name,
+            "podUid": e.pod_uid,
+        }
+        return json.dumps(body, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Raises ValueError when anything is missing or of the wrong type."""
+        body: Any = json.loads(text)
+        try:
+            endpoint = Endpoint(
+                endpoint_id=int(body["endpointId"]),
+                container_id=str(body["containerId"]),
+                ifname=str(body["ifname"]),
+                netns=str(body["netns"]),
+                host_ifname=str(body["hostIfname"]),
+                host_ifindex=int(body["hostIfindex"]),
+                mac=str(body["mac"]),
+                ips=tuple(ip_address(address) for address in body["ips"]),
+                pod=ObjectRef(str(body["podNamespace"]), str(body["podName"])),
+                pod_uid=str(body["podUid"]),
+            )
+            return cls(endpoint, str(body["network"]), Path(str(body["dataDir"])))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not an endpoint record: {error!r}") from error
+
+
+class Records:
+    """The endpoint files of one node. Methods raise OSError as the file system does."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / "endpoints"
+        self.ids = self.folder / "ids"
+
+    def all(self) -> tuple[list[Record], list[str]]:
+        """Every record by endpoint_id, and a sentence for each file that cannot be read (it is left alone)."""
+        found, problems = [], []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                found.append(Record.from_json(path.read_text()))
+            except FileNotFoundError:
+                continue
+            except (ValueError, OSError) as error:
+                problems.append(f"endpoint file {path}: {error}")
+        return sorted(found, key=lambda record: record.endpoint.endpoint_id), problems
+
+    def get(self, owner: Owner) -> Record | None:
+        """The record of one attachment. A damaged file raises ValueError."""
+        try:
+            return Record.from_json(self._path(owner, "json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def put(self, record: Record) -> None:
+        """Write a record: whole or not at all, also over a crash."""
+        path = self._path(record.owner, "json")
+        temporary = path.with_suffix(".new")
+        with temporary.open("w") as file:
+            file.write(record.to_json())
+        temporary.rename(path)
+
+    def drop(self, owner: Owner, endpoint_id: int = 0) -> None:
+        """Forget an attachment and free its number; without the number every one is looked at. Idempotent."""
+        with self._locked():
+            names = [self.ids / str(endpoint_id)] if endpoint_id else list(self.ids.iterdir())
+            for path in names:
+                if path.is_symlink() and str(path.readlink()) == _stem(owner):
+                    path.unlink()
+        for suffix in ("new", "json"):
+            self._path(owner, suffix).unlink(missing_ok=True)
+
+    @contextmanager
+    def busy(self, owner: Owner, timeout: float = BUSY_TIMEOUT) -> Iterator[bool]:
+        """Hold the attachment while a verb works on it; gives whether a crashed verb left its mark.
+
+        The mark stays when the body raises BaseException by way of a kill alone: an orderly end removes it. Raises
+        CniError with code 11 when another process holds it for longer than `timeout` seconds.
+        """
+        self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(owner, "busy")
+        fd, crashed = _hold(path, time.monotonic() + timeout)
+        try:
+            yield crashed
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+    def allocate_id(self, owner: Owner) -> int:
+        """The next free endpoint_id, going round: a number is not used again soon. Raises CniError when full."""
+        with self._locked():
+            last = self.ids / "last"
+            start = 0
+            with suppress(FileNotFoundError, ValueError):
+                start = int(last.read_text())
+            for step in range(MAX_ENDPOINT_ID):
+                number = (start + step) % MAX_ENDPOINT_ID + 1
+                if self._claim(number, owner):
+                    temporary = self.ids / ".last"
+                    temporary.write_text(str(number))
+                    temporary.rename(last)
+                    return number
+        raise CniError(Code.POOL_EXHAUSTED, f"this node has {MAX_ENDPOINT_ID} endpoints already")
+
+    def _claim(self, number: int, owner: Owner) -> bool:
+        path = self.ids / str(number)
+        try:
+            path.symlink_to(_stem(owner))
+        except FileExistsError:
+            stem = str(path.readlink())
+            # A crash between taking the number and writing the record leaves a link to nothing.
+            if any((self.folder / f"{stem}.{suffix}").exists() for suffix in ("json", "busy")) and stem != _stem(owner):
+                return False
+            path.unlink()
+            path.symlink_to(_stem(owner))
+        return True
+
+    def _path(self, owner: Owner, suffix: str) -> Path:
+        return self.folder / f"{_stem(owner)}.{suffix}"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.ids, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _stem(owner: Owner) -> str:
+    return f"{owner.container_id}-{owner.ifname}"
+
+
+def _hold(path: Path, deadline: float) -> tuple[int, bool]:
+    """Open and lock a file that its last holder may unlink at any moment: what is locked must still be in its place."""
+    while True:
+        existed = path.exists()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(fd).st_ino:
+                    return fd, existed
+        except BlockingIOError:
+            pass
+        os.close(fd)
+        if time.monotonic() > deadline:
+            raise CniError(Code.TRY_AGAIN, f"{path.stem}: another ADD or DEL is working on it")
+        time.sleep(0.01)

@@ -1,0 +1,78 @@
+"""The result that ADD prints, in each version of the specification that we speak."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nodenet.cni.ipam import Lease
+from nodenet.cni.routes import PodRoute
+
+
+@dataclass(frozen=True, slots=True)
+class ResultInterface:
+    """An interface that ADD made or used. `sandbox` is "" on the node's side. `mtu` is told in 1.1 alone."""
+
+    name: str
+    mac: str
+    sandbox: str = ""
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What ADD did: `pod_interface` is the index in `interfaces` that the addresses belong to."""
+
+    interfaces: Sequence[ResultInterface]
+    pod_interface: int
+    leases: Sequence[Lease]
+    routes: Sequence[PodRoute]
+    dns: Mapping[str, Any]
+
+    def to_json(self, version: str) -> str:
+        """The success object of SPEC.md in `version`, one of conf.SUPPORTED_VERSIONS."""
+        body = {
+            "cniVersion": version,
+            "interfaces": [_interface(entry, version) for entry in self.interfaces],
+            "ips": [self._ip(lease, version) for lease in self.leases],
+            "routes": [_route(route, version) for route in self.routes],
+            "dns": dict(self.dns),
+        }
+        return json.dumps(body, indent=2)
+
+    def _ip(self, lease: Lease, version: str) -> dict[str, Any]:
+        body: dict[str, Any] = {}
+        if version in ("0.3.1", "0.4.0"):
+            body["version"] = str(lease.address.version)
+        return body | {
+            "interface": self.pod_interface,
+            "address": str(lease.address),
+            "gateway": str(lease.gateway),
+        }
+
+
+def _interface(entry: ResultInterface, version: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"name": entry.name, "mac": entry.mac}
+    if entry.mtu and version == "1.1.0":
+        body["mtu"] = entry.mtu
+    if entry.sandbox:
+        body["sandbox"] = entry.sandbox
+    return body
+
+
+def _route(route: PodRoute, version: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"dst": str(route.network)}
+    if route.gateway is not None:
+        body["gw"] = str(route.gateway)
+    if version == "1.1.0":
+        for name in ("mtu", "advmss", "priority", "table", "scope"):
+            if (number := getattr(route, name)) is not None:
+                body[name] = number
+    return body
+
+
+def versions_json(version: str, supported: Sequence[str]) -> str:
+    """What VERSION prints; `version` is the one of the request."""
+    return json.dumps({"cniVersion": version, "supportedVersions": list(supported)})
