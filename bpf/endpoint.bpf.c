@@ -5,6 +5,7 @@
 #include "lib/lb.h"
 #include "lib/policy.h"
 
+#define NN_ARP_SENDER_OFFSET (ETH_HLEN + 14) /* RFC 826: after the fixed part and the sender's MAC */
 #define NN_ICMPV6_MLD_FIRST 130
 #define NN_ICMPV6_MLD_LAST 132
 #define NN_ICMPV6_MLD2_REPORT 143
@@ -49,7 +50,7 @@ NN_INLINE int nn_check_arp(struct __sk_buff *ctx)
 	struct nn_addr sender;
 	__be32 v4;
 
-	if (bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct arphdr) + ETH_ALEN, &v4, sizeof(v4)) < 0)
+	if (bpf_skb_load_bytes(ctx, NN_ARP_SENDER_OFFSET, &v4, sizeof(v4)) < 0)
 		return NN_DROP_INVALID_PACKET;
 	nn_addr_from_v4(&sender, v4);
 	return v4 == 0 || nn_owner(ctx, &sender) ? 0 : NN_DROP_INVALID_SOURCE_IP;
@@ -107,7 +108,7 @@ NN_INLINE __u32 nn_policy_revision(void)
  * other way, so its tuple as the pod sees it is found with the opposite direction. */
 NN_INLINE int nn_is_related(struct __sk_buff *ctx, struct nn_context *context, __u8 direction, __u32 now)
 {
-	struct nn_packet inner = { .offset = context->packet.offset + sizeof(struct icmphdr) };
+	struct nn_packet inner = { .offset = context->packet.offset + NN_ICMP_HEADER };
 	struct nn_ct_key key;
 
 	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)

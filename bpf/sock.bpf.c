@@ -3,11 +3,13 @@
  * After connect() a flow costs nothing more than a direct one. AF_INET6 sockets that name an IPv4-mapped address come
  * through the v6 hooks and find IPv4 Services, because maps hold addresses in that very form. */
 #include <linux/errno.h>
-#include <sys/socket.h>
 
 #include "lib/events.h"
 #include "lib/lb.h"
 
+/* bits/socket.h: libc's headers are not for this target. */
+#define NN_AF_INET 2
+#define NN_AF_INET6 10
 #define NN_ALLOW 1
 #define NN_REFUSE 0
 
@@ -91,7 +93,7 @@ NN_INLINE int nn_sock_reverse(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 
 NN_INLINE void nn_sock_read(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int family)
 {
-	if (family == AF_INET) {
+	if (family == NN_AF_INET) {
 		nn_addr_from_v4(addr, ctx->user_ip4);
 	} else {
 		addr->word[0] = ctx->user_ip6[0];
@@ -104,7 +106,7 @@ NN_INLINE void nn_sock_read(struct bpf_sock_addr *ctx, struct nn_addr *addr, __b
 
 NN_INLINE void nn_sock_write(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port, int family)
 {
-	if (family == AF_INET) {
+	if (family == NN_AF_INET) {
 		ctx->user_ip4 = addr->word[3];
 	} else {
 		ctx->user_ip6[0] = addr->word[0];
@@ -142,49 +144,49 @@ NN_INLINE int nn_sock_back(struct bpf_sock_addr *ctx, int family)
 SEC("cgroup/connect4")
 int sock_connect4(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_out(ctx, AF_INET, 0);
+	return nn_sock_out(ctx, NN_AF_INET, 0);
 }
 
 SEC("cgroup/connect6")
 int sock_connect6(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_out(ctx, AF_INET6, 0);
+	return nn_sock_out(ctx, NN_AF_INET6, 0);
 }
 
 SEC("cgroup/sendmsg4")
 int sock_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_out(ctx, AF_INET, 1);
+	return nn_sock_out(ctx, NN_AF_INET, 1);
 }
 
 SEC("cgroup/sendmsg6")
 int sock_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_out(ctx, AF_INET6, 1);
+	return nn_sock_out(ctx, NN_AF_INET6, 1);
 }
 
 SEC("cgroup/recvmsg4")
 int sock_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_back(ctx, AF_INET);
+	return nn_sock_back(ctx, NN_AF_INET);
 }
 
 SEC("cgroup/recvmsg6")
 int sock_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_back(ctx, AF_INET6);
+	return nn_sock_back(ctx, NN_AF_INET6);
 }
 
 SEC("cgroup/getpeername4")
 int sock_getpeer4(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_back(ctx, AF_INET);
+	return nn_sock_back(ctx, NN_AF_INET);
 }
 
 SEC("cgroup/getpeername6")
 int sock_getpeer6(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_back(ctx, AF_INET6);
+	return nn_sock_back(ctx, NN_AF_INET6);
 }
 
 char nn_license[] SEC("license") = "Dual BSD/GPL";

@@ -3,6 +3,7 @@
 #ifndef NN_EVENTS_H
 #define NN_EVENTS_H
 
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 
 #include "parse.h"

@@ -4,9 +4,6 @@
 #ifndef NN_PARSE_H
 #define NN_PARSE_H
 
-#include <linux/icmp.h>
-#include <linux/icmpv6.h>
-#include <linux/if_arp.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
@@ -20,6 +17,17 @@
 #define NN_NEXTHDR_FRAGMENT 44
 #define NN_NEXTHDR_AUTH 51
 #define NN_NEXTHDR_DEST 60
+/* linux/icmp.h and linux/icmpv6.h draw in libc's headers, which clang -target bpf cannot always find: RFC 792, 4443. */
+#define NN_ICMP_ECHO_REPLY 0
+#define NN_ICMP_DEST_UNREACH 3
+#define NN_ICMP_ECHO 8
+#define NN_ICMP_TIME_EXCEEDED 11
+#define NN_ICMP_PARAMETER_PROBLEM 12
+#define NN_ICMP_HEADER 8 /* bytes, of both versions */
+#define NN_ICMPV6_FIRST_INFORMATIONAL 128
+#define NN_ICMPV6_ECHO_REQUEST 128
+#define NN_ICMPV6_ECHO_REPLY 129
+#define NN_TCP_FLAGS_OFFSET 13
 #define NN_TCP_FIN 0x01
 #define NN_TCP_SYN 0x02
 #define NN_TCP_RST 0x04
@@ -141,7 +149,7 @@ NN_INLINE int nn_parse_ports(struct __sk_buff *ctx, struct nn_packet *packet)
 	packet->tuple.sport = ports.sport;
 	packet->tuple.dport = ports.dport;
 	if (packet->tuple.protocol == IPPROTO_TCP &&
-	    bpf_skb_load_bytes(ctx, packet->offset + 13, &packet->tcp_flags, 1) < 0)
+	    bpf_skb_load_bytes(ctx, packet->offset + NN_TCP_FLAGS_OFFSET, &packet->tcp_flags, 1) < 0)
 		return NN_DROP_INVALID_PACKET;
 	return 0;
 }
@@ -160,8 +168,8 @@ NN_INLINE int nn_parse_icmp(struct __sk_buff *ctx, struct nn_packet *packet)
 	packet->icmp_type = icmp.type;
 	packet->icmp_code = icmp.code;
 	/* An echo's identifier takes the place of both ports: a ping is a flow, and its reply the same flow. */
-	if ((packet->ip_version == 4 && (icmp.type == ICMP_ECHO || icmp.type == ICMP_ECHOREPLY)) ||
-	    (packet->ip_version == 6 && (icmp.type == ICMPV6_ECHO_REQUEST || icmp.type == ICMPV6_ECHO_REPLY))) {
+	if ((packet->ip_version == 4 && (icmp.type == NN_ICMP_ECHO || icmp.type == NN_ICMP_ECHO_REPLY)) ||
+	    (packet->ip_version == 6 && (icmp.type == NN_ICMPV6_ECHO_REQUEST || icmp.type == NN_ICMPV6_ECHO_REPLY))) {
 		packet->tuple.sport = icmp.id;
 		packet->tuple.dport = icmp.id;
 	}
@@ -234,10 +242,11 @@ NN_SUBPROGRAM int nn_parse_ip(struct __sk_buff *ctx, struct nn_packet *packet, i
 NN_INLINE int nn_is_icmp_error(const struct nn_packet *packet)
 {
 	if (packet->tuple.protocol == IPPROTO_ICMP)
-		return packet->icmp_type == ICMP_DEST_UNREACH || packet->icmp_type == ICMP_TIME_EXCEEDED ||
-		       packet->icmp_type == ICMP_PARAMETERPROB;
+		return packet->icmp_type == NN_ICMP_DEST_UNREACH ||
+		       packet->icmp_type == NN_ICMP_TIME_EXCEEDED ||
+		       packet->icmp_type == NN_ICMP_PARAMETER_PROBLEM;
 	/* RFC 4443: error messages have types below 128. */
-	return packet->tuple.protocol == IPPROTO_ICMPV6 && packet->icmp_type < 128;
+	return packet->tuple.protocol == IPPROTO_ICMPV6 && packet->icmp_type < NN_ICMPV6_FIRST_INFORMATIONAL;
 }
 
 #endif
