@@ -34,7 +34,7 @@ class Kind(StrEnum):
     ENDPOINT = "Endpoint"
 
 
-API_KINDS = tuple(kind for kind in Kind if kind is not Kind.ENDPOINT)
+API_KINDS: tuple[Kind, ...] = tuple(kind for kind in Kind if kind is not Kind.ENDPOINT)
 
 
 class AttachmentKey(NamedTuple):
@@ -42,6 +42,31 @@ class AttachmentKey(NamedTuple):
 
     container_id: str
     ifname: str
+
+
+class Delta(NamedTuple):
+    """One object is new or changed (DELETED: gone)."""
+
+    op: Op
+    obj: StoredObject
+
+
+class Removal(NamedTuple):
+    """An object is gone, of which nothing but its name is known."""
+
+    kind: Kind
+    key: tuple[str, str]
+
+
+class Listing(NamedTuple):
+    """A fresh list. `keep` names what is in it, yet could not be read."""
+
+    kind: Kind
+    objects: tuple[StoredObject, ...]
+    keep: tuple[tuple[str, str], ...] = ()
+
+
+StoreEvent = Delta | Removal | Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +131,14 @@ class Store:
     def missing(self) -> tuple[Kind, ...]:
         """The kinds whose first list has not arrived."""
         return tuple(kind for kind in Kind if kind in self._missing)
+
+    def feed(self, event: StoreEvent) -> bool:
+        """Take whatever a source yields: see `apply`, `delete` and `replace`."""
+        if isinstance(event, Delta):
+            return self.apply(event.op, event.obj)
+        if isinstance(event, Removal):
+            return self.delete(event.kind, event.key)
+        return self.replace(event.kind, event.objects, event.keep)
 
     def apply(self, op: Op, obj: StoredObject) -> bool:
         """Take one delta. Returns whether anything that a Snapshot shows has changed."""

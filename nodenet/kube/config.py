@@ -1,0 +1,176 @@
+"""Where the Kubernetes API is and how to prove who we are: a kubeconfig file, or the pod's service account."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import ssl
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nodenet.errors import BadInputError, CannotRunError
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_SECTIONS = {"cluster": "clusters", "user": "users", "context": "contexts"}
+_UNSUPPORTED_USER = ("exec", "auth-provider", "username", "password")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAccess:
+    """`server` is a URL without a slash at its end. `ssl` None: plain HTTP. A token file is read for every request,
+    because the kubelet replaces it."""
+
+    server: str
+    ssl: ssl.SSLContext | None = None
+    token: str = ""
+    token_file: Path | None = None
+    server_name: str | None = None
+
+    def bearer(self) -> str:
+        """The token of this moment, or "". Raises OSError when its file cannot be read."""
+        return self.token_file.read_text().strip() if self.token_file else self.token
+
+
+def load(kubeconfig: Path | None) -> ClusterAccess:
+    """From a kubeconfig's current context, or (None) from the service account of the pod that we run in.
+
+    Raises BadInputError naming file and field, CannotRunError when there is neither.
+    """
+    return from_kubeconfig(kubeconfig) if kubeconfig else in_cluster(os.environ, SERVICE_ACCOUNT)
+
+
+def in_cluster(environ: Mapping[str, str], folder: Path) -> ClusterAccess:
+    """What every pod finds: two variables and three files. Raises CannotRunError when they are not there."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    token, authority = folder / "token", folder / "ca.crt"
+    if not host:
+        raise CannotRunError(
+            "no kubeconfig is configured and KUBERNETES_SERVICE_HOST is not set: this is not a pod",
+            "set `kubeconfig` in the agent's configuration",
+        )
+    for file in (token, authority):
+        if not file.is_file():
+            raise CannotRunError(
+                f"{file}: missing", "does the pod have a service account (automountServiceAccountToken)?"
+            )
+    context = ssl.create_default_context(cafile=str(authority))
+    return ClusterAccess(f"https://{f'[{host}]' if ':' in host else host}:{port}", context, token_file=token)
+
+
+def from_kubeconfig(path: Path) -> ClusterAccess:
+    """The current context of a kubeconfig. Raises BadInputError naming file and field."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise BadInputError(f"{path}: expected a kubeconfig, got {type(data).__name__}")
+    config = _Kubeconfig(path, data)
+    context = config.named("context", config.text(data, "current-context", "", required=True))
+    cluster_name = config.text(context, "cluster", "context.", required=True)
+    cluster = config.named("cluster", cluster_name)
+    user_name = config.text(context, "user", "context.")
+    user = config.named("user", user_name) if user_name else {}
+    return _access(config, cluster, user, user_name)
+
+
+def _access(config: _Kubeconfig, cluster: dict[str, Any], user: dict[str, Any], user_name: str) -> ClusterAccess:
+    server = config.text(cluster, "server", "cluster.", required=True).rstrip("/")
+    if not server.startswith(("http://", "https://")):
+        raise config.error("cluster.server", f"expected http://... or https://..., got {server!r}")
+    for key in _UNSUPPORTED_USER:
+        if user.get(key):
+            raise config.error(f"users[{user_name}].{key}", "not supported: use a client certificate or a token")
+    token_file = config.text(user, "tokenFile", "user.")
+    return ClusterAccess(
+        server,
+        config.context(cluster, user) if server.startswith("https://") else None,
+        token=config.text(user, "token", "user."),
+        token_file=config.path_of(token_file) if token_file else None,
+        server_name=config.text(cluster, "tls-server-name", "cluster.") or None,
+    )
+
+
+class _Kubeconfig:
+    """One file, for messages that name it."""
+
+    def __init__(self, path: Path, data: dict[str, Any]) -> None:
+        self._path = path
+        self._data = data
+
+    def error(self, field: str, message: str) -> BadInputError:
+        return BadInputError(f"{self._path}: {field}: {message}")
+
+    def named(self, what: str, name: str) -> dict[str, Any]:
+        entries = self._data.get(_SECTIONS[what]) or []
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("name") == name:
+                value = entry.get(what)
+                if isinstance(value, dict):
+                    return value
+        raise self.error(f"{_SECTIONS[what]}", f"none is named {name!r}")
+
+    def text(self, section: dict[str, Any], key: str, where: str, required: bool = False) -> str:
+        value = section.get(key)
+        if value is None or value == "":
+            if required:
+                raise self.error(f"{where}{key}", "required")
+            return ""
+        if not isinstance(value, str):
+            raise self.error(f"{where}{key}", f"expected text, got {value!r}")
+        return value
+
+    def path_of(self, name: str) -> Path:
+        """Relative paths count from the kubeconfig's folder, as for kubectl."""
+        return self._path.parent / name
+
+    def content(self, section: dict[str, Any], key: str, where: str) -> bytes | None:
+        """`<key>-data` in base64, or what the file named by `<key>` holds."""
+        data = self.text(section, f"{key}-data", where)
+        if data:
+            try:
+                return base64.b64decode(data, validate=True)
+            except binascii.Error as error:
+                raise self.error(f"{where}{key}-data", f"not base64: {error}") from error
+        name = self.text(section, key, where)
+        if not name:
+            return None
+        try:
+            return self.path_of(name).read_bytes()
+        except OSError as error:
+            raise self.error(f"{where}{key}", f"{self.path_of(name)}: {error.strerror}") from error
+
+    def context(self, cluster: dict[str, Any], user: dict[str, Any]) -> ssl.SSLContext:
+        authority = self.content(cluster, "certificate-authority", "cluster.")
+        try:
+            context = ssl.create_default_context(cadata=authority.decode() if authority else None)
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise self.error("cluster.certificate-authority", f"not a certificate: {error}") from error
+        if cluster.get("insecure-skip-tls-verify") is True:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        certificate = self.content(user, "client-certificate", "user.")
+        key = self.content(user, "client-key", "user.")
+        if certificate and key:
+            self._load_chain(context, certificate, key)
+        elif certificate or key:
+            raise self.error("user", "client-certificate and client-key belong together: one is missing")
+        return context
+
+    def _load_chain(self, context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+        """OpenSSL reads them from a file alone: one that only we can read, for as long as that takes."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(certificate + b"\n" + key)
+            file.flush()
+            try:
+                context.load_cert_chain(file.name)
+            except ssl.SSLError as error:
+                raise self.error("user.client-certificate", f"not a certificate with its key: {error}") from error

@@ -1,0 +1,167 @@
+"""The fields of the Kubernetes API that the agent uses, as msgspec structs. Everything may be absent or null, because
+API servers leave out what is empty; what must be there is checked where it is used (decode.py)."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Struct(msgspec.Struct, rename="camel", gc=False):
+    """Unknown fields are passed over; names are camelCase in JSON."""
+
+
+class Owner(Struct):
+    kind: str | None = None
+    name: str | None = None
+    controller: bool | None = None
+
+
+class ObjectName(Struct):
+    name: str = ""
+    namespace: str | None = None
+    resource_version: str | None = None
+
+
+class Metadata(ObjectName):
+    uid: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    owner_references: list[Owner] | None = None
+
+
+class Named(Struct):
+    """Any object, as far as its name goes."""
+
+    metadata: ObjectName
+
+
+class ContainerPort(Struct):
+    name: str | None = None
+    container_port: int = 0
+    protocol: str | None = None
+
+
+class Container(Struct):
+    ports: list[ContainerPort] | None = None
+    restart_policy: str | None = None
+
+
+class PodSpec(Struct):
+    node_name: str | None = None
+    host_network: bool | None = None
+    containers: list[Container] | None = None
+    init_containers: list[Container] | None = None
+
+
+class PodIP(Struct):
+    ip: str | None = None
+
+
+class PodStatus(Struct):
+    phase: str | None = None
+    pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    pod_ips: list[PodIP] | None = msgspec.field(default=None, name="podIPs")
+
+
+class Pod(Struct):
+    metadata: Metadata
+    spec: PodSpec | None = None
+    status: PodStatus | None = None
+
+
+class Namespace(Struct):
+    metadata: Metadata
+
+
+class NodeSpec(Struct):
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+
+
+class NodeAddress(Struct):
+    type: str | None = None
+    address: str | None = None
+
+
+class NodeStatus(Struct):
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(Struct):
+    metadata: Metadata
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+class Port(Struct):
+    """A port of a Service or of an EndpointSlice."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class ServiceSpec(Struct):
+    type: str | None = None
+    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
+    cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
+    ports: list[Port] | None = None
+    publish_not_ready_addresses: bool | None = None
+
+
+class Service(Struct):
+    metadata: Metadata
+    spec: ServiceSpec | None = None
+
+
+class Conditions(Struct):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Target(Struct):
+    kind: str | None = None
+    namespace: str | None = None
+    name: str | None = None
+
+
+class SliceEndpoint(Struct):
+    addresses: list[str] | None = None
+    conditions: Conditions | None = None
+    node_name: str | None = None
+    target_ref: Target | None = None
+
+
+class EndpointSlice(Struct):
+    metadata: Metadata
+    address_type: str | None = None
+    endpoints: list[SliceEndpoint] | None = None
+    ports: list[Port] | None = None
+
+
+class ListMetadata(Struct):
+    resource_version: str | None = None
+    continue_: str | None = msgspec.field(default=None, name="continue")
+
+
+class ListPage(Struct):
+    """One page of a list. Items stay raw: one that cannot be read must not spoil the others."""
+
+    metadata: ListMetadata
+    items: list[msgspec.Raw] | None = None
+
+
+class WatchEvent(Struct):
+    """One line of a watch."""
+
+    type: str
+    object: msgspec.Raw
+
+
+class Status(Struct):
+    """What an API server answers instead of what was asked for."""
+
+    code: int | None = None
+    reason: str | None = None
+    message: str | None = None
