@@ -95,10 +95,20 @@ class Numbering(Generic[K]):
         return (self._space.first + (start + step) % size for step in range(size))
 
 
+class IdentityKey(NamedTuple):
+    """What an identity stands for: pods with these labels, among those labels that policies tell pods apart by.
+
+    `told_apart` is part of it because the same labels mean fewer pods once a further label counts.
+    """
+
+    labels: LabelSet
+    told_apart: tuple[str, ...] = ()
+
+
 def canonical(key: Hashable) -> str:
-    """A key as text that does not depend on the process: strings, numbers, enums, addresses, tuples, label sets."""
-    if isinstance(key, LabelSet):
-        key = (key.namespace, key.labels, key.named_ports)
+    """A key as text that does not depend on the process: strings, numbers, enums, addresses, tuples, identities."""
+    if isinstance(key, IdentityKey):
+        key = (key.labels.namespace, key.labels.labels, key.labels.named_ports, key.told_apart)
     return json.dumps(key, default=str, separators=(",", ":"))
 
 
@@ -109,7 +119,7 @@ class Ids:
     `services` and `backends` are keyed by whatever the Service compiler names them by (see `canonical`).
     """
 
-    identities: Numbering[LabelSet] = field(default_factory=lambda: Numbering(IDENTITIES))
+    identities: Numbering[IdentityKey] = field(default_factory=lambda: Numbering(IDENTITIES))
     regions: Numbering[Region] = field(default_factory=lambda: Numbering(REGIONS))
     rules: Numbering[RuleRef] = field(default_factory=lambda: Numbering(RULES))
     services: Numbering[Hashable] = field(default_factory=lambda: Numbering(SERVICES))

@@ -1,7 +1,8 @@
 """NetworkPolicies -> nn_policy, nn_cidr, identities and isolation flags.
 
-Entries are keyed by identity: a further pod with a known label set changes nothing here. Only policies that select a
-pod of this node are compiled, so that policies of elsewhere cost no map entry.
+Entries are keyed by identity: a further pod with a known label set changes nothing here. Entries are made for this
+node's pods alone, regions for the blocks of every policy: a pod that gets other labels, and with them other policies,
+must find its peers' addresses under the region numbers that they had before.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from typing import Any
 
 from netpolicy.regions import Prefix, Region, Regions, of_policies, partition
 from netpolicy.resolve import EntryKey, Resolver
-from netpolicy.selectors import matches
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import NamedPort as PolicyNamedPort
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
-from nodenet.compile.ids import Ids
+from nodenet.compile.ids import IdentityKey, Ids
 from nodenet.model import Direction, IPNetwork, Labels, ObjectRef, Pod, Protocol
 
 # Labels whose values differ from pod to pod or from rollout to rollout. They are part of a pod's identity only when a
@@ -77,12 +77,14 @@ def compile_policy(
     `enforce` False: identities only; nothing is isolated and nothing needs allowing.
     """
     identity_of = identities(pods, policies, local)
-    numbers = {labels: ids.identities.number(labels) for labels in sorted(set(identity_of.values()), key=_order)}
+    told_apart = _told_apart(policies)
+    keys = {labels: IdentityKey(labels, told_apart) for labels in sorted(set(identity_of.values()), key=_order)}
+    numbers = {labels: ids.identities.number(key) for labels, key in keys.items()}
     groups = {number: labels for labels, number in numbers.items()}
     subjects = sorted({numbers[identity_of[ref]] for ref in local if ref in identity_of})
-    relevant = _selecting(policies, [groups[subject] for subject in subjects]) if enforce else []
-    regions = _number_regions(of_policies(relevant, _addresses(pods, identity_of)), ids)
-    resolver = Resolver(relevant, namespaces, groups, regions)
+    enforced = policies if enforce else []
+    regions = _number_regions(of_policies(enforced, _addresses(pods, identity_of)), ids)
+    resolver = Resolver(enforced, namespaces, groups, regions)
     table: dict[PolicyKey, U32] = {}
     flags: dict[int, EndpointFlag] = {}
     isolating: dict[int, Mapping[Direction, tuple[PolicyRef, ...]]] = {}
@@ -95,7 +97,7 @@ def compile_policy(
             if ref not in rules:
                 rules[ref] = ids.rules.number(ref)
             table[_key(subject, key)] = U32(rules[ref])
-    ids.identities.keep(numbers.keys())
+    ids.identities.keep(set(keys.values()))
     ids.regions.keep(set(regions.regions))
     ids.rules.keep(rules.keys())
     return PolicyTables(
@@ -114,10 +116,10 @@ def identities(
     pods: Mapping[ObjectRef, Pod], policies: Iterable[NetworkPolicy], local: Collection[ObjectRef] = ()
 ) -> dict[ObjectRef, LabelSet]:
     """The label set that stands for each pod. hostNetwork pods are their node and have none."""
-    named = _keys_named_by(policies)
+    without = HIGH_CARDINALITY_LABELS.difference(_told_apart(policies))
     wanted = set(local)
     return {
-        ref: label_set(pod, HIGH_CARDINALITY_LABELS - named)
+        ref: label_set(pod, without)
         for ref, pod in pods.items()
         if not pod.host_network and (not pod.finished or ref in wanted)
     }
@@ -146,9 +148,12 @@ def restore(
     Numbers are hashes and come out alike by themselves, but for the few that collided: those are told apart here.
     """
     held = {key.addr: value.value for key, value in ipcache.items()}
-    by_pod = identities(pods, policies)
+    by_pod, told_apart = identities(pods, policies), _told_apart(policies)
     ids.identities.restore(
-        (labels, held[ip]) for ref, labels in sorted(by_pod.items()) for ip in pods[ref].ips if ip in held
+        (IdentityKey(labels, told_apart), held[ip])
+        for ref, labels in sorted(by_pod.items(), key=lambda item: item[0])
+        for ip in pods[ref].ips
+        if ip in held
     )
     ids.regions.restore(_held_regions(cidr))
 
@@ -162,17 +167,6 @@ def _mapped(key: LpmKey) -> bytes:
     return key.pack()[4:]
 
 
-def _selecting(policies: Iterable[NetworkPolicy], subjects: list[LabelSet]) -> list[NetworkPolicy]:
-    by_namespace: dict[str, list[LabelSet]] = {}
-    for subject in subjects:
-        by_namespace.setdefault(subject.namespace, []).append(subject)
-    return [
-        policy
-        for policy in policies
-        if any(matches(policy.selector, subject.mapping) for subject in by_namespace.get(policy.namespace, ()))
-    ]
-
-
 def _number_regions(regions: Regions, ids: Ids) -> Regions:
     return regions.numbered({region: ids.regions.number(region) for region in regions.regions})
 
@@ -183,7 +177,8 @@ def _addresses(pods: Mapping[ObjectRef, Pod], identity_of: Mapping[ObjectRef, La
     ]
 
 
-def _keys_named_by(policies: Iterable[NetworkPolicy]) -> frozenset[str]:
+def _told_apart(policies: Iterable[NetworkPolicy]) -> tuple[str, ...]:
+    """The high-cardinality labels that policies name, and that therefore count."""
     keys: set[str] = set()
     for policy in policies:
         keys |= policy.selector.keys
@@ -191,7 +186,7 @@ def _keys_named_by(policies: Iterable[NetworkPolicy]) -> frozenset[str]:
             for peer in rule.peers:
                 if peer.pods is not None:
                     keys |= peer.pods.keys
-    return frozenset(keys)
+    return tuple(sorted(keys & HIGH_CARDINALITY_LABELS))
 
 
 def _flags(isolated: Collection[PolicyDirection]) -> EndpointFlag:

@@ -1,0 +1,255 @@
+"""Why a connection is allowed or denied, in words: the rules that allow, or who isolates and what each rule misses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from netpolicy.evaluate import Evaluator, Party, Reason, Traffic, Verdict, port_matches, ports_match
+from netpolicy.selectors import matches
+from netpolicy.types import (
+    Direction,
+    LabelSet,
+    Peer,
+    PolicyRef,
+    PortRule,
+    Requirement,
+    Rule,
+    RuleRef,
+    Selector,
+    namespace_labels,
+)
+
+_OTHER_SIDE = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A rule (or, with `rule` None, a policy without any) of an isolating policy that does not allow the connection."""
+
+    policy: PolicyRef
+    rule: RuleRef | None
+    peer_matches: bool
+    port_matches: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One direction's answer. `summary` is a sentence; `misses` come nearest first; `missing` is what would help."""
+
+    direction: Direction
+    subject: str
+    allowed: bool
+    reason: Reason
+    summary: str
+    isolated_by: tuple[PolicyRef, ...]
+    allowed_by: tuple[RuleRef, ...]
+    misses: tuple[Miss, ...]
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer for one pair of ends."""
+
+    source: Party
+    destination: Party
+    traffic: Traffic
+    allowed: bool
+    egress: Side
+    ingress: Side
+
+
+def explain(evaluator: Evaluator, source: Party, destination: Party, traffic: Traffic) -> Explanation:
+    """Both directions' verdicts with their reasons."""
+    verdict = evaluator.verdict(source, destination, traffic)
+    sides = [_side(evaluator, direction, source, destination, traffic, verdict) for direction in Direction]
+    ingress, egress = sides
+    return Explanation(source, destination, traffic, verdict.allowed, egress, ingress)
+
+
+def _side(
+    evaluator: Evaluator, direction: Direction, source: Party, destination: Party, traffic: Traffic, verdict: Verdict
+) -> Side:
+    ingress = direction is Direction.INGRESS
+    subject, other = (destination, source) if ingress else (source, destination)
+    found = verdict.ingress if ingress else verdict.egress
+    misses: list[Miss] = []
+    missing = ""
+    if not found.allowed and subject.labels is not None:
+        for policy in evaluator.isolating(subject.labels, direction):
+            rules = policy.rules(direction)
+            if not rules:
+                misses.append(Miss(policy.ref, None, False, False, f"has no {direction} rules: it allows nothing"))
+            for index, rule in enumerate(rules):
+                ref = policy.rule_ref(direction, index)
+                misses.append(_miss(evaluator, policy.ref, ref, rule, other, destination, traffic))
+        misses.sort(key=lambda miss: (not miss.peer_matches, not miss.port_matches, miss.rule is None))
+        missing = (
+            f"an {direction} rule {_OTHER_SIDE[direction]} {describe(other)} on {traffic}, in a policy that selects "
+            f"{describe(subject)}"
+        )
+    summary = _summary(found.reason, direction, subject)
+    return Side(
+        direction,
+        subject.name,
+        found.allowed,
+        found.reason,
+        summary,
+        found.isolated_by,
+        found.allowed_by,
+        tuple(misses),
+        missing,
+    )
+
+
+def _summary(reason: Reason, direction: Direction, subject: Party) -> str:
+    match reason:
+        case Reason.RULE:
+            return f"allowed by a rule of a policy that selects {subject.name}"
+        case Reason.NO_RULE:
+            return f"{subject.name} is isolated for {direction} and no rule allows this"
+        case Reason.NOT_ISOLATED:
+            return f"no policy isolates {subject.name} for {direction}: everything is allowed"
+        case Reason.NOT_A_POD:
+            kind = "a node (or a hostNetwork pod)" if subject.host else "outside the cluster"
+            return f"{subject.name} is {kind}: NetworkPolicy does not apply to it"
+        case Reason.OWN_NODE:
+            return f"traffic between {subject.name} and its own node is always allowed"
+        case Reason.ITSELF:
+            return f"{subject.name} may always reach itself"
+
+
+def describe(party: Party) -> str:
+    """An end with what a policy could know it by."""
+    known = []
+    if party.labels is not None:
+        known += [f"{key}={value}" for key, value in party.labels.labels]
+    if party.address is not None and party.name != str(party.address):
+        known.append(str(party.address))
+    return f"{party.name} ({', '.join(known)})" if known else party.name
+
+
+def _miss(
+    evaluator: Evaluator,
+    policy: PolicyRef,
+    ref: RuleRef,
+    rule: Rule,
+    other: Party,
+    destination: Party,
+    traffic: Traffic,
+) -> Miss:
+    side = _OTHER_SIDE[ref.direction]
+    peer_ok = not rule.peers or any(evaluator.peer_matches(policy.namespace, peer, other) for peer in rule.peers)
+    port_ok = ports_match(rule.ports, traffic, destination.labels)
+    parts = []
+    if not peer_ok:
+        reasons = "; ".join(_why_not_peer(evaluator, policy.namespace, peer, other) for peer in rule.peers)
+        parts.append(f"{side}: {reasons}")
+    if not port_ok:
+        reasons = "; ".join(_why_not_port(port, traffic, destination) for port in rule.ports)
+        parts.append(f"ports: {reasons}")
+    held = f"{side} matches, " if peer_ok else "the port matches, " if port_ok else ""
+    return Miss(policy, ref, peer_ok, port_ok, held + " and ".join(parts))
+
+
+def _why_not_port(port: PortRule, traffic: Traffic, destination: Party) -> str:
+    if isinstance(port.port, str) and destination.labels is not None:
+        numbers = destination.labels.ports_named(port.port, port.protocol)
+        if not numbers:
+            return f"{destination.name} has no {port.protocol} port named {port.port}"
+        return f"{port} is {', '.join(map(str, numbers))} at {destination.name}, not {traffic}"
+    if isinstance(port.port, str):
+        return f"{port} is a name, and only pods have named ports"
+    if traffic.protocol is not None and port_matches(port, Traffic(port.protocol, traffic.port), None):
+        return f"{port} is {port.protocol}, not {traffic.protocol}"
+    return f"{port}, not {traffic}"
+
+
+def _why_not_peer(evaluator: Evaluator, namespace: str, peer: Peer, other: Party) -> str:
+    if peer.block is not None:
+        return _why_not_block(peer, other)
+    if other.labels is None:
+        return f"{peer} selects pods, and {other.name} is none that policy can select"
+    pod = other.labels
+    if peer.namespaces is None and pod.namespace != namespace:
+        return f"{peer} means namespace {namespace} alone (no namespaceSelector), not {pod.namespace}"
+    if peer.namespaces is not None:
+        labels = namespace_labels(evaluator.namespaces, pod.namespace)
+        if not matches(peer.namespaces, labels):
+            return f"namespace {pod.namespace} {_lacks(peer.namespaces, labels)}"
+    if peer.pods is not None:
+        return f"{other.name} {_lacks(peer.pods, pod.mapping)}"
+    return f"{peer} matches nobody"
+
+
+def _why_not_block(peer: Peer, other: Party) -> str:
+    assert peer.block is not None
+    if other.address is None:
+        return f"{peer}, and no address of {other.name} is known"
+    if other.address not in peer.block.cidr:
+        return f"{other.address} is not in {peer.block.cidr}"
+    hole = next(hole for hole in peer.block.excepts if other.address in hole)
+    return f"{other.address} is in {peer.block.cidr} but in its except {hole}"
+
+
+def _lacks(selector: Selector, labels: Mapping[str, str]) -> str:
+    """What a selector asks that these labels do not give."""
+    wrong: list[Requirement] = [r for r in selector.requirements if not matches(Selector((r,)), labels)]
+    return " and ".join(_lacks_one(requirement, labels) for requirement in wrong)
+
+
+def _lacks_one(requirement: Requirement, labels: Mapping[str, str]) -> str:
+    value = labels.get(requirement.key)
+    has = f"has {requirement.key}={value}" if value is not None else f"has no label {requirement.key}"
+    return f"{has} (wanted: {requirement})"
+
+
+def as_json(explanation: Explanation) -> dict[str, Any]:
+    """Plain data for -o json and -o yaml."""
+    return {
+        "from": _party_json(explanation.source),
+        "to": _party_json(explanation.destination),
+        "port": explanation.traffic.port,
+        "protocol": str(explanation.traffic.protocol) if explanation.traffic.protocol else "ICMP",
+        "allowed": explanation.allowed,
+        "egress": _side_json(explanation.egress),
+        "ingress": _side_json(explanation.ingress),
+    }
+
+
+def _party_json(party: Party) -> dict[str, Any]:
+    labels: LabelSet | None = party.labels
+    return {
+        "name": party.name,
+        "address": str(party.address) if party.address is not None else None,
+        "labels": dict(labels.labels) if labels is not None else None,
+    }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {
+        "allowed": side.allowed,
+        "reason": str(side.reason),
+        "summary": side.summary,
+        "isolatedBy": [str(ref) for ref in side.isolated_by],
+        "allowedBy": [_rule_json(ref) for ref in side.allowed_by],
+        "notAllowedBy": [
+            {"policy": str(miss.policy), "rule": _rule_json(miss.rule), "why": miss.text} for miss in side.misses
+        ],
+        "missing": side.missing or None,
+    }
+
+
+def _rule_json(ref: RuleRef | None) -> dict[str, Any] | None:
+    if ref is None:
+        return None
+    return {
+        "namespace": ref.namespace,
+        "policy": ref.policy,
+        "direction": str(ref.direction),
+        "index": ref.index,
+        "field": f"spec.{ref.direction}[{ref.index}]",
+    }

@@ -1,0 +1,74 @@
+"""Pods as plain data, and what the compiler makes of them: shared by the tests of this folder.
+
+A pod is {"namespace", "name", "labels", "ip", "ports": [[port, protocol, name], ...]}, as in the oracle's tables.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from netpolicy.cluster import ContainerPort
+from netpolicy.cluster import Pod as PolicyPod
+from netpolicy.parse import network_policy
+from netpolicy.types import Protocol as PolicyProtocol
+from nodenet.abi import U32, AddressKey, EndpointEntry, LpmKey, Record
+from nodenet.compile.ids import Ids
+from nodenet.compile.policy import PolicyTables, compile_policy
+from nodenet.model import NamedPort, ObjectRef, Pod, Protocol
+from tests.unit.netpolicy.datapath import Datapath
+
+Obj = dict[str, Any]
+
+
+def policy_pod(pod: Obj) -> PolicyPod:
+    ports = [ContainerPort(port, PolicyProtocol(protocol), name) for port, protocol, name in pod["ports"]]
+    return PolicyPod.of(pod["namespace"], pod["name"], pod["labels"], [ipaddress.ip_address(pod["ip"])], ports)
+
+
+def model_pod(pod: Obj) -> Pod:
+    return Pod(
+        ObjectRef(pod["namespace"], pod["name"]),
+        "uid",
+        pod["labels"],
+        ips=(ipaddress.ip_address(pod["ip"]),),
+        phase="Running",
+        named_ports=tuple(NamedPort(name, port, Protocol[protocol]) for port, protocol, name in pod["ports"] if name),
+    )
+
+
+def compiled(
+    pods: list[Obj], namespaces: dict[str, dict[str, str]], policies: list[Obj], ids: Ids | None = None
+) -> PolicyTables:
+    """Every pod is an endpoint of one node."""
+    models = {ref_of(pod): model_pod(pod) for pod in pods}
+    parsed = [network_policy(policy) for policy in policies]
+    return compile_policy(models, namespaces, parsed, list(models), ids or Ids())
+
+
+def tables_of(pods: list[Obj], compiled_policy: PolicyTables) -> dict[str, dict[Record, Record]]:
+    """All four maps that decide."""
+    endpoints: dict[Record, Record] = {}
+    ipcache: dict[Record, Record] = {}
+    for number, pod in enumerate(pods, 1):
+        identity = compiled_policy.identities[ref_of(pod)]
+        ip = ipaddress.ip_address(pod["ip"])
+        flags = compiled_policy.flags[identity]
+        endpoints[AddressKey(ip)] = EndpointEntry(number, identity, number, int(flags), "02:00:00:00:00:01")
+        ipcache[LpmKey.host(ip)] = U32(identity)
+    return {
+        "nn_endpoint": endpoints,
+        "nn_ipcache": ipcache,
+        "nn_policy": dict(compiled_policy.policy),
+        "nn_cidr": dict(compiled_policy.cidr),
+    }
+
+
+def datapath_of(pods: list[Obj], compiled_policy: PolicyTables) -> Datapath:
+    datapath = Datapath()
+    datapath.load(tables_of(pods, compiled_policy))
+    return datapath
+
+
+def ref_of(pod: Obj) -> ObjectRef:
+    return ObjectRef(pod["namespace"], pod["name"])
