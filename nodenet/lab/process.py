@@ -28,9 +28,9 @@ class Place:
     cgroup: Path
 
 
-def command(place: Place, argv: Sequence[str]) -> list[str]:
+def in_cgroup(cgroup: Path, argv: Sequence[str]) -> list[str]:
     """The argv that enters the cgroup and becomes `argv`, with the same pid."""
-    return ["/bin/sh", "-c", _ENTER, str(place.cgroup / "cgroup.procs"), *argv]
+    return ["/bin/sh", "-c", _ENTER, str(cgroup / "cgroup.procs"), *argv]
 
 
 def spawn(
@@ -46,7 +46,7 @@ def spawn(
     """Start `argv` in the place, in a session of its own."""
     return netns.popen(
         place.netns,
-        command(place, argv),
+        in_cgroup(place.cgroup, argv),
         env=env,
         stdin=stdin,
         stdout=stdout,

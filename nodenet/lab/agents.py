@@ -1,0 +1,161 @@
+"""One node's agent process: started, watched, started again when it died, held down when somebody asks for that."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nodenet.errors import BadInputError, CannotRunError
+from nodenet.lab import process
+
+log = logging.getLogger(__name__)
+
+# Seconds until a dead agent is started again; doubled each time while it dies young, as a kubelet does.
+_BACKOFF_FIRST = 1.0
+_BACKOFF_MOST = 30.0
+_LIVED = 30.0
+_GRACE = 5.0
+_READY_POLL = 0.05
+
+VERBS = ("start", "stop", "restart", "kill")
+
+
+class Agent:
+    """The supervisor of one agent. `ready` is set while the agent answers on its CNI socket.
+
+    `changed` is called after each change of state.
+    """
+
+    def __init__(self, node: str, place: process.Place, folder: Path, changed: Callable[[], None]) -> None:
+        self.node = node
+        self.restarts = 0
+        self.last_exit: int | None = None
+        self.ready = asyncio.Event()
+        self._place = place
+        self._folder = folder
+        self._changed = changed
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+        self._skip_backoff = asyncio.Event()
+        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Read by nobody when the lab ends before its agents are ready: that is no error of its own.
+        self._first.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        running = self._process is not None and self._process.poll() is None
+        return self._process.pid if self._process is not None and running else None
+
+    def describe(self) -> dict[str, Any]:
+        """Its state, for `lab status`."""
+        state = "ready" if self.ready.is_set() else "starting" if self.pid else "waiting"
+        return {
+            "node": self.node,
+            "state": state if self._wanted.is_set() else "stopped",
+            "pid": self.pid,
+            "restarts": self.restarts,
+            "lastExit": self.last_exit,
+        }
+
+    async def run(self) -> None:
+        """For ever: keep the agent running while it is wanted."""
+        backoff = _BACKOFF_FIRST
+        while True:
+            await self._wanted.wait()
+            await self._live()
+            if time.monotonic() - self._started_at > _LIVED:
+                backoff = _BACKOFF_FIRST
+            if not self._wanted.is_set():
+                continue
+            self.restarts += 1
+            log.warning("%s: agent ended with %s, starts again in %.0f s", self.node, self.last_exit, backoff)
+            self._skip_backoff.clear()
+            try:
+                async with asyncio.timeout(backoff):
+                    await self._skip_backoff.wait()
+            except TimeoutError:
+                backoff = min(2 * backoff, _BACKOFF_MOST)
+
+    async def first_ready(self) -> None:
+        """Until it is ready for the first time. Raises CannotRunError with its last words when it ends instead."""
+        await asyncio.shield(self._first)
+
+    async def act(self, verb: str) -> None:
+        """Do one of VERBS. `kill` is SIGKILL: the agent then starts again by itself. Raises BadInputError."""
+        if verb not in VERBS:
+            raise BadInputError(f"agent: unknown verb {verb!r}", f"one of {', '.join(VERBS)}")
+        if verb == "stop":
+            self._wanted.clear()
+        if verb == "kill" and self._process is not None:
+            self._process.kill()
+        if verb in ("stop", "restart") and self._process is not None:
+            await process.stop(self._process, _GRACE)
+        if verb in ("start", "restart"):
+            self._wanted.set()
+            self._skip_backoff.set()
+
+    async def _live(self) -> None:
+        """One life of the process."""
+        self._started_at = time.monotonic()
+        with (self._folder / "agent.log").open("ab") as output:
+            self._process = await asyncio.to_thread(
+                process.spawn, self._place, command(self._folder), env=_environment(), stdout=output, stderr=output
+            )
+        self._changed()
+        watcher = asyncio.create_task(self._watch_ready(), name=f"ready {self.node}")
+        try:
+            self.last_exit = await process.wait(self._process)
+        finally:
+            watcher.cancel()
+            self.ready.clear()
+            self._changed()
+        if not self._first.done():
+            self._first.set_exception(self._failure())
+
+    async def _watch_ready(self) -> None:
+        while not await _listens(self._folder / "cni.sock"):  # noqa: ASYNC110  another process opens it
+            await asyncio.sleep(_READY_POLL)
+        log.info("%s: agent ready after %.2f s", self.node, time.monotonic() - self._started_at)
+        self.ready.set()
+        self._changed()
+        if not self._first.done():
+            self._first.set_result(None)
+
+    def _failure(self) -> CannotRunError:
+        log_file = self._folder / "agent.log"
+        words = last_words(log_file.read_text(errors="replace"))
+        message = f"{self.node}: the agent ended with exit status {self.last_exit}: {words}"
+        return CannotRunError(message)
+
+
+def last_words(text: str) -> str:
+    """The sentence of a NodenetError if the log ends with one, else its last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line.removeprefix("nodenet: ") for line in lines[-3:] if line.startswith("nodenet: ")]
+    return (said or lines or ["it said nothing"])[-1]
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "nodenet.cli.main", "agent", "--config", str(folder / "agent.yaml")]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+async def _listens(path: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,114 @@
+"""A small synchronous client of a lab's API and of its control socket, for the command line: it starts quickly."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from nodenet.errors import CannotRunError, NodenetError
+from nodenet.lab import files
+from nodenet.lab.apiserver.resources import BY_KIND, Resource
+
+Object = dict[str, Any]
+
+# Seconds. A lab's API answers from memory.
+_TIMEOUT = 30.0
+
+
+class RequestError(NodenetError):
+    """What the API refused. `code` is the HTTP status; the message is the API's own sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.exit_code = 2 if code in (400, 422) else 1
+
+
+class LabClient:
+    """Requests to one running lab."""
+
+    def __init__(self, lab: str) -> None:
+        """Raises BadInputError for a lab that is not there and CannotRunError for one whose daemon has died."""
+        state = files.running(lab)
+        self.lab = lab
+        self.plan = state.plan
+        self._port = state.port
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+
+    def listing(self, resource: Resource, namespace: str = "") -> tuple[list[Object], str]:
+        """Every object, each with the apiVersion and kind that a list leaves out, and the version to watch from."""
+        answer = self._request("GET", resource.path(namespace))
+        items = [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in answer["items"]]
+        return items, answer["metadata"]["resourceVersion"]
+
+    def objects(self, kind: str, namespace: str = "") -> list[Object]:
+        return self.listing(BY_KIND[kind], namespace)[0]
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        found: Object = self._request("GET", resource.path(namespace, name))
+        return found
+
+    def watch(self, resource: Resource, namespace: str, version: str, name: str = "") -> Iterator[tuple[str, Object]]:
+        """(ADDED | MODIFIED | DELETED, object) since `version`, until the API ends the watch."""
+        query = {"watch": "true", "resourceVersion": version}
+        if name:
+            query["fieldSelector"] = f"metadata.name={name}"
+        connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        try:
+            connection.request("GET", _url(resource.path(namespace), query), headers=self._headers)
+            for line in connection.getresponse():
+                event = json.loads(line)
+                yield event["type"], event["object"]
+        finally:
+            connection.close()
+
+    def control(self, method: str, path: str) -> Any:
+        """A request to the daemon itself (daemon.py's control socket)."""
+        connection = _UnixConnection(str(files.LabFiles(self.lab).socket))
+        return _exchange(connection, method, path, None, {}, self.lab)
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT)
+        return _exchange(connection, method, path, body, self._headers, self.lab)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    headers: Mapping[str, str],
+    lab: str,
+) -> Any:
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), dict(headers))
+        response = connection.getresponse()
+        answer = json.loads(response.read() or b"null")
+    except (OSError, http.client.HTTPException) as error:
+        raise CannotRunError(
+            f"lab {lab}: its API does not answer: {error}", f"see nodenet lab status --name {lab}"
+        ) from error
+    finally:
+        connection.close()
+    if response.status >= 400:
+        raise RequestError(response.status, answer.get("message", response.reason))
+    return answer
+
+
+def _url(path: str, query: Mapping[str, str]) -> str:
+    return f"{path}?{urlencode(query)}" if query else path

@@ -1,0 +1,193 @@
+"""The process behind a lab: API endpoint, controllers, and for each node a kubelet and its agent's supervisor.
+
+Started detached by `lab up` in the lab's control cgroup: `python -m nodenet.lab.daemon LAB REPORT_FD`. To REPORT_FD it
+writes one JSON object per line while it builds: {"progress": text}, then {"ready": true} or {"error", "hint", "code"}.
+It removes nothing when it ends: `lab down` does, and has to be able to after a crash as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from nodenet.errors import NodenetError
+from nodenet.lab import cgroups, control, fabric, files, layout, names, nodes, process
+from nodenet.lab.agents import Agent
+from nodenet.lab.apiserver.server import ApiServer, serve
+from nodenet.lab.cni_runtime import Runtime
+from nodenet.lab.controllers import run_controllers
+from nodenet.lab.files import LabFiles, LabState
+from nodenet.lab.guard import GuardedApi
+from nodenet.lab.kubelet import Kubelet
+from nodenet.lab.layout import LabPlan, NodePlan
+from nodenet.lab.pod_api import ClientPodApi
+from nodenet.link import netns
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+# Pods that are made at one time in the whole lab: more than the processors can do only makes each one slower.
+_SLOTS = max(4, 2 * (os.cpu_count() or 1))
+
+
+class Lab:
+    """A running lab. Ends with its TaskGroup: nothing in it is meant to end by itself."""
+
+    def __init__(self, state: LabState, report: Report) -> None:
+        self.plan: LabPlan = state.plan
+        self.files = LabFiles(state.plan.name)
+        self.agents: dict[str, Agent] = {}
+        self._state = state
+        self._report = report
+        self._started = time.time()
+        self._api: ApiServer = GuardedApi([str(network) for network in state.plan.service_cidrs])
+        self._slots = asyncio.Semaphore(_SLOTS)
+
+    async def run(self) -> None:
+        """Build everything, report ready when every agent is, and serve until cancelled."""
+        plan = self.plan
+        self._report({"progress": f"{len(plan.nodes)} nodes: namespaces, fabric, cgroups, bpffs ({plan.family})"})
+        await asyncio.to_thread(fabric.build, plan)
+        listening = await asyncio.to_thread(netns.call, names.fabric_netns(plan.name), _listen, plan)
+        async with (
+            serve(self._api, addresses=[("127.0.0.1", 0)], sockets=listening) as server,
+            control.serve(self.files.socket, self.describe, self.act),
+            asyncio.TaskGroup() as group,
+        ):
+            port = server.ports[0]
+            files.write_all(plan, port)
+            files.write_state(replace(self._state, pid=os.getpid(), port=port))
+            self._report({"progress": f"API endpoint on http://127.0.0.1:{port}"})
+            group.create_task(run_controllers(self._api.client), name="controllers")
+            for node in plan.nodes:
+                await self._start_node(group, node)
+            await self._agents_ready()
+            self._report({"ready": True})
+
+    def describe(self) -> dict[str, Any]:
+        """GET /status of the control socket."""
+        return {
+            "name": self.plan.name,
+            "pid": os.getpid(),
+            "startedAt": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "agents": [agent.describe() for agent in self.agents.values()],
+        }
+
+    async def act(self, node: str, verb: str) -> None:
+        """POST /agents/NODE/VERB. Raises BadInputError for an unknown node or verb."""
+        await self.agents[self.plan.node(node).name].act(verb)
+
+    async def _start_node(self, group: asyncio.TaskGroup, node: NodePlan) -> None:
+        await self._api.client.create(nodes.node_object(self.plan, node, _now()))
+        folder = self.files.node(node.name)
+        place = process.Place(
+            names.netns_path(names.node_netns(self.plan.name, node.name)),
+            cgroups.node_system(self.plan.name, node.name),
+        )
+        changed = asyncio.Event()
+        agent = self.agents[node.name] = Agent(node.name, place, folder, changed.set)
+        network_ready = asyncio.Event()
+        group.create_task(agent.run(), name=f"agent {node.name}")
+        group.create_task(self._tell_readiness(agent, changed, network_ready), name=f"node {node.name}")
+        runtime = Runtime(self.files.conflist(node.name), place, self.files.results(node.name))
+        kubelet = Kubelet(self.plan, node, ClientPodApi(self._api.client), runtime, network_ready, self._slots)
+        group.create_task(kubelet.run(), name=f"kubelet {node.name}")
+
+    async def _tell_readiness(self, agent: Agent, changed: asyncio.Event, network_ready: asyncio.Event) -> None:
+        """For ever: the Node's Ready condition follows its agent. Pods may be made from the first time on."""
+        told: bool | None = None
+        while True:
+            await changed.wait()
+            changed.clear()
+            ready = agent.ready.is_set()
+            if ready:
+                network_ready.set()
+            if ready is not told:
+                status = {"status": {"conditions": [nodes.ready_condition(ready, _now())]}}
+                await self._api.client.patch("Node", agent.node, status, subresource="status")
+                told = ready
+
+    async def _agents_ready(self) -> None:
+        """Until every agent has been ready. Raises CannotRunError when one ends instead, with its last words."""
+        await asyncio.gather(*(agent.first_ready() for agent in self.agents.values()))
+        self._report({"progress": f"{len(self.agents)} agents ready"})
+
+
+def _listen(plan: LabPlan) -> list[socket.socket]:
+    """Runs inside the fabric: the API's sockets there. They stay in it wherever they are used."""
+    found = []
+    for address in plan.api_addresses:
+        sock = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((str(address), layout.API_PORT))
+        sock.listen(128)
+        sock.setblocking(False)
+        found.append(sock)
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _reporter(fd: int) -> Report:
+    """Writes lines to `lab up`; when that has gone, the lab goes on without telling."""
+
+    def report(line: dict[str, Any]) -> None:
+        log.info("%s", line)
+        try:
+            os.write(fd, json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            log.info("nobody listens to the start any more: %s", error)
+
+    return report
+
+
+async def _main(state: LabState, report: Report) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    await Lab(state, report).run()
+
+
+def main(argv: list[str]) -> int:
+    """Run a lab until SIGTERM. An error while building goes to the report; whoever reads it takes the lab down."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    report = _reporter(int(argv[1]))
+    try:
+        asyncio.run(_main(files.read_state(argv[0]), report))
+    except asyncio.CancelledError:
+        log.info("ended by a signal")
+        return 0
+    except (NodenetError, OSError, BaseExceptionGroup) as group:
+        error = _first(group)
+        log.error("cannot go on", exc_info=group)
+        code = getattr(error, "exit_code", 3)
+        report({"error": str(error), "hint": getattr(error, "hint", ""), "code": code})
+        return int(code)
+    return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first in a TaskGroup."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""Become a command inside a pod: its network namespace, its cgroup, its name, its environment and its /etc/hosts.
+
+Files are the host's: a stand-in has no image. The mounts that make the difference are in a mount namespace of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nodenet.errors import BadInputError, CannotRunError
+from nodenet.lab import cgroups, find, mounts, names, pods, process
+from nodenet.link import netns
+
+_CLONE_NEWUTS = 0x04000000
+_HOSTS = Path("/etc/hosts")
+# Of the caller's environment: what a terminal and a search for programs need.
+_KEPT = ("PATH", "TERM", "HOME", "LANG", "LC_ALL", "COLUMNS", "LINES")
+
+
+def place(lab: str, pod: Mapping[str, Any]) -> process.Place:
+    """Where the pod's processes run. Raises CannotRunError when it does not run (yet)."""
+    metadata, node = pod["metadata"], pod["spec"].get("nodeName", "")
+    ref = (metadata["namespace"], metadata["name"])
+    name = names.node_netns(lab, node) if pods.host_network(pod) else names.pod_netns(lab, *ref)
+    where = process.Place(names.netns_path(name), cgroups.pod_group(lab, node, *ref))
+    if not node or not where.netns.exists() or not where.cgroup.is_dir():
+        reason = pods.waiting_message(pod) or f"its phase is {pod.get('status', {}).get('phase', 'Pending')}"
+        raise CannotRunError(f"pod {'/'.join(ref)} does not run: {reason}")
+    return where
+
+
+def become(lab: str, pod: Mapping[str, Any], services: Sequence[Mapping[str, Any]], command: Sequence[str]) -> NoReturn:
+    """Replace this process (which must be single-threaded) by `command` in the pod: its exit status is the caller's.
+
+    Raises BadInputError when there is no such program.
+    """
+    where = place(lab, pod)
+    hosts = names.node_dir(lab, pod["spec"]["nodeName"]) / f"hosts.{where.cgroup.name}"[:255]
+    hosts.write_text(pods.hosts_file(pod, services))
+    (where.cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    netns.enter(where.netns)
+    mounts.private()
+    # /sys shows the interfaces of the namespace in which it was mounted.
+    mounts.mount("sysfs", Path("/sys"), "sysfs")
+    if _HOSTS.exists():
+        mounts.bind(hosts, _HOSTS)
+    hosts.unlink()
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUTS) == 0:
+        socket.sethostname(pod["metadata"]["name"][:64])
+    environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | pods.environment(pod, services)
+    try:
+        os.execvpe(command[0], list(command), environment)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{command[0]}: no such program (pods see this machine's files)") from error
+    except OSError as error:
+        raise BadInputError(f"{command[0]}: {error.strerror}") from error
+
+
+def describe(pod: Mapping[str, Any]) -> str:
+    """The pod with its node and addresses, for messages."""
+    return f"{find.full_name(pod)} on {pod['spec'].get('nodeName', 'no node')}"

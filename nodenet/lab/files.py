@@ -1,0 +1,164 @@
+"""The files of a lab's folder: what `up` writes for the daemon, the agents, the plugin and kubectl, and reads back.
+
+lab.json                the plan's inputs, the daemon's pid and port
+kubeconfig              for people: the API on 127.0.0.1
+daemon.log, lab.sock    the daemon's log and control socket
+<node>/agent.yaml, kubeconfig, agent.log, agent.sock, cni.sock, endpoints/, bpf/
+<node>/cni/10-nodenet.conflist, ipam/, results/
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nodenet.errors import BadInputError, CannotRunError
+from nodenet.lab import cgroups, layout, names
+from nodenet.lab.layout import LabPlan, NodePlan
+
+NETWORK = "nodenet"
+_CNI_VERSION = "1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class LabFiles:
+    """Paths of one lab. Nothing here says that they exist."""
+
+    lab: str
+
+    @property
+    def folder(self) -> Path:
+        return names.lab_dir(self.lab)
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "lab.json"
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.folder / "kubeconfig"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "daemon.log"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "lab.sock"
+
+    def node(self, node: str) -> Path:
+        return names.node_dir(self.lab, node)
+
+    def conflist(self, node: str) -> Path:
+        return self.node(node) / "cni" / "10-nodenet.conflist"
+
+    def results(self, node: str) -> Path:
+        return self.node(node) / "cni" / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class LabState:
+    """What lab.json says. `pid` and `port` are 0 until the daemon has told them."""
+
+    plan: LabPlan
+    mask_size: int
+    pid: int = 0
+    port: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the daemon runs: its pid, and that pid inside the lab's own cgroup."""
+        return self.pid in cgroups.processes(cgroups.lab_root(self.plan.name) / cgroups.CONTROL)
+
+
+def write_state(state: LabState) -> None:
+    data = layout.to_json(state.plan, state.mask_size) | {"pid": state.pid, "port": state.port}
+    _write(LabFiles(state.plan.name).state, json.dumps(data, indent=2) + "\n")
+
+
+def read_state(lab: str) -> LabState:
+    """Raises BadInputError when there is no such lab, CannotRunError when its file does not say what it is."""
+    names.check_lab_name(lab)
+    file = LabFiles(lab).state
+    try:
+        data = json.loads(file.read_text())
+        return LabState(layout.from_json(data), data["nodeCidrMaskSize"], data["pid"], data["port"])
+    except FileNotFoundError as error:
+        raise BadInputError(
+            f"lab {lab}: there is no such lab", "nodenet lab up starts one, nodenet lab list shows them"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise CannotRunError(f"{file}: not a lab's state: {error}", f"nodenet lab down --name {lab}") from error
+
+
+def running(lab: str) -> LabState:
+    """The state of a lab whose daemon runs. Raises BadInputError or CannotRunError otherwise."""
+    state = read_state(lab)
+    if not state.alive:
+        raise CannotRunError(
+            f"lab {lab}: its daemon does not run any more (see {LabFiles(lab).log})", f"nodenet lab down --name {lab}"
+        )
+    return state
+
+
+def write_all(plan: LabPlan, port: int) -> None:
+    """Everything that the agents, the plugins and kubectl read."""
+    files = LabFiles(plan.name)
+    _write(files.kubeconfig, yaml.safe_dump(kubeconfig(plan.name, f"http://127.0.0.1:{port}")))
+    server = f"http://{layout.url_host(plan.api_addresses[0])}:{layout.API_PORT}"
+    for node in plan.nodes:
+        folder = files.node(node.name)
+        (folder / "cni" / "ipam").mkdir(parents=True, exist_ok=True)
+        _write(folder / "kubeconfig", yaml.safe_dump(kubeconfig(plan.name, server)))
+        _write(folder / "agent.yaml", yaml.safe_dump(agent_config(plan, node), sort_keys=False))
+        _write(files.conflist(node.name), json.dumps(conflist(plan, node), indent=2) + "\n")
+
+
+def agent_config(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
+    """Keys of nodenet.config.Config. The metrics port is the node's own: each has a namespace."""
+    folder = names.node_dir(plan.name, node.name)
+    return {
+        "node_name": node.name,
+        "kubeconfig": str(folder / "kubeconfig"),
+        "run_dir": str(folder),
+        "bpffs": str(folder / "bpf"),
+        "cgroup": str(cgroups.node_root(plan.name, node.name)),
+        "cluster_name": plan.name,
+    }
+
+
+def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
+    """The node's network configuration, as a runtime reads it."""
+    folder = names.node_dir(plan.name, node.name)
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(folder / "cni" / "ipam"),
+        "ranges": [[{"subnet": str(network)}] for network in node.pod_cidrs],
+    }
+    plugin = {"type": "nodenet", "isDefaultGateway": True, "agentSocket": str(folder / "cni.sock"), "ipam": ipam}
+    return {"cniVersion": _CNI_VERSION, "name": NETWORK, "plugins": [plugin]}
+
+
+def kubeconfig(lab: str, server: str) -> dict[str, Any]:
+    """No credentials: guard.py tells the host's users apart, and the fabric is reached by the lab's processes alone."""
+    name = f"nodenet-{lab}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": name, "cluster": {"server": server}}],
+        "users": [{"name": name, "user": {}}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+        "current-context": name,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)

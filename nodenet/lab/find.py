@@ -1,0 +1,84 @@
+"""Which pod or Service a person means: names, prefixes, workloads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nodenet.errors import BadInputError
+
+Object = Mapping[str, Any]
+
+_WORKLOADS = {
+    "deploy": "Deployment",
+    "deployment": "Deployment",
+    "sts": "StatefulSet",
+    "statefulset": "StatefulSet",
+    "ds": "DaemonSet",
+    "daemonset": "DaemonSet",
+    "rs": "ReplicaSet",
+    "replicaset": "ReplicaSet",
+    "job": "Job",
+}
+
+
+def full_name(obj: Object) -> str:
+    return f"{obj['metadata']['namespace']}/{obj['metadata']['name']}"
+
+
+def owner(pod: Object) -> tuple[str, str]:
+    """(kind, name) of the workload that a person would name; a pod of its own is its own."""
+    metadata = pod["metadata"]
+    for reference in metadata.get("ownerReferences") or ():
+        kind, name = reference["kind"], reference["name"]
+        template = (metadata.get("labels") or {}).get("pod-template-hash", "")
+        if kind == "ReplicaSet" and template and name.endswith(f"-{template}"):
+            return "Deployment", name.removesuffix(f"-{template}")
+        return kind, name
+    return "Pod", metadata["name"]
+
+
+def split(word: str, namespace: str) -> tuple[str, str]:
+    """`NS/NAME` or `NAME` in `namespace`; `deploy/NAME` and its like are no namespaces."""
+    head, slash, rest = word.partition("/")
+    if not slash or head in _WORKLOADS or head in ("pod", "po"):
+        return namespace, word
+    return head, rest
+
+
+def pod(pods: Iterable[Object], word: str, namespace: str) -> Object:
+    """The pod that `[NS/]NAME`, a prefix of its name, or `[NS/]deploy/NAME` means. Of several the first by name.
+
+    Raises BadInputError naming what is there.
+    """
+    space, name = split(word, namespace)
+    here = sorted((p for p in pods if p["metadata"]["namespace"] == space), key=full_name)
+    found = [p for p in _matching(here, name) if "deletionTimestamp" not in p["metadata"]]
+    if not found:
+        known = ", ".join(p["metadata"]["name"] for p in here) or "none"
+        raise BadInputError(f"no pod {name!r} in namespace {space}", f"pods there: {known}")
+    return found[0]
+
+
+def _matching(pods: Sequence[Object], name: str) -> Sequence[Object]:
+    kind, slash, workload = name.partition("/")
+    if slash:
+        if kind in ("pod", "po"):
+            return [p for p in pods if p["metadata"]["name"] == workload]
+        return [p for p in pods if owner(p) == (_WORKLOADS.get(kind), workload)]
+    exact = [p for p in pods if p["metadata"]["name"] == name]
+    owned = [p for p in pods if owner(p)[1] == name]
+    return exact or owned or [p for p in pods if p["metadata"]["name"].startswith(name)]
+
+
+def service(services: Iterable[Object], word: str, namespace: str) -> Object:
+    """`svc/NAME`, `svc/NAME.NS` or `NS/svc/NAME`. Raises BadInputError naming what is there."""
+    _, _, rest = word.rpartition("svc/")
+    name, _, own = rest.partition(".")
+    space = own.partition(".")[0] or namespace
+    listed = list(services)
+    for found in listed:
+        if (found["metadata"]["namespace"], found["metadata"]["name"]) == (space, name):
+            return found
+    known = ", ".join(s["metadata"]["name"] for s in listed if s["metadata"]["namespace"] == space) or "none"
+    raise BadInputError(f"no Service {name!r} in namespace {space}", f"Services there: {known}")

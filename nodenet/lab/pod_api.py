@@ -1,0 +1,61 @@
+"""The kubelets' view of the API, from inside the API's own process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from nodenet.lab.apiserver.client import LocalClient
+from nodenet.lab.apiserver.status import ApiError
+
+Object = dict[str, Any]
+# Gone, or replaced by another of the same name.
+_GONE = (404, 409)
+_EXPIRED = 410
+
+
+class ClientPodApi:
+    """Implements kubelet.PodApi. A write to a pod that has gone or has been replaced meanwhile is no error."""
+
+    def __init__(self, client: LocalClient) -> None:
+        self._client = client
+
+    async def pods(self, node: str) -> AsyncIterator[tuple[bool, Object]]:
+        """For ever; after falling behind the API's history everything is told again."""
+        known: dict[str, Object] = {}
+        while True:
+            listing = await self._client.list("Pod", fields=f"spec.nodeName={node}")
+            listed = {pod["metadata"]["uid"]: pod for pod in listing.items}
+            for uid in known.keys() - listed.keys():
+                yield False, known[uid]
+            known = listed
+            for pod in listing.items:
+                yield True, pod
+            try:
+                async for event in self._client.watch("Pod", version=listing.version, fields=f"spec.nodeName={node}"):
+                    if event.type != "BOOKMARK":
+                        known[event.object["metadata"]["uid"]] = event.object
+                        yield event.type != "DELETED", event.object
+            except ApiError as error:
+                if error.code != _EXPIRED:
+                    raise
+
+    async def services(self) -> list[Object]:
+        return (await self._client.list("Service")).items
+
+    async def set_status(self, pod: Object, status: Mapping[str, Any]) -> None:
+        metadata = pod["metadata"]
+        body = {"metadata": {"uid": metadata["uid"]}, "status": dict(status)}
+        try:
+            await self._client.patch("Pod", metadata["name"], body, metadata["namespace"], "status")
+        except ApiError as error:
+            if error.code not in _GONE:
+                raise
+
+    async def finish_deletion(self, pod: Object) -> None:
+        metadata = pod["metadata"]
+        try:
+            await self._client.delete("Pod", metadata["name"], metadata["namespace"], grace=0, uid=metadata["uid"])
+        except ApiError as error:
+            if error.code not in _GONE:
+                raise

@@ -1,0 +1,141 @@
+"""Real connections between a lab's pods: one, or every pod to every pod. The prober runs inside the source pods."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nodenet.errors import CannotRunError
+from nodenet.lab import execute, find, pods, process
+from nodenet.lab.pods import Port
+from nodenet.lab.sandbox import PYTHON
+
+Object = Mapping[str, Any]
+
+_PROBER = Path(__file__).with_name("prober.py")
+# Seconds an attempt waits. A denied packet is dropped silently, so each denied cell costs all attempts.
+TIMEOUT = 1.0
+ATTEMPTS = 2
+# Prober processes at one time; they mostly wait.
+_PARALLEL = 16
+# Beyond all attempts of all batches of one prober.
+_SLACK = 60.0
+
+
+class Target(NamedTuple):
+    address: str
+    port: int
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one probe saw. `refused` means that a packet arrived and something answered "no such port"."""
+
+    outcome: str
+    answer: str | None
+    ms: float
+    error: str
+
+    @property
+    def allowed(self) -> bool:
+        """Whether policy let it through: a refusal comes from behind the policy."""
+        return self.outcome in ("answered", "refused")
+
+
+class Cell(NamedTuple):
+    """One entry of the matrix; `source` and `destination` are namespace/name."""
+
+    source: str
+    destination: str
+    port: int
+    protocol: str
+    allowed: bool
+
+
+def probe(
+    lab: str, source: Object, targets: Sequence[Target], *, timeout: float = TIMEOUT, attempts: int = ATTEMPTS
+) -> list[Outcome]:
+    """Connect from inside `source` to each target, all at once. Raises CannotRunError when the pod does not run."""
+    if not targets:
+        return []
+    order = {"timeout": timeout, "attempts": attempts, "targets": [target._asdict() for target in targets]}
+    pipe = subprocess.PIPE
+    prober = process.spawn(
+        execute.place(lab, source), [*PYTHON, str(_PROBER)], env={}, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        out, err = prober.communicate(
+            json.dumps(order).encode(), _SLACK + timeout * attempts * (1 + len(targets) // 512)
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotRunError(f"pod {find.full_name(source)}: the prober does not end") from error
+    finally:
+        prober.kill()
+        prober.wait()
+    if prober.returncode != 0:
+        last = err.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise CannotRunError(f"pod {find.full_name(source)}: the prober failed: {last}")
+    return [Outcome(found["outcome"], found["answer"], found["ms"], found["error"]) for found in json.loads(out)]
+
+
+def matrix(
+    lab: str,
+    everything: Iterable[Object],
+    asked: Sequence[Port] | None,
+    *,
+    timeout: float = TIMEOUT,
+    attempts: int = ATTEMPTS,
+) -> list[Cell]:
+    """Every running pod to every other one, sorted by name: on `asked`, else on the destination's declared ports.
+
+    A dual-stack pod is asked on each of its addresses, and allowed when all of them are.
+    """
+    ready = sorted((p for p in everything if pods.addresses(p) and not pods.finished(p)), key=find.full_name)
+
+    def row(source: Object) -> list[Cell]:
+        plan = [
+            (destination, port, Target(address, port.number, port.protocol))
+            for destination in ready
+            if destination is not source
+            for port in (pods.ports(destination) if asked is None else asked)
+            for address in pods.addresses(destination)
+        ]
+        outcomes = probe(lab, source, [target for _, _, target in plan], timeout=timeout, attempts=attempts)
+        merged: dict[tuple[str, Port], bool] = {}
+        for (destination, port, _), outcome in zip(plan, outcomes, strict=True):
+            key = (find.full_name(destination), port)
+            merged[key] = merged.get(key, True) and outcome.allowed
+        return [Cell(find.full_name(source), to, *port, allowed) for (to, port), allowed in merged.items()]
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return [cell for cells in pool.map(row, ready) for cell in cells]
+
+
+def as_json(cells: Iterable[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """interface.md's shape."""
+    return {
+        "results": [
+            {"from": c.source, "to": c.destination, "port": c.port, "protocol": c.protocol, "allowed": c.allowed}
+            for c in cells
+        ]
+    }
+
+
+def grid(cells: Sequence[Cell]) -> str:
+    """Sources down, destinations with their ports across: `.` allowed, `X` denied, blank not asked."""
+    rows = list(dict.fromkeys(cell.source for cell in cells))
+    columns = sorted({(cell.destination, cell.port, cell.protocol) for cell in cells})
+    marks = {(c.source, c.destination, c.port, c.protocol): "." if c.allowed else "X" for c in cells}
+    width = max((len(row) for row in rows), default=0)
+    legend = [f"{number:>4}  {to} {port}/{protocol}" for number, (to, port, protocol) in enumerate(columns, 1)]
+    head = " " * width + "".join(f"{number:>4}" for number in range(1, len(columns) + 1))
+    lines = [row.ljust(width) + "".join(f"{marks.get((row, *column), ' '):>4}" for column in columns) for row in rows]
+    denied = sum(not cell.allowed for cell in cells)
+    summary = f"{len(cells)} probes: {len(cells) - denied} allowed (.), {denied} denied (X)"
+    return "\n".join(["to:", *legend, "", head, *lines, "", summary])

@@ -1,0 +1,148 @@
+"""`lab up`: check, build, apply, wait; or take everything away again. Runs in the command's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nodenet.errors import BadInputError, CannotRunError, NodenetError
+from nodenet.lab import cgroups, files, process, ready, teardown
+from nodenet.lab.client import LabClient
+from nodenet.lab.files import LabFiles, LabState
+from nodenet.lab.layout import LabPlan
+
+Say = Callable[[str], None]
+
+_POLL = 0.1
+# Seconds that a pod may say why it does not start before `up` gives up: time for one more attempt.
+_PATIENCE = 3.0
+
+
+class _ReportedError(NodenetError):
+    """What the daemon said, with its exit code."""
+
+    def __init__(self, message: str, hint: str, code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = code
+
+
+def check_host() -> None:
+    """Raises CannotRunError when this machine cannot run a lab: not root, or a kernel without what is needed."""
+    if os.geteuid() != 0:
+        raise CannotRunError("a lab makes network namespaces and loads eBPF programs: only root may", "use sudo")
+    cgroups.mount_point()
+    from nodenet.bpf import probe
+
+    probe.require(probe.features())
+
+
+def check_new(lab: str) -> None:
+    """Raises BadInputError when something of that name exists."""
+    found = teardown.leftovers(lab)
+    if found:
+        state = "is running" if _runs(lab) else f"was not taken down: {found[0]} is left"
+        raise BadInputError(f"lab {lab}: there is one already, and it {state}", f"nodenet lab down --name {lab}")
+
+
+def _runs(lab: str) -> bool:
+    try:
+        return files.read_state(lab).alive
+    except NodenetError:
+        return False
+
+
+@contextlib.contextmanager
+def or_nothing(lab: str) -> Iterator[None]:
+    """Whatever goes wrong inside, Ctrl-C included, nothing of the lab is left."""
+    try:
+        yield
+    except BaseException:
+        teardown.down(lab)
+        raise
+
+
+def start(plan: LabPlan, mask_size: int, say: Say, deadline: float) -> LabClient:
+    """Start the daemon and wait until nodes, API and agents are there; `deadline` is of the monotonic clock.
+
+    Raises what the daemon reports, and CannotRunError when it ends or is not done in time. The caller cleans up.
+    """
+    teardown.remember_host()
+    folder = LabFiles(plan.name)
+    try:
+        folder.folder.mkdir()
+    except FileExistsError as error:
+        raise BadInputError(f"lab {plan.name}: another `lab up` is making it") from error
+    files.write_state(LabState(plan, mask_size))
+    control = cgroups.make(cgroups.lab_root(plan.name) / cgroups.CONTROL)
+    read, write = os.pipe()
+    with folder.log.open("ab") as output:
+        daemon = subprocess.Popen(
+            process.in_cgroup(control, [sys.executable, "-m", "nodenet.lab.daemon", plan.name, str(write)]),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(write,),
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(write)
+    with os.fdopen(read, "rb", buffering=0) as reports:
+        for line in _lines(reports.fileno(), deadline):
+            if "progress" in line:
+                say(line["progress"])
+            elif "error" in line:
+                raise _ReportedError(line["error"], line["hint"], line["code"])
+            else:
+                return LabClient(plan.name)
+    if time.monotonic() >= deadline:
+        raise CannotRunError(f"lab {plan.name}: its agents are not ready in time", _last_line(folder.log))
+    status = daemon.wait()
+    raise CannotRunError(f"lab {plan.name}: its daemon ended with exit status {status}", _last_line(folder.log))
+
+
+def wait_ready(client: LabClient, say: Say, deadline: float) -> ready.Progress:
+    """Until every pod that the API's objects ask for is ready. Raises CannotRunError naming what keeps one back."""
+    told, problem_since = None, 0.0
+    while True:
+        workloads = [obj for kind in ready.WORKLOADS for obj in client.objects(kind)]
+        now = ready.progress(client.objects("Pod"), workloads)
+        if (now.ready, now.total) != told and now.total:
+            told = (now.ready, now.total)
+            say(f"{now.ready} of {now.total} pods ready")
+        if now.done:
+            return now
+        problem_since = (problem_since or time.monotonic()) if now.problems else 0.0
+        if problem_since and time.monotonic() - problem_since > _PATIENCE:
+            raise CannotRunError(
+                now.problems[0], f"{len(now.problems)} pods cannot start" if len(now.problems) > 1 else ""
+            )
+        if time.monotonic() > deadline:
+            raise CannotRunError(f"not ready in time: {', '.join(now.waiting[:5])}", "--timeout gives it longer")
+        time.sleep(_POLL)
+
+
+def _lines(fd: int, deadline: float) -> Iterator[dict[str, Any]]:
+    """JSON lines until end of file or the deadline."""
+    buffer = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([fd], [], [], left)[0]:
+            return
+        data = os.read(fd, 65536)
+        if not data:
+            return
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+
+def _last_line(log: Path) -> str:
+    lines: Sequence[str] = log.read_text(errors="replace").strip().splitlines() if log.exists() else ()
+    return lines[-1] if lines else ""
