@@ -1,0 +1,143 @@
+"""The command line's side of the agent's gRPC: one connection, plain Python values out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import msgspec
+
+from nodenet.errors import BadInputError, CannotRunError, NodenetError
+from nodenet.rpc import schema
+from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
+from nodenet.rpc.pb.observer import observer_pb2
+from nodenet.rpc.service import HEALTH, OBSERVER_SERVICE
+
+# As the hubble CLI waits for what is not a stream.
+UNARY_SECONDS = 12.0
+_OBSERVER = observer_pb2.DESCRIPTOR.services_by_name["Observer"]
+_AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_retries", 0)]
+
+
+class Client:
+    """A connection to one agent: `target` is a path, unix:path, unix:///path or host:port. Use with `async with`.
+
+    Every call raises CannotRunError when nobody answers there, BadInputError for a request the agent refuses.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._path = socket_path(target)
+        address = f"unix:{self._path}" if self._path is not None else target
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def get_flows(self, request: Any) -> AsyncIterator[Any]:
+        """GetFlowsResponse messages."""
+        async for response in self._stream(_OBSERVER, "GetFlows", request):
+            yield response
+
+    async def server_status(self) -> Any:
+        """observer.ServerStatusResponse."""
+        return await self._unary(_OBSERVER, "ServerStatus", observer_pb2.ServerStatusRequest())
+
+    async def nodes(self) -> Any:
+        """observer.GetNodesResponse."""
+        return await self._unary(_OBSERVER, "GetNodes", observer_pb2.GetNodesRequest())
+
+    async def namespaces(self) -> Any:
+        """observer.GetNamespacesResponse."""
+        return await self._unary(_OBSERVER, "GetNamespaces", observer_pb2.GetNamespacesRequest())
+
+    async def serving(self, service: str = OBSERVER_SERVICE) -> bool:
+        """Whether the health check says SERVING."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await self._unary(_HEALTH, "Check", request, HEALTH)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def status(self) -> dict[str, Any]:
+        """The agent's own status."""
+        answer = await self._unary(_AGENT, "Status", agent_pb2.StatusRequest())
+        return msgspec.json.decode(answer.json, type=dict[str, Any])
+
+    async def rows(self, resource: str, limit: int = 0) -> list[dict[str, Any]]:
+        """The rows of one resource (service.RESOURCES); at most `limit`, 0: all."""
+        found: list[dict[str, Any]] = []
+        async for chunk in self._stream(_AGENT, "List", agent_pb2.ListRequest(resource=resource, limit=limit)):
+            found.extend(msgspec.json.decode(row, type=dict[str, Any]) for row in chunk.rows)
+        return found
+
+    async def explain(self, source: str, destination: str, port: int, protocol: str = "TCP") -> dict[str, Any]:
+        """The policy verdict for one connection, as the agent computes it."""
+        request = agent_pb2.ExplainRequest(to=destination, port=port, protocol=protocol, **{"from": source})
+        answer = await self._unary(_AGENT, "Explain", request)
+        return msgspec.json.decode(answer.json, type=dict[str, Any])
+
+    async def monitor(self, number: int = 0, follow: bool = False) -> AsyncIterator[Any]:
+        """MonitorResponse messages."""
+        async for answer in self._stream(_AGENT, "Monitor", agent_pb2.MonitorRequest(number=number, follow=follow)):
+            yield answer
+
+    async def _unary(self, service: Any, name: str, request: Any, full_name: str = "") -> Any:
+        try:
+            return await schema.call(self._channel, service, name, full_name)(request, timeout=UNARY_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise self._explained(error) from error
+
+    async def _stream(self, service: Any, name: str, request: Any) -> AsyncIterator[Any]:
+        try:
+            async for message in schema.call(self._channel, service, name)(request):
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: grpc.aio.AioRpcError) -> NodenetError:
+        code = error.code()
+        details, _, hint = (error.details() or code.name).partition("\n")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return not_there(self.target, self._path)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return CannotRunError(f"the agent at {self.target} did not answer within {UNARY_SECONDS:g} s")
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            return BadInputError(details, hint)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return CannotRunError(f"the server at {self.target} cannot do this: {details}", hint)
+        return NodenetError(f"{self.target}: {details}", hint)
+
+
+def socket_path(target: str) -> Path | None:
+    """The path of a unix socket, or None for host:port. Raises BadInputError for anything else."""
+    if target.startswith("unix:"):
+        return Path("/" + target.removeprefix("unix:").lstrip("/") if "//" in target else target.removeprefix("unix:"))
+    if "/" in target:
+        return Path(target)
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdecimal():
+        raise BadInputError(f"server {target!r}: expected a socket's path, unix:///path or host:port")
+    return None
+
+
+def not_there(target: str, path: Path | None) -> CannotRunError:
+    """Nobody listens. Says what is wrong with the socket, as far as one can see."""
+    if path is None:
+        return CannotRunError(f"no agent answers at {target}", "is the agent running, with hubble_address set to this?")
+    if not path.exists():
+        return CannotRunError(
+            f"no agent: there is no socket {path}",
+            "start one (nodenet agent --config FILE, or nodenet lab up), or name its socket with --socket or --lab",
+        )
+    return CannotRunError(
+        f"no agent answers on {path}", "the socket is left over from an agent that was killed, or it is not yours"
+    )

@@ -1,0 +1,54 @@
+"""The flows of one agent as its readers see them: the ring, and a wake-up for those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from nodenet.flow.filter import Origin
+from nodenet.flow.pipeline import Pipeline
+from nodenet.flow.ring import Item, Query, Reader
+
+
+def new_origin(node_name: str, cluster_name: str, node_labels: tuple[str, ...] = ()) -> Origin:
+    """An Origin whose uuids no other run shares: version 4 and variant bits of RFC 9562, 74 random bits."""
+    digits = os.urandom(10).hex()
+    return Origin(node_name, cluster_name, node_labels, f"{digits[:12]}4{digits[13:16]}8{digits[17:]}")
+
+
+class Feed:
+    """The agent calls `pipeline.receive` for each record and `wake` after each batch. One event loop."""
+
+    def __init__(self, pipeline: Pipeline, origin: Origin) -> None:
+        self.pipeline = pipeline
+        self.origin = origin
+        self.ring = pipeline.ring
+        self._more = asyncio.Event()
+
+    def wake(self) -> None:
+        """Tell every waiting reader that there may be more. Costs the same for one event or a thousand."""
+        self._more.set()
+        self._more = asyncio.Event()
+
+    async def read(self, query: Query, deadline: float | None = None) -> AsyncIterator[list[Item]]:
+        """Batches that answer a query. A following one ends at `deadline` (loop time), or when its task is cancelled.
+
+        Between batches other tasks have their turn, so that a reader of everything does not stop the others.
+        """
+        reader = Reader(self.ring, query)
+        while True:
+            more = self._more
+            batch = reader.read()
+            if batch.items:
+                yield batch.items
+            if batch.done:
+                return
+            if not reader.waiting:
+                await asyncio.sleep(0)
+                continue
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await more.wait()
+            except TimeoutError:
+                return

@@ -1,0 +1,79 @@
+"""The agent's gRPC server: a unix socket, and TCP where the configuration says so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import grpc
+
+from nodenet.errors import CannotRunError
+from nodenet.rpc import schema
+from nodenet.rpc.feed import Feed
+from nodenet.rpc.observer import Observer, ServerInfo
+from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
+from nodenet.rpc.pb.observer import observer_pb2
+from nodenet.rpc.service import HEALTH, Agent, Health, Provider
+
+_GRACE_SECONDS = 1.0
+# struct sockaddr_un holds 108 bytes with the closing zero.
+_LONGEST_SOCKET_PATH = 107
+
+
+class Server:
+    """observer.Observer, grpc.health.v1.Health and nodenet.v1.Agent on one socket."""
+
+    def __init__(self, feed: Feed, provider: Provider, info: ServerInfo) -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server.add_generic_rpc_handlers(
+            (
+                schema.handler(observer_pb2.DESCRIPTOR.services_by_name["Observer"], Observer(feed, info)),
+                schema.handler(health_pb2.DESCRIPTOR.services_by_name["Health"], Health(provider), HEALTH),
+                schema.handler(agent_pb2.DESCRIPTOR.services_by_name["Agent"], Agent(feed, provider)),
+            )
+        )
+        self._path: Path | None = None
+
+    async def start(self, path: Path, address: str = "") -> int:
+        """Listen on the unix socket, readable by root alone, and on `host:port`. Returns the TCP port, 0 without one.
+
+        A socket that a killed agent left is taken over; raises CannotRunError when a living one has it.
+        """
+        if len(str(path)) > _LONGEST_SOCKET_PATH:
+            raise CannotRunError(
+                f"{path}: longer than the {_LONGEST_SOCKET_PATH} bytes that a unix socket's path may have",
+                "choose a shorter run_dir",
+            )
+        await asyncio.to_thread(_take_over, path)
+        try:
+            port = self._listen(path, address)
+        except RuntimeError as error:
+            raise CannotRunError(f"cannot listen on {address or path}: {error}", "is the address in use?") from error
+        await self._server.start()
+        self._path = path
+        return port
+
+    async def stop(self) -> None:
+        """End open streams after a moment of grace and remove the socket."""
+        await self._server.stop(_GRACE_SECONDS)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _listen(self, path: Path, address: str) -> int:
+        self._server.add_insecure_port(f"unix:{path}")
+        path.chmod(0o600)
+        return self._server.add_insecure_port(address) if address else 0
+
+
+def _take_over(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise CannotRunError(f"{path}: another agent listens here", "stop it first, or give this one a run_dir of its own")

@@ -1,0 +1,148 @@
+"""nodenet.v1.Agent and the health check: what the agent tells its own command line and its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+import grpc
+import msgspec
+
+from nodenet.errors import NodenetError
+from nodenet.flow.ring import Query
+from nodenet.flow.types import Lost
+from nodenet.rpc import convert
+from nodenet.rpc.feed import Feed
+from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
+
+HEALTH = "grpc.health.v1.Health"
+OBSERVER_SERVICE = "hubble.server.Observer"
+RESOURCES = ("endpoint", "identity", "service", "policy", "ipcache", "ct", "map")
+_ROWS_PER_CHUNK = 500
+_WATCH_SECONDS = 1.0
+
+Row = Mapping[str, Any]
+
+
+class Provider(Protocol):
+    """What agent.py tells. The methods are called in a worker thread: they may block, and must only read.
+
+    Values are what JSON knows, and addresses, networks, enums and named tuples, which become text or lists.
+    """
+
+    def status(self) -> Row:
+        """One object; `healthy` (bool) and `node` are shown by everybody, the rest as it is."""
+        ...
+
+    def rows(self, resource: str) -> Iterable[Row]:
+        """The rows of one of RESOURCES."""
+        ...
+
+    def explain(self, source: str, destination: str, port: int, protocol: str) -> Row:
+        """The policy verdict for one connection. Raises NodenetError for names that it does not know."""
+        ...
+
+    def healthy(self) -> bool:
+        """Whether the agent does its work. Quick: it is called on the event loop."""
+        ...
+
+
+class Agent:
+    """nodenet.v1.Agent."""
+
+    def __init__(self, feed: Feed, provider: Provider) -> None:
+        self._feed = feed
+        self._provider = provider
+
+    async def Status(self, _request: Any, context: Any) -> Any:  # noqa: N802
+        """The provider's status as JSON."""
+        status = await _asked(context, self._provider.status)
+        return agent_pb2.StatusResponse(json=encode(status))
+
+    async def List(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Rows as JSON objects, some hundreds in a message."""
+        if request.resource not in RESOURCES:
+            message = f"resource: unknown {request.resource!r} (known: {', '.join(RESOURCES)})"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        for chunk in await _asked(context, self._chunks, request.resource, request.limit or None):
+            yield agent_pb2.ListResponse(rows=chunk)
+
+    async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The provider's explanation as JSON."""
+        protocol = request.protocol or "TCP"
+        found = await _asked(
+            context, self._provider.explain, getattr(request, "from"), request.to, request.port, protocol
+        )
+        return agent_pb2.ExplainResponse(json=encode(found))
+
+    async def Monitor(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Raw records, oldest first."""
+        query = Query(number=request.number, follow=request.follow)
+        if not request.number and not request.follow:
+            query = Query()
+        async for batch in self._feed.read(query):
+            answer = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
+            for item in batch:
+                if isinstance(item, Lost):
+                    if answer.records:
+                        yield answer
+                    lost = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
+                    convert.fill_lost(lost.lost, item)
+                    yield lost
+                    answer = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
+                else:
+                    answer.records.append(item.event.pack())
+            if answer.records:
+                yield answer
+
+    def _chunks(self, resource: str, limit: int | None) -> list[list[bytes]]:
+        rows = [encode(row) for row in islice(self._provider.rows(resource), limit)]
+        return [rows[start : start + _ROWS_PER_CHUNK] for start in range(0, len(rows), _ROWS_PER_CHUNK)]
+
+
+class Health:
+    """grpc.health.v1.Health for the whole server ("") and for hubble's name of the Observer."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """NOT_FOUND for a service that is not here, as the health protocol says."""
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"service {request.service!r} is not served here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """The status now and after each change."""
+        last = None
+        while True:
+            status = self._status(request.service)
+            if status != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _status(self, service: str) -> Any:
+        known = health_pb2.HealthCheckResponse
+        if service not in ("", OBSERVER_SERVICE):
+            return known.SERVICE_UNKNOWN
+        return known.SERVING if self._provider.healthy() else known.NOT_SERVING
+
+
+def encode(value: object) -> bytes:
+    """JSON; what JSON does not know becomes its text."""
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+async def _asked(context: Any, function: Any, *arguments: Any) -> Any:
+    """Call the provider in a thread; its errors reach the client with their hint."""
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    except NodenetError as error:
+        text = f"{error}\n{error.hint}" if error.hint else str(error)
+        code = grpc.StatusCode.INVALID_ARGUMENT if error.exit_code == 2 else grpc.StatusCode.FAILED_PRECONDITION
+        await context.abort(code, text)
+        raise
