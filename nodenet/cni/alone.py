@@ -9,10 +9,10 @@ import sys
 import traceback
 from types import FrameType
 
+from nodenet.cni.conf import failure, version_answer
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.plugin import Plugin, failure
 from nodenet.cni.protocol import Reply
-from nodenet.cni.request import parse
+from nodenet.cni.request import Request, parse
 
 
 def main() -> int:
@@ -28,17 +28,27 @@ def main() -> int:
 
 def run(environment: dict[str, str], stdin: bytes) -> Reply:
     """One verb. Never raises for what the runtime or the kernel did."""
-    plugin = Plugin()
     try:
         request = parse(environment, stdin)
+        if request.verb == "VERSION":
+            return Reply(0, version_answer(stdin).encode())
         if request.verb in ("ADD", "DEL", "CHECK", "STATUS") and _requires_agent(stdin):
             raise CniError(Code.TRY_AGAIN, "the agent of this node is not running, and requireAgent is set")
-        return plugin.run(request)
+        return _run(request)
     except CniError as error:
         return failure(stdin, error)
     except Exception as error:  # noqa: BLE001 - the edge: the runtime needs JSON, a person the traceback
         traceback.print_exc()
         return failure(stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
+
+
+def _run(request: Request) -> Reply:
+    # Imported here: pyroute2 takes most of the time that this process has.
+    from nodenet.cni.plugin import Plugin
+
+    plugin = Plugin()
+    try:
+        return plugin.run(request)
     finally:
         plugin.close()
 

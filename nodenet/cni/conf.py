@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.protocol import Reply
 from nodenet.cni.ranges import RangeSet, range_sets
 from nodenet.cni.routes import PodRoute, routes
 from nodenet.model import IPAddress
@@ -186,6 +187,24 @@ def version_of(data: Mapping[str, Any]) -> str:
     if not isinstance(version, str):
         raise CniError(Code.DECODE_FAILURE, f"cniVersion: expected text, got {version!r}")
     return version
+
+
+def version_answer(stdin: bytes) -> str:
+    """What VERSION prints. A request without a version that we speak is answered in our newest."""
+    asked = decode(stdin).get("cniVersion") if stdin.strip() else None
+    version = asked if asked in SUPPORTED_VERSIONS else SUPPORTED_VERSIONS[-1]
+    return json.dumps({"cniVersion": version, "supportedVersions": list(SUPPORTED_VERSIONS)})
+
+
+def failure(stdin: bytes, error: CniError) -> Reply:
+    """An error as the runtime wants it, in the version that its configuration asked for if that can be read."""
+    version = SUPPORTED_VERSIONS[-1]
+    try:
+        asked = version_of(decode(stdin))
+        version = asked if asked in SUPPORTED_VERSIONS else version
+    except CniError:
+        pass
+    return Reply(1, error.to_json(version).encode())
 
 
 def _read(where: str, prefix: str, data: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:

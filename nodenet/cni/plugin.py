@@ -5,7 +5,7 @@ What stays after a failed ADD is the node's own, shared by all pods: the bridge 
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,14 @@ from nodenet.model import Endpoint
 
 # Called with the name of each step before it is done. Tests fail it there.
 Step = Callable[[str], None]
+Hook = Callable[[Endpoint], None]
+
+
+def nothing(endpoint: Endpoint) -> None:
+    """The hook of a node without an agent."""
+
+
+log = logging.getLogger("nodenet.cni")
 STEPS = (
     *("begin", "lease", "bridge", "veth", "port", "pod"),
     *("routes", "settle", "endpoint-id", "record", "enforce", "done"),
@@ -38,6 +46,19 @@ class Added:
 
     endpoint: Endpoint
     stdout: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One ADD under way: what was asked, and what is open for it."""
+
+    conf: NetConf
+    request: Request
+    owner: Owner
+    records: Records
+    pod_netns: int
+    pod: Link
+    undo: ExitStack
 
 
 class Plugin:
@@ -63,7 +84,7 @@ class Plugin:
             self._node = Link()
         return self._node
 
-    def add(self, request: Request, enforce: Callable[[Endpoint], None] = lambda endpoint: None) -> Added:
+    def add(self, request: Request, enforce: Hook = nothing) -> Added:
         """Attach a container. Raises CniError; then nothing of this attachment is left.
 
         `enforce` is called when all is made and recorded; what it raises undoes the ADD.
@@ -75,18 +96,20 @@ class Plugin:
             stack.enter_context(_told("ADD", conf.name))
             pod_netns = stack.enter_context(_sandbox(request))
             crashed = stack.enter_context(records.busy(owner))
+            pod = stack.enter_context(Link(pod_netns))
             undo = stack.enter_context(ExitStack())
+            job = _Job(conf, request, owner, records, pod_netns, pod, undo)
             self._step("begin")
-            self._refuse_second(records, owner, request, pod_netns)
-            leases = self._lease(conf, owner, search=crashed, undo=undo)
-            added = self._wire(conf, request, owner, records, leases, pod_netns, undo)
+            _refuse_second(job)
+            leases = self._lease(job, search=crashed)
+            added = self._wire(job, leases)
             self._step("enforce")
             enforce(added.endpoint)
             self._step("done")
             undo.pop_all()
             return added
 
-    def delete(self, request: Request, forget: Callable[[Endpoint], None] = lambda endpoint: None) -> None:
+    def delete(self, request: Request, forget: Hook = nothing) -> None:
         """Detach a container: also when the namespace, the lease, the record or all of it are gone already.
 
         `forget` is called when the wires are cut and before the addresses are given back to the pool: what it raises
@@ -107,135 +130,91 @@ class Plugin:
             ipam.release(store, owner, known)
             records.drop(owner, record.endpoint.endpoint_id if record else 0)
 
-    def version(self, request: Request) -> str:
-        """VERSION: the versions we speak. A request without a version is answered in our newest."""
-        asked = configuration.decode(request.stdin).get("cniVersion") if request.stdin.strip() else None
-        version = asked if asked in configuration.SUPPORTED_VERSIONS else configuration.SUPPORTED_VERSIONS[-1]
-        return result.versions_json(str(version), configuration.SUPPORTED_VERSIONS)
+    def run(self, request: Request, enforce: Hook = nothing, forget: Hook = nothing) -> Reply:
+        """One verb from request to reply; a CniError becomes the specification's JSON with exit status 1."""
+        try:
+            return Reply(0, self._dispatch(request, enforce, forget).encode())
+        except CniError as error:
+            return configuration.failure(request.stdin, error)
 
-    def run(self, request: Request) -> Reply:
-        """One verb from request to reply, without an agent. Never raises: errors become the specification's JSON."""
-        return answer(request, lambda: self._dispatch(request))
-
-    def _dispatch(self, request: Request) -> str:
+    def _dispatch(self, request: Request, enforce: Hook, forget: Hook) -> str:
         if request.verb == "ADD":
-            return self.add(request).stdout
+            return self.add(request, enforce).stdout
         if request.verb == "DEL":
-            self.delete(request)
+            self.delete(request, forget)
             return ""
         if request.verb == "VERSION":
-            return self.version(request)
-        raise not_implemented(request)
+            return configuration.version_answer(request.stdin)
+        raise CniError(Code.NOT_IMPLEMENTED, f"CNI_COMMAND: {request.verb} is not implemented yet")
 
     def _records(self, conf: NetConf) -> Records:
         return Records(self._run_dir or conf.run_dir)
 
-    def _refuse_second(self, records: Records, owner: Owner, request: Request, pod_netns: int) -> None:
-        message = f"container {owner.container_id} has an interface {owner.ifname} already"
-        try:
-            record = records.get(owner)
-        except ValueError as error:
-            raise CniError(Code.INTERFACE_EXISTS, f"{message}: {error}", "DEL it first") from error
-        if record is not None:
-            raise CniError(Code.INTERFACE_EXISTS, message, "DEL it before another ADD")
-        with Link(pod_netns) as pod:
-            if pod.get(request.ifname) is not None:
-                raise CniError(Code.INTERFACE_EXISTS, f"{request.netns} has an interface {request.ifname} already")
-
-    def _lease(self, conf: NetConf, owner: Owner, search: bool, undo: ExitStack) -> list[Lease]:
+    def _lease(self, job: _Job, search: bool) -> list[Lease]:
         self._step("lease")
-        store = ipam.Store(conf.ipam.data_dir, conf.name)
-        leases = ipam.allocate(store, owner, conf.ipam.sets, conf.ipam.requested, search)
-        undo.callback(_undone, ipam.release, store, owner, [lease.address.ip for lease in leases])
+        store = ipam.Store(job.conf.ipam.data_dir, job.conf.name)
+        leases = ipam.allocate(store, job.owner, job.conf.ipam.sets, job.conf.ipam.requested, search)
+        job.undo.callback(_undone, ipam.release, store, job.owner, [lease.address.ip for lease in leases])
         return leases
 
-    def _wire(
-        self,
-        conf: NetConf,
-        request: Request,
-        owner: Owner,
-        records: Records,
-        leases: Sequence[Lease],
-        pod_netns: int,
-        undo: ExitStack,
-    ) -> Added:
+    def _wire(self, job: _Job, leases: Sequence[Lease]) -> Added:
+        conf, owner = job.conf, job.owner
         self._step("bridge")
         bridge = wire.ensure_bridge(self.node, conf, leases)
         mac = conf.mac or wire.pod_mac(leases)
         self._step("veth")
-        undo.callback(_undone, wire.disconnect, self.node, owner, "")
-        host = wire.create_pair(self.node, conf, owner, pod_netns, mac)
+        job.undo.callback(_undone, wire.disconnect, self.node, owner, "")
+        host = wire.create_pair(self.node, conf, owner, job.pod_netns, mac)
         self._step("port")
         wire.join_bridge(self.node, conf, host, bridge)
+        self._step("pod")
+        inside = wire.configure_pod(job.pod, job.pod_netns, owner.ifname, leases)
+        self._step("routes")
         routes = wire.pod_routes(conf, leases)
-        with Link(pod_netns) as pod:
-            self._step("pod")
-            inside = wire.configure_pod(pod, pod_netns, owner.ifname, leases)
-            self._step("routes")
-            wire.add_routes(pod, inside.index, routes)
+        wire.add_routes(job.pod, inside.index, routes)
         self._step("settle")
         wire.settle(self.node, host)
-        wire.tell_neighbours(pod_netns, owner.ifname, mac, leases)
-        endpoint = self._record(conf, request, owner, records, leases, host, mac, undo)
+        wire.tell_neighbours(job.pod_netns, inside, mac, leases)
+        endpoint = self._record(job, leases, host, mac)
         interfaces = (
             result.ResultInterface(bridge.name, bridge.mac, mtu=bridge.mtu),
             result.ResultInterface(host.name, host.mac, mtu=host.mtu),
-            result.ResultInterface(owner.ifname, mac, sandbox=request.netns, mtu=inside.mtu),
+            result.ResultInterface(owner.ifname, mac, sandbox=job.request.netns, mtu=inside.mtu),
         )
         dns = conf.dns or (read_resolv_conf(conf.ipam.resolv_conf) if conf.ipam.resolv_conf else {})
         return Added(endpoint, result.Result(interfaces, 2, leases, routes, dns).to_json(conf.cni_version))
 
-    def _record(
-        self,
-        conf: NetConf,
-        request: Request,
-        owner: Owner,
-        records: Records,
-        leases: Sequence[Lease],
-        host: Interface,
-        mac: str,
-        undo: ExitStack,
-    ) -> Endpoint:
+    def _record(self, job: _Job, leases: Sequence[Lease], host: Interface, mac: str) -> Endpoint:
         self._step("endpoint-id")
-        undo.callback(_undone, records.drop, owner)
+        job.undo.callback(_undone, job.records.drop, job.owner)
         endpoint = Endpoint(
-            endpoint_id=records.allocate_id(owner),
-            container_id=owner.container_id,
-            ifname=owner.ifname,
-            netns=request.netns,
+            endpoint_id=job.records.allocate_id(job.owner),
+            container_id=job.owner.container_id,
+            ifname=job.owner.ifname,
+            netns=job.request.netns,
             host_ifname=host.name,
             host_ifindex=host.index,
             mac=mac,
             ips=tuple(lease.address.ip for lease in leases),
-            pod=request.pod,
-            pod_uid=request.pod_uid,
+            pod=job.request.pod,
+            pod_uid=job.request.pod_uid,
         )
         self._step("record")
-        records.put(Record(endpoint, conf.name, conf.ipam.data_dir))
+        job.records.put(Record(endpoint, job.conf.name, job.conf.ipam.data_dir))
         return endpoint
 
 
-def not_implemented(request: Request) -> CniError:
-    return CniError(Code.NOT_IMPLEMENTED, f"CNI_COMMAND: {request.verb} is not implemented yet")
-
-
-def answer(request: Request, work: Callable[[], str]) -> Reply:
-    """The reply of a verb: what `work` prints with status 0, or the error as JSON with status 1."""
+def _refuse_second(job: _Job) -> None:
+    message = f"container {job.owner.container_id} has an interface {job.owner.ifname} already"
     try:
-        return Reply(0, work().encode())
-    except CniError as error:
-        return failure(request.stdin, error)
-
-
-def failure(stdin: bytes, error: CniError) -> Reply:
-    """An error as the runtime wants it, in the version that its configuration asked for if that can be read."""
-    version = configuration.SUPPORTED_VERSIONS[-1]
-    try:
-        asked = configuration.version_of(configuration.decode(stdin))
-        version = asked if asked in configuration.SUPPORTED_VERSIONS else version
-    except CniError:
-        pass
-    return Reply(1, error.to_json(version).encode())
+        record = job.records.get(job.owner)
+    except ValueError as error:
+        raise CniError(Code.INTERFACE_EXISTS, f"{message}: {error}", "DEL it first") from error
+    if record is not None:
+        raise CniError(Code.INTERFACE_EXISTS, message, "DEL it before another ADD")
+    if job.pod.get(job.owner.ifname) is not None:
+        message = f"namespace {job.request.netns} has an interface {job.owner.ifname} already"
+        raise CniError(Code.INTERFACE_EXISTS, message)
 
 
 @contextmanager
@@ -272,7 +251,7 @@ def _undone(function: Callable[..., object], *args: object) -> None:
     try:
         function(*args)
     except (OSError, LinkError) as error:
-        print(f"nodenet: while undoing an ADD: {error}", file=sys.stderr)
+        log.warning("while undoing an ADD: %s", error)
 
 
 def _readable(records: Records, owner: Owner) -> Record | None:
@@ -280,5 +259,5 @@ def _readable(records: Records, owner: Owner) -> Record | None:
     try:
         return records.get(owner)
     except ValueError as error:
-        print(f"nodenet: endpoint file of {owner.container_id}: {error}", file=sys.stderr)
+        log.warning("endpoint file of container %s: %s", owner.container_id, error)
         return None

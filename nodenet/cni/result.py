@@ -71,8 +71,3 @@ def _route(route: PodRoute, version: str) -> dict[str, Any]:
             if (number := getattr(route, name)) is not None:
                 body[name] = number
     return body
-
-
-def versions_json(version: str, supported: Sequence[str]) -> str:
-    """What VERSION prints; `version` is the one of the request."""
-    return json.dumps({"cniVersion": version, "supportedVersions": list(supported)})

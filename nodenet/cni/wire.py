@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
 from pathlib import Path
 
 from nodenet.cni.conf import NetConf
@@ -43,13 +43,14 @@ def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interfa
     found = bridge.ensure(node, conf.bridge, conf.mtu, conf.promiscuous)
     if not conf.is_gateway:
         return found
+    present = [entry.interface for entry in addresses.local(node, found.index)]
     for lease in leases:
         if lease.address.version == 6:
             _require_ipv6(lease)
             sysctl.write(f"ipv6/conf/{conf.bridge}/disable_ipv6", 0)
             sysctl.write(f"ipv6/conf/{conf.bridge}/accept_ra", 0)
         gateway = _interface(f"{lease.gateway}/{lease.address.network.prefixlen}")
-        _ensure_gateway(node, conf, found, gateway)
+        _ensure_gateway(node, conf, found, gateway, present)
         sysctl.write("ipv4/ip_forward" if gateway.version == 4 else "ipv6/conf/all/forwarding", 1)
     return found
 
@@ -111,8 +112,16 @@ def settle(node: Link, port: Interface) -> None:
     bridge.wait_forwarding(node, port.index)
 
 
-def tell_neighbours(pod_netns: int, ifname: str, mac: str, leases: Sequence[Lease]) -> None:
-    announce.announce(pod_netns, ifname, mac, [lease.address.ip for lease in leases])
+def tell_neighbours(pod_netns: int, interface: Interface, mac: str, leases: Sequence[Lease]) -> None:
+    """Correct the caches of those who knew an address's last holder. Not needed for the address that the MAC follows
+    from: its last holder had the same one."""
+    derived = mac == pod_mac(leases)
+    for lease in leases[1:] if derived else leases:
+        address = lease.address.ip
+        if isinstance(address, IPv4Address):
+            announce.announce_v4(pod_netns, interface.name, mac, address)
+        else:
+            announce.announce_v6(pod_netns, interface.index, mac, address)
 
 
 def disconnect(node: Link, owner: Owner, host_name: str) -> bool:
@@ -132,15 +141,15 @@ def disconnect_in(pod_netns: str, ifname: str) -> bool:
         return found is not None and found.kind == "veth" and pod.delete(found.index)
 
 
-def _ensure_gateway(node: Link, conf: NetConf, to: Interface, gateway: IPv4Interface | IPv6Interface) -> None:
+def _ensure_gateway(
+    node: Link, conf: NetConf, to: Interface, gateway: addresses.IPInterface, present: Sequence[addresses.IPInterface]
+) -> None:
     """Put the gateway's address on the bridge. Another address there stays when both can live together: IPv6 networks
     that do not overlap; else forceAddress decides, as in the reference plugin."""
-    present = [found.interface for found in addresses.local(node, to.index)]
-    others = [other for other in present if other.version == gateway.version]
-    if gateway in others:
+    if gateway in present:
         return
-    for other in others:
-        if other.version == 6 and not other.network.overlaps(gateway.network):
+    for other in present:
+        if other.version != gateway.version or (other.version == 6 and not other.network.overlaps(gateway.network)):
             continue
         if not conf.force_address:
             message = f"network {conf.name}: bridge {conf.bridge} has address {other}, wanted {gateway}"
@@ -163,5 +172,5 @@ def _require_ipv6(lease: Lease) -> None:
         raise CniError(Code.BAD_CONFIG, f"address {lease.address}: this kernel runs without IPv6 (ipv6.disable=1)")
 
 
-def _interface(text: str) -> IPv4Interface | IPv6Interface:
+def _interface(text: str) -> addresses.IPInterface:
     return IPv6Interface(text) if ":" in text else IPv4Interface(text)

@@ -1,0 +1,204 @@
+"""The agent's side of the CNI executable: a unix socket, worker threads that run the verbs, and the agent's two hooks.
+
+Several verbs run at once, each in a thread with its own rtnetlink socket; what they share (leases, endpoint files)
+is guarded by file locks, which hold against an executable that works alone as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from nodenet.cni import protocol
+from nodenet.cni.conf import failure
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.plugin import Plugin, Step
+from nodenet.cni.protocol import ProtocolError, Reply
+from nodenet.cni.request import Request, parse
+from nodenet.errors import CannotRunError
+from nodenet.model import Endpoint
+
+Hook = Callable[[Endpoint], Awaitable[None]]
+log = logging.getLogger("nodenet.cni")
+# Seconds in which a connection must have sent its whole request.
+REQUEST_SECONDS = 10.0
+
+
+class CniServer:
+    """Serves the CNI executable on `<run_dir>/cni.sock`.
+
+    `on_add(endpoint)` is awaited when all is wired and recorded and before ADD answers: it puts the endpoint's policy
+    in force. What it raises undoes the ADD: a CniError keeps its code, a timeout is code 11, anything else code 105;
+    then `on_del` is awaited for the same endpoint. `on_del(endpoint)` is awaited when the wires are cut and before the
+    addresses go back to the pool; it must accept an endpoint that it does not know. What it raises fails the DEL with
+    code 11 or 105, and the runtime tries again. Hooks have `hook_seconds` each. The verbs work in the network namespace
+    of the thread that runs the event loop.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        on_add: Hook,
+        on_del: Hook,
+        *,
+        hook_seconds: float = 30.0,
+        workers: int = 8,
+        step: Step = lambda name: None,
+    ) -> None:
+        self.path = run_dir / "cni.sock"
+        self._run_dir = run_dir
+        self._on_add, self._on_del = on_add, on_del
+        self._hook_seconds = hook_seconds
+        self._step = step
+        self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="cni")
+        self._local = threading.local()
+        self._plugins: list[Plugin] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self._hooks: set[concurrent.futures.Future[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises CannotRunError when another agent listens there already, OSError as bind does."""
+        self._loop = asyncio.get_running_loop()
+        self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if await asyncio.to_thread(_somebody_listens, self.path):
+            raise CannotRunError(f"{self.path}: another agent of this node listens there", "stop it first")
+        # Bound under another name and moved: no caller ever meets a socket without listener or with wide permissions.
+        temporary = self.path.with_name(f".cni.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(temporary))
+            temporary.chmod(0o600)
+            self._server = await asyncio.start_unix_server(self._accepted, sock=sock, backlog=512)
+            temporary.rename(self.path)
+        except BaseException:
+            sock.close()
+            temporary.unlink(missing_ok=True)
+            raise
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Stop listening, let the calls at work end within `grace` seconds, and remove the socket."""
+        if self._server is not None:
+            self.path.unlink(missing_ok=True)
+            self._server.close()
+            self._server = None
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=grace)
+            for call in late:
+                call.cancel()
+            for hook in list(self._hooks):
+                hook.cancel()
+        await asyncio.to_thread(self._pool.shutdown, True, cancel_futures=True)
+        for plugin in self._plugins:
+            plugin.close()
+        self._plugins.clear()
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        try:
+            reply = await self._serve(reader)
+            writer.write(protocol.pack_reply(reply))
+            await writer.drain()
+        except (ConnectionError, TimeoutError, ProtocolError) as error:
+            log.warning("CNI call ended early: %s", error)
+        finally:
+            self._calls.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader) -> Reply:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            environment, stdin = await protocol.read_request(reader)
+        try:
+            request = parse(environment, stdin)
+        except CniError as error:
+            return failure(stdin, error)
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        reply = await loop.run_in_executor(self._pool, self._work, request)
+        who = f"{request.verb} {request.container_id} {request.ifname} {request.pod}"
+        if reply.status == 0:
+            log.info("%s: done in %.1f ms", who, (time.monotonic() - started) * 1e3)
+        else:
+            log.warning("%s: %s", who, reply.stdout.decode(errors="replace"))
+        return reply
+
+    def _work(self, request: Request) -> Reply:
+        """In a worker thread: one verb, with the hooks. Never raises."""
+        try:
+            plugin = self._plugin()
+            return plugin.run(request, self._enforce, self._forget)
+        except Exception as error:
+            log.exception("%s %s %s failed", request.verb, request.container_id, request.ifname)
+            return failure(request.stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
+
+    def _plugin(self) -> Plugin:
+        plugin: Plugin | None = getattr(self._local, "plugin", None)
+        if plugin is None:
+            plugin = self._local.plugin = Plugin(self._run_dir, self._step)
+            self._plugins.append(plugin)
+        return plugin
+
+    def _enforce(self, endpoint: Endpoint) -> None:
+        try:
+            self._await(self._on_add, endpoint)
+        except CniError:
+            try:
+                self._await(self._on_del, endpoint)
+            except CniError as error:
+                log.warning("after a failed ADD of %s: %s", endpoint.pod, error)
+            raise
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        self._await(self._on_del, endpoint)
+
+    def _await(self, hook: Hook, endpoint: Endpoint) -> None:
+        """Run a hook on the event loop and wait for it. Raises CniError alone."""
+        assert self._loop is not None
+        what = f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"
+
+        async def run() -> None:
+            async with asyncio.timeout(self._hook_seconds):
+                await hook(endpoint)
+
+        call = run()
+        try:
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        except RuntimeError as error:
+            call.close()
+            raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}") from error
+        self._hooks.add(future)
+        try:
+            # The second limit is for a loop that has stopped turning.
+            future.result(self._hook_seconds + 5)
+        except CniError:
+            raise
+        except TimeoutError as error:
+            message = f"the agent was not ready with {what} within {self._hook_seconds:g} s"
+            raise CniError(Code.TRY_AGAIN, message) from error
+        except concurrent.futures.CancelledError as error:
+            raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}") from error
+        except Exception as error:
+            raise CniError(Code.AGENT_FAILED, f"the agent failed with {what}: {error}") from error
+        finally:
+            self._hooks.discard(future)
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
