@@ -55,4 +55,3 @@ def run_packet(program: int, packet: bytes, repeat: int = 1) -> PacketRun:
     )
     libbpf.check(libbpf.lib().bpf_prog_test_run_opts(program, ctypes.byref(options)), "BPF_PROG_TEST_RUN")
     return PacketRun(options.retval, target.raw[: options.data_size_out], options.duration)
-

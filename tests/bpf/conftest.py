@@ -53,7 +53,8 @@ class Datapath:
 
     def events(self) -> list[abi.Event]:
         """What the programs told since the last call."""
-        self._reader.consume()
+        while self._reader.consume():
+            pass
         taken = list(self._events)
         self._events.clear()
         return taken

@@ -1,0 +1,274 @@
+"""The node agent: API objects and endpoints in, maps and programs in the kernel, events out. One asyncio process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from nodenet import abi
+from nodenet.agent.datapath import Datapath
+from nodenet.agent.host import Host, netns_cookie
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.records import Records
+from nodenet.cni.server import CniServer
+from nodenet.compile import Compiler, DesiredState, LocalNode, Names
+from nodenet.config import Config
+from nodenet.flow.names import NameTableBuilder
+from nodenet.flow.pipeline import Pipeline
+from nodenet.flow.ring import Ring
+from nodenet.kube.client import KubeClient
+from nodenet.kube.config import load as load_access
+from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
+from nodenet.reconcile.loop import Hooks, ReconcileLoop
+from nodenet.rpc.feed import Feed, new_origin
+from nodenet.rpc.observer import ServerInfo
+from nodenet.store import API_KINDS, AttachmentKey, Kind, Op, Snapshot, Store
+
+log = logging.getLogger(__name__)
+
+# Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object.
+POD_SECONDS = 10.0
+# Seconds between looks at what the kernel lost, and at the time of day.
+UPKEEP_SECONDS = 1.0
+
+
+class Agent:
+    """Joins the parts. `run` never returns by itself; what is in the kernel stays when it is cancelled."""
+
+    def __init__(self, config: Config, datapath: Datapath) -> None:
+        self.config = config
+        self.datapath = datapath
+        self.started = time.time_ns()
+        self.host = Host()
+        self.records = Records(config.run_dir)
+        self.store = Store()
+        self.compiler = Compiler()
+        self.local = LocalNode(config.node_name, frozenset(), config.enforce_policy)
+        # Of the last compilation, for people and metrics.
+        self.snapshot = Snapshot()
+        self.names = Names()
+        self.desired = DesiredState()
+        self.cookies: dict[AttachmentKey, int] = {}
+        self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset())
+        self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name))
+        self.info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), self.started)
+        self.client = KubeClient(load_access(config.kubeconfig))
+        self.cni = CniServer(config.run_dir, self.endpoint_added, self.endpoint_deleted)
+        self.loop = ReconcileLoop(
+            lambda: self.store.snapshot() if self.store.synced else None,
+            self._compile,
+            datapath.tables,
+            hooks=Hooks(restore=self.compiler.restore, settled=self.compiler.settle),
+            resync_seconds=config.resync_seconds,
+        )
+        self.ready = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._table_builder = NameTableBuilder()
+        self._lost_events = 0
+
+    async def run(self) -> None:
+        """Bring the node up to date and keep it so. Raises what cannot be mended by trying again."""
+        await self._adopt_endpoints()
+        reader = self.datapath.read_events(self.pipeline.receive)
+        event_loop = asyncio.get_running_loop()
+        event_loop.add_reader(reader.fd, self._read_events, reader)
+        try:
+            async with self.client, asyncio.TaskGroup() as tasks:
+                for kind in API_KINDS:
+                    tasks.create_task(self._watch(kind), name=f"watch {kind}")
+                tasks.create_task(self.loop.run(), name="reconcile")
+                tasks.create_task(self._keep_routes(), name="routes")
+                tasks.create_task(self._upkeep(), name="upkeep")
+                tasks.create_task(self._become_ready(), name="ready")
+        finally:
+            event_loop.remove_reader(reader.fd)
+            await self.cni.close()
+            reader.close()
+            self.host.close()
+
+    # Endpoints
+
+    async def endpoint_added(self, endpoint: Endpoint) -> None:
+        """CNI ADD, all wired: return when the endpoint's own policy is in force."""
+        await self._know_endpoint(endpoint)
+        self.local = LocalNode(self.local.name, await self.host.local_addresses(), self.local.enforce_policy)
+        self._apply(Op.ADDED, endpoint)
+        if endpoint.pod.name:
+            await self._pod_known(endpoint)
+        await self.loop.wait_for(self.store.revision)
+
+    async def endpoint_deleted(self, endpoint: Endpoint) -> None:
+        """CNI DEL, wires cut: return when nothing in the kernel speaks of the endpoint."""
+        self.cookies.pop(_key(endpoint), None)
+        self._apply(Op.DELETED, endpoint)
+        await self.loop.wait_for(self.store.revision)
+
+    async def _know_endpoint(self, endpoint: Endpoint) -> None:
+        self.cookies[_key(endpoint)] = await asyncio.to_thread(netns_cookie, endpoint.netns)
+        await self.host.attach(endpoint, self.datapath.loaded.programs)
+
+    async def _pod_known(self, endpoint: Endpoint) -> None:
+        try:
+            async with asyncio.timeout(POD_SECONDS):
+                while not self._is_known(endpoint):
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise CniError(
+                Code.TRY_AGAIN,
+                f"pod {endpoint.pod}: the Kubernetes API has not shown it within {POD_SECONDS:g} s, "
+                "so its policies are not known",
+            ) from error
+
+    def _is_known(self, endpoint: Endpoint) -> bool:
+        pod = self.store.snapshot().pods.get(endpoint.pod)
+        return pod is not None and endpoint.pod_uid in ("", pod.uid)
+
+    async def _adopt_endpoints(self) -> None:
+        """The endpoints of a previous life, and those that the plugin made while no agent ran."""
+        records, problems = self.records.all()
+        for problem in problems:
+            log.warning("%s", problem)
+        found = []
+        for record in records:
+            if await self.host.exists(record.endpoint):
+                found.append(record.endpoint)
+            else:
+                log.warning(
+                    "endpoint of %s: its interface %s is gone", record.endpoint.pod, record.endpoint.host_ifname
+                )
+        self.local = LocalNode(self.local.name, await self.host.local_addresses(), self.local.enforce_policy)
+        self.store.replace(Kind.ENDPOINT, found)
+
+    async def _become_ready(self) -> None:
+        """Maps first, then programs: none is attached before it finds its rules."""
+        await self.loop.wait_for(0)
+        attached = 0
+        for endpoint in self.store.snapshot().endpoints.values():
+            self.cookies[_key(endpoint)] = await asyncio.to_thread(netns_cookie, endpoint.netns)
+            attached += await self.host.attach(endpoint, self.datapath.loaded.programs)
+        sockets = await asyncio.to_thread(self.datapath.attach_sockets)
+        await asyncio.to_thread(self.datapath.forget_old)
+        await self.cni.start()
+        self.ready.set()
+        log.info(
+            "ready: %d endpoints, %d programs attached, %d map writes",
+            len(self.cookies),
+            attached + len(sockets),
+            self.loop.stats.writes.total(),
+        )
+
+    # Down: API to kernel
+
+    async def _watch(self, kind: Kind) -> None:
+        async for event in self.client.watch(kind):
+            if self.store.feed(event):
+                self._wake()
+
+    def _apply(self, op: Op, endpoint: Endpoint) -> None:
+        if self.store.apply(op, endpoint):
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self.loop.trigger()
+
+    def _compile(self, snapshot: Snapshot) -> DesiredState:
+        """In the reconcile loop's worker thread."""
+        local = self.local
+        desired, names = self.compiler.compile(snapshot, local)
+        for warning in set(names.warnings) - set(self.names.warnings):
+            log.warning("%s", warning)
+        self.snapshot, self.names, self.desired = snapshot, names, desired
+        self.pipeline.names = self._table_builder.build(
+            snapshot, names, local, {cookie: key for key, cookie in self.cookies.items()}, _identities(desired)
+        )
+        return desired
+
+    async def _keep_routes(self) -> None:
+        """Routes to the other nodes' pod networks, whenever the nodes change."""
+        last: Mapping[IPNetwork, IPAddress] | None = None
+        while True:
+            changed = self._changed
+            if self.store.synced:
+                wanted, own = _routes(self.store.snapshot(), self.config.node_name)
+                if wanted != last:
+                    result = await self.host.sync_routes(wanted, own)
+                    for network in result.conflicts:
+                        log.error("route to %s: somebody else's route is in the way", network)
+                    last = wanted
+            await changed.wait()
+
+    # Up: kernel to people
+
+    def _read_events(self, reader: Any) -> None:
+        more = reader.consume()
+        self.feed.wake()
+        if more:
+            asyncio.get_running_loop().call_soon(self._read_events, reader)
+
+    async def _upkeep(self) -> None:
+        """What the ring buffer had no room for, and the distance between the clocks."""
+        self._lost_events = self._count_lost()
+        while True:
+            await asyncio.sleep(UPKEEP_SECONDS)
+            self.pipeline.clock_offset = _clock_offset()
+            lost = self._count_lost()
+            if lost > self._lost_events:
+                self.pipeline.lost_in_kernel(lost - self._lost_events, time.time_ns())
+                self.feed.wake()
+                self._lost_events = lost
+
+    def _count_lost(self) -> int:
+        metrics = self.datapath.tables["nn_metrics"]
+        keys = [abi.MetricsKey(abi.LOST_EVENTS, direction) for direction in (1, 2)]
+        return sum(entry.packets for key in keys for entry in metrics.get(key) or ())
+
+    # Health
+
+    def healthy(self) -> bool:
+        return self.ready.is_set() and not self.loop.stats.failing
+
+    def trouble(self) -> list[str]:
+        """What is wrong now, a sentence each."""
+        found = []
+        if not self.store.synced:
+            missing = ", ".join(self.store.missing)
+            found.append(f"waiting for the first list of: {missing}")
+        for kind, stats in self.client.stats.items():
+            if stats.error:
+                found.append(f"watch of {kind}: {stats.error}")
+        if self.loop.stats.failing:
+            found.append(f"maps: {self.loop.stats.last_error}")
+        return found
+
+
+def _key(endpoint: Endpoint) -> AttachmentKey:
+    return AttachmentKey(endpoint.container_id, endpoint.ifname)
+
+
+def _clock_offset() -> int:
+    """Nanoseconds from CLOCK_MONOTONIC, which the kernel's events carry, to the time of day."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+def _identities(desired: DesiredState) -> dict[IPAddress, int]:
+    return {key.addr: value.value for key, value in desired.tables.get("nn_ipcache", {}).items()}
+
+
+def _routes(snapshot: Snapshot, name: str) -> tuple[dict[IPNetwork, IPAddress], tuple[IPAddress, ...]]:
+    """Other nodes' pod networks by the node address of the same family, and this node's own addresses."""
+    own = snapshot.nodes.get(ObjectRef("", name))
+    wanted: dict[IPNetwork, IPAddress] = {}
+    for node in snapshot.nodes.values():
+        if node.name == name:
+            continue
+        for network in node.pod_cidrs:
+            gateway = next((a for a in node.addresses if a.version == network.version), None)
+            if gateway is not None:
+                wanted[network] = gateway
+    return wanted, own.addresses if own else ()

@@ -1,0 +1,61 @@
+"""Start and stop: signals, servers, and one agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from nodenet.agent.core import Agent
+from nodenet.agent.datapath import Datapath
+from nodenet.agent.provider import AgentProvider
+from nodenet.config import Config
+from nodenet.errors import NodenetError
+from nodenet.rpc.server import Server
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> None:
+    """Run until SIGTERM or SIGINT. Raises NodenetError for what cannot run here."""
+    try:
+        asyncio.run(_run(config))
+    except* NodenetError as group:
+        # The first one is the cause; the others are tasks that ended with it.
+        raise _first(group) from group
+
+
+async def _run(config: Config) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    datapath = await asyncio.to_thread(Datapath, config)
+    try:
+        agent = Agent(config, datapath)
+        server = Server(agent.feed, AgentProvider(agent), agent.info)
+        await server.start(config.agent_socket, config.hubble_address)
+        try:
+            await _until(stop, agent)
+        finally:
+            await server.stop()
+    finally:
+        datapath.close()
+
+
+async def _until(stop: asyncio.Event, agent: Agent) -> None:
+    """The agent until it fails or somebody asks for the end."""
+    work = asyncio.create_task(agent.run(), name="agent")
+    asked = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if work.done():
+        work.result()
+    log.info("stopping: forwarding, Services and policy go on in the kernel")
+    work.cancel()
+    await asyncio.wait((work,))
+
+
+def _first(group: BaseExceptionGroup[NodenetError]) -> NodenetError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
