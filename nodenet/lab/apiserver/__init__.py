@@ -1,6 +1,8 @@
 """The lab's Kubernetes API endpoint: in memory, on aiohttp, for the kinds that a node's network agent needs.
 
-Embed it:
+Embed it (this package imports nothing by itself, so that the command line starts quickly):
+
+    from nodenet.lab.apiserver.server import ApiServer, serve
 
     api = ApiServer(service_cidrs=("10.96.0.0/16", "fd00:10:96::/112"))
     async with serve(api, addresses=[("127.0.0.1", 0)]) as server:      # or sockets=[a bound, listening socket]
@@ -18,25 +20,3 @@ takes it down and calls `client.delete("Pod", name, namespace, grace=0, uid=...)
 node, one that is over (Succeeded, Failed) and one deleted with grace 0 is removed at once: its DELETED event tells the
 kubelet to take down what is left.
 """
-
-from nodenet.lab.apiserver.client import Client, Event, Listing, LocalClient
-from nodenet.lab.apiserver.registry import PatchType
-from nodenet.lab.apiserver.resources import RESOURCES, Resource, find
-from nodenet.lab.apiserver.server import ApiServer, Server, serve
-from nodenet.lab.apiserver.status import ApiError, Cause
-
-__all__ = [
-    "RESOURCES",
-    "ApiError",
-    "ApiServer",
-    "Cause",
-    "Client",
-    "Event",
-    "Listing",
-    "LocalClient",
-    "PatchType",
-    "Resource",
-    "Server",
-    "find",
-    "serve",
-]

@@ -14,7 +14,7 @@ import msgspec
 import yaml
 from aiohttp import web
 
-from nodenet.lab.apiserver import discovery, http_answers, patch, scale, status
+from nodenet.lab.apiserver import discovery, http_answers, patch, protobuf, scale, status
 from nodenet.lab.apiserver.registry import DeleteOptions, Options, PatchType, Registry, Unknown
 from nodenet.lab.apiserver.resources import BY_PLURAL, GROUPS, Resource
 from nodenet.lab.apiserver.status import ApiError, bad_request
@@ -365,7 +365,9 @@ async def _body(request: web.Request, resource: Resource, *, empty: bool = False
     text = await request.read()
     if not text and empty:
         return {}
-    if "protobuf" in request.content_type or "cbor" in request.content_type:
+    if "protobuf" in request.content_type:
+        return protobuf.decode(text)
+    if "cbor" in request.content_type:
         raise ApiError(415, "UnsupportedMediaType", f"the lab reads JSON and YAML, not {request.content_type}")
     try:
         found = yaml.safe_load(text) if "yaml" in request.content_type else msgspec.json.decode(text)

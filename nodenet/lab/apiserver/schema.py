@@ -149,6 +149,7 @@ _SLICE_ENDPOINT = struct(
     zone=STRING,
     hints=ANY,
 )
+_SLICE_PORT = struct(name=STRING, protocol=STRING, port=INT, appProtocol=STRING)
 _NODE = Struct(
     {
         **strings("podCIDR providerID externalID"),
@@ -186,8 +187,8 @@ SCHEMAS: dict[str, Struct] = {
     "NetworkPolicy": _object(spec=_POLICY, status=ANY),
     "EndpointSlice": _object(
         addressType=STRING,
-        endpoints=ListOf(_SLICE_ENDPOINT),
-        ports=ListOf(struct(name=STRING, protocol=STRING, port=INT, appProtocol=STRING)),
+        endpoints=ListOf(_SLICE_ENDPOINT, keep_empty=True),
+        ports=ListOf(_SLICE_PORT, keep_empty=True),
     ),
 }
 
@@ -221,7 +222,7 @@ class Decoded:
             known = wanted.fields.get(key)
             if known is None:
                 self.unknown.append(where + _suggest(str(key), wanted.fields))
-            elif item is not None:
+            elif item is not None and not _nothing(item, known):
                 found[key] = self.take(item, known, where)
         return found
 
@@ -242,6 +243,13 @@ def decode(obj: dict[str, Any], kind: str) -> tuple[dict[str, Any], Decoded]:
     report = Decoded()
     clean = report.take(obj, SCHEMAS[kind], "")
     return clean, report
+
+
+def _nothing(item: object, wanted: Type) -> bool:
+    """An empty list or map says no more than an absent one, and Go's omitempty drops it."""
+    if isinstance(wanted, ListOf):
+        return item == [] and not wanted.keep_empty
+    return isinstance(wanted, MapOf) and item == {}
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

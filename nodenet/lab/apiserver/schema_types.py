@@ -27,10 +27,14 @@ class MapOf:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """`merge_key`: None is atomic, "" merges plain values as a set, else the key that tells elements apart."""
+    """`merge_key`: None is atomic, "" merges plain values as a set, else the key that tells elements apart.
+
+    An empty list is the same as none and is dropped, but for those few that `keep_empty`.
+    """
 
     item: Type
     merge_key: str | None = None
+    keep_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
