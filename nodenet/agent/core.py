@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from nodenet import abi
@@ -66,6 +68,8 @@ class Agent:
             resync_seconds=config.resync_seconds,
         )
         self.ready = asyncio.Event()
+        # Seconds from the start of the process, interpreter and imports included.
+        self.ready_after = 0.0
         self._changed = asyncio.Event()
         self._table_builder = NameTableBuilder()
         self._lost_events = 0
@@ -153,9 +157,11 @@ class Agent:
         sockets = await asyncio.to_thread(self.datapath.attach_sockets)
         await asyncio.to_thread(self.datapath.forget_old)
         await self.cni.start()
+        self.ready_after = _process_age()
         self.ready.set()
         log.info(
-            "ready: %d endpoints, %d programs attached, %d map writes",
+            "ready after %.2f s: %d endpoints, %d programs attached, %d map writes",
+            self.ready_after,
             len(self.cookies),
             attached + len(sockets),
             self.loop.stats.writes.total(),
@@ -254,6 +260,12 @@ def _key(endpoint: Endpoint) -> AttachmentKey:
 def _clock_offset() -> int:
     """Nanoseconds from CLOCK_MONOTONIC, which the kernel's events carry, to the time of day."""
     return time.time_ns() - time.monotonic_ns()
+
+
+def _process_age() -> float:
+    """Seconds since this process was started: proc(5), field 22 of stat, in clock ticks since boot."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def _identities(desired: DesiredState) -> dict[IPAddress, int]:

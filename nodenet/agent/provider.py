@@ -53,6 +53,7 @@ class AgentProvider:
             "node": agent.config.node_name,
             "healthy": agent.healthy(),
             "ready": agent.ready.is_set(),
+            "readyAfterSeconds": round(agent.ready_after, 2),
             "problems": agent.trouble(),
             "version": agent.info.version,
             "pid": os.getpid(),
