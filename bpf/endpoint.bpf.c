@@ -117,63 +117,105 @@ NN_INLINE int nn_is_related(struct __sk_buff *ctx, struct nn_context *context, _
 	return nn_ct_lookup(&key, now) != 0;
 }
 
-/* May this packet pass between the pod and its peer? Tracks the flow, asks the policy where that is due, and reports.
- * Returns 0 or a drop code. */
-NN_SUBPROGRAM int nn_police(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
-			    __u32 peer_identity)
+/* Who is at both ends, and through which Service the pod's socket came. Established flows that nobody is told about
+ * do without: these are the dearest lookups. */
+NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *endpoint)
 {
-	__u8 direction, opened_by;
-	__u32 now = nn_now_seconds();
-	__u32 revision = nn_policy_revision();
-	struct nn_policy_question question;
-	struct nn_ct_entry *entry;
-	struct nn_ct_key key;
-	int worth_telling, result;
-	__u32 rule_id = 0;
+	const struct nn_tuple *tuple = &context->packet.tuple;
 
-	if (!context || !endpoint)
-		return NN_DROP_INVALID_PACKET;
-	direction = context->direction;
-	if (nn_is_icmp_error(&context->packet) && nn_is_related(ctx, context, direction, now)) {
-		context->ct_status = NN_CT_RELATED;
-		return 0;
+	if (context->direction == NN_EGRESS) {
+		context->src_identity = endpoint->identity;
+		context->dst_identity = nn_identity_of(&tuple->daddr);
+		context->cookie = bpf_get_socket_cookie(ctx);
+	} else {
+		context->src_identity = nn_identity_of(&tuple->saddr);
+		context->dst_identity = endpoint->identity;
 	}
-	nn_ct_key_of(&context->packet.tuple, direction, &key);
-	entry = nn_ct_lookup(&key, now);
-	opened_by = entry ? entry->direction : direction;
-	if (entry && !nn_ct_opens(&context->packet)) {
-		context->is_reply = opened_by != direction;
-		context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
-		context->rule_id = entry->rule_id;
-		context->rev_nat_index = entry->rev_nat_index;
-		if (entry->revision != revision) {
-			/* The rules changed: judge the flow once more, as it was opened. A denied entry stays, so that
-			 * packets of the other direction cannot open it anew. */
-			nn_ask(&question, endpoint, &key, peer_identity, opened_by);
-			result = nn_policy_verdict(&question, &rule_id);
-			if (result < 0)
-				return result;
-			entry->rule_id = rule_id;
-			entry->revision = revision;
-			context->rule_id = rule_id;
-		}
-		worth_telling = nn_ct_touch(entry, &context->packet, context->is_reply, now);
-		if (worth_telling && nn_config.trace_events)
-			nn_send_event(ctx, context, NN_EVENT_TRACE,
-				      direction == NN_INGRESS ? NN_TO_ENDPOINT : NN_FROM_ENDPOINT, 0);
-		return 0;
+}
+
+NN_INLINE __u32 nn_peer_identity(const struct nn_context *context)
+{
+	return context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
+}
+
+/* A packet of a flow that is known. Returns 0 or a drop code. */
+NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
+			      const struct nn_ct_key *key, struct nn_ct_entry *entry, __u32 revision, __u32 now)
+{
+	struct nn_policy_question question;
+	__u32 rule_id = 0;
+	int result;
+
+	context->is_reply = entry->direction != context->direction;
+	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	context->rule_id = entry->rule_id;
+	context->rev_nat_index = entry->rev_nat_index;
+	if (entry->revision != revision) {
+		/* The rules changed: judge the flow once more, as it was opened. A denied entry stays, so that packets
+		 * of the other direction cannot open it anew. */
+		nn_identify(ctx, context, endpoint);
+		nn_ask(&question, endpoint, key, nn_peer_identity(context), entry->direction);
+		result = nn_policy_verdict(&question, &rule_id);
+		if (result < 0)
+			return result;
+		entry->rule_id = rule_id;
+		entry->revision = revision;
+		context->rule_id = rule_id;
 	}
+	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events) {
+		nn_identify(ctx, context, endpoint);
+		nn_send_event(ctx, context, NN_EVENT_TRACE,
+			      context->direction == NN_INGRESS ? NN_TO_ENDPOINT : NN_FROM_ENDPOINT, 0);
+	}
+	return 0;
+}
+
+/* The first packet of a flow. Returns 0 or a drop code. */
+NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
+			    const struct nn_ct_key *key, __u32 revision, __u32 now)
+{
+	struct nn_policy_question question;
+	__u32 rule_id = 0;
+	int result;
+
 	context->ct_status = NN_CT_NEW;
 	context->is_reply = 0;
-	nn_ask(&question, endpoint, &key, peer_identity, direction);
+	nn_identify(ctx, context, endpoint);
+	/* On the same node the receiving pod's half learns the Service from the sending pod's half. */
+	if (context->direction == NN_EGRESS)
+		context->rev_nat_index =
+			nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol);
+	nn_ask(&question, endpoint, key, nn_peer_identity(context), context->direction);
 	result = nn_policy_verdict(&question, &rule_id);
 	context->rule_id = rule_id;
 	if (result < 0)
 		return result;
-	result = nn_ct_create(&key, direction, revision, rule_id, context->rev_nat_index, now);
+	result = nn_ct_create(key, context->direction, revision, rule_id, context->rev_nat_index, now);
 	if (result == 0 && nn_config.trace_events)
 		nn_send_event(ctx, context, NN_EVENT_POLICY_VERDICT, 0, 0);
 	return result;
+}
+
+/* May this packet pass between the pod and its peer? Tracks the flow, asks the policy where that is due, and reports.
+ * Returns 0 or a drop code. */
+NN_SUBPROGRAM int nn_police(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint)
+{
+	__u32 now = nn_now_seconds();
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+
+	if (!context || !endpoint)
+		return NN_DROP_INVALID_PACKET;
+	context->endpoint_id = endpoint->endpoint_id;
+	if (nn_is_icmp_error(&context->packet) && nn_is_related(ctx, context, context->direction, now)) {
+		context->ct_status = NN_CT_RELATED;
+		return 0;
+	}
+	nn_ct_key_of(&context->packet.tuple, context->direction, &key);
+	entry = nn_ct_lookup(&key, now);
+	if (entry && !nn_ct_opens(&context->packet))
+		return nn_police_known(ctx, context, endpoint, &key, entry, nn_policy_revision(), now);
+	return nn_police_new(ctx, context, endpoint, &key, nn_policy_revision(), now);
 }
 
 /* Straight into the other pod's namespace. The frame may have been addressed to the gateway. */
@@ -200,13 +242,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	source = nn_owner(ctx, &context->packet.tuple.saddr);
 	if (!source)
 		return nn_drop(ctx, context, NN_DROP_INVALID_SOURCE_IP);
-	context->endpoint_id = source->endpoint_id;
-	context->src_identity = source->identity;
-	context->dst_identity = nn_identity_of(&context->packet.tuple.daddr);
-	context->cookie = bpf_get_socket_cookie(ctx);
-	context->rev_nat_index = nn_sock_revnat_index(context->cookie, &context->packet.tuple.daddr,
-						      context->packet.tuple.dport, context->packet.tuple.protocol);
-	result = nn_police(ctx, context, source, context->dst_identity);
+	result = nn_police(ctx, context, source);
 	if (result < 0)
 		return nn_drop(ctx, context, result);
 	nn_count(NN_METRIC_FORWARDED, NN_EGRESS, ctx->len);
@@ -216,8 +252,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (!target)
 		return TC_ACT_OK;
 	context->direction = NN_INGRESS;
-	context->endpoint_id = target->endpoint_id;
-	result = nn_police(ctx, context, target, context->src_identity);
+	result = nn_police(ctx, context, target);
 	if (result < 0)
 		return nn_drop(ctx, context, result);
 	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
@@ -269,10 +304,7 @@ int endpoint_ingress(struct __sk_buff *ctx)
 		}
 		return nn_drop(ctx, &context, NN_DROP_ENDPOINT_NOT_READY);
 	}
-	context.endpoint_id = target->endpoint_id;
-	context.src_identity = nn_identity_of(&context.packet.tuple.saddr);
-	context.dst_identity = target->identity;
-	result = nn_police(ctx, &context, target, context.src_identity);
+	result = nn_police(ctx, &context, target);
 	if (result < 0)
 		return nn_drop(ctx, &context, result);
 	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
