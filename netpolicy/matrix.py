@@ -46,9 +46,9 @@ def matrix_for(
     """Cells for every ordered pair of different pods, sorted by name.
 
     `ports` are asked of every destination; without them each destination's own declared ports are. A pod reaching
-    itself is left out: it always may. A pod with several addresses answers for its first one.
+    itself is left out: it always may. A pod with several addresses is asked on each, and allowed when all of them are.
     """
-    ordered = sorted(pods, key=lambda pod: (pod.namespace, pod.name))
+    ordered = sorted(pods, key=str)
     asked = None if ports is None else tuple(ports)
     evaluator = Evaluator(policies, namespaces)
     return [
@@ -63,9 +63,10 @@ def matrix_for(
 def _answers(
     evaluator: Evaluator, source: Pod, destination: Pod, ports: Iterable[ContainerPort]
 ) -> Iterator[tuple[ContainerPort, bool]]:
-    ends = parties(source, destination)[0]
+    ends = parties(source, destination)
     for port in {(port.port, port.protocol): port for port in ports}.values():
-        yield port, evaluator.verdict(*ends, Traffic(port.protocol, port.port)).allowed
+        traffic = Traffic(port.protocol, port.port)
+        yield port, all(evaluator.verdict(*pair, traffic).allowed for pair in ends)
 
 
 def parties(source: Pod, destination: Pod) -> list[tuple[Party, Party]]:

@@ -1,0 +1,210 @@
+"""`nodenet policy`: what NetworkPolicies mean, from manifests or from a running lab. No kernel is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from netpolicy import ends, matrix
+from netpolicy.cluster import Cluster
+from netpolicy.evaluate import Evaluator, Traffic
+from netpolicy.explain import as_json, explain
+from netpolicy.lint import lint as find_mistakes
+from nodenet.cli import policy_format, policy_sources
+from nodenet.cli.output import Column, Format, emit_document, output_option, table
+from nodenet.errors import BadInputError, NodenetError
+
+_FILES = click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    metavar="FILE_OR_DIR",
+    type=click.Path(path_type=Path),
+    help="Manifests: YAML files or folders of them. Can be given several times.",
+)
+_NAMESPACE = click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Of objects and names that say none."
+)
+_LAB = click.option("--lab", "lab_name", metavar="NAME", help="Ask a running lab instead of manifests.")
+
+
+@click.group()
+def policy() -> None:
+    """Compute, explain and check NetworkPolicies.
+
+    Manifests of Deployments and the like stand for their pods: one per replica, named WORKLOAD-0, WORKLOAD-1 and so on.
+    """
+
+
+@policy.command("matrix")
+@_FILES
+@_LAB
+@_NAMESPACE
+@click.option("--ports", metavar="PORT[/PROTO],...", help="Ask these of every pod; else each pod's containerPorts.")
+@output_option
+def matrix_command(
+    files: tuple[Path, ...], lab_name: str | None, namespace: str, ports: str | None, output: Format
+) -> None:
+    """May every pod reach every other pod? The same JSON as `nodenet lab probe --matrix`, computed."""
+    asked = None
+    if ports is not None:
+        try:
+            asked = matrix.parse_ports(ports)
+        except ValueError as error:
+            raise BadInputError(f"--ports: {error}") from error
+    cluster = _cluster(files, lab_name, namespace)
+    cells = matrix.matrix_for(cluster.pods, cluster.policies, cluster.namespaces, asked)
+    emit_document(matrix.as_json(cells), output, policy_format.grid(cells))
+
+
+@policy.command("explain")
+@click.option("--from", "source", required=True, metavar="NS/POD|NS/WORKLOAD|IP", help="Who connects.")
+@click.option("--to", "destination", required=True, metavar="NS/POD|NS/WORKLOAD|svc/NAME.NS|IP", help="To whom.")
+@click.option("--port", required=True, metavar="PORT[/PROTO]", help="On which port (tcp, udp, sctp), or icmp.")
+@_FILES
+@_LAB
+@_NAMESPACE
+@click.option(
+    "--socket",
+    envvar="NODENET_SOCKET",
+    default=Path("/run/nodenet/agent.sock"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The agent to ask when neither -f nor --lab is given.",
+)
+@output_option
+@click.pass_context
+def explain_command(
+    ctx: click.Context,
+    source: str,
+    destination: str,
+    port: str,
+    files: tuple[Path, ...],
+    lab_name: str | None,
+    namespace: str,
+    socket: Path,
+    output: Format,
+) -> None:
+    """May it connect, and why? Exit code 1 when some of the connections asked about are denied."""
+    try:
+        traffic = ends.parse_traffic(port)
+    except ValueError as error:
+        raise BadInputError(f"--port: {error}") from error
+    if files or lab_name:
+        answers = _computed(_cluster(files, lab_name, namespace), source, destination, traffic, namespace)
+    else:
+        answers = [_agents_answer(socket, source, destination, traffic)]
+    allowed = all(answer["allowed"] for answer in answers)
+    data = {
+        "from": source,
+        "to": destination,
+        "port": traffic.port,
+        "protocol": str(traffic.protocol or "ICMP"),
+        "allowed": allowed,
+        "connections": answers,
+    }
+    emit_document(data, output, "\n\n".join(_grouped(answers)))
+    ctx.exit(0 if allowed else 1)
+
+
+def _computed(
+    cluster: Cluster, source: str, destination: str, traffic: Traffic, namespace: str
+) -> list[dict[str, Any]]:
+    try:
+        found = ends.connections(cluster, source, destination, traffic, namespace)
+    except ends.NoBackendError as error:
+        raise NodenetError(str(error)) from error
+    except ends.UnknownEndError as error:
+        raise BadInputError(str(error)) from error
+    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    return [
+        {**as_json(explain(evaluator, c.source, c.destination, c.traffic)), "service": c.via or None} for c in found
+    ]
+
+
+def _agents_answer(socket: Path, source: str, destination: str, traffic: Traffic) -> dict[str, Any]:
+    """From the running agent: pods by NS/POD and addresses, with the policies that are in force now."""
+    from nodenet.rpc.client import Client
+
+    if traffic.protocol is None:
+        raise BadInputError("--port: icmp: the agent answers for TCP, UDP and SCTP", "use -f or --lab")
+
+    async def ask(protocol: str) -> dict[str, Any]:
+        async with Client(str(socket)) as client:
+            return await client.explain(source, destination, traffic.port, protocol)
+
+    return asyncio.run(ask(str(traffic.protocol)))
+
+
+@policy.command("lint")
+@_FILES
+@_LAB
+@_NAMESPACE
+@output_option
+@click.pass_context
+def lint_command(
+    ctx: click.Context, files: tuple[Path, ...], lab_name: str | None, namespace: str, output: Format
+) -> None:
+    """Find the mistakes people make. Exit code 1 when there are some."""
+    cluster = _cluster(files, lab_name, namespace)
+    findings = find_mistakes(cluster)
+    rows = [finding.as_json() for finding in findings]
+    columns = [
+        Column("POLICY", "name"),
+        Column("CHECK", "check"),
+        Column("FIELD", "field"),
+        Column("FINDING", "message"),
+    ]
+    shown = [{**row, "name": f"{row['namespace']}/{row['policy']}"} for row in rows]
+    text = table(shown, columns) if rows else f"{len(cluster.policies)} policies: nothing to complain about"
+    emit_document({"findings": rows}, output, text)
+    ctx.exit(1 if findings else 0)
+
+
+def _cluster(files: tuple[Path, ...], lab_name: str | None, namespace: str) -> Cluster:
+    if bool(files) == bool(lab_name):
+        raise BadInputError("expected either -f FILE_OR_DIR or --lab NAME", "see --help")
+    cluster = policy_sources.from_lab(lab_name) if lab_name else policy_sources.from_files(files, namespace)
+    _note_what_was_left_out(cluster)
+    return cluster
+
+
+def _note_what_was_left_out(cluster: Cluster) -> None:
+    """On stderr: kinds that say nothing here, and blocks that could not be compared with addresses."""
+    if cluster.skipped:
+        kinds = Counter(name.partition(" ")[0] for name in cluster.skipped)
+        counts = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
+        click.echo(f"note: kinds that say nothing about policy were skipped: {counts}", err=True)
+    blocks = any(
+        peer.block is not None and (peer.block.cidr.prefixlen or peer.block.excepts)
+        for found in cluster.policies
+        for rule in (*found.ingress, *found.egress)
+        for peer in rule.peers
+    )
+    unknown = [str(pod) for pod in cluster.pods if not pod.ips]
+    if blocks and unknown:
+        click.echo(
+            f"note: ipBlock rules cannot match pods whose status.podIP the input does not tell: {_some(unknown)}",
+            err=True,
+        )
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _grouped(answers: list[dict[str, Any]]) -> list[str]:
+    """Connections with the same answer are told once: replicas mostly are."""
+    groups: dict[object, list[dict[str, Any]]] = {}
+    for answer in answers:
+        sides = [
+            (side["reason"], *side["isolatedBy"], *(str(rule) for rule in side["allowedBy"]), len(side["notAllowedBy"]))
+            for side in (answer["egress"], answer["ingress"])
+        ]
+        groups.setdefault((answer["port"], answer["protocol"], answer.get("service"), *sides), []).append(answer)
+    return [policy_format.explanation(group[0], len(group) - 1) for group in groups.values()]

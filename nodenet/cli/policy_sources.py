@@ -1,0 +1,42 @@
+"""Where `nodenet policy` gets its objects: manifests, or a running lab's API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from netpolicy import objects
+from netpolicy.cluster import Cluster
+from netpolicy.types import PolicyError
+from nodenet import manifests
+from nodenet.errors import BadInputError
+
+_LAB_KINDS = ("Node", "Namespace", "Pod", "Service", "NetworkPolicy")
+
+
+def from_files(paths: Sequence[Path], namespace: str) -> Cluster:
+    """Everything the manifests say. Raises BadInputError naming file, object and field."""
+    loaded = manifests.load(paths)
+    if not loaded:
+        raise BadInputError(
+            f"{', '.join(map(str, paths))}: no Kubernetes objects", "give YAML files or a folder of them"
+        )
+    for manifest in loaded:
+        _read([manifest.data], namespace, strict=True, source=f"{manifest.source}: ")
+    return _read([manifest.data for manifest in loaded], namespace, strict=True)
+
+
+def from_lab(name: str) -> Cluster:
+    """What a running lab's API holds now: real pod names and addresses."""
+    from nodenet.lab.client import LabClient
+
+    client = LabClient(name)
+    return _read([obj for kind in _LAB_KINDS for obj in client.objects(kind)], "default", strict=False)
+
+
+def _read(data: Iterable[dict[str, Any]], namespace: str, strict: bool, source: str = "") -> Cluster:
+    try:
+        return objects.cluster(data, namespace, strict)
+    except PolicyError as error:
+        raise BadInputError(f"{source}{error}", "correct this field, as the API server would refuse it too") from error
