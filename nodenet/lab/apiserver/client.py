@@ -6,7 +6,7 @@ validation as HTTP. Errors are status.ApiError with the API's code and reason.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,7 +136,7 @@ class LocalClient:
         options = DeleteOptions(grace=grace, uid=uid, propagation=propagation)
         self._registry.delete(resource_of(kind), namespace or "default", name, options)
 
-    def peek(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> list[Stored]:
+    def peek(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> Sequence[Stored]:
         """The stored objects undecoded: cheap where labels and fields are enough."""
         return listing(self._registry.storage, Query(resource_of(kind), namespace, labels, fields)).items
 
