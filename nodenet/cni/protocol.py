@@ -11,7 +11,6 @@ Whatever ends before its length says is half an answer, never an answer.
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,22 +66,3 @@ def unpack_reply(data: bytes) -> Reply:
     if len(data) != 12 + length:
         raise ProtocolError(f"reply of {length} bytes, got {len(data) - 12}")
     return Reply(status, data[12:])
-
-
-async def read_request(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
-    """Environment and stdin of one request. Raises ProtocolError."""
-    try:
-        if (magic := await reader.readexactly(4)) != REQUEST_MAGIC:
-            raise ProtocolError(f"expected {REQUEST_MAGIC!r}, got {magic!r}")
-        environment = await _block(reader, MAX_ENVIRONMENT, "environment")
-        stdin = await _block(reader, MAX_STDIN, "stdin")
-    except asyncio.IncompleteReadError as error:
-        raise ProtocolError("the request was cut off") from error
-    return unpack_environment(environment), stdin
-
-
-async def _block(reader: asyncio.StreamReader, limit: int, what: str) -> bytes:
-    (length,) = struct.unpack("!I", await reader.readexactly(4))
-    if length > limit:
-        raise ProtocolError(f"{what} of {length} bytes is over {limit}")
-    return await reader.readexactly(length)

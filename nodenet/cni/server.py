@@ -11,6 +11,7 @@ import concurrent.futures
 import logging
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -118,7 +119,7 @@ class CniServer:
 
     async def _serve(self, reader: asyncio.StreamReader) -> Reply:
         async with asyncio.timeout(REQUEST_SECONDS):
-            environment, stdin = await protocol.read_request(reader)
+            environment, stdin = await _read_request(reader)
         try:
             request = parse(environment, stdin)
         except CniError as error:
@@ -202,3 +203,22 @@ def _somebody_listens(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         return True
+
+
+async def _read_request(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
+    """Environment and stdin of one request. Raises ProtocolError."""
+    try:
+        if (magic := await reader.readexactly(4)) != protocol.REQUEST_MAGIC:
+            raise ProtocolError(f"expected {protocol.REQUEST_MAGIC!r}, got {magic!r}")
+        environment = await _block(reader, protocol.MAX_ENVIRONMENT, "environment")
+        stdin = await _block(reader, protocol.MAX_STDIN, "stdin")
+    except asyncio.IncompleteReadError as error:
+        raise ProtocolError("the request was cut off") from error
+    return protocol.unpack_environment(environment), stdin
+
+
+async def _block(reader: asyncio.StreamReader, limit: int, what: str) -> bytes:
+    (length,) = struct.unpack("!I", await reader.readexactly(4))
+    if length > limit:
+        raise ProtocolError(f"{what} of {length} bytes is over {limit}")
+    return await reader.readexactly(length)
