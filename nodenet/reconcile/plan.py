@@ -63,10 +63,11 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
 
 
 def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
-    """Allows new -> regions switched -> addresses and endpoints switched -> allows gone.
+    """Allows new, isolation ended -> regions switched -> addresses and endpoints switched -> allows gone.
 
     So what a packet may do is widened before anything that narrows it, and an endpoint that becomes isolated finds its
-    allows in place. Regions: see netpolicy.regions for why most specific first, and the reverse when they go.
+    allows in place. Isolation that ends is an allow too: it must not wait until the regions of old allows are gone.
+    Regions: see netpolicy.regions for why most specific first, and the reverse when they go.
     The revision is odd while established flows may be judged by a mixture: they are judged again after it.
     """
     wanted = {name: desired.get(name, {}) for name in POLICY_TABLES[1:]}
@@ -75,8 +76,12 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
     deletes = {name: _deletes(name, wanted[name], held[name]) for name in wanted}
     upserts["nn_cidr"].sort(key=_most_specific_first)
     deletes["nn_cidr"].sort(key=_most_specific_first, reverse=True)
+    widened = list(_ends_of_isolation(upserts["nn_endpoint"], held["nn_endpoint"]))
+    # Where nothing else changes, that is the whole change.
+    upserts["nn_endpoint"] = [write for write in upserts["nn_endpoint"] if write not in widened]
     writes = [
         *upserts["nn_policy"],
+        *widened,
         *upserts["nn_cidr"],
         *deletes["nn_cidr"],
         *upserts["nn_ipcache"],
@@ -86,6 +91,14 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
         *deletes["nn_policy"],
     ]
     return _with_revision(writes, any(_changes_verdicts(write, held) for write in writes), actual)
+
+
+def _ends_of_isolation(upserts: Iterable[Write], held: Table) -> Iterator[Write]:
+    """Endpoints as they are now, but for the isolation that they lose in the end."""
+    for write in upserts:
+        old = held.get(write.key)
+        if old is not None and isinstance(write.value, EndpointEntry) and old.flags & ~write.value.flags:
+            yield write._replace(value=old._replace(flags=old.flags & write.value.flags))
 
 
 def differences(one: Table, other: Table) -> int:
