@@ -145,7 +145,7 @@ def last_words(text: str) -> str:
 
 
 def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "nodenet.cli.main", "agent", "--config", str(folder / "agent.yaml")]
+    return [sys.executable, "-m", "nodenet", "agent", "--config", str(folder / "agent.yaml")]
 
 
 def _environment() -> dict[str, str]:

@@ -25,7 +25,8 @@ from nodenet.lab import cgroups, control, fabric, files, layout, names, nodes, p
 from nodenet.lab.agents import Agent
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.lab.cni_runtime import Runtime
-from nodenet.lab.controllers import run_controllers
+from nodenet.lab.controllers.kubernetes_service import Endpoint
+from nodenet.lab.controllers.run import run as run_controllers
 from nodenet.lab.files import LabFiles, LabState
 from nodenet.lab.guard import GuardedApi
 from nodenet.lab.kubelet import Kubelet
@@ -69,7 +70,8 @@ class Lab:
             files.write_all(plan, port)
             files.write_state(replace(self._state, pid=os.getpid(), port=port))
             self._report({"progress": f"API endpoint on http://127.0.0.1:{port}"})
-            group.create_task(run_controllers(self._api.client), name="controllers")
+            endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)
+            group.create_task(run_controllers(self._api, endpoint), name="controllers")
             for node in plan.nodes:
                 await self._start_node(group, node)
             await self._agents_ready()

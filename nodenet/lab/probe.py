@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from netpolicy.matrix import Cell
+from netpolicy.types import Protocol
 from nodenet.errors import CannotRunError
 from nodenet.lab import execute, find, pods, process
 from nodenet.lab.pods import Port
@@ -46,16 +48,6 @@ class Outcome:
     def allowed(self) -> bool:
         """Whether policy let it through: a refusal comes from behind the policy."""
         return self.outcome in ("answered", "refused")
-
-
-class Cell(NamedTuple):
-    """One entry of the matrix; `source` and `destination` are namespace/name."""
-
-    source: str
-    destination: str
-    port: int
-    protocol: str
-    allowed: bool
 
 
 def probe(
@@ -111,31 +103,8 @@ def matrix(
         for (destination, port, _), outcome in zip(plan, outcomes, strict=True):
             key = (find.full_name(destination), port)
             merged[key] = merged.get(key, True) and outcome.allowed
-        return [Cell(find.full_name(source), to, *port, allowed) for (to, port), allowed in merged.items()]
+        name = find.full_name(source)
+        return [Cell(name, to, p.number, Protocol(p.protocol), allowed) for (to, p), allowed in merged.items()]
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
         return [cell for cells in pool.map(row, ready) for cell in cells]
-
-
-def as_json(cells: Iterable[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """interface.md's shape."""
-    return {
-        "results": [
-            {"from": c.source, "to": c.destination, "port": c.port, "protocol": c.protocol, "allowed": c.allowed}
-            for c in cells
-        ]
-    }
-
-
-def grid(cells: Sequence[Cell]) -> str:
-    """Sources down, destinations with their ports across: `.` allowed, `X` denied, blank not asked."""
-    rows = list(dict.fromkeys(cell.source for cell in cells))
-    columns = sorted({(cell.destination, cell.port, cell.protocol) for cell in cells})
-    marks = {(c.source, c.destination, c.port, c.protocol): "." if c.allowed else "X" for c in cells}
-    width = max((len(row) for row in rows), default=0)
-    legend = [f"{number:>4}  {to} {port}/{protocol}" for number, (to, port, protocol) in enumerate(columns, 1)]
-    head = " " * width + "".join(f"{number:>4}" for number in range(1, len(columns) + 1))
-    lines = [row.ljust(width) + "".join(f"{marks.get((row, *column), ' '):>4}" for column in columns) for row in rows]
-    denied = sum(not cell.allowed for cell in cells)
-    summary = f"{len(cells)} probes: {len(cells) - denied} allowed (.), {denied} denied (X)"
-    return "\n".join(["to:", *legend, "", head, *lines, "", summary])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -61,12 +62,20 @@ def _runs(lab: str) -> bool:
 
 @contextlib.contextmanager
 def or_nothing(lab: str) -> Iterator[None]:
-    """Whatever goes wrong inside, Ctrl-C included, nothing of the lab is left."""
+    """Whatever goes wrong inside, Ctrl-C and SIGTERM included, nothing of the lab is left."""
+    previous = {number: signal.signal(number, _terminated) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except BaseException:
         teardown.down(lab)
         raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _terminated(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def start(plan: LabPlan, mask_size: int, say: Say, deadline: float) -> LabClient:

@@ -1,0 +1,93 @@
+"""What `lab probe --to` means: an address and a port, and the pod behind them where there is one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from nodenet.errors import BadInputError
+from nodenet.lab import find, pods, ready
+from nodenet.lab.pods import Port
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`pod` and `pod_port` are what policy judges: for a Service its first ready endpoint. `note`: why none is."""
+
+    name: str
+    address: str
+    port: Port
+    pod: Object | None = None
+    pod_port: Port | None = None
+    note: str = ""
+
+
+def resolve(objects: Sequence[Object], start: Object, target: str, port: Port | None, namespace: str) -> Goal:
+    """`target` is an address, [NS/]POD in all of find.pod's forms, or svc/NAME.NS; `namespace` is for plain names.
+
+    Without `port` the first declared one is meant. Raises BadInputError for what is not there.
+    """
+    families: set[int] = {ip_address(address).version for address in pods.addresses(start)}
+    if "svc/" in target:
+        space = find.split(target.replace("svc/", "", 1), namespace)[0]
+        return _service(objects, find.service(of_kind(objects, "Service"), target, space), port, families)
+    try:
+        address = str(ip_address(target))
+    except ValueError:
+        return _pod(find.pod(of_kind(objects, "Pod"), target, namespace), port, families)
+    if port is None:
+        raise BadInputError(f"{target}: which port?", "say it with --port")
+    return Goal(target, address, port)
+
+
+def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
+    return [obj for obj in objects if obj["kind"] == kind]
+
+
+def _pod(pod: Object, port: Port | None, families: set[int]) -> Goal:
+    name = find.full_name(pod)
+    wanted = port or next(iter(pods.ports(pod)), None)
+    if wanted is None:
+        raise BadInputError(f"pod {name}: spec.containers: no containerPort is declared", "say one with --port")
+    addresses = [a for a in pods.addresses(pod) if ip_address(a).version in families]
+    if not addresses:
+        raise BadInputError(f"pod {name}: status.podIPs: it has no address that the source can call")
+    return Goal(name, addresses[0], wanted, pod, wanted)
+
+
+def _service(objects: Sequence[Object], service: Object, port: Port | None, families: set[int]) -> Goal:
+    metadata = service["metadata"]
+    name = f"svc/{metadata['name']}.{metadata['namespace']}"
+    addresses = [a for a in pods.cluster_ips(service) if ip_address(a).version in families]
+    if not addresses:
+        raise BadInputError(f"{name}: spec.clusterIP: it has none that the source can call", "probe one of its pods")
+    declared = {Port(p["port"], p.get("protocol", "TCP")): p for p in service["spec"].get("ports") or ()}
+    wanted = port or next(iter(declared))
+    if wanted not in declared:
+        note = f"Service {find.full_name(service)}: spec.ports: no {wanted}, it has {', '.join(map(str, declared))}"
+        return Goal(name, addresses[0], wanted, note=note)
+    slices = of_kind(objects, "EndpointSlice")
+    by_name = {find.full_name(pod): pod for pod in of_kind(objects, "Pod")}
+    for pod_name, number in _endpoints(slices, service, declared[wanted].get("name", "")):
+        if pod_name in by_name:
+            return Goal(name, addresses[0], wanted, by_name[pod_name], Port(number, wanted.protocol))
+    sentences = ready.without_endpoints([service], slices) or [f"Service {find.full_name(service)}: no ready endpoint"]
+    return Goal(name, addresses[0], wanted, note=sentences[0])
+
+
+def _endpoints(slices: Sequence[Object], service: Object, port_name: str) -> Iterator[tuple[str, int]]:
+    """Names of the ready pods behind a Service's port, with their own port number."""
+    metadata = service["metadata"]
+    for found in slices:
+        label = (found["metadata"].get("labels") or {}).get("kubernetes.io/service-name")
+        if (found["metadata"]["namespace"], label) != (metadata["namespace"], metadata["name"]):
+            continue
+        numbers = [p["port"] for p in found.get("ports") or () if (p.get("name") or "") == port_name]
+        for endpoint in found.get("endpoints") or ():
+            reference = endpoint.get("targetRef") or {}
+            if numbers and (endpoint.get("conditions") or {}).get("ready", True):
+                yield f"{reference.get('namespace')}/{reference.get('name')}", numbers[0]

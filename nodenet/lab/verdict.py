@@ -1,0 +1,139 @@
+"""What should happen (the policy engine over the lab's own objects) and what the agents saw happen (their flows)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from netpolicy import cluster, explain, matrix, objects
+from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.types import Protocol
+from nodenet.errors import NodenetError
+from nodenet.lab import find
+from nodenet.lab.client import LabClient
+from nodenet.lab.pods import Port
+
+Object = Mapping[str, Any]
+
+# The kinds that say something about who reaches whom.
+_KINDS = ("Namespace", "Node", "Pod", "Service", "EndpointSlice", "NetworkPolicy")
+# Seconds that a flow may take from the kernel to the agent's ring.
+_FLOW_PATIENCE = 0.5
+
+
+def everything(client: LabClient) -> list[Object]:
+    return [obj for kind in _KINDS for obj in client.objects(kind)]
+
+
+def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> list[matrix.Cell]:
+    """The matrix that policy alone gives for the pods that have an address."""
+    read = objects.cluster(all_objects)
+    ports = None if asked is None else [cluster.ContainerPort(p.number, Protocol(p.protocol)) for p in asked]
+    running = [pod for pod in read.pods if pod.ips]
+    return matrix.matrix_for(running, read.policies, read.namespaces, ports)
+
+
+def differences(wanted: Iterable[matrix.Cell], real: Iterable[matrix.Cell]) -> list[str]:
+    """A sentence for each cell that policy and reality do not agree on."""
+    seen = {(*cell[:3], str(cell.protocol)): cell.allowed for cell in real}
+    words = {True: "allowed", False: "denied", None: "not tried"}
+    return [
+        f"{c.source} -> {c.destination} {c.port}/{c.protocol}: policy says {words[c.allowed]}, "
+        f"the probe was {words[seen.get((c.source, c.destination, c.port, str(c.protocol)))]}"
+        for c in matrix.differences(wanted, seen)
+    ]
+
+
+def explanation(all_objects: Iterable[Object], source: Object, destination: Object | str, port: Port) -> dict[str, Any]:
+    """netpolicy's explanation, as plain data, for a pod and another pod, or an address."""
+    read = objects.cluster(all_objects)
+    by_name = {str(pod): pod for pod in read.pods}
+    source_pod = by_name[find.full_name(source)]
+    if isinstance(destination, str):
+        target = _party(read, destination)
+        address = target.address
+    else:
+        other = by_name[find.full_name(destination)]
+        address = other.ips[0] if other.ips else None
+        target = Party.of(other, address)
+    own = next((ip for ip in source_pod.ips if address is None or ip.version == address.version), None)
+    traffic = Traffic(Protocol(port.protocol), port.number)
+    evaluator = Evaluator(read.policies, read.namespaces)
+    return explain.as_json(explain.explain(evaluator, Party.of(source_pod, own), target, traffic))
+
+
+def _party(read: cluster.Cluster, text: str) -> Party:
+    """A pod by its address, a node by its own, or somewhere outside."""
+    address = ip_address(text)
+    for pod in read.pods:
+        if address in pod.ips and not pod.host_network:
+            return Party.of(pod, address)
+    for node in read.nodes:
+        if address in node.addresses:
+            return Party(node.name, address=address, node=node.name, host=True)
+    return Party(text, address=address)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One dropped flow as an agent reports it."""
+
+    node: str
+    direction: str
+    reason: str
+    policies: tuple[str, ...]
+
+    def __str__(self) -> str:
+        by = f" by {', '.join(self.policies)}" if self.policies else ""
+        return f"{self.node} dropped it on {self.direction.lower()}: {self.reason}{by}"
+
+
+def drops(sockets: Mapping[str, Path], source: Sequence[str], address: str, port: int, since_ns: int) -> list[Drop]:
+    """What the agents dropped of it since then. An agent that does not answer is passed over: this is an extra."""
+    return asyncio.run(_drops(sockets, source, address, port, since_ns))
+
+
+async def _drops(sockets: Mapping[str, Path], source: Sequence[str], address: str, port: int, since: int) -> list[Drop]:
+    deadline = time.monotonic() + _FLOW_PATIENCE
+    while True:
+        asked = await asyncio.gather(*(_ask(path, source, address, port, since) for path in sockets.values()))
+        found = list(dict.fromkeys(drop for drops in asked for drop in drops))
+        if found or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.05)
+
+
+async def _ask(path: Path, source: Sequence[str], address: str, port: int, since: int) -> list[Drop]:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from nodenet.rpc.client import Client
+    from nodenet.rpc.pb.flow import flow_pb2
+    from nodenet.rpc.pb.observer import observer_pb2
+
+    stamp = Timestamp()
+    stamp.FromNanoseconds(since)
+    only = flow_pb2.FlowFilter(
+        source_ip=source, destination_ip=[address], destination_port=[str(port)], verdict=[flow_pb2.DROPPED]
+    )
+    request = observer_pb2.GetFlowsRequest(number=20, since=stamp, whitelist=[only])
+    try:
+        async with Client(str(path)) as client:
+            answers = [answer async for answer in client.get_flows(request)]
+    except NodenetError:
+        return []
+    return [_drop(answer.flow, flow_pb2) for answer in answers if answer.HasField("flow")]
+
+
+def _drop(flow: Any, flow_pb2: Any) -> Drop:
+    denied = [*flow.egress_denied_by, *flow.ingress_denied_by]
+    return Drop(
+        flow.node_name,
+        flow_pb2.TrafficDirection.Name(flow.traffic_direction),
+        flow_pb2.DropReason.Name(flow.drop_reason_desc),
+        tuple(f"{policy.namespace}/{policy.name}" for policy in denied),
+    )
