@@ -1,0 +1,104 @@
+"""Who an address is, and what an endpoint is allowed before its pod is known."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from netpolicy.parse import network_policy
+from nodenet.abi import U32, AddressKey, LpmKey
+from nodenet.compile import Compiler, LocalNode, compile_once
+from nodenet.compile.endpoints import ISOLATED
+from nodenet.model import Identity
+from nodenet.store import AttachmentKey, Op
+from tests.unit.compile.build import endpoint, node, pod, service, slice_, store_of
+
+LOCAL = LocalNode("node1", frozenset({ip_address("10.0.1.1")}))
+DENY = network_policy(
+    {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "default"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+    }
+)
+
+
+def identity(tables: object, ip: str) -> int | None:
+    found = tables.get(LpmKey.host(ip_address(ip)))  # type: ignore[attr-defined]
+    return found.value if found else None
+
+
+def test_nodes_gateways_and_local_addresses() -> None:
+    store = store_of(
+        node("node1", "192.168.0.1", cidrs=["10.0.1.0/24"]),
+        node("node2", "192.168.0.2", cidrs=["10.0.2.0/24", "fd00:2::/64"]),
+    )
+    ipcache = compile_once(store.snapshot(), LOCAL)[0].tables["nn_ipcache"]
+    host = {str(key.addr) for key, value in ipcache.items() if value == U32(Identity.HOST)}
+    remote = {str(key.addr) for key, value in ipcache.items() if value == U32(Identity.REMOTE_NODE)}
+    assert host == {"192.168.0.1", "10.0.1.1"}
+    assert remote == {"192.168.0.2", "10.0.2.1", "fd00:2::1"}
+
+
+def test_pods_have_their_identity_unless_finished_or_on_the_host_network() -> None:
+    store = store_of(
+        pod("a", "10.0.2.5", "fd00::5", labels={"app": "x"}),
+        pod("b", "10.0.2.6", labels={"app": "x"}),
+        pod("c", "10.0.2.7", phase="Succeeded"),
+        pod("d", "192.168.0.2", host_network=True),
+        pod("e"),
+        node("node2", "192.168.0.2"),
+    )
+    ipcache = compile_once(store.snapshot(), LOCAL)[0].tables["nn_ipcache"]
+    assert identity(ipcache, "10.0.2.5") == identity(ipcache, "fd00::5") == identity(ipcache, "10.0.2.6") >= 256  # type: ignore[operator]
+    assert identity(ipcache, "10.0.2.7") is None
+    assert identity(ipcache, "192.168.0.2") == Identity.REMOTE_NODE
+
+
+def test_a_local_endpoint_is_known_before_its_status_and_over_a_stale_one() -> None:
+    store = store_of(
+        pod("new", labels={"app": "new"}),
+        pod("old", "10.0.1.9", labels={"app": "old"}),
+        endpoint(1, "new", "10.0.1.9", uid="uid-new"),
+    )
+    state, names = compile_once(store.snapshot(), LOCAL)
+    number = identity(state.tables["nn_ipcache"], "10.0.1.9")
+    assert number is not None
+    assert names.identities[number].mapping == {"app": "new"}
+    entry = state.tables["nn_endpoint"][AddressKey(ip_address("10.0.1.9"))]
+    assert (entry.identity, entry.flags, entry.ifindex, entry.endpoint_id) == (number, 0, 101, 1)
+    assert not names.unknown_endpoints
+
+
+def test_an_endpoint_without_its_pod_is_isolated_and_nobody() -> None:
+    stale = pod("web", "10.0.1.9", uid="uid-before", labels={"app": "web"})
+    store = store_of(stale, endpoint(1, "web", "10.0.1.9", uid="uid-after"), endpoint(2, "ghost", "10.0.1.10"))
+    state, names = compile_once(store.snapshot(), LOCAL)
+    for ip in ("10.0.1.9", "10.0.1.10"):
+        entry = state.tables["nn_endpoint"][AddressKey(ip_address(ip))]
+        assert (entry.identity, entry.flags) == (0, int(ISOLATED))
+        assert identity(state.tables["nn_ipcache"], ip) is None
+    assert names.unknown_endpoints == {AttachmentKey("container1", "eth0"), AttachmentKey("container2", "eth0")}
+
+
+def test_policy_isolates_endpoints_and_can_be_switched_off() -> None:
+    store = store_of(pod("web", "10.0.1.9"), endpoint(1, "web", "10.0.1.9"), endpoint(2, "ghost", "10.0.1.10"), DENY)
+    on = compile_once(store.snapshot(), LOCAL)[0].tables["nn_endpoint"]
+    off = compile_once(store.snapshot(), LocalNode("node1", enforce_policy=False))[0].tables["nn_endpoint"]
+    assert [entry.flags for entry in on.values()] == [1, 3]
+    assert [entry.flags for entry in off.values()] == [0, 0]
+
+
+def test_what_a_change_does_not_touch_is_the_same_object() -> None:
+    store = store_of(
+        pod("web", "10.0.1.9"), endpoint(1, "web", "10.0.1.9"), service("s", "10.96.0.1"), slice_("s", "10.0.1.9")
+    )
+    compiler = Compiler()
+    first = compiler.compile(store.snapshot(), LOCAL)[0].tables
+    store.apply(Op.ADDED, service("t", "10.96.0.2"))
+    second = compiler.compile(store.snapshot(), LOCAL)[0].tables
+    assert [name for name in first if first[name] is not second[name]] == ["nn_frontend", "nn_backend", "nn_revnat"]
+    store.apply(Op.ADDED, pod("more", "10.0.1.10"))
+    third = compiler.compile(store.snapshot(), LOCAL)[0].tables
+    assert third["nn_frontend"] is second["nn_frontend"]
+    assert third["nn_ipcache"] != second["nn_ipcache"]

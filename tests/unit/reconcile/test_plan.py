@@ -1,0 +1,240 @@
+"""Every write of a plan leaves maps that are right; a death at any of them is repaired by the next start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodenet.abi import (
+    U32,
+    AddressKey,
+    AddressPort,
+    EndpointEntry,
+    FrontendEntry,
+    FrontendKey,
+    LpmKey,
+    PolicyKey,
+    State,
+)
+from nodenet.compile.ids import Ids
+from nodenet.compile.lb import compile_services, restore
+from nodenet.model import Direction, EndpointSlice, Service
+from nodenet.reconcile.apply import ApplyError, apply, read
+from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Write, plan, plan_policy, plan_services
+from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
+from tests.unit.compile.build import TCP, UDP, service, slice_
+
+Tables = Mapping[str, Mapping[Any, Any]]
+Cluster = tuple[list[Service], list[EndpointSlice]]
+
+# Services of a small cluster: name -> (has it, its ports, its backends).
+SERVICES = {"a": "10.96.0.1", "b": "10.96.0.2", "c": "fd00:96::3"}
+BACKENDS = {"a": "10.0.0.", "b": "10.0.0.", "c": "fd00::"}
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    services, slices = [], []
+    for name in draw(st.lists(st.sampled_from(sorted(SERVICES)), unique=True)):
+        ports = draw(st.lists(st.sampled_from([("x", TCP, 80), ("y", UDP, 80), ("z", TCP, 81)]), unique=True))
+        services.append(service(name, SERVICES[name], ports=ports))
+        ends = draw(st.lists(st.integers(1, 6), unique=True, max_size=6))
+        slices.append(slice_(name, *(f"{BACKENDS[name]}{n}" for n in ends), ports=[("x", TCP, 8080), ("y", UDP, 8080)]))
+    return services, slices
+
+
+class Node:
+    """A node's Service maps, and the agent that fills them; the maps outlive the agent."""
+
+    def __init__(self) -> None:
+        self.tables = {name: FakeTable(name) for name in SERVICE_TABLES}
+        self.start()
+
+    def start(self) -> None:
+        self.ids = Ids()
+        self.slots = restore(self.ids, self.held())
+
+    def held(self) -> dict[str, dict[Any, Any]]:
+        return read(self.tables, SERVICE_TABLES)
+
+    def desired(self, cluster: Cluster) -> Tables:
+        services, slices = ({o.ref: o for o in objects} for objects in cluster)
+        compiled = compile_services(services, slices, self.ids, self.slots)  # type: ignore[arg-type]
+        self.slots = compiled.slots
+        return {"nn_frontend": compiled.frontends, "nn_backend": compiled.backends, "nn_revnat": compiled.revnat}
+
+    def bring(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
+        desired = self.desired(cluster)
+        writes = plan_services(desired, self.held())
+        tables = {name: FaultyTable(table, fault) if fault else table for name, table in self.tables.items()}
+        apply(writes, tables, self.held(), Counter())
+        self.ids.settle()
+        assert self.held() == desired
+        return writes
+
+
+def leads_to(tables: Tables) -> dict[tuple[Any, ...], set[AddressPort]]:
+    """Where the datapath sends what is addressed to each frontend. Every slot must lead somewhere."""
+    found: dict[tuple[Any, ...], set[AddressPort]] = {}
+    for key, entry in tables["nn_frontend"].items():
+        if key.slot or not key.port:
+            continue
+        ends = set()
+        for slot in range(1, entry.backends + 1):
+            number = tables["nn_frontend"][key._replace(slot=slot)].backend_id
+            ends.add(tables["nn_backend"][U32(number)])
+        assert U32(entry.service_id) in tables["nn_revnat"]
+        found[key[:3]] = ends
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(clusters(), clusters())
+def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster, new: Cluster) -> None:
+    node = Node()
+    node.bring(old)
+    held = node.held()
+    before = leads_to(held)
+    desired = node.desired(new)
+    after = leads_to(desired)
+    for write in plan_services(desired, held):
+        if write.is_delete:
+            del held[write.table][write.key]
+        else:
+            held[write.table][write.key] = write.value
+        for frontend, ends in leads_to(held).items():
+            assert FrontendKey(frontend[0], 0, 0, 0) in held["nn_frontend"], "unserved ports are refused meanwhile"
+            assert ends <= before.get(frontend, set()) | after.get(frontend, set())
+            if before.get(frontend) and after.get(frontend):
+                assert ends, "it had an answer before, and has one after"
+        for addr, _, _ in before.keys() & after.keys():
+            assert FrontendKey(addr, 0, 0, 0) in held["nn_frontend"], "unserved ports are refused all the time"
+    assert held == desired
+
+
+@settings(max_examples=150, deadline=None)
+@given(clusters(), clusters(), clusters(), st.integers(0, 60), st.booleans())
+def test_a_death_at_any_write_is_repaired(old: Cluster, new: Cluster, newer: Cluster, at: int, made: bool) -> None:
+    node = Node()
+    node.bring(old)
+    try:
+        node.bring(new, Fault(at, crash=True, made=made))
+    except Crashed:
+        leads_to(node.held())
+    node.start()
+    node.bring(newer)
+    node.start()
+    assert node.bring(newer) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(clusters(), clusters(), st.integers(0, 60))
+def test_a_write_that_fails_is_repaired_without_a_restart(old: Cluster, new: Cluster, at: int) -> None:
+    node = Node()
+    node.bring(old)
+    fault = Fault(at)
+    writes = node.bring(old) or plan_services(node.desired(new), node.held())
+    if at < len(writes):
+        with pytest.raises(ApplyError, match=r"^nn_\w+: (set|delete) .*out of memory"):
+            node.bring(new, fault)
+    node.bring(new)
+    assert plan_services(node.desired(new), node.held()) == []
+
+
+def test_one_backend_that_goes_costs_few_writes_in_the_safe_order() -> None:
+    node = Node()
+    ips = [f"10.0.0.{n}" for n in range(1, 51)]
+    web = service("a", "10.96.0.1")
+    node.bring(([web], [slice_("a", *ips)]))
+    writes = node.bring(([web], [slice_("a", *ips[:20], *ips[21:])]))
+    assert [(w.table, w.is_delete, getattr(w.key, "slot", None)) for w in writes[:2]] == [
+        ("nn_frontend", False, 0),
+        ("nn_frontend", False, writes[1].key.slot),
+    ]
+    assert [(w.table, w.is_delete) for w in writes[2:]] == [("nn_frontend", True), ("nn_backend", True)]
+
+
+def test_a_backend_number_of_another_meaning_is_closed_first() -> None:
+    """As after somebody else wrote the maps."""
+    vip = ip_address("10.96.0.1")
+    stranger, mine = AddressPort(ip_address("10.9.9.9"), 1, 6), AddressPort(ip_address("10.0.0.1"), 80, 6)
+    master, slot = FrontendKey(vip, 80, 6, 0), FrontendKey(vip, 80, 6, 1)
+    frontends = {master: FrontendEntry(0, 5, 1), slot: FrontendEntry(7, 5, 0)}
+    revnat = {U32(5): AddressPort(vip, 80, 6)}
+    held = {"nn_frontend": frontends, "nn_backend": {U32(7): stranger}, "nn_revnat": revnat}
+    desired = {"nn_frontend": dict(frontends), "nn_backend": {U32(7): mine}, "nn_revnat": revnat}
+    assert plan_services(desired, held) == [
+        Write("nn_frontend", master, FrontendEntry(0, 5, 0)),
+        Write("nn_backend", U32(7), mine),
+        Write("nn_frontend", master, FrontendEntry(0, 5, 1)),
+    ]
+
+
+POD, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+
+
+def policy(*rules: int, flags: int = 3, identity: int = 300, addresses: Mapping[Any, int] | None = None) -> Tables:
+    return {
+        "nn_policy": {PolicyKey(72, identity, rule, Direction.INGRESS, 0, 0): U32(rule) for rule in rules},
+        "nn_ipcache": {LpmKey.host(a): U32(n) for a, n in (addresses or {POD: identity}).items()},
+        "nn_endpoint": {AddressKey(POD): EndpointEntry(1, identity, 1, flags, "02:00:00:00:00:01")},
+    }
+
+
+def shape(writes: list[Write]) -> list[str]:
+    return [f"{'-' if w.is_delete else '+'}{w.table[3:]}" for w in writes]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (policy(1), policy(1), []),
+        # A further pod: one entry, and nothing that was judged is judged again.
+        (policy(1), policy(1, addresses={POD: 300, OTHER: 301}), ["+ipcache"]),
+        (policy(1), policy(1, 2), ["+state", "+policy", "+state"]),
+        (policy(1, 2), policy(2), ["+state", "-policy", "+state"]),
+        # Becoming isolated: what is allowed comes first. Freed: the flags first.
+        (policy(flags=0), policy(1), ["+state", "+policy", "+endpoint", "+state"]),
+        (policy(1), policy(flags=0), ["+state", "+endpoint", "-policy", "+state"]),
+        (policy(1), policy(1, identity=301), ["+state", "+policy", "+ipcache", "+endpoint", "-policy", "+state"]),
+        (policy(1, addresses={POD: 300, OTHER: 9}), policy(1), ["+state", "-ipcache", "+state"]),
+    ],
+)
+def test_policy_order_and_when_the_revision_moves(before: Tables, after: Tables, expected: list[str]) -> None:
+    held = {**before, "nn_state": {U32(0): State(6)}}
+    writes = plan_policy(after, held)
+    assert shape(writes) == expected
+    assert [w.value.policy_revision for w in writes if w.table == "nn_state" and w.value] == (
+        [7, 8] if "+state" in expected else []
+    )
+
+
+def test_an_odd_revision_that_a_crash_left_is_ended() -> None:
+    held = {**policy(1), "nn_state": {U32(0): State(0xFFFFFFFF)}}
+    assert plan_policy(policy(1), held) == [Write("nn_state", U32(0), State(0))]
+    assert shape(plan_policy(policy(1, 2), held)) == ["+policy", "+state"]
+
+
+def test_regions_are_switched_from_the_most_specific_and_go_from_the_least() -> None:
+    def cidr(**regions: int) -> Tables:
+        return {"nn_cidr": {LpmKey(int(k[1:]), ip_address("10.0.0.0")): U32(v) for k, v in regions.items()}}
+
+    writes = plan_policy(cidr(p104=1, p112=2, p120=3), cidr(p100=9, p110=8, p104=0))
+    assert [(w.is_delete, w.key.prefixlen) for w in writes[1:-1]] == [
+        (False, 120),
+        (False, 112),
+        (False, 104),
+        (True, 100),
+        (True, 110),
+    ]
+
+
+def test_equal_tables_need_nothing_and_missing_ones_are_empty() -> None:
+    assert plan({}, {name: {} for name in (*SERVICE_TABLES, *POLICY_TABLES)}) == []
+    assert plan(policy(1), {})[0].table == "nn_state"
