@@ -1,0 +1,213 @@
+"""What a running agent holds: `status` and the list commands, read through its socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from nodenet.cli.output import Column, Format, emit, emit_document, output_option
+from nodenet.cli.target import Target, target_options, targets
+from nodenet.errors import NodenetError
+
+Row = Mapping[str, Any]
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, int | float) else "-"
+
+
+def _seconds(value: Any) -> str:
+    return f"{value}s" if value is not None else "-"
+
+
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "endpoint": (
+        Column("ID", "id"),
+        Column("POD", "pod"),
+        Column("IDENTITY", "identity"),
+        Column("IPS", "ips"),
+        Column("INGRESS", "ingress"),
+        Column("EGRESS", "egress"),
+        Column("STATE", "state"),
+        Column("INTERFACE", "interface"),
+    ),
+    "identity": (
+        Column("ID", "id"),
+        Column("NAMESPACE", "namespace"),
+        Column("LABELS", "labels"),
+        Column("NAMED PORTS", "namedPorts"),
+    ),
+    "service": (
+        Column("ID", "id"),
+        Column("SERVICE", "service"),
+        Column("PORT", "port"),
+        Column("FRONTEND", "frontend"),
+        Column("PROTOCOL", "protocol"),
+        Column("BACKENDS", "backends"),
+    ),
+    "policy": (
+        Column("SUBJECT", "subject"),
+        Column("LABELS", "subjectLabels"),
+        Column("DIRECTION", "direction"),
+        Column("PEER", "peer"),
+        Column("PEER LABELS", "peerLabels"),
+        Column("PROTOCOL", "protocol"),
+        Column("PORTS", "ports"),
+        Column("RULE", "rule"),
+    ),
+    "ipcache": (
+        Column("IP", "ip"),
+        Column("IDENTITY", "identity"),
+        Column("POD", "pod"),
+        Column("LABELS", "labels"),
+    ),
+    "ct": (
+        Column("PROTOCOL", "protocol"),
+        Column("SOURCE", "source"),
+        Column("DESTINATION", "destination"),
+        Column("DIRECTION", "direction"),
+        Column("STATE", "state"),
+        Column("IDLE", "idleSeconds", _seconds),
+        Column("AGE", "ageSeconds", _seconds),
+        Column("SERVICE", "service"),
+        Column("RULE", "rule"),
+    ),
+    "map": (
+        Column("NAME", "name"),
+        Column("ID", "id"),
+        Column("ENTRIES", "entries"),
+        Column("SIZE", "size"),
+        Column("FILL", "fill", _percent),
+        Column("KEY", "key"),
+        Column("VALUE", "value"),
+    ),
+}
+
+
+def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, str | None]) -> None:
+    """Fetch one resource from every agent that `where` names and print it. Several agents: with a column for the node.
+
+    Raises NodenetError when an agent does not answer: half a list would pass for a whole one.
+    """
+    found = targets(where)
+    answers = asyncio.run(_gather_rows(found, resource, limit))
+    if len(found) == 1:
+        emit(answers[0], COLUMNS[resource], output)
+        return
+    rows = [{"node": one.node, **row} for one, part in zip(found, answers, strict=True) for row in part]
+    emit(rows, (Column("NODE", "node"), *COLUMNS[resource]), output)
+
+
+async def _gather_rows(where: Sequence[Target], resource: str, limit: int) -> list[list[dict[str, Any]]]:
+    async def one(target: Target) -> list[dict[str, Any]]:
+        from nodenet.rpc.client import Client
+
+        async with Client(target.address) as client:
+            return await client.rows(resource, limit)
+
+    return list(await asyncio.gather(*(one(target) for target in where)))
+
+
+def _list_command(resource: str, name: str, help_: str) -> click.Command:
+    @click.command(name, help=help_)
+    @click.option("--limit", type=click.IntRange(min=0), default=0, metavar="N", help="At most N rows; 0: all.")
+    @output_option
+    @target_options
+    def command(output: Format, limit: int, **where: str | None) -> None:
+        print_rows(resource, output, limit, where)
+
+    return command
+
+
+def _group(name: str, resource: str, help_: str, list_help: str) -> click.Group:
+    group = click.Group(name, help=help_)
+    group.add_command(_list_command(resource, "list", list_help))
+    return group
+
+
+endpoint = _group("endpoint", "endpoint", "Pods that are attached to the node.", "Every endpoint with its isolation.")
+identity = _group("identity", "identity", "Label sets and their numbers.", "Every identity the agent knows.")
+service = _group("service", "service", "Services as the datapath balances them.", "Every frontend with its backends.")
+ipcache = _group("ipcache", "ipcache", "Addresses and the identities behind them.", "Every address and CIDR.")
+ct = _group("ct", "ct", "Connection tracking of the node.", "Every connection of the node's pods.")
+map_ = _group("map", "map", "eBPF maps: entries, size, fill.", "Every map of the datapath.")
+# For the `policy` group: `policy get`.
+policy_get = _list_command("policy", "get", "The rules in force on a node, as the datapath has them.")
+
+
+@click.command()
+@output_option
+@target_options
+def status(output: Format, **where: str | None) -> None:
+    """Is the agent well, and what does it hold? Exit code 1 when it is not well, 3 when it does not answer."""
+    found = targets(where)
+    answers = asyncio.run(_statuses(found))
+    if len(found) == 1 and isinstance(answers[0], NodenetError):
+        raise answers[0]
+    documents = [
+        {"node": one.node, "healthy": False, "problems": [str(answer)]} if isinstance(answer, NodenetError) else answer
+        for one, answer in zip(found, answers, strict=True)
+    ]
+    text = "\n\n".join(status_text(document) for document in documents)
+    emit_document(documents[0] if len(documents) == 1 else documents, output, text)
+    if all(isinstance(answer, NodenetError) for answer in answers):
+        raise SystemExit(3)
+    if not all(document.get("healthy") for document in documents):
+        raise SystemExit(1)
+
+
+async def _statuses(where: Sequence[Target]) -> list[dict[str, Any] | NodenetError]:
+    async def one(target: Target) -> dict[str, Any] | NodenetError:
+        from nodenet.rpc.client import Client
+
+        try:
+            async with Client(target.address) as client:
+                return await client.status()
+        except NodenetError as error:
+            return error
+
+    return list(await asyncio.gather(*(one(target) for target in where)))
+
+
+def status_text(document: Row) -> str:
+    """A status for people: what is wrong first, then what is there."""
+    lines = [f"{document.get('node') or 'agent'}: {'healthy' if document.get('healthy') else 'NOT HEALTHY'}"]
+    lines += [f"  ! {problem}" for problem in document.get("problems") or ()]
+    for name, value in document.items():
+        if name not in ("node", "healthy", "problems"):
+            lines += _status_lines(name, value, "  ")
+    return "\n".join(lines)
+
+
+def _status_lines(name: str, value: Any, indent: str) -> list[str]:
+    if isinstance(value, Mapping):
+        if all(isinstance(inner, str | int | float | bool) or inner is None for inner in value.values()):
+            words = ", ".join(f"{key} {_word(inner)}" for key, inner in value.items() if inner not in ("", None))
+            return [f"{indent}{_title(name)}: {words or 'none'}"]
+        found = [f"{indent}{_title(name)}:"]
+        for key, inner in value.items():
+            found += _status_lines(key, inner, indent + "  ")
+        return found
+    if isinstance(value, list):
+        if all(isinstance(one, Mapping) for one in value):
+            return [f"{indent}{_title(name)}:", *(f"{indent}  {_line(one)}" for one in value)] if value else []
+        return [f"{indent}{_title(name)}: {', '.join(map(str, value)) or 'none'}"]
+    return [f"{indent}{_title(name)}: {_word(value)}"] if value not in ("", None) else []
+
+
+def _line(row: Row) -> str:
+    return ", ".join(str(v) if key == "name" else f"{key} {_word(v)}" for key, v in row.items() if v != "")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _title(name: str) -> str:
+    """`lastError` as `last error`."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name)

@@ -1,0 +1,131 @@
+"""What a scrape shows, over a real HTTP server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from nodenet.abi import LOST_EVENTS, MetricsEntry, MetricsKey
+from nodenet.errors import CannotRunError
+from nodenet.metrics import MapUsage, Metrics, MetricsServer, Sample, WatchCount
+
+SAMPLE = Sample(
+    node="node-1",
+    version="0.1.0",
+    healthy=True,
+    ready=False,
+    datapath={
+        MetricsKey(0, 1): MetricsEntry(10, 1000),
+        MetricsKey(0, 2): MetricsEntry(20, 2000),
+        MetricsKey(133, 1): MetricsEntry(3, 222),
+        MetricsKey(99, 2): MetricsEntry(1, 1),
+        MetricsKey(LOST_EVENTS, 1): MetricsEntry(5, 0),
+        MetricsKey(LOST_EVENTS, 2): MetricsEntry(6, 0),
+    },
+    maps={"nn_ct": MapUsage(50, 200), "nn_events": MapUsage(0, 0)},
+    objects={"endpoints": 2, "policies": 4},
+    flows_seen=30,
+    flows_lost={"reader": 7},
+    reconcile_runs=3,
+    reconcile_errors=1,
+    writes={"nn_policy": 12},
+    last_sync=1700000000.5,
+    watches={"Pod": WatchCount(9, 1, 2)},
+)
+
+
+@dataclass
+class Scripted:
+    value: Sample = field(default_factory=lambda: SAMPLE)
+    well: bool = True
+    up: bool = False
+
+    def sample(self) -> Sample:
+        return self.value
+
+    def healthy(self) -> bool:
+        return self.well
+
+    def ready(self) -> bool:
+        return self.up
+
+
+def scrape(metrics):
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+
+
+def test_everything_that_is_known_is_shown():
+    metrics = Metrics(Scripted())
+    metrics.reconciled(0.02, failed=False)
+    metrics.cni_operation("ADD", 0.004, failed=True)
+    found = scrape(metrics)
+    expected = {
+        ("nodenet_build_info", "0.1.0", "node-1"): 1,
+        ("nodenet_healthy",): 1,
+        ("nodenet_ready",): 0,
+        ("nodenet_objects", "endpoints"): 2,
+        ("nodenet_forwarded_packets_total", "INGRESS"): 10,
+        ("nodenet_forwarded_bytes_total", "EGRESS"): 2000,
+        ("nodenet_dropped_packets_total", "INGRESS", "POLICY_DENIED"): 3,
+        ("nodenet_dropped_bytes_total", "INGRESS", "POLICY_DENIED"): 222,
+        ("nodenet_dropped_packets_total", "99", "EGRESS"): 1,
+        ("nodenet_map_entries", "nn_ct"): 50,
+        ("nodenet_map_max_entries", "nn_ct"): 200,
+        ("nodenet_map_pressure", "nn_ct"): 0.25,
+        ("nodenet_map_pressure", "nn_events"): 0,
+        ("nodenet_flows_seen_total",): 30,
+        ("nodenet_flows_lost_total", "kernel"): 11,
+        ("nodenet_flows_lost_total", "reader"): 7,
+        ("nodenet_reconcile_runs_total",): 3,
+        ("nodenet_reconcile_errors_total",): 1,
+        ("nodenet_map_writes_total", "nn_policy"): 12,
+        ("nodenet_reconcile_last_success_timestamp_seconds",): 1700000000.5,
+        ("nodenet_api_watch_events_total", "Pod"): 9,
+        ("nodenet_api_watch_errors_total", "Pod"): 2,
+        ("nodenet_reconcile_duration_seconds_count", "success"): 1,
+        ("nodenet_cni_operation_duration_seconds_count", "ADD", "error"): 1,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert not any(key[0].startswith("nodenet_dropped") and "255" in key for key in found)
+
+
+def test_nothing_is_read_before_a_scrape():
+    class Unready(Scripted):
+        def sample(self) -> Sample:
+            raise AssertionError("read too early")
+
+    Metrics(Unready())
+
+
+async def test_http():
+    source = Scripted()
+    server = MetricsServer(Metrics(source), source)
+    port = await server.start("127.0.0.1:0")
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            async with session.get("/metrics") as answer:
+                assert answer.status == 200
+                assert answer.headers["Content-Type"].startswith("text/plain; version=")
+                assert "nodenet_flows_seen_total 30.0" in await answer.text()
+            for path, change, status, text in (
+                ("/healthz", {}, 200, "ok\n"),
+                ("/healthz", {"well": False}, 503, "unhealthy\n"),
+                ("/readyz", {}, 503, "not ready\n"),
+                ("/readyz", {"up": True}, 200, "ok\n"),
+            ):
+                for name, value in change.items():
+                    setattr(source, name, value)
+                async with session.get(path) as answer:
+                    assert (answer.status, await answer.text()) == (status, text)
+        second = MetricsServer(Metrics(source), source)
+        with pytest.raises(CannotRunError, match=f"metrics_address 127.0.0.1:{port}"):
+            await second.start(f"127.0.0.1:{port}")
+    finally:
+        await server.stop()
