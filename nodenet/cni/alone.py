@@ -17,8 +17,7 @@ from nodenet.cni.request import Request, parse
 
 def main() -> int:
     """Do what the environment says; the exit status. Standard output is the specification's, always."""
-    # A runtime that gives up sends SIGTERM: leave by way of the undoing.
-    signal.signal(signal.SIGTERM, _terminated)
+    leave_orderly()
     stdin = sys.stdin.buffer.read()
     reply = run(dict(os.environ), stdin)
     sys.stdout.buffer.write(reply.stdout)
@@ -59,6 +58,11 @@ def _requires_agent(stdin: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(data, dict) and data.get("requireAgent") is True
+
+
+def leave_orderly() -> None:
+    """A runtime that gives up sends SIGTERM: leave by way of the undoing."""
+    signal.signal(signal.SIGTERM, _terminated)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

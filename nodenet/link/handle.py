@@ -6,6 +6,7 @@ a thread whose asyncio loop is running: call it through asyncio.to_thread or fro
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -53,6 +54,7 @@ class Link:
     """An open rtnetlink socket. `target` is a namespace's name, path or file descriptor; None: the current one."""
 
     def __init__(self, target: netns.Target | None = None) -> None:
+        _check_thread()
         sock = netns.open_socket(target, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
         self.ip: Any = IPRoute(fileno=sock.detach())
 
@@ -116,6 +118,14 @@ def refusing(doing: str) -> Iterator[None]:
         yield
     except NetlinkError as error:
         raise LinkError(doing, error.code) from error
+
+
+def _check_thread() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("Link: not on a thread whose event loop runs; use asyncio.to_thread")
 
 
 def _interface(message: Any) -> Interface:
