@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from pyroute2.netlink.rtnl.tcmsg import sched_bpf
+
 from nodenet.link.handle import Link, LinkError, refusing
 
 _HANDLE = 1
 _PRIORITY = 1
 _ETH_P_ALL = 0x0003
 _CLSACT = 0xFFFF0000
+
+# pyroute2 0.9 knows the attributes up to TCA_BPF_FLAGS; the kernel also tells these (linux/pkt_cls.h, in this order).
+_LATER = (("TCA_BPF_FLAGS_GEN", "uint32"), ("TCA_BPF_TAG", "hex"), ("TCA_BPF_ID", "uint32"))
+if len(sched_bpf.options.nla_map) == 9:
+    sched_bpf.options.nla_map = (*sched_bpf.options.nla_map, *_LATER)
 
 
 class Hook(IntEnum):
@@ -103,12 +110,11 @@ def _is_filter(message: Any) -> bool:
 
 def _attached(hook: Hook, message: Any) -> Attached:
     options = message.get_attr("TCA_OPTIONS")
-    tag = options.get_attr("TCA_BPF_TAG") or ""
     return Attached(
         hook=hook,
         name=options.get_attr("TCA_BPF_NAME") or "",
         program_id=options.get_attr("TCA_BPF_ID") or 0,
-        tag=tag.hex() if isinstance(tag, bytes) else tag.replace(":", ""),
+        tag=(options.get_attr("TCA_BPF_TAG") or "").replace(":", ""),
         handle=message["handle"],
         priority=message["info"] >> 16,
     )
