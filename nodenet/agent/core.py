@@ -234,7 +234,17 @@ class Agent:
         keys = [abi.MetricsKey(abi.LOST_EVENTS, direction) for direction in (1, 2)]
         return sum(entry.packets for key in keys for entry in metrics.get(key) or ())
 
-    # Health
+    # For people
+
+    def objects(self) -> dict[str, int]:
+        """How many of each kind the agent knows."""
+        return {
+            "pods": len(self.snapshot.pods),
+            "services": len(self.snapshot.services),
+            "policies": len(self.snapshot.policies),
+            "endpoints": len(self.snapshot.endpoints),
+            "identities": len(self.names.identities),
+        }
 
     def healthy(self) -> bool:
         return self.ready.is_set() and not self.loop.stats.failing

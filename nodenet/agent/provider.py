@@ -84,13 +84,7 @@ class AgentProvider:
                 kind.value: {"events": s.events, "lists": s.lists, "errors": s.errors, "error": s.error}
                 for kind, s in agent.client.stats.items()
             },
-            "objects": {
-                "pods": len(agent.snapshot.pods),
-                "services": len(agent.snapshot.services),
-                "policies": len(agent.snapshot.policies),
-                "endpoints": len(agent.snapshot.endpoints),
-                "identities": len(agent.names.identities),
-            },
+            "objects": agent.objects(),
             "flows": {
                 "seen": agent.pipeline.ring.seen,
                 "lost": agent.pipeline.ring.lost,

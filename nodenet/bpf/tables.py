@@ -13,6 +13,7 @@ from nodenet import abi
 from nodenet.bpf import libbpf
 from nodenet.errors import CannotRunError
 
+_BATCH = 1024
 _PERCPU_TYPES = (5, 6, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 
 
@@ -26,6 +27,8 @@ class BpfTable:
         self.info = libbpf.info(self.fd, libbpf.MapInfo)
         self.max_entries = int(self.info.max_entries)
         self._lib = libbpf.lib()
+        # None: not tried yet. The trie has them from 5.14, hash tables from 5.6.
+        self._batches: bool | None = None
         self._percpu = self.info.type in _PERCPU_TYPES
         cpus = self._lib.libbpf_num_possible_cpus() if self._percpu else 1
         # Values of per-CPU maps are padded to 8 bytes each.
@@ -36,8 +39,41 @@ class BpfTable:
     def close(self) -> None:
         os.close(self.fd)
 
-    def keys(self) -> Iterator[bytes]:
-        """Raw keys. When one vanishes under the reader, the kernel starts over: each key is given once."""
+    def raw(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every entry as bytes, each key once. Batches where the kernel has them for this type of map: ten times as
+        quick, and the interpreter is free meanwhile."""
+        return self._walk() if self._batches is False else self._read_batches()
+
+    def _read_batches(self) -> Iterator[tuple[bytes, bytes]]:
+        seen: set[bytes] = set()
+        size, key_size, value_size = _BATCH, int(self.info.key_size), len(self._value)
+        place, following = None, ctypes.create_string_buffer(max(key_size, 8))
+        while True:
+            keys = ctypes.create_string_buffer(key_size * size)
+            values = ctypes.create_string_buffer(value_size * size)
+            count = ctypes.c_uint32(size)
+            result = self._lib.bpf_map_lookup_batch(self.fd, place, following, keys, values, count, None)
+            if result == -errno.ENOSPC and size < self.max_entries:
+                size *= 2  # one bucket of the hash table holds more than that
+                continue
+            if result not in (0, -errno.ENOENT):
+                if place is None:
+                    self._batches = False
+                    yield from self._walk()
+                    return
+                libbpf.check(result, f"map {self.name}: read")
+            key_bytes, value_bytes = keys.raw, values.raw
+            for index in range(count.value):
+                key = key_bytes[index * key_size : (index + 1) * key_size]
+                if key not in seen:
+                    seen.add(key)
+                    yield key, value_bytes[index * value_size : (index + 1) * value_size]
+            if result:
+                return
+            place = ctypes.create_string_buffer(following.raw, len(following))
+
+    def _walk(self) -> Iterator[tuple[bytes, bytes]]:
+        """Key by key. When one vanishes under the reader, the kernel starts over."""
         seen: set[bytes] = set()
         previous = None
         key = ctypes.create_string_buffer(self.info.key_size)
@@ -49,7 +85,9 @@ class BpfTable:
             libbpf.check(result, f"map {self.name}: next key")
             if key.raw not in seen:
                 seen.add(key.raw)
-                yield key.raw
+                value = self._lookup(key.raw)
+                if value is not None:
+                    yield key.raw, value
             previous = ctypes.create_string_buffer(key.raw, len(key.raw))
 
     def _lookup(self, key: bytes) -> bytes | None:
@@ -61,10 +99,8 @@ class BpfTable:
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Every record. For a per-CPU map the value is the list of the CPUs' values."""
-        for raw in self.keys():
-            value = self._lookup(raw)
-            if value is not None:
-                yield self.spec.key.unpack(raw), self._decode(value)
+        for key, value in self.raw():
+            yield self.spec.key.unpack(key), self._decode(value)
 
     def get(self, key: abi.Record) -> Any:
         """The value of a key, or None."""
@@ -94,5 +130,5 @@ class BpfTable:
             libbpf.check(result, f"map {self.name}: delete {key}")
 
     def count(self) -> int:
-        """Number of entries, by walking the keys."""
-        return sum(1 for _ in self.keys())
+        """Number of entries, by reading them."""
+        return sum(1 for _ in self.raw())
