@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netpolicy.regions import Prefix, Region, Regions, of_policies, partition
-from netpolicy.resolve import EntryKey, Resolver
+from netpolicy.resolve import ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import NamedPort as PolicyNamedPort
@@ -43,6 +43,8 @@ _FLAGS = {
 }
 _PROTOCOLS = {protocol: int(Protocol[protocol.name]) for protocol in PolicyProtocol}
 _NAMED_PROTOCOLS = {Protocol[protocol.name]: protocol for protocol in PolicyProtocol}
+
+_Shape = tuple[int, tuple[int, Direction, int, int], U32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,16 @@ def compile_policy(
     flags: dict[int, EndpointFlag] = {}
     isolating: dict[int, Mapping[Direction, tuple[PolicyRef, ...]]] = {}
     rules: dict[RuleRef, int] = {}
+    # Subjects under the same policies share a resolution: its entries are translated once. (The resolver keeps them all
+    # alive, so that an id means one of them.)
+    shapes: dict[int, list[_Shape]] = {}
     for subject in subjects:
         resolved = resolver.resolve(groups[subject])
         flags[subject] = _flags(resolved.isolated)
         isolating[subject] = {_DIRECTIONS[direction]: refs for direction, refs in resolved.isolated.items()}
-        for key, ref in resolved.entries.items():
-            if ref not in rules:
-                rules[ref] = ids.rules.number(ref)
-            table[_key(subject, key)] = U32(rules[ref])
+        if id(resolved) not in shapes:
+            shapes[id(resolved)] = _shape(resolved, rules, ids)
+        table.update((PolicyKey(bits, subject, *rest), value) for bits, rest, value in shapes[id(resolved)])
     ids.identities.keep(set(keys.values()))
     ids.regions.keep(set(regions.regions))
     ids.rules.keep(rules.keys())
@@ -196,12 +200,24 @@ def _flags(isolated: Collection[PolicyDirection]) -> EndpointFlag:
     return flags
 
 
-def _key(subject: int, key: EntryKey) -> PolicyKey:
-    direction = _DIRECTIONS[key.direction]
-    if key.protocol is None:
-        return PolicyKey(POLICY_BITS_DIRECTION, subject, key.peer, direction, 0, 0)
-    bits = POLICY_BITS_PROTOCOL + key.port_bits
-    return PolicyKey(bits, subject, key.peer, direction, _PROTOCOLS[key.protocol], key.port)
+def _shape(resolved: ResolvedPolicy, rules: dict[RuleRef, int], ids: Ids) -> list[_Shape]:
+    """Entries but for the subject: (prefixlen, what follows the subject, value). Numbers new rules in `rules`."""
+    found: list[_Shape] = []
+    values: dict[int, U32] = {}
+    for key, ref in resolved.entries.items():
+        # Rules are compared by identity first: the same object comes by thousands of times.
+        value = values.get(id(ref))
+        if value is None:
+            if ref not in rules:
+                rules[ref] = ids.rules.number(ref)
+            value = values[id(ref)] = U32(rules[ref])
+        direction = _DIRECTIONS[key.direction]
+        if key.protocol is None:
+            found.append((POLICY_BITS_DIRECTION, (key.peer, direction, 0, 0), value))
+        else:
+            rest = (key.peer, direction, _PROTOCOLS[key.protocol], key.port)
+            found.append((POLICY_BITS_PROTOCOL + key.port_bits, rest, value))
+    return found
 
 
 def _order(labels: LabelSet) -> tuple[object, ...]:
