@@ -28,6 +28,7 @@ from netpolicy.types import (
 )
 
 _DNS = (Traffic(Protocol.UDP, 53), Traffic(Protocol.TCP, 53))
+_DNS_NAMESPACE = "kube-system"
 _SIDE = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 
 
@@ -220,8 +221,7 @@ def _may_send(evaluator: Evaluator, policies: Iterable[NetworkPolicy], traffic: 
         for rule in policy.rules(Direction.EGRESS):
             if servers and any(_opens(evaluator, policy, rule, traffic, server) for server in servers):
                 return True
-            # Name servers that the input does not show: any peer may be one.
-            if not servers and (not rule.ports or any(_may_be(port, traffic) for port in rule.ports)):
+            if not servers and _may_be_dns(policy, rule, traffic, cluster):
                 return True
     return False
 
@@ -233,10 +233,29 @@ def _opens(evaluator: Evaluator, policy: NetworkPolicy, rule: Rule, traffic: Tra
     return not rule.peers or any(evaluator.peer_matches(policy.namespace, peer, party) for peer in rule.peers)
 
 
-def _may_be(port: PortRule, traffic: Traffic) -> bool:
+def _may_be_dns(policy: NetworkPolicy, rule: Rule, traffic: Traffic, cluster: Cluster) -> bool:
+    """Whether a rule may be meant for name servers that the input does not show: kube-system's, or some address."""
+    if rule.ports and not any(_dns_port(port, traffic) for port in rule.ports):
+        return False
+    return not rule.peers or any(_dns_peer(policy, peer, cluster) for peer in rule.peers)
+
+
+def _dns_port(port: PortRule, traffic: Traffic) -> bool:
     if isinstance(port.port, str):
         return port.protocol is traffic.protocol and port.port.startswith("dns")
     return port_matches(port, traffic, None)
+
+
+def _dns_peer(policy: NetworkPolicy, peer: Peer, cluster: Cluster) -> bool:
+    if peer.block is not None:
+        return True
+    if peer.namespaces is None:
+        return policy.namespace == _DNS_NAMESPACE
+    if matches(peer.namespaces, namespace_labels(cluster.namespaces, _DNS_NAMESPACE)):
+        return True
+    # Namespaces that the input does not show may be the ones; those that it shows have no name server.
+    shown = {policy.namespace, *cluster.namespaces, *(pod.namespace for pod in cluster.pods)}
+    return not any(matches(peer.namespaces, namespace_labels(cluster.namespaces, name)) for name in shown)
 
 
 def _one(requirement: Requirement, labels: dict[str, str]) -> bool:
