@@ -38,8 +38,38 @@ def prepare_update(kind: str, obj: Obj, old: Obj) -> None:
         obj["status"] = old["status"]
     if kind == "Namespace":
         obj["spec"] = old["spec"]
+    if kind == "Service" and isinstance(obj.get("spec"), dict):
+        _drop_what_the_type_had(obj["spec"], old["spec"])
     if kind == "Job":
         obj.setdefault("spec", {}).setdefault("selector", old["spec"].get("selector"))
+
+
+_TYPES = {
+    "nodePort": ("NodePort", "LoadBalancer"),
+    "externalTrafficPolicy": ("NodePort", "LoadBalancer"),
+    "healthCheckNodePort": ("LoadBalancer",),
+    "allocateLoadBalancerNodePorts": ("LoadBalancer",),
+    "loadBalancerClass": ("LoadBalancer",),
+    "clusterIP": ("ClusterIP", "NodePort", "LoadBalancer"),
+    "clusterIPs": ("ClusterIP", "NodePort", "LoadBalancer"),
+    "ipFamilies": ("ClusterIP", "NodePort", "LoadBalancer"),
+    "ipFamilyPolicy": ("ClusterIP", "NodePort", "LoadBalancer"),
+    "internalTrafficPolicy": ("ClusterIP", "NodePort", "LoadBalancer"),
+}
+
+
+def _drop_what_the_type_had(spec: Obj, old: Obj) -> None:
+    """A change of type drops what only the old type had, unless the client sets it anew (dropTypeDependentFields)."""
+    kind = spec.get("type", "ClusterIP")
+    gone = {key for key, types in _TYPES.items() if old.get("type") in types and kind not in types}
+    for key in gone & spec.keys():
+        if spec[key] == old.get(key):
+            del spec[key]
+    ports = [port.get("nodePort") for port in spec.get("ports") or ()]
+    if "nodePort" in gone and ports == [port.get("nodePort") for port in old.get("ports") or ()]:
+        spec["ports"] = [{k: v for k, v in port.items() if k != "nodePort"} for port in spec["ports"]]
+    if spec.get("sessionAffinity", "None") == "None" and old.get("sessionAffinity") == "ClientIP":
+        spec.pop("sessionAffinityConfig", None)
 
 
 def status_update(obj: Obj, old: Obj) -> Obj:

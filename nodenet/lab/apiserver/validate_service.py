@@ -134,7 +134,8 @@ def _port(port: Obj, path: str, several: bool, seen: set[str]) -> list[Cause]:
     found += check_choice(port, "protocol", PROTOCOLS, path)
     target = port.get("targetPort")
     if isinstance(target, int):
-        found += check_port(target, f"{path}.targetPort")
+        # A targetPort that is only the port's copy is not told twice.
+        found += check_port(target, f"{path}.targetPort") if target != port.get("port") else []
     elif target is not None and (problem := names.port_name_problem(target)):
         found.append(invalid(f"{path}.targetPort", target, problem))
     return found
