@@ -16,6 +16,8 @@ from netpolicy.explain import as_json, explain
 from netpolicy.lint import lint as find_mistakes
 from nodenet.cli import policy_format, policy_sources
 from nodenet.cli.output import Column, Format, emit_document, output_option, table
+from nodenet.cli.show import policy_get
+from nodenet.cli.target import DEFAULT_SOCKET, SOCKET_VARIABLE, targets
 from nodenet.errors import BadInputError, NodenetError
 
 _FILES = click.option(
@@ -41,6 +43,9 @@ def policy() -> None:
     """
 
 
+policy.add_command(policy_get)
+
+
 @policy.command("matrix")
 @_FILES
 @_LAB
@@ -58,7 +63,9 @@ def matrix_command(
         except ValueError as error:
             raise BadInputError(f"--ports: {error}") from error
     cluster = _cluster(files, lab_name, namespace)
-    cells = matrix.matrix_for(cluster.pods, cluster.policies, cluster.namespaces, asked)
+    # A lab's pod without an address does not run yet: nobody can ask it anything.
+    pods = [pod for pod in cluster.pods if pod.ips or not lab_name]
+    cells = matrix.matrix_for(pods, cluster.policies, cluster.namespaces, asked)
     emit_document(matrix.as_json(cells), output, policy_format.grid(cells))
 
 
@@ -71,11 +78,8 @@ def matrix_command(
 @_NAMESPACE
 @click.option(
     "--socket",
-    envvar="NODENET_SOCKET",
-    default=Path("/run/nodenet/agent.sock"),
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The agent to ask when neither -f nor --lab is given.",
+    metavar="PATH",
+    help=f"The agent to ask without -f and --lab ({SOCKET_VARIABLE}; else {DEFAULT_SOCKET}).",
 )
 @output_option
 @click.pass_context
@@ -87,7 +91,7 @@ def explain_command(
     files: tuple[Path, ...],
     lab_name: str | None,
     namespace: str,
-    socket: Path,
+    socket: str | None,
     output: Format,
 ) -> None:
     """May it connect, and why? Exit code 1 when some of the connections asked about are denied."""
@@ -127,7 +131,7 @@ def _computed(
     ]
 
 
-def _agents_answer(socket: Path, source: str, destination: str, traffic: Traffic) -> dict[str, Any]:
+def _agents_answer(socket: str | None, source: str, destination: str, traffic: Traffic) -> dict[str, Any]:
     """From the running agent: pods by NS/POD and addresses, with the policies that are in force now."""
     from nodenet.rpc.client import Client
 
@@ -135,7 +139,8 @@ def _agents_answer(socket: Path, source: str, destination: str, traffic: Traffic
         raise BadInputError("--port: icmp: the agent answers for TCP, UDP and SCTP", "use -f or --lab")
 
     async def ask(protocol: str) -> dict[str, Any]:
-        async with Client(str(socket)) as client:
+        (target,) = targets({"socket": socket})
+        async with Client(target.address) as client:
             return await client.explain(source, destination, traffic.port, protocol)
 
     return asyncio.run(ask(str(traffic.protocol)))

@@ -230,6 +230,47 @@ def test_bad_input_is_one_sentence_that_names_object_and_field(
     assert result.stdout == ""
 
 
+def test_a_running_lab_is_asked_for_its_real_pods(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods of a Deployment are found by the name that people know, and keep their own names in the matrix."""
+    web = {
+        "kind": "Pod",
+        "metadata": {
+            "name": "web-5d8f-x7",
+            "namespace": "shop",
+            "labels": {"app": "web", "pod-template-hash": "5d8f"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-5d8f"}],
+        },
+        "spec": {"containers": [{"ports": [{"containerPort": 8080}]}]},
+        "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "2001:db8::1"}], "phase": "Running"},
+    }
+    gone = {**web, "metadata": {"name": "old", "namespace": "shop"}, "status": {"phase": "Succeeded"}}
+    kept = {obj["kind"]: obj for obj in yaml.safe_load_all(SHOP) if obj["kind"] == "NetworkPolicy"}
+    client = {
+        "kind": "Pod",
+        "metadata": {"name": "client", "namespace": "other"},
+        "status": {"podIPs": [{"ip": "10.0.0.9"}]},
+    }
+    pending = {"kind": "Pod", "metadata": {"name": "pending", "namespace": "other"}}
+    objects = {"Pod": [web, gone, client, pending], "NetworkPolicy": [kept["NetworkPolicy"]]}
+
+    class FakeLab:
+        def __init__(self, lab: str) -> None:
+            assert lab == "demo"
+
+        def objects(self, kind: str) -> list[Any]:
+            return objects.get(kind, [])
+
+    monkeypatch.setattr("nodenet.lab.client.LabClient", FakeLab)
+    assert cells(run("matrix", "--lab", "demo", "-o", "json")) == {
+        ("other/client", "shop/web-5d8f-x7", 8080, "TCP"): True
+    }
+    result = run(
+        "explain", "--lab", "demo", "--from", "other/client", "--to", "shop/web", "--port", "8080", "-o", "json"
+    )
+    names = [answer["to"] | {"labels": None} for answer in json.loads(result.stdout)["connections"]]
+    assert names[0] == {"name": "shop/web-5d8f-x7", "address": "10.0.0.1", "labels": None}
+
+
 def test_lint_lists_findings(shop: str, tmp_path: Path) -> None:
     result = run("lint", "-f", shop, "-o", "json")
     assert (result.exit_code, json.loads(result.stdout)) == (0, {"findings": []})
