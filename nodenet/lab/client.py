@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from nodenet.errors import CannotRunError, NodenetError
 from nodenet.lab import files
+from nodenet.lab.apiserver.http_client import HttpObjects
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 
 Object = dict[str, Any]
@@ -65,6 +66,10 @@ class LabClient:
                 yield event["type"], event["object"]
         finally:
             connection.close()
+
+    def writer(self) -> HttpObjects:
+        """For apply.apply and apply.delete."""
+        return HttpObjects("127.0.0.1", self._port)
 
     def control(self, method: str, path: str) -> Any:
         """A request to the daemon itself (daemon.py's control socket)."""

@@ -16,13 +16,17 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`pod` and `pod_port` are what policy judges: for a Service its first ready endpoint. `note`: why none is."""
+    """`address` and `port` are connected to; `backend`, `backend_port` and `pod` are what policy judges.
+
+    For a Service they are its first ready endpoint, `pod` None where that is no pod. `note`: why it has none.
+    """
 
     name: str
     address: str
     port: Port
+    backend: str
+    backend_port: Port
     pod: Object | None = None
-    pod_port: Port | None = None
     note: str = ""
 
 
@@ -41,7 +45,7 @@ def resolve(objects: Sequence[Object], start: Object, target: str, port: Port | 
         return _pod(find.pod(of_kind(objects, "Pod"), target, namespace), port, families)
     if port is None:
         raise BadInputError(f"{target}: which port?", "say it with --port")
-    return Goal(target, address, port)
+    return Goal(target, address, port, address, port)
 
 
 def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
@@ -56,7 +60,7 @@ def _pod(pod: Object, port: Port | None, families: set[int]) -> Goal:
     addresses = [a for a in pods.addresses(pod) if ip_address(a).version in families]
     if not addresses:
         raise BadInputError(f"pod {name}: status.podIPs: it has no address that the source can call")
-    return Goal(name, addresses[0], wanted, pod, wanted)
+    return Goal(name, addresses[0], wanted, addresses[0], wanted, pod)
 
 
 def _service(objects: Sequence[Object], service: Object, port: Port | None, families: set[int]) -> Goal:
@@ -69,18 +73,19 @@ def _service(objects: Sequence[Object], service: Object, port: Port | None, fami
     wanted = port or next(iter(declared))
     if wanted not in declared:
         note = f"Service {find.full_name(service)}: spec.ports: no {wanted}, it has {', '.join(map(str, declared))}"
-        return Goal(name, addresses[0], wanted, note=note)
+        return Goal(name, addresses[0], wanted, addresses[0], wanted, note=note)
     slices = of_kind(objects, "EndpointSlice")
-    by_name = {find.full_name(pod): pod for pod in of_kind(objects, "Pod")}
-    for pod_name, number in _endpoints(slices, service, declared[wanted].get("name", "")):
-        if pod_name in by_name:
-            return Goal(name, addresses[0], wanted, by_name[pod_name], Port(number, wanted.protocol))
+    family = ip_address(addresses[0]).version
+    for backend, number in _endpoints(slices, service, declared[wanted].get("name", "")):
+        if ip_address(backend).version == family:
+            pod = next((p for p in of_kind(objects, "Pod") if backend in pods.addresses(p)), None)
+            return Goal(name, addresses[0], wanted, backend, Port(number, wanted.protocol), pod)
     sentences = ready.without_endpoints([service], slices) or [f"Service {find.full_name(service)}: no ready endpoint"]
-    return Goal(name, addresses[0], wanted, note=sentences[0])
+    return Goal(name, addresses[0], wanted, addresses[0], wanted, note=sentences[0])
 
 
 def _endpoints(slices: Sequence[Object], service: Object, port_name: str) -> Iterator[tuple[str, int]]:
-    """Names of the ready pods behind a Service's port, with their own port number."""
+    """Addresses of the ready endpoints behind a Service's port, with their own port number."""
     metadata = service["metadata"]
     for found in slices:
         label = (found["metadata"].get("labels") or {}).get("kubernetes.io/service-name")
@@ -88,6 +93,5 @@ def _endpoints(slices: Sequence[Object], service: Object, port_name: str) -> Ite
             continue
         numbers = [p["port"] for p in found.get("ports") or () if (p.get("name") or "") == port_name]
         for endpoint in found.get("endpoints") or ():
-            reference = endpoint.get("targetRef") or {}
             if numbers and (endpoint.get("conditions") or {}).get("ready", True):
-                yield f"{reference.get('namespace')}/{reference.get('name')}", numbers[0]
+                yield from ((address, numbers[0]) for address in endpoint["addresses"])

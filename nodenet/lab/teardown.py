@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from nodenet.lab import cgroups, mounts, names
+from nodenet.lab import cgroups, mounts, names, pins
 from nodenet.link import netns
 
+log = logging.getLogger(__name__)
+
+# Seconds until the kernel has taken the namespaces apart.
+_FREED = 5.0
 # Lies in the labs' folder when the first lab found no /run/netns: the last one then removes it again.
 _MADE_NETNS = ".made-run-netns"
 
@@ -59,10 +64,14 @@ def down(lab: str) -> bool:
     cgroups.remove(cgroups.lab_root(lab))
     for name in namespaces(lab):
         _end_visitors(name)
-    for target in mounts.mount_points(names.lab_dir(lab)):
+    mounted = mounts.mount_points(names.lab_dir(lab))
+    objects = pins.pinned(mounted)
+    for target in mounted:
         mounts.unmount(target)
     for name in namespaces(lab):
         netns.delete(name)
+    if not pins.wait_gone(objects, _FREED):
+        log.warning("the kernel has not freed every eBPF object within %g s", _FREED)
     if names.lab_dir(lab).exists():
         shutil.rmtree(names.lab_dir(lab))
     if not labs():

@@ -59,7 +59,7 @@ def explanation(all_objects: Iterable[Object], source: Object, destination: Obje
         address = target.address
     else:
         other = by_name[find.full_name(destination)]
-        address = other.ips[0] if other.ips else None
+        address = next((ip for ip in other.ips if ip.version in {own.version for own in source_pod.ips}), None)
         target = Party.of(other, address)
     own = next((ip for ip in source_pod.ips if address is None or ip.version == address.version), None)
     traffic = Traffic(Protocol(port.protocol), port.number)
@@ -109,18 +109,15 @@ async def _drops(sockets: Mapping[str, Path], source: Sequence[str], address: st
 
 
 async def _ask(path: Path, source: Sequence[str], address: str, port: int, since: int) -> list[Drop]:
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     from nodenet.rpc.client import Client
     from nodenet.rpc.pb.flow import flow_pb2
     from nodenet.rpc.pb.observer import observer_pb2
 
-    stamp = Timestamp()
-    stamp.FromNanoseconds(since)
     only = flow_pb2.FlowFilter(
         source_ip=source, destination_ip=[address], destination_port=[str(port)], verdict=[flow_pb2.DROPPED]
     )
-    request = observer_pb2.GetFlowsRequest(number=20, since=stamp, whitelist=[only])
+    request = observer_pb2.GetFlowsRequest(number=20, whitelist=[only])
+    request.since.FromNanoseconds(since)
     try:
         async with Client(str(path)) as client:
             answers = [answer async for answer in client.get_flows(request)]

@@ -1,0 +1,210 @@
+"""`nodenet lab`: virtual nodes on this machine. The group, and the commands for a lab as a whole."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nodenet.cli.lab_common import manifest_option, name_option, node_names, say
+from nodenet.cli.lab_objects import apply, delete, get
+from nodenet.cli.lab_traffic import exec_, probe
+from nodenet.cli.output import Column, Format, emit, emit_document, output_option
+
+if TYPE_CHECKING:
+    from nodenet.lab.apply import Result
+    from nodenet.lab.client import LabClient
+
+
+@click.group()
+def lab() -> None:
+    """Virtual nodes on this machine: real agents, the real CNI plugin, stand-ins for the pods' containers."""
+
+
+for _command in (apply, delete, get, exec_, probe):
+    lab.add_command(_command)
+
+
+@lab.command()
+@manifest_option
+@click.option("--nodes", default=1, show_default=True, metavar="N", help="How many nodes (at most 200).")
+@click.option(
+    "--ip-family", type=click.Choice(["ipv4", "ipv6", "dual"]), default="ipv4", show_default=True, help="Addresses."
+)
+@name_option
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every pod is ready.")
+@click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="How long all of it may take.")
+@click.option(
+    "--node-cidr-mask-size",
+    "mask_size",
+    default=24,
+    show_default=True,
+    metavar="BITS",
+    help="Prefix length of each node's IPv4 pod network (24-30).",
+)
+def up(
+    files: Sequence[Path], nodes: int, ip_family: str, name: str, wait: bool, timeout: float, mask_size: int
+) -> None:
+    """Start a lab: nodes, an agent on each, and the pods of the manifests.
+
+    Everything is checked before anything is made; what fails later is taken away again.
+    """
+    from nodenet import manifests
+    from nodenet.lab import apply as applying
+    from nodenet.lab import layout
+    from nodenet.lab import up as bringing
+
+    started = time.monotonic()
+    plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
+    prepared = applying.prepare(manifests.load(files))
+    for skipped in prepared.skipped:
+        say(f"skipped: {skipped}")
+    bringing.check_host()
+    bringing.check_new(name)
+    deadline = started + timeout
+    with bringing.or_nothing(name):
+        client = bringing.start(plan, mask_size, say, deadline)
+        if prepared.objects:
+            say(_counted(applying.apply(client.writer(), prepared)))
+        if wait:
+            bringing.wait_ready(client, say, deadline)
+    _summary(client, time.monotonic() - started)
+
+
+def _summary(client: LabClient, seconds: float) -> None:
+    """What is there, and what to do with it."""
+    from nodenet.lab import ready
+
+    pods, services = client.objects("Pod"), client.objects("Service")
+    counts = [(len(client.plan.nodes), "node"), (len(pods), "pod"), (len(services), "Service")]
+    counts.append((len(client.objects("NetworkPolicy")), "NetworkPolicy"))
+    for sentence in ready.without_endpoints(services, client.objects("EndpointSlice")):
+        say(f"note: {sentence}")
+    option = "" if client.lab == "lab" else f" --name {client.lab}"
+    click.echo(f"lab {client.lab} is up after {seconds:.1f} s: " + ", ".join(_plural(*count) for count in counts))
+    click.echo(f"  nodenet lab get pods -A -o wide{option}")
+    click.echo(f"  nodenet lab probe --matrix{option}")
+    click.echo(f"  nodenet observe --follow --lab {client.lab} --node {client.plan.nodes[0].name}")
+    click.echo(f"  export KUBECONFIG=$(nodenet lab kubeconfig{option})")
+    click.echo(f"  nodenet lab down{option}")
+
+
+def _counted(results: Sequence[Result]) -> str:
+    """What `apply` did, by kind."""
+    kinds = Counter(result.resource.kind for result in results)
+    return "applied " + ", ".join(_plural(count, kind) for kind, count in kinds.items())
+
+
+def _plural(count: int, word: str) -> str:
+    if count == 1:
+        return f"1 {word}"
+    return f"{count} {word[:-1]}ies" if word.endswith("y") else f"{count} {word}s"
+
+
+@lab.command()
+@name_option
+@click.option("--all", "everything", is_flag=True, help="Every lab on this machine.")
+def down(name: str, everything: bool) -> None:
+    """Remove a lab: namespaces, links, pins, mounts, cgroups, processes and files. Also after a crash."""
+    from nodenet.errors import CannotRunError
+    from nodenet.lab import teardown
+
+    try:
+        found = teardown.labs() if everything else [name]
+        if not found:
+            say("no lab is there")
+        for each in found:
+            say(f"lab {each} is gone" if teardown.down(each) else f"lab {each}: there was nothing to remove")
+    except PermissionError as error:
+        raise CannotRunError(f"not permitted: {error}", "use sudo") from error
+
+
+@lab.command("list")
+@output_option
+def list_(output: Format) -> None:
+    """Every lab on this machine."""
+    from nodenet.errors import NodenetError
+    from nodenet.lab import files, teardown
+
+    rows: list[dict[str, Any]] = []
+    for name in teardown.labs():
+        try:
+            state = files.read_state(name)
+            row = {"name": name, "state": "running" if state.alive else "broken", "nodes": len(state.plan.nodes)}
+            rows.append(row | {"ipFamily": state.plan.family.value, "api": f"http://127.0.0.1:{state.port}"})
+        except NodenetError:
+            rows.append({"name": name, "state": "leftover", "nodes": None, "ipFamily": None, "api": None})
+    columns = [("NAME", "name"), ("STATE", "state"), ("NODES", "nodes"), ("IP-FAMILY", "ipFamily"), ("API", "api")]
+    emit(rows, [Column(*column) for column in columns], output)
+
+
+@lab.command()
+@name_option
+@output_option
+def status(name: str, output: Format) -> None:
+    """Is the lab well? Exit code 1 when an agent or a pod is not."""
+    from nodenet.lab import ready
+    from nodenet.lab.client import LabClient
+
+    client = LabClient(name)
+    daemon = client.control("GET", "/status")
+    workloads = [obj for kind in ready.WORKLOADS for obj in client.objects(kind)]
+    progress = ready.progress(client.objects("Pod"), workloads)
+    healthy = progress.done and all(agent["state"] == "ready" for agent in daemon["agents"])
+    data = {
+        **daemon,
+        "healthy": healthy,
+        "ipFamily": client.plan.family.value,
+        "pods": {"ready": progress.ready, "total": progress.total, "waiting": list(progress.waiting)},
+        "problems": list(progress.problems),
+    }
+    agents = [f"{a['node']}: agent {a['state']}, pid {a['pid']}, {a['restarts']} restarts" for a in daemon["agents"]]
+    lines = [
+        f"lab {name}: {'well' if healthy else 'not well'}, {data['ipFamily']}, since {daemon['startedAt']}",
+        *(f"  {line}" for line in agents),
+        f"  pods: {progress.ready} of {progress.total} ready",
+        *(f"  {problem}" for problem in progress.problems),
+    ]
+    emit_document(data, output, "\n".join(lines))
+    sys.exit(0 if healthy else 1)
+
+
+@lab.command()
+@name_option
+def kubeconfig(name: str) -> None:
+    """Print the path of a kubeconfig for the lab's API."""
+    from nodenet.lab import files
+
+    files.running(name)
+    click.echo(files.LabFiles(name).kubeconfig)
+
+
+@lab.command()
+@click.argument("node", required=False, shell_complete=node_names)
+@name_option
+@click.option("-n", "--lines", default=0, metavar="N", help="The last N lines alone.")
+def logs(node: str | None, name: str, lines: int) -> None:
+    """Print the log of NODE's agent, or of the lab itself."""
+    from nodenet.lab import files
+
+    state = files.read_state(name)
+    folder = files.LabFiles(name)
+    log = folder.node(state.plan.node(node).name) / "agent.log" if node else folder.log
+    text = log.read_text(errors="replace") if log.exists() else ""
+    click.echo("\n".join(text.splitlines()[-lines:]))
+
+
+@lab.command()
+@click.argument("verb", type=click.Choice(["start", "stop", "restart", "kill"]))
+@click.argument("node", shell_complete=node_names)
+@name_option
+def agent(verb: str, node: str, name: str) -> None:
+    """Stop, start, restart or kill -9 the agent of NODE. One that was killed starts again by itself."""
+    from nodenet.lab.client import LabClient
+
+    LabClient(name).control("POST", f"/agents/{node}/{verb}")

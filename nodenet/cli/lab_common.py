@@ -1,0 +1,69 @@
+"""What the lab's commands share: options, messages, completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def say(message: str) -> None:
+    """A note for a person: stdout belongs to the data."""
+    click.echo(message, err=True)
+
+
+def lab_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from nodenet.lab import teardown
+
+    return [CompletionItem(name) for name in teardown.labs() if name.startswith(incomplete)]
+
+
+def node_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from nodenet.errors import NodenetError
+    from nodenet.lab import files
+
+    try:
+        plan = files.read_state(ctx.params.get("name") or "lab").plan
+    except NodenetError:
+        return []
+    return [CompletionItem(node.name) for node in plan.nodes if node.name.startswith(incomplete)]
+
+
+def name_option(command: _F) -> _F:
+    """The shared `--name`."""
+    option = click.option(
+        "--name",
+        default="lab",
+        show_default=True,
+        metavar="NAME",
+        shell_complete=lab_names,
+        help="The lab's name; several can run at once.",
+    )
+    return option(command)
+
+
+def namespace_option(command: _F) -> _F:
+    """The shared `-n`."""
+    option = click.option(
+        "-n", "--namespace", default="default", show_default=True, metavar="NS", help="Where names without one live."
+    )
+    return option(command)
+
+
+def manifest_option(command: _F) -> _F:
+    """The shared `-f`; the command's parameter is `files`."""
+    option = click.option(
+        "-f",
+        "--filename",
+        "files",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE_OR_DIR",
+        help="Kubernetes YAML; may be given several times.",
+    )
+    return option(command)

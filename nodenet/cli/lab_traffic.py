@@ -1,0 +1,210 @@
+"""`nodenet lab exec` and `nodenet lab probe`: traffic from inside pods."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nodenet.cli.lab_common import name_option, namespace_option, say
+from nodenet.cli.output import Format, emit_document, output_option
+from nodenet.errors import BadInputError
+
+if TYPE_CHECKING:
+    from nodenet.lab.client import LabClient
+    from nodenet.lab.goals import Goal
+    from nodenet.lab.pods import Port
+    from nodenet.lab.probe import Outcome
+    from nodenet.lab.verdict import Drop
+
+Object = Mapping[str, Any]
+
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@name_option
+@namespace_option
+@click.argument("pod")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def exec_(name: str, namespace: str, pod: str, command: Sequence[str]) -> None:
+    """Run COMMAND in POD: `nodenet lab exec deploy/web -n shop -- curl http://api/`.
+
+    POD is a name, the start of one, deploy/NAME (or sts/, ds/, job/), each with NS/ before it if you like. The command
+    has the pod's network, cgroup, environment and an /etc/hosts with every Service's name; its files are this
+    machine's. Its exit code is ours.
+    """
+    from nodenet.lab import execute, find
+    from nodenet.lab.client import LabClient
+
+    words, namespace, name = _options_after_pod(list(command), namespace, name)
+    if not words:
+        raise click.UsageError("a command is needed: nodenet lab exec POD -- COMMAND...")
+    client = LabClient(name)
+    found = find.pod(client.objects("Pod"), pod, namespace)
+    services = client.objects("Service")
+    execute.become(name, found, services, words)
+
+
+def _options_after_pod(words: list[str], namespace: str, name: str) -> tuple[list[str], str, str]:
+    """kubectl users write options behind the pod as well: `exec POD -n NS -- CMD`. Up to the `--`."""
+    if "--" not in words:
+        return words, namespace, name
+    cut = words.index("--")
+    head, rest = words[:cut], words[cut + 1 :]
+    options = iter(head)
+    for word in options:
+        key, equals, value = word.partition("=")
+        if key not in ("-n", "--namespace", "--name"):
+            return words, namespace, name
+        value = value if equals else next(options, "")
+        namespace, name = (namespace, value) if key == "--name" else (value, name)
+    return rest, namespace, name
+
+
+@click.command()
+@name_option
+@namespace_option
+@click.option("--from", "source", metavar="NS/POD", help="Where from: a pod, the start of its name, or deploy/NAME.")
+@click.option("--to", "target", metavar="NS/POD|svc/NAME.NS|IP", help="Where to.")
+@click.option("--port", metavar="PORT[/PROTO]", help="Default: the first one that the target declares.")
+@click.option("--matrix", is_flag=True, help="Every pod to every pod.")
+@click.option("--ports", metavar="80/tcp,81/udp,...", help="With --matrix: these, not the declared ones.")
+@click.option("--compare", is_flag=True, help="With --matrix: exit 1 when it differs from what policy computes.")
+@click.option("--timeout", default=1.0, show_default=True, metavar="SECONDS", help="Per attempt; there are two.")
+@output_option
+def probe(
+    name: str,
+    namespace: str,
+    source: str | None,
+    target: str | None,
+    port: str | None,
+    matrix: bool,
+    ports: str | None,
+    compare: bool,
+    timeout: float,
+    output: Format,
+) -> None:
+    """Make real connections between pods, and tell whether and why they are allowed.
+
+    Exit code 0: allowed. 1: denied (or, with --compare, a difference).
+    """
+    from nodenet.lab.client import LabClient
+
+    if matrix:
+        if source or target or port:
+            raise click.UsageError("--matrix goes with --ports, not with --from, --to or --port")
+        _matrix(LabClient(name), ports, compare, timeout, output)
+        return
+    if not source or not target:
+        raise click.UsageError("either --from and --to, or --matrix")
+    if ports or compare:
+        raise click.UsageError("--ports and --compare go with --matrix")
+    _one(LabClient(name), namespace, source, target, port, timeout, output)
+
+
+def _matrix(client: LabClient, ports: str | None, compare: bool, timeout: float, output: Format) -> None:
+    from netpolicy.matrix import as_json
+    from nodenet.cli import policy_format
+    from nodenet.lab import probe as probing
+    from nodenet.lab import verdict
+
+    asked = None if ports is None else _ports(ports)
+    objects = verdict.everything(client)
+    pods = [obj for obj in objects if obj["kind"] == "Pod"]
+    cells = probing.matrix(client.lab, pods, asked, timeout=timeout)
+    emit_document(as_json(cells), output, policy_format.grid(cells))
+    if compare:
+        differing = verdict.differences(verdict.computed(objects, asked), cells)
+        for sentence in differing:
+            say(sentence)
+        say(f"{len(cells)} cells, {len(differing)} differ from what policy computes")
+        sys.exit(1 if differing else 0)
+
+
+def _one(
+    client: LabClient, namespace: str, source: str, target: str, port: str | None, timeout: float, output: Format
+) -> None:
+    from nodenet.lab import find, goals, verdict
+    from nodenet.lab import probe as probing
+
+    objects = verdict.everything(client)
+    pods = [obj for obj in objects if obj["kind"] == "Pod"]
+    start = find.pod(pods, source, namespace)
+    goal = goals.resolve(objects, start, target, _ports(port)[0] if port else None, namespace)
+    since = time.time_ns()
+    (outcome,) = probing.probe(
+        client.lab,
+        start,
+        [probing.Target(goal.address, goal.port.number, goal.port.protocol)],
+        timeout=timeout,
+        attempts=2,
+    )
+    explained = None
+    if not goal.note:
+        explained = verdict.explanation(objects, start, goal.pod or goal.backend, goal.backend_port)
+    allowed = outcome.allowed and not goal.note
+    drops = [] if outcome.allowed else _drops(client, start, goal, since)
+    data = {
+        "from": find.full_name(start),
+        "to": goal.name,
+        "address": goal.address,
+        "port": goal.port.number,
+        "protocol": goal.port.protocol,
+        "allowed": allowed,
+        "outcome": outcome.outcome,
+        "answeredBy": outcome.answer,
+        "ms": outcome.ms,
+        "note": goal.note or None,
+        "policy": explained,
+        "drops": [asdict(drop) for drop in drops],
+    }
+    emit_document(data, output, _text(data, _words(outcome, goal.note), drops))
+    sys.exit(0 if allowed else 1)
+
+
+def _text(data: Mapping[str, Any], words: str, drops: Sequence[Drop]) -> str:
+    from nodenet.cli import policy_format
+
+    head = "allowed" if data["allowed"] else "denied"
+    lines = [f"{head}: {data['from']} -> {data['to']} {data['port']}/{data['protocol']} ({data['address']}): {words}"]
+    if data["note"]:
+        lines.append(f"  {data['note']}")
+    if data["policy"]:
+        lines += policy_format.explanation(data["policy"], 0).splitlines()[1:]
+    lines += [f"  seen: {drop}" for drop in drops]
+    return "\n".join(lines)
+
+
+def _words(outcome: Outcome, note: str) -> str:
+    if outcome.outcome == "answered":
+        # A stand-in says its pod's name; others say whatever they say.
+        by = f"answered by {outcome.answer}" if _NAME.fullmatch(outcome.answer or "") else outcome.error or "answered"
+        return f"{by} in {outcome.ms:.1f} ms"
+    if outcome.outcome == "refused" and not note:
+        return f"refused ({outcome.error}): it arrived, and nothing listens there"
+    return outcome.error
+
+
+def _drops(client: LabClient, start: Object, goal: Goal, since: int) -> list[Drop]:
+    from nodenet.lab import pods, verdict
+    from nodenet.lab.files import LabFiles
+
+    folder = LabFiles(client.lab)
+    sockets = {node.name: folder.node(node.name) / "agent.sock" for node in client.plan.nodes}
+    return verdict.drops(sockets, pods.addresses(start), goal.backend, goal.backend_port.number, since)
+
+
+def _ports(text: str) -> list[Port]:
+    from netpolicy.matrix import parse_ports
+    from nodenet.lab.pods import Port
+
+    try:
+        return [Port(port.port, str(port.protocol)) for port in parse_ports(text)]
+    except ValueError as error:
+        raise BadInputError(str(error), "for example 80/tcp,53/udp") from error
