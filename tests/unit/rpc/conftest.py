@@ -78,19 +78,39 @@ class World:
         self.feed.wake()
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def start_world(socket: Path, node: str = "node-1") -> World:
     provider = ScriptedProvider()
-    origin = Origin("node-1", "blue", ("zone=a",), "0123456789abcdef0123")
+    origin = Origin(node, "blue", ("zone=a",), "0123456789abcdef0123")
     feed = Feed(Pipeline(Ring(CAPACITY), NOW, NAMES), origin)
     info = ServerInfo("0.1.0", "10.0.0.9", NOW, lambda: NOW + 10_000_000_000)
     server = Server(feed, provider, info)
-    socket = tmp_path / "agent.sock"
     await server.start(socket)
+    return World(feed, provider, socket, server)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    started = await start_world(tmp_path / "agent.sock")
     try:
-        yield World(feed, provider, socket, server)
+        yield started
     finally:
-        await server.stop()
+        await started.server.stop()
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[list[World]]:
+    """Two agents whose sockets lie as a lab's do: <tmp>/<lab>/<node>/agent.sock."""
+    worlds = []
+    for node in ("node1", "node2"):
+        folder = tmp_path / "blue" / node
+        folder.mkdir(parents=True)
+        (folder / "agent.yaml").touch()
+        worlds.append(await start_world(folder / "agent.sock", node))
+    try:
+        yield worlds
+    finally:
+        for one in worlds:
+            await one.server.stop()
 
 
 @pytest.fixture
