@@ -120,8 +120,8 @@ class Plugin:
         records = self._records(conf)
         with _told("DEL", conf.name), records.busy(owner):
             record = _readable(records, owner)
-            wire.disconnect(self.node, owner, record.endpoint.host_ifname if record else "")
-            if request.netns and record is None:
+            cut = wire.disconnect(self.node, owner, record.endpoint.host_ifname if record else "")
+            if request.netns and not cut:
                 wire.disconnect_in(request.netns, request.ifname)
             if record:
                 forget(record.endpoint)

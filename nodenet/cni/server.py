@@ -58,9 +58,9 @@ class CniServer:
         self._on_add, self._on_del = on_add, on_del
         self._hook_seconds = hook_seconds
         self._step = step
+        self._workers = workers
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="cni")
         self._local = threading.local()
-        self._plugins: list[Plugin] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._hooks: set[concurrent.futures.Future[None]] = set()
         self._server: asyncio.Server | None = None
@@ -98,10 +98,24 @@ class CniServer:
                 call.cancel()
             for hook in list(self._hooks):
                 hook.cancel()
-        await asyncio.to_thread(self._pool.shutdown, True, cancel_futures=True)
-        for plugin in self._plugins:
-            plugin.close()
-        self._plugins.clear()
+        await asyncio.to_thread(self._close_workers)
+
+    def _close_workers(self) -> None:
+        """Each worker closes its own netlink socket: the barrier makes every thread take one of the calls."""
+        barrier = threading.Barrier(self._workers)
+
+        def close() -> None:
+            try:
+                barrier.wait(timeout=5)
+            except threading.BrokenBarrierError:
+                log.warning("a CNI worker is still at work: its socket closes with the process")
+            plugin: Plugin | None = getattr(self._local, "plugin", None)
+            if plugin is not None:
+                plugin.close()
+
+        for _ in range(self._workers):
+            self._pool.submit(close)
+        self._pool.shutdown(wait=True)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -147,7 +161,6 @@ class CniServer:
         plugin: Plugin | None = getattr(self._local, "plugin", None)
         if plugin is None:
             plugin = self._local.plugin = Plugin(self._run_dir, self._step)
-            self._plugins.append(plugin)
         return plugin
 
     def _enforce(self, endpoint: Endpoint) -> None:
