@@ -1,0 +1,216 @@
+"""Lists and watches against a server that does what servers do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from typing import Any
+
+import pytest
+
+from nodenet.kube.client import PATHS, KubeClient
+from nodenet.kube.config import ClusterAccess
+from nodenet.model import Namespace, ObjectRef
+from nodenet.store import API_KINDS, Delta, Kind, Listing, Op, Removal
+from tests.unit.kube.api import (
+    CUT,
+    GONE,
+    HOLD,
+    Pauses,
+    Script,
+    bookmark,
+    event,
+    namespace,
+    page,
+    serving,
+    take,
+    watching,
+)
+
+
+def listing(*names: str, keep: tuple[str, ...] = ()) -> Listing:
+    objects = tuple(Namespace(name, {}) for name in names)
+    return Listing(Kind.NAMESPACE, objects, tuple(ObjectRef("", name) for name in keep))
+
+
+async def test_pages_then_a_watch_from_their_version() -> None:
+    script = Script([page(namespace("a"), version="7", more="token"), page(namespace("b"), version="7")])
+    script.watches = [
+        [
+            event("ADDED", namespace("c", "8", team="x")),
+            event("MODIFIED", namespace("c", "9")),
+            event("DELETED", namespace("a", "10")),
+            asyncio.Event(),
+        ]
+    ]
+    async with watching(script) as (client, events, _):
+        assert await take(events, 4) == [
+            listing("a", "b"),
+            Delta(Op.ADDED, Namespace("c", {"team": "x"})),
+            Delta(Op.MODIFIED, Namespace("c", {})),
+            Removal(Kind.NAMESPACE, ObjectRef("", "a")),
+        ]
+        assert client.stats[Kind.NAMESPACE].lists == 1
+    first, second, watch = script.queries
+    assert first == {"limit": "500"}
+    assert second == {"limit": "500", "continue": "token"}
+    assert watch["resourceVersion"] == "7"
+    assert watch["allowWatchBookmarks"] == "true"
+    assert script.headers[0]["Authorization"] == "Bearer secret"
+
+
+async def test_bookmarks_move_the_version_and_an_ended_watch_goes_on_from_there() -> None:
+    script = Script([page(version="7")])
+    script.watches = [[bookmark("20")], [event("ADDED", namespace("a", "21"))], [HOLD]]
+    async with watching(script) as (_, events, pauses):
+        assert await take(events, 2) == [listing(), Delta(Op.ADDED, Namespace("a", {}))]
+        assert pauses.seconds == []
+    assert [q["resourceVersion"] for q in script.watch_queries] == ["7", "20"]
+    assert len(script.list_queries) == 1
+
+
+@pytest.mark.parametrize("gone", [410, [GONE], [event("ADDED", namespace("a")), b'{"type": "ADD\n'], 400])
+async def test_what_cannot_be_continued_is_listed_again(gone: Any) -> None:
+    script = Script([page(version="7"), page(namespace("z"), version="30")], [gone, [HOLD]])
+    async with watching(script) as (client, events, pauses):
+        found = await take(events, 2 if not isinstance(gone, list) or gone == [GONE] else 3)
+        assert found[0] == listing()
+        assert found[-1] == listing("z")
+        assert client.stats[Kind.NAMESPACE].errors == 1
+        assert len(pauses.seconds) == 1
+        await settled(script, 2)
+    assert [q["resourceVersion"] for q in script.watch_queries][1:] in ([], ["30"])
+
+
+async def settled(script: Script, watches: int) -> None:
+    """The generator asks for the next watch only when somebody asks for the next event."""
+    await asyncio.sleep(0)
+    assert len(script.watch_queries) <= watches
+
+
+async def test_a_page_token_that_expired_begins_the_list_again() -> None:
+    script = Script([page(namespace("a"), more="t"), (410, {"code": 410}), page(namespace("a"), namespace("b"))])
+    async with watching(script) as (_, events, _pauses):
+        assert await take(events, 1) == [listing("a", "b")]
+    assert [q.get("continue") for q in script.list_queries] == [None, "t", None]
+
+
+async def test_a_cut_connection_goes_on_without_a_new_list() -> None:
+    half = b'{"type": "ADDED", "object": {"meta'
+    script = Script([page(version="7")])
+    script.watches = [
+        [event("ADDED", namespace("a", "8")), half, CUT],
+        [event("ADDED", namespace("b", "9")), HOLD],
+    ]
+    async with watching(script) as (client, events, _):
+        assert [getattr(e, "obj", None) for e in await take(events, 3)] == [
+            None,
+            Namespace("a", {}),
+            Namespace("b", {}),
+        ]
+        assert client.stats[Kind.NAMESPACE].error == ""
+    assert [q["resourceVersion"] for q in script.watch_queries] == ["7", "8"]
+    assert len(script.list_queries) == 1
+
+
+async def test_one_event_over_many_writes_and_many_in_one() -> None:
+    big = namespace("big", "8", **{f"label{n}": "x" * 60 for n in range(4000)})
+    line = json.dumps(event("ADDED", big)).encode() + b"\n"
+    lines = b"".join(json.dumps(event("ADDED", namespace(n, "9"))).encode() + b"\n" for n in "abc")
+    script = Script([page()], [[line[:1000], line[1000:100000], line[100000:], b"\n", lines, HOLD]])
+    async with watching(script) as (_, events, _pauses):
+        found = await take(events, 5)
+    assert [e.obj.name for e in found[1:] if isinstance(e, Delta) and isinstance(e.obj, Namespace)] == ["big", *"abc"]
+
+
+async def test_refusals_are_waited_out_with_growing_pauses() -> None:
+    script = Script([(500, b"oops"), (403, {"code": 403, "message": "namespaces is forbidden"}), page(version="7")])
+    script.watches = [503, 429, [event("ADDED", namespace("a"))]]
+    async with watching(script) as (client, events, pauses):
+        assert await take(events, 1) == [listing()]
+        assert pauses.seconds == [0.1, 0.2]
+        await take(events, 1)
+        assert pauses.seconds[2:] == [0.1, 0.2]
+        assert client.stats[Kind.NAMESPACE].errors == 4
+    assert len(script.list_queries) == 3
+
+
+async def test_a_watch_that_ends_at_once_and_says_nothing_is_not_hammered() -> None:
+    script = Script([page()], [[], [], [], [event("ADDED", namespace("a"))]])
+    async with watching(script) as (_, events, pauses):
+        await take(events, 2)
+    assert pauses.seconds == [0.1, 0.2, 0.4]
+
+
+async def test_a_silent_connection_is_given_up() -> None:
+    script = Script([page(version="7")], [[HOLD], [event("ADDED", namespace("a"))]])
+    async with watching(script, idle_seconds=0.05) as (client, events, _):
+        await take(events, 2)
+        assert client.stats[Kind.NAMESPACE].errors == 0
+    assert [q["resourceVersion"] for q in script.watch_queries] == ["7", "7"]
+
+
+async def test_what_cannot_be_read_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    bad = {"metadata": {"name": "bad", "resourceVersion": "12", "labels": 7}}
+    script = Script([page(namespace("a"), bad, {"metadata": {}}, version="7")])
+    script.watches = [[event("MODIFIED", bad), event("ADDED", namespace("b", "13"))], [HOLD]]
+    async with watching(script) as (client, events, _):
+        assert await take(events, 2) == [listing("a", keep=("bad",)), Delta(Op.ADDED, Namespace("b", {}))]
+        assert client.stats[Kind.NAMESPACE].undecodable == 3
+    assert "Namespace bad: Expected `object | null`, got `int` - at `$.metadata.labels`" in caplog.text
+    assert "Namespace without a name: metadata.name: required" in caplog.text
+
+
+async def test_a_deletion_without_a_name_means_listing_again() -> None:
+    script = Script([page(version="7"), page(version="9")], [[event("DELETED", {"metadata": {}})]])
+    async with watching(script) as (_, events, _pauses):
+        assert await take(events, 2) == [listing(), listing()]
+
+
+async def test_a_server_that_is_gone_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    down = asyncio.Event()
+
+    class Waiting(Pauses):
+        async def __call__(self, seconds: float) -> None:
+            await super().__call__(seconds)
+            if len(self.seconds) == 3:
+                down.set()
+                await asyncio.sleep(0.01)
+
+    pauses = Waiting()
+    access = ClusterAccess(f"http://127.0.0.1:{port}")
+    async with KubeClient(access, sleep=pauses, spread=lambda: 1.0) as client:
+        events = client.watch(Kind.NAMESPACE)
+        first = asyncio.ensure_future(anext(events))
+        await down.wait()
+        assert client.stats[Kind.NAMESPACE].error
+        async with serving(Script([page(namespace("a"))]), port):
+            async with asyncio.timeout(10):
+                assert await first == listing("a")
+            assert client.stats[Kind.NAMESPACE].error == ""
+            await events.aclose()  # type: ignore[attr-defined]
+    assert caplog.text.count("trying again") == 1
+    assert "connected again" in caplog.text
+
+
+async def test_the_token_file_is_read_anew(tmp_path: Any) -> None:
+    token = tmp_path / "token"
+    token.write_text("one\n")
+    script = Script([page(), page()], [410])
+    async with serving(script) as url, KubeClient(ClusterAccess(url, token_file=token), sleep=Pauses()) as client:
+        events = client.watch(Kind.POD)
+        await take(events, 1)
+        token.write_text("two\n")
+        await take(events, 1)
+        await events.aclose()  # type: ignore[attr-defined]
+    assert [h["Authorization"] for h in script.headers] == ["Bearer one", "Bearer two", "Bearer two"]
+
+
+def test_every_kind_has_a_path() -> None:
+    assert set(PATHS) == set(API_KINDS)

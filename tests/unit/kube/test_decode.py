@@ -1,0 +1,232 @@
+"""What real API servers send: nulls, absent fields, unknown ones; and what is wrong is said with its field."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from netpolicy.types import NetworkPolicy
+from nodenet.kube.decode import DecodeError, decode
+from nodenet.model import (
+    EndpointSlice,
+    NamedPort,
+    Node,
+    ObjectRef,
+    Pod,
+    Protocol,
+    Service,
+    ServicePort,
+    ServiceType,
+    SliceEndpoint,
+)
+from nodenet.store import API_KINDS, Kind
+
+
+def decoded(kind: Kind, **obj: Any) -> Any:
+    metadata = {"name": "x", "namespace": "ns", "resourceVersion": "5", **obj.pop("metadata", {})}
+    return decode(kind, json.dumps({"metadata": metadata, **obj}).encode()).obj
+
+
+@pytest.mark.parametrize("kind", API_KINDS)
+def test_the_least_object(kind: Kind) -> None:
+    """Named, and nothing else; then everything null."""
+    extra = {"spec": {"podSelector": {}}} if kind is Kind.NETWORK_POLICY else {}
+    assert decode(kind, json.dumps({"metadata": {"name": "x"}, **extra}).encode()).ref.name == "x"
+    nulls = {"spec": None, "status": None, "endpoints": None, "ports": None, "addressType": None}
+    labels = {"labels": None, "annotations": None, "ownerReferences": None, "namespace": None}
+    if kind is not Kind.NETWORK_POLICY:
+        assert decode(kind, json.dumps({"metadata": {"name": "x", **labels}, **nulls}).encode()).version == ""
+
+
+def test_a_pod() -> None:
+    pod = decoded(
+        Kind.POD,
+        metadata={
+            "uid": "u",
+            "labels": {"app": "web", "pod-template-hash": "5d7"},
+            "managedFields": [{"fieldsV1": {"f:x": {}}}],
+            "ownerReferences": [
+                {"kind": "Thing", "name": "t"},
+                {"kind": "ReplicaSet", "name": "web-5d7", "controller": True},
+            ],
+        },
+        spec={
+            "nodeName": "node1",
+            "hostNetwork": None,
+            "containers": [
+                {
+                    "name": "c",
+                    "ports": [
+                        {"containerPort": 80, "name": "http", "protocol": "TCP"},
+                        {"containerPort": 81},
+                        {"containerPort": "53", "name": "dns", "protocol": "UDP"},
+                    ],
+                }
+            ],
+            "initContainers": [
+                {"name": "i", "ports": [{"containerPort": 1, "name": "once"}]},
+                {"name": "s", "restartPolicy": "Always", "ports": [{"containerPort": 9090, "name": "side"}]},
+            ],
+        },
+        status={"phase": "Running", "podIP": "10.0.0.5", "podIPs": [{"ip": "10.0.0.5"}, {"ip": "fd00::5"}]},
+    )
+    assert pod == Pod(
+        ObjectRef("ns", "x"),
+        "u",
+        {"app": "web", "pod-template-hash": "5d7"},
+        "node1",
+        (ip_address("10.0.0.5"), ip_address("fd00::5")),
+        False,
+        "Running",
+        (
+            NamedPort("http", 80, Protocol.TCP),
+            NamedPort("dns", 53, Protocol.UDP),
+            NamedPort("side", 9090, Protocol.TCP),
+        ),
+        ("Deployment", "web"),
+    )
+
+
+def test_a_pod_with_one_address_and_a_static_one() -> None:
+    pod = decoded(
+        Kind.POD,
+        metadata={"uid": "mirror", "annotations": {"kubernetes.io/config.mirror": "static"}},
+        status={"podIP": "10.0.0.5", "podIPs": None},
+    )
+    assert pod.ips == (ip_address("10.0.0.5"),)
+    assert pod.uid == "static"
+
+
+@pytest.mark.parametrize(
+    ("owner", "workload"),
+    [
+        ({"kind": "Job", "name": "tidy-28764000", "controller": True}, ("CronJob", "tidy")),
+        ({"kind": "Job", "name": "tidy", "controller": True}, ("Job", "tidy")),
+        ({"kind": "StatefulSet", "name": "db", "controller": True}, ("StatefulSet", "db")),
+        ({"kind": "ReplicaSet", "name": "own", "controller": True}, ("ReplicaSet", "own")),
+        ({"kind": "Node", "name": "n"}, None),
+    ],
+)
+def test_workloads(owner: Any, workload: Any) -> None:
+    assert decoded(Kind.POD, metadata={"ownerReferences": [owner]}).workload == workload
+
+
+def test_a_node() -> None:
+    addresses = [{"type": "InternalIP", "address": "192.168.0.1"}, {"type": "Hostname", "address": "node1"}]
+    node = decoded(Kind.NODE, spec={"podCIDR": "10.0.1.0/24"}, status={"addresses": addresses})
+    assert node == Node("x", (ip_address("192.168.0.1"),), (ip_network("10.0.1.0/24"),))
+    assert decoded(Kind.NODE, spec={"podCIDRs": ["10.0.1.0/24", "fd00::/64"]}).pod_cidrs[1] == ip_network("fd00::/64")
+
+
+def test_services() -> None:
+    ports = [{"port": 80, "targetPort": "http", "name": None}, {"port": "53", "protocol": "UDP", "name": "dns"}]
+    service = decoded(Kind.SERVICE, spec={"clusterIP": "10.96.0.1", "type": "LoadBalancer", "ports": ports})
+    assert service == Service(
+        ObjectRef("ns", "x"),
+        ServiceType.LOAD_BALANCER,
+        (ip_address("10.96.0.1"),),
+        (ServicePort("", Protocol.TCP, 80), ServicePort("dns", Protocol.UDP, 53)),
+    )
+    assert decoded(Kind.SERVICE, spec={"clusterIP": "None", "clusterIPs": ["None"]}).cluster_ips == ()
+    assert decoded(Kind.SERVICE, spec={"clusterIP": ""}).cluster_ips == ()
+    assert decoded(Kind.SERVICE, spec={"type": "ExternalName", "externalName": "a.b"}).cluster_ips == ()
+    assert decoded(Kind.SERVICE, spec={"publishNotReadyAddresses": True}).publish_not_ready_addresses
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (None, (True, True, False)),
+        ({}, (True, True, False)),
+        ({"ready": None}, (True, True, False)),
+        ({"ready": False}, (False, False, False)),
+        ({"ready": False, "serving": True, "terminating": True}, (False, True, True)),
+    ],
+)
+def test_conditions_that_are_absent(conditions: Any, expected: tuple[bool, bool, bool]) -> None:
+    slice_ = decoded(
+        Kind.ENDPOINT_SLICE,
+        metadata={"labels": {"kubernetes.io/service-name": "web"}},
+        addressType="IPv4",
+        endpoints=[
+            {
+                "addresses": ["10.0.0.1"],
+                "conditions": conditions,
+                "nodeName": "node1",
+                "targetRef": {"kind": "Pod", "name": "p"},
+            }
+        ],
+        ports=[{"name": "", "port": 80, "protocol": "TCP", "appProtocol": "http"}, {"name": "all", "port": None}],
+    )
+    assert slice_ == EndpointSlice(
+        ObjectRef("ns", "x"),
+        ObjectRef("ns", "web"),
+        (ServicePort("", Protocol.TCP, 80),),
+        (SliceEndpoint((ip_address("10.0.0.1"),), *expected, "node1", ObjectRef("ns", "p")),),
+    )
+
+
+def test_a_slice_of_no_service_and_one_of_names() -> None:
+    assert decoded(Kind.ENDPOINT_SLICE) is None
+    labels = {"labels": {"kubernetes.io/service-name": "web"}}
+    names = decoded(Kind.ENDPOINT_SLICE, metadata=labels, addressType="FQDN", endpoints=[{"addresses": ["a.b"]}])
+    assert names.endpoints == ()
+
+
+def test_a_policy_as_an_item_of_a_list() -> None:
+    policy = decoded(Kind.NETWORK_POLICY, spec={"podSelector": {}, "policyTypes": ["Ingress"], "novelty": 1}, status={})
+    assert isinstance(policy, NetworkPolicy)
+    assert (policy.namespace, policy.name) == ("ns", "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "obj", "message"),
+    [
+        (
+            Kind.POD,
+            {"status": {"podIPs": [{"ip": "10.0.0"}]}},
+            "Pod ns/x: status.podIPs[0].ip: expected an IP address, got",
+        ),
+        (
+            Kind.POD,
+            {"spec": {"containers": 7}},
+            "Pod ns/x: Expected `array | null`, got `int` - at `$.spec.containers`",
+        ),
+        (
+            Kind.SERVICE,
+            {"spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 99999}]}},
+            "Service ns/x: spec.ports[0].port: expected 1-65535, got 99999",
+        ),
+        (Kind.SERVICE, {"spec": {"type": "Cluster"}}, "Service ns/x: spec.type: expected one of ClusterIP, "),
+        (
+            Kind.SERVICE,
+            {"spec": {"ports": [{"port": 1, "protocol": "QUIC"}]}},
+            "Service ns/x: spec.ports[0].protocol: expected TCP, UDP or SCTP, got 'QUIC'",
+        ),
+        (Kind.NODE, {"spec": {"podCIDRs": ["ten"]}}, "Node x: spec.podCIDRs[0]: expected a network"),
+        (
+            Kind.NETWORK_POLICY,
+            {"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 99999}]}]}},
+            "NetworkPolicy ns/x: spec.ingress[0].ports[0].port: expected 1-65535",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_field(kind: Kind, obj: Any, message: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decoded(kind, **obj)
+    assert str(caught.value).startswith(message)
+    assert caught.value.ref is not None
+    assert caught.value.ref.name == "x"
+    assert caught.value.version == "5"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"null", b"[]", b"{}", b'{"metadata": {}}', b'{"metadata": null}', b"{", b'{"metadata": {"name": 7}}']
+)
+@pytest.mark.parametrize("kind", API_KINDS)
+def test_what_has_no_name(kind: Kind, raw: bytes) -> None:
+    with pytest.raises(DecodeError, match="without a name"):
+        decode(kind, raw)
