@@ -27,9 +27,11 @@ class Scheduler(Controller):
     def keys(self, kind: str, old: Obj | None, new: Obj | None) -> Iterable[str]:
         if kind == "Node":
             return ("pods",)
-        waiting = new is not None and not (new["spec"].get("nodeName") or deleting(new))
-        # A pod that leaves makes room for one that did not fit.
-        return ("pods",) if waiting or new is None else ()
+        if new is None:
+            # A pod that leaves makes room for one that did not fit.
+            return ("pods",)
+        # One that comes with a node is looked at once: the node may not be there.
+        return ("pods",) if not deleting(new) and (old is None or not new["spec"].get("nodeName")) else ()
 
     async def sync(self, key: str) -> None:
         nodes = {stored.ref[1]: stored.decode() for stored in self._client.peek("Node")}
