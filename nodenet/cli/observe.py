@@ -13,7 +13,8 @@ import click
 
 from nodenet.cli import times
 from nodenet.cli.flow_filter import FLAGS, Choice, Flag, build, split_not
-from nodenet.cli.format_flow import Options, Output, Printer, TimeFormat
+from nodenet.cli.flow_words import TimeFormat
+from nodenet.cli.format_flow import Options, Output, Printer
 from nodenet.cli.target import Target, target_options, targets
 from nodenet.errors import BadInputError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -183,6 +184,8 @@ def status_text(document: Row) -> str:
 
 
 def _status_lines(name: str, value: Any, indent: str) -> list[str]:
+    if name == "lastSync" and isinstance(value, int | float):
+        return [f"{indent}last sync: {_when(value) if value else 'never'}"]
     if isinstance(value, Mapping):
         if all(isinstance(inner, str | int | float | bool) or inner is None for inner in value.values()):
             words = ", ".join(f"{key} {_word(inner)}" for key, inner in value.items() if inner not in ("", None))
@@ -192,10 +195,21 @@ def _status_lines(name: str, value: Any, indent: str) -> list[str]:
             found += _status_lines(key, inner, indent + "  ")
         return found
     if isinstance(value, list):
+        if name == "features":
+            return [f"{indent}{name}: {_features(value)}"]
         if all(isinstance(one, Mapping) for one in value):
             return [f"{indent}{_title(name)}:", *(f"{indent}  {_line(one)}" for one in value)] if value else []
         return [f"{indent}{_title(name)}: {', '.join(map(str, value)) or 'none'}"]
     return [f"{indent}{_title(name)}: {_word(value)}"] if value not in ("", None) else []
+
+
+def _when(value: float) -> str:
+    return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _features(rows: Sequence[Row]) -> str:
+    missing = [f"no {row['name']} ({row['without']})" for row in rows if not row["available"]]
+    return "; ".join(missing) or f"all {len(rows)} available"
 
 
 def _line(row: Row) -> str:
@@ -209,5 +223,7 @@ def _word(value: Any) -> str:
 
 
 def _title(name: str) -> str:
-    """`lastError` as `last error`."""
+    """`lastError` as `last error`; a name that begins with a capital is a kind and stays."""
+    if name[:1].isupper():
+        return name
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name)

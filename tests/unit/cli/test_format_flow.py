@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from nodenet.cli.format_flow import Options, Output, Printer, TimeFormat, reason_text
+from nodenet.cli.flow_words import TimeFormat, reason_text
+from nodenet.cli.format_flow import Options, Output, Printer
 from nodenet.rpc.pb.flow import flow_pb2
 from nodenet.rpc.pb.observer import observer_pb2
 
@@ -77,14 +78,14 @@ DENIED = {
         (
             DENIED,
             "Nov 14 22:13:20.123: shop/web-1:40000 (ID:300) <> shop/db-0:5432 (ID:301) Policy denied DROPPED "
-            "(TCP Flags: SYN) (POLICY_DENIED: ingress of shop/db-0 is isolated by shop/let-web, shop/deny-all, "
-            "and no rule allows this)",
+            "(TCP Flags: SYN) (POLICY_DENIED: ingress isolated by shop/let-web, shop/deny-all; "
+            "no rule allows this)",
         ),
         (
             DENIED | {"ingress_denied_by": [], "egress_denied_by": POLICIES[:1], "destination": {"identity": 2}},
             "Nov 14 22:13:20.123: shop/web-1:40000 (ID:300) <> 10.0.0.2:5432 (world) Policy denied DROPPED "
-            "(TCP Flags: SYN) (POLICY_DENIED: egress of shop/web-1 is isolated by shop/let-web, "
-            "and no rule allows this)",
+            "(TCP Flags: SYN) (POLICY_DENIED: egress isolated by shop/let-web; "
+            "no rule allows this)",
         ),
         (
             {
@@ -122,6 +123,17 @@ def test_a_policy_verdict_says_by_which_rule_when_asked():
     allowed = answer(event_type={"type": 5}, policy_match_type=4, ingress_allowed_by=[rule])
     assert lines(allowed)[0].endswith("policy-verdict:all INGRESS ALLOWED (TCP Flags: SYN)")
     assert lines(allowed, explain=True)[0].endswith("(TCP Flags: SYN) (allowed by shop/let-web ingress[0])")
+
+
+def test_the_service_that_was_called_is_named_beside_the_pod_behind_it():
+    service = {"name": "database", "namespace": "shop"}
+    asked, answered = answer(destination_service=service), answer(source_service=service, is_reply={"value": True})
+    assert lines(asked)[0].endswith("FORWARDED (TCP Flags: SYN) (via Service shop/database)")
+    assert lines(answered)[0].endswith("FORWARDED (TCP Flags: SYN) (via Service shop/database)")
+    assert lines(asked, translate=False)[0].endswith("FORWARDED (TCP Flags: SYN)")
+    assert lines(asked, output=Output.DICT)[-1] == "    SERVICE: shop/database"
+    assert lines(asked, output=Output.TABLE)[-1].endswith("TCP Flags: SYN (via Service shop/database)")
+    assert "via" not in lines(answer(destination_service=service, destination={"identity": 2}))[0]
 
 
 def test_node_names_numbers_and_colors():
@@ -163,8 +175,7 @@ def test_dict():
         "       TYPE: Policy denied",
         "    VERDICT: DROPPED",
         "    SUMMARY: TCP Flags: SYN",
-        "        WHY: POLICY_DENIED: ingress of shop/db-0 is isolated by shop/let-web, shop/deny-all, "
-        "and no rule allows this",
+        "        WHY: POLICY_DENIED: ingress isolated by shop/let-web, shop/deny-all; no rule allows this",
     ]
 
 

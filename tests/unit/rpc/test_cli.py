@@ -37,8 +37,8 @@ async def test_a_drop_shows_pods_reason_and_policies(world, dropped):
     assert (code, err) == (0, "")
     assert out == (
         "Nov 14 22:13:22.000: shop/web-1:40000 (ID:300) <> shop/db-0:5432 (ID:301) Policy denied DROPPED "
-        "(TCP Flags: SYN) (POLICY_DENIED: ingress of shop/db-0 is isolated by shop/let-web, shop/deny-all, "
-        "and no rule allows this)\n"
+        "(TCP Flags: SYN) (POLICY_DENIED: ingress isolated by shop/let-web, shop/deny-all; "
+        "no rule allows this)\n"
     )
 
 
