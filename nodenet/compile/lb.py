@@ -20,7 +20,7 @@ from nodenet.compile.ids import Ids
 from nodenet.compile.state import ServicePortName, Table
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service, ServicePort, SliceEndpoint
 
-# A Service with this label belongs to another proxy (KEP-2447 names its headless sibling; kube-proxy skips both).
+# A Service with this label belongs to another proxy (KEP-2447).
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.
 MAX_BACKENDS = 0xFFFF
