@@ -97,7 +97,7 @@ def _summary(client: LabClient, seconds: float) -> None:
 def _counted(results: Sequence[Result]) -> str:
     """What `apply` did, by kind."""
     kinds = Counter(result.resource.kind for result in results)
-    return "applied " + ", ".join(_plural(count, kind) for kind, count in kinds.items())
+    return "applied: " + ", ".join(_plural(count, kind) for kind, count in kinds.items())
 
 
 def _plural(count: int, word: str) -> str:

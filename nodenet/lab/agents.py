@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nodenet.cni import protocol
 from nodenet.errors import BadInputError, CannotRunError
 from nodenet.lab import process
 
@@ -23,6 +24,7 @@ _BACKOFF_MOST = 30.0
 _LIVED = 30.0
 _GRACE = 5.0
 _READY_POLL = 0.05
+_ANSWER = 5.0
 
 VERBS = ("start", "stop", "restart", "kill")
 
@@ -122,7 +124,7 @@ class Agent:
             self._first.set_exception(self._failure())
 
     async def _watch_ready(self) -> None:
-        while not await _listens(self._folder / "cni.sock"):  # noqa: ASYNC110  another process opens it
+        while not await _answers(self._folder / "cni.sock"):  # noqa: ASYNC110  another process opens it
             await asyncio.sleep(_READY_POLL)
         log.info("%s: agent ready after %.2f s", self.node, time.monotonic() - self._started_at)
         self.ready.set()
@@ -152,10 +154,17 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-async def _listens(path: Path) -> bool:
+async def _answers(path: Path) -> bool:
+    """Whether somebody carries out a CNI verb there: the agent listens only when it could do an ADD as well."""
     try:
-        _, writer = await asyncio.open_unix_connection(path)
+        reader, writer = await asyncio.open_unix_connection(path)
     except OSError:
         return False
-    writer.close()
-    return True
+    try:
+        writer.write(protocol.pack_request({"CNI_COMMAND": "VERSION"}, b'{"cniVersion":"1.0.0"}'))
+        async with asyncio.timeout(_ANSWER):
+            return protocol.unpack_reply(await reader.read()).status == 0
+    except (OSError, TimeoutError, protocol.ProtocolError):
+        return False
+    finally:
+        writer.close()

@@ -26,7 +26,7 @@ class RequestError(NodenetError):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
-        self.exit_code = 2 if code in (400, 422) else 1
+        self.exit_code = {400: 2, 422: 2, 403: 3}.get(code, 1)
 
 
 class LabClient:

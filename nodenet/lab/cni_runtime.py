@@ -7,6 +7,7 @@ DEL backwards with the cached result of ADD. The runtime, not the plugin, rememb
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -17,6 +18,8 @@ import nodenet
 from nodenet.errors import NodenetError
 from nodenet.lab import process
 from nodenet.model import IPAddress
+
+log = logging.getLogger(__name__)
 
 IFNAME = "eth0"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -57,13 +60,19 @@ class Runtime:
         self._cache = cache
 
     async def add(self, attachment: Attachment) -> tuple[IPAddress, ...]:
-        """Attach the pod and return its addresses. On failure everything is taken back (DEL) and CniError raised."""
+        """Attach the pod and return its addresses. On failure everything is taken back (DEL) and CniError raised.
+
+        Where that DEL fails as well, the caller's own DEL at the pod's end does the work.
+        """
         result: dict[str, Any] | None = None
         try:
             for plugin in self._conflist["plugins"]:
                 result = await self._call("ADD", plugin, attachment, result)
         except CniError:
-            await self.delete(attachment)
+            try:
+                await self.delete(attachment)
+            except CniError as error:
+                log.warning("after a failed ADD: %s", error)
             raise
         self._cache.mkdir(parents=True, exist_ok=True)
         self._cached(attachment).write_text(json.dumps(result))

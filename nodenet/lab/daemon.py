@@ -58,8 +58,9 @@ class Lab:
     async def run(self) -> None:
         """Build everything, report ready when every agent is, and serve until cancelled."""
         plan = self.plan
-        self._report({"progress": f"{len(plan.nodes)} nodes: namespaces, fabric, cgroups, bpffs ({plan.family})"})
         await asyncio.to_thread(fabric.build, plan)
+        made = f"{len(plan.nodes)} made, {plan.family.value}: namespaces, fabric, cgroups, bpffs"
+        self._report({"progress": f"nodes: {made}"})
         listening = await asyncio.to_thread(netns.call, names.fabric_netns(plan.name), _listen, plan)
         async with (
             serve(self._api, addresses=[("127.0.0.1", 0)], sockets=listening) as server,
@@ -69,7 +70,7 @@ class Lab:
             port = server.ports[0]
             files.write_all(plan, port)
             files.write_state(replace(self._state, pid=os.getpid(), port=port))
-            self._report({"progress": f"API endpoint on http://127.0.0.1:{port}"})
+            self._report({"progress": f"API endpoint: http://127.0.0.1:{port}"})
             endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)
             group.create_task(run_controllers(self._api, endpoint), name="controllers")
             for node in plan.nodes:
@@ -107,14 +108,13 @@ class Lab:
         group.create_task(kubelet.run(), name=f"kubelet {node.name}")
 
     async def _tell_readiness(self, agent: Agent, changed: asyncio.Event, network_ready: asyncio.Event) -> None:
-        """For ever: the Node's Ready condition follows its agent. Pods may be made from the first time on."""
+        """For ever: the Node's Ready condition follows its agent, and so does whether its pods can be made."""
         told: bool | None = None
         while True:
             await changed.wait()
             changed.clear()
             ready = agent.ready.is_set()
-            if ready:
-                network_ready.set()
+            (network_ready.set if ready else network_ready.clear)()
             if ready is not told:
                 status = {"status": {"conditions": [nodes.ready_condition(ready, _now())]}}
                 await self._api.client.patch("Node", agent.node, status, subresource="status")
@@ -123,7 +123,7 @@ class Lab:
     async def _agents_ready(self) -> None:
         """Until every agent has been ready. Raises CannotRunError when one ends instead, with its last words."""
         await asyncio.gather(*(agent.first_ready() for agent in self.agents.values()))
-        self._report({"progress": f"{len(self.agents)} agents ready"})
+        self._report({"progress": f"agents: {len(self.agents)} ready"})
 
 
 def _listen(plan: LabPlan) -> list[socket.socket]:

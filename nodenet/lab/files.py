@@ -139,7 +139,14 @@ def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
         "dataDir": str(folder / "cni" / "ipam"),
         "ranges": [[{"subnet": str(network)}] for network in node.pod_cidrs],
     }
-    plugin = {"type": "nodenet", "isDefaultGateway": True, "agentSocket": str(folder / "cni.sock"), "ipam": ipam}
+    plugin = {
+        "type": "nodenet",
+        "isDefaultGateway": True,
+        "agentSocket": str(folder / "cni.sock"),
+        # A pod must not run before its policy is in force: without the agent, ADD waits (CNI code 11) and is repeated.
+        "requireAgent": True,
+        "ipam": ipam,
+    }
     return {"cniVersion": _CNI_VERSION, "name": NETWORK, "plugins": [plugin]}
 
 

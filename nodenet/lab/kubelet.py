@@ -25,7 +25,7 @@ Object = dict[str, Any]
 Ref = tuple[str, str]
 
 _BACKOFF_FIRST = 1.0
-_BACKOFF_MOST = 30.0
+_BACKOFF_MOST = 10.0
 
 
 class PodApi(Protocol):
@@ -155,7 +155,10 @@ class PodWorker:
         await asyncio.to_thread(self._sandbox.create)
         if self._sandbox.host_network:
             return tuple(interface.ip for interface in self._kubelet.node.addresses)
-        await self._kubelet.network_ready.wait()
+        if not self._kubelet.network_ready.is_set():
+            message = f"network is not ready: the agent of {self._kubelet.node.name} does not answer"
+            await self._wait_for(message)
+            await self._kubelet.network_ready.wait()
         async with self._kubelet.slots:
             self._attached = True
             return await self._kubelet.runtime.add(self._attachment())
@@ -174,25 +177,33 @@ class PodWorker:
             except (NodenetError, OSError) as error:
                 log.warning("%s: %s: %s", self, reason, error)
                 shown = "ContainerCreating" if reason == "FailedCreatePodSandBox" else reason
-                await self._kubelet.api.set_status(self.pod, pods.waiting_status(self.pod, _now(), shown, str(error)))
+                await self._wait_for(str(error), shown)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _BACKOFF_MOST)
 
+    async def _wait_for(self, message: str, reason: str = "ContainerCreating") -> None:
+        await self._kubelet.api.set_status(self.pod, pods.waiting_status(self.pod, _now(), reason, message))
+
     async def _end(self) -> None:
-        """Stop, detach, remove, and only then let the object go. A DEL that fails is tried again until it works."""
-        await self._sandbox.stop()
+        """Stop, detach, remove, and only then let the object go. A step that fails is tried again until it works."""
         backoff = _BACKOFF_FIRST
-        while self._attached:
+        while True:
             try:
-                await self._kubelet.runtime.delete(self._attachment())
-                self._attached = False
-            except NodenetError as error:
-                log.warning("%s: detaching: %s", self, error)
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, _BACKOFF_MOST)
-        await asyncio.to_thread(self._sandbox.remove)
+                await self._take_down()
+                break
+            except (NodenetError, OSError) as error:
+                log.warning("%s: taking it down: %s", self, error)
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _BACKOFF_MOST)
         log.info("%s: removed", self)
         await self._kubelet.api.finish_deletion(self.pod)
+
+    async def _take_down(self) -> None:
+        await self._sandbox.stop()
+        if self._attached:
+            await self._kubelet.runtime.delete(self._attachment())
+            self._attached = False
+        await asyncio.to_thread(self._sandbox.remove)
 
     def _attachment(self) -> Attachment:
         namespace, name = self.ref

@@ -125,7 +125,7 @@ def wait_ready(client: LabClient, say: Say, deadline: float) -> ready.Progress:
         now = ready.progress(client.objects("Pod"), workloads)
         if (now.ready, now.total) != told and now.total:
             told = (now.ready, now.total)
-            say(f"{now.ready} of {now.total} pods ready")
+            say(f"pods: {now.ready} of {now.total} ready")
         if now.done:
             return now
         problem_since = (problem_since or time.monotonic()) if now.problems else 0.0
