@@ -162,10 +162,11 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 		entry->revision = revision;
 		context->rule_id = rule_id;
 	}
-	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events) {
+	/* One report per packet, where it is delivered; what leaves for elsewhere is reported by whoever delivers it. */
+	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
+	    context->direction == NN_INGRESS) {
 		nn_identify(ctx, context, endpoint);
-		nn_send_event(ctx, context, NN_EVENT_TRACE,
-			      context->direction == NN_INGRESS ? NN_TO_ENDPOINT : NN_FROM_ENDPOINT, 0);
+		nn_send_event(ctx, context, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0);
 	}
 	return 0;
 }

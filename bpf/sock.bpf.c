@@ -35,7 +35,7 @@ NN_INLINE void nn_sock_event(struct bpf_sock_addr *ctx, const struct nn_addr *da
 	event->direction = NN_EGRESS;
 	event->rev_nat_index = rev_nat_index;
 	event->ip_version = nn_addr_is_v4(daddr) ? 4 : 6;
-	bpf_ringbuf_submit(event, 0);
+	nn_submit_event(event);
 }
 
 /* Datagrams of one unconnected socket stay with one backend, as conntrack keeps them under kube-proxy, without state:

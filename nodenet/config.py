@@ -35,6 +35,8 @@ class Config:
     cluster_name: str = "default"
     # Flows kept in memory for `observe --last`.
     flow_buffer: int = 4095
+    # Tell of allowed flows too; off: drops alone, which is a little quicker.
+    flow_events: bool = True
     # NetworkPolicy enforcement: off lets everything through and says so in `nodenet status`.
     enforce_policy: bool = True
     # Deliver same-node packets straight into the other pod (bpf_redirect_peer) instead of through the bridge.

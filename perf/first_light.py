@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NODENET = [sys.executable, "-m", "nodenet.cli.main"]
+NODENET = [sys.executable, "-m", "nodenet"]
 PORT = "9000"
 
 

@@ -8,12 +8,14 @@
 
 #include "parse.h"
 
+#define NN_EVENTS_SIZE (1 << 22) /* bytes */
+#define NN_WAKEUP_BYTES (NN_EVENTS_SIZE / 8)
 #define NN_METRIC_FORWARDED 0
 #define NN_METRIC_LOST_EVENT 255
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 22);
+	__uint(max_entries, NN_EVENTS_SIZE);
 } nn_events SEC(".maps");
 
 struct {
@@ -51,6 +53,16 @@ NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 
 		bpf_map_update_elem(&nn_metrics, &key, &first, BPF_ANY);
 	}
+}
+
+/* Waking the reader for every event would cost more than the event. The agent looks by itself many times a second and
+ * is woken when a good part of the buffer is full. */
+
+NN_INLINE void nn_submit_event(struct nn_event *event)
+{
+	__u64 waiting = bpf_ringbuf_query(&nn_events, BPF_RB_AVAIL_DATA);
+
+	bpf_ringbuf_submit(event, waiting >= NN_WAKEUP_BYTES ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 NN_INLINE struct nn_event *nn_reserve_event(__u8 direction)
@@ -100,7 +112,7 @@ NN_SUBPROGRAM int nn_send_event(struct __sk_buff *ctx, struct nn_context *contex
 	event->is_reply = context->is_reply;
 	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_source), event->src_mac, ETH_ALEN);
 	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_dest), event->dst_mac, ETH_ALEN);
-	bpf_ringbuf_submit(event, 0);
+	nn_submit_event(event);
 	return 0;
 }
 

@@ -60,6 +60,11 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 		return NN_DROP_BACKEND_NOT_FOUND;
 	key.slot = hash % master->count + 1;
 	slot = bpf_map_lookup_elem(&nn_frontend, &key);
+	if (!slot) {
+		/* The frontend shrank between the two lookups: the first slot is the last to go. */
+		key.slot = 1;
+		slot = bpf_map_lookup_elem(&nn_frontend, &key);
+	}
 	if (!slot)
 		return NN_DROP_BACKEND_NOT_FOUND;
 	id = slot->backend_id;

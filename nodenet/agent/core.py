@@ -9,11 +9,12 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from nodenet import abi
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.host import Host, netns_cookie
+from nodenet.agent.measured import AgentSource
+from nodenet.bpf.ringbuf import EventReader
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.records import Records
 from nodenet.cni.server import CniServer
@@ -24,6 +25,7 @@ from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
+from nodenet.metrics import Metrics
 from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.rpc.feed import Feed, new_origin
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 POD_SECONDS = 10.0
 # Seconds between looks at what the kernel lost, and at the time of day.
 UPKEEP_SECONDS = 1.0
+# Seconds between looks into the ring buffer, whose writers wake nobody before it fills (bpf/lib/events.h).
+EVENT_SECONDS = 0.05
 
 
 class Agent:
@@ -58,13 +62,19 @@ class Agent:
         self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset())
         self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name))
         self.info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), self.started)
+        self.source = AgentSource(self)
+        self.metrics = Metrics(self.source)
         self.client = KubeClient(load_access(config.kubeconfig))
         self.cni = CniServer(config.run_dir, self.endpoint_added, self.endpoint_deleted)
         self.loop = ReconcileLoop(
             lambda: self.store.snapshot() if self.store.synced else None,
             self._compile,
             datapath.tables,
-            hooks=Hooks(restore=self.compiler.restore, settled=self.compiler.settle),
+            hooks=Hooks(
+                restore=self.compiler.restore,
+                settled=self.compiler.settle,
+                ran=lambda seconds, failed: self.metrics.reconciled(seconds, failed),
+            ),
             resync_seconds=config.resync_seconds,
         )
         self.ready = asyncio.Event()
@@ -87,6 +97,7 @@ class Agent:
                 tasks.create_task(self.loop.run(), name="reconcile")
                 tasks.create_task(self._keep_routes(), name="routes")
                 tasks.create_task(self._upkeep(), name="upkeep")
+                tasks.create_task(self._look_for_events(reader), name="events")
                 tasks.create_task(self._become_ready(), name="ready")
         finally:
             event_loop.remove_reader(reader.fd)
@@ -211,11 +222,19 @@ class Agent:
 
     # Up: kernel to people
 
-    def _read_events(self, reader: Any) -> None:
+    async def _look_for_events(self, reader: EventReader) -> None:
+        more = False
+        while True:
+            await asyncio.sleep(0 if more else EVENT_SECONDS)
+            more = self._read_events(reader)
+
+    def _read_events(self, reader: EventReader) -> bool:
+        """One batch; whether there may be more."""
+        seen = self.pipeline.ring.end
         more = reader.consume()
-        self.feed.wake()
-        if more:
-            asyncio.get_running_loop().call_soon(self._read_events, reader)
+        if self.pipeline.ring.end != seen:
+            self.feed.wake()
+        return more
 
     async def _upkeep(self) -> None:
         """What the ring buffer had no room for, and the distance between the clocks."""
@@ -258,6 +277,8 @@ class Agent:
         for kind, stats in self.client.stats.items():
             if stats.error:
                 found.append(f"watch of {kind}: {stats.error}")
+            if stats.undecodable:
+                found.append(f"{kind}: {stats.undecodable} versions of objects could not be read; the log names them")
         if self.loop.stats.failing:
             found.append(f"maps: {self.loop.stats.last_error}")
         return found

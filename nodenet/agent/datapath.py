@@ -58,6 +58,7 @@ class Datapath:
             enforce_policy=config.enforce_policy,
             redirect_peer=config.redirect_peer and redirect_peer,
             refuse_errno=probe.available(self.features, "helper set_retval"),
+            trace_events=config.flow_events,
         )
         sizes = {
             "nn_ct": config.ct_entries,

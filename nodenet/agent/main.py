@@ -8,11 +8,10 @@ import signal
 
 from nodenet.agent.core import Agent
 from nodenet.agent.datapath import Datapath
-from nodenet.agent.measured import AgentSource
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
 from nodenet.errors import NodenetError
-from nodenet.metrics import Metrics, MetricsServer
+from nodenet.metrics import MetricsServer
 from nodenet.rpc.server import Server
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,8 @@ async def _run(config: Config) -> None:
     datapath = await asyncio.to_thread(Datapath, config)
     try:
         agent = Agent(config, datapath)
-        source = AgentSource(agent)
         server = Server(agent.feed, AgentProvider(agent), agent.info)
-        metrics = MetricsServer(Metrics(source), source)
+        metrics = MetricsServer(agent.metrics, agent.source)
         await server.start(config.agent_socket, config.hubble_address)
         try:
             if config.metrics_address:

@@ -30,13 +30,15 @@ LONGEST_REST_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the owner of the compiler and of the names wants to hear, in the worker thread, in this order.
+    """What the owner of the compiler and of the names wants to hear.
 
-    `restore`: what the maps hold, before the first compilation. `settled`: all writes of the last one are made.
+    In the worker thread: `restore`, what the maps hold, before the first compilation; `settled`, all writes of the last
+    one are made. In the event loop: `ran`, how many seconds a run took and whether anything failed.
     """
 
     restore: Callable[[Tables], None] = lambda tables: None
     settled: Callable[[], None] = lambda: None
+    ran: Callable[[float, bool], None] = lambda seconds, failed: None
 
 
 @dataclass(slots=True)
@@ -207,6 +209,7 @@ class ReconcileLoop:
             stats.failing += 1
         else:
             self._account_success(outcome)
+        self._hooks.ran(stats.last_duration, bool(outcome.errors))
         self._progress.set()
         self._progress.clear()
 
