@@ -7,18 +7,16 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-import yaml
 from aiohttp import web
 
-from nodenet.lab.apiserver import discovery, http_answers, patch, protobuf, scale, status
-from nodenet.lab.apiserver.registry import DeleteOptions, Options, PatchType, Registry, Unknown
-from nodenet.lab.apiserver.resources import BY_PLURAL, GROUPS, Resource
-from nodenet.lab.apiserver.status import ApiError, bad_request
-from nodenet.lab.apiserver.watch import Query, WatchOptions, listing, watch
+from nodenet.lab.apiserver import discovery, http_answers, patch, scale, status
+from nodenet.lab.apiserver import http_requests as requests
+from nodenet.lab.apiserver.registry import Options, PatchType, Registry
+from nodenet.lab.apiserver.resources import GROUPS
+from nodenet.lab.apiserver.status import ApiError
+from nodenet.lab.apiserver.watch import WatchOptions, listing, watch
 
 Obj = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -26,38 +24,6 @@ _log = logging.getLogger(__name__)
 MAX_BODY = 3 * 1024 * 1024
 _OPEN = ("/healthz", "/livez", "/readyz")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a path names."""
-
-    resource: Resource
-    namespace: str = ""
-    name: str = ""
-    subresource: str = ""
-
-
-def parse_path(group: str, version: str, tail: str) -> Target:
-    """Raises a 404 ApiError that names what is not served."""
-    parts = [part for part in tail.split("/") if part]
-    namespace = ""
-    own = ("status", "finalize")
-    if parts[:1] == ["namespaces"] and len(parts) > 2 and not (not group and len(parts) == 3 and parts[2] in own):
-        namespace, parts = parts[1], parts[2:]
-    where = f"{group}/{version}" if group else version
-    resource = BY_PLURAL.get((group, version, parts[0])) if parts else None
-    if resource is None or len(parts) > 3:
-        raise ApiError(404, "NotFound", f"the lab serves no {'/'.join(parts) or 'such path'} in {where}")
-    name, subresource = ([*parts[1:], "", ""])[:2]
-    if subresource and subresource not in resource.subresources:
-        message = f"the lab serves no {resource.qualified}/{subresource}"
-        raise ApiError(404, "NotFound", message, resource=resource, name=name)
-    if resource.namespaced and name and not namespace:
-        raise ApiError(
-            404, "NotFound", f"{resource.qualified} are in namespaces: the path names none", resource=resource
-        )
-    return Target(resource, namespace, name, subresource)
 
 
 class Api:
@@ -107,8 +73,8 @@ class Api:
 
     async def _object(self, request: web.Request) -> web.StreamResponse:
         match = request.match_info
-        target = parse_path(match.get("group", ""), match["version"], match["tail"])
-        handlers: dict[str, Callable[[web.Request, Target], Awaitable[web.StreamResponse]]] = {
+        target = requests.parse_path(match.get("group", ""), match["version"], match["tail"])
+        handlers: dict[str, Callable[[web.Request, requests.Target], Awaitable[web.StreamResponse]]] = {
             "GET": self._get if target.name else self._list,
             "POST": self._post,
             "PUT": self._put,
@@ -121,25 +87,27 @@ class Api:
             raise status.method_not_allowed(request.method, target.resource)
         return await handler(request, target)
 
-    async def _get(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _get(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         if request.query.get("watch") in ("1", "true"):
             return await self._watch(request, target)
         stored = self._registry.get(target.resource, target.namespace, target.name)
         if target.subresource == "scale":
             return _json(scale.of(stored.decode()))
-        include = _table(request)
+        include = requests.table_rows(request)
         if include is not None:
             metadata = {"resourceVersion": str(stored.version)}
             return _json(http_answers.table(target.resource.kind, [stored], metadata, include, self._clock()))
         return _raw(stored.raw)
 
-    async def _list(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _list(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         if request.query.get("watch") in ("1", "true"):
             return await self._watch(request, target)
-        at = _version(request) if request.query.get("resourceVersionMatch") == "Exact" else None
-        limit = _number(request, "limit") or 0
-        found = listing(self._registry.storage, _query(request, target), limit, request.query.get("continue", ""), at)
-        include = _table(request)
+        at = requests.version(request) if request.query.get("resourceVersionMatch") == "Exact" else None
+        limit = requests.number(request, "limit") or 0
+        found = listing(
+            self._registry.storage, requests.query_of(request, target), limit, request.query.get("continue", ""), at
+        )
+        include = requests.table_rows(request)
         if include is None:
             return _raw(http_answers.page(target.resource, found))
         metadata: Obj = {"resourceVersion": str(found.version)}
@@ -147,18 +115,18 @@ class Api:
             metadata |= {"continue": found.token, "remainingItemCount": found.remaining}
         return _json(http_answers.table(target.resource.kind, found.items, metadata, include, self._clock()))
 
-    async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
         initial = request.query.get("sendInitialEvents")
         options = WatchOptions(
-            version=_version(request),
-            timeout=_number(request, "timeoutSeconds"),
+            version=requests.version(request),
+            timeout=requests.number(request, "timeoutSeconds"),
             bookmark_seconds=self._bookmark_seconds if bookmarks else None,
             initial_events=None if initial is None else initial in ("1", "true"),
         )
-        query = _query(request, target)
+        query = requests.query_of(request, target)
         query.matcher()  # a selector that cannot be read is a 400, not a broken stream
-        include = _table(request)
+        include = requests.table_rows(request)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -184,8 +152,8 @@ class Api:
         finally:
             self._watches.discard(task)
 
-    async def _post(self, request: web.Request, target: Target) -> web.StreamResponse:
-        body = await _body(request, target.resource)
+    async def _post(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
+        body = await requests.body_of(request, target.resource)
         if target.subresource == "binding":
             self._registry.bind(target.namespace, target.name, str((body.get("target") or {}).get("name") or ""))
             done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
@@ -193,56 +161,56 @@ class Api:
         if target.name:
             raise status.method_not_allowed("POST", target.resource)
         warnings: list[str] = []
-        _check_kind(body, target)
-        stored = self._registry.create(body, target.namespace, _options(request, warnings))
+        requests.check_kind(body, target)
+        stored = self._registry.create(body, target.namespace, requests.write_options(request, warnings))
         return _raw(stored.raw, 201, warnings)
 
-    async def _put(self, request: web.Request, target: Target) -> web.StreamResponse:
-        body = await _body(request, target.resource)
+    async def _put(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
+        body = await requests.body_of(request, target.resource)
         warnings: list[str] = []
-        options = _options(request, warnings)
+        options = requests.write_options(request, warnings)
         if target.subresource == "scale":
             return self._scale(target, body, options)
-        _check_kind(body, target)
+        requests.check_kind(body, target)
         stored = self._registry.update(body, target.namespace, target.name, target.subresource, options)
         return _raw(stored.raw, 200, warnings)
 
-    async def _patch(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _patch(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         try:
             kind = PatchType(request.content_type)
         except ValueError as error:
             known = ", ".join(PatchType)
             message = f"the body of the request was in an unknown format: {request.content_type} (known: {known})"
             raise ApiError(415, "UnsupportedMediaType", message) from error
-        body = await _body(request, target.resource, lists=True)
+        body = await requests.body_of(request, target.resource, lists=True)
         warnings: list[str] = []
-        options = _options(request, warnings)
+        options = requests.write_options(request, warnings)
         if target.subresource == "scale":
             current = scale.of(self._registry.get(target.resource, target.namespace, target.name).decode())
             wanted = patch.json_patch(current, body) if kind is PatchType.JSON else patch.merge(current, body)
             return self._scale(target, wanted, options)
         if kind is PatchType.APPLY:
-            _check_kind(body, target)
+            requests.check_kind(body, target)
         where = (target.resource, target.namespace, target.name)
         stored = self._registry.patch(*where, body, kind, target.subresource, options)
         return _raw(stored.raw, 200, warnings)
 
-    def _scale(self, target: Target, wanted: Obj, options: Options) -> web.StreamResponse:
+    def _scale(self, target: requests.Target, wanted: Obj, options: Options) -> web.StreamResponse:
         current = self._registry.get(target.resource, target.namespace, target.name).decode()
         changed = scale.into(current, wanted, target.resource)
         stored = self._registry.update(changed, target.namespace, target.name, options=options)
         return _json(scale.of(stored.decode()))
 
-    async def _delete(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _delete(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         if target.subresource:
             raise status.method_not_allowed("DELETE", target.resource)
-        options = _delete_options(request, await _body(request, target.resource, empty=True))
+        options = requests.delete_options(request, await requests.body_of(request, target.resource, empty=True))
         stored, gone = self._registry.delete(target.resource, target.namespace, target.name, options)
         return _json(http_answers.success(target.resource, stored)) if gone else _raw(stored.raw)
 
-    async def _delete_collection(self, request: web.Request, target: Target) -> web.StreamResponse:
-        options = _delete_options(request, await _body(request, target.resource, empty=True))
-        found = listing(self._registry.storage, _query(request, target))
+    async def _delete_collection(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
+        options = requests.delete_options(request, await requests.body_of(request, target.resource, empty=True))
+        found = listing(self._registry.storage, requests.query_of(request, target))
         for stored in found.items:
             self._registry.delete(target.resource, *stored.ref, options)
         return _raw(http_answers.page(target.resource, found))
@@ -310,83 +278,3 @@ def _raw(body: bytes, code: int = 200, warnings: list[str] | None = None) -> web
 
 def _json(body: Obj, code: int = 200) -> web.Response:
     return _raw(http_answers.dumps(body), code)
-
-
-def _table(request: web.Request) -> str | None:
-    """What rows include, when the client asks for a Table; None when it does not."""
-    for accepted in request.headers.getall("Accept", []):
-        for part in accepted.split(","):
-            if "as=Table" in part and "v=v1;" in part.replace(" ", "") + ";":
-                return request.query.get("includeObject", "Metadata")
-    return None
-
-
-def _query(request: web.Request, target: Target) -> Query:
-    fields = request.query.get("fieldSelector", "")
-    if target.name:
-        fields = f"metadata.name={target.name}" + (f",{fields}" if fields else "")
-    return Query(target.resource, target.namespace, request.query.get("labelSelector", ""), fields)
-
-
-def _number(request: web.Request, key: str) -> int | None:
-    text = request.query.get(key, "")
-    if text and not text.isdigit():
-        raise bad_request(f"{key}: expected a whole number, got {text!r}")
-    return int(text) if text else None
-
-
-def _version(request: web.Request) -> int | None:
-    return _number(request, "resourceVersion")
-
-
-def _options(request: web.Request, warnings: list[str]) -> Options:
-    validation = request.query.get("fieldValidation") or Unknown.WARN
-    if validation not in tuple(Unknown):
-        raise bad_request(f"fieldValidation: expected {', '.join(Unknown)}, got {validation!r}")
-    dry_run = request.query.get("dryRun", "")
-    if dry_run not in ("", "All"):
-        raise bad_request(f"dryRun: expected All, got {dry_run!r}")
-    return Options(dry_run == "All", Unknown(validation), request.query.get("fieldManager", ""), warnings)
-
-
-def _delete_options(request: web.Request, body: Obj) -> DeleteOptions:
-    grace = body.get("gracePeriodSeconds", _number(request, "gracePeriodSeconds"))
-    propagation = body.get("propagationPolicy") or request.query.get("propagationPolicy") or "Background"
-    if propagation not in ("Background", "Foreground", "Orphan"):
-        raise bad_request(f"propagationPolicy: expected Background, Foreground or Orphan, got {propagation!r}")
-    if body.get("orphanDependents"):
-        propagation = "Orphan"
-    wanted = body.get("preconditions") or {}
-    dry_run = bool(body.get("dryRun") or request.query.get("dryRun"))
-    return DeleteOptions(grace, propagation, wanted.get("uid") or "", wanted.get("resourceVersion") or "", dry_run)
-
-
-async def _body(request: web.Request, resource: Resource, *, empty: bool = False, lists: bool = False) -> Any:
-    text = await request.read()
-    if not text and empty:
-        return {}
-    if "protobuf" in request.content_type:
-        return protobuf.decode(text)
-    if "cbor" in request.content_type:
-        raise ApiError(415, "UnsupportedMediaType", f"the lab reads JSON and YAML, not {request.content_type}")
-    try:
-        found = yaml.safe_load(text) if "yaml" in request.content_type else msgspec.json.decode(text)
-    except (msgspec.DecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise bad_request(f"the object provided is unrecognized: {error}", resource) from error
-    if not isinstance(found, dict) and not (lists and isinstance(found, list)):
-        raise bad_request(f"expected an object, got {type(found).__name__}", resource)
-    return found
-
-
-def _check_kind(body: Any, target: Target) -> None:
-    """The body's kind must be the path's; a body without one is taken as the path says."""
-    if not isinstance(body, dict):
-        return
-    resource = target.resource
-    body.setdefault("kind", resource.kind)
-    body.setdefault("apiVersion", resource.api_version)
-    if (body["kind"], body["apiVersion"]) != (resource.kind, resource.api_version):
-        message = (
-            f"{body['apiVersion']} {body['kind']} in the body does not match {resource.api_version} {resource.kind}"
-        )
-        raise bad_request(f"the object provided is unrecognized: {message} of the URL", resource)

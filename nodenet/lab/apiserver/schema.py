@@ -15,6 +15,7 @@ from nodenet.lab.apiserver.schema_pod import POD_SPEC, POD_STATUS
 from nodenet.lab.apiserver.schema_types import (
     ANY,
     BOOL,
+    CONDITIONS,
     INT,
     INT_OR_STRING,
     STRING,
@@ -48,7 +49,6 @@ METADATA = Struct(
         "managedFields": ANY,
     }
 )
-_CONDITIONS = ListOf(ANY, "type")
 _TEMPLATE = struct(metadata=METADATA, spec=POD_SPEC)
 _COUNTS = "replicas readyReplicas availableReplicas updatedReplicas unavailableReplicas fullyLabeledReplicas"
 _WORKLOAD_STATUS = Struct(
@@ -57,7 +57,7 @@ _WORKLOAD_STATUS = Struct(
         **integers("currentNumberScheduled numberMisscheduled desiredNumberScheduled numberReady"),
         **integers("updatedNumberScheduled numberAvailable numberUnavailable"),
         **strings("currentRevision updateRevision"),
-        "conditions": _CONDITIONS,
+        "conditions": CONDITIONS,
     }
 )
 _STRATEGY = struct(type=STRING, rollingUpdate=ANY)
@@ -103,7 +103,7 @@ _JOB_STATUS = Struct(
         **integers("active succeeded failed terminating ready observedGeneration"),
         **strings("startTime completionTime completedIndexes failedIndexes"),
         "uncountedTerminatedPods": ANY,
-        "conditions": _CONDITIONS,
+        "conditions": CONDITIONS,
     }
 )
 _SERVICE_PORT = Struct(
@@ -124,7 +124,8 @@ _SERVICE = Struct(
         "sessionAffinityConfig": struct(clientIP=struct(timeoutSeconds=INT)),
     }
 )
-_SERVICE_STATUS = struct(loadBalancer=struct(ingress=ListOf(ANY)), conditions=_CONDITIONS)
+_INGRESS = Struct({**strings("ip hostname ipMode"), "ports": ANY})
+_SERVICE_STATUS = struct(loadBalancer=struct(ingress=ListOf(_INGRESS)), conditions=CONDITIONS)
 _POLICY_PORTS = ListOf(struct(port=INT_OR_STRING, endPort=INT, protocol=STRING))
 _PEERS = ListOf(
     struct(
@@ -164,7 +165,7 @@ _NODE_STATUS = Struct(
         **anys("capacity allocatable daemonEndpoints nodeInfo images volumesInUse volumesAttached config"),
         **anys("runtimeHandlers features declaredFeatures"),
         "phase": STRING,
-        "conditions": _CONDITIONS,
+        "conditions": CONDITIONS,
         "addresses": ListOf(struct(type=STRING, address=STRING), "type"),
     }
 )
@@ -175,7 +176,7 @@ def _object(**parts: Type) -> Struct:
 
 
 SCHEMAS: dict[str, Struct] = {
-    "Namespace": _object(spec=struct(finalizers=ListOf(STRING)), status=struct(phase=STRING, conditions=_CONDITIONS)),
+    "Namespace": _object(spec=struct(finalizers=ListOf(STRING)), status=struct(phase=STRING, conditions=CONDITIONS)),
     "Node": _object(spec=_NODE, status=_NODE_STATUS),
     "Pod": _object(spec=POD_SPEC, status=POD_STATUS),
     "Service": _object(spec=_SERVICE, status=_SERVICE_STATUS),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from nodenet.lab.apiserver.schema_types import (
     ANY,
+    CONDITIONS,
     INT,
+    OBJECT,
     STRING,
     STRINGS,
     ListOf,
@@ -29,11 +31,18 @@ _CONTAINER = Struct(
         "args": ListOf(STRING),
         "ports": ListOf(_PORT, "containerPort"),
         "env": ListOf(struct(name=STRING, value=STRING, valueFrom=ANY), "name"),
-        "volumeMounts": ListOf(ANY, "mountPath"),
-        "volumeDevices": ListOf(ANY, "devicePath"),
+        "volumeMounts": ListOf(OBJECT, "mountPath"),
+        "volumeDevices": ListOf(OBJECT, "devicePath"),
     }
 )
 _EPHEMERAL = Struct({**_CONTAINER.fields, "targetContainerName": STRING})
+_TERMS = ListOf(struct(key=STRING, operator=STRING, values=ListOf(STRING)))
+_NODE_AFFINITY = struct(
+    requiredDuringSchedulingIgnoredDuringExecution=struct(
+        nodeSelectorTerms=ListOf(struct(matchExpressions=_TERMS, matchFields=_TERMS))
+    ),
+    preferredDuringSchedulingIgnoredDuringExecution=ANY,
+)
 POD_SPEC = Struct(
     {
         **strings("restartPolicy dnsPolicy serviceAccountName serviceAccount nodeName hostname subdomain"),
@@ -41,29 +50,33 @@ POD_SPEC = Struct(
         **integers("terminationGracePeriodSeconds activeDeadlineSeconds priority"),
         **booleans("automountServiceAccountToken hostNetwork hostPID hostIPC shareProcessNamespace"),
         **booleans("enableServiceLinks setHostnameAsFQDN hostUsers"),
-        **anys("securityContext affinity dnsConfig readinessGates overhead os resources workloadRef"),
+        **anys("securityContext dnsConfig overhead os resources workloadRef"),
+        "affinity": struct(nodeAffinity=_NODE_AFFINITY, podAffinity=ANY, podAntiAffinity=ANY),
+        "readinessGates": ListOf(struct(conditionType=STRING)),
         "nodeSelector": STRINGS,
         "containers": ListOf(_CONTAINER, "name"),
         "initContainers": ListOf(_CONTAINER, "name"),
         "ephemeralContainers": ListOf(_EPHEMERAL, "name"),
-        "volumes": ListOf(ANY, "name"),
-        "imagePullSecrets": ListOf(ANY, "name"),
-        "hostAliases": ListOf(ANY, "ip"),
+        "volumes": ListOf(OBJECT, "name"),
+        "imagePullSecrets": ListOf(OBJECT, "name"),
+        "hostAliases": ListOf(OBJECT, "ip"),
         "tolerations": ListOf(
             Struct({**strings("key operator value effect"), "tolerationSeconds": INT}),
         ),
-        "topologySpreadConstraints": ListOf(ANY, "topologyKey"),
-        "schedulingGates": ListOf(ANY, "name"),
-        "resourceClaims": ListOf(ANY, "name"),
+        "topologySpreadConstraints": ListOf(OBJECT, "topologyKey"),
+        "schedulingGates": ListOf(OBJECT, "name"),
+        "resourceClaims": ListOf(OBJECT, "name"),
     }
 )
 POD_STATUS = Struct(
     {
         **strings("phase message reason hostIP podIP qosClass startTime nominatedNodeName resize"),
-        **anys("containerStatuses initContainerStatuses ephemeralContainerStatuses resourceClaimStatuses"),
-        **anys("extendedResourceClaimStatus allocatedResources resources"),
+        **anys("extendedResourceClaimStatus allocatedResources resources resourceClaimStatuses"),
+        "containerStatuses": ListOf(OBJECT),
+        "initContainerStatuses": ListOf(OBJECT),
+        "ephemeralContainerStatuses": ListOf(OBJECT),
         "observedGeneration": INT,
-        "conditions": ListOf(ANY, "type"),
+        "conditions": CONDITIONS,
         "podIPs": ListOf(struct(ip=STRING), "ip"),
         "hostIPs": ListOf(struct(ip=STRING), "ip"),
     }

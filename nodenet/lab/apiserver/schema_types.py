@@ -78,3 +78,13 @@ INT = Scalar("integer", (int,))
 BOOL = Scalar("boolean", (bool,))
 INT_OR_STRING = Scalar("integer or string", (int, str))
 STRINGS = MapOf(STRING)
+# An object of which only its being one matters.
+OBJECT = MapOf(ANY)
+CONDITION = Struct(
+    {
+        **_all("type status reason message", STRING),
+        **_all("lastTransitionTime lastUpdateTime lastProbeTime lastHeartbeatTime", STRING),
+        "observedGeneration": INT,
+    }
+)
+CONDITIONS = ListOf(CONDITION, "type")

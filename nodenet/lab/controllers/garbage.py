@@ -30,7 +30,7 @@ class Garbage(Controller):
         key = (kind, metadata.get("namespace", ""), metadata["name"])
         before, after = _owner_uids(old), _owner_uids(new)
         for uid in before - after:
-            self._dependents[uid].discard(key)
+            self._dependents.get(uid, set()).discard(key)
         for uid in after - before:
             self._dependents[uid].add(key)
         if new is None:
@@ -62,7 +62,7 @@ class Garbage(Controller):
         return found is not None and found["metadata"]["uid"] == owner["uid"]
 
     async def _of(self, owner: Obj) -> list[Obj]:
-        found = [await get(self._client, kind, (ns, name)) for kind, ns, name in self._dependents[_uid(owner)]]
+        found = [await get(self._client, kind, (ns, name)) for kind, ns, name in self._dependents.get(_uid(owner), ())]
         return [obj for obj in found if obj is not None and _uid(owner) in _owner_uids(obj)]
 
     async def _foreground(self, owner: Obj) -> None:

@@ -66,15 +66,21 @@ class Worker:
         try:
             await self.controller.sync(key)
         except ApiError as error:
-            failures = self._failures.get(key, 0)
-            self._failures[key] = failures + 1
-            # 404 and 409: the object changed meanwhile, which its own event tells too.
-            level = logging.DEBUG if error.code in (404, 409) else logging.WARNING
+            # 404 and 409: the object changed meanwhile; 403: its namespace is going away. Their own events tell too.
+            level = logging.DEBUG if error.code in (403, 404, 409) else logging.WARNING
             _log.log(level, "%s %s: %s", type(self.controller).__name__, key, error)
-            pause = min(_FIRST_RETRY * 2**failures, _LAST_RETRY)
-            asyncio.get_running_loop().call_later(pause, self.add, (key,))
+            self._again(key)
+        except Exception:  # noqa: BLE001 - the loop: one object that cannot be handled must not stop all others
+            _log.exception("%s %s: not handled", type(self.controller).__name__, key)
+            self._again(key)
         else:
             self._failures.pop(key, None)
+
+    def _again(self, key: Hashable) -> None:
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        pause = min(_FIRST_RETRY * 2 ** min(failures, 10), _LAST_RETRY)
+        asyncio.get_running_loop().call_later(pause, self.add, (key,))
 
 
 class Manager:
@@ -85,7 +91,7 @@ class Manager:
         self._workers = [Worker(controller) for controller in controllers]
 
     async def run(self) -> None:
-        """Until cancelled. An error that is not the API's ends it: it is a bug and must be seen."""
+        """Until cancelled."""
         kinds = dict.fromkeys(kind for worker in self._workers for kind in worker.controller.kinds)
         async with asyncio.TaskGroup() as group:
             for worker in self._workers:
