@@ -1,0 +1,45 @@
+"""The agent's configuration: every wrong key is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nodenet.agent.settings import read_config
+from nodenet.config import Config, parse
+from nodenet.errors import BadInputError
+
+
+def test_defaults_and_conversion() -> None:
+    config = parse({"node_name": "n1", "kubeconfig": "/k", "resync_seconds": 5, "cgroup": None}, "test")
+    assert config == Config("n1", kubeconfig=Path("/k"), resync_seconds=5.0)
+    assert config.cni_socket == Path("/run/nodenet/cni.sock")
+
+
+def test_every_error_is_told_at_once() -> None:
+    bad = {"nodename": "x", "flow_buffer": 0, "bpffs": 3, "metrics_address": "nowhere", "redirect_peer": "yes"}
+    with pytest.raises(BadInputError) as told:
+        parse(bad, "agent.yaml")
+    for part in (
+        "agent.yaml: ",
+        "nodename: unknown key",
+        "node_name: required",
+        "flow_buffer: expected more than 0, got 0",
+        "bpffs: expected a path, got 3",
+        "metrics_address: expected host:port, got 'nowhere'",
+        "redirect_peer: expected bool, got 'yes'",
+    ):
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("a: [", "not YAML"), ("[1]", "expected a mapping of keys, got list"), (None, "No such file")],
+)
+def test_bad_files(tmp_path: Path, text: str | None, sentence: str) -> None:
+    path = tmp_path / "agent.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BadInputError, match=sentence):
+        read_config(path)
