@@ -1,0 +1,245 @@
+"""Debian's cloud kernels: chosen by pattern, fetched through a private apt root, kept in a cache.
+
+Where to fetch from and whose signatures to trust is what this machine's own apt says; nothing about it is written here.
+The machine's apt state is not touched: sources, lists and downloads of the private root are folders of the cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodenet.errors import BadInputError, CannotRunError
+from perf.vm import image
+
+CACHE = Path("/var/cache/nodenet/kernels")
+_ARCHITECTURE = "amd64"
+# Debian's keyring of all its live and past releases, as 12 and as 13 name it.
+_KEYRINGS = (
+    Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
+    Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
+)
+_FETCH_TIMEOUT = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A kernel by its short name: the newest package of the suite whose name matches. `versions` is a pattern."""
+
+    name: str
+    suite: str
+    versions: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"linux-(?:image|binary)-({self.versions})-cloud-{_ARCHITECTURE}")
+
+
+# 5.10 is the floor that nodenet promises; "newest" is whatever Debian's backports have today.
+CHOICES = {
+    choice.name: choice
+    for choice in (
+        Choice("5.10", "bullseye-security", r"5\.10\.0-\d+"),
+        Choice("6.1", "bookworm-security", r"6\.1\.0-\d+"),
+        Choice("6.12", "bookworm-security", r"6\.12\.\d+\+deb\d+(?:\.\d+)*"),
+        Choice("6.18", "trixie-backports", r"6\.18\.\d+\+deb\d+(?:\.\d+)*"),
+        Choice("newest", "trixie-backports", r"[789]\.\d+\.\d+\+deb\d+(?:\.\d+)*"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel in the cache. `folder` holds vmlinux, config and lib/modules/<release>."""
+
+    name: str
+    release: str
+    folder: Path
+
+    @property
+    def vmlinux(self) -> Path:
+        return self.folder / "vmlinux"
+
+    @property
+    def modules(self) -> Path:
+        return self.folder / "lib" / "modules" / self.release
+
+
+def names() -> list[str]:
+    """Short names, oldest first."""
+    return list(CHOICES)
+
+
+def get_kernel(name: str, cache: Path = CACHE, *, refresh: bool = False) -> Kernel:
+    """The kernel of that short name, out of the cache or fetched now (a few seconds).
+
+    `refresh` asks the mirror for a newer one. Raises BadInputError for a name that is not known, CannotRunError with
+    the reason where it cannot be had.
+    """
+    choice = CHOICES.get(name)
+    if choice is None:
+        raise BadInputError(f"kernel {name!r} is not known", f"known: {', '.join(CHOICES)}")
+    if not refresh and (found := cached(choice, cache)):
+        return found
+    with _locked(cache):
+        return (None if refresh else cached(choice, cache)) or _fetch(choice, cache)
+
+
+def cached(choice: Choice, cache: Path = CACHE) -> Kernel | None:
+    """The newest kernel of a choice that the cache has, or None."""
+    found = [folder for folder in cache.glob("*-cloud-*") if choice.pattern.fullmatch(f"linux-image-{folder.name}")]
+    if not found:
+        return None
+    folder = max(found, key=lambda path: _order(path.name))
+    return Kernel(choice.name, folder.name, folder)
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """Two that want the same kernel at once fetch it once."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        fd = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CannotRunError(f"kernels cannot be kept in {cache}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _fetch(choice: Choice, cache: Path) -> Kernel:
+    for tool in ("apt-get", "dpkg-deb", "depmod"):
+        if not shutil.which(tool):
+            raise CannotRunError(f"a kernel cannot be fetched without {tool}", "Debian: apt-get install apt dpkg kmod")
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=cache) as draft:
+        apt = _Apt(Path(draft))
+        apt.update(choice.suite)
+        packages, release = apt.newest(choice)
+        target = cache / release
+        if not target.exists():
+            unpacked = Path(draft) / "unpacked"
+            apt.unpack(packages, unpacked)
+            _arrange(unpacked, release).rename(target)
+    return Kernel(choice.name, release, target)
+
+
+def _arrange(unpacked: Path, release: str) -> Path:
+    """The folder of one kernel as the cache keeps it, out of its unpacked packages."""
+    ready = unpacked.parent / "ready"
+    modules = ready / "lib" / "modules" / release
+    modules.parent.mkdir(parents=True)
+    # Newer packages follow the merged /usr.
+    for place in ("lib/modules", "usr/lib/modules"):
+        if (unpacked / place / release).is_dir():
+            shutil.copytree(unpacked / place / release, modules, dirs_exist_ok=True, symlinks=True)
+    found = [*unpacked.glob("boot/vmlinuz-*"), modules / "vmlinuz"]
+    bzimage = next((path for path in found if path.is_file()), None)
+    if bzimage is None or not modules.is_dir():
+        raise CannotRunError(f"the packages of kernel {release} have no image or no modules")
+    (ready / "vmlinux").write_bytes(image.vmlinux(bzimage.read_bytes()))
+    for config in [*unpacked.glob("boot/config-*"), modules / "config"]:
+        if config.is_file():
+            shutil.copyfile(config, ready / "config")
+    _run(["depmod", "-b", str(ready), release], "depmod")
+    return ready
+
+
+class _Apt:
+    """A private root of apt in a folder that goes away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("lists/partial", "cache/archives/partial", "debs"):
+            (folder / name).mkdir(parents=True)
+        (folder / "status").touch()
+        self.options = [
+            f"-oDir::Etc::sourcelist={folder}/sources.list",
+            "-oDir::Etc::sourceparts=-",
+            "-oDir::Etc::preferences=-",
+            "-oDir::Etc::preferencesparts=-",
+            f"-oDir::State::lists={folder}/lists",
+            f"-oDir::State::status={folder}/status",
+            f"-oDir::Cache={folder}/cache",
+            f"-oAPT::Architecture={_ARCHITECTURE}",
+            "-oAPT::Sandbox::User=root",
+            "-oAcquire::Languages=none",
+            "-oAcquire::Retries=1",
+            "-oAcquire::http::Timeout=20",
+            "-oAcquire::https::Timeout=20",
+        ]
+
+    def update(self, suite: str) -> None:
+        keyring = next((f"[signed-by={path}] " for path in _KEYRINGS if path.exists()), "")
+        (self.folder / "sources.list").write_text(f"deb {keyring}{mirror(suite)} {suite} main\n")
+        # Some failures to fetch are only warnings to apt-get: the package list tells in the end.
+        _run(["apt-get", *self.options, "-qq", "update"], f"the package list of {suite}")
+
+    def newest(self, choice: Choice) -> tuple[list[str], str]:
+        """(packages, release) of the newest version that matches."""
+        known = _run(["apt-cache", *self.options, "pkgnames", "linux-"], "apt-cache").split()
+        found = {match[1] for name in known if (match := choice.pattern.fullmatch(name))}
+        if not found:
+            raise CannotRunError(f"the mirror has no cloud kernel {choice.name} in {choice.suite}")
+        release = f"{max(found, key=_order)}-cloud-{_ARCHITECTURE}"
+        split = [f"linux-binary-{release}", f"linux-modules-{release}"]
+        return (split if set(split) <= set(known) else [f"linux-image-{release}"]), release
+
+    def unpack(self, packages: Sequence[str], target: Path) -> None:
+        debs = self.folder / "debs"
+        _run(["apt-get", *self.options, "-qq", "download", *packages], f"fetching {packages[0]}", cwd=debs)
+        for deb in debs.glob("*.deb"):
+            _run(["dpkg-deb", "-x", str(deb), str(target)], f"unpacking {deb.name}")
+
+
+def mirror(suite: str) -> str:
+    """Where this machine fetches Debian packages of a suite like this one from: of a security suite where its own
+    release's security updates come from, else where the release itself comes from. Raises CannotRunError."""
+    release = _os_release()
+    own = release.get("VERSION_CODENAME", "")
+    if release.get("ID") != "debian" or not own:
+        raise CannotRunError("Debian's kernels are fetched only on Debian: this machine's apt knows no Debian mirror")
+    wanted = f"{own}-security" if suite.endswith("-security") else own
+    listed = _run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"], "apt's sources"
+    )
+    for line in listed.splitlines():
+        uri, _, name = line.partition(" ")
+        if name.strip() == wanted:
+            return uri
+    raise CannotRunError(f"apt's sources on this machine have no {wanted}: nowhere to fetch {suite} from")
+
+
+def _os_release() -> dict[str, str]:
+    try:
+        lines = Path("/etc/os-release").read_text().splitlines()
+    except OSError:
+        return {}
+    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
+
+
+def _run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT, check=False, cwd=cwd, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotRunError(f"{what}: no answer in {_FETCH_TIMEOUT} s") from error
+    if done.returncode != 0:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise CannotRunError(f"{what} failed: {words[0] if words else f'exit status {done.returncode}'}")
+    return done.stdout
