@@ -279,6 +279,18 @@ int endpoint_egress(struct __sk_buff *ctx)
 	return nn_from_pod(ctx, &context);
 }
 
+/* A bridge floods multicast, and what it has not learned: not this pod's packets, and nothing to tell a person. */
+NN_INLINE int nn_not_for_pod(struct __sk_buff *ctx, struct nn_context *context, int is_other_pods)
+{
+	__u8 first = 0;
+
+	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_dest), &first, sizeof(first));
+	if (!is_other_pods && !(first & 1))
+		return nn_drop(ctx, context, NN_DROP_ENDPOINT_NOT_READY);
+	nn_count(is_other_pods ? -NN_DROP_ENDPOINT_NOT_READY : -NN_DROP_MULTICAST, NN_INGRESS, ctx->len);
+	return TC_ACT_SHOT;
+}
+
 SEC("tc")
 int endpoint_ingress(struct __sk_buff *ctx)
 {
@@ -297,14 +309,8 @@ int endpoint_ingress(struct __sk_buff *ctx)
 	if (nn_is_link_control(&context.packet))
 		return TC_ACT_OK;
 	target = nn_endpoint_lookup(&context.packet.tuple.daddr);
-	if (!target || target->ifindex != ctx->ifindex) {
-		/* A bridge floods what it has not learned: not this pod's packet, nothing to tell a person. */
-		if (target) {
-			nn_count(-NN_DROP_ENDPOINT_NOT_READY, NN_INGRESS, ctx->len);
-			return TC_ACT_SHOT;
-		}
-		return nn_drop(ctx, &context, NN_DROP_ENDPOINT_NOT_READY);
-	}
+	if (!target || target->ifindex != ctx->ifindex)
+		return nn_not_for_pod(ctx, &context, target != 0);
 	result = nn_police(ctx, &context, target);
 	if (result < 0)
 		return nn_drop(ctx, &context, result);

@@ -15,11 +15,12 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
 )
-from scapy.layers.l2 import ARP
+from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
 from nodenet import abi
 from nodenet.abi import CtStatus, DropReason, EventType
+from nodenet.bpf.packet_run import run_packet
 from nodenet.model import Direction, Identity
 
 from .conftest import OTHER_IFINDEX, TC_OK, TC_REDIRECT, TC_SHOT, Datapath
@@ -232,6 +233,16 @@ def test_flooded_packet_for_another_pod_is_dropped_quietly(pair: Pair) -> None:
     pair.datapath.endpoint(other, 3000, number=2, ifindex=OTHER_IFINDEX)
     assert pair.datapath.received(pair.ip(src=pair.remote, dst=other) / tcp()) == TC_SHOT
     assert pair.datapath.events() == []
+
+
+def test_flooded_multicast_is_dropped_quietly_and_counted(datapath: Datapath) -> None:
+    datapath.endpoint("10.0.1.1", CLIENT, number=1)
+    report = Ether(src="02:00:00:00:00:aa", dst="01:00:5e:00:00:16") / IP(src="10.0.1.254", dst="224.0.0.22", proto=2)
+    assert run_packet(datapath.loaded.programs["endpoint_ingress"], bytes(report / Raw(b"x" * 8))).verdict == TC_SHOT
+    assert datapath.events() == []
+    assert abi.MetricsKey(DropReason.MULTICAST_HANDLED, Direction.INGRESS) in dict(
+        datapath.tables["nn_metrics"].items()
+    )
 
 
 def test_icmp_needs_a_rule_without_ports(pair: Pair) -> None:
