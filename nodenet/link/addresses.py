@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface
 
+from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
+from nodenet.link.netlink import Request
 from nodenet.model import IPAddress
 
 IPInterface = IPv4Interface | IPv6Interface
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_HEADER = struct.Struct("=BBBBI")
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_CLASSES: dict[int, type[IPv4Interface] | type[IPv6Interface]] = {
+    socket.AF_INET: IPv4Interface,
+    socket.AF_INET6: IPv6Interface,
+}
 # linux/if_addr.h: no duplicate address detection, so that an IPv6 address works at once.
 _IFA_F_NODAD = 0x02
 
@@ -31,28 +41,23 @@ class LocalAddress:
 def local(link: Link, ifindex: int = 0) -> list[LocalAddress]:
     """Every address of the namespace, or of one interface, including loopback's and link-local ones."""
     with refusing("cannot list addresses"):
-        messages = link.ip.get_addr(index=ifindex) if ifindex else link.ip.get_addr()
+        bodies = link.kernel.dump(_GETADDR, _HEADER.pack(0, 0, 0, 0, ifindex))
     found = []
-    for message in messages:
+    for body in bodies:
+        family, prefixlen, _, scope, index = _HEADER.unpack_from(body)
+        attributes = netlink.attributes(body, _HEADER.size)
         # On a point-to-point interface IFA_ADDRESS is the other end; IFA_LOCAL, where there is one, is ours.
-        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-        found.append(LocalAddress(message["index"], ip_interface(f"{text}/{message['prefixlen']}"), message["scope"]))
+        packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+        if packed and family in _CLASSES and ifindex in (0, index):
+            found.append(LocalAddress(index, _CLASSES[family]((packed, prefixlen)), scope))
     return found
 
 
 def add(link: Link, ifindex: int, address: IPInterface) -> bool:
     """Give an interface an address; False when it had it. An IPv6 one skips duplicate detection: we allocated it."""
-    extra = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
     try:
         with refusing(f"cannot add address {address} to interface {ifindex}"):
-            link.ip.addr(
-                "add",
-                index=ifindex,
-                family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
-                address=str(address.ip),
-                prefixlen=address.network.prefixlen,
-                **extra,
-            )
+            link.kernel.run(added(ifindex, address))
     except LinkError as error:
         if error.code == errno.EEXIST:
             return False
@@ -60,17 +65,26 @@ def add(link: Link, ifindex: int, address: IPInterface) -> bool:
     return True
 
 
+def added(ifindex: int, address: IPInterface) -> Request:
+    """The request that `add` makes, for a batch."""
+    return Request(_NEWADDR, _body(ifindex, address), netlink.CREATE | netlink.EXCL)
+
+
 def remove(link: Link, ifindex: int, address: IPInterface) -> None:
     """Take an address from an interface; no error when it had it not."""
     try:
         with refusing(f"cannot remove address {address} from interface {ifindex}"):
-            link.ip.addr(
-                "del",
-                index=ifindex,
-                family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
-                address=str(address.ip),
-                prefixlen=address.network.prefixlen,
-            )
+            link.kernel.run(Request(_DELADDR, _body(ifindex, address)))
     except LinkError as error:
         if error.code != errno.EADDRNOTAVAIL:
             raise
+
+
+def _body(ifindex: int, address: IPInterface) -> bytes:
+    packed, family = address.ip.packed, socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    flags = _IFA_F_NODAD if address.version == 6 else 0
+    header = _HEADER.pack(family, address.network.prefixlen, flags, 0, ifindex)
+    body = header + netlink.attribute(_IFA_LOCAL, packed) + netlink.attribute(_IFA_ADDRESS, packed)
+    if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
+        body += netlink.attribute(_IFA_BROADCAST, address.network.broadcast_address.packed)
+    return body

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import errno
-import secrets
+import os
+import socket
+import struct
 import time
 
-from nodenet.link.handle import Interface, Link, LinkError, refusing
+from nodenet.link import netlink
+from nodenet.link.handle import (
+    BRPORT_MODE,
+    IFF_PROMISC,
+    IFLA_LINKINFO,
+    INFO_DATA,
+    INFO_KIND,
+    NEWLINK,
+    Interface,
+    Link,
+    LinkError,
+    encode,
+    link_header,
+    refusing,
+)
+from nodenet.link.netlink import Request
 
 FORWARDING = 3  # BR_STATE_FORWARDING
-_IFF_PROMISC = 0x100
+# linux/if_link.h, linux/if_bridge.h
+_DELLINK, _GETLINK, _SETLINK = 17, 18, 19
+_IFLA_PROTINFO, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 12, 26, 29
+_BR_VLAN_FILTERING, _BRPORT_ISOLATED = 7, 33
+_BRIDGE_FLAGS, _BRIDGE_VLAN_INFO, _BRIDGE_SELF = 0, 2, 2
+_PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 2, 4, 8, 16
 
 
 def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> Interface:
@@ -20,10 +42,11 @@ def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> In
     """
     found = link.get(name)
     if found is None:
-        extra = {"mtu": mtu} if mtu else {}
         try:
             with refusing(f"cannot create bridge {name}"):
-                link.ip.link("add", ifname=name, kind="bridge", address=random_mac(), **extra)
+                kind = netlink.nested(IFLA_LINKINFO, netlink.text(INFO_KIND, "bridge"))
+                body = link_header(0) + encode(ifname=name, address=random_mac(), mtu=mtu) + kind
+                link.kernel.run(Request(NEWLINK, body, netlink.CREATE | netlink.EXCL))
         except LinkError as error:
             if error.code != errno.EEXIST:
                 raise
@@ -34,7 +57,7 @@ def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> In
         link.set(found.index, state="up")
     if promiscuous:
         with refusing(f"cannot make bridge {name} promiscuous"):
-            link.ip.link("set", index=found.index, flags=_IFF_PROMISC, change=_IFF_PROMISC)
+            link.kernel.run(Request(NEWLINK, link_header(found.index, IFF_PROMISC, IFF_PROMISC)))
     return found
 
 
@@ -42,8 +65,68 @@ def add_port(link: Link, bridge: int, port: int, hairpin: bool = False) -> None:
     """Join an interface to a bridge. `hairpin` lets a frame leave by the port it came in on."""
     link.set(port, master=bridge)
     if hairpin:
-        with refusing(f"cannot set hairpin of interface {port}"):
-            link.ip.brport("set", index=port, mode=1)
+        set_port(link, port, hairpin=True)
+
+
+def set_port(link: Link, port: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
+    """Options of a bridge's port; None leaves one as it is. An isolated port sends to no other isolated port."""
+    wanted = ((BRPORT_MODE, hairpin), (_BRPORT_ISOLATED, isolated))
+    parts = [netlink.u8(kind, value) for kind, value in wanted if value is not None]
+    with refusing(f"cannot set options of bridge port {port}"):
+        header = link_header(port, family=socket.AF_BRIDGE)
+        link.kernel.run(Request(_SETLINK, header + netlink.nested(_IFLA_PROTINFO, *parts)))
+
+
+def set_vlan_filtering(link: Link, bridge: int, on: bool) -> None:
+    """Whether the bridge heeds the VLANs of its ports."""
+    data = netlink.nested(INFO_DATA, netlink.u8(_BR_VLAN_FILTERING, on))
+    info = netlink.nested(IFLA_LINKINFO, netlink.text(INFO_KIND, "bridge"), data)
+    with refusing(f"cannot set vlan_filtering of bridge {bridge}"):
+        link.kernel.run(Request(NEWLINK, link_header(bridge) + info))
+
+
+def add_vlan(
+    link: Link, port: int, first: int, last: int = 0, *, untagged: bool = False, on_bridge: bool = False
+) -> None:
+    """Let a port carry VLANs `first` to `last` (0: just the one). `untagged`: frames without a tag belong to it, in
+    both directions. `on_bridge`: the port is the bridge itself."""
+    _vlan(link, _SETLINK, port, (first, last or first), untagged, on_bridge)
+
+
+def remove_vlan(link: Link, port: int, vid: int, *, on_bridge: bool = False) -> None:
+    """Take a VLAN from a port. LinkError (ENOENT) when it had it not."""
+    _vlan(link, _DELLINK, port, (vid, vid), False, on_bridge)
+
+
+def vlans(link: Link, port: int) -> dict[int, bool]:
+    """VLANs of a port or bridge, each with whether untagged frames belong to it."""
+    found: dict[int, bool] = {}
+    with refusing("cannot list VLANs"):
+        bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE) + netlink.u32(_IFLA_EXT_MASK, 2))
+    for body in bodies:
+        if struct.unpack_from("=i", body, 4)[0] != port:
+            continue
+        # VLAN_INFO repeats, so it is read here: struct bridge_vlan_info of flags and number.
+        data, offset = netlink.attributes(body, 16).get(_IFLA_AF_SPEC, b""), 0
+        while offset + 8 <= len(data):
+            length, kind, flags, vid = struct.unpack_from("=HHHH", data, offset)
+            if kind & 0x3FFF == _BRIDGE_VLAN_INFO:
+                found[vid] = bool(flags & _PVID)
+            offset += (max(length, 4) + 3) & ~3
+    return found
+
+
+def _vlan(link: Link, kind: int, port: int, span: tuple[int, int], untagged: bool, on_bridge: bool) -> None:
+    flags = _PVID | _UNTAGGED if untagged else 0
+    first, last = span
+    entries = [(flags, first)] if first == last else [(flags | _RANGE_BEGIN, first), (flags | _RANGE_END, last)]
+    parts = [netlink.attribute(_BRIDGE_VLAN_INFO, struct.pack("=HH", *entry)) for entry in entries]
+    if on_bridge:
+        parts.insert(0, netlink.attribute(_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_SELF)))
+    doing = "add" if kind == _SETLINK else "remove"
+    with refusing(f"cannot {doing} VLAN {first}{'' if first == last else f'-{last}'} of bridge port {port}"):
+        header = link_header(port, family=socket.AF_BRIDGE)
+        link.kernel.run(Request(kind, header + netlink.nested(_IFLA_AF_SPEC, *parts)))
 
 
 def wait_forwarding(link: Link, port: int, timeout: float = 5.0) -> None:
@@ -61,4 +144,4 @@ def wait_forwarding(link: Link, port: int, timeout: float = 5.0) -> None:
 
 def random_mac() -> str:
     """A locally administered unicast address."""
-    return bytes([0x02, *secrets.token_bytes(5)]).hex(":")
+    return bytes([0x02, *os.urandom(5)]).hex(":")

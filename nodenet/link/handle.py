@@ -1,35 +1,43 @@
 """One rtnetlink socket in one namespace, and what every other module here needs of it.
 
-A `Link` belongs to the thread that opened it (pyroute2 runs a private event loop per thread) and must not be used on
-a thread whose asyncio loop is running: call it through asyncio.to_thread or from a worker thread.
+A `Link` is used by one thread at a time. Its calls block for as long as the kernel holds the RTNL lock (the end of a
+namespace with many interfaces can take tens of ms), so an event loop makes them in a worker thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import TYPE_CHECKING, Any, Self
 
 from nodenet.errors import CannotRunError
-from nodenet.link import netns
+from nodenet.link import netlink, netns
+from nodenet.link.netlink import Netlink, RefusedError, Request
 
-_IFF_UP = 1
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+IFF_UP, IFF_PROMISC = 0x1, 0x100
+# rtnetlink(7), linux/if_link.h
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _LINK, IFLA_MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
+IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
+INFO_KIND, INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+BRPORT_STATE, BRPORT_MODE = 1, 4
+_OPER_UNKNOWN, _OPER_UP = 0, 6
+_HEADER = struct.Struct("=BxHiII")
 
 
 class LinkError(CannotRunError):
     """The kernel refused a request; the message names the object. `code` is the errno."""
 
-    def __init__(self, doing: str, code: int) -> None:
-        super().__init__(f"{doing}: {os.strerror(code)}")
+    def __init__(self, doing: str, code: int, words: str = "") -> None:
+        super().__init__(f"{doing}: {netlink.RefusedError(code, words)}")
         self.code = code
 
 
@@ -54,12 +62,14 @@ class Link:
     """An open rtnetlink socket. `target` is a namespace's name, path or file descriptor; None: the current one."""
 
     def __init__(self, target: netns.Target | None = None) -> None:
-        _check_thread()
-        sock = netns.open_socket(target, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
-        self.ip: Any = IPRoute(fileno=sock.detach())
+        self._socket = netns.open_socket(target, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+        self.kernel = Netlink(self._socket)
+        self._pyroute2: Any = None
 
     def close(self) -> None:
-        self.ip.close()
+        if self._pyroute2 is not None:
+            self._pyroute2.close()
+        self.kernel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -69,16 +79,30 @@ class Link:
     ) -> None:
         self.close()
 
+    @property
+    def ip(self) -> IPRoute:
+        """pyroute2 on a second handle of the same socket's namespace, for what is rare. Importing it takes 0.15 s, and
+        it must not be used on a thread whose asyncio loop runs."""
+        if self._pyroute2 is None:
+            # linux/sockios.h, SIOCGSKNS: an open file of the namespace that the socket belongs to.
+            import fcntl
+
+            from pyroute2 import IPRoute
+
+            with _closing(fcntl.ioctl(self._socket, 0x894C)) as namespace:
+                other = netns.open_socket(namespace, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
+            self._pyroute2 = IPRoute(fileno=other.detach())
+        return self._pyroute2
+
     def get(self, which: str | int) -> Interface | None:
         """One interface by name or index; None when there is none."""
-        key = {"index": which} if isinstance(which, int) else {"ifname": which}
+        index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
         try:
-            found = self.ip.link("get", **key)
-        except NetlinkError as error:
-            if error.code in (errno.ENODEV, errno.EINVAL):
+            return _interface(self.kernel.ask(_GETLINK, link_header(index) + name))
+        except RefusedError as error:
+            if error.code in (errno.ENODEV, errno.EINVAL, errno.ERANGE):
                 return None
-            raise LinkError(f"cannot read interface {which}", error.code) from error
-        return _interface(found[0])
+            raise LinkError(f"cannot read interface {which}", error.code, error.text) from error
 
     def require(self, which: str | int) -> Interface:
         """Like `get`, but LinkError when there is none."""
@@ -89,58 +113,93 @@ class Link:
     def all(self) -> list[Interface]:
         """Every interface of the namespace, by index."""
         with refusing("cannot list interfaces"):
-            return [_interface(message) for message in self.ip.get_links()]
+            found = [_interface(body) for body in self.kernel.dump(_GETLINK, link_header(0))]
+        return sorted(found, key=lambda interface: interface.index)
 
     def set(self, which: int | str, **attributes: Any) -> None:
-        """Change an interface (state="up", mtu, address, master, ifname...: pyroute2's names)."""
-        key = {"index": which} if isinstance(which, int) else {"index": self.require(which).index}
+        """Change an interface: state ("up", "down"), mtu, address, master (an index, 0 for none), ifname, net_ns_fd."""
+        index = which if isinstance(which, int) else self.require(which).index
         with refusing(f"cannot set {', '.join(attributes)} of interface {which}"):
-            self.ip.link("set", **key, **attributes)
+            self.kernel.run(change(index, **attributes))
 
     def delete(self, which: int | str) -> bool:
         """Delete an interface; False when it was gone already. A veth takes its peer along."""
-        found = self.get(which)
-        if found is None:
-            return False
+        index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
         try:
-            self.ip.link("del", index=found.index)
-        except NetlinkError as error:
+            with refusing(f"cannot delete interface {which}"):
+                self.kernel.run(Request(_DELLINK, link_header(index) + name))
+        except LinkError as error:
             if error.code == errno.ENODEV:
                 return False
-            raise LinkError(f"cannot delete interface {found.name}", error.code) from error
+            raise
         return True
+
+
+def link_header(index: int, flags: int = 0, mask: int = 0, family: int = socket.AF_UNSPEC) -> bytes:
+    """struct ifinfomsg. `mask` says which flags are to become what `flags` says."""
+    return _HEADER.pack(family, 0, index, flags, mask)
+
+
+def change(index: int, *, state: str = "", **attributes: Any) -> Request:
+    """The request that Link.set makes, for a batch. Raises KeyError for an attribute that is not known here."""
+    flags = IFF_UP if state == "up" else 0
+    body = link_header(index, flags, IFF_UP if state else 0)
+    return Request(NEWLINK, body + b"".join(_ATTRIBUTES[name](value) for name, value in attributes.items()))
+
+
+def mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+_ATTRIBUTES: dict[str, Callable[[Any], bytes]] = {
+    "ifname": lambda value: netlink.text(IFLA_IFNAME, value),
+    "mtu": lambda value: netlink.u32(IFLA_MTU, value),
+    "address": lambda value: netlink.attribute(IFLA_ADDRESS, mac_bytes(value)),
+    "master": lambda value: netlink.u32(IFLA_MASTER, value),
+    "net_ns_fd": lambda value: netlink.u32(IFLA_NET_NS_FD, value),
+}
+
+
+def encode(**attributes: Any) -> bytes:
+    """Attributes of an interface by the names of `Link.set`; empty values are left out."""
+    return b"".join(_ATTRIBUTES[name](value) for name, value in attributes.items() if value)
 
 
 @contextmanager
 def refusing(doing: str) -> Iterator[None]:
-    """Turn pyroute2's exception into a LinkError that says what was being done to what."""
+    """Turn the kernel's refusal into a LinkError that says what was being done to what."""
     try:
         yield
-    except NetlinkError as error:
-        raise LinkError(doing, error.code) from error
+    except RefusedError as error:
+        raise LinkError(doing, error.code, error.text) from error
 
 
-def _check_thread() -> None:
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    import os
+
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError("Link: not on a thread whose event loop runs; use asyncio.to_thread")
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def _interface(message: Any) -> Interface:
-    info = message.get_attr("IFLA_LINKINFO")
-    port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else None
+def _interface(body: bytes) -> Interface:
+    _, _, index, flags, _ = _HEADER.unpack_from(body)
+    found = netlink.attributes(body, 16)
+    info = netlink.attributes(found.get(IFLA_LINKINFO, b""))
+    is_port = netlink.string(info, _INFO_SLAVE_KIND) == "bridge"
+    port = netlink.attributes(info[_INFO_SLAVE_DATA]) if is_port and _INFO_SLAVE_DATA in info else {}
     return Interface(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(message["flags"] & _IFF_UP),
-        running=message.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN"),
-        master=message.get_attr("IFLA_MASTER") or 0,
-        peer=message.get_attr("IFLA_LINK") or 0,
-        port_state=(port.get_attr("IFLA_BRPORT_STATE") or 0) if port else 0,
-        hairpin=bool(port.get_attr("IFLA_BRPORT_MODE")) if port else False,
+        index=index,
+        name=netlink.string(found, IFLA_IFNAME),
+        kind=netlink.string(info, INFO_KIND),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=netlink.number(found, IFLA_MTU),
+        up=bool(flags & IFF_UP),
+        running=netlink.number(found, _OPERSTATE) in (_OPER_UNKNOWN, _OPER_UP),
+        master=netlink.number(found, IFLA_MASTER),
+        peer=netlink.number(found, _LINK),
+        port_state=netlink.number(port, BRPORT_STATE),
+        hairpin=netlink.number(port, BRPORT_MODE) != 0,
     )

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
+from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
+from nodenet.link.netlink import Request
 from nodenet.model import IPAddress, IPNetwork
 
 # "who added it" of rtnetlink(7), as other routing daemons have one; `ip route show proto 110` lists ours.
 PROTOCOL = 110
 _MAIN_TABLE = 254
 _UNICAST = 1
+_STATIC = 4
+_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_HEADER = struct.Struct("=BBBBBBBBI")
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
+# RTAX_MTU and RTAX_ADVMSS, named as the CNI specification does.
+_METRICS = {"mtu": 2, "advmss": 8}
+# A route that the kernel made of another one for one destination.
+_CLONED = 0x200
 # The metric that the kernel gives an IPv6 route without one.
 _V6_METRIC = 1024
 
@@ -46,15 +58,20 @@ def listed(link: Link) -> list[Route]:
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         with refusing("cannot list routes"):
-            messages = link.ip.get_routes(family=family, table=_MAIN_TABLE)
-        found += [_route(message) for message in messages if _wanted(message)]
+            bodies = link.kernel.dump(_GETROUTE, _HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+        found += [route for body in bodies if (route := _route(body)) is not None]
     return found
 
 
 def add(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> None:
     """Add a route. A gateway outside the interface's networks is taken as on the link. LinkError (EEXIST) if taken."""
     with refusing(f"cannot add route to {network}" + (f" via {gateway}" if gateway else "")):
-        link.ip.route("add", **_spec(network, gateway, ifindex), **attributes)
+        link.kernel.run(added(ifindex, network, gateway, **attributes))
+
+
+def added(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
+    """The request that `add` makes, for a batch. Attributes: proto, priority, table, scope, metrics (mtu, advmss)."""
+    return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE | netlink.EXCL)
 
 
 def sync_routes(
@@ -80,7 +97,8 @@ def sync_routes(
             continue
         if have:
             with refusing(f"cannot change route to {network} via {gateway}"):
-                link.ip.route("replace", **_spec(network, gateway, ifindex), proto=protocol)
+                body = _body(ifindex, network, gateway, proto=protocol)
+                link.kernel.run(Request(_NEWROUTE, body, netlink.CREATE | netlink.REPLACE))
             result.changed.append(network)
         elif (network, _V6_METRIC if network.version == 6 else 0) in others:
             result.conflicts.append(network)
@@ -93,38 +111,54 @@ def sync_routes(
 def _delete(link: Link, route: Route) -> None:
     try:
         with refusing(f"cannot remove route to {route.network}"):
-            link.ip.route("del", **_spec(route.network, route.gateway, route.ifindex), proto=route.protocol)
+            body = _body(route.ifindex, route.network, route.gateway, proto=route.protocol)
+            link.kernel.run(Request(_DELROUTE, body))
     except LinkError as error:
         if error.code != errno.ESRCH:
             raise
 
 
-def _spec(network: IPNetwork, gateway: IPAddress | None, ifindex: int) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "family": socket.AF_INET6 if network.version == 6 else socket.AF_INET,
-        "dst": str(network),
-        "oif": ifindex,
-        "table": _MAIN_TABLE,
-    }
+def _body(
+    ifindex: int,
+    network: IPNetwork,
+    gateway: IPAddress | None,
+    *,
+    proto: int = _STATIC,
+    scope: int | None = None,
+    table: int = _MAIN_TABLE,
+    priority: int = 0,
+    metrics: Mapping[str, int] | None = None,
+) -> bytes:
+    family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
+    if scope is None:
+        scope = _SCOPE_LINK if gateway is None else _SCOPE_UNIVERSE
+    # A table above 255 has its number in the attribute alone.
+    low = table if table < 256 else 0
+    body = _HEADER.pack(family, network.prefixlen, 0, 0, low, proto, scope, _UNICAST, 0)
+    body += netlink.attribute(_RTA_DST, network.network_address.packed) if network.prefixlen else b""
+    body += netlink.u32(_RTA_OIF, ifindex) + netlink.u32(_RTA_TABLE, table)
     if gateway is not None:
-        spec["gateway"] = str(gateway)
-    else:
-        spec["scope"] = "link"
-    return spec
+        body += netlink.attribute(_RTA_GATEWAY, gateway.packed)
+    if priority:
+        body += netlink.u32(_RTA_PRIORITY, priority)
+    if metrics:
+        body += netlink.nested(_RTA_METRICS, *(netlink.u32(_METRICS[name], value) for name, value in metrics.items()))
+    return body
 
 
-def _wanted(message: Any) -> bool:
-    table = message.get_attr("RTA_TABLE") or message["table"]
-    return bool(table == _MAIN_TABLE and message["type"] == _UNICAST)
-
-
-def _route(message: Any) -> Route:
-    anywhere = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"
-    gateway = message.get_attr("RTA_GATEWAY")
+def _route(body: bytes) -> Route | None:
+    """The route of one message; None when it is not a unicast route of the main table."""
+    family, prefixlen, _, _, table, protocol, _, kind, flags = _HEADER.unpack_from(body)
+    found = netlink.attributes(body, _HEADER.size)
+    if (netlink.number(found, _RTA_TABLE) or table) != _MAIN_TABLE or kind != _UNICAST or flags & _CLONED:
+        return None
+    network = IPv6Network if family == socket.AF_INET6 else IPv4Network
+    packed = found.get(_RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
+    gateway = found.get(_RTA_GATEWAY)
     return Route(
-        network=ip_network(f"{message.get_attr('RTA_DST') or anywhere}/{message['dst_len']}"),
+        network=network((packed, prefixlen)),
         gateway=ip_address(gateway) if gateway else None,
-        ifindex=message.get_attr("RTA_OIF") or 0,
-        protocol=message["proto"],
-        metric=message.get_attr("RTA_PRIORITY") or 0,
+        ifindex=netlink.number(found, _RTA_OIF),
+        protocol=protocol,
+        metric=netlink.number(found, _RTA_PRIORITY),
     )

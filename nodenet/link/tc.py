@@ -7,23 +7,27 @@ Filters outlive the process.
 from __future__ import annotations
 
 import errno
+import socket
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
-from pyroute2.netlink.rtnl.tcmsg import sched_bpf
-
+from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
+from nodenet.link.netlink import RefusedError, Request
 
 _HANDLE = 1
 _PRIORITY = 1
-_ETH_P_ALL = 0x0003
-_CLSACT = 0xFFFF0000
-
-# pyroute2 0.9 knows the attributes up to TCA_BPF_FLAGS; the kernel also tells these (linux/pkt_cls.h, in this order).
-_LATER = (("TCA_BPF_FLAGS_GEN", "uint32"), ("TCA_BPF_TAG", "hex"), ("TCA_BPF_ID", "uint32"))
-if len(sched_bpf.options.nla_map) == 9:
-    sched_bpf.options.nla_map = (*sched_bpf.options.nla_map, *_LATER)
+_ETH_P_ALL = socket.htons(0x0003)
+_CLSACT, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
+# rtnetlink(7), linux/pkt_sched.h, linux/pkt_cls.h
+_NEWQDISC, _DELQDISC = 36, 37
+_NEWFILTER, _DELFILTER, _GETFILTER = 44, 45, 46
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_BPF_CLASSID, _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_TAG, _BPF_ID = 3, 6, 7, 8, 10, 11
+_DIRECT_ACTION = 1
+_HEADER = struct.Struct("=BxxxiIII")
 
 
 class Hook(IntEnum):
@@ -46,27 +50,55 @@ class Attached:
     priority: int
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A loaded sched_cls program for one side of an interface; the filter carries `name`."""
+
+    hook: Hook
+    fd: int
+    name: str
+
+
 def attach(link: Link, ifindex: int, hook: Hook, prog_fd: int, name: str) -> None:
     """Attach a loaded sched_cls program, in place of the one we had there. LinkError names the interface's index."""
+    attach_all(link, ifindex, [Program(hook, prog_fd, name)])
+
+
+def attach_all(link: Link, ifindex: int, programs: Sequence[Program]) -> None:
+    """Attach programs in one system call, each in place of the one we had there. LinkError names what failed."""
+    clsact = _header(ifindex, _CLSACT, _CLSACT_PARENT) + netlink.text(_TCA_KIND, "clsact")
+    requests = [Request(_NEWQDISC, clsact, netlink.CREATE | netlink.EXCL)]
+    requests += [_filter(ifindex, program) for program in programs]
     try:
-        with refusing(f"cannot add clsact to interface {ifindex}"):
-            link.ip.tc("add", "clsact", ifindex)
-    except LinkError as error:
-        if error.code != errno.EEXIST:
-            raise
-    with refusing(f"cannot attach program {name} to {hook.name.lower()} of interface {ifindex}"):
-        link.ip.tc(
-            "replace-filter",
-            "bpf",
-            ifindex,
-            handle=_HANDLE,
-            fd=prog_fd,
-            name=name,
-            parent=hook.value,
-            prio=_PRIORITY,
-            classid=1,
-            direct_action=True,
-        )
+        link.kernel.run(*requests)
+    except RefusedError as error:
+        if error.index == 0 and error.code == errno.EEXIST:
+            # It was there, and the filters have been tried all the same: were they all right?
+            _attach_filters(link, ifindex, programs)
+            return
+        doing = f"cannot add clsact to interface {ifindex}"
+        if error.index:
+            program = programs[error.index - 1]
+            doing = f"cannot attach program {program.name} to {program.hook.name.lower()} of interface {ifindex}"
+        raise LinkError(doing, error.code, error.text) from error
+
+
+def _attach_filters(link: Link, ifindex: int, programs: Sequence[Program]) -> None:
+    for program in programs:
+        with refusing(f"cannot attach program {program.name} to {program.hook.name.lower()} of interface {ifindex}"):
+            link.kernel.run(_filter(ifindex, program))
+
+
+def _filter(ifindex: int, program: Program) -> Request:
+    options = netlink.nested(
+        _TCA_OPTIONS,
+        netlink.u32(_BPF_FD, program.fd),
+        netlink.text(_BPF_NAME, program.name),
+        netlink.u32(_BPF_CLASSID, 1),
+        netlink.u32(_BPF_FLAGS, _DIRECT_ACTION),
+    )
+    header = _header(ifindex, _HANDLE, program.hook, _PRIORITY << 16 | _ETH_P_ALL)
+    return Request(_NEWFILTER, header + netlink.text(_TCA_KIND, "bpf") + options, netlink.CREATE)
 
 
 def attached(link: Link, ifindex: int) -> list[Attached]:
@@ -75,13 +107,13 @@ def attached(link: Link, ifindex: int) -> list[Attached]:
     for hook in Hook:
         try:
             with refusing(f"cannot list filters of interface {ifindex}"):
-                messages = link.ip.get_filters(index=ifindex, parent=hook.value)
+                bodies = link.kernel.dump(_GETFILTER, _header(ifindex, 0, hook))
         except LinkError as error:
             # ENODEV: no such interface. EINVAL: no clsact on it.
             if error.code in (errno.ENODEV, errno.EINVAL):
                 return []
             raise
-        found += [_attached(hook, message) for message in messages if _is_filter(message)]
+        found += [entry for body in bodies if (entry := _attached(hook, body)) is not None]
     return found
 
 
@@ -90,31 +122,31 @@ def detach(link: Link, ifindex: int, hook: Hook, name: str) -> bool:
     ours = [entry for entry in attached(link, ifindex) if entry.hook == hook and entry.name == name]
     for entry in ours:
         with refusing(f"cannot detach program {name} from {hook.name.lower()} of interface {ifindex}"):
-            link.ip.tc(
-                "del-filter",
-                "bpf",
-                ifindex,
-                handle=entry.handle,
-                parent=hook.value,
-                info=entry.priority << 16 | _ETH_P_ALL << 8,
-            )
+            header = _header(ifindex, entry.handle, hook, entry.priority << 16 | _ETH_P_ALL)
+            link.kernel.run(Request(_DELFILTER, header + netlink.text(_TCA_KIND, "bpf")))
     if ours and not attached(link, ifindex):
         with refusing(f"cannot remove clsact of interface {ifindex}"):
-            link.ip.tc("del", "clsact", ifindex)
+            link.kernel.run(Request(_DELQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT)))
     return bool(ours)
 
 
-def _is_filter(message: Any) -> bool:
-    return bool(message.get_attr("TCA_KIND") == "bpf" and message["handle"])
+def _header(ifindex: int, handle: int, parent: int, info: int = 0) -> bytes:
+    """struct tcmsg. `info` of a filter is its priority, and in the lower half the protocol in network order."""
+    return _HEADER.pack(socket.AF_UNSPEC, ifindex, handle, parent, info)
 
 
-def _attached(hook: Hook, message: Any) -> Attached:
-    options = message.get_attr("TCA_OPTIONS")
+def _attached(hook: Hook, body: bytes) -> Attached | None:
+    """The filter of one message; None when it is another kind's, or tells of a priority as a whole."""
+    _, _, handle, _, info = _HEADER.unpack_from(body)
+    found = netlink.attributes(body, _HEADER.size)
+    if netlink.string(found, _TCA_KIND) != "bpf" or not handle:
+        return None
+    options = netlink.attributes(found.get(_TCA_OPTIONS, b""))
     return Attached(
         hook=hook,
-        name=options.get_attr("TCA_BPF_NAME") or "",
-        program_id=options.get_attr("TCA_BPF_ID") or 0,
-        tag=(options.get_attr("TCA_BPF_TAG") or "").replace(":", ""),
-        handle=message["handle"],
-        priority=message["info"] >> 16,
+        name=netlink.string(options, _BPF_NAME),
+        program_id=netlink.number(options, _BPF_ID),
+        tag=options.get(_BPF_TAG, b"").hex(),
+        handle=handle,
+        priority=info >> 16,
     )

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from nodenet.link.handle import Interface, Link, refusing
+from nodenet.link import netlink
+from nodenet.link.handle import (
+    IFLA_LINKINFO,
+    INFO_DATA,
+    INFO_KIND,
+    NEWLINK,
+    Interface,
+    Link,
+    encode,
+    link_header,
+    refusing,
+)
+from nodenet.link.netlink import Request
+
+# linux/veth.h: the other end's header and attributes.
+_VETH_INFO_PEER = 1
 
 
 def create(
@@ -12,13 +27,13 @@ def create(
 
     Both ends are down. Raises LinkError with EEXIST when either name is taken; `mtu` 0 is the kernel's default.
     """
-    peer: dict[str, object] = {"ifname": peer_name, "net_ns_fd": peer_netns}
-    mine: dict[str, object] = {"ifname": name}
-    for end, address in ((mine, mac), (peer, peer_mac)):
-        if address:
-            end["address"] = address
-        if mtu:
-            end["mtu"] = mtu
+    peer = link_header(0) + encode(ifname=peer_name, net_ns_fd=peer_netns, address=peer_mac, mtu=mtu)
+    info = netlink.nested(
+        IFLA_LINKINFO,
+        netlink.text(INFO_KIND, "veth"),
+        netlink.nested(INFO_DATA, netlink.attribute(_VETH_INFO_PEER | netlink.NESTED, peer)),
+    )
     with refusing(f"cannot create veth pair {name} - {peer_name}"):
-        link.ip.link("add", kind="veth", peer=peer, **mine)
+        body = link_header(0) + encode(ifname=name, address=mac, mtu=mtu) + info
+        link.kernel.run(Request(NEWLINK, body, netlink.CREATE | netlink.EXCL))
     return link.require(name)

@@ -1,0 +1,330 @@
+"""Packet filter rules of our own, spoken to nf_tables directly: no `nft` or `iptables` program is needed on a node.
+
+Two things are made here, each a table that goes away as one, so that nothing of anybody else's is ever read or changed:
+
+    table ip|ip6 nodenet-masq-<network>-<subnet>   ipMasq: the addresses whose packets leave the subnet masqueraded
+    table netdev nodenet-mac-<interface>           macspoofchk: a veth's frames with another source MAC are dropped
+
+Every change is one transaction of the kernel: all of it or none. Numbers are those of linux/netfilter/nf_tables.h and
+linux/netfilter/nfnetlink.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+from nodenet.link.handle import LinkError
+from nodenet.link.netlink import attribute, nested, text
+from nodenet.model import IPAddress, IPNetwork
+
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_REQUEST, _ACK, _DUMP, _CREATE, _EXCL, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x200, 0x800
+_ERROR, _DONE = 2, 3
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET = 0, 1, 2, 3, 6, 8, 9
+_NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 12, 13, 14, 16
+_IP, _IP6, _NETDEV = 2, 10, 5
+_POSTROUTING, _SRCNAT, _INGRESS, _BEFORE_ALL = 4, 100, 0, -500
+_ACCEPT, _DROP = 1, 0
+# Seconds. The kernel answers at once; this is for one that never does.
+_PATIENCE = 10.0
+# How often a change is tried anew because somebody else's came between reading and writing.
+_TRIES = 50
+_SET, _CHAIN = "pods", "rules"
+
+
+def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
+    """Packets of `address` to anywhere but its subnet and multicast leave with the node's address. Idempotent."""
+    table, family = _masq_table(network, subnet), _family(subnet)
+    with _Nft() as nft:
+        try:
+            nft.change([_element(_NEWSETELEM, family, table, address)])
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise _refused(f"cannot masquerade {address}", error) from error
+            try:
+                nft.change([*_masq_rules(family, table, subnet), _element(_NEWSETELEM, family, table, address)])
+            except OSError as second:
+                raise _refused(f"cannot make table {table}", second) from second
+
+
+def unmasquerade(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
+    """Take an address out, and the whole table when it was the last one. False when it was not in. Idempotent."""
+    table, family = _masq_table(network, subnet), _family(subnet)
+    with _Nft() as nft:
+        try:
+            nft.change([_element(_DELSETELEM, family, table, address)])
+            was = True
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise _refused(f"cannot end the masquerading of {address}", error) from error
+            was = False
+        _drop_empty(nft, family, table)
+    return was
+
+
+def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
+    """Whether `masquerade` holds for the address."""
+    table, family = _masq_table(network, subnet), _family(subnet)
+    with _Nft() as nft:
+        body = text(1, table) + text(2, _SET) + nested(3, nested(1, nested(1, attribute(1, address.packed))))
+        try:
+            return bool(nft.ask(_GETSETELEM, family, body))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise _refused(f"cannot read table {table}", error) from error
+
+
+def check_source_mac(ifname: str, mac: str) -> None:
+    """Frames that arrive by the interface with another source MAC are dropped. Replaces what was said of it before."""
+    table = _mac_table(ifname)
+    hook = nested(4, _be32(1, _INGRESS), _be32(2, _BEFORE_ALL), text(3, ifname))
+    chain = text(1, table) + text(3, _CHAIN) + hook + _be32(5, _ACCEPT) + text(7, "filter")
+    expressions = [
+        _payload(base=0, offset=6, length=6),
+        _compare(bytes.fromhex(mac.replace(":", "")), equal=False),
+        _verdict(_DROP),
+    ]
+    with _Nft() as nft:
+        try:
+            nft.change(
+                [
+                    (_NEWTABLE, _NETDEV, _CREATE, text(1, table)),
+                    (_DELTABLE, _NETDEV, 0, text(1, table)),
+                    (_NEWTABLE, _NETDEV, _CREATE, text(1, table)),
+                    (_NEWCHAIN, _NETDEV, _CREATE, chain),
+                    _rule(_NETDEV, table, expressions),
+                ]
+            )
+        except OSError as error:
+            raise _refused(f"cannot check source addresses of {ifname}", error) from error
+
+
+def uncheck_source_mac(ifname: str) -> bool:
+    """End the check; False when there was none."""
+    with _Nft() as nft:
+        try:
+            nft.change([(_DELTABLE, _NETDEV, 0, text(1, _mac_table(ifname)))])
+        except OSError as error:
+            # EOPNOTSUPP: a kernel without nf_tables has no such table either.
+            if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
+                return False
+            raise _refused(f"cannot end the check of {ifname}", error) from error
+    return True
+
+
+def checks_source_mac(ifname: str) -> bool:
+    """Whether `check_source_mac` holds for the interface."""
+    with _Nft() as nft:
+        try:
+            return bool(nft.ask(_GETTABLE, _NETDEV, text(1, _mac_table(ifname))))
+        except OSError:
+            return False
+
+
+class _Nft:
+    """A socket to nf_tables in the calling thread's network namespace."""
+
+    def __init__(self) -> None:
+        try:
+            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise LinkError("cannot reach nf_tables: the kernel has no nfnetlink", error.errno or 0) from error
+        self._sock.settimeout(_PATIENCE)
+        self._sequence = 0
+
+    def __enter__(self) -> _Nft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def change(self, messages: list[tuple[int, int, int, bytes]], generation: int | None = None) -> None:
+        """One transaction of (type, family, flags, attributes). Raises OSError with the kernel's errno; ERESTART when
+        `generation` is not the ruleset's any more."""
+        guard = _be32(1, generation) if generation is not None else b""
+        first = self._sequence + 1
+        packets = [self._message(_BATCH_BEGIN, _REQUEST, _header(0, _SUBSYSTEM) + guard)]
+        for kind, family, flags, body in messages:
+            last = len(packets) == len(messages)
+            ack = _ACK if last else 0
+            packets.append(self._message(_SUBSYSTEM << 8 | kind, _REQUEST | ack | flags, _header(family) + body))
+        expected = self._sequence
+        packets.append(self._message(_BATCH_END, _REQUEST, _header(0, _SUBSYSTEM)))
+        self._sock.send(b"".join(packets))
+        failed = 0
+        while True:
+            for kind, sequence, body in self._receive():
+                if sequence < first or kind != _ERROR:
+                    continue
+                failed = failed or -struct.unpack_from("=i", body)[0]
+                if sequence in (first, expected):
+                    if failed:
+                        raise OSError(failed, os.strerror(failed))
+                    return
+
+    def ask(self, kind: int, family: int, body: bytes, dump: bool = False) -> list[bytes]:
+        """Bodies that answer a question; of a dump the first packet alone. Raises OSError with the kernel's errno."""
+        flags = _REQUEST | (_DUMP if dump else _ACK)
+        packet = self._message(_SUBSYSTEM << 8 | kind, flags, _header(family) + body)
+        expected = self._sequence
+        self._sock.send(packet)
+        found: list[bytes] = []
+        while True:
+            for answer, sequence, content in self._receive():
+                if sequence != expected:
+                    continue
+                if answer in (_ERROR, _DONE):
+                    code = -struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return found
+                found.append(content)
+            if dump and found:
+                return found
+
+    def generation(self) -> int:
+        """The number of the ruleset's last change, of whomever it was."""
+        (answer,) = self.ask(_GETGEN, 0, b"")[:1]
+        return int(struct.unpack_from(">I", answer, 8)[0])
+
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return struct.pack("=IHHII", len(body) + 16, kind, flags, self._sequence, 0) + body
+
+    def _receive(self) -> list[tuple[int, int, bytes]]:
+        data = self._sock.recv(1 << 16)
+        found, offset = [], 0
+        while offset + 16 <= len(data):
+            length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, offset)
+            found.append((kind, sequence, data[offset + 16 : offset + length]))
+            offset += max(16, (length + 3) & ~3)
+        return found
+
+
+def _drop_empty(nft: _Nft, family: int, table: str) -> None:
+    """Remove a masquerading table without addresses, unless somebody puts one in at this moment."""
+    for _ in range(_TRIES):
+        try:
+            generation = nft.generation()
+            bodies = nft.ask(_GETSETELEM, family, text(1, table) + text(2, _SET), dump=True)
+            if any(_has_elements(body) for body in bodies):
+                return
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise _refused(f"cannot read table {table}", error) from error
+        try:
+            # A new socket's worth of answers may still be under way after a cut-off dump: this one had none left.
+            nft.change([(_DELTABLE, family, 0, text(1, table))], generation)
+            return
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            if error.errno != _ERESTART:
+                raise _refused(f"cannot remove table {table}", error) from error
+    raise LinkError(f"cannot remove table {table}: the ruleset changes all the time", errno.EAGAIN)
+
+
+_ERESTART = 85
+
+
+def _has_elements(body: bytes) -> bool:
+    """Whether an answer to GETSETELEM (after nfgenmsg) holds NFTA_SET_ELEM_LIST_ELEMENTS."""
+    offset = 4
+    while offset + 4 <= len(body):
+        length, kind = struct.unpack_from("=HH", body, offset)
+        if kind & 0x3FFF == 3 and length > 4:
+            return True
+        offset += max(4, (length + 3) & ~3)
+    return False
+
+
+def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[tuple[int, int, int, bytes]]:
+    """The table with its set and its chain. The chain is emptied first: two who do this at once end with one rule."""
+    size = subnet.max_prefixlen // 8
+    source, destination = (12, 16) if size == 4 else (8, 24)
+    made = text(1, table) + text(2, _SET) + _be32(3, 0) + _be32(4, 7 if size == 4 else 8) + _be32(5, size)
+    hook = nested(4, _be32(1, _POSTROUTING), _be32(2, _SRCNAT))
+    chain = text(1, table) + text(3, _CHAIN) + hook + _be32(5, _ACCEPT) + text(7, "nat")
+    multicast = b"\xf0" + bytes(3) if size == 4 else b"\xff" + bytes(15)
+    group = b"\xe0" + bytes(3) if size == 4 else multicast
+    expressions = [
+        _payload(base=1, offset=source, length=size),
+        _expression("lookup", text(1, _SET) + _be32(2, 1)),
+        _payload(base=1, offset=destination, length=size),
+        _mask(subnet.netmask.packed),
+        _compare(subnet.network_address.packed, equal=False),
+        _payload(base=1, offset=destination, length=size),
+        _mask(multicast),
+        _compare(group, equal=False),
+        _expression("counter", b""),
+        _expression("masq", b""),
+    ]
+    return [
+        (_NEWTABLE, family, _CREATE, text(1, table)),
+        (_NEWSET, family, _CREATE, made + _be32(10, 1)),
+        (_NEWCHAIN, family, _CREATE, chain),
+        (_DELRULE, family, 0, text(1, table) + text(2, _CHAIN)),
+        _rule(family, table, expressions),
+    ]
+
+
+def _masq_table(network: str, subnet: IPNetwork) -> str:
+    # nft takes letters, digits, '/', '\\', '_', '.' and '-' in a name, but no colon.
+    return f"nodenet-masq-{network[:150]}-{str(subnet).replace(':', '_')}"
+
+
+def _mac_table(ifname: str) -> str:
+    return f"nodenet-mac-{ifname}"
+
+
+def _family(subnet: IPNetwork) -> int:
+    return _IP if subnet.version == 4 else _IP6
+
+
+def _element(kind: int, family: int, table: str, address: IPAddress) -> tuple[int, int, int, bytes]:
+    key = nested(1, nested(1, attribute(1, address.packed)))
+    return kind, family, _CREATE if kind == _NEWSETELEM else 0, text(1, table) + text(2, _SET) + nested(3, key)
+
+
+def _rule(family: int, table: str, expressions: list[bytes]) -> tuple[int, int, int, bytes]:
+    return _NEWRULE, family, _CREATE | _APPEND, text(1, table) + text(2, _CHAIN) + nested(4, *expressions)
+
+
+def _expression(name: str, body: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, body))
+
+
+def _payload(base: int, offset: int, length: int) -> bytes:
+    return _expression("payload", _be32(1, 1) + _be32(2, base) + _be32(3, offset) + _be32(4, length))
+
+
+def _mask(mask: bytes) -> bytes:
+    values = nested(4, attribute(1, mask)) + nested(5, attribute(1, bytes(len(mask))))
+    return _expression("bitwise", _be32(1, 1) + _be32(2, 1) + _be32(3, len(mask)) + values)
+
+
+def _compare(value: bytes, equal: bool) -> bytes:
+    return _expression("cmp", _be32(1, 1) + _be32(2, 0 if equal else 1) + nested(3, attribute(1, value)))
+
+
+def _verdict(code: int) -> bytes:
+    return _expression("immediate", _be32(1, 0) + nested(2, nested(2, _be32(1, code))))
+
+
+def _be32(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack(">I", value & 0xFFFFFFFF))
+
+
+def _header(family: int, resource: int = 0) -> bytes:
+    return struct.pack(">BBH", family, 0, resource)
+
+
+def _refused(doing: str, error: OSError) -> LinkError:
+    return LinkError(doing, error.errno or errno.EIO)
