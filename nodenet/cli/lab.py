@@ -89,7 +89,7 @@ def _summary(client: LabClient, seconds: float) -> None:
     click.echo(f"lab {client.lab} is up after {seconds:.1f} s: " + ", ".join(_plural(*count) for count in counts))
     click.echo(f"  nodenet lab get pods -A -o wide{option}")
     click.echo(f"  nodenet lab probe --matrix{option}")
-    click.echo(f"  nodenet observe --follow --lab {client.lab} --node {client.plan.nodes[0].name}")
+    click.echo(f"  nodenet observe --follow --lab {client.lab}")
     click.echo(f"  export KUBECONFIG=$(nodenet lab kubeconfig{option})")
     click.echo(f"  nodenet lab down{option}")
 

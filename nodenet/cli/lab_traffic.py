@@ -145,6 +145,7 @@ def _one(
         timeout=timeout,
         attempts=2,
     )
+    goal = goals.answered(objects, goal, outcome.answer)
     explained = None
     if not goal.note:
         explained = verdict.explanation(objects, start, goal.pod or goal.backend, goal.backend_port)

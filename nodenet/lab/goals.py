@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -46,6 +46,17 @@ def resolve(objects: Sequence[Object], start: Object, target: str, port: Port | 
     if port is None:
         raise BadInputError(f"{target}: which port?", "say it with --port")
     return Goal(target, address, port, address, port)
+
+
+def answered(objects: Sequence[Object], service_goal: Goal, name: str | None) -> Goal:
+    """A Service's goal again, now that the pod `name` has answered and not the first endpoint."""
+    here = service_goal.pod["metadata"]["namespace"] if service_goal.pod else ""
+    for pod in of_kind(objects, "Pod"):
+        if (pod["metadata"]["namespace"], pod["metadata"]["name"]) == (here, name):
+            version = ip_address(service_goal.backend).version
+            own = next((a for a in pods.addresses(pod) if ip_address(a).version == version), service_goal.backend)
+            return replace(service_goal, pod=pod, backend=own)
+    return service_goal
 
 
 def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
