@@ -1,7 +1,7 @@
 """Network namespaces by name or path: create, delete, and do something inside one.
 
 Names live in /run/netns as bind mounts of the namespace, exactly as `ip netns` keeps them, so both see the same
-ones. Everything here is synchronous and needs CAP_SYS_ADMIN. Python 3.11 has no os.setns, so libc is called.
+ones. Everything here is synchronous and needs CAP_SYS_ADMIN.
 
 A namespace belongs to a thread, not to a process: code runs inside one in a thread of its own, which ends
 afterwards. A thread that could not come back would poison everything that runs in it later.
@@ -9,18 +9,21 @@ afterwards. A thread that could not come back would poison everything that runs 
 
 from __future__ import annotations
 
-import ctypes
+import _thread
 import errno
 import fcntl
 import os
 import socket
 import struct
-import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from nodenet.link import libc
+
+if TYPE_CHECKING:
+    import subprocess
 
 NETNS_DIR = Path("/run/netns")
 # A name, a path, or an open file descriptor of a namespace.
@@ -32,7 +35,6 @@ _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_libc = ctypes.CDLL(None, use_errno=True)
 _SELF = "/proc/thread-self/ns/net"
 
 
@@ -87,8 +89,9 @@ def delete(name: str | Path) -> bool:
     """Remove a named namespace; False when there was none. The kernel ends it when its last process is gone too."""
     path = path_of(name)
     # EINVAL: not a mount point, for example a file left by a crash.
-    if _libc.umount2(os.fsencode(path), _MNT_DETACH) != 0 and ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    code = libc.umount2(os.fsencode(path), _MNT_DETACH)
+    if code not in (0, errno.EINVAL, errno.ENOENT):
+        raise OSError(code, os.strerror(code), str(path))
     try:
         path.unlink()
     except FileNotFoundError:
@@ -130,11 +133,15 @@ def open_socket(target: Target | None, family: int, kind: int, protocol: int = 0
 def popen(target: Target, argv: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
     """subprocess.Popen inside the namespace, without a helper program or preexec_fn: the child inherits the namespace
     of the thread that forks it. /sys is not remounted, /proc/sys/net is the namespace's own."""
+    import subprocess
+
     return call(target, lambda: subprocess.Popen(argv, **options))
 
 
 def run(target: Target, argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[Any]:
     """subprocess.run inside the namespace."""
+    import subprocess
+
     check = options.pop("check", False)
     return call(target, lambda: subprocess.run(argv, check=check, **options))
 
@@ -147,32 +154,36 @@ def exec_prefix(target: str | Path) -> list[str]:
 def enter(target: Target) -> None:
     """Move the calling thread into a namespace for good. Raises OSError (EINVAL: the file is no namespace)."""
     with opened(target) as fd:
-        if _libc.setns(fd, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+        if code := libc.setns(fd, _CLONE_NEWNET):
+            raise OSError(code, os.strerror(code), str(target))
 
 
 def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Run in a thread that is thrown away: it may change its namespace."""
     results: list[_T] = []
     errors: list[BaseException] = []
+    over = _thread.allocate_lock()
 
     def body() -> None:
         try:
             results.append(function(*args, **kwargs))
         except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
             errors.append(error)
+        finally:
+            over.release()
 
-    thread = threading.Thread(target=body, name="netns", daemon=True)
-    thread.start()
-    thread.join()
+    # Not threading.Thread: importing it costs a process that wires one pod 3 ms, and nobody needs to see this one.
+    over.acquire()
+    _thread.start_new_thread(body, ())
+    over.acquire()
     if errors:
         raise errors[0]
     return results[0]
 
 
 def _unshare_and_bind(path: Path, loopback: bool) -> None:
-    if _libc.unshare(_CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), f"cannot make a network namespace: {os.strerror(ctypes.get_errno())}")
+    if code := libc.unshare(_CLONE_NEWNET):
+        raise OSError(code, f"cannot make a network namespace: {os.strerror(code)}")
     if loopback:
         _loopback_up()
     _mount(_SELF, path, _MS_BIND)
@@ -194,9 +205,9 @@ def _prepare_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if _libc.mount(b"", os.fsencode(folder), b"none", _MS_SHARED | _MS_REC, None) != 0:
-            if ctypes.get_errno() != errno.EINVAL:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+        if code := libc.mount(b"", os.fsencode(folder), _MS_SHARED | _MS_REC):
+            if code != errno.EINVAL:
+                raise OSError(code, os.strerror(code), str(folder))
             _mount(folder, folder, _MS_BIND | _MS_REC)
             _mount("", folder, _MS_SHARED | _MS_REC)
     finally:
@@ -204,5 +215,5 @@ def _prepare_folder(folder: Path) -> None:
 
 
 def _mount(source: str | Path, target: Path, flags: int) -> None:
-    if _libc.mount(os.fsencode(source), os.fsencode(target), b"none", flags, None) != 0:
-        raise OSError(ctypes.get_errno(), f"cannot mount: {os.strerror(ctypes.get_errno())}", str(target))
+    if code := libc.mount(os.fsencode(source), os.fsencode(target), flags):
+        raise OSError(code, f"cannot mount: {os.strerror(code)}", str(target))

@@ -1,0 +1,51 @@
+"""System calls that Python 3.11 has no function for. Each gives 0 or the errno.
+
+The self-contained plugin (nodenet/cni/bundle.py) has them built in as `_nodenet`; elsewhere ctypes calls libc, which is
+loaded at the first call.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+try:
+    import _nodenet as _builtin  # type: ignore[import-not-found]
+except ImportError:
+    _builtin = None
+
+
+def setns(fd: int, kind: int) -> int:
+    """setns(2): move the calling thread into a namespace."""
+    return _call("setns", fd, kind)
+
+
+def unshare(flags: int) -> int:
+    """unshare(2), for the calling thread."""
+    return _call("unshare", flags)
+
+
+def mount(source: bytes, target: bytes, flags: int) -> int:
+    """mount(2), for bind mounts and changes of propagation."""
+    return _call("mount", source, target, b"none", flags, None)
+
+
+def umount2(target: bytes, flags: int) -> int:
+    """umount2(2)."""
+    return _call("umount2", target, flags)
+
+
+def _call(name: str, *args: object) -> int:
+    if _builtin is not None and name == "setns":
+        code: int = _builtin.setns(*args)
+        return code
+    import ctypes
+
+    return 0 if getattr(_libc(), name)(*args) == 0 else ctypes.get_errno()
+
+
+@cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
