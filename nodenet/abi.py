@@ -174,7 +174,7 @@ class LpmKey(NamedTuple):
 
 
 class U32(NamedTuple):
-    """A value of one __u32: nn_ipcache_entry, nn_cidr_entry, nn_policy_entry, nn_sock_revnat_entry; keys of backends and revnat."""
+    """One __u32: nn_ipcache_entry, nn_cidr_entry, nn_policy_entry, nn_sock_revnat_entry; keys of backend and revnat."""
 
     value: int
 
