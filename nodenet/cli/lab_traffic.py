@@ -27,9 +27,11 @@ Object = Mapping[str, Any]
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("exec", context_settings={"allow_interspersed_args": False})
 @name_option
 @namespace_option
+@click.option("-i", "--stdin", is_flag=True, hidden=True, expose_value=False, help="As kubectl's; always so here.")
+@click.option("-t", "--tty", is_flag=True, hidden=True, expose_value=False, help="As kubectl's; always so here.")
 @click.argument("pod")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def exec_(name: str, namespace: str, pod: str, command: Sequence[str]) -> None:
@@ -60,6 +62,8 @@ def _options_after_pod(words: list[str], namespace: str, name: str) -> tuple[lis
     options = iter(head)
     for word in options:
         key, equals, value = word.partition("=")
+        if key in ("-i", "-t", "-it", "-ti", "--stdin", "--tty"):
+            continue
         if key not in ("-n", "--namespace", "--name"):
             return words, namespace, name
         value = value if equals else next(options, "")
@@ -111,13 +115,18 @@ def probe(
 def _matrix(client: LabClient, ports: str | None, compare: bool, timeout: float, output: Format) -> None:
     from netpolicy.matrix import as_json
     from nodenet.cli import policy_format
+    from nodenet.lab import neighbours, verdict
     from nodenet.lab import probe as probing
-    from nodenet.lab import verdict
 
     asked = None if ports is None else _ports(ports)
     objects = verdict.everything(client)
     pods = [obj for obj in objects if obj["kind"] == "Pod"]
+    overflows = neighbours.overflows()
     cells = probing.matrix(client.lab, pods, asked, timeout=timeout)
+    if neighbours.overflows() > overflows:
+        limit = neighbours.limit()
+        say(f"note: the kernel's neighbour table was full (net.ipv4.neigh.default.gc_thresh3 is {limit}, for all")
+        say("  namespaces together): some connections may look denied that policy allows")
     emit_document(as_json(cells), output, policy_format.grid(cells))
     if compare:
         differing = verdict.differences(verdict.computed(objects, asked), cells)

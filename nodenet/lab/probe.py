@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from netpolicy.matrix import Cell
 from netpolicy.types import Protocol
 from nodenet.errors import CannotRunError
-from nodenet.lab import execute, find, pods, process
+from nodenet.lab import execute, find, neighbours, pods, process
 from nodenet.lab.pods import Port
 from nodenet.lab.sandbox import PYTHON
 
@@ -106,5 +106,10 @@ def matrix(
         name = find.full_name(source)
         return [Cell(name, to, p.number, Protocol(p.protocol), allowed) for (to, p), allowed in merged.items()]
 
+    cells: list[Cell] = []
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return [cell for cells in pool.map(row, ready) for cell in cells]
+        for number, wave in enumerate(neighbours.waves(ready, neighbours.limit())):
+            if number:
+                neighbours.flush(execute.place(lab, pod).netns for pod in ready)
+            cells += [cell for found in pool.map(row, wave) for cell in found]
+    return cells

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nodenet.config import parse
-from nodenet.lab import agents, files, guard, layout, nodes
+from nodenet.lab import agents, files, guard, layout, neighbours, nodes
+from tests.unit.lab_nodes import objects as make
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,19 @@ def test_a_node_tells_its_networks_and_becomes_ready() -> None:
     assert addresses == [("InternalIP", "172.30.0.11"), ("InternalIP", "fd00:172:30::b"), ("Hostname", "node1")]
     assert node["status"]["conditions"][0]["status"] == "False"
     assert nodes.ready_condition(True, "now")["status"] == "True"
+
+
+def test_a_small_matrix_is_one_wave_and_a_large_one_keeps_below_the_limit() -> None:
+    pods = [make.pod(f"p{i}") for i in range(40)]
+    for i, pod in enumerate(pods):
+        pod["spec"]["nodeName"] = f"node{i % 2}"
+    assert list(neighbours.waves(pods[:12], 1024)) == [pods[:12]]
+    found = list(neighbours.waves(pods, 400))
+    assert [pod for wave in found for pod in wave] == pods
+    assert max(len(wave) for wave in found) * 2 * 19 <= 400 * 0.6
+    assert list(neighbours.waves([], 1024)) == []
+
+
+def test_one_pod_with_more_neighbours_than_room_still_gets_its_turn() -> None:
+    pods = [make.pod(f"p{i}") for i in range(5)]
+    assert [len(wave) for wave in neighbours.waves(pods, 2)] == [1] * 5
