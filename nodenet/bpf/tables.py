@@ -39,6 +39,11 @@ class BpfTable:
     def close(self) -> None:
         os.close(self.fd)
 
+    @property
+    def batched(self) -> bool | None:
+        """Whether the kernel reads this type of map in batches; None: nothing was read yet."""
+        return self._batches
+
     def raw(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry as bytes, each key once. Batches where the kernel has them for this type of map: ten times as
         quick, and the interpreter is free meanwhile."""

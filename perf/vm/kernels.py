@@ -148,7 +148,7 @@ def _arrange(unpacked: Path, release: str) -> Path:
             shutil.copytree(unpacked / place / release, modules, dirs_exist_ok=True, symlinks=True)
     found = [*unpacked.glob("boot/vmlinuz-*"), modules / "vmlinuz"]
     bzimage = next((path for path in found if path.is_file()), None)
-    if bzimage is None or not modules.is_dir():
+    if bzimage is None or not (modules / "modules.builtin").is_file():
         raise CannotRunError(f"the packages of kernel {release} have no image or no modules")
     (ready / "vmlinux").write_bytes(image.vmlinux(bzimage.read_bytes()))
     for config in [*unpacked.glob("boot/config-*"), modules / "config"]:
@@ -195,7 +195,8 @@ class _Apt:
         if not found:
             raise CannotRunError(f"the mirror has no cloud kernel {choice.name} in {choice.suite}")
         release = f"{max(found, key=_order)}-cloud-{_ARCHITECTURE}"
-        split = [f"linux-binary-{release}", f"linux-modules-{release}"]
+        # From 7.2 on the image's package is empty, and these three hold what it had.
+        split = [f"linux-{part}-{release}" for part in ("binary", "modules", "base")]
         return (split if set(split) <= set(known) else [f"linux-image-{release}"]), release
 
     def unpack(self, packages: Sequence[str], target: Path) -> None:

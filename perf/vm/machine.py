@@ -82,8 +82,8 @@ def run_in_vm(
 ) -> VmResult:
     """Boot, run a command (words, or a line for /bin/sh) as root, and give its exit status and output.
 
-    The guest sees this machine's files as they are now under a layer of its own (a tmpfs; /tmp and /run start empty), and
-    has one CPU and no network device. `cwd` is a folder of this machine (default: the current one). `timeout` is in
+    The guest sees this machine's files as they are now under a layer of its own (a tmpfs; /tmp and /run start empty),
+    and has one CPU and no network device. `cwd` is a folder of this machine (default: the current one). `timeout` is in
     seconds of this machine's clock, from the start of QEMU. `stop`, when set from another thread, ends it early.
     `on_line` is called with every line of output as it comes. Raises CannotRunError where it cannot start here and
     VmError when it does not come to its end; a failing command is a status, not an error.

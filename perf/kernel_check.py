@@ -1,0 +1,348 @@
+"""Inside a virtual machine: does this kernel take the datapath, and do Services and policy work? One JSON line.
+
+Run as `python -m perf.kernel_check` by perf/kernels.py. One process does everything, because starting another costs a
+second in there: the real loader, CNI plugin and compiler, called in process; three pods on the bridge; sockets
+opened in their namespaces. The root namespace of the virtual machine is the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+
+from nodenet import abi
+from nodenet.bpf import build, loader, probe
+from nodenet.bpf.ringbuf import EventReader
+from nodenet.bpf.tables import BpfTable
+from nodenet.cni.plugin import Plugin
+from nodenet.cni.request import parse
+from nodenet.compile import LocalNode, compile_once
+from nodenet.errors import NodenetError
+from nodenet.kube.decode import decode
+from nodenet.link import addresses, netns, tc
+from nodenet.link.handle import Link
+from nodenet.model import Endpoint
+from nodenet.reconcile.apply import apply, read
+from nodenet.reconcile.plan import plan
+from nodenet.store import Kind, Op, Store
+from perf.kernel_objects import SERVICE, cni_conf, objects
+from perf.kernel_packets import check_packets
+
+PINS = Path("/sys/fs/bpf/nodenet")
+CGROUP = Path("/sys/fs/cgroup")
+CACHE = Path("/var/cache/nodenet")
+HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS}
+PODS = ("client", "other", "web")
+# Seconds: an answer takes milliseconds here, and a packet that policy drops never comes.
+ANSWER = 5.0
+SILENCE = 0.6
+# Datagrams to the Service that tell which way packets take.
+_TRIPS = 6
+# asm-generic/socket.h (Linux 5.14)
+_SO_NETNS_COOKIE = 71
+
+
+@dataclass(slots=True)
+class Report:
+    """What is told to the host. `checks` is {part: {check: "" or what was wrong}}."""
+
+    release: str = ""
+    missing: list[dict[str, str]] = field(default_factory=list)
+    programs: list[str] = field(default_factory=list)
+    checks: dict[str, dict[str, str]] = field(default_factory=dict)
+    error: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def check(self, part: str, name: str, function: Callable[[], None]) -> None:
+        """Run one check; whatever it raises is its result."""
+        try:
+            function()
+        except (AssertionError, OSError, NodenetError) as error:
+            self.checks.setdefault(part, {})[name] = f"{type(error).__name__}: {error}"
+        else:
+            self.checks.setdefault(part, {})[name] = ""
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 3)
+
+
+class Node:
+    """Three pods on a bridge, and the datapath of one configuration at a time."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.features = probe.features()
+        self.report.missing = [
+            {"feature": f.name, "without": f"{f.purpose}: without it, {f.without}"}
+            for f in self.features
+            if not f.available
+        ]
+        self.link = Link()
+        self.pods: dict[str, Endpoint] = {}
+        self.tables: dict[str, BpfTable] = {}
+        self.events: list[abi.Event] = []
+        self.reader: EventReader | None = None
+
+    def has(self, feature: str) -> bool:
+        return probe.available(self.features, feature)
+
+    def add_pods(self) -> None:
+        """CNI ADD for each, by the plugin itself."""
+        self.link.set("lo", state="up")
+        plugin = Plugin()
+        for name in PODS:
+            namespace = netns.create(name)
+            environment = {
+                "CNI_COMMAND": "ADD",
+                "CNI_CONTAINERID": name,
+                "CNI_NETNS": str(namespace),
+                "CNI_IFNAME": "eth0",
+                "CNI_ARGS": f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}",
+            }
+            self.pods[name] = plugin.add(parse(environment, cni_conf())).endpoint
+        plugin.close()
+
+    def load(self, redirect_peer: bool) -> None:
+        """Programs loaded, attached to the pods and the cgroup, and maps filled from Kubernetes objects."""
+        self.unload()
+        config = loader.DatapathConfig(redirect_peer=redirect_peer, refuse_errno=self.has("helper set_retval"))
+        pins = loader.Pins(PINS)
+        with self.report.timed("load"):
+            loaded = loader.load(build.build_all(CACHE), config, pins)
+        self.report.programs = sorted(loaded.programs)
+        self.programs = loaded.programs
+        self.tables = {name: BpfTable(name, pins.map(name)) for name in abi.MAPS}
+        self.reader = EventReader(pins.map("nn_events"), lambda raw: self.events.append(abi.Event.unpack(raw)))
+        self.fill()
+        for endpoint in self.pods.values():
+            for name, hook in HOOKS.items():
+                tc.attach(self.link, endpoint.host_ifindex, hook, loaded.programs[name], name)
+        loader.attach_cgroup(loaded, CGROUP, pins)
+
+    def fill(self) -> None:
+        """What the agent's loop does with the same objects."""
+        store = Store()
+        for document in objects({name: endpoint.ips for name, endpoint in self.pods.items()}):
+            decoded = decode(Kind(document["kind"]), json.dumps(document).encode())
+            assert decoded.obj is not None
+            store.apply(Op.ADDED, decoded.obj)
+        for endpoint in self.pods.values():
+            store.apply(Op.ADDED, endpoint)
+        own = frozenset(entry.ip for entry in addresses.local(self.link) if not entry.ip.is_loopback)
+        state, _ = compile_once(store.snapshot(), LocalNode("node1", own))
+        held = read(self.tables, [*state.tables, "nn_state"])
+        apply(plan(state.tables, held), self.tables, held, Counter())
+
+    def unload(self) -> None:
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
+        for table in self.tables.values():
+            table.close()
+
+    def drops(self) -> list[abi.Event]:
+        """Drop events since the last call."""
+        assert self.reader is not None
+        while self.reader.consume():
+            pass
+        taken = [event for event in self.events if event.type == abi.EventType.DROP]
+        self.events.clear()
+        return taken
+
+    def address(self, pod: str, version: int) -> str:
+        return str(next(ip for ip in self.pods[pod].ips if ip.version == version))
+
+    def socket(self, pod: str, version: int, kind: int) -> socket.socket:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        made = netns.open_socket(netns.path_of(pod), family, kind)
+        made.settimeout(ANSWER)
+        # The next check may use the port while the last one's connection is in TIME_WAIT.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return made
+
+    def bridged(self) -> int:
+        """Packets that left the bridge towards the web pod: none where they are redirected past it."""
+        name = self.pods["web"].host_ifname
+        return int(Path(f"/sys/class/net/{name}/statistics/tx_packets").read_text())
+
+
+def tcp_through(node: Node, version: int, pod: str = "client") -> None:
+    """A connection to the Service's address, its data both ways, and the peer's address as the client sees it."""
+    with node.socket("web", version, socket.SOCK_STREAM) as server, node.socket(pod, version, socket.SOCK_STREAM) as c:
+        server.bind((node.address("web", version), 8080))
+        server.listen(4)
+        c.connect((SERVICE[version], 80))
+        assert c.getpeername()[:2] == (SERVICE[version], 80), f"getpeername: {c.getpeername()[:2]}"
+        accepted, source = server.accept()
+        with accepted:
+            assert source[0] == node.address(pod, version), f"the server sees {source[0]}"
+            c.sendall(b"ping")
+            assert accepted.recv(8) == b"ping"
+            accepted.sendall(b"pong")
+            assert c.recv(8) == b"pong"
+
+
+def udp_through(node: Node, version: int, pod: str = "client", *, connected: bool = False) -> None:
+    """A datagram to the Service's address and the answer, which comes from the Service's address."""
+    with node.socket("web", version, socket.SOCK_DGRAM) as server, node.socket(pod, version, socket.SOCK_DGRAM) as c:
+        server.bind((node.address("web", version), 8053))
+        if connected:
+            c.connect((SERVICE[version], 53))
+            c.send(b"ping")
+        else:
+            c.sendto(b"ping", (SERVICE[version], 53))
+        data, source = server.recvfrom(8)
+        server.sendto(b"pong", source)
+        data, source = c.recvfrom(8)
+        assert (data, source[:2]) == (b"pong", (SERVICE[version], 53)), f"answer {data!r} from {source[:2]}"
+
+
+def refused(node: Node, version: int) -> None:
+    """A Service without backends: told at once, with the errno that this kernel allows."""
+    expected = errno.ECONNREFUSED if node.has("helper set_retval") else errno.EPERM
+    with node.socket("client", version, socket.SOCK_STREAM) as client:
+        code = client.connect_ex((SERVICE[version], 81))
+    assert code == expected, f"connect: {errno.errorcode.get(code, code)}, not {errno.errorcode[expected]}"
+    (event,) = node.drops()
+    assert -event.reason == abi.DropReason.SERVICE_BACKEND_NOT_FOUND, f"drop reason {event.reason}"
+
+
+def direct(node: Node, version: int) -> None:
+    """Pod to pod without a Service, on the allowed port."""
+    with node.socket("web", version, socket.SOCK_STREAM) as server:
+        server.bind((node.address("web", version), 8080))
+        server.listen(4)
+        with node.socket("client", version, socket.SOCK_STREAM) as client:
+            client.connect((node.address("web", version), 8080))
+
+
+def denied(node: Node, pod: str, version: int, kind: int, port: int) -> None:
+    """Nothing comes through, and the drop is told with its reason and both identities."""
+    node.drops()
+    target = (node.address("web", version), port)
+    with node.socket("web", version, kind) as server, node.socket(pod, version, kind) as client:
+        server.bind(target)
+        server.settimeout(SILENCE)
+        client.settimeout(SILENCE)
+        if kind == socket.SOCK_STREAM:
+            server.listen(4)
+            code = client.connect_ex(target)
+            assert code in (errno.EAGAIN, errno.ETIMEDOUT, errno.EINPROGRESS), f"connect: {errno.errorcode.get(code)}"
+        else:
+            client.sendto(b"ping", target)
+            with contextlib.suppress(TimeoutError):
+                raise AssertionError(f"the datagram arrived: {server.recvfrom(8)!r}")
+    found = [event for event in node.drops() if event.daddr == ip_address(target[0]) and event.dport == port]
+    assert found, "no drop event"
+    assert all(-event.reason == abi.DropReason.POLICY_DENIED for event in found), f"reasons {found}"
+
+
+def other_source(node: Node, version: int) -> None:
+    """A pod may not send with another's address: neither the packet nor the ARP request before it."""
+    node.drops()
+    foreign = node.address("web", version)
+    inside = netns.path_of("client")
+    bits = 32 if version == 4 else 128
+    address = ip_interface(f"{foreign}/{bits}")
+    with Link(inside) as link:
+        index = link.require("eth0").index
+        addresses.add(link, index, address)
+        with node.socket("client", version, socket.SOCK_DGRAM) as client:
+            client.bind((foreign, 0))
+            client.sendto(b"ping", (node.address("other", version), 9))
+        addresses.remove(link, index, address)
+    reasons = {-event.reason for event in node.drops()}
+    assert abi.DropReason.INVALID_SOURCE_IP in reasons, f"drop reasons {reasons}"
+
+
+def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
+    """Services and policy on one of the two same-node paths."""
+    for version in (4, 6):
+        family = f"ipv{version} {path}"
+        report.check("services", f"tcp {family}", partial(tcp_through, node, version))
+        report.check("services", f"udp {family}", partial(udp_through, node, version))
+        report.check("services", f"udp connected {family}", partial(udp_through, node, version, connected=True))
+        report.check("services", f"no backend {family}", partial(refused, node, version))
+        report.check("policy", f"allowed {family}", partial(direct, node, version))
+        for pod, port, kind in (("other", 8080, socket.SOCK_STREAM), ("client", 8443, socket.SOCK_DGRAM)):
+            report.check("policy", f"denied {pod} {port} {family}", partial(denied, node, pod, version, kind, port))
+        report.check("policy", f"other's address {family}", partial(other_source, node, version))
+        report.check("path", family, partial(took_path, node, version, redirect))
+
+
+def took_path(node: Node, version: int, redirect: bool) -> None:
+    """Whether packets cross the bridge. One or two do in any case: neighbour discovery between the pods."""
+    before = node.bridged()
+    for _ in range(_TRIPS):
+        udp_through(node, version)
+    count = node.bridged() - before
+    assert (count < _TRIPS) == redirect, f"{count} packets of {_TRIPS} datagrams crossed the bridge"
+
+
+def differences(node: Node) -> list[dict[str, str]]:
+    """What this kernel lacks, beyond the probed features, and what is different therefore."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            without = "events of Service calls name the calling pod: without it, they do not (kernel 5.14 has it)"
+            found.append({"feature": "socket option SO_NETNS_COOKIE", "without": without})
+    if node.tables["nn_ipcache"].batched is False:
+        without = "the agent reads tries quickly when it starts: without it, entry by entry (kernel 5.14 has it)"
+        found.append({"feature": "batches of map type lpm_trie", "without": without})
+    return found
+
+
+def run(report: Report) -> None:
+    with report.timed("probe"):
+        node = Node(report)
+        probe.require(node.features)
+    with report.timed("pods"):
+        node.add_pods()
+    paths = [("bridge", False)]
+    if node.has("helper redirect_peer"):
+        paths.insert(0, ("redirect_peer", True))
+    for name, redirect in paths:
+        node.load(redirect)
+        if "packets" not in report.checks:
+            with report.timed("packets"):
+                check_packets(node.programs, node.tables, report.check, redirect_peer=redirect)
+            node.fill()
+        with report.timed("end to end"):
+            node.drops()
+            check_path(node, report, name, redirect)
+    report.missing += differences(node)
+
+
+def main() -> int:
+    report = Report(release=os.uname().release)
+    started = time.monotonic()
+    try:
+        run(report)
+    except (OSError, NodenetError, AssertionError) as error:
+        report.error = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    report.seconds["all"] = round(time.monotonic() - started, 3)
+    json.dump(asdict(report), sys.stdout)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

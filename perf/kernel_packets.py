@@ -1,0 +1,134 @@
+"""The tc programs, packet by packet, under BPF_PROG_TEST_RUN: a compact set of what tests/bpf checks, without scapy,
+whose import alone takes seconds in a virtual machine."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from nodenet import abi
+from nodenet.bpf.packet_run import run_packet
+from nodenet.bpf.tables import BpfTable
+from nodenet.model import Direction
+
+Check = Callable[[str, str, Callable[[], None]], None]
+
+# BPF_PROG_TEST_RUN runs on the loopback device; another interface stands for a second local pod.
+_LOOPBACK, _OTHER = 1, 4242
+_TC_OK, _TC_SHOT, _TC_REDIRECT = 0, 2, 7
+_TCP, _UDP, _FRAGMENT = 6, 17, 44
+_SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
+_MACS = bytes.fromhex("0200000000bb0200000000aa")
+_POD, _REMOTE, _LOCAL = 60001, 60002, 60003
+_ADDRESSES = {4: ("10.201.0.1", "10.202.0.2", "10.201.0.3"), 6: ("fd01::1", "fd02::2", "fd01::3")}
+
+
+def frame(source: str, target: str, protocol: int, payload: bytes, identification: int = 0, fragment: int = 0) -> bytes:
+    """An Ethernet frame with an IPv4 or IPv6 packet. `fragment` is IPv4's field of flags and offset. No checksums:
+    the programs do not look at them."""
+    saddr, daddr = ip_address(source), ip_address(target)
+    if saddr.version == 6:
+        head = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
+        return _MACS + b"\x86\xdd" + head + saddr.packed + daddr.packed + payload
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), identification, fragment, 64, protocol, 0)
+    return _MACS + b"\x08\x00" + head + saddr.packed + daddr.packed + payload
+
+
+def tcp(sport: int, dport: int, flags: int = _SYN) -> bytes:
+    return struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 5 << 4, flags, 64240, 0, 0)
+
+
+def udp(sport: int, dport: int) -> bytes:
+    return struct.pack("!HHHH", sport, dport, 8, 0)
+
+
+def arp(sender: str) -> bytes:
+    """A request (RFC 826) from `sender`."""
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + _MACS[6:] + ip_address(sender).packed + bytes(10)
+    return _MACS + b"\x08\x06" + body
+
+
+class _Pods:
+    """One isolated pod on the loopback, one remote peer that it may call on TCP 80, one more local pod."""
+
+    def __init__(self, programs: Mapping[str, int], tables: Mapping[str, BpfTable], version: int) -> None:
+        self.programs, self.tables = programs, tables
+        self.pod, self.remote, self.local = _ADDRESSES[version]
+        both = abi.EndpointFlag.ISOLATED_INGRESS | abi.EndpointFlag.ISOLATED_EGRESS
+        self._endpoint(self.pod, _POD, _LOOPBACK, both)
+        self._endpoint(self.local, _LOCAL, _OTHER, 0)
+        self._identity(self.remote, _REMOTE)
+        key = abi.PolicyKey(abi.POLICY_BITS_PROTOCOL + 16, _POD, _REMOTE, Direction.EGRESS, _TCP, 80)
+        tables["nn_policy"].update(key, abi.U32(7))
+        wide = abi.PolicyKey(abi.POLICY_BITS_DIRECTION, _POD, _LOCAL, Direction.EGRESS, 0, 0)
+        tables["nn_policy"].update(wide, abi.U32(8))
+
+    def _endpoint(self, address: str, identity: int, ifindex: int, flags: int) -> None:
+        entry = abi.EndpointEntry(ifindex, identity, identity & 0xFFFF, flags, "02:00:00:00:00:01")
+        self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
+        self._identity(address, identity)
+
+    def _identity(self, address: str, identity: int) -> None:
+        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.U32(identity))
+
+    def expect(self, program: str, packet: bytes, verdict: int) -> None:
+        got = run_packet(self.programs[program], packet).verdict
+        assert got == verdict, f"{program}: verdict {got}, expected {verdict}"
+
+    def out(self, protocol: int, payload: bytes, verdict: int, **fields: int) -> None:
+        self.expect("endpoint_egress", frame(self.pod, self.remote, protocol, payload, **fields), verdict)
+
+    def back(self, protocol: int, payload: bytes, verdict: int) -> None:
+        self.expect("endpoint_ingress", frame(self.remote, self.pod, protocol, payload), verdict)
+
+
+def check_packets(
+    programs: Mapping[str, int], tables: Mapping[str, BpfTable], check: Check, *, redirect_peer: bool = True
+) -> None:
+    """Fills maps with entries of its own. `redirect_peer`: how the programs were configured."""
+    for version in (4, 6):
+        pods = _Pods(programs, tables, version)
+        for name, function in _cases(pods, version, redirect_peer).items():
+            check("packets", f"{name} ipv{version}", function)
+
+
+def _cases(pods: _Pods, version: int, redirect_peer: bool) -> dict[str, Callable[[], None]]:
+    local = _TC_REDIRECT if redirect_peer else _TC_OK
+
+    def tracked() -> None:
+        pods.out(_TCP, tcp(40000, 80), _TC_OK)
+        pods.back(_TCP, tcp(80, 40000, _SYN_ACK), _TC_OK)
+        pods.out(_TCP, tcp(40000, 80, _ACK), _TC_OK)
+
+    cases: dict[str, Callable[[], None]] = {
+        "allowed and its reply": tracked,
+        "denied port": lambda: pods.out(_TCP, tcp(40000, 81), _TC_SHOT),
+        "denied protocol": lambda: pods.out(_UDP, udp(40000, 80), _TC_SHOT),
+        "denied ingress": lambda: pods.back(_TCP, tcp(40000, 9999), _TC_SHOT),
+        "foreign source": lambda: pods.expect(
+            "endpoint_egress", frame(pods.remote, pods.local, _TCP, tcp(40000, 80)), _TC_SHOT
+        ),
+        "same node": lambda: pods.expect("endpoint_egress", frame(pods.pod, pods.local, _UDP, udp(40000, 53)), local),
+        "not for this pod": lambda: pods.expect(
+            "endpoint_ingress", frame(pods.remote, pods.local, _TCP, tcp(40000, 80)), _TC_SHOT
+        ),
+        "cut short": lambda: pods.out(_TCP, tcp(40000, 80)[:3], _TC_SHOT),
+    }
+    if version == 4:
+        more, last = 0x2000, 0x0002
+        fragments: dict[str, Any] = {
+            "first fragment": lambda: pods.out(_TCP, tcp(40001, 80), _TC_OK, identification=9, fragment=more),
+            "later fragment": lambda: pods.out(_TCP, bytes(16), _TC_OK, identification=9, fragment=last),
+            "unknown fragment": lambda: pods.out(_TCP, bytes(16), _TC_SHOT, identification=10, fragment=last),
+            "arp": lambda: pods.expect("endpoint_egress", arp(pods.pod), _TC_OK),
+            "foreign arp": lambda: pods.expect("endpoint_egress", arp(pods.remote), _TC_SHOT),
+        }
+        return cases | fragments
+    first, later = struct.pack("!BBHI", _TCP, 0, 1, 77), struct.pack("!BBHI", _TCP, 0, 16, 77)
+    return cases | {
+        "first fragment": lambda: pods.out(_FRAGMENT, first + tcp(40001, 80), _TC_OK),
+        "later fragment": lambda: pods.out(_FRAGMENT, later + bytes(16), _TC_OK),
+        "extension header": lambda: pods.out(60, struct.pack("!BB6x", _TCP, 0) + tcp(40002, 80), _TC_OK),
+    }
