@@ -1,28 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The load maker: one request of one byte and its answer, over TCP, timed with CLOCK_MONOTONIC. In C, because Python's
- * own cost per call would hide what is measured.
+/* The load maker, timed with CLOCK_MONOTONIC. In C, because Python's own cost per call would hide what is measured.
  *
- *   crr server PORT                            serve until killed; one connection at a time is enough for one client
+ *   crr server PORT [TAG]                      TCP and UDP until killed; answers a request of one byte with TAG (or with
+ *                                              the byte itself); a first byte 's' makes the connection a sink
  *   crr crr ADDRESS PORT COUNT WARMUP          connect, request, response, close: ns per round, one line each
  *   crr rr ADDRESS PORT COUNT WARMUP           one connection, request and response: ns per round
+ *   crr udp ADDRESS PORT COUNT WARMUP          a fresh UDP socket each: first datagram and its answer, ns per round
+ *   crr stream ADDRESS PORT SLICES MS          one connection that only sends: bytes per second of each slice of MS
+ *   crr until ADDRESS PORT TAG MS              connect again and again; prints "ready" at the first answer, then the
+ *                                              CLOCK_MONOTONIC ns at which TAG answered; fails after MS
+ *   crr flush                                  empty the namespace's conntrack table
+ *   crr cost COMMAND ARG...                    runs it, stdin passed on, stdout thrown away; prints what it took: wall ns,
+ *                                              CPU us (user and system), largest resident KiB, exit status
+ *   crr spin COUNT                             ns of COUNT equal pieces of arithmetic: what the machine itself wavers
  *
- * Both pin themselves to one CPU when CRR_CPU is set: on one core the scheduler's placement is not part of the result.
+ * Environment: CRR_NETNS a namespace file to enter, CRR_CGROUP a cgroup to join, CRR_CPU a CPU to be pinned to (on one
+ * core the scheduler's placement is not part of the result).
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <linux/netlink.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-static void die(const char *what)
+#define UDP_SECONDS 5
+/* Between two attempts of `until`: without it a slow update would fill conntrack with them. */
+#define UNTIL_PAUSE_US 200
+
+static char buffer[128 * 1024];
+
+static void __attribute__((noreturn)) die(const char *what)
 {
 	fprintf(stderr, "crr: %s: %s\n", what, strerror(errno));
 	exit(1);
@@ -49,6 +72,27 @@ static void pin(void)
 		die("sched_setaffinity");
 }
 
+static void enter(void)
+{
+	const char *netns = getenv("CRR_NETNS"), *cgroup = getenv("CRR_CGROUP");
+	char path[4096];
+	int fd;
+
+	if (cgroup) {
+		snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+		fd = open(path, O_WRONLY | O_CLOEXEC);
+		if (fd < 0 || write(fd, "0", 1) != 1)
+			die(path);
+		close(fd);
+	}
+	if (netns) {
+		fd = open(netns, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || setns(fd, CLONE_NEWNET) < 0)
+			die(netns);
+		close(fd);
+	}
+}
+
 static void no_delay(int fd)
 {
 	int one = 1;
@@ -56,18 +100,73 @@ static void no_delay(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
-static void serve(int port)
+static int listener(int type, int port)
 {
 	struct sockaddr_in6 any = { .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = in6addr_any };
-	int fd = socket(AF_INET6, SOCK_STREAM, 0), one = 1, off = 0;
-	char byte;
+	int fd = socket(AF_INET6, type, 0), one = 1, off = 0;
+	char what[64];
 
 	if (fd < 0)
 		die("socket");
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
-	if (bind(fd, (struct sockaddr *)&any, sizeof(any)) < 0 || listen(fd, 128) < 0)
-		die("listen");
+	snprintf(what, sizeof(what), "port %d", port);
+	if (bind(fd, (struct sockaddr *)&any, sizeof(any)) < 0)
+		die(what);
+	if (type == SOCK_STREAM && listen(fd, 128) < 0)
+		die(what);
+	return fd;
+}
+
+/* From the very address that was asked: the pod has several, and the kernel would take the first. */
+static void answer_datagrams(int fd, const char *tag)
+{
+	char byte, control[CMSG_SPACE(sizeof(struct in6_pktinfo))] __attribute__((aligned(8)));
+	struct iovec data = { .iov_base = &byte, .iov_len = 1 };
+	struct sockaddr_in6 peer;
+	int one = 1;
+
+	setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof(one));
+	for (;;) {
+		struct msghdr message = { .msg_name = &peer, .msg_namelen = sizeof(peer), .msg_iov = &data,
+					  .msg_iovlen = 1, .msg_control = control,
+					  .msg_controllen = sizeof(control) };
+
+		if (recvmsg(fd, &message, 0) != 1)
+			continue;
+		if (tag)
+			byte = *tag;
+		sendmsg(fd, &message, 0);
+	}
+}
+
+static void answer_connection(int peer, const char *tag)
+{
+	ssize_t got;
+
+	while ((got = read(peer, buffer, sizeof(buffer))) > 0) {
+		if (buffer[0] == 's') {
+			while (read(peer, buffer, sizeof(buffer)) > 0)
+				;
+			return;
+		}
+		if (write(peer, tag ? tag : buffer, 1) != 1)
+			return;
+	}
+}
+
+static void serve(int port, const char *tag)
+{
+	int fd = listener(SOCK_STREAM, port), datagrams = listener(SOCK_DGRAM, port);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL); /* a benchmark that was killed leaves no server */
+	switch (fork()) {
+	case -1:
+		die("fork");
+	case 0:
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		answer_datagrams(datagrams, tag);
+	}
 	puts("ready");
 	fflush(stdout);
 	for (;;) {
@@ -76,37 +175,41 @@ static void serve(int port)
 		if (peer < 0)
 			die("accept");
 		no_delay(peer);
-		while (read(peer, &byte, 1) == 1)
-			if (write(peer, &byte, 1) != 1)
-				break;
+		answer_connection(peer, tag);
 		close(peer);
 	}
 }
 
-static int dial(const struct addrinfo *target)
+static int dial(const struct addrinfo *target, int type)
 {
-	int fd = socket(target->ai_family, SOCK_STREAM, 0);
+	struct timeval limit = { .tv_sec = UDP_SECONDS };
+	int fd = socket(target->ai_family, type, 0);
 
 	if (fd < 0)
 		die("socket");
 	if (connect(fd, target->ai_addr, target->ai_addrlen) < 0)
 		die("connect");
-	no_delay(fd);
+	if (type == SOCK_STREAM)
+		no_delay(fd);
+	else
+		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	return fd;
 }
 
-static void round_trip(int fd)
+static char round_trip(int fd)
 {
 	char byte = 'x';
 
 	if (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
 		die("request");
+	return byte;
 }
 
-static void load(const struct addrinfo *target, int reconnect, long count, long warmup)
+static void load(const struct addrinfo *target, const char *what, long count, long warmup)
 {
+	int reconnect = strcmp(what, "rr"), type = strcmp(what, "udp") ? SOCK_STREAM : SOCK_DGRAM;
 	uint64_t *samples = calloc(count, sizeof(*samples));
-	int fd = reconnect ? -1 : dial(target);
+	int fd = reconnect ? -1 : dial(target, type);
 
 	if (!samples)
 		die("memory");
@@ -114,7 +217,7 @@ static void load(const struct addrinfo *target, int reconnect, long count, long 
 		uint64_t start = now();
 
 		if (reconnect)
-			fd = dial(target);
+			fd = dial(target, type);
 		round_trip(fd);
 		if (reconnect)
 			close(fd);
@@ -125,22 +228,157 @@ static void load(const struct addrinfo *target, int reconnect, long count, long 
 		printf("%llu\n", (unsigned long long)samples[i]);
 }
 
+static void stream(const struct addrinfo *target, long slices, long milliseconds)
+{
+	int fd = dial(target, SOCK_STREAM);
+
+	memset(buffer, 's', sizeof(buffer));
+	for (long i = -1; i < slices; i++) { /* the first slice is the warm-up */
+		uint64_t start = now(), bytes = 0, end;
+
+		do {
+			ssize_t sent = write(fd, buffer, sizeof(buffer));
+
+			if (sent < 0)
+				die("send");
+			bytes += sent;
+			end = now();
+		} while (end - start < (uint64_t)milliseconds * 1000000);
+		if (i >= 0)
+			printf("%.0f\n", bytes * 1e9 / (end - start));
+	}
+}
+
+static void until(const struct addrinfo *target, char tag, long milliseconds)
+{
+	uint64_t limit = now() + (uint64_t)milliseconds * 1000000;
+	int told = 0;
+
+	while (now() < limit) {
+		int fd = dial(target, SOCK_STREAM);
+		char answer = round_trip(fd);
+
+		close(fd);
+		if (!told++) {
+			puts("ready");
+			fflush(stdout);
+		}
+		if (answer == tag) {
+			printf("%llu\n", (unsigned long long)now());
+			return;
+		}
+		usleep(UNTIL_PAUSE_US);
+	}
+	errno = ETIMEDOUT;
+	die("the expected server did not answer");
+}
+
+static void flush(void)
+{
+	struct {
+		struct nlmsghdr head;
+		struct nfgenmsg body;
+	} request = {
+		.head = { .nlmsg_len = sizeof(request), .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK,
+			  .nlmsg_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE },
+		.body = { .nfgen_family = AF_UNSPEC, .version = NFNETLINK_V0 },
+	};
+	struct {
+		struct nlmsghdr head;
+		struct nlmsgerr error;
+	} answer = { 0 };
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER);
+
+	if (fd < 0 || send(fd, &request, sizeof(request), 0) < 0 || recv(fd, &answer, sizeof(answer), 0) < 0)
+		die("conntrack over netlink");
+	errno = -answer.error.error;
+	if (answer.head.nlmsg_type == NLMSG_ERROR && errno)
+		die("conntrack flush");
+}
+
+static void spin(long count)
+{
+	volatile uint64_t value = 1;
+
+	for (long i = 0; i < count; i++) {
+		uint64_t start = now();
+
+		for (int j = 0; j < 200000; j++)
+			value = value * 6364136223846793005ull + 1442695040888963407ull;
+		printf("%llu\n", (unsigned long long)(now() - start));
+	}
+}
+
+/* From a process as small as this one: the kernel counts what was resident before exec() as the program's own. */
+static void cost(char **command)
+{
+	struct rusage usage;
+	uint64_t start = now();
+	int status;
+	pid_t child = fork();
+
+	if (child < 0)
+		die("fork");
+	if (!child) {
+		int null = open("/dev/null", O_WRONLY);
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		dup2(null, STDOUT_FILENO);
+		execvp(command[0], command);
+		die(command[0]);
+	}
+	if (wait4(child, &status, 0, &usage) != child)
+		die("wait");
+	printf("%llu %lld %ld %d\n", (unsigned long long)(now() - start),
+	       (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000ll + usage.ru_utime.tv_usec +
+		       usage.ru_stime.tv_usec,
+	       usage.ru_maxrss, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+static int usage(void)
+{
+	fprintf(stderr, "usage: crr server PORT [TAG] | flush | spin COUNT | cost COMMAND ARG...\n"
+			"       | crr|rr|udp ADDRESS PORT COUNT WARMUP\n"
+			"       | stream ADDRESS PORT SLICES MS | until ADDRESS PORT TAG MS\n");
+	return 2;
+}
+
 int main(int argc, char **argv)
 {
 	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM }, *target;
+	const char *verb = argc > 1 ? argv[1] : "";
 
 	pin();
-	if (argc == 3 && !strcmp(argv[1], "server")) {
-		serve(atoi(argv[2]));
-	} else if (argc == 6 && (!strcmp(argv[1], "crr") || !strcmp(argv[1], "rr"))) {
-		if (getaddrinfo(argv[2], argv[3], &hints, &target) != 0) {
-			fprintf(stderr, "crr: %s port %s: not an address\n", argv[2], argv[3]);
-			return 2;
-		}
-		load(target, !strcmp(argv[1], "crr"), atol(argv[4]), atol(argv[5]));
-	} else {
-		fprintf(stderr, "usage: crr server PORT | crr crr|rr ADDRESS PORT COUNT WARMUP\n");
+	enter();
+	if (!strcmp(verb, "server") && (argc == 3 || argc == 4)) {
+		serve(atoi(argv[2]), argc == 4 ? argv[3] : NULL);
+		return 0;
+	}
+	if (!strcmp(verb, "cost") && argc > 2) {
+		cost(argv + 2);
+		return 0;
+	}
+	if (!strcmp(verb, "flush") && argc == 2) {
+		flush();
+		return 0;
+	}
+	if (!strcmp(verb, "spin") && argc == 3) {
+		spin(atol(argv[2]));
+		return 0;
+	}
+	if (argc != 6)
+		return usage();
+	if (getaddrinfo(argv[2], argv[3], &hints, &target) != 0) {
+		fprintf(stderr, "crr: %s port %s: not an address\n", argv[2], argv[3]);
 		return 2;
 	}
+	if (!strcmp(verb, "crr") || !strcmp(verb, "rr") || !strcmp(verb, "udp"))
+		load(target, verb, atol(argv[4]), atol(argv[5]));
+	else if (!strcmp(verb, "stream"))
+		stream(target, atol(argv[4]), atol(argv[5]));
+	else if (!strcmp(verb, "until"))
+		until(target, argv[4][0], atol(argv[5]));
+	else
+		return usage();
 	return 0;
 }

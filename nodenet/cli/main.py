@@ -21,6 +21,7 @@ class _Lazy(NamedTuple):
 
 COMMANDS: dict[str, _Lazy] = {
     "agent": _Lazy("nodenet.cli.agent:agent", "Run the node agent in the foreground."),
+    "bench": _Lazy("nodenet.cli.bench:bench", "Measure eBPF against iptables, nftables and IPVS."),
     "bpf": _Lazy("nodenet.cli.bpf:bpf", "Build and inspect the eBPF objects."),
     "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin, show its leases."),
     "completion": _Lazy("nodenet.cli.completion:completion", "Print a shell's completion script."),

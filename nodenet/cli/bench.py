@@ -1,0 +1,201 @@
+"""`nodenet bench`: eBPF, iptables, nftables and IPVS measured side by side. The work is done by the package perf."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nodenet.errors import BadInputError, CannotRunError
+
+if TYPE_CHECKING:
+    from perf.run import Settings
+
+# What a shell reports for a program that SIGINT ended.
+_INTERRUPTED = 130
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--modes",
+    default="direct,ebpf,iptables,nftables",
+    show_default=True,
+    help="direct, ebpf, iptables, nftables, ipvs.",
+)
+@click.option("--services", default="1,1000", show_default=True, help="Numbers of Services, 1 to 50000.")
+@click.option(
+    "--workloads",
+    default="crr,program,update",
+    show_default=True,
+    help="crr, rr, udp, stream, program, update, policy, flows, memory, cni.",
+)
+@click.option("--backends", type=int, default=2, show_default=True, help="Backends of each Service.")
+@click.option(
+    "--rounds", type=click.IntRange(2), default=10, show_default=True, help="Blocks of each target, interleaved."
+)
+@click.option("--count", type=click.IntRange(10), default=500, show_default=True, help="Samples of one block.")
+@click.option("--updates", type=click.IntRange(1), default=5, show_default=True, help="Changes of one endpoint.")
+@click.option("--cpu", type=int, default=0, show_default=True, help="CPU of client and server; -1: not pinned.")
+@click.option("--vm", metavar="KERNEL", help="Run in a virtual machine with this kernel (6.1, 6.12, ...).")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure here.")
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with plots here."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.pass_context
+def bench(ctx: click.Context, /, **options: Any) -> None:
+    """Measure Service balancing by eBPF against iptables, nftables and IPVS, with pod to pod as the limit.
+
+    Everything runs in namespaces of its own and is removed again. perf/README.md says how to read the figures.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    _need_perf()
+    if options["vm"]:
+        _in_machine(options)
+        return
+    settings = _settings(options)
+    settings.check()
+    _check_outputs(options)
+    report = _run(settings, options["quiet"])
+    _write(report, options)
+
+
+@bench.command()
+@click.argument("before", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("after", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def compare(before: Path, after: Path, output: str) -> None:
+    """Tell what changed between two JSON reports beyond their noise. Exit code 1 when something became worse."""
+    _need_perf()
+    from perf import compare as comparing
+
+    changes = comparing.compare(_read(before), _read(after))
+    click.echo(json.dumps(changes, indent=1) if output == "json" else comparing.text(changes), nl=output == "json")
+    if any(change["verdict"] == "worse" for change in changes["changes"]):
+        raise SystemExit(1)
+
+
+@bench.command()
+@click.argument("report", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with plots here."
+)
+def show(report: Path, html_file: Path | None) -> None:
+    """Print a JSON report's tables again, or make its page."""
+    _need_perf()
+    from perf import report as reporting
+
+    found = _read(report)
+    if html_file:
+        _page(found, html_file)
+    else:
+        click.echo(reporting.text(found), nl=False)
+
+
+def _need_perf() -> None:
+    if find_spec("perf") is None or find_spec("perf.run") is None:
+        raise CannotRunError("the benchmark is not part of this installation", "run it from a checkout of the project")
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    from perf.run import Settings
+    from perf.workloads import Sizes
+
+    return Settings(
+        modes=_words(options["modes"]),
+        services=_numbers(options["services"]),
+        workloads=_words(options["workloads"]),
+        backends=options["backends"],
+        cpu=None if options["cpu"] < 0 else options["cpu"],
+        sizes=Sizes(options["rounds"], options["count"], options["updates"]),
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(word.replace("_", "")) for word in _words(text)}))
+    except ValueError as error:
+        raise BadInputError(f"--services: {text}: expected whole numbers, as in 1,1000,10000") from error
+
+
+def _check_outputs(options: dict[str, Any]) -> None:
+    """Before minutes of measuring: the files can be written, and the plots made."""
+    for option in ("json_file", "html_file"):
+        path = options[option]
+        if path and not path.resolve().parent.is_dir():
+            raise BadInputError(f"--{option.removesuffix('_file')}: {path}: there is no folder {path.parent}")
+    if options["html_file"]:
+        from perf import html
+
+        html.require()
+
+
+def _run(settings: Settings, quiet: bool) -> dict[str, Any]:
+    from perf.run import run
+
+    started = time.monotonic()
+
+    def progress(words: str) -> None:
+        if not quiet:
+            print(f"[{time.monotonic() - started:6.1f}] {words}", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return run(settings, progress)
+    except KeyboardInterrupt:
+        print("nodenet bench: interrupted; everything that it had made is removed", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
+    from perf import report as reporting
+
+    click.echo(reporting.text(report), nl=False)
+    if options["json_file"]:
+        options["json_file"].write_text(json.dumps(report) + "\n")
+    if options["html_file"]:
+        _page(report, options["html_file"])
+
+
+def _page(report: dict[str, Any], path: Path) -> None:
+    from perf import html
+
+    html.require()
+    path.write_text(html.page(report))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(found["results"], list) or not isinstance(found["meta"], dict):
+            raise TypeError("results and meta")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path}: not a report of nodenet bench: {error}") from error
+    return found
+
+
+def _in_machine(options: dict[str, Any]) -> None:
+    """Hand over to the virtual machine's runner."""
+    if find_spec("perf.vm_bench") is None:
+        raise CannotRunError("--vm: this build has no runner of virtual machines")
+    from importlib import import_module
+
+    raise SystemExit(import_module("perf.vm_bench").main(options))

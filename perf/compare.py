@@ -1,0 +1,95 @@
+"""What changed between two reports beyond their noise. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from perf import stats
+from perf.report import align, states
+
+# Figures of which more is better.
+_MORE = ("rate", "throughput")
+# Ratios that differ by less are alike to anybody, however sure the difference is.
+_LEAST = 0.02
+_KEYS = ("mode", "workload", "services", "metric")
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Every figure of both: its ratio to direct where it has one (the machine's mood is in both), else the value."""
+    old = {_key(row): row for row in before["results"]}
+    new = {_key(row): row for row in after["results"]}
+    changes = [
+        _change(before, after, old[key], row)
+        for key, row in new.items()
+        if key in old and not row["metric"].endswith("_repeat")
+    ]
+    return {
+        "changes": changes,
+        "only_before": [dict(zip(_KEYS, key, strict=True)) for key in old if key not in new],
+        "only_after": [dict(zip(_KEYS, key, strict=True)) for key in new if key not in old],
+        "machines": _machines(before["meta"], after["meta"]),
+    }
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in _KEYS)
+
+
+def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """verdict: same, better, worse, or unclear where one of the spreads is too wide to tell."""
+    ratio = old.get("ratio_interval") is not None and new.get("ratio_interval") is not None and new["mode"] != "direct"
+    value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "interval")
+    first, second = stats.Interval(*old[interval]), stats.Interval(*new[interval])
+    factor = new[value] / old[value] if old[value] else None
+    if len(new["blocks"]) < 3 or len(old["blocks"]) < 3 or not (states(before, old) and states(after, new)):
+        verdict = "unclear"
+    elif first.overlaps(second) or factor is None or abs(factor - 1) < _LEAST:
+        verdict = "same"
+    else:
+        verdict = "better" if (factor > 1) == new["metric"].startswith(_MORE) else "worse"
+    return {
+        **{key: new[key] for key in _KEYS},
+        "of": value,
+        "before": old[value],
+        "before_interval": list(first),
+        "after": new[value],
+        "after_interval": list(second),
+        "factor": round(factor, 4) if factor is not None else None,
+        "verdict": verdict,
+    }
+
+
+def _machines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs in the surroundings: figures that are no ratios cannot be compared then."""
+    keys = ("kernel", "cpu", "cpus", "governor", "mitigations", "backends_per_service", "pinned_cpu", "tools")
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def text(found: dict[str, Any]) -> str:
+    """The changes as a table; what is the same is counted."""
+    changes = found["changes"]
+    lines = [f"different surroundings: {words}" for words in found["machines"]]
+    table: list[Sequence[str]] = [["figure", "services", "before", "after", "factor", "verdict"]]
+    table += [_line(change) for change in changes if change["verdict"] != "same"]
+    if len(table) > 1:
+        lines += align(table)
+    same = sum(change["verdict"] == "same" for change in changes)
+    lines.append(f"{same} of {len(changes)} figures are the same within their spread")
+    for key, words in (("only_before", "only in the first"), ("only_after", "only in the second")):
+        if found[key]:
+            lines.append(f"{len(found[key])} figures are {words} report")
+    return "\n".join(lines) + "\n"
+
+
+def _line(change: dict[str, Any]) -> Sequence[str]:
+    of = " (ratio)" if change["of"] == "ratio_to_direct" else ""
+    factor = f"{change['factor']:.3f}" if change["factor"] is not None else ""
+    return [
+        f"{change['mode']} {change['workload']} {change['metric']}{of}",
+        f"{change['services']:,}",
+        f"{change['before']:.4g}",
+        f"{change['after']:.4g}",
+        factor,
+        change["verdict"],
+    ]

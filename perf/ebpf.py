@@ -1,0 +1,310 @@
+"""The eBPF mode: the agent's own programs, maps, compiler and reconcile loop, with policy, conntrack and events on."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any, ClassVar
+
+from netpolicy.types import Direction as PolicyDirection
+from netpolicy.types import IPBlock, NetworkPolicy, Operator, Peer, PortRule, Requirement, Rule, Selector
+from netpolicy.types import Protocol as PolicyProtocol
+from nodenet.agent.datapath import Datapath
+from nodenet.bpf import loader
+from nodenet.compile import Compiler, DesiredState, LocalNode
+from nodenet.config import Config
+from nodenet.errors import CannotRunError
+from nodenet.flow.pipeline import Pipeline
+from nodenet.flow.ring import Ring
+from nodenet.link import tc
+from nodenet.link.handle import Link
+from nodenet.model import (
+    Endpoint,
+    EndpointSlice,
+    Namespace,
+    Node,
+    ObjectRef,
+    Pod,
+    Protocol,
+    ServicePort,
+    ServiceType,
+    SliceEndpoint,
+)
+from nodenet.model import Service as ApiService
+from nodenet.reconcile.loop import Hooks, ReconcileLoop
+from nodenet.store import Kind, Op, Snapshot, Store
+from perf.modes import Mode
+from perf.node import GATEWAY
+from perf.services import NAMESPACE, TARGET_PORT, Service, ServiceModel
+from perf.tools import Cost
+
+NODE = "bench"
+_PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP}
+_HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS}
+# Seconds that a sync may take before the run gives up.
+_LIMIT = 600.0
+
+
+class _Datapath(Datapath):
+    """The agent's, but that events of what is forwarded can be switched off."""
+
+    def __init__(self, config: Config, trace_events: bool) -> None:
+        self._trace_events = trace_events
+        super().__init__(config)
+
+    def _settings(self) -> loader.DatapathConfig:
+        return replace(super()._settings(), trace_events=self._trace_events)
+
+
+class Ebpf(Mode):
+    """`surroundings` (folder with a BPF file system in bpf/, cgroup, cache, Services at most) is set by the run."""
+
+    name = "ebpf"
+    trace_events: ClassVar[bool] = True
+    surroundings: ClassVar[tuple[Path, Path, Path, int]]
+
+    def _prepare(self, stack: ExitStack) -> None:
+        folder, cgroup, cache, entries = self.surroundings
+        self._cgroup = cgroup / self.name
+        self._cgroup.mkdir()
+        config = Config(
+            NODE,
+            bpffs=folder / "bpf" / self.name,
+            cgroup=self._cgroup,
+            cache_dir=cache,
+            service_entries=entries,
+            backend_entries=entries,
+        )
+        self._datapath = _Datapath(config, self.trace_events)
+        stack.callback(self._datapath.close)
+        self._control = stack.enter_context(_Control(self._datapath))
+        self._control.change(lambda store: self._fixed_objects(store))
+        self._attach()
+        self._datapath.attach_sockets()
+        if self.trace_events:
+            stack.enter_context(_Listener(self._datapath))
+
+    @property
+    def cgroup(self) -> Path | None:
+        return self._cgroup
+
+    def _attach(self) -> None:
+        link = Link(str(Path("/run/netns") / self.node.netns))
+        try:
+            for pod in self.node.pods.values():
+                for program, hook in _HOOKS.items():
+                    tc.attach(link, pod.index, hook, self._datapath.program(program), program)
+        finally:
+            link.close()
+
+    def _fixed_objects(self, store: Store) -> None:
+        pods, endpoints = [], []
+        for number, pod in enumerate(self.node.pods.values(), 1):
+            ref, ips = ObjectRef(NAMESPACE, pod.name), tuple(map(ip_address, pod.ips))
+            role = "client" if pod.name == "client" else "server"
+            pods.append(Pod(ref, pod.name, {"role": role}, NODE, ips, phase="Running"))
+            netns = f"/run/netns/{pod.netns}"
+            endpoints.append(
+                Endpoint(number, pod.name, "eth0", netns, pod.host_ifname, pod.index, pod.mac, ips, ref, pod.name)
+            )
+        store.replace(Kind.POD, pods)
+        store.replace(Kind.ENDPOINT, endpoints)
+        store.replace(Kind.NAMESPACE, [Namespace(NAMESPACE, {})])
+        store.replace(Kind.NODE, [Node(NODE, (IPv4Address("10.0.0.1"),), (ip_network("10.244.1.0/24"),))])
+        store.replace(Kind.NETWORK_POLICY, policies(0))
+        store.replace(Kind.SERVICE, [])
+        store.replace(Kind.ENDPOINT_SLICE, [])
+
+    def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
+        """What the API would send: the objects that changed. Python's own time, compiling and all, is in the cost."""
+        before, after = group(self.model.services), group(model.services)
+        changed = [services for name, services in after.items() if before.get(name) != services]
+        gone = [services for name, services in before.items() if name not in after]
+        objects = [(Op.MODIFIED, api_objects(services)) for services in changed]
+        objects += [(Op.DELETED, api_objects(services)) for services in gone]
+
+        def apply(store: Store) -> None:
+            for op, pair in objects:
+                for found in pair:
+                    store.apply(op, found)
+
+        return lambda: self._control.change(apply)
+
+    def settle(self) -> None:
+        self._control.settle()
+
+    def set_policy_rules(self, count: int) -> Cost:
+        """Put `count` further rules beside the few that are always there."""
+        return self._control.change(lambda store: store.replace(Kind.NETWORK_POLICY, policies(count)))
+
+    def clear(self) -> None:
+        self._control.change(lambda store: (store.replace(Kind.SERVICE, []), store.replace(Kind.ENDPOINT_SLICE, [])))
+        self.model = ServiceModel()
+
+    def flush(self) -> None:
+        table = self._datapath.tables["nn_ct"]
+        for key in [key for key, _ in table.items()]:
+            table.delete(key)
+
+    def version(self) -> str:
+        return f"datapath {self._datapath.loaded.key}"
+
+    def kernel_bytes(self) -> int | None:
+        """What the kernel accounts to all maps, empty or full (fdinfo's memlock)."""
+        return sum(_memlock(table.fd) for table in self._datapath.tables.values())
+
+
+class EbpfQuiet(Ebpf):
+    """The same without events of what is forwarded: what observability costs is the difference."""
+
+    name = "ebpf-quiet"
+    trace_events = False
+
+
+def _memlock(fd: int) -> int:
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
+
+
+def group(services: Iterable[Service]) -> dict[str, tuple[Service, ...]]:
+    """Ports of the same Service together."""
+    found: dict[str, tuple[Service, ...]] = {}
+    for service in services:
+        found[service.name] = (*found.get(service.name, ()), service)
+    return found
+
+
+def api_objects(ports: tuple[Service, ...]) -> tuple[ApiService, EndpointSlice]:
+    """A Service and its one slice, as the API would show them."""
+    first = ports[0]
+    ref = ObjectRef(first.namespace, first.name)
+    service = ApiService(
+        ref,
+        ServiceType.CLUSTER_IP,
+        (IPv4Address(first.cluster_ip),),
+        tuple(ServicePort(port.port_name, _PROTOCOLS[port.protocol], port.port) for port in ports),
+    )
+    endpoints = tuple(SliceEndpoint((IPv4Address(backend.address),)) for backend in first.backends)
+    targets = tuple(ServicePort(port.port_name, _PROTOCOLS[port.protocol], TARGET_PORT) for port in ports)
+    return service, EndpointSlice(ObjectRef(first.namespace, f"{first.name}-1"), ref, targets, endpoints)
+
+
+def policies(extra: int) -> list[NetworkPolicy]:
+    """Client and server isolated in the directions that the measured traffic takes, and allowed to each other.
+
+    `extra` rules name addresses that nobody has, each with a port of its own: the policy that real ones stand beside.
+    """
+
+    def role(name: str) -> Selector:
+        return Selector((Requirement("role", Operator.IN, (name,)),))
+
+    ports = (PortRule(PolicyProtocol.TCP, TARGET_PORT), PortRule(PolicyProtocol.UDP, TARGET_PORT))
+    further = tuple(
+        Rule(
+            (Peer(block=IPBlock(ip_network((int(IPv4Address("198.18.0.0")) + number, 32)))),),
+            (PortRule(PolicyProtocol.TCP, 1 + number % 60000),),
+        )
+        for number in range(extra)
+    )
+    egress, ingress = PolicyDirection.EGRESS, PolicyDirection.INGRESS
+    return [
+        NetworkPolicy(
+            NAMESPACE,
+            "client",
+            role("client"),
+            frozenset({egress}),
+            egress=(*further, Rule((Peer(pods=role("server")),), ports)),
+        ),
+        NetworkPolicy(
+            NAMESPACE,
+            "server",
+            role("server"),
+            frozenset({ingress}),
+            ingress=(*further, Rule((Peer(pods=role("client")),), ports)),
+        ),
+    ]
+
+
+class _Control:
+    """Store, compiler and reconcile loop of an agent, in a thread with an event loop of its own."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self._store = Store()
+        self._compiler = Compiler()
+        self._local = LocalNode(NODE, frozenset({IPv4Address(GATEWAY), IPv4Address("10.0.0.1")}), True)
+        self._reconcile = ReconcileLoop(
+            lambda: self._store.snapshot() if self._store.synced else None,
+            self._compile,
+            datapath.tables,
+            hooks=Hooks(restore=self._compiler.restore, settled=self._compiler.settle),
+            resync_seconds=1e9,
+        )
+        self._events = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._events.run_forever, name="control", daemon=True)
+        self._task: Any = None
+
+    def __enter__(self) -> _Control:
+        self._thread.start()
+        self._task = asyncio.run_coroutine_threadsafe(self._reconcile.run(), self._events)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._task.cancel()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._events).result(_LIMIT)
+        self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join(_LIMIT)
+
+    def _compile(self, snapshot: Snapshot) -> DesiredState:
+        return self._compiler.compile(snapshot, self._local)[0]
+
+    def change(self, apply: Callable[[Store], object]) -> Cost:
+        """Change the store and wait until the kernel has it all. Raises CannotRunError with the loop's complaint."""
+
+        async def once() -> None:
+            apply(self._store)
+            self._reconcile.trigger()
+            await self._reconcile.wait_for(self._store.revision)
+            if self._reconcile.stats.failing:
+                raise CannotRunError(f"the maps could not be written: {self._reconcile.stats.last_error}")
+
+        started, cpu = time.perf_counter(), time.process_time()
+        asyncio.run_coroutine_threadsafe(once(), self._events).result(_LIMIT)
+        return Cost(time.perf_counter() - started, time.process_time() - cpu)
+
+    def settle(self) -> None:
+        """The loop rests after a run for as long as the run took, one second at most."""
+        time.sleep(min(1.0, self._reconcile.stats.last_duration) + 0.01)
+
+
+class _Listener:
+    """Takes events from the ring buffer all the time, as the agent does: a full buffer would flatter the datapath."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self._pipeline = Pipeline(Ring(4095), time.time_ns() - time.monotonic_ns())
+        self._reader = datapath.read_events(self._pipeline.receive)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+
+    def __enter__(self) -> _Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        self._reader.close()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._reader.fd, select.POLLIN)
+        while not self._stop.is_set():
+            if poll.poll(200):
+                while self._reader.consume() and not self._stop.is_set():
+                    pass

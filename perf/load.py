@@ -1,0 +1,154 @@
+"""The load maker (perf/crr.c): compiled once per content, run as server and as client in a pod's place."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodenet.errors import CannotRunError
+from perf import tools
+
+SOURCE = Path(__file__).parent / "crr.c"
+FLAGS = ("-O2", "-Wall", "-Wextra")
+# Milliseconds of one slice of the stream workload.
+SLICE_MS = 100
+
+
+def compiler() -> str:
+    """`cc`, or clang where there is none (it is there for the eBPF programs anyway)."""
+    for name in ("cc", "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise CannotRunError("no C compiler is installed, so the load maker cannot be built", "apt-get install gcc")
+
+
+def build(cache: Path) -> Path:
+    """The load maker's executable, compiled now unless the cache has it."""
+    command = [compiler(), *FLAGS]
+    key = hashlib.sha256("\0".join(command).encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    target = cache / f"crr-{key}"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = target.with_suffix(f".{os.getpid()}.tmp")
+    done = subprocess.run([*command, "-o", str(draft), str(SOURCE)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        draft.unlink(missing_ok=True)
+        raise CannotRunError(f"the load maker does not compile:\n{done.stderr.strip()}", "apt-get install libc6-dev")
+    draft.rename(target)
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a load maker runs: a namespace, maybe a cgroup, and the CPU it is pinned to (None: not pinned)."""
+
+    netns: str
+    cgroup: Path | None = None
+    cpu: int | None = 0
+
+    def environment(self) -> dict[str, str]:
+        found = {"CRR_NETNS": str(tools.NETNS / self.netns)}
+        if self.cgroup:
+            found["CRR_CGROUP"] = str(self.cgroup)
+        if self.cpu is not None:
+            found["CRR_CPU"] = str(self.cpu)
+        return found
+
+
+class LoadMaker:
+    """Starts servers and clients from one executable."""
+
+    def __init__(self, executable: Path) -> None:
+        self.executable = str(executable)
+
+    @contextmanager
+    def serving(self, place: Place, port: int, tag: str) -> Iterator[None]:
+        """A server that answers with `tag` over TCP and UDP, until the block ends."""
+        with self._started(place, "server", str(port), tag) as process:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "ready":
+                assert process.stderr is not None
+                raise CannotRunError(f"the server does not start: {process.stderr.read().strip()}")
+            yield
+
+    def samples(self, place: Place, workload: str, address: str, port: int, count: int, warmup: int) -> list[float]:
+        """Microseconds of each round of crr, rr or udp."""
+        words = self._client(place, workload, address, str(port), str(count), str(warmup))
+        return [int(word) / 1000 for word in words]
+
+    def stream(self, place: Place, address: str, port: int, slices: int) -> list[float]:
+        """Bytes per second of each slice of one connection."""
+        return [float(word) for word in self._client(place, "stream", address, str(port), str(slices), str(SLICE_MS))]
+
+    def spin(self, place: Place, count: int) -> list[float]:
+        """Microseconds of equal pieces of arithmetic."""
+        return [int(word) / 1000 for word in self._client(place, "spin", str(count))]
+
+    def flush_conntrack(self, netns: str) -> None:
+        self._client(Place(netns, cpu=None), "flush")
+
+    @contextmanager
+    def until(self, place: Place, address: str, port: int, tag: str, seconds: float) -> Iterator[Waiter]:
+        """Connects again and again; yields once the first connection was answered."""
+        milliseconds = str(int(seconds * 1000))
+        with self._started(place, "until", address, str(port), tag, milliseconds) as process:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "ready":
+                assert process.stderr is not None
+                raise CannotRunError(f"no connection to {address}:{port}: {process.stderr.read().strip()}")
+            yield Waiter(process)
+
+    def _client(self, place: Place, *arguments: str) -> list[str]:
+        return tools.output([self.executable, *arguments], environment=place.environment()).split()
+
+    @contextmanager
+    def _started(self, place: Place, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            [self.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **place.environment()},
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            # The server has a child of its own for datagrams.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe:
+                    pipe.close()
+
+
+class Waiter:
+    """A running `until` client."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def seconds_since(self, monotonic_ns: int) -> float:
+        """From then to the first connection that the expected server answered. Raises CannotRunError at its timeout."""
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        word = self._process.stdout.readline().strip()
+        if not word:
+            raise CannotRunError(self._process.stderr.read().strip())
+        return (int(word) - monotonic_ns) / 1e9
+
+
+def now() -> int:
+    """CLOCK_MONOTONIC in ns, the load maker's clock."""
+    return time.monotonic_ns()

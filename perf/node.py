@@ -1,0 +1,141 @@
+"""A node to measure on: a network namespace with a bridge and pods, beside the machine's own and beside each other.
+
+All namespaces, mounts and files live in a mount namespace of the run's own: when its last process ends, even by
+SIGKILL, they are gone. Of the machine's own only a child cgroup is used; the next run clears away one that had to stay.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodenet.errors import CannotRunError
+from nodenet.lab import cgroups, mounts
+from perf import tools
+
+BRIDGE = "cni0"
+GATEWAY = "10.244.1.1"
+CLIENT = "10.244.1.10"
+# The server pod has as many addresses as a Service has backends; the spare one is what an update changes to.
+FIRST_SERVER = 20
+SPARE = "10.244.1.250"
+MOST_BACKENDS = 200
+_CGROUP = "nodenet-bench-"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of a node. `index` and `mac` are of the node's and of the pod's end of its veth."""
+
+    name: str
+    netns: str
+    ips: tuple[str, ...]
+    host_ifname: str
+    index: int
+    mac: str
+
+
+def server_addresses(count: int) -> tuple[str, ...]:
+    """The server pod's addresses."""
+    return tuple(f"10.244.1.{FIRST_SERVER + number}" for number in range(count))
+
+
+@contextmanager
+def own_mounts() -> Iterator[Path]:
+    """From here on this process sees mounts of its own: /run/netns empty, and a folder with a BPF file system in it.
+
+    For good: a process cannot go back. Raises CannotRunError without the right to.
+    """
+    tools.require("ip", "nsenter")
+    try:
+        mounts.private()
+        tools.NETNS.mkdir(parents=True, exist_ok=True)
+        mounts.mount("tmpfs", tools.NETNS, "tmpfs")
+    except OSError as error:
+        raise CannotRunError(f"no mounts of its own: {error}", "run it as root, with CAP_SYS_ADMIN") from error
+    with tempfile.TemporaryDirectory(prefix="nodenet-bench-") as folder, ExitStack() as stack:
+        stack.callback(mounts.unmount, tools.NETNS)
+        bpf = Path(folder) / "bpf"
+        bpf.mkdir()
+        mounts.mount("bpf", bpf, "bpf")
+        stack.callback(mounts.unmount, bpf)
+        yield Path(folder)
+
+
+@contextmanager
+def own_cgroup() -> Iterator[Path]:
+    """A child group for the processes that stand for pods; leftovers of runs that were killed go first."""
+    root = cgroups.mount_point()
+    for old in root.glob(f"{_CGROUP}*"):
+        if not Path(f"/proc/{old.name.removeprefix(_CGROUP)}").exists():
+            cgroups.remove(old)
+    path = cgroups.make(root / f"{_CGROUP}{os.getpid()}")
+    try:
+        yield path
+    finally:
+        cgroups.remove(path)
+
+
+class Node:
+    """One node: made in `__init__`'s stack, gone when that is closed."""
+
+    def __init__(self, stack: ExitStack, name: str, backends: int, bridge_netfilter: bool) -> None:
+        self.name = name
+        self.netns = _namespace(stack, f"{name}-node")
+        run_ip(self.netns, f"link set lo up\nlink add {BRIDGE} up type bridge\naddr add {GATEWAY}/24 dev {BRIDGE}\n")
+        # No redirects: on one bridge the kernel would tell the client a shorter way, at a limited rate.
+        settings = {
+            "net.ipv4.ip_forward": 1,
+            "net.ipv4.conf.all.send_redirects": 0,
+            f"net.ipv4.conf.{BRIDGE}.send_redirects": 0,
+            "net.bridge.bridge-nf-call-iptables": int(bridge_netfilter),
+            "net.bridge.bridge-nf-call-ip6tables": 0,
+        }
+        set_sysctls(self.netns, settings)
+        self.pods = {
+            pod: self._pod(stack, pod, ips)
+            for pod, ips in (("client", (CLIENT,)), ("server", server_addresses(backends)), ("spare", (SPARE,)))
+        }
+
+    def _pod(self, stack: ExitStack, name: str, ips: tuple[str, ...]) -> Pod:
+        netns = _namespace(stack, f"{self.name}-{name}")
+        ifname = f"veth-{name}"
+        run_ip(
+            self.netns,
+            f"link add {ifname} up type veth peer name eth0 netns {netns}\nlink set {ifname} master {BRIDGE}\n",
+        )
+        lines = ["link set lo up", "link set eth0 up", *(f"addr add {ip}/24 dev eth0" for ip in ips)]
+        run_ip(netns, "\n".join([*lines, f"route add default via {GATEWAY}", ""]))
+        # The side that closes first would fill its table of sockets in TIME_WAIT, and reuse would distort the figures.
+        set_sysctls(netns, {"net.ipv4.tcp_max_tw_buckets": 0, "net.ipv6.conf.all.disable_ipv6": 1})
+        return Pod(name, netns, ips, ifname, _index(self.netns, ifname), _mac(netns, "eth0"))
+
+
+def run_ip(netns: str, batch: str) -> None:
+    """`ip -batch`. Raises CannotRunError with its words."""
+    tools.run(["ip", "-batch", "-"], batch, netns)
+
+
+def set_sysctls(netns: str, values: dict[str, int]) -> None:
+    """Of that namespace alone. What this kernel does not have is an error."""
+    lines = [f"echo {value} > /proc/sys/{name.replace('.', '/')}" for name, value in values.items()]
+    tools.run(["sh", "-ec", "\n".join(lines)], netns=netns)
+
+
+def _namespace(stack: ExitStack, name: str) -> str:
+    tools.run(["ip", "netns", "add", name])
+    stack.callback(tools.run, ["ip", "netns", "del", name])
+    return name
+
+
+def _index(netns: str, ifname: str) -> int:
+    return int(tools.output(["ip", "-o", "link", "show", ifname], netns).split(":")[0])
+
+
+def _mac(netns: str, ifname: str) -> str:
+    words = tools.output(["ip", "-o", "link", "show", ifname], netns).split()
+    return words[words.index("link/ether") + 1]

@@ -1,0 +1,211 @@
+"""A run from its settings to its report: the nodes are made, everything is measured, everything is removed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nodenet.errors import BadInputError, CannotRunError, NodenetError
+from perf import environment, load, results, stats, workloads
+from perf.ebpf import Ebpf, EbpfQuiet
+from perf.load import LoadMaker, Place
+from perf.modes import Direct, Iptables, Ipvs, Mode, Nftables, real_backends
+from perf.node import MOST_BACKENDS, own_cgroup, own_mounts
+from perf.services import ServiceModel, build
+from perf.workloads import LATENCY, Bench, Sizes
+
+MODES: dict[str, type[Mode]] = {
+    "direct": Direct,
+    "ebpf": Ebpf,
+    "iptables": Iptables,
+    "nftables": Nftables,
+    "ipvs": Ipvs,
+}
+WORKLOADS = (*LATENCY, "stream", "program", "update", "policy", "flows", "memory", "cni")
+MOST_SERVICES = 50_000
+POLICY_RULES = (0, 100, 1000)
+# Where a workload that another module brings is found: a function run(progress) that returns rows.
+CNI_MODULE = "perf.cni"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for. `cpu`: where client and server run; None: not pinned."""
+
+    modes: tuple[str, ...] = ("direct", "ebpf", "iptables", "nftables")
+    services: tuple[int, ...] = (1, 1000)
+    workloads: tuple[str, ...] = ("crr", "program", "update")
+    backends: int = 2
+    cpu: int | None = 0
+    sizes: Sizes = field(default_factory=Sizes)
+    cache: Path = Path("/var/cache/nodenet")
+
+    def check(self) -> None:
+        """Raises BadInputError that tells every wrong setting at once."""
+        problems = [f"--modes: {name}: unknown (known: {', '.join(MODES)})" for name in self.modes if name not in MODES]
+        problems += [
+            f"--workloads: {name}: unknown (known: {', '.join(WORKLOADS)})"
+            for name in self.workloads
+            if name not in WORKLOADS
+        ]
+        problems += [
+            f"--services: {count}: expected 1 to {MOST_SERVICES}"
+            for count in self.services
+            if not 1 <= count <= MOST_SERVICES
+        ]
+        for option, given in (("--modes", self.modes), ("--services", self.services), ("--workloads", self.workloads)):
+            if not given:
+                problems.append(f"{option}: expected at least one")
+        if not 1 <= self.backends <= MOST_BACKENDS:
+            problems.append(f"--backends: {self.backends}: expected 1 to {MOST_BACKENDS}")
+        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
+            problems.append(f"--cpu: {self.cpu}: this process may run on {sorted(os.sched_getaffinity(0))}")
+        if problems:
+            raise BadInputError("; ".join(problems))
+
+
+def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
+    """The whole report, as the JSON file has it. The calling process keeps mounts of its own afterwards.
+
+    Raises CannotRunError without root, and when a mode that was asked for alone cannot run here.
+    """
+    settings.check()
+    if os.geteuid() != 0:
+        raise CannotRunError("the benchmark needs root", "it makes network namespaces and loads eBPF programs")
+    started = time.monotonic()
+    classes, skipped = _possible(settings.modes)
+    meta = environment.describe() | {
+        "pinned_cpu": settings.cpu,
+        "backends_per_service": settings.backends,
+        "rounds": settings.sizes.rounds,
+        "samples_per_block": settings.sizes.count,
+    }
+    maker = LoadMaker(load.build(settings.cache))
+    with ExitStack() as stack:
+        _stay_away(stack, settings.cpu)
+        folder = stack.enter_context(own_mounts())
+        cgroup = stack.enter_context(own_cgroup())
+        Ebpf.surroundings = (folder, cgroup, settings.cache, _entries(settings))
+        bench = _prepare(stack, settings, classes, maker, progress)
+        bench.skipped += skipped
+        _measure(bench, settings, stack)
+        meta |= {
+            "noise": environment.noise(maker.spin(_idle(bench.direct), 200)),
+            "load_after": list(os.getloadavg()),
+            "tools": {mode.name: mode.version() for mode in bench.modes if mode.version()},
+            "notes": [note for mode in bench.modes for note in dict.fromkeys(mode.notes)],
+            "seconds": round(time.monotonic() - started, 1),
+            "skipped": bench.skipped,
+        }
+    rows = [row.as_json() for row in bench.results]
+    return {"meta": meta, "results": rows, "slopes": results.slopes(bench.results)}
+
+
+def _possible(names: Sequence[str]) -> tuple[list[type[Mode]], list[dict[str, Any]]]:
+    """The modes that this machine can run. One asked for alone that it cannot is an error, others are told."""
+    classes, skipped = [], []
+    asked = [name for name in dict.fromkeys(names) if name != "direct"]
+    for name in asked:
+        try:
+            MODES[name].check()
+        except NodenetError as error:
+            if len(asked) == 1:
+                raise
+            skipped.append({"mode": name, "workload": "", "services": 0, "reason": f"{error} ({error.hint})"})
+        else:
+            classes.append(MODES[name])
+    if asked and not classes:
+        raise CannotRunError("; ".join(f"{entry['mode']}: {entry['reason']}" for entry in skipped))
+    return classes, skipped
+
+
+def _prepare(
+    stack: ExitStack,
+    settings: Settings,
+    classes: Sequence[type[Mode]],
+    maker: LoadMaker,
+    progress: Callable[[str], None],
+) -> Bench:
+    prefix = f"bench{os.getpid()}"
+    progress("a node of its own for each mode: " + ", ".join(["direct", *(mode.name for mode in classes)]))
+    direct = Direct(stack, maker, prefix, settings.backends, settings.cpu)
+    modes = [mode(stack, maker, prefix, settings.backends, settings.cpu) for mode in classes]
+    return Bench(direct, modes, maker, settings.sizes, settings.backends, progress)
+
+
+def _measure(bench: Bench, settings: Settings, stack: ExitStack) -> None:
+    wanted = set(settings.workloads)
+    for count in settings.services:
+        model = build(count, settings.backends, real_backends(settings.backends), udp="udp" in wanted)
+        modes = workloads.program(bench, model, "program" in wanted)
+        for name in LATENCY:
+            if name in wanted:
+                workloads.latency(bench, modes, model, name)
+        if "stream" in wanted:
+            workloads.stream(bench, modes, model)
+        if "update" in wanted:
+            workloads.update(bench, modes, model)
+        if "memory" in wanted and any(type(mode) is Ebpf for mode in modes):
+            workloads.footprint(bench, count)
+    if "memory" not in wanted:
+        bench.results = [row for row in bench.results if row.workload != "memory"]
+    _apart(bench, settings, wanted, stack)
+
+
+def _apart(bench: Bench, settings: Settings, wanted: set[str], stack: ExitStack) -> None:
+    """Workloads that do not grow with the number of Services."""
+    if "policy" in wanted:
+        workloads.policy(bench, POLICY_RULES)
+    if "flows" in wanted:
+        model: ServiceModel = build(1, settings.backends, real_backends(settings.backends))
+        prefix = f"bench{os.getpid()}"
+        quiet = EbpfQuiet(stack, bench.maker, prefix, settings.backends, settings.cpu)
+        for mode in bench.modes:
+            if type(mode) is Ebpf:
+                mode.clear()
+                mode.program(model)
+        workloads.flows(bench, quiet, model)
+    if "cni" in wanted:
+        _cni(bench)
+
+
+def _cni(bench: Bench) -> None:
+    """The CNI executable's own benchmark, where this build has it."""
+    if find_spec(CNI_MODULE) is None:
+        bench.skip("cni", "cni", 0, "this build has no benchmark of the CNI executable")
+        return
+    bench.results += import_module(CNI_MODULE).run(bench.progress)
+
+
+def _entries(settings: Settings) -> int:
+    """Room in the Service maps for the largest model: an address, a master and one slot per backend, a third free."""
+    needed = max(settings.services) * (settings.backends + 2) * (2 if "udp" in settings.workloads else 1)
+    size = 65536
+    while size < needed * 4 // 3:
+        size *= 2
+    return size
+
+
+def _stay_away(stack: ExitStack, cpu: int | None) -> None:
+    """This process and the tools that it starts leave the measured CPU alone, where there is another."""
+    allowed = os.sched_getaffinity(0)
+    if cpu is not None and len(allowed) > 1:
+        os.sched_setaffinity(0, allowed - {cpu})
+        stack.callback(os.sched_setaffinity, 0, allowed)
+
+
+def _idle(direct: Mode) -> Place:
+    return direct.client
+
+
+def noise(report: dict[str, Any], workload: str, services: int) -> stats.Interval | None:
+    """Direct measured a second time against the first, of one workload."""
+    row = results.find(report["results"], mode="direct", workload=workload, services=services, metric="latency_repeat")
+    return stats.Interval(*row["ratio_interval"]) if row else None

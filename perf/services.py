@@ -1,0 +1,102 @@
+"""ONE model of the cluster's Services, which every mode renders into the kernel in its own way. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+NAMESPACE = "bench"
+SERVICE_PORT = 80
+# Where the stand-in server listens.
+TARGET_PORT = 9000
+# Service addresses count up from here, one each; the kind of network a cluster reserves (10.96.0.0/12).
+FIRST_CLUSTER_IP = int(IPv4Address("10.96.0.10"))
+# Backends that nobody calls: addresses of pods on other nodes.
+FIRST_FILLER_IP = int(IPv4Address("10.128.0.1"))
+# Every pod's address lies in here; what kube-proxy is told as clusterCIDR.
+CLUSTER_CIDR = "10.128.0.0/9"
+SERVICE_CIDR = "10.96.0.0/12"
+
+
+class Backend(NamedTuple):
+    """Where a Service's connection may end."""
+
+    address: str
+    port: int = TARGET_PORT
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One port of one ClusterIP Service. `protocol` is "tcp" or "udp"."""
+
+    name: str
+    cluster_ip: str
+    backends: tuple[Backend, ...]
+    namespace: str = NAMESPACE
+    port: int = SERVICE_PORT
+    port_name: str = "http"
+    protocol: str = "tcp"
+
+    @property
+    def full_name(self) -> str:
+        """As kube-proxy prints a ServicePortName."""
+        return f"{self.namespace}/{self.name}:{self.port_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceModel:
+    """Services in the order in which a mode that walks a list (KUBE-SERVICES) has them.
+
+    `places`: name of a place in that order ("first", "middle", "last") -> index of the measured Service.
+    """
+
+    services: tuple[Service, ...] = ()
+    places: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many Services, a Service with a TCP and a UDP port counted once."""
+        return len({service.cluster_ip for service in self.services})
+
+    def at(self, place: str, protocol: str = "tcp") -> Service:
+        """The measured Service at a place. KeyError when the model has none there."""
+        found = self.services[dict(self.places)[place]]
+        if protocol == found.protocol:
+            return found
+        return next(s for s in self.services if s.cluster_ip == found.cluster_ip and s.protocol == protocol)
+
+    def with_backends(self, place: str, backends: tuple[Backend, ...]) -> ServiceModel:
+        """The same model with the backends of one TCP Service replaced."""
+        index = dict(self.places)[place]
+        changed = replace(self.services[index], backends=backends)
+        return replace(self, services=(*self.services[:index], changed, *self.services[index + 1 :]))
+
+
+def build(count: int, per_service: int, real: tuple[Backend, ...], udp: bool = False) -> ServiceModel:
+    """`count` Services with `per_service` backends each; the measured ones lead to `real` (as many of them).
+
+    The measured ones are the first, the middle and the last: in a list that is walked, the place decides the cost, and
+    kube-proxy's order is random. `udp` gives them a UDP port of the same number too.
+    """
+    if count < 1 or per_service < 1 or len(real) < per_service:
+        raise ValueError(f"{count} Services of {per_service} backends, with {len(real)} real ones")
+    indexes = {"first": 0, "middle": count // 2, "last": count - 1} if count > 2 else {"middle": 0}
+    measured = set(indexes.values())
+    services: list[Service] = []
+    places: dict[int, int] = {}
+    for number in range(count):
+        address = str(IPv4Address(FIRST_CLUSTER_IP + number))
+        if number in measured:
+            backends = real[:per_service]
+        else:
+            start = FIRST_FILLER_IP + number * per_service
+            backends = tuple(Backend(str(IPv4Address(start + offset))) for offset in range(per_service))
+        places[number] = len(services)
+        services.append(Service(f"svc{number}", address, backends))
+        if udp and number in measured:
+            services.append(Service(f"svc{number}", address, backends, port_name="dns", protocol="udp"))
+    return ServiceModel(tuple(services), tuple((name, places[number]) for name, number in indexes.items()))

@@ -1,0 +1,111 @@
+"""Runs other programs: what they cost, and a clear sentence when one is missing or fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodenet.errors import CannotRunError
+
+NETNS = Path("/run/netns")
+_PACKAGES = {
+    "iptables-restore": "iptables",
+    "iptables-legacy-restore": "iptables",
+    "iptables-nft-restore": "iptables",
+    "nft": "nftables",
+    "ipvsadm": "ipvsadm",
+    "ipset": "ipset",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "cc": "gcc",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Wall time, CPU time of user and kernel together (s), and the largest memory any one process held (bytes)."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    rss_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.seconds + other.seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            max(self.rss_bytes, other.rss_bytes),
+        )
+
+
+class ToolTimeoutError(CannotRunError):
+    """A program did not finish in its time."""
+
+
+def require(*names: str) -> None:
+    """Raises CannotRunError that names every missing program and the Debian packages they are in."""
+    missing = [name for name in names if not shutil.which(name)]
+    if missing:
+        packages = sorted({_PACKAGES.get(name, name) for name in missing})
+        raise CannotRunError(f"not installed: {', '.join(missing)}", f"apt-get install {' '.join(packages)}")
+
+
+def inside(netns: str | None) -> list[str]:
+    """The start of a command that runs in a named namespace."""
+    return ["nsenter", f"--net={NETNS / netns}"] if netns else []
+
+
+def run(command: Sequence[str], text: str = "", netns: str | None = None, timeout: float = 600.0) -> None:
+    """Run to the end with `text` on stdin. Raises CannotRunError with the program's own words."""
+    _finish([*inside(netns), *command], command, text, timeout, None)
+
+
+def measured(executable: str, command: Sequence[str], text: str, netns: str, timeout: float = 600.0) -> Cost:
+    """The same, and what it took: measured by the load maker (`crr cost`), so that starting it from a large process is
+    not part of it."""
+    environment = {**os.environ, "CRR_NETNS": str(NETNS / netns)}
+    words = _finish([executable, "cost", *command], command, text, timeout, environment).split()
+    return Cost(int(words[0]) / 1e9, int(words[1]) / 1e6, int(words[2]) * 1024)
+
+
+def _finish(
+    full: Sequence[str], command: Sequence[str], text: str, timeout: float, environment: Mapping[str, str] | None
+) -> str:
+    """stdout of `full`. With an environment it is `crr cost`, whose last word is the exit status."""
+    with subprocess.Popen(
+        full,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    ) as process:
+        try:
+            out, errors = process.communicate(text, timeout)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise ToolTimeoutError(f"{' '.join(command)}: not finished after {timeout:g} s") from error
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    code = int(out.split()[-1]) if environment and not process.returncode else process.returncode
+    if code:
+        words = " | ".join(errors.strip().splitlines()[:4])
+        raise CannotRunError(f"{' '.join(command)}: exit status {code}: {words}")
+    return out
+
+
+def output(command: Sequence[str], netns: str | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """What a short program prints. Raises CannotRunError with its own words."""
+    full = [*inside(netns), *command]
+    env = {**os.environ, **environment} if environment else None
+    done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=600, env=env)
+    if done.returncode:
+        words = " | ".join(done.stderr.strip().splitlines()[:4])
+        raise CannotRunError(f"{' '.join(command)}: exit status {done.returncode}: {words}")
+    return done.stdout
