@@ -18,6 +18,9 @@ _bin_dir = click.option(
 _conf_dir = click.option(
     "--conf-dir", type=_FOLDER, default="/etc/cni/net.d", show_default=True, help="Where they find conflists."
 )
+_cache_dir = click.option(
+    "--cache-dir", type=_FOLDER, default="/var/cache/nodenet", show_default=True, help="Where what is built is kept."
+)
 
 
 @click.group()
@@ -28,12 +31,15 @@ def cni() -> None:
 @cni.command()
 @_bin_dir
 @_conf_dir
-@click.option("--subnet", "subnets", multiple=True, help="A pod network of this node; once per family.")
+@click.option(
+    "--subnet", "subnets", multiple=True, help="A pod network of this node; once per family. None: the agent's."
+)
 @click.option("--name", default="nodenet", show_default=True, help="Name of the network.")
 @click.option("--bridge", default="cni0", show_default=True, help="Bridge that the pods are on.")
 @click.option("--mtu", type=int, default=0, show_default=True, help="MTU of pods and bridge; 0: the kernel's default.")
 @click.option("--agent-socket", default="/run/nodenet/cni.sock", show_default=True, help="The agent's CNI socket.")
 @click.option("--require-agent", is_flag=True, help="No pod starts while the agent is away (error 11, try again).")
+@_cache_dir
 @output_option
 def install(
     bin_dir: Path,
@@ -44,17 +50,28 @@ def install(
     mtu: int,
     agent_socket: str,
     require_agent: bool,
+    cache_dir: Path,
     output: Format,
 ) -> None:
-    """Write the executable, then the conflist if it changed. Both appear whole or not at all."""
+    """Write the plugin, which needs no Python on the node, then the conflist if it changed; each whole or not
+    at all."""
     from nodenet.cni import install as installing
-    from nodenet.errors import BadInputError
 
-    if not subnets:
-        raise BadInputError("--subnet: required: no pod network for this node", "for example --subnet 10.244.1.0/24")
     options = installing.Options(subnets, name, bridge, mtu, agent_socket, require_agent)
-    changed = installing.install(bin_dir, conf_dir, options)
+    changed = installing.install(bin_dir, conf_dir, options, cache_dir)
     emit([{"file": str(p), "state": "written" if new else "unchanged"} for p, new in changed.items()], _FILES, output)
+
+
+@cni.command()
+@_cache_dir
+@output_option
+def build(cache_dir: Path, output: Format) -> None:
+    """Build the plugin's two files, unless the cache has them: for an image that is to install them."""
+    from nodenet.cni import bundle
+
+    made = bundle.build(cache_dir)
+    rows = [{"file": str(path), "bytes": path.stat().st_size} for path in (made.launcher, made.alone)]
+    emit(rows, [Column("FILE", "file"), Column("BYTES", "bytes")], output)
 
 
 @cni.command()
@@ -62,7 +79,7 @@ def install(
 @_conf_dir
 @output_option
 def uninstall(bin_dir: Path, conf_dir: Path, output: Format) -> None:
-    """Remove the conflist, then the executable. Pods that run keep their network."""
+    """Remove the conflist, then the plugin. Pods that run keep their network."""
     from nodenet.cni import install as installing
 
     gone = installing.uninstall(bin_dir, conf_dir)

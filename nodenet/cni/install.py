@@ -1,19 +1,24 @@
-"""Put the executable and its conflist where a container runtime looks, and take them away again.
+"""Put the plugin and its conflist where a container runtime looks, and take them away again.
 
-Both are written beside their place and moved into it. The conflist comes last, for its presence tells the runtime
-that the network is ready, and it is left alone when it says the same already: runtimes reload on every change.
+    <bin-dir>/nodenet                  the launcher
+    <bin-dir>/.nodenet-<key>/alone     what it becomes where no agent listens; the launcher knows the key
+    <conf-dir>/10-nodenet.conflist
+
+Each file is written beside its place and moved into it: the launcher comes after what it starts, and an older version's
+folder goes after that. The conflist comes last, for its presence tells the runtime that the network is ready, and it is
+left alone when it says the same already: runtimes reload on every change.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nodenet
+from nodenet.cni import bundle
 from nodenet.cni import conf as configuration
 from nodenet.cni.errors import CniError
 from nodenet.errors import BadInputError, CannotRunError
@@ -22,44 +27,24 @@ EXECUTABLE = "nodenet"
 CONFLIST = "10-nodenet.conflist"
 # Not 1.1.0 yet: a runtime would ask for STATUS then, and take its error for a network that is not ready.
 _VERSION = "1.0.0"
-_MARK = "nodenet's CNI plugin"
+_MARK = b"nodenet's CNI plugin"
+_FOLDER = re.compile(r"\.nodenet-[0-9a-f]{12}")
+# Stands for the pod network where the agent knows it: the other keys are checked all the same.
+_SOME_RANGE = [[{"subnet": "10.0.0.0/24"}]]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the conflist says. `subnets` are the pod networks of this node, one per family."""
+    """What the conflist says. `subnets` are the pod networks of this node, one per family; none: those that the agent
+    reads from its Node object."""
 
-    subnets: tuple[str, ...]
+    subnets: tuple[str, ...] = ()
     name: str = "nodenet"
     bridge: str = "cni0"
     mtu: int = 0
     agent_socket: str = configuration.DEFAULT_SOCKET
     require_agent: bool = False
     data_dir: str = "/var/lib/cni/networks"
-
-
-def source() -> Path:
-    """The executable as it stands in this package or checkout. Raises CannotRunError when it is not there."""
-    package = Path(nodenet.__file__).parent
-    for folder in (package / "cni" / "bin", package.parent / "cni-bin"):
-        if (folder / EXECUTABLE).is_file():
-            return folder / EXECUTABLE
-    raise CannotRunError(f"{package}: the CNI executable is not part of this installation")
-
-
-def render_executable() -> str:
-    """The executable with absolute paths of this interpreter and this package in it."""
-    text = source().read_text()
-    head, _, rest = text.partition("\n")
-    # The launcher needs the standard library alone: the interpreter behind a virtual environment starts faster.
-    interpreter = Path(sys.executable).resolve()
-    # A shebang line is cut at 127 bytes by older kernels.
-    shebang = f"#!{interpreter} -IS"
-    rest = rest.replace('PYTHON = ""', f"PYTHON = {sys.executable!r}", 1)
-    rest = rest.replace('PACKAGE = ""', f"PACKAGE = {str(Path(nodenet.__file__).parent.parent)!r}", 1)
-    if not head.startswith("#!") or len(shebang) > 127 or " " in str(interpreter):
-        raise CannotRunError(f"{interpreter}: a script cannot name this interpreter in its first line")
-    return f"{shebang}\n{rest}"
 
 
 def render_conflist(options: Options) -> str:
@@ -72,50 +57,81 @@ def render_conflist(options: Options) -> str:
         "mtu": options.mtu,
         "agentSocket": options.agent_socket,
         "requireAgent": options.require_agent,
-        "ipam": {
-            "type": "host-local",
-            "dataDir": options.data_dir,
-            "ranges": [[{"subnet": subnet}] for subnet in options.subnets],
-        },
+        "ipam": {"type": "host-local", "dataDir": options.data_dir},
     }
+    if options.subnets:
+        plugin["ipam"]["ranges"] = [[{"subnet": subnet}] for subnet in options.subnets]
+    checked = plugin | {"ipam": {"ranges": _SOME_RANGE} | plugin["ipam"]}
     try:
-        configuration.parse(json.dumps({"cniVersion": _VERSION, "name": options.name} | plugin).encode(), {})
+        configuration.parse(json.dumps({"cniVersion": _VERSION, "name": options.name} | checked).encode(), {})
     except CniError as error:
         raise BadInputError(f"conflist {options.name}: {error}", error.details) from error
     body = {"cniVersion": _VERSION, "name": options.name, "plugins": [plugin]}
     return json.dumps(body, indent=2) + "\n"
 
 
-def install(bin_dir: Path, conf_dir: Path, options: Options) -> dict[Path, bool]:
-    """Write both files; whether each one changed. Raises BadInputError, CannotRunError."""
-    conflist, executable = render_conflist(options), render_executable()
-    return {
-        path: _write(path, text, mode)
-        for path, text, mode in (
-            (bin_dir / EXECUTABLE, executable, 0o755),
-            (conf_dir / CONFLIST, conflist, 0o600),
-        )
+def install(bin_dir: Path, conf_dir: Path, options: Options, cache_dir: Path) -> dict[Path, bool]:
+    """Write all three files; whether each one changed. Raises BadInputError, CannotRunError.
+
+    What is built is kept in `cache_dir`. A launcher of an older version that is just about to start what goes with it
+    answers "try again".
+    """
+    conflist = render_conflist(options).encode()
+    built = bundle.build(cache_dir)
+    alone = bin_dir / built.folder_name / bundle.ALONE
+    changed = {
+        alone: _copy(built.alone, alone),
+        bin_dir / EXECUTABLE: _copy(built.launcher, bin_dir / EXECUTABLE),
     }
+    for folder in _folders(bin_dir):
+        if folder != alone.parent:
+            _remove_folder(folder)
+    return changed | {conf_dir / CONFLIST: _write(conf_dir / CONFLIST, conflist, 0o600)}
 
 
 def uninstall(bin_dir: Path, conf_dir: Path) -> dict[Path, bool]:
-    """Remove both files, the conflist first; whether each one was there. Raises CannotRunError on a foreign file."""
+    """Remove what `install` wrote, the conflist first; whether each file was there. Raises CannotRunError on a foreign
+    file. Folders that were not there before are left: others may use them by now."""
     executable, conflist = bin_dir / EXECUTABLE, conf_dir / CONFLIST
-    if executable.exists() and _MARK not in executable.read_text(errors="replace"):
+    if executable.exists() and _MARK not in executable.read_bytes():
         raise CannotRunError(f"{executable}: not nodenet's executable", "remove it by hand if it is to go")
-    return {path: _remove(path) for path in (conflist, executable)}
+    gone = {path: _remove(path) for path in (conflist, executable)}
+    return gone | {folder / bundle.ALONE: _remove_folder(folder) for folder in _folders(bin_dir)}
 
 
-def _write(path: Path, text: str, mode: int) -> bool:
+def _folders(bin_dir: Path) -> list[Path]:
+    if not bin_dir.is_dir():
+        return []
+    return sorted(path for path in bin_dir.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def _remove_folder(folder: Path) -> bool:
+    was = _remove(folder / bundle.ALONE)
     try:
-        if path.exists() and path.read_text(errors="replace") == text and path.stat().st_mode & 0o777 == mode:
+        folder.rmdir()
+    except OSError as error:
+        raise CannotRunError(f"{folder}: {error.strerror}", "something else is in it") from error
+    return was
+
+
+def _copy(source: Path, target: Path) -> bool:
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise CannotRunError(f"{source}: {error.strerror}") from error
+    return _write(target, data, 0o755)
+
+
+def _write(path: Path, data: bytes, mode: int) -> bool:
+    try:
+        if path.exists() and path.read_bytes() == data and path.stat().st_mode & 0o777 == mode:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         # The dot: runtimes take every *.conflist of the folder.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("w") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(data)
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from nodenet.cli.cni import cni
-from nodenet.cni import conf
+from nodenet.cni import bundle, conf
 from nodenet.cni.install import CONFLIST, Options, install, uninstall
 from nodenet.cni.ipam import Owner, Store, allocate
 from nodenet.cni.records import Record, Records
@@ -21,25 +21,81 @@ from nodenet.model import Endpoint, ObjectRef
 OPTIONS = Options(subnets=("10.5.0.0/24", "fd05::/64"), mtu=1400)
 
 
-def test_install_twice_and_uninstall(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built once: a second or two."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_install_twice_and_uninstall(tmp_path: Path, cache: Path) -> None:
     bin_dir, conf_dir = tmp_path / "bin", tmp_path / "net.d"
     executable, conflist = bin_dir / "nodenet", conf_dir / CONFLIST
-    assert list(install(bin_dir, conf_dir, OPTIONS).items()) == [(executable, True), (conflist, True)]
-    assert executable.stat().st_mode & 0o777 == 0o755
+    first = install(bin_dir, conf_dir, OPTIONS, cache)
+    alone = next(path for path in first if path.name == "alone")
+    assert list(first.items()) == [(alone, True), (executable, True), (conflist, True)]
+    assert [path.stat().st_mode & 0o777 for path in first] == [0o755, 0o755, 0o600]
     body = json.loads(conflist.read_text())
     plugin = body["plugins"][0] | {"cniVersion": body["cniVersion"], "name": body["name"]}
     assert conf.parse(json.dumps(plugin).encode(), {}).mtu == 1400
     before = conflist.stat().st_ino
-    assert set(install(bin_dir, conf_dir, OPTIONS).values()) == {False}
+    assert set(install(bin_dir, conf_dir, OPTIONS, cache).values()) == {False}
     assert conflist.stat().st_ino == before
-    assert install(bin_dir, conf_dir, Options(("10.6.0.0/24",))) == {executable: False, conflist: True}
-    assert {path.name for path in tmp_path.rglob("*")} == {"bin", "net.d", "nodenet", CONFLIST}
-    assert list(uninstall(bin_dir, conf_dir).items()) == [(conflist, True), (executable, True)]
+    again = install(bin_dir, conf_dir, Options(("10.6.0.0/24",)), cache)
+    assert again == {alone: False, executable: False, conflist: True}
+    assert files(tmp_path) == {"bin/nodenet", f"bin/{alone.parent.name}/alone", f"net.d/{CONFLIST}"}
+    assert list(uninstall(bin_dir, conf_dir).items()) == [(conflist, True), (executable, True), (alone, True)]
     assert set(uninstall(bin_dir, conf_dir).values()) == {False}
+    assert files(tmp_path) == set()
 
 
-def test_the_installed_copy_finds_its_package(tmp_path: Path) -> None:
-    install(tmp_path, tmp_path / "net.d", OPTIONS)
+def test_what_is_built_is_kept_and_follows_its_source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bundle.build(cache)
+    before = first.launcher.stat().st_mtime_ns
+    assert bundle.build(cache) == first
+    assert first.launcher.stat().st_mtime_ns == before
+    monkeypatch.setattr(bundle, "_FLAGS", (*bundle._FLAGS, "-DSOMETHING"))
+    second = bundle.build(cache)
+    assert second.key != first.key
+    # The launcher names the folder that goes with it.
+    assert second.folder_name.encode() in second.launcher.read_bytes()
+    assert {path.name for path in cache.iterdir()} == {f"cni-{first.key}", f"cni-{second.key}"}
+
+
+def test_an_older_version_goes(tmp_path: Path, cache: Path) -> None:
+    old = tmp_path / ".nodenet-0123456789ab"
+    old.mkdir()
+    (old / "alone").touch()
+    (tmp_path / ".nodenet-mine").mkdir()
+    install(tmp_path, tmp_path / "net.d", OPTIONS, cache)
+    assert not old.exists()
+    uninstall(tmp_path, tmp_path / "net.d")
+    assert files(tmp_path) == set()
+    assert (tmp_path / ".nodenet-mine").is_dir()
+
+
+def test_a_missing_library_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = bundle.sysconfig.get_config_var
+    monkeypatch.setattr(bundle.sysconfig, "get_config_var", lambda name: "/no" if name == "LIBPL" else real(name))
+    with pytest.raises(CannotRunError, match=r"/no/libpython.* is missing") as told:
+        install(tmp_path / "bin", tmp_path / "net.d", OPTIONS, tmp_path / "cache")
+    assert "apt-get install libpython3" in told.value.hint
+    assert files(tmp_path) == set()
+
+
+def test_without_a_subnet_the_agent_is_asked(tmp_path: Path, cache: Path) -> None:
+    arguments = ["install", "--bin-dir", str(tmp_path / "bin"), "--conf-dir", str(tmp_path / "net.d")]
+    done = CliRunner().invoke(cni, [*arguments, "--cache-dir", str(cache)])
+    assert done.exit_code == 0, done.output
+    plugin = json.loads((tmp_path / "net.d" / CONFLIST).read_text())["plugins"][0]
+    assert plugin["ipam"] == {"type": "host-local", "dataDir": "/var/lib/cni/networks"}
+
+
+def test_the_installed_plugin_answers(tmp_path: Path, cache: Path) -> None:
+    install(tmp_path, tmp_path / "net.d", OPTIONS, cache)
     config = json.dumps({"cniVersion": "1.0.0", "agentSocket": str(tmp_path / "nobody")})
     done = subprocess.run(
         [tmp_path / "nodenet"], env={"CNI_COMMAND": "VERSION"}, input=config.encode(), capture_output=True, check=False
@@ -48,16 +104,16 @@ def test_the_installed_copy_finds_its_package(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["cniVersion"] == "1.0.0"
 
 
-def test_bad_options_write_nothing(tmp_path: Path) -> None:
+def test_bad_options_write_nothing(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(BadInputError, match=r"conflist nodenet: network nodenet: ipam\.ranges\[0\]\[0\]\.subnet"):
-        install(tmp_path / "bin", tmp_path / "net.d", Options(("10.5.0.1/24",)))
+        install(tmp_path / "bin", tmp_path / "net.d", Options(("10.5.0.1/24",)), cache)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "bin").touch()
     with pytest.raises(CannotRunError, match="bin"):
-        install(tmp_path / "bin", tmp_path / "net.d", OPTIONS)
+        install(tmp_path / "bin", tmp_path / "net.d", OPTIONS, cache)
     assert not (tmp_path / "net.d").exists()
 
 

@@ -1,0 +1,183 @@
+"""Builds what a node needs to have: a launcher, and the plugin as one static file that needs no Python there.
+
+    <cache>/cni-<key>/nodenet   cni-bin/launcher.c
+    <cache>/cni-<key>/alone     cni-bin/alone.c: libpython, linked statically, with every module that the plugin imports
+
+The key is a digest of everything that goes in, so a build is made once. Why it is packaged like this, with figures:
+docs/decisions/0011-static-plugin.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from modulefinder import Module, ModuleFinder
+from pathlib import Path
+
+import nodenet
+from nodenet.cni import protocol
+from nodenet.cni.conf import DEFAULT_SOCKET, SUPPORTED_VERSIONS
+from nodenet.errors import CannotRunError
+
+LAUNCHER, ALONE = "nodenet", "alone"
+# Modules that the plugin's own process starts from; what they import comes along.
+_ROOTS = ("nodenet.cni.alone", "nodenet.cni.plugin", "encodings.utf_8", "encodings.ascii", "encodings.latin_1")
+# Reached only by code that the plugin never runs, or in need of extension modules that libpython has not built in.
+_EXCLUDED = (
+    *("_aix_support", "_ctypes", "_hashlib", "asyncio", "bz2", "ctypes", "difflib", "distutils", "doctest", "email"),
+    *("http", "lzma", "multiprocessing", "nntplib", "pdb", "pickle", "py_compile", "pydoc", "pyroute2", "readline"),
+    *("setuptools", "site", "sitecustomize", "ssl", "tarfile", "test", "tkinter", "tracemalloc", "unittest", "xml"),
+    *("zipfile", "zipimport"),
+)
+# Frozen in libpython itself: these must stay the interpreter's own.
+_OWN = ("_frozen_importlib", "_frozen_importlib_external")
+_FLAGS = ("-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror")
+_TIMEOUT = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Both files. `key` names the build: equal keys, equal files."""
+
+    key: str
+    launcher: Path
+    alone: Path
+
+    @property
+    def folder_name(self) -> str:
+        """The folder beside the installed launcher that holds the other file."""
+        return folder_name(self.key)
+
+
+def folder_name(key: str) -> str:
+    return f".nodenet-{key}"
+
+
+def source_dir() -> Path:
+    """The C sources: in the package where it is installed from a wheel, else beside it in the checkout."""
+    package = Path(nodenet.__file__).parent
+    for folder in (package / "cni" / "bin", package.parent / "cni-bin"):
+        if (folder / "launcher.c").is_file():
+            return folder
+    raise CannotRunError(f"{package}: the CNI executable's sources are not part of this installation")
+
+
+def build(cache_dir: Path) -> Bundle:
+    """The files for this interpreter and this source, made now unless the cache has them. Raises CannotRunError."""
+    found = _modules()
+    key = _key(found)
+    bundle = Bundle(key, cache_dir / f"cni-{key}" / LAUNCHER, cache_dir / f"cni-{key}" / ALONE)
+    if bundle.launcher.exists():
+        return bundle
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        # Made beside and renamed: two may build at once, and a crash leaves no half folder.
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".cni-") as name:
+            draft = Path(name) / "out"
+            draft.mkdir()
+            _compile_launcher(key, draft / LAUNCHER)
+            _compile_alone(found, Path(name), draft / ALONE)
+            if not bundle.launcher.exists():
+                draft.rename(bundle.launcher.parent)
+    except OSError as error:
+        if not bundle.launcher.exists():
+            raise CannotRunError(f"{error.filename or cache_dir}: {error.strerror}") from error
+    return bundle
+
+
+def _modules() -> dict[str, Module]:
+    """Every Python module that the plugin can come to import, by name."""
+    library = sysconfig.get_path("stdlib")
+    finder = ModuleFinder(path=[str(Path(nodenet.__file__).parent.parent), library], excludes=list(_EXCLUDED))
+    for root in _ROOTS:
+        finder.import_hook(root)
+    return {name: module for name, module in sorted(finder.modules.items()) if _is_source(name, module)}
+
+
+def _is_source(name: str, module: Module) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and str(file).endswith(".py") and name not in _OWN
+
+
+def _key(found: dict[str, Module]) -> str:
+    digest = hashlib.sha256()
+    compiler = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    for text in (sys.version, sysconfig.get_platform(), compiler.partition("\n")[0], *_FLAGS, *_defines("")):
+        digest.update(text.encode() + b"\0")
+    files = [Path(str(module.__file__)) for module in found.values()]
+    for path in [Path(__file__), *sorted(source_dir().rglob("*.[ch]")), *files]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _compiler() -> str:
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not found:
+        raise CannotRunError("no C compiler is installed, so the CNI executable cannot be built", "apt-get install gcc")
+    return found
+
+
+def _defines(key: str) -> list[str]:
+    """What the launcher shares with the Python that it speaks to."""
+    return [
+        f'-DDEFAULT_SOCKET="{DEFAULT_SOCKET}"',
+        f'-DNEWEST="{SUPPORTED_VERSIONS[-1]}"',
+        f"-DMAX_STDIN={protocol.MAX_STDIN}",
+        f'-DALONE="{folder_name(key)}/{ALONE}"',
+    ]
+
+
+def _compile_launcher(key: str, target: Path) -> None:
+    _cc([*_FLAGS, *_defines(key), str(source_dir() / "launcher.c"), "-o", str(target)])
+
+
+def _compile_alone(found: dict[str, Module], folder: Path, target: Path) -> None:
+    library = Path(str(sysconfig.get_config_var("LIBPL"))) / str(sysconfig.get_config_var("LIBRARY"))
+    headers = str(sysconfig.get_config_var("INCLUDEPY"))
+    if not library.is_file() or not (Path(headers) / "Python.h").is_file():
+        version = sysconfig.get_python_version()
+        message = f"{library} or {headers}/Python.h is missing, so the CNI executable cannot be built"
+        raise CannotRunError(message, f"apt-get install libpython{version}-dev")
+    table, code = _frozen(found)
+    (folder / "frozen.h").write_text(table)
+    (folder / "frozen.bin").write_bytes(code)
+    (folder / "frozen.S").write_text(
+        f'.section .rodata\n.global nn_frozen\nnn_frozen:\n.incbin "{folder}/frozen.bin"\n'
+        '.section .note.GNU-stack,"",@progbits\n'
+    )
+    words = " ".join(str(sysconfig.get_config_var(name) or "") for name in ("MODLIBS", "LIBS", "SYSLIBS")).split()
+    libraries = [*dict.fromkeys(word for word in words if word.startswith("-l")), "-lm"]
+    sources = [str(source_dir() / "alone.c"), str(folder / "frozen.S")]
+    # The linker warns of functions that would load libraries (getaddrinfo and the like): the plugin calls none.
+    _cc([*_FLAGS, f"-I{folder}", f"-I{headers}", *sources, str(library), *libraries, "-o", str(target)])
+
+
+def _frozen(found: dict[str, Module]) -> tuple[str, bytes]:
+    """The C table of modules, and their code objects one after the other. Without docstrings and assertions."""
+    rows, code = [], bytearray()
+    for name, module in found.items():
+        path = Path(str(module.__file__))
+        compiled = compile(path.read_bytes(), f"<{name}>", "exec", dont_inherit=True, optimize=2)
+        data = marshal.dumps(compiled)
+        package = int(module.__path__ is not None)
+        rows.append(
+            f'\t{{ .name = "{name}", .code = nn_frozen + {len(code)}, .size = {len(data)}, .is_package = {package} }},'
+        )
+        code += data
+    return "static const struct _frozen modules[] = {\n" + "\n".join(rows) + "\n\t{ .name = NULL },\n};\n", bytes(code)
+
+
+def _cc(arguments: list[str]) -> None:
+    compiler = _compiler()
+    done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    if done.returncode != 0:
+        raise CannotRunError(
+            f"{compiler} could not build the CNI executable:\n{done.stderr.strip()[-3000:]}",
+            "static libraries come from libc6-dev, libexpat1-dev and zlib1g-dev",
+        )
