@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
-from modulefinder import Module, ModuleFinder
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import nodenet
@@ -53,6 +53,14 @@ class Bundle:
     def folder_name(self) -> str:
         """The folder beside the installed launcher that holds the other file."""
         return folder_name(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One module's file, and whether it is a package."""
+
+    path: Path
+    package: bool
 
 
 def folder_name(key: str) -> str:
@@ -91,26 +99,26 @@ def build(cache_dir: Path) -> Bundle:
     return bundle
 
 
-def _modules() -> dict[str, Module]:
+def _modules() -> dict[str, Source]:
     """Every Python module that the plugin can come to import, by name."""
     library = sysconfig.get_path("stdlib")
     finder = ModuleFinder(path=[str(Path(nodenet.__file__).parent.parent), library], excludes=list(_EXCLUDED))
     for root in _ROOTS:
         finder.import_hook(root)
-    return {name: module for name, module in sorted(finder.modules.items()) if _is_source(name, module)}
+    found = {}
+    for name, module in sorted(finder.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and file.endswith(".py") and name not in _OWN:
+            found[name] = Source(Path(file), getattr(module, "__path__", None) is not None)
+    return found
 
 
-def _is_source(name: str, module: Module) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and str(file).endswith(".py") and name not in _OWN
-
-
-def _key(found: dict[str, Module]) -> str:
+def _key(found: dict[str, Source]) -> str:
     digest = hashlib.sha256()
     compiler = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     for text in (sys.version, sysconfig.get_platform(), compiler.partition("\n")[0], *_FLAGS, *_defines("")):
         digest.update(text.encode() + b"\0")
-    files = [Path(str(module.__file__)) for module in found.values()]
+    files = [source.path for source in found.values()]
     for path in [Path(__file__), *sorted(source_dir().rglob("*.[ch]")), *files]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
@@ -137,7 +145,7 @@ def _compile_launcher(key: str, target: Path) -> None:
     _cc([*_FLAGS, *_defines(key), str(source_dir() / "launcher.c"), "-o", str(target)])
 
 
-def _compile_alone(found: dict[str, Module], folder: Path, target: Path) -> None:
+def _compile_alone(found: dict[str, Source], folder: Path, target: Path) -> None:
     library = Path(str(sysconfig.get_config_var("LIBPL"))) / str(sysconfig.get_config_var("LIBRARY"))
     headers = str(sysconfig.get_config_var("INCLUDEPY"))
     if not library.is_file() or not (Path(headers) / "Python.h").is_file():
@@ -158,14 +166,13 @@ def _compile_alone(found: dict[str, Module], folder: Path, target: Path) -> None
     _cc([*_FLAGS, f"-I{folder}", f"-I{headers}", *sources, str(library), *libraries, "-o", str(target)])
 
 
-def _frozen(found: dict[str, Module]) -> tuple[str, bytes]:
+def _frozen(found: dict[str, Source]) -> tuple[str, bytes]:
     """The C table of modules, and their code objects one after the other. Without docstrings and assertions."""
     rows, code = [], bytearray()
-    for name, module in found.items():
-        path = Path(str(module.__file__))
-        compiled = compile(path.read_bytes(), f"<{name}>", "exec", dont_inherit=True, optimize=2)
+    for name, source in found.items():
+        compiled = compile(source.path.read_bytes(), f"<{name}>", "exec", dont_inherit=True, optimize=2)
         data = marshal.dumps(compiled)
-        package = int(module.__path__ is not None)
+        package = int(source.package)
         rows.append(
             f'\t{{ .name = "{name}", .code = nn_frozen + {len(code)}, .size = {len(data)}, .is_package = {package} }},'
         )
