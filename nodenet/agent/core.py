@@ -15,6 +15,7 @@ from nodenet.agent.datapath import Datapath
 from nodenet.agent.host import Host, netns_cookie
 from nodenet.agent.measured import AgentSource
 from nodenet.bpf.ringbuf import EventReader
+from nodenet.cni.detach import recover
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.records import Records
 from nodenet.cni.server import CniServer
@@ -65,7 +66,13 @@ class Agent:
         self.source = AgentSource(self)
         self.metrics = Metrics(self.source)
         self.client = KubeClient(load_access(config.kubeconfig))
-        self.cni = CniServer(config.run_dir, self.endpoint_added, self.endpoint_deleted)
+        self.cni = CniServer(
+            config.run_dir,
+            self.endpoint_added,
+            self.endpoint_deleted,
+            healthy=self.cni_trouble,
+            networks=self.pod_networks,
+        )
         self.loop = ReconcileLoop(
             lambda: self.store.snapshot() if self.store.synced else None,
             self._compile,
@@ -122,6 +129,15 @@ class Agent:
         self._apply(Op.DELETED, endpoint)
         await self.loop.wait_for(self.store.revision)
 
+    async def cni_trouble(self) -> str:
+        """For CNI STATUS: what keeps this node from serving its pods as it should, in a sentence, or ""."""
+        return "" if self.healthy() else "; ".join(self.trouble()) or "it is not ready yet"
+
+    def pod_networks(self) -> tuple[IPNetwork, ...]:
+        """This node's spec.podCIDRs, in their order; none when the API has not told them. From any thread."""
+        node = self.snapshot.nodes.get(ObjectRef("", self.config.node_name))
+        return node.pod_cidrs if node else ()
+
     async def _know_endpoint(self, endpoint: Endpoint) -> None:
         self.cookies[_key(endpoint)] = await asyncio.to_thread(netns_cookie, endpoint.netns)
         await self.host.attach(endpoint, self.datapath.loaded.programs)
@@ -143,7 +159,10 @@ class Agent:
         return pod is not None and endpoint.pod_uid in ("", pod.uid)
 
     async def _adopt_endpoints(self) -> None:
-        """The endpoints of a previous life, and those that the plugin made while no agent ran."""
+        """The endpoints of a previous life, and those that the plugin made while no agent ran. First, what killed verbs
+        and pods that are gone for good left behind is cleaned up."""
+        for problem in await asyncio.to_thread(recover, self.config.run_dir):
+            log.warning("%s", problem)
         records, problems = self.records.all()
         for problem in problems:
             log.warning("%s", problem)

@@ -31,8 +31,9 @@ def run(environment: dict[str, str], stdin: bytes) -> Reply:
         request = parse(environment, stdin)
         if request.verb == "VERSION":
             return Reply(0, version_answer(stdin).encode())
-        if request.verb in ("ADD", "DEL", "CHECK", "STATUS") and _requires_agent(stdin):
-            raise CniError(Code.TRY_AGAIN, "the agent of this node is not running, and requireAgent is set")
+        if request.verb != "VERSION" and _requires_agent(stdin):
+            code = Code.NOT_AVAILABLE if request.verb == "STATUS" else Code.TRY_AGAIN
+            raise CniError(code, "the agent of this node is not running, and requireAgent is set")
         return _run(request)
     except CniError as error:
         return failure(stdin, error)

@@ -1,8 +1,7 @@
 """The network configuration: every key of the reference `bridge` and `host-local` plugins, and our own, in one place.
 
-`BRIDGE_KEYS` and `IPAM_KEYS` say how each key is read and whether it is carried out. A key that is known but not
-carried out yet is refused when it asks for something (code 2, with key and value, as the specification words it); an
-unknown one is ignored. A known key with a bad value is code 7 naming the key; what is no JSON object is code 6.
+`BRIDGE_KEYS` and `IPAM_KEYS` say how each key is read; docs/cni.md says what each one does. An unknown key is ignored.
+A known key with a bad value is code 7 naming the key; what is no JSON object is code 6.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.owner import Owner
+from nodenet.cni.prevresult import PrevResult
 from nodenet.cni.protocol import Reply
 from nodenet.cni.ranges import RangeSet, range_sets
 from nodenet.cni.routes import PodRoute, routes
@@ -24,12 +25,16 @@ from nodenet.model import IPAddress
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 DEFAULT_SOCKET = "/run/nodenet/cni.sock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
+IPAM_TYPES = ("host-local", "nodenet")
+# The verbs that came after 0.3.1, with the first version that has them.
+_SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Ipam:
-    """The `ipam` section. `requested` are addresses asked for by the runtime, at most one per range set."""
+    """The `ipam` section. `sets` empty: the node's own pod networks. `requested` are addresses that the runtime asks
+    for, at most one per set."""
 
     sets: tuple[RangeSet, ...]
     data_dir: Path
@@ -40,11 +45,13 @@ class Ipam:
 
 @dataclass(frozen=True, slots=True)
 class NetConf:
-    """A checked configuration. `mtu` 0 is the kernel's default; `mac` "" leaves the choice to us."""
+    """A checked configuration. `mtu` 0 is the kernel's default; `mac` "" leaves the choice to us; `ipam` None: the pods
+    have no addresses of ours; `vlan` 0: none, `trunk` the tagged ones; `valid` is GC's list, None where there is none.
+    """
 
     cni_version: str
     name: str
-    ipam: Ipam
+    ipam: Ipam | None
     bridge: str = "cni0"
     is_gateway: bool = False
     is_default_gateway: bool = False
@@ -52,10 +59,20 @@ class NetConf:
     mtu: int = 0
     hairpin: bool = False
     promiscuous: bool = False
+    ip_masq: bool = False
+    vlan: int = 0
+    trunk: tuple[int, ...] = ()
+    preserve_default_vlan: bool = True
+    mac_spoof_check: bool = False
+    enable_dad: bool = False
+    port_isolation: bool = False
+    container_interface_down: bool = False
     mac: str = ""
     dns: Mapping[str, Any] = field(default_factory=dict)
     agent_socket: Path = Path(DEFAULT_SOCKET)
     require_agent: bool = False
+    prev: PrevResult | None = None
+    valid: frozenset[Owner] | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -64,7 +81,7 @@ class NetConf:
 
 
 class Key(NamedTuple):
-    """How a key is read. `attribute` "" : not carried out yet, refused unless it says `default`."""
+    """How a key is read, and what it is when it is absent. `attribute` "": checked, and of no further use here."""
 
     attribute: str
     read: Callable[[Any], Any]
@@ -95,10 +112,37 @@ def _mtu(value: Any) -> int:
     return value
 
 
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError("expected a number")
+def _vlan(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 4094:
+        raise ValueError("expected a VLAN of 1-4094, or 0 for none")
     return value
+
+
+def _trunk(value: Any) -> tuple[int, ...]:
+    """`[{"id": 5}, {"minID": 10, "maxID": 20}]` as sorted numbers."""
+    found: set[int] = set()
+    for index, item in enumerate(_list(value)):
+        if not isinstance(item, dict):
+            raise ValueError(f"[{index}]: expected an object with id, or minID and maxID")
+        low, high = item.get("minID"), item.get("maxID")
+        if (low is None) != (high is None) or (low is None and item.get("id") is None):
+            raise ValueError(f"[{index}]: expected id, or minID and maxID")
+        for number in (low, high, item.get("id")):
+            if number is not None and not (type(number) is int and 1 <= number <= 4094):
+                raise ValueError(f"[{index}]: expected VLANs of 1-4094")
+        if low is not None and high is not None:
+            if low > high:
+                raise ValueError(f"[{index}]: minID {low} is above maxID {high}")
+            found.update(range(low, high + 1))
+        if item.get("id") is not None:
+            found.add(item["id"])
+    return tuple(sorted(found))
+
+
+def _backend(value: Any) -> str:
+    if value not in ("iptables", "nftables"):
+        raise ValueError("expected iptables or nftables")
+    return str(value)
 
 
 def _interface(value: Any) -> str:
@@ -135,16 +179,16 @@ BRIDGE_KEYS: dict[str, Key] = {
     "dns": Key("dns", _dns, {}),
     "agentSocket": Key("agent_socket", _path, Path(DEFAULT_SOCKET)),
     "requireAgent": Key("require_agent", _boolean, False),
-    # Known, not carried out yet.
-    "ipMasq": Key("", _boolean, False),
-    "ipMasqBackend": Key("", str, ""),
-    "vlan": Key("", _number, 0),
-    "vlanTrunk": Key("", _list, []),
-    "preserveDefaultVlan": Key("", _boolean, True),
-    "macspoofchk": Key("", _boolean, False),
-    "enabledad": Key("", _boolean, False),
-    "portIsolation": Key("", _boolean, False),
-    "disableContainerInterface": Key("", _boolean, False),
+    "ipMasq": Key("ip_masq", _boolean, False),
+    # The reference's choice between two programs. We need neither: both words mean the same here.
+    "ipMasqBackend": Key("", _backend, ""),
+    "vlan": Key("vlan", _vlan, 0),
+    "vlanTrunk": Key("trunk", _trunk, ()),
+    "preserveDefaultVlan": Key("preserve_default_vlan", _boolean, True),
+    "macspoofchk": Key("mac_spoof_check", _boolean, False),
+    "enabledad": Key("enable_dad", _boolean, False),
+    "portIsolation": Key("port_isolation", _boolean, False),
+    "disableContainerInterface": Key("container_interface_down", _boolean, False),
 }
 IPAM_KEYS: dict[str, Key] = {
     "dataDir": Key("data_dir", _path, Path("/var/lib/cni/networks")),
@@ -153,21 +197,41 @@ IPAM_KEYS: dict[str, Key] = {
 }
 
 
-def parse(stdin: bytes, args: Mapping[str, str]) -> NetConf:
-    """Read and check a configuration; `args` are CNI_ARGS, which may ask for an address and a MAC."""
+def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
+    """Read and check a configuration; `args` are CNI_ARGS, which may ask for an address and a MAC.
+
+    DEL is lenient about what it does not need, for it must always be possible: a `prevResult` that cannot be read is
+    taken as none.
+    """
     data = decode(stdin)
     version = version_of(data)
     if version not in SUPPORTED_VERSIONS:
         raise CniError(
             Code.INCOMPATIBLE_VERSION, f"cniVersion: expected one of {', '.join(SUPPORTED_VERSIONS)}, got {version!r}"
         )
+    since = _SINCE.get(verb, version)
+    if SUPPORTED_VERSIONS.index(version) < SUPPORTED_VERSIONS.index(since):
+        raise CniError(Code.INCOMPATIBLE_VERSION, f"cniVersion: {verb} is there since {since}, got {version!r}")
     name = data.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
         raise _bad("network configuration", "name", "expected letters, digits, '_', '.', '-'", name)
     where = f"network {name}"
     values = _read(where, "", data, BRIDGE_KEYS)
     values["is_gateway"] = values["is_gateway"] or values["is_default_gateway"]
-    return NetConf(cni_version=version, name=name, ipam=_ipam(where, data, args), mac=_mac(where, data, args), **values)
+    if values["promiscuous"] and values["hairpin"]:
+        raise _bad(where, "promiscMode", "cannot go with hairpinMode", True)
+    ipam = _ipam(where, data, args)
+    if ipam is not None and values["container_interface_down"]:
+        raise _bad(where, "disableContainerInterface", "cannot go with ipam", True)
+    return NetConf(
+        cni_version=version,
+        name=name,
+        ipam=ipam,
+        mac=_mac(where, data, args),
+        prev=_prev(where, data, verb),
+        valid=_valid(where, data) if verb == "GC" else None,
+        **values,
+    )
 
 
 def decode(stdin: bytes) -> dict[str, Any]:
@@ -218,30 +282,63 @@ def _read(where: str, prefix: str, data: Mapping[str, Any], keys: Mapping[str, K
                 raise _bad(where, prefix + name, str(error), data[name]) from error
         if key.attribute:
             values[key.attribute] = value
-        elif value != key.default:
-            message = f"{where}: {prefix}{name}: {json.dumps(data[name])} is not supported yet"
-            raise CniError(Code.UNSUPPORTED_FIELD, message)
     return values
 
 
-def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam:
+def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam | None:
+    """The ipam section; None when it is absent or without a type: a network without addresses of ours."""
     ipam = data.get("ipam")
+    if ipam is None or ipam == {}:
+        return None
     if not isinstance(ipam, dict):
-        raise _bad(where, "ipam", "required, expected an object", ipam)
-    if ipam.get("type", "host-local") != "host-local":
-        raise CniError(Code.UNSUPPORTED_FIELD, f"{where}: ipam.type: {ipam['type']!r} is not supported, use host-local")
+        raise _bad(where, "ipam", "expected an object", ipam)
+    if (kind := ipam.get("type", "host-local")) not in IPAM_TYPES:
+        message = f"{where}: ipam.type: {json.dumps(kind)} is not supported, use {' or '.join(IPAM_TYPES)}"
+        raise CniError(Code.UNSUPPORTED_FIELD, message)
     values = _read(where, "ipam.", ipam, IPAM_KEYS)
     runtime = _object(where, "runtimeConfig", data)
     try:
         sets = range_sets(ipam, runtime.get("ipRanges"))
     except ValueError as error:
         raise CniError(Code.BAD_CONFIG, f"{where}: {error}") from error
+    if sets and kind == "nodenet":
+        raise _bad(where, "ipam.ranges", "type nodenet takes the node's own pod networks; leave ranges out", None)
     cni_args = _object(where, "args.cni", _object(where, "args", data))
     wanted = _texts(where, "args.cni.ips", cni_args.get("ips"))
     wanted += _texts(where, "runtimeConfig.ips", runtime.get("ips"))
     if args.get("IP"):
         wanted += args["IP"].split(",")
-    return Ipam(sets=sets, requested=tuple(_address(where, text) for text in wanted), **values)
+    requested = dict.fromkeys(_address(where, text) for text in wanted)
+    return Ipam(sets=sets, requested=tuple(requested), **values)
+
+
+def _prev(where: str, data: Mapping[str, Any], verb: str) -> PrevResult | None:
+    if data.get("prevResult") is None:
+        if verb == "CHECK":
+            raise _bad(where, "prevResult", "required for CHECK", None)
+        return None
+    try:
+        return PrevResult.read(data["prevResult"])
+    except ValueError as error:
+        if verb == "DEL":
+            return None
+        raise CniError(Code.BAD_CONFIG, f"{where}: prevResult{error}") from error
+
+
+def _valid(where: str, data: Mapping[str, Any]) -> frozenset[Owner]:
+    """GC's list. null is an empty one, as libcni writes it; an absent key is an error, for it would free everything."""
+    key = "cni.dev/valid-attachments"
+    if key not in data:
+        raise _bad(where, key, "required for GC", None)
+    if data[key] is not None and not isinstance(data[key], list):
+        raise _bad(where, key, "expected a list", data[key])
+    found = set()
+    for item in data[key] or ():
+        container_id, ifname = (item.get("containerID"), item.get("ifname")) if isinstance(item, dict) else ("", "")
+        if not isinstance(container_id, str) or not isinstance(ifname, str) or not container_id or not ifname:
+            raise _bad(where, key, "expected objects with containerID and ifname", item)
+        found.add(Owner(container_id, ifname))
+    return frozenset(found)
 
 
 def _mac(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> str:

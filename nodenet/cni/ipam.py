@@ -6,38 +6,36 @@
 
 A lease is written beside its place and linked into it: it is there whole or not at all. The one temporary file
 (`.lease`) is only touched under the lock, so a crash leaves at most that one, and the next ADD overwrites it.
+
+Nothing here reads every lease in the ordinary course of things: ADD goes on from the address given last and lets the
+kernel say whether the next one is free, DEL knows its addresses, and who holds what is in index.py. Two small files of
+ours, which the reference takes no notice of, stand beside the leases: `.lease`, and `.boot` (see reboot.py).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
-from typing import NamedTuple
 
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.index import Index
+from nodenet.cni.owner import Owner
 from nodenet.cni.ranges import Range, RangeSet
 from nodenet.model import IPAddress
 
+__all__ = ["Lease", "Owner", "Store", "allocate", "release"]
+
 _TEMPORARY = ".lease"
-# After so many taken candidates the folder is listed once instead of asking the kernel for each.
-_PROBES = 32
-
-
-class Owner(NamedTuple):
-    """Whose lease it is."""
-
-    container_id: str
-    ifname: str
-
-    @property
-    def text(self) -> str:
-        """A lease's content; the reference writes no newline at the end."""
-        return f"{self.container_id}\r\n{self.ifname}"
+# After so many taken candidates the folder's names are listed once instead of asking the kernel for each.
+_PROBES = 64
+# Seconds that a verb waits for the folder's lock before it says "try again".
+LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +48,42 @@ class Lease:
 
 
 class Store:
-    """The leases of one network. Every method raises OSError as the file system does."""
+    """The leases of one network. Every method raises OSError as the file system does.
 
-    def __init__(self, data_dir: Path, network: str) -> None:
+    `index_dir` is a folder of this boot (the agent's run_dir) for the index by owner; None: every lease is read.
+    """
+
+    def __init__(self, data_dir: Path, network: str, index_dir: Path | None = None) -> None:
         self.network = network
         self.folder = data_dir / network
+        self.index = Index(index_dir, self.folder, self.leases) if index_dir else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder if need be and hold its lock; waits for another process or thread."""
+        """Make the folder if need be and hold its lock. Raises CniError with code 11 when somebody keeps it."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._wait(fd, time.monotonic() + LOCK_SECONDS)
+            if self.index:
+                self.index.begin()
             yield
+            if self.index:
+                self.index.end()
         finally:
             os.close(fd)
+
+    def _wait(self, fd: int, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"network {self.network}: somebody holds {self.folder}/lock for over {LOCK_SECONDS:g} s"
+                    raise CniError(Code.TRY_AGAIN, message) from None
+                time.sleep(0.001)
+            else:
+                return
 
     def leases(self) -> dict[IPAddress, Owner]:
         """Every lease. One whose content is damaged has an empty owner: the address stays taken."""
@@ -75,12 +93,22 @@ class Store:
                 found[address] = self.owner(address)
         return found
 
+    def names(self) -> set[str]:
+        """Names of the folder's files: a leased address is one of them, as text."""
+        try:
+            return set(os.listdir(self.folder))  # noqa: PTH208 - ten thousand Path objects cost more than the listing
+        except FileNotFoundError:
+            return set()
+
     def taken(self) -> set[IPAddress]:
         """Every leased address, by the names of the files alone."""
-        if not self.folder.is_dir():
-            return set()
-        names = os.listdir(self.folder)  # noqa: PTH208 - ten thousand Path objects cost more than the listing
-        return {address for name in names if (address := _parse(name))}
+        return {address for name in self.names() if (address := _parse(name))}
+
+    def full(self, entry: RangeSet) -> bool:
+        """Whether no address of a set is left."""
+        names = self.names()
+        # Cheap first: fewer files than addresses. Otherwise those of the set are counted.
+        return len(names) >= entry.usable and not any(str(address) not in names for address, _ in entry.after(None))
 
     def owner(self, address: IPAddress) -> Owner:
         """Who holds an address. Releases before 0.8 of the reference wrote the container alone: ifname is "" then."""
@@ -89,24 +117,46 @@ class Store:
         return Owner(container_id, ifname)
 
     def held_by(self, owner: Owner) -> list[IPAddress]:
-        """Addresses of one owner, by reading every lease: for what no record tells."""
-        leases, legacy = self.leases(), Owner(owner.container_id, "")
-        found = [a for a, other in leases.items() if other == owner]
-        return sorted(found or [a for a, other in leases.items() if other == legacy], key=lambda a: (a.version, a))
+        """Addresses of one owner: from the index, which is made anew when it does not fit the folder. The lock must be
+        held where there is an index."""
+        legacy = Owner(owner.container_id, "")
+        for name in (owner, legacy):
+            if self.index:
+                candidates = self.index.held(name)
+                found = [a for a in candidates if self._holder(a) == name]
+            else:
+                found = [a for a, other in self.leases().items() if other == name]
+            if found:
+                return sorted(found, key=lambda a: (a.version, a))
+        return []
+
+    def _holder(self, address: IPAddress) -> Owner | None:
+        try:
+            return self.owner(address)
+        except FileNotFoundError:
+            return None
 
     def reserve(self, address: IPAddress, owner: Owner) -> bool:
-        """Take an address; False when somebody has it. The lock must be held."""
+        """Take an address; False when somebody has it. The lock must be held, and `prepare` called for the owner."""
         try:
-            os.link(self._temporary(owner.text), self.folder / str(address))
+            os.link(self.folder / _TEMPORARY, self.folder / str(address))
         except FileExistsError:
             return False
+        if self.index:
+            self.index.add(owner, address)
         return True
+
+    def prepare(self, owner: Owner) -> None:
+        """Write what the owner's leases will say."""
+        self._temporary(owner.text)
 
     def release(self, address: IPAddress, owner: Owner) -> bool:
         """Give an address back; False when it is not this owner's (any more)."""
         with suppress(FileNotFoundError):
             if self.owner(address) in (owner, Owner(owner.container_id, "")):
                 (self.folder / str(address)).unlink()
+                if self.index:
+                    self.index.discard(owner, address)
                 return True
         return False
 
@@ -118,7 +168,10 @@ class Store:
             return None
 
     def remember(self, set_number: int, address: IPAddress) -> None:
-        self._temporary(str(address)).rename(self.folder / f"last_reserved_ip.{set_number}")
+        """Where the set's round goes on. In place, as the reference does: it is a hint, and a damaged one is none."""
+        path = self.folder / f"last_reserved_ip.{set_number}"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(str(address).encode())
 
     def _temporary(self, text: str) -> Path:
         """A file of that content. Always a new one: the last one may be linked to a lease by now."""
@@ -126,6 +179,8 @@ class Store:
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(text.encode())
+            # A file system that delays its allocation tells of a full disk here.
+            file.flush()
         return path
 
     def clear(self) -> None:
@@ -150,6 +205,7 @@ def allocate(
         held = store.held_by(owner) if search else []
         leases = []
         try:
+            store.prepare(owner)
             for number, entry in enumerate(sets):
                 if (mine := next((a for a in held if entry.find(a)), None)) is not None:
                     leases.append(_lease(mine, entry, number))
@@ -158,15 +214,17 @@ def allocate(
                 leases.append(new[-1])
         except BaseException:
             for lease in new:
-                store.release(lease.address.ip, owner)
+                with suppress(OSError):
+                    store.release(lease.address.ip, owner)
             raise
         finally:
-            store.clear()
+            with suppress(OSError):
+                store.clear()
     return leases
 
 
 def release(store: Store, owner: Owner, known: Sequence[IPAddress] | None) -> list[IPAddress]:
-    """Give back an owner's addresses and return them; `known` None: look through all leases. Idempotent."""
+    """Give back an owner's addresses and return them; `known` None: those that the index names. Idempotent."""
     if not store.folder.is_dir():
         return []
     with store.locked():
@@ -194,11 +252,11 @@ def _take_requested(store: Store, owner: Owner, address: IPAddress, entry: Range
 
 
 def _take_next(store: Store, owner: Owner, number: int, entry: RangeSet) -> IPAddress:
-    taken: set[IPAddress] = set()
+    taken: set[str] = set()
     for tries, (address, _) in enumerate(entry.after(store.last(number))):
         if tries == _PROBES:
-            taken = store.taken()
-        if address not in taken and store.reserve(address, owner):
+            taken = store.names()
+        if str(address) not in taken and store.reserve(address, owner):
             return address
     raise CniError(
         Code.POOL_EXHAUSTED,

@@ -14,9 +14,13 @@ from pathlib import Path
 from nodenet.cni import conf as configuration
 from nodenet.cni import ipam, result, wire
 from nodenet.cni.conf import NetConf
+from nodenet.cni.detach import Detacher
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Lease, Owner
+from nodenet.cni.podcidrs import Networks, sets_of
 from nodenet.cni.protocol import Reply
+from nodenet.cni.ranges import RangeSet
+from nodenet.cni.reboot import reclaim
 from nodenet.cni.records import Record, Records
 from nodenet.cni.request import Request
 from nodenet.cni.resolv import read_resolv_conf
@@ -33,9 +37,20 @@ def nothing(endpoint: Endpoint) -> None:
     """The hook of a node without an agent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What an agent adds. `healthy` says in a sentence what is wrong, or ""; `networks` are the node's pod networks."""
+
+    enforce: Hook = nothing
+    forget: Hook = nothing
+    healthy: Callable[[], str] = str
+    networks: Networks | None = None
+
+
+ALONE = Hooks()
 log = logging.getLogger("nodenet.cni")
 STEPS = (
-    *("begin", "lease", "bridge", "veth", "port", "pod"),
+    *("begin", "lease", "bridge", "veth", "filters", "port", "pod"),
     *("routes", "settle", "endpoint-id", "record", "enforce", "done"),
 )
 
@@ -84,7 +99,7 @@ class Plugin:
             self._node = Link()
         return self._node
 
-    def add(self, request: Request, enforce: Hook = nothing) -> Added:
+    def add(self, request: Request, hooks: Hooks = ALONE) -> Added:
         """Attach a container. Raises CniError; then nothing of this attachment is left.
 
         `enforce` is called when all is made and recorded; what it raises undoes the ADD.
@@ -95,65 +110,109 @@ class Plugin:
         with ExitStack() as stack:
             stack.enter_context(_told("ADD", conf.name))
             pod_netns = stack.enter_context(_sandbox(request))
-            crashed = stack.enter_context(records.busy(owner))
+            sets = sets_of(conf, self._run(conf), hooks.networks)
+            data_dir = conf.ipam.data_dir if conf.ipam else None
+            crashed = stack.enter_context(
+                records.busy(owner, network=conf.name, data_dir=data_dir, netns=request.netns)
+            )
             pod = stack.enter_context(Link(pod_netns))
             undo = stack.enter_context(ExitStack())
             job = _Job(conf, request, owner, records, pod_netns, pod, undo)
             self._step("begin")
             _refuse_second(job)
-            leases = self._lease(job, search=crashed)
+            leases = self._lease(job, sets, search=crashed)
             added = self._wire(job, leases)
             self._step("enforce")
-            enforce(added.endpoint)
+            hooks.enforce(added.endpoint)
             self._step("done")
             undo.pop_all()
             return added
 
-    def delete(self, request: Request, forget: Hook = nothing) -> None:
+    def delete(self, request: Request, hooks: Hooks = ALONE) -> None:
         """Detach a container: also when the namespace, the lease, the record or all of it are gone already.
 
         `forget` is called when the wires are cut and before the addresses are given back to the pool: what it raises
         leaves them with their owner, for the DEL that the runtime tries again.
         """
-        conf = configuration.parse(request.stdin, request.args)
+        conf = configuration.parse(request.stdin, request.args, "DEL")
         owner = Owner(request.container_id, request.ifname)
         records = self._records(conf)
-        with _told("DEL", conf.name), records.busy(owner):
-            record = _readable(records, owner)
-            cut = wire.disconnect(self.node, owner, record.endpoint.host_ifname if record else "")
-            if request.netns and not cut:
-                wire.disconnect_in(request.netns, request.ifname)
-            if record:
-                forget(record.endpoint)
-            known = record.endpoint.ips if record else None
-            store = ipam.Store(record.data_dir, record.network) if record else ipam.Store(conf.ipam.data_dir, conf.name)
-            ipam.release(store, owner, known)
-            records.drop(owner, record.endpoint.endpoint_id if record else 0)
+        data_dir = conf.ipam.data_dir if conf.ipam else None
+        hints = [entry.address.ip for entry in conf.prev.addresses] if conf.prev else []
+        with (
+            _told("DEL", conf.name),
+            records.busy(owner, network=conf.name, data_dir=data_dir, netns=request.netns) as crashed,
+        ):
+            self._detacher(conf, hooks).detach(owner, conf.name, data_dir, request.netns, hints, crashed)
 
-    def run(self, request: Request, enforce: Hook = nothing, forget: Hook = nothing) -> Reply:
+    def check(self, request: Request) -> None:
+        """Whether a container's attachment is as ADD left it. Raises CniError with code 106 that says what is not."""
+        from nodenet.cni.check import check
+
+        conf = configuration.parse(request.stdin, request.args, "CHECK")
+        with _told("CHECK", conf.name), _sandbox(request) as pod_netns, Link(pod_netns) as pod:
+            check(self.node, pod, self._records(conf), conf, request)
+
+    def collect(self, request: Request, hooks: Hooks = ALONE) -> None:
+        """Free what belongs to no attachment on the runtime's list. Raises CniError."""
+        from nodenet.cni.collect import collect
+
+        conf = configuration.parse(request.stdin, request.args, "GC")
+        with _told("GC", conf.name):
+            collect(self._detacher(conf, hooks), conf)
+
+    def status(self, request: Request, hooks: Hooks = ALONE) -> None:
+        """Raises CniError with code 50 or 51 when an ADD could not succeed now."""
+        from nodenet.cni.status import status
+
+        conf = configuration.parse(request.stdin, request.args, "STATUS")
+        with _told("STATUS", conf.name):
+            try:
+                sets = sets_of(conf, self._run(conf), hooks.networks)
+            except CniError as error:
+                raise CniError(Code.NOT_AVAILABLE, str(error)) from error
+            status(self.node, conf, sets, hooks.healthy)
+
+    def run(self, request: Request, hooks: Hooks = ALONE) -> Reply:
         """One verb from request to reply; a CniError becomes the specification's JSON with exit status 1."""
         try:
-            return Reply(0, self._dispatch(request, enforce, forget).encode())
+            return Reply(0, self._dispatch(request, hooks).encode())
         except CniError as error:
             return configuration.failure(request.stdin, error)
 
-    def _dispatch(self, request: Request, enforce: Hook, forget: Hook) -> str:
-        if request.verb == "ADD":
-            return self.add(request, enforce).stdout
-        if request.verb == "DEL":
-            self.delete(request, forget)
-            return ""
-        if request.verb == "VERSION":
-            return configuration.version_answer(request.stdin)
-        raise CniError(Code.NOT_IMPLEMENTED, f"CNI_COMMAND: {request.verb} is not implemented yet")
+    def _dispatch(self, request: Request, hooks: Hooks) -> str:
+        match request.verb:
+            case "ADD":
+                return self.add(request, hooks).stdout
+            case "DEL":
+                self.delete(request, hooks)
+            case "CHECK":
+                self.check(request)
+            case "GC":
+                self.collect(request, hooks)
+            case "STATUS":
+                self.status(request, hooks)
+            case _:
+                return configuration.version_answer(request.stdin)
+        return ""
+
+    def _run(self, conf: NetConf) -> Path:
+        return self._run_dir or conf.run_dir
+
+    def _detacher(self, conf: NetConf, hooks: Hooks) -> Detacher:
+        return Detacher(self.node, self._records(conf), self._run(conf), hooks.forget, self._step)
 
     def _records(self, conf: NetConf) -> Records:
-        return Records(self._run_dir or conf.run_dir)
+        return Records(self._run(conf))
 
-    def _lease(self, job: _Job, search: bool) -> list[Lease]:
+    def _lease(self, job: _Job, sets: Sequence[RangeSet], search: bool) -> list[Lease]:
         self._step("lease")
-        store = ipam.Store(job.conf.ipam.data_dir, job.conf.name)
-        leases = ipam.allocate(store, job.owner, job.conf.ipam.sets, job.conf.ipam.requested, search)
+        if job.conf.ipam is None:
+            return []
+        store = ipam.Store(job.conf.ipam.data_dir, job.conf.name, self._run(job.conf))
+        store.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        reclaim(store)
+        leases = ipam.allocate(store, job.owner, sets, job.conf.ipam.requested, search)
         job.undo.callback(_undone, ipam.release, store, job.owner, [lease.address.ip for lease in leases])
         return leases
 
@@ -165,15 +224,20 @@ class Plugin:
         self._step("veth")
         job.undo.callback(_undone, wire.disconnect, self.node, owner, "")
         host = wire.create_pair(self.node, conf, owner, job.pod_netns, mac)
+        self._step("filters")
+        if conf.ip_masq or conf.mac_spoof_check:
+            known = [lease.address.ip for lease in leases]
+            job.undo.callback(_undone, wire.unfilter_port, conf.name, owner, known)
+            wire.filter_port(conf, owner, mac, leases)
         self._step("port")
         wire.join_bridge(self.node, conf, host, bridge)
         self._step("pod")
-        inside = wire.configure_pod(job.pod, job.pod_netns, owner.ifname, leases)
+        inside = wire.configure_pod(job.pod, job.pod_netns, conf, owner.ifname, leases)
         self._step("routes")
         routes = wire.pod_routes(conf, leases)
         wire.add_routes(job.pod, inside.index, routes)
         self._step("settle")
-        wire.settle(self.node, host)
+        wire.settle(self.node, conf, host, job.pod_netns, owner.ifname)
         wire.tell_neighbours(job.pod_netns, inside, mac, leases)
         endpoint = self._record(job, leases, host, mac)
         interfaces = (
@@ -181,8 +245,11 @@ class Plugin:
             result.ResultInterface(host.name, host.mac, mtu=host.mtu),
             result.ResultInterface(owner.ifname, mac, sandbox=job.request.netns, mtu=inside.mtu),
         )
-        dns = conf.dns or (read_resolv_conf(conf.ipam.resolv_conf) if conf.ipam.resolv_conf else {})
-        return Added(endpoint, result.Result(interfaces, 2, leases, routes, dns).to_json(conf.cni_version))
+        resolv_conf = conf.ipam.resolv_conf if conf.ipam else None
+        dns = conf.dns or (read_resolv_conf(resolv_conf) if resolv_conf else {})
+        before = conf.prev.raw if conf.prev else {}
+        made = result.Result(interfaces, 2, leases, routes, dns, before)
+        return Added(endpoint, made.to_json(conf.cni_version))
 
     def _record(self, job: _Job, leases: Sequence[Lease], host: Interface, mac: str) -> Endpoint:
         self._step("endpoint-id")
@@ -200,7 +267,7 @@ class Plugin:
             pod_uid=job.request.pod_uid,
         )
         self._step("record")
-        job.records.put(Record(endpoint, job.conf.name, job.conf.ipam.data_dir))
+        job.records.put(Record(endpoint, job.conf.name, job.conf.ipam.data_dir if job.conf.ipam else None))
         return endpoint
 
 
@@ -252,12 +319,3 @@ def _undone(function: Callable[..., object], *args: object) -> None:
         function(*args)
     except (OSError, LinkError) as error:
         log.warning("while undoing an ADD: %s", error)
-
-
-def _readable(records: Records, owner: Owner) -> Record | None:
-    """The record, or None when it is missing or damaged: then DEL looks for what it left by name."""
-    try:
-        return records.get(owner)
-    except ValueError as error:
-        log.warning("endpoint file of container %s: %s", owner.container_id, error)
-        return None

@@ -67,22 +67,20 @@ class RangeSet:
 
 
 def range_sets(ipam: dict[str, Any], runtime: Any) -> tuple[RangeSet, ...]:
-    """The sets of an ipam section: the single `subnet` first, then `ranges`, then the runtime's ipRanges.
+    """The sets of an ipam section: the runtime's ipRanges, then the single `subnet`, then `ranges`, in the reference's
+    order; none when nothing is configured.
 
     Raises ValueError with the key's path. Defaults are the reference's: the gateway is the subnet's first address, a
     range spans the subnet without network and (IPv4) broadcast address.
     """
     sources: list[tuple[str, Any]] = []
-    if ipam.get("subnet") is not None:
-        sources.append(("ipam", [ipam]))
-    for path, value in (("ipam.ranges", ipam.get("ranges")), ("runtimeConfig.ipRanges", runtime)):
+    single = [[ipam]] if ipam.get("subnet") is not None else None
+    for path, value in (("runtimeConfig.ipRanges", runtime), ("ipam", single), ("ipam.ranges", ipam.get("ranges"))):
         if value is None:
             continue
         if not isinstance(value, list):
             raise ValueError(f"{path}: expected a list of lists of ranges")
-        sources += [(f"{path}[{index}]", entry) for index, entry in enumerate(value)]
-    if not sources:
-        raise ValueError("ipam.ranges: required, expected at least one range")
+        sources += [(path if path == "ipam" else f"{path}[{index}]", entry) for index, entry in enumerate(value)]
     sets = tuple(_range_set(path, entry) for path, entry in sources)
     _check_overlaps(sets)
     return sets

@@ -1,8 +1,8 @@
 """Endpoint files: the durable record of each pod attachment on this node, which the agent adopts at its start.
 
     <run_dir>/endpoints/<container>-<ifname>.json   a model.Endpoint and where its leases are, written atomically
-    <run_dir>/endpoints/<container>-<ifname>.busy   held with flock while a verb works on the attachment; one that
-                                                    nobody holds was left by a crash
+    <run_dir>/endpoints/<container>-<ifname>.busy   held with flock while a verb works on the attachment, and says
+                                                    which one; one that nobody holds was left by a crash
     <run_dir>/endpoints/ids/<n>                     a symlink that says which attachment has endpoint_id n
     <run_dir>/endpoints/ids/last                    the number given last
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.ipam import Owner
+from nodenet.cni.owner import Owner
 from nodenet.model import Endpoint, ObjectRef
 
 MAX_ENDPOINT_ID = 65535
@@ -33,11 +33,11 @@ BUSY_TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attachment: the endpoint, the network it is in and where that network's leases are."""
+    """One attachment: the endpoint, the network it is in, and where that network's leases are (None: it has none)."""
 
     endpoint: Endpoint
     network: str
-    data_dir: Path
+    data_dir: Path | None
 
     @property
     def owner(self) -> Owner:
@@ -48,7 +48,7 @@ class Record:
         body = {
             "version": 1,
             "network": self.network,
-            "dataDir": str(self.data_dir),
+            "dataDir": str(self.data_dir or ""),
             "endpointId": e.endpoint_id,
             "containerId": e.container_id,
             "ifname": e.ifname,
@@ -80,9 +80,19 @@ class Record:
                 pod=ObjectRef(str(body["podNamespace"]), str(body["podName"])),
                 pod_uid=str(body["podUid"]),
             )
-            return cls(endpoint, str(body["network"]), Path(str(body["dataDir"])))
+            return cls(endpoint, str(body["network"]), Path(str(body["dataDir"])) if body["dataDir"] else None)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an endpoint record: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """An attachment on which a verb was at work when it was killed. `netns` is "" where a DEL had none."""
+
+    owner: Owner
+    network: str
+    data_dir: Path | None
+    netns: str
 
 
 class Records:
@@ -119,19 +129,29 @@ class Records:
             file.write(record.to_json())
         temporary.rename(path)
 
-    def drop(self, owner: Owner, endpoint_id: int = 0) -> None:
-        """Forget an attachment and free its number; without the number every one is looked at. Idempotent."""
-        with self._locked():
-            names = [self.ids / str(endpoint_id)] if endpoint_id else list(self.ids.iterdir())
-            for path in names:
-                if path.is_symlink() and str(path.readlink()) == _stem(owner):
-                    path.unlink()
+    def drop(self, owner: Owner, endpoint_id: int = 0, search: bool = True) -> None:
+        """Forget an attachment and free its number. Without the number every one is looked at, unless not to `search`:
+        for an attachment that left neither a record nor a crash behind. Idempotent."""
+        if endpoint_id or search or self._path(owner, "json").exists():
+            with self._locked():
+                names = [self.ids / str(endpoint_id)] if endpoint_id else list(self.ids.iterdir())
+                for path in names:
+                    if path.is_symlink() and str(path.readlink()) == owner.stem:
+                        path.unlink()
         for suffix in ("new", "json"):
             self._path(owner, suffix).unlink(missing_ok=True)
 
     @contextmanager
-    def busy(self, owner: Owner, timeout: float = BUSY_TIMEOUT) -> Iterator[bool]:
-        """Hold the attachment while a verb works on it; gives whether a crashed verb left its mark.
+    def busy(
+        self,
+        owner: Owner,
+        timeout: float = BUSY_TIMEOUT,
+        network: str = "",
+        data_dir: Path | None = None,
+        netns: str = "",
+    ) -> Iterator[bool]:
+        """Hold the attachment while a verb works on it; gives whether a crashed verb left its mark. The rest is what
+        `crashed` will tell if this one is killed.
 
         The mark stays when the body raises BaseException by way of a kill alone: an orderly end removes it. Raises
         CniError with code 11 when another process holds it for longer than `timeout` seconds.
@@ -140,10 +160,22 @@ class Records:
         path = self._path(owner, "busy")
         fd, crashed = _hold(path, time.monotonic() + timeout)
         try:
+            if network and not (crashed and os.fstat(fd).st_size):
+                note = [owner.container_id, owner.ifname, network, str(data_dir or ""), netns]
+                os.write(fd, json.dumps(note).encode())
             yield crashed
         finally:
             path.unlink(missing_ok=True)
             os.close(fd)
+
+    def crashed(self) -> list[Crashed]:
+        """Marks of verbs, of those at work now too: `busy` tells them apart. A mark without words is left out."""
+        found = []
+        for path in self.folder.glob("*.busy"):
+            with suppress(OSError, ValueError, TypeError):
+                container_id, ifname, network, data_dir, netns = map(str, json.loads(path.read_text()))
+                found.append(Crashed(Owner(container_id, ifname), network, Path(data_dir) if data_dir else None, netns))
+        return found
 
     def allocate_id(self, owner: Owner) -> int:
         """The next free endpoint_id, going round: a number is not used again soon. Raises CniError when full."""
@@ -164,18 +196,18 @@ class Records:
     def _claim(self, number: int, owner: Owner) -> bool:
         path = self.ids / str(number)
         try:
-            path.symlink_to(_stem(owner))
+            path.symlink_to(owner.stem)
         except FileExistsError:
             stem = str(path.readlink())
             # A crash between taking the number and writing the record leaves a link to nothing.
-            if any((self.folder / f"{stem}.{suffix}").exists() for suffix in ("json", "busy")) and stem != _stem(owner):
+            if any((self.folder / f"{stem}.{suffix}").exists() for suffix in ("json", "busy")) and stem != owner.stem:
                 return False
             path.unlink()
-            path.symlink_to(_stem(owner))
+            path.symlink_to(owner.stem)
         return True
 
     def _path(self, owner: Owner, suffix: str) -> Path:
-        return self.folder / f"{_stem(owner)}.{suffix}"
+        return self.folder / f"{owner.stem}.{suffix}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -186,10 +218,6 @@ class Records:
             yield
         finally:
             os.close(fd)
-
-
-def _stem(owner: Owner) -> str:
-    return f"{owner.container_id}-{owner.ifname}"
 
 
 def _hold(path: Path, deadline: float) -> tuple[int, bool]:

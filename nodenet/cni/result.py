@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nodenet.cni.ipam import Lease
@@ -30,24 +30,28 @@ class Result:
     leases: Sequence[Lease]
     routes: Sequence[PodRoute]
     dns: Mapping[str, Any]
+    # What the plugins before us in a chain gave, as it came.
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self, version: str) -> str:
         """The success object of SPEC.md in `version`, one of conf.SUPPORTED_VERSIONS."""
+        before = {key: list(self.before.get(key) or ()) for key in ("interfaces", "ips", "routes")}
+        shift = len(before["interfaces"])
         body = {
             "cniVersion": version,
-            "interfaces": [_interface(entry, version) for entry in self.interfaces],
-            "ips": [self._ip(lease, version) for lease in self.leases],
-            "routes": [_route(route, version) for route in self.routes],
-            "dns": dict(self.dns),
+            "interfaces": before["interfaces"] + [_interface(entry, version) for entry in self.interfaces],
+            "ips": before["ips"] + [self._ip(lease, version, shift) for lease in self.leases],
+            "routes": before["routes"] + [_route(route, version) for route in self.routes],
+            "dns": dict(self.dns or self.before.get("dns") or {}),
         }
         return json.dumps(body, indent=2)
 
-    def _ip(self, lease: Lease, version: str) -> dict[str, Any]:
+    def _ip(self, lease: Lease, version: str, shift: int) -> dict[str, Any]:
         body: dict[str, Any] = {}
         if version in ("0.3.1", "0.4.0"):
             body["version"] = str(lease.address.version)
         return body | {
-            "interface": self.pod_interface,
+            "interface": self.pod_interface + shift,
             "address": str(lease.address),
             "gateway": str(lease.gateway),
         }

@@ -16,17 +16,20 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nodenet.cni import protocol
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.plugin import Plugin, Step
+from nodenet.cni.plugin import Hooks, Plugin, Step
+from nodenet.cni.podcidrs import Networks
 from nodenet.cni.protocol import ProtocolError, Reply
 from nodenet.cni.request import Request, parse
 from nodenet.errors import CannotRunError
 from nodenet.model import Endpoint
 
 Hook = Callable[[Endpoint], Awaitable[None]]
+_T = TypeVar("_T")
 log = logging.getLogger("nodenet.cni")
 # Seconds in which a connection must have sent its whole request.
 REQUEST_SECONDS = 10.0
@@ -39,8 +42,9 @@ class CniServer:
     in force. What it raises undoes the ADD: a CniError keeps its code, a timeout is code 11, anything else code 105;
     then `on_del` is awaited for the same endpoint. `on_del(endpoint)` is awaited when the wires are cut and before the
     addresses go back to the pool; it must accept an endpoint that it does not know. What it raises fails the DEL with
-    code 11 or 105, and the runtime tries again. Hooks have `hook_seconds` each. The verbs work in the network namespace
-    of the thread that runs the event loop.
+    code 11 or 105, and the runtime tries again. `healthy()` says in a sentence what is wrong with the agent, or "", for
+    STATUS. `networks()` gives the node's pod networks, for a configuration without ranges, in a worker thread. Hooks
+    have `hook_seconds` each. The verbs work in the network namespace of the thread that runs the event loop.
     """
 
     def __init__(
@@ -52,17 +56,21 @@ class CniServer:
         hook_seconds: float = 30.0,
         workers: int = 8,
         step: Step = lambda name: None,
+        healthy: Callable[[], Awaitable[str]] | None = None,
+        networks: Networks | None = None,
     ) -> None:
         self.path = run_dir / "cni.sock"
         self._run_dir = run_dir
         self._on_add, self._on_del = on_add, on_del
         self._hook_seconds = hook_seconds
         self._step = step
+        self._on_health = healthy
+        self._hook_set = Hooks(self._enforce, self._forget, self._healthy, networks)
         self._workers = workers
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="cni")
         self._local = threading.local()
         self._calls: set[asyncio.Task[None]] = set()
-        self._hooks: set[concurrent.futures.Future[None]] = set()
+        self._hooks: set[concurrent.futures.Future[Any]] = set()
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -152,7 +160,7 @@ class CniServer:
         """In a worker thread: one verb, with the hooks. Never raises."""
         try:
             plugin = self._plugin()
-            return plugin.run(request, self._enforce, self._forget)
+            return plugin.run(request, self._hook_set)
         except Exception as error:
             log.exception("%s %s %s failed", request.verb, request.container_id, request.ifname)
             return failure(request.stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
@@ -165,25 +173,31 @@ class CniServer:
 
     def _enforce(self, endpoint: Endpoint) -> None:
         try:
-            self._await(self._on_add, endpoint)
+            self._await_hook(self._on_add, endpoint)
         except CniError:
             try:
-                self._await(self._on_del, endpoint)
+                self._await_hook(self._on_del, endpoint)
             except CniError as error:
                 log.warning("after a failed ADD of %s: %s", endpoint.pod, error)
             raise
 
     def _forget(self, endpoint: Endpoint) -> None:
-        self._await(self._on_del, endpoint)
+        self._await_hook(self._on_del, endpoint)
 
-    def _await(self, hook: Hook, endpoint: Endpoint) -> None:
+    def _healthy(self) -> str:
+        return self._await(self._on_health, "the agent's health") if self._on_health else ""
+
+    def _await_hook(self, hook: Hook, endpoint: Endpoint) -> None:
+        what = f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"
+        self._await(lambda: hook(endpoint), what)
+
+    def _await(self, hook: Callable[[], Awaitable[_T]], what: str) -> _T:
         """Run a hook on the event loop and wait for it. Raises CniError alone."""
         assert self._loop is not None
-        what = f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"
 
-        async def run() -> None:
+        async def run() -> _T:
             async with asyncio.timeout(self._hook_seconds):
-                await hook(endpoint)
+                return await hook()
 
         call = run()
         try:
@@ -194,7 +208,7 @@ class CniServer:
         self._hooks.add(future)
         try:
             # The second limit is for a loop that has stopped turning.
-            future.result(self._hook_seconds + 5)
+            return future.result(self._hook_seconds + 5)
         except CniError:
             raise
         except TimeoutError as error:

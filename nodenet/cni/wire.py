@@ -5,22 +5,31 @@ Every step is one function, so that plugin.py can name it, time it and fail it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from pathlib import Path
 
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Lease, Owner
 from nodenet.cni.routes import PodRoute
-from nodenet.link import addresses, announce, bridge, netns, routes, sysctl, veth
-from nodenet.link.handle import Interface, Link
+from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
+from nodenet.link.handle import Interface, Link, LinkError
+from nodenet.model import IPAddress
 
 _IPV6 = Path("/proc/sys/net/ipv6")
 # ip link: ADDR_GEN_MODE none. A bridge port needs no link-local address, and none means no DAD and MLD chatter.
 _NO_ADDRESS = 1
+# The VLAN that every port of a bridge is in from its start.
+_DEFAULT_VLAN = 1
+# Seconds that duplicate detection may take; the kernel's default is one.
+_DAD_SECONDS = 10.0
+# Flags of /proc/net/if_inet6 (linux/if_addr.h).
+_TENTATIVE, _DUPLICATE = 0x40, 0x08
 
 
 def host_ifname(owner: Owner) -> str:
@@ -32,27 +41,47 @@ def host_ifname(owner: Owner) -> str:
 
 def pod_mac(leases: Sequence[Lease]) -> str:
     """A locally administered MAC that follows from the address: whoever gets the address next has the same one, so
-    no neighbour's cache is ever wrong."""
+    no neighbour's cache is ever wrong. A random one where there is no address."""
+    if not leases:
+        return bridge.random_mac()
     first = leases[0].address.ip
     tail = first.packed if first.version == 4 else hashlib.blake2b(first.packed, digest_size=4).digest()
     return (b"\x0a\x58" + tail).hex(":")
 
 
 def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interface:
-    """The bridge, with the gateways' addresses on it and forwarding on where the configuration makes it a gateway."""
+    """The bridge, with the gateways' addresses on it (on its interface in the VLAN, if there is one) and forwarding on
+    where the configuration makes it a gateway."""
     found = bridge.ensure(node, conf.bridge, conf.mtu, conf.promiscuous)
+    if conf.vlan or conf.trunk:
+        _heed_vlans(node, conf, found)
     if not conf.is_gateway:
         return found
-    present = [entry.interface for entry in addresses.local(node, found.index)]
+    gateway_on = vlan.gateway_interface(node, found, conf.vlan, conf.mtu) if conf.vlan and leases else found
+    present = [entry.interface for entry in addresses.local(node, gateway_on.index)]
     for lease in leases:
         if lease.address.version == 6:
             _require_ipv6(lease)
-            sysctl.write(f"ipv6/conf/{conf.bridge}/disable_ipv6", 0)
-            sysctl.write(f"ipv6/conf/{conf.bridge}/accept_ra", 0)
+            sysctl.write(f"ipv6/conf/{gateway_on.name}/disable_ipv6", 0)
+            sysctl.write(f"ipv6/conf/{gateway_on.name}/accept_ra", 0)
         gateway = _interface(f"{lease.gateway}/{lease.address.network.prefixlen}")
-        _ensure_gateway(node, conf, found, gateway, present)
+        _ensure_gateway(node, conf, gateway_on, gateway, present)
         sysctl.write("ipv4/ip_forward" if gateway.version == 4 else "ipv6/conf/all/forwarding", 1)
     return found
+
+
+def filter_port(conf: NetConf, owner: Owner, mac: str, leases: Sequence[Lease]) -> None:
+    """ipMasq and macspoofchk, before the pod can send anything."""
+    if conf.mac_spoof_check:
+        nft.check_source_mac(host_ifname(owner), mac)
+    if conf.ip_masq:
+        for lease in leases:
+            nft.masquerade(conf.name, lease.address.network, lease.address.ip)
+
+
+def unfilter_port(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
+    """Take back what `filter_port` made. Idempotent."""
+    nft.forget(network, host_ifname(owner), known)
 
 
 def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: str) -> Interface:
@@ -64,19 +93,29 @@ def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: st
 
 
 def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> None:
-    """Make the node's end a port of the bridge and bring it up."""
+    """Make the node's end a port of the bridge, set what it may do there, and bring it up."""
     bridge.add_port(node, to.index, port.index, conf.hairpin)
+    if conf.port_isolation:
+        bridge.set_port(node, port.index, isolated=True)
+    if conf.vlan or conf.trunk:
+        if not conf.preserve_default_vlan and _DEFAULT_VLAN not in (conf.vlan, *conf.trunk):
+            _leave_default_vlan(node, port)
+        for first, last in _spans(conf.trunk):
+            bridge.add_vlan(node, port.index, first, last)
+        if conf.vlan:
+            bridge.add_vlan(node, port.index, conf.vlan, untagged=True)
     node.set(port.index, state="up")
 
 
-def configure_pod(pod: Link, pod_netns: int, ifname: str, leases: Sequence[Lease]) -> Interface:
-    """Addresses on the pod's end, which comes up."""
+def configure_pod(pod: Link, pod_netns: int, conf: NetConf, ifname: str, leases: Sequence[Lease]) -> Interface:
+    """Addresses on the pod's end, which comes up unless the configuration keeps it down."""
     interface = pod.require(ifname)
     if any(lease.address.version == 6 for lease in leases):
-        netns.call(pod_netns, _pod_ipv6, ifname, leases)
+        netns.call(pod_netns, _pod_ipv6, ifname, leases, conf.enable_dad)
     for lease in leases:
-        addresses.add(pod, interface.index, lease.address)
-    pod.set(interface.index, state="up")
+        addresses.add(pod, interface.index, lease.address, detect=conf.enable_dad)
+    if not conf.container_interface_down:
+        pod.set(interface.index, state="up")
     return interface
 
 
@@ -94,7 +133,7 @@ def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:
     """The configured routes with their gateways filled in, and a default route per family where we are its gateway."""
     gateways = {lease.gateway.version: lease.gateway for lease in reversed(leases)}
     found: list[PodRoute] = []
-    for route in conf.ipam.routes:
+    for route in conf.ipam.routes if conf.ipam else ():
         gateway = route.gateway or gateways.get(route.network.version)
         if gateway is None:
             continue
@@ -107,14 +146,21 @@ def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:
     return found
 
 
-def settle(node: Link, port: Interface) -> None:
-    """Wait until the bridge forwards for the port: a pod that starts sooner would lose its first packets."""
+def settle(node: Link, conf: NetConf, port: Interface, pod_netns: int, ifname: str) -> None:
+    """Wait until the bridge forwards for the port: a pod that starts sooner would lose its first packets. With
+    enabledad, until its IPv6 addresses are known to be its alone."""
+    if conf.container_interface_down:
+        return
     bridge.wait_forwarding(node, port.index)
+    if conf.enable_dad and _IPV6.exists():
+        netns.call(pod_netns, _wait_for_dad, ifname)
 
 
 def tell_neighbours(pod_netns: int, interface: Interface, mac: str, leases: Sequence[Lease]) -> None:
     """Correct the caches of those who knew an address's last holder. Not needed for the address that the MAC follows
     from: its last holder had the same one."""
+    if not interface.up and not leases:
+        return
     derived = mac == pod_mac(leases)
     for lease in leases[1:] if derived else leases:
         address = lease.address.ip
@@ -158,12 +204,68 @@ def _ensure_gateway(
     addresses.add(node, to.index, gateway)
 
 
-def _pod_ipv6(ifname: str, leases: Sequence[Lease]) -> None:
-    """Inside the pod's namespace: the address is ours to give, so no router may add to it and nothing may take it."""
+def _heed_vlans(node: Link, conf: NetConf, to: Interface) -> None:
+    try:
+        bridge.set_vlan_filtering(node, to.index, on=True)
+    except LinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+        key = "vlan" if conf.vlan else "vlanTrunk"
+        message = f"network {conf.name}: {key}: this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)"
+        raise CniError(Code.KERNEL_REFUSED, message) from error
+
+
+def _leave_default_vlan(node: Link, port: Interface) -> None:
+    try:
+        bridge.remove_vlan(node, port.index, _DEFAULT_VLAN)
+    except LinkError as error:
+        if error.code != errno.ENOENT:
+            raise
+
+
+def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Sorted numbers as (first, last) of each row without gaps."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def _wait_for_dad(ifname: str) -> None:
+    """In the pod's namespace: until no address of the interface is tentative. LinkError when one is taken."""
+    deadline = time.monotonic() + _DAD_SECONDS
+    while True:
+        rows = [line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
+        flags = {row[0]: int(row[4], 16) for row in rows if row[5] == ifname}
+        for address, flag in flags.items():
+            if flag & _DUPLICATE:
+                text = str(IPv6Address(int(address, 16)))
+                raise LinkError(
+                    f"address {text} of {ifname}: duplicate detection found another owner", errno.EADDRINUSE
+                )
+        if not any(flag & _TENTATIVE for flag in flags.values()):
+            return
+        if time.monotonic() > deadline:
+            raise LinkError(f"duplicate detection on {ifname} did not end in {_DAD_SECONDS:g} s", errno.ETIMEDOUT)
+        time.sleep(0.02)
+
+
+def _pod_ipv6(ifname: str, leases: Sequence[Lease], detect: bool) -> None:
+    """Inside the pod's namespace: the address is ours to give, so no router may add to it and nothing may take it,
+    unless the configuration asks for duplicate detection."""
     for lease in leases:
         if lease.address.version == 6:
             _require_ipv6(lease)
-    for key, value in (("disable_ipv6", 0), ("accept_ra", 0), ("accept_dad", 0), ("keep_addr_on_down", 1)):
+    for key, value in (
+        ("disable_ipv6", 0),
+        ("accept_ra", 0),
+        ("accept_dad", int(detect)),
+        ("enhanced_dad", int(detect)),
+        ("keep_addr_on_down", 1),
+    ):
         sysctl.write(f"ipv6/conf/{ifname}/{key}", value)
 
 

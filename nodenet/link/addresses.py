@@ -53,11 +53,11 @@ def local(link: Link, ifindex: int = 0) -> list[LocalAddress]:
     return found
 
 
-def add(link: Link, ifindex: int, address: IPInterface) -> bool:
-    """Give an interface an address; False when it had it. An IPv6 one skips duplicate detection: we allocated it."""
+def add(link: Link, ifindex: int, address: IPInterface, detect: bool = False) -> bool:
+    """Give an interface an address; False when it had it. An IPv6 one skips duplicate detection, unless to `detect`."""
     try:
         with refusing(f"cannot add address {address} to interface {ifindex}"):
-            link.kernel.run(added(ifindex, address))
+            link.kernel.run(added(ifindex, address, detect))
     except LinkError as error:
         if error.code == errno.EEXIST:
             return False
@@ -65,9 +65,9 @@ def add(link: Link, ifindex: int, address: IPInterface) -> bool:
     return True
 
 
-def added(ifindex: int, address: IPInterface) -> Request:
+def added(ifindex: int, address: IPInterface, detect: bool = False) -> Request:
     """The request that `add` makes, for a batch."""
-    return Request(_NEWADDR, _body(ifindex, address), netlink.CREATE | netlink.EXCL)
+    return Request(_NEWADDR, _body(ifindex, address, detect), netlink.CREATE | netlink.EXCL)
 
 
 def remove(link: Link, ifindex: int, address: IPInterface) -> None:
@@ -80,9 +80,9 @@ def remove(link: Link, ifindex: int, address: IPInterface) -> None:
             raise
 
 
-def _body(ifindex: int, address: IPInterface) -> bytes:
+def _body(ifindex: int, address: IPInterface, detect: bool = False) -> bytes:
     packed, family = address.ip.packed, socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    flags = _IFA_F_NODAD if address.version == 6 else 0
+    flags = _IFA_F_NODAD if address.version == 6 and not detect else 0
     header = _HEADER.pack(family, address.network.prefixlen, flags, 0, ifindex)
     body = header + netlink.attribute(_IFA_LOCAL, packed) + netlink.attribute(_IFA_ADDRESS, packed)
     if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:

@@ -77,6 +77,17 @@ def set_port(link: Link, port: int, *, hairpin: bool | None = None, isolated: bo
         link.kernel.run(Request(_SETLINK, header + netlink.nested(_IFLA_PROTINFO, *parts)))
 
 
+def is_isolated(link: Link, port: int) -> bool:
+    """Whether a port is isolated; False when the interface is no port, or gone."""
+    with refusing(f"cannot read bridge port {port}"):
+        bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE))
+    for body in bodies:
+        if struct.unpack_from("=i", body, 4)[0] == port:
+            options = netlink.attributes(netlink.attributes(body, 16).get(_IFLA_PROTINFO, b""))
+            return netlink.number(options, _BRPORT_ISOLATED) == 1
+    return False
+
+
 def set_vlan_filtering(link: Link, bridge: int, on: bool) -> None:
     """Whether the bridge heeds the VLANs of its ports."""
     data = netlink.nested(INFO_DATA, netlink.u8(_BR_VLAN_FILTERING, on))

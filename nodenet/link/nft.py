@@ -15,9 +15,11 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
+from ipaddress import ip_network
 
 from nodenet.link.handle import LinkError
-from nodenet.link.netlink import attribute, nested, text
+from nodenet.link.netlink import attribute, attributes, nested, string, text
 from nodenet.model import IPAddress, IPNetwork
 
 _NETLINK_NETFILTER = 12
@@ -30,11 +32,16 @@ _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 12, 13, 14, 16
 _IP, _IP6, _NETDEV = 2, 10, 5
 _POSTROUTING, _SRCNAT, _INGRESS, _BEFORE_ALL = 4, 100, 0, -500
 _ACCEPT, _DROP = 1, 0
+_ERESTART = 85
+# A kernel without nf_tables, or without a part of it.
+_ABSENT = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT)
+# How much of an answer is wanted: the one object, the first packet of a list, all of it.
+_ONE, _SOME, _ALL = range(3)
 # Seconds. The kernel answers at once; this is for one that never does.
 _PATIENCE = 10.0
 # How often a change is tried anew because somebody else's came between reading and writing.
 _TRIES = 50
-_SET, _CHAIN = "pods", "rules"
+_SET, _CHAIN, _OURS = "pods", "rules", "nodenet-"
 
 
 def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
@@ -52,19 +59,22 @@ def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
                 raise _refused(f"cannot make table {table}", second) from second
 
 
-def unmasquerade(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
-    """Take an address out, and the whole table when it was the last one. False when it was not in. Idempotent."""
-    table, family = _masq_table(network, subnet), _family(subnet)
+def forget(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
+    """Take addresses out of the network's masquerading, end the check of an interface, and remove each table that has
+    nothing left. Idempotent, and no error where the kernel has no nf_tables: then it has nothing to forget."""
+    wanted = tuple(addresses)
     with _Nft() as nft:
         try:
-            nft.change([_element(_DELSETELEM, family, table, address)])
-            was = True
+            names = nft.tables()
         except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise _refused(f"cannot end the masquerading of {address}", error) from error
-            was = False
-        _drop_empty(nft, family, table)
-    return was
+            if error.errno in _ABSENT:
+                return
+            raise _refused("cannot list the tables of nf_tables", error) from error
+        for family, name in names:
+            if family == _NETDEV and name == _mac_table(ifname):
+                _remove(nft, family, name)
+            elif (subnet := _masq_subnet(network, name)) is not None:
+                _take_out(nft, family, name, [a for a in wanted if a.version == subnet.version and a in subnet])
 
 
 def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
@@ -103,19 +113,6 @@ def check_source_mac(ifname: str, mac: str) -> None:
             )
         except OSError as error:
             raise _refused(f"cannot check source addresses of {ifname}", error) from error
-
-
-def uncheck_source_mac(ifname: str) -> bool:
-    """End the check; False when there was none."""
-    with _Nft() as nft:
-        try:
-            nft.change([(_DELTABLE, _NETDEV, 0, text(1, _mac_table(ifname)))])
-        except OSError as error:
-            # EOPNOTSUPP: a kernel without nf_tables has no such table either.
-            if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
-                return False
-            raise _refused(f"cannot end the check of {ifname}", error) from error
-    return True
 
 
 def checks_source_mac(ifname: str) -> bool:
@@ -168,9 +165,18 @@ class _Nft:
                         raise OSError(failed, os.strerror(failed))
                     return
 
-    def ask(self, kind: int, family: int, body: bytes, dump: bool = False) -> list[bytes]:
-        """Bodies that answer a question; of a dump the first packet alone. Raises OSError with the kernel's errno."""
-        flags = _REQUEST | (_DUMP if dump else _ACK)
+    def tables(self) -> list[tuple[int, str]]:
+        """(family, name) of our tables. Raises OSError with the kernel's errno."""
+        found = []
+        for body in self.ask(_GETTABLE, 0, b"", _ALL):
+            name = string(attributes(body, 4), 1)
+            if name.startswith(_OURS):
+                found.append((body[0], name))
+        return found
+
+    def ask(self, kind: int, family: int, body: bytes, much: int = _ONE) -> list[bytes]:
+        """Bodies (after nfgenmsg, which they keep) that answer a question. Raises OSError with the kernel's errno."""
+        flags = _REQUEST | (_ACK if much == _ONE else _DUMP)
         packet = self._message(_SUBSYSTEM << 8 | kind, flags, _header(family) + body)
         expected = self._sequence
         self._sock.send(packet)
@@ -185,7 +191,7 @@ class _Nft:
                         raise OSError(code, os.strerror(code))
                     return found
                 found.append(content)
-            if dump and found:
+            if much == _SOME and found:
                 return found
 
     def generation(self) -> int:
@@ -207,31 +213,41 @@ class _Nft:
         return found
 
 
+def _take_out(nft: _Nft, family: int, table: str, addresses: list[IPAddress]) -> None:
+    for address in addresses:
+        try:
+            nft.change([_element(_DELSETELEM, family, table, address)])
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise _refused(f"cannot end the masquerading of {address}", error) from error
+    if addresses:
+        _drop_empty(nft, family, table)
+
+
+def _remove(nft: _Nft, family: int, table: str) -> None:
+    try:
+        nft.change([(_DELTABLE, family, 0, text(1, table))])
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise _refused(f"cannot remove table {table}", error) from error
+
+
 def _drop_empty(nft: _Nft, family: int, table: str) -> None:
     """Remove a masquerading table without addresses, unless somebody puts one in at this moment."""
     for _ in range(_TRIES):
         try:
             generation = nft.generation()
-            bodies = nft.ask(_GETSETELEM, family, text(1, table) + text(2, _SET), dump=True)
+            bodies = nft.ask(_GETSETELEM, family, text(1, table) + text(2, _SET), _SOME)
             if any(_has_elements(body) for body in bodies):
                 return
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return
-            raise _refused(f"cannot read table {table}", error) from error
-        try:
-            # A new socket's worth of answers may still be under way after a cut-off dump: this one had none left.
             nft.change([(_DELTABLE, family, 0, text(1, table))], generation)
             return
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
-            if error.errno != _ERESTART:
+            if error.errno not in (_ERESTART, errno.EINTR):
                 raise _refused(f"cannot remove table {table}", error) from error
     raise LinkError(f"cannot remove table {table}: the ruleset changes all the time", errno.EAGAIN)
-
-
-_ERESTART = 85
 
 
 def _has_elements(body: bytes) -> bool:
@@ -277,11 +293,22 @@ def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[tuple[int, i
 
 def _masq_table(network: str, subnet: IPNetwork) -> str:
     # nft takes letters, digits, '/', '\\', '_', '.' and '-' in a name, but no colon.
-    return f"nodenet-masq-{network[:150]}-{str(subnet).replace(':', '_')}"
+    return f"{_OURS}masq-{network[:150]}-{str(subnet).replace(':', '_')}"
+
+
+def _masq_subnet(network: str, table: str) -> IPNetwork | None:
+    """The subnet of a masquerading table of the network; None when it is another's, or something else."""
+    start, _, subnet = table.rpartition("-")
+    if start != f"{_OURS}masq-{network[:150]}":
+        return None
+    try:
+        return ip_network(subnet.replace("_", ":"))
+    except ValueError:
+        return None
 
 
 def _mac_table(ifname: str) -> str:
-    return f"nodenet-mac-{ifname}"
+    return f"{_OURS}mac-{ifname}"
 
 
 def _family(subnet: IPNetwork) -> int:

@@ -53,13 +53,13 @@ class SyncResult:
     conflicts: list[IPNetwork] = field(default_factory=list)
 
 
-def listed(link: Link) -> list[Route]:
-    """Every unicast route of the main table, both families."""
+def listed(link: Link, table: int = _MAIN_TABLE) -> list[Route]:
+    """Every unicast route of a table, both families."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         with refusing("cannot list routes"):
             bodies = link.kernel.dump(_GETROUTE, _HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-        found += [route for body in bodies if (route := _route(body)) is not None]
+        found += [route for body in bodies if (route := _route(body, table)) is not None]
     return found
 
 
@@ -146,11 +146,11 @@ def _body(
     return body
 
 
-def _route(body: bytes) -> Route | None:
-    """The route of one message; None when it is not a unicast route of the main table."""
+def _route(body: bytes, wanted: int) -> Route | None:
+    """The route of one message; None when it is not a unicast route of the wanted table."""
     family, prefixlen, _, _, table, protocol, _, kind, flags = _HEADER.unpack_from(body)
     found = netlink.attributes(body, _HEADER.size)
-    if (netlink.number(found, _RTA_TABLE) or table) != _MAIN_TABLE or kind != _UNICAST or flags & _CLONED:
+    if (netlink.number(found, _RTA_TABLE) or table) != wanted or kind != _UNICAST or flags & _CLONED:
         return None
     network = IPv6Network if family == socket.AF_INET6 else IPv4Network
     packed = found.get(_RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)

@@ -102,10 +102,19 @@ class World:
         folder = self.leases / "net"
         addresses = [path.name for path in folder.iterdir()] if folder.exists() else []
         found = [name for name in self.interfaces(self.node) if name not in ("lo", "nn0")]
-        found += [name for name in addresses if name != "lock" and not name.startswith("last_reserved_ip.")]
+        found += [
+            name for name in addresses if name not in ("lock", ".boot") and not name.startswith("last_reserved_ip.")
+        ]
         endpoints = self.run_dir / "endpoints"
         found += [path.name for path in endpoints.rglob("*") if path.name not in ("ids", "last")]
-        return found
+        index = self.run_dir / "leases"
+        found += [path.name for path in index.rglob("*") if path.is_file() and path.name != "seen"]
+        return found + netns.call(self.node, self._tables)
+
+    @staticmethod
+    def _tables() -> list[str]:
+        done = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if "nodenet-" in line]
 
 
 @pytest.fixture

@@ -47,14 +47,22 @@ def test_every_key_is_read() -> None:
         forceAddress=True,
         mtu=1400,
         hairpinMode=True,
-        promiscMode=True,
+        ipMasq=True,
+        vlan=100,
+        vlanTrunk=[{"id": 7}, {"minID": 10, "maxID": 12}],
+        preserveDefaultVlan=False,
+        macspoofchk=True,
+        enabledad=True,
+        portIsolation=True,
         dns={"nameservers": ["10.0.0.10"], "search": ["svc"]},
         agentSocket="/x/cni.sock",
         requireAgent=True,
         somethingUnknown={"a": 1},
     )
     assert (found.bridge, found.is_gateway, found.is_default_gateway, found.mtu) == ("nn0", True, True, 1400)
-    assert (found.hairpin, found.promiscuous, found.force_address, found.require_agent) == (True, True, True, True)
+    assert (found.hairpin, found.force_address, found.require_agent, found.ip_masq) == (True, True, True, True)
+    assert (found.vlan, found.trunk, found.preserve_default_vlan) == (100, (7, 10, 11, 12), False)
+    assert (found.mac_spoof_check, found.enable_dad, found.port_isolation) == (True, True, True)
     assert found.dns == {"nameservers": ["10.0.0.10"], "search": ["svc"]}
     assert found.mac == "02:00:00:00:00:01"
     assert found.run_dir == Path("/x")
@@ -72,7 +80,7 @@ def test_ranges_come_from_three_places_in_order() -> None:
         runtimeConfig={"ipRanges": [[{"subnet": "fd01::/64"}]], "ips": ["10.2.0.7/24"], "mac": "02:00:00:00:00:03"},
         cni_args={"MAC": "02:00:00:00:00:01"},
     )
-    assert [str(entry.ranges[0].subnet) for entry in found.ipam.sets] == ["10.1.0.0/24", "10.2.0.0/24", "fd01::/64"]
+    assert [str(entry.ranges[0].subnet) for entry in found.ipam.sets] == ["fd01::/64", "10.1.0.0/24", "10.2.0.0/24"]
     assert found.ipam.requested == (ip_address("10.2.0.7"),)
     assert found.mac == "02:00:00:00:00:03"
 
@@ -87,14 +95,27 @@ def test_ranges_come_from_three_places_in_order() -> None:
         ({"mtu": "1500"}, Code.BAD_CONFIG, 'network net: mtu: expected 68-65535.*got "1500"'),
         ({"mtu": True}, Code.BAD_CONFIG, "network net: mtu: expected"),
         ({"isGateway": "yes"}, Code.BAD_CONFIG, "network net: isGateway: expected true or false"),
-        ({"ipMasq": True}, Code.UNSUPPORTED_FIELD, "network net: ipMasq: true is not supported yet"),
-        ({"vlan": 7}, Code.UNSUPPORTED_FIELD, "network net: vlan: 7 is not supported yet"),
-        ({"vlan": -7}, Code.BAD_CONFIG, "network net: vlan: expected a number"),
+        ({"vlan": -7}, Code.BAD_CONFIG, "network net: vlan: expected a VLAN"),
+        ({"vlan": 4095}, Code.BAD_CONFIG, "network net: vlan: expected a VLAN"),
+        ({"vlanTrunk": [{"minID": 4}]}, Code.BAD_CONFIG, r"network net: vlanTrunk: \[0\]: expected id, or"),
+        ({"vlanTrunk": [{"minID": 4, "maxID": 3}]}, Code.BAD_CONFIG, "vlanTrunk: .*minID 4 is above maxID 3"),
+        ({"vlanTrunk": [{"id": 0}]}, Code.BAD_CONFIG, "vlanTrunk: .*expected VLANs of 1-4094"),
+        ({"ipMasqBackend": "pf"}, Code.BAD_CONFIG, "ipMasqBackend: expected iptables or nftables"),
+        ({"promiscMode": True, "hairpinMode": True}, Code.BAD_CONFIG, "promiscMode: cannot go with hairpinMode"),
+        ({"disableContainerInterface": True}, Code.BAD_CONFIG, "disableContainerInterface: cannot go with ipam"),
+        ({"prevResult": []}, Code.BAD_CONFIG, "prevResult: expected an object"),
+        ({"prevResult": {"ips": [{"address": "x"}]}}, Code.BAD_CONFIG, r"prevResult\.ips\[0\]: 'x' does not appear"),
+        (
+            {"prevResult": {"ips": [{"address": "10.1.0.2/24", "interface": 3}]}},
+            Code.BAD_CONFIG,
+            r"prevResult\.ips\[0\]\.interface: expected the index",
+        ),
+        ({"prevResult": {"interfaces": [{}]}}, Code.BAD_CONFIG, r"prevResult\.interfaces\[0\]\.name: expected"),
+        ({"ipam": []}, Code.BAD_CONFIG, "network net: ipam: expected an object"),
+        ({"ipam": {"type": "nodenet", "subnet": "10.1.0.0/24"}}, Code.BAD_CONFIG, "type nodenet takes the node's own"),
         ({"dns": {"search": "x"}}, Code.BAD_CONFIG, "network net: dns: search: expected a list"),
         ({"agentSocket": "x"}, Code.BAD_CONFIG, "network net: agentSocket: expected an absolute path"),
-        ({"ipam": None}, Code.BAD_CONFIG, "network net: ipam: required"),
-        ({"ipam": {"type": "dhcp"}}, Code.UNSUPPORTED_FIELD, "network net: ipam.type: 'dhcp'"),
-        ({"ipam": {"type": "host-local"}}, Code.BAD_CONFIG, r"network net: ipam\.ranges: required"),
+        ({"ipam": {"type": "dhcp"}}, Code.UNSUPPORTED_FIELD, "network net: ipam.type: .dhcp. is not supp"),
         ({"ipam": {"ranges": [{"subnet": "10.1.0.0/24"}]}}, Code.BAD_CONFIG, r"ipam\.ranges\[0\]: expected a list"),
         (
             {"ipam": {"ranges": [[{"subnet": "x"}]]}},
@@ -139,8 +160,50 @@ def test_a_wrong_key_is_named(keys: dict[str, Any], code: Code, message: str) ->
     assert caught.value.code == code
 
 
-def test_a_key_not_carried_out_may_say_its_default() -> None:
-    assert conf(ipMasq=False, vlan=0, macspoofchk=False).name == "net"
+def test_a_network_may_have_no_addresses_and_ranges_may_come_from_the_node() -> None:
+    assert conf(ipam={}).ipam is None
+    assert conf(ipam=None, disableContainerInterface=True).container_interface_down
+    assert conf(ipam={"type": "host-local"}).ipam.sets == conf(ipam={"type": "nodenet"}).ipam.sets == ()
+
+
+def as_verb(verb: str, **keys: Any) -> NetConf:
+    data = {"cniVersion": "1.1.0", "name": "net", "ipam": {"type": "host-local"}}
+    return parse(json.dumps(data | keys).encode(), {}, verb)
+
+
+def test_gc_has_a_list() -> None:
+    key = "cni.dev/valid-attachments"
+    assert as_verb("GC", **{key: None}).valid == as_verb("GC", **{key: []}).valid == frozenset()
+    assert as_verb("GC", **{key: [{"containerID": "a", "ifname": "eth0"}]}).valid == {("a", "eth0")}
+    for value in ({}, "x", [1], [{"containerID": "a"}], [{"containerID": 1, "ifname": "b"}], 7):
+        with pytest.raises(CniError, match=f"{key}: expected") as caught:
+            as_verb("GC", **{key: value})
+        assert caught.value.code == Code.BAD_CONFIG
+    with pytest.raises(CniError, match=f"{key}: required for GC"):
+        as_verb("GC")
+
+
+@pytest.mark.parametrize(("verb", "since"), [("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")])
+def test_a_verb_newer_than_the_version_is_code_1(verb: str, since: str) -> None:
+    with pytest.raises(CniError, match=f"{verb} is there since {since}") as caught:
+        as_verb(verb, cniVersion="0.3.1")
+    assert caught.value.code == Code.INCOMPATIBLE_VERSION
+
+
+def test_check_needs_prev_result_and_del_does_not_mind_a_bad_one() -> None:
+    with pytest.raises(CniError, match="prevResult: required for CHECK"):
+        as_verb("CHECK")
+    assert as_verb("DEL", prevResult=7).prev is None
+    result = {
+        "interfaces": [{"name": "br0"}, {"name": "eth0", "mac": "02:00:00:00:00:0A", "sandbox": "/n", "mtu": 1400}],
+        "ips": [{"address": "10.1.0.2/24", "interface": 1, "gateway": "10.1.0.1"}, {"address": "fd01::2/64"}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}],
+    }
+    prev = as_verb("CHECK", prevResult=result).prev
+    assert prev is not None
+    assert (prev.inside("/n", "eth0"), prev.inside("", "br0"), prev.inside("/n", "eth1")) == (1, 0, -1)
+    assert (prev.interfaces[1].mac, prev.interfaces[1].mtu) == ("02:00:00:00:00:0a", 1400)
+    assert [entry.interface for entry in prev.addresses] == [1, -1]
 
 
 @pytest.mark.parametrize("stdin", [b"", b"{", b"[]", b"\xff", b"3", b"[" * 100000])

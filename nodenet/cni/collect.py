@@ -1,0 +1,84 @@
+"""GC (SPEC.md 1.1.0, section 2): free whatever of this network belongs to no attachment on the runtime's list."""
+
+from __future__ import annotations
+
+import logging
+
+from nodenet.cni.conf import NetConf
+from nodenet.cni.detach import Detacher
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.ipam import Owner, Store
+from nodenet.cni.reboot import reclaim
+from nodenet.link.everywhere import addresses_everywhere
+from nodenet.link.handle import LinkError
+
+log = logging.getLogger("nodenet.cni")
+
+
+def collect(detacher: Detacher, conf: NetConf) -> None:
+    """Free every lease, veth, rule, record and agent state of the network that is not on the list. Goes on past what
+    fails, as the specification asks, and then raises CniError that names all of it.
+
+    An attachment that another verb holds at this moment is left alone.
+    """
+    assert conf.valid is not None
+    data_dir = conf.ipam.data_dir if conf.ipam else None
+    store = Store(data_dir, conf.name, detacher.run_dir) if data_dir else None
+    failed = []
+    for owner, netns in sorted(_known(detacher, conf, store).items()):
+        if _is_valid(owner, conf.valid):
+            continue
+        try:
+            with detacher.records.busy(owner, 0.0, conf.name, data_dir, netns) as crashed:
+                detacher.detach(owner, conf.name, data_dir, netns, crashed=crashed)
+            log.info("network %s: interface %s of container %s freed", conf.name, owner.ifname, owner.container_id)
+        except (CniError, LinkError, OSError) as error:
+            if not (isinstance(error, CniError) and error.code == Code.TRY_AGAIN and "another" in str(error)):
+                failed.append(f"container {owner.container_id} {owner.ifname}: {error}")
+    if store:
+        try:
+            reclaim(store)
+            _free_damaged(store)
+        except (CniError, OSError) as error:
+            failed.append(str(error))
+    if failed:
+        message = f"network {conf.name}: GC: {len(failed)} of them could not be freed: {failed[0]}"
+        raise CniError(Code.IO_FAILURE, message, "; ".join(failed[1:]))
+
+
+def _known(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner, str]:
+    """Every attachment of the network that left any trace, with its namespace's path or ""."""
+    found: dict[Owner, str] = {}
+    if store:
+        found.update((owner, "") for owner in store.leases().values() if owner.container_id)
+    records, problems = detacher.records.all()
+    for problem in problems:
+        log.warning("%s", problem)
+    data_dir = conf.ipam.data_dir if conf.ipam else None
+    recorded = ((entry.owner, entry.network, entry.data_dir, entry.endpoint.netns) for entry in records)
+    begun = ((entry.owner, entry.network, entry.data_dir, entry.netns) for entry in detacher.records.crashed())
+    found.update(
+        (owner, netns)
+        for owner, network, folder, netns in (*begun, *recorded)
+        if network == conf.name and folder == data_dir
+    )
+    return found
+
+
+def _is_valid(owner: Owner, valid: frozenset[Owner]) -> bool:
+    if owner.ifname:
+        return owner in valid
+    # A lease of the reference before 0.8 names the container alone.
+    return any(owner.container_id == entry.container_id for entry in valid)
+
+
+def _free_damaged(store: Store) -> None:
+    """Leases that name nobody, by a crash of the reference or a damaged disk: free unless the address is in use."""
+    damaged = [address for address, owner in store.leases().items() if not owner.container_id]
+    if not damaged or (living := addresses_everywhere()) is None:
+        return
+    with store.locked():
+        for address in damaged:
+            if address not in living and not store.owner(address).container_id:
+                (store.folder / str(address)).unlink(missing_ok=True)
+                log.warning("network %s: lease %s named nobody: freed", store.network, address)

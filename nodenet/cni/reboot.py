@@ -1,0 +1,60 @@
+"""Leases that outlived their pods: those of before the last reboot, which no runtime will ever DEL.
+
+`<dataDir>/<network>/.boot` holds the kernel's boot id of the last time that we used the folder. When that differs from
+the present one, every lease that is there was made before the reboot (or by the reference plugin since): no
+namespace of then is alive. Still nothing is freed on that alone: an address that any network namespace of this node
+has now stays leased, and when not every namespace can be looked into, all stay. A folder that we use for the first
+time is marked only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from nodenet.cni.ipam import Store
+from nodenet.link.everywhere import addresses_everywhere
+from nodenet.model import IPAddress
+
+log = logging.getLogger("nodenet.cni")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MARK = ".boot"
+
+
+def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = addresses_everywhere) -> list[IPAddress]:
+    """Free what a reboot left over; the addresses freed. One read of a small file when there was none.
+
+    `alive` gives every address of every namespace, None when it cannot be known. Raises OSError, CniError.
+    """
+    if not store.folder.is_dir():
+        return []
+    now, mark = BOOT_ID.read_text().strip(), store.folder / _MARK
+    try:
+        if mark.read_text(errors="replace").strip() == now:
+            return []
+    except FileNotFoundError:
+        with store.locked():
+            mark.write_text(now)
+        return []
+    freed: list[IPAddress] = []
+    with store.locked():
+        if mark.read_text(errors="replace").strip() == now:
+            return []
+        leases = store.leases()
+        living = alive() if leases else frozenset()
+        if living is None:
+            log.warning("network %s: leases of before the reboot stay: not every namespace can be read", store.network)
+            return []
+        for address, owner in leases.items():
+            if address not in living:
+                with suppress(FileNotFoundError):
+                    (store.folder / str(address)).unlink()
+                if store.index:
+                    store.index.discard(owner, address)
+                freed.append(address)
+        mark.write_text(now)
+    if freed:
+        log.warning("network %s: %d leases of before the reboot are free again", store.network, len(freed))
+    return freed

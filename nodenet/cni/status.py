@@ -1,0 +1,39 @@
+"""STATUS (SPEC.md 1.1.0, section 2): whether an ADD would succeed now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from nodenet.cni.conf import NetConf
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.ipam import Store
+from nodenet.cni.ranges import RangeSet
+from nodenet.link.handle import Link
+
+
+def status(node: Link, conf: NetConf, sets: Sequence[RangeSet], healthy: Callable[[], str]) -> None:
+    """Raises CniError: 50 when no ADD can succeed (a range without a free address, a lease folder that is closed to us,
+    something in the bridge's place), 51 when the agent is unwell, for then pods that run may suffer too."""
+    where = f"network {conf.name}"
+    if trouble := healthy():
+        raise CniError(Code.LIMITED, f"{where}: the agent of this node is unwell: {trouble}")
+    found = node.get(conf.bridge)
+    if found is not None and found.kind != "bridge":
+        raise CniError(Code.NOT_AVAILABLE, f"{where}: interface {conf.bridge} is not a bridge")
+    if conf.ipam is None:
+        return
+    store = Store(conf.ipam.data_dir, conf.name)
+    folder = store.folder
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK) or _read_only(folder):
+        raise CniError(Code.NOT_AVAILABLE, f"{where}: leases cannot be written to {store.folder}")
+    for entry in sets:
+        if store.full(entry):
+            message = f"{where}: no free address in {entry}: all {entry.usable} are leased"
+            raise CniError(Code.NOT_AVAILABLE, message, f"leases are files in {store.folder}")
+
+
+def _read_only(folder: os.PathLike[str]) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

@@ -1,0 +1,57 @@
+"""Every network namespace of this node, by whatever keeps it alive, and the addresses in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from nodenet.link import addresses
+from nodenet.link.handle import Link, LinkError
+from nodenet.model import IPAddress
+
+_PROC = Path("/proc")
+
+
+def namespaces() -> Iterator[Path]:
+    """A path to each namespace once: those of processes, and those that are mounted. Raises PermissionError when a
+    process's cannot be told."""
+    seen: set[tuple[int, int]] = set()
+    for path in (*_of_processes(), *_mounted()):
+        try:
+            found = path.stat()
+        except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+            continue
+        key = (found.st_dev, found.st_ino)
+        if key not in seen:
+            seen.add(key)
+            yield path
+
+
+def addresses_everywhere() -> frozenset[IPAddress] | None:
+    """Every address of every namespace; None when one of them could not be read: then nothing is known of absence."""
+    found: set[IPAddress] = set()
+    try:
+        for path in namespaces():
+            try:
+                with Link(path) as link:
+                    found.update(entry.ip for entry in addresses.local(link))
+            except FileNotFoundError:
+                continue
+    except (OSError, LinkError):
+        return None
+    return frozenset(found)
+
+
+def _of_processes() -> Iterator[Path]:
+    for name in os.listdir(_PROC):  # noqa: PTH208
+        if name.isdigit():
+            yield _PROC / name / "ns/net"
+
+
+def _mounted() -> Iterator[Path]:
+    """Mount points of namespaces (proc(5), mountinfo): /run/netns and whatever else a runtime uses."""
+    for line in (_PROC / "self/mountinfo").read_text().splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.startswith("nsfs ") and "net:[" in fields.split()[3]:
+            yield Path(fields.split()[4].encode().decode("unicode_escape"))
