@@ -28,6 +28,7 @@ _KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
 )
 _FETCH_TIMEOUT = 180
+_DRAFT = ".draft-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,9 @@ def _fetch(choice: Choice, cache: Path) -> Kernel:
     for tool in ("apt-get", "dpkg-deb", "depmod"):
         if not shutil.which(tool):
             raise CannotRunError(f"a kernel cannot be fetched without {tool}", "Debian: apt-get install apt dpkg kmod")
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=cache) as draft:
+    for old in cache.glob(f"{_DRAFT}*"):  # of a run that was killed: this one has the lock
+        shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=cache) as draft:
         apt = _Apt(Path(draft))
         apt.update(choice.suite)
         packages, release = apt.newest(choice)

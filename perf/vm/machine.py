@@ -107,7 +107,7 @@ def _reason(machine: _Machine, reader: _Reader, stop: threading.Event | None, ti
         return "stopped"
     if machine.timed_out:
         return f"no end in {timeout:g} s"
-    return "the virtual machine ended before its command did"
+    return reader.panic() or "the virtual machine ended before its command did"
 
 
 def _script(command: Sequence[str] | str, token: str, cwd: Path, env: Mapping[str, str]) -> bytes:
@@ -231,7 +231,8 @@ class _Machine:
                 events = selector.select(_POLL)
                 for key, _ in events:
                     key.data(_read(key.fd))
-                if not any(_ for _ in events) and self.qemu.poll() is not None:
+                # Some kernels stop after a panic instead of starting anew, which would end QEMU.
+                if reader.panic() or (not events and self.qemu.poll() is not None):
                     return
 
 
@@ -273,31 +274,44 @@ class _Reader:
     """What came over the two lines, and the exit status once the sentinel was seen."""
 
     def __init__(self, token: str, on_line: Callable[[str], None] | None) -> None:
-        self._end = f"\n{token} ".encode()
+        self._sentinel = f"{token} ".encode()
         self._on_line = on_line
         self._output = bytearray()
         self._console = bytearray()
-        self._told = 0
+        self._next = 0  # where the first line starts that was not looked at
+        self._empty = 0  # lines not told yet: the last of them is not the command's, but ours before the sentinel
         self.status: int | None = None
 
     def take_output(self, data: bytes) -> None:
         self._output += data
-        before, found, after = bytes(self._output[self._told :]).partition(self._end)
-        if self._on_line:
-            self._tell(before)
-        if found and after.endswith(b"\n"):
-            self.status = int(after)
-            del self._output[self._output.index(self._end) :]
+        while (end := self._output.find(b"\n", self._next)) >= 0:
+            line = bytes(self._output[self._next : end])
+            if line.startswith(self._sentinel):
+                self.status = int(line[len(self._sentinel) :])
+                del self._output[max(self._next - 1, 0) :]
+                return
+            self._next = end + 1
+            self._tell(line)
 
-    def _tell(self, data: bytes) -> None:
-        *lines, _ = data.split(b"\n")
-        for line in lines:
-            self._told += len(line) + 1
-            if self._on_line:
-                self._on_line(line.decode(errors="replace"))
+    def _tell(self, line: bytes) -> None:
+        if self._on_line is None:
+            return
+        if not line:
+            self._empty += 1
+            return
+        for _ in range(self._empty):
+            self._on_line("")
+        self._empty = 0
+        self._on_line(line.decode(errors="replace"))
 
     def take_console(self, data: bytes) -> None:
         self._console += data
+
+    def panic(self) -> str:
+        """The kernel's sentence about its own end, or ""."""
+        _, found, after = self._console.partition(b"Kernel panic - ")
+        line, end, _ = after.partition(b"\n")
+        return f"Kernel panic - {line.decode(errors='replace').rstrip()}" if found and end else ""
 
     def output(self) -> str:
         return self._output.decode(errors="replace")
