@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nodenet.cni import wire
 from nodenet.cni.conf import NetConf
@@ -68,16 +69,24 @@ class Checker:
         for entry in self._ours(mine):
             if entry.address not in have:
                 yield f"interface {inside.name} has no address {entry.address}"
-        tables = {route.table or _MAIN_TABLE for route in self._prev.routes}
+        wanted_routes = [self._completed(route) for route in self._prev.routes]
+        tables = {route.table or _MAIN_TABLE for route in wanted_routes}
         present = {
             (table, route.network, route.gateway, route.metric)
             for table in tables
             for route in routes.listed(self._pod, table)
         }
-        for route in self._prev.routes:
+        for route in wanted_routes:
             if self._expected(route, mine) not in present:
                 via = f" via {route.gateway}" if route.gateway else ""
                 yield f"no route to {route.network}{via}"
+
+    def _completed(self, route: PodRoute) -> PodRoute:
+        """Results before 1.1.0 do not tell a route's table and priority: those of the configuration then."""
+        for entry in self._conf.ipam.routes if self._conf.ipam else ():
+            if entry.network == route.network and (entry.gateway or route.gateway) == route.gateway:
+                return replace(route, table=route.table or entry.table, priority=route.priority or entry.priority)
+        return route
 
     def _expected(self, route: PodRoute, mine: int) -> tuple[int, IPNetwork, object, int]:
         gateway = route.gateway

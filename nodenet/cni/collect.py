@@ -9,6 +9,7 @@ from nodenet.cni.detach import Detacher
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Owner, Store
 from nodenet.cni.reboot import reclaim
+from nodenet.cni.records import Records
 from nodenet.link.everywhere import addresses_everywhere
 from nodenet.link.handle import LinkError
 
@@ -38,7 +39,7 @@ def collect(detacher: Detacher, conf: NetConf) -> None:
     if store:
         try:
             reclaim(store)
-            _free_damaged(store)
+            _free_damaged(store, detacher.records, conf.valid)
         except (CniError, OSError) as error:
             failed.append(str(error))
     if failed:
@@ -72,13 +73,22 @@ def _is_valid(owner: Owner, valid: frozenset[Owner]) -> bool:
     return any(owner.container_id == entry.container_id for entry in valid)
 
 
-def _free_damaged(store: Store) -> None:
-    """Leases that name nobody, by a crash of the reference or a damaged disk: free unless the address is in use."""
+def _free_damaged(store: Store, records: Records, valid: frozenset[Owner]) -> None:
+    """Leases that name nobody, by a crash of the reference or a damaged disk. One is freed only when it is certain that
+    no valid attachment has the address: by the endpoint files if there is one for each, else by looking everywhere."""
     damaged = [address for address, owner in store.leases().items() if not owner.container_id]
-    if not damaged or (living := addresses_everywhere()) is None:
+    if not damaged:
         return
+    known = records.all()[0]
+    used = frozenset(address for record in known for address in record.endpoint.ips)
+    if not valid <= {record.owner for record in known}:
+        living = addresses_everywhere()
+        if living is None:
+            log.warning("network %s: damaged leases stay: not every namespace can be read", store.network)
+            return
+        used |= living
     with store.locked():
         for address in damaged:
-            if address not in living and not store.owner(address).container_id:
+            if address not in used and not store.owner(address).container_id:
                 (store.folder / str(address)).unlink(missing_ok=True)
                 log.warning("network %s: lease %s named nobody: freed", store.network, address)

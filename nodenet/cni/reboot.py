@@ -3,7 +3,7 @@
 `<dataDir>/<network>/.boot` holds the kernel's boot id of the last time that we used the folder. When that differs from
 the present one, every lease that is there was made before the reboot (or by the reference plugin since): no
 namespace of then is alive. Still nothing is freed on that alone: an address that any network namespace of this node
-has now stays leased, and when not every namespace can be looked into, all stay. A folder that we use for the first
+has now stays leased, and when a namespace cannot be looked into, all stay. A folder that we use for the first
 time is marked only.
 """
 
@@ -23,7 +23,12 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MARK = ".boot"
 
 
-def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = addresses_everywhere) -> list[IPAddress]:
+def _alive() -> frozenset[IPAddress] | None:
+    # Runtimes mount their pods' namespaces: a process that hides its own is none of theirs.
+    return addresses_everywhere(strict=False)
+
+
+def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _alive) -> list[IPAddress]:
     """Free what a reboot left over; the addresses freed. One read of a small file when there was none.
 
     `alive` gives every address of every namespace, None when it cannot be known. Raises OSError, CniError.

@@ -13,14 +13,20 @@ from nodenet.model import IPAddress
 _PROC = Path("/proc")
 
 
-def namespaces() -> Iterator[Path]:
-    """A path to each namespace once: those of processes, and those that are mounted. Raises PermissionError when a
-    process's cannot be told."""
+def namespaces(strict: bool = True) -> Iterator[Path]:
+    """A path to each namespace once: those of processes, and those that are mounted.
+
+    A process may keep its own secret even from root. `strict`: then PermissionError is raised; else it is passed over.
+    """
     seen: set[tuple[int, int]] = set()
     for path in (*_of_processes(), *_mounted()):
         try:
             found = path.stat()
         except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+            continue
+        except PermissionError:
+            if strict:
+                raise
             continue
         key = (found.st_dev, found.st_ino)
         if key not in seen:
@@ -28,11 +34,11 @@ def namespaces() -> Iterator[Path]:
             yield path
 
 
-def addresses_everywhere() -> frozenset[IPAddress] | None:
+def addresses_everywhere(strict: bool = True) -> frozenset[IPAddress] | None:
     """Every address of every namespace; None when one of them could not be read: then nothing is known of absence."""
     found: set[IPAddress] = set()
     try:
-        for path in namespaces():
+        for path in namespaces(strict):
             try:
                 with Link(path) as link:
                     found.update(entry.ip for entry in addresses.local(link))
