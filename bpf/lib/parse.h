@@ -119,6 +119,9 @@ NN_INLINE int nn_parse_ipv6(struct __sk_buff *ctx, struct nn_packet *packet)
 		return NN_DROP_INVALID_PACKET;
 	__builtin_memcpy(&packet->tuple.saddr, &ip.saddr, sizeof(packet->tuple.saddr));
 	__builtin_memcpy(&packet->tuple.daddr, &ip.daddr, sizeof(packet->tuple.daddr));
+	/* In the maps this form means IPv4; on the wire it means nothing good. */
+	if (nn_addr_is_v4(&packet->tuple.saddr) || nn_addr_is_v4(&packet->tuple.daddr))
+		return NN_DROP_INVALID_PACKET;
 	packet->ip_version = 6;
 	packet->offset += sizeof(ip);
 	next = ip.nexthdr;

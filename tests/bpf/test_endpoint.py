@@ -204,6 +204,14 @@ def test_source_address_is_checked(pair: Pair) -> None:
     assert -pair.datapath.events()[0].reason == DropReason.INVALID_SOURCE_IP
 
 
+def test_ipv4_mapped_addresses_on_the_wire_are_invalid(datapath: Datapath) -> None:
+    datapath.endpoint("10.0.1.1", CLIENT, number=1)
+    packet = IPv6(src="::ffff:10.0.1.1", dst="fd00::2") / tcp()
+    assert datapath.sent(packet) == TC_SHOT
+    assert -datapath.events()[0].reason == DropReason.INVALID_PACKET_DROPPED
+    assert datapath.received(IPv6(src="fd00::2", dst="::ffff:10.0.1.1") / tcp()) == TC_SHOT
+
+
 def test_another_pods_address_is_a_spoof_too(pair: Pair) -> None:
     other = "10.0.1.9" if pair.ip is IP else "fd00:1::9"
     pair.datapath.endpoint(other, 3000, number=2, ifindex=OTHER_IFINDEX)
