@@ -39,9 +39,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define UDP_SECONDS 5
-/* Between two attempts of `until`: without it a slow update would fill conntrack with them. */
-#define UNTIL_PAUSE_US 200
+/* How long one call may take: a Service that is not there must not hold the run for minutes. */
+#define CALL_SECONDS 5
+/* Between two attempts of `until`: a hundredth of the time waited so far, within these bounds. So the figure is good to
+ * about one percent, and a slow update is not slowed by a flood of attempts, nor conntrack filled with them. */
+#define SHORTEST_PAUSE_US 100
+#define LONGEST_PAUSE_US 5000
 
 static char buffer[128 * 1024];
 
@@ -182,17 +185,17 @@ static void serve(int port, const char *tag)
 
 static int dial(const struct addrinfo *target, int type)
 {
-	struct timeval limit = { .tv_sec = UDP_SECONDS };
+	struct timeval limit = { .tv_sec = CALL_SECONDS };
 	int fd = socket(target->ai_family, type, 0);
 
 	if (fd < 0)
 		die("socket");
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 	if (connect(fd, target->ai_addr, target->ai_addrlen) < 0)
 		die("connect");
 	if (type == SOCK_STREAM)
 		no_delay(fd);
-	else
-		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	return fd;
 }
 
@@ -251,7 +254,7 @@ static void stream(const struct addrinfo *target, long slices, long milliseconds
 
 static void until(const struct addrinfo *target, char tag, long milliseconds)
 {
-	uint64_t limit = now() + (uint64_t)milliseconds * 1000000;
+	uint64_t start = now(), limit = start + (uint64_t)milliseconds * 1000000, pause;
 	int told = 0;
 
 	while (now() < limit) {
@@ -267,7 +270,10 @@ static void until(const struct addrinfo *target, char tag, long milliseconds)
 			printf("%llu\n", (unsigned long long)now());
 			return;
 		}
-		usleep(UNTIL_PAUSE_US);
+		pause = (now() - start) / 100000;
+		usleep(pause < SHORTEST_PAUSE_US ? SHORTEST_PAUSE_US :
+		       pause > LONGEST_PAUSE_US  ? LONGEST_PAUSE_US :
+						   pause);
 	}
 	errno = ETIMEDOUT;
 	die("the expected server did not answer");

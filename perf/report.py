@@ -30,7 +30,7 @@ def text(report: Report) -> str:
     """Every table, the slopes, the noise, what was left out."""
     rows = report["results"]
     parts = [heading(report["meta"])]
-    for workload in dict.fromkeys(row["workload"] for row in rows):
+    for workload in in_order(rows):
         mine = [row for row in rows if row["workload"] == workload]
         lines = _latency_lines(report, workload, mine) if workload in _MAIN else _plain_lines(mine)
         parts.append("\n".join([TITLES.get(workload, workload), *lines]))
@@ -38,6 +38,12 @@ def text(report: Report) -> str:
         parts.append("\n".join(["Growth over direct, us per 1,000 Services (95 % interval)", *_slopes(report)]))
     parts.append("\n".join(remarks(report)))
     return "\n\n".join(parts) + "\n"
+
+
+def in_order(rows: Iterable[Row]) -> list[str]:
+    """The workloads that there are, as TITLES lists them."""
+    there = dict.fromkeys(row["workload"] for row in rows)
+    return [name for name in TITLES if name in there] + [name for name in there if name not in TITLES]
 
 
 def heading(meta: dict[str, Any]) -> str:

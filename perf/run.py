@@ -42,7 +42,7 @@ class Settings:
     modes: tuple[str, ...] = ("direct", "ebpf", "iptables", "nftables")
     services: tuple[int, ...] = (1, 1000)
     workloads: tuple[str, ...] = ("crr", "program", "update")
-    backends: int = 2
+    backends: int = 1
     cpu: int | None = 0
     sizes: Sizes = field(default_factory=Sizes)
     cache: Path = Path("/var/cache/nodenet")

@@ -36,7 +36,7 @@ _INTERRUPTED = 130
     show_default=True,
     help="crr, rr, udp, stream, program, update, policy, flows, memory, cni.",
 )
-@click.option("--backends", type=int, default=2, show_default=True, help="Backends of each Service.")
+@click.option("--backends", type=int, default=1, show_default=True, help="Backends of each Service.")
 @click.option(
     "--rounds", type=click.IntRange(2), default=10, show_default=True, help="Blocks of each target, interleaved."
 )

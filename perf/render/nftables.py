@@ -7,7 +7,7 @@ A sync writes only the chains and elements of Services that changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from perf.render import short_hash
 from perf.services import CLUSTER_CIDR, SERVICE_CIDR, Backend, Service, ServiceModel
@@ -100,10 +100,11 @@ def render(new: ServiceModel, old: ServiceModel | None = None) -> str:
     """One sync: the base and everything, or (with `old`, what the kernel holds) the difference alone."""
     held = {service_chain(s): s for s in old.services} if old else {}
     wanted = {service_chain(s): s for s in new.services}
+    addresses = {service.cluster_ip for service in new.services}
     lines: list[str] = []
     for name, service in held.items():
         if wanted.get(name) != service:
-            lines += _remove_elements(service, wanted.get(name))
+            lines += _remove_elements(service, wanted.get(name), addresses)
     for name, service in wanted.items():
         if held.get(name) != service:
             lines += _service(service, held.get(name))
@@ -176,11 +177,12 @@ def _add_elements(service: Service, held: Service | None) -> Iterator[str]:
             yield f"add element {TABLE} {name} {{ {key}{value} }}"
 
 
-def _remove_elements(service: Service, wanted: Service | None) -> Iterator[str]:
+def _remove_elements(service: Service, wanted: Service | None, addresses: Collection[str]) -> Iterator[str]:
+    """`addresses` are still used, maybe by another port of the same Service."""
     stay = set(_elements(wanted)) if wanted else set()
     for element in _elements(service):
-        if element not in stay:
-            name, key, value = element
+        name, key, value = element
+        if element not in stay and not (name == "cluster-ips" and key in addresses):
             yield f"delete element {TABLE} {name} {{ {key}{value} }}"
 
 

@@ -1,0 +1,160 @@
+"""From results to JSON, tables, page and comparison."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from nodenet.cli.bench import bench
+from nodenet.errors import BadInputError, CannotRunError
+from perf import compare, html, report
+from perf.results import Result, slopes
+from perf.run import Settings
+
+META: dict[str, Any] = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "kernel": "6.18",
+    "cpu": "a CPU",
+    "cpus": 2,
+    "load": [0.1, 0.1, 0.1],
+    "pinned_cpu": 0,
+    "backends_per_service": 1,
+    "rounds": 4,
+    "samples_per_block": 3,
+    "seconds": 12,
+    "tools": {"nftables": "nftables v1"},
+    "noise": {"median_us": 1, "lowest": 0.9, "p90": 1.1, "highest": 1.5},
+    "mitigations": {"spectre": "Mitigation: much"},
+    "notes": [],
+    "skipped": [{"mode": "ipvs", "workload": "", "services": 0, "reason": "this kernel has no ip_vs"}],
+}
+
+
+def rows(factor: float = 1.3, waver: float = 0.0) -> list[Result]:
+    base = (10.0, 10.1, 9.9, 10.0)
+    found = []
+    for services in (1, 1000):
+        for mode, metric, times in (
+            ("direct", "latency", 1.0),
+            ("direct", "latency_repeat", 1.0),
+            ("nftables", "latency", factor + services / 1000),
+        ):
+            blocks = tuple(value * times * (1 + waver * index) for index, value in enumerate(base))
+            found.append(Result(mode, "crr", services, metric, "us", blocks, blocks, base))
+        found.append(Result("nftables", "program", services, "seconds", "s", (0.1 * services, 0.11 * services)))
+        found.append(Result("nftables", "update", services, "first_connection", "ms", (5.0, 6.0)))
+    return found
+
+
+def whole(factor: float = 1.3, waver: float = 0.0) -> dict[str, Any]:
+    found = rows(factor, waver)
+    written = {"meta": META, "results": [row.as_json() for row in found], "slopes": slopes(found)}
+    read: dict[str, Any] = json.loads(json.dumps(written))
+    return read
+
+
+def test_json_has_the_keys_of_the_contract() -> None:
+    for row in whole()["results"]:
+        assert {"mode", "workload", "services", "metric", "unit", "samples", "p50", "p99", "ratio_to_direct"} <= set(
+            row
+        )
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    row = Result("ebpf", "crr", 1, "latency", "us", (2.0, 40.0), (2.0, 40.0), (1.0, 20.0)).as_json()
+    assert row["ratio_to_direct"] == 2
+    assert row["ratio_spread"] == [2, 2]
+
+
+def test_slope_is_over_direct() -> None:
+    (entry,) = whole()["slopes"]
+    assert (entry["mode"], entry["workload"]) == ("nftables", "crr")
+    assert entry["us_per_1000_services"] == pytest.approx(10, abs=0.3)
+
+
+def test_table_names_modes_noise_and_what_is_missing() -> None:
+    text = report.text(whole())
+    assert "Short connections" in text
+    assert "1.30" in text
+    assert "left out: ipvs: this kernel has no ip_vs" in text
+    assert "direct again, crr at 1000" in text
+    assert "too wide to conclude" not in text
+
+
+def test_wide_spread_is_said() -> None:
+    text = report.text(whole(waver=0.2))
+    assert "too wide to conclude" in text
+    assert "?" in text
+
+
+def test_page_is_self_contained() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    page = html.page(whole())
+    assert page.count("<svg") == 5
+    for outside in ("<script", "<link", "src=", "@import", "url(http"):
+        assert outside not in page
+    assert "@media print" in page
+
+
+def test_page_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "find_spec", lambda name: None)
+    with pytest.raises(CannotRunError, match="matplotlib"):
+        html.require()
+
+
+def test_compare_tells_changes_beyond_noise() -> None:
+    same = compare.compare(whole(), whole())
+    assert {change["verdict"] for change in same["changes"] if change["workload"] == "crr"} == {"same"}
+    worse = compare.compare(whole(1.3), whole(1.6))
+    found = {(c["mode"], c["services"]): c["verdict"] for c in worse["changes"] if c["metric"] == "latency"}
+    assert found[("nftables", 1)] == "worse"
+    assert found[("direct", 1)] == "same"
+    back = compare.compare(whole(1.6), whole(1.3))
+    assert any(change["verdict"] == "better" for change in back["changes"])
+    assert "worse" in compare.text(worse)
+
+
+def test_compare_does_not_judge_a_wide_spread() -> None:
+    found = compare.compare(whole(1.3), whole(1.6, waver=0.2))
+    assert {c["verdict"] for c in found["changes"] if c["mode"] == "nftables" and c["metric"] == "latency"} == {
+        "unclear"
+    }
+
+
+def test_compare_on_the_command_line(tmp_path: Any) -> None:
+    before, after = tmp_path / "a.json", tmp_path / "b.json"
+    before.write_text(json.dumps(whole(1.3)))
+    after.write_text(json.dumps(whole(1.6)))
+    done = CliRunner().invoke(bench, ["compare", str(before), str(after), "-o", "json"])
+    assert done.exit_code == 1
+    assert any(change["verdict"] == "worse" for change in json.loads(done.stdout)["changes"])
+    assert CliRunner().invoke(bench, ["compare", str(before), str(before)]).exit_code == 0
+    after.write_text("{}")
+    done = CliRunner().invoke(bench, ["compare", str(before), str(after)])
+    assert isinstance(done.exception, BadInputError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--modes", "direct,xdp"], "--modes: xdp: unknown"),
+        (["--workloads", "coffee"], "--workloads: coffee: unknown"),
+        (["--services", "0"], "--services: 0: expected 1 to 50000"),
+        (["--services", "many"], "--services: many: expected whole numbers"),
+        (["--services", ""], "--services: expected at least one"),
+        (["--cpu", "4096"], "--cpu: 4096"),
+        (["--json", "/nonexistent/x.json"], "there is no folder"),
+    ],
+)
+def test_bad_usage(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(bench, arguments)
+    assert isinstance(done.exception, BadInputError)
+    assert words in str(done.exception)
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(BadInputError, match=r"xdp.*coffee.*99999"):
+        Settings(modes=("xdp",), workloads=("coffee",), services=(99999,)).check()
