@@ -23,6 +23,7 @@ from pathlib import Path
 import nodenet
 from nodenet.cni import protocol
 from nodenet.cni.conf import DEFAULT_SOCKET, SUPPORTED_VERSIONS
+from nodenet.cni.patterns import patterns
 from nodenet.errors import CannotRunError
 
 LAUNCHER, ALONE = "nodenet", "alone"
@@ -35,6 +36,12 @@ _EXCLUDED = (
     *("setuptools", "site", "sitecustomize", "ssl", "tarfile", "test", "tkinter", "tracemalloc", "unittest", "xml"),
     *("zipfile", "zipimport"),
 )
+# Modules of the library that cni-bin/quick has a quicker stand-in for, and the name that the library's own has then.
+_QUICK = {
+    **{name: f"_whole_{name}" for name in ("dataclasses", "logging", "signal", "socket", "traceback", "typing")},
+    "re": "re._whole",
+    "urllib.parse": "_whole_urllib_parse",
+}
 # Frozen in libpython itself: these must stay the interpreter's own.
 _OWN = ("_frozen_importlib", "_frozen_importlib_external")
 _FLAGS = ("-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror")
@@ -110,7 +117,10 @@ def _modules() -> dict[str, Source]:
         file = getattr(module, "__file__", None)
         if file and file.endswith(".py") and name not in _OWN:
             found[name] = Source(Path(file), getattr(module, "__path__", None) is not None)
-    return found
+    for name in found.keys() & _QUICK.keys():
+        found[_QUICK[name]] = Source(found[name].path, package=False)
+        found[name] = Source(source_dir() / "quick" / f"{name.replace('.', '_')}.py", found[name].package)
+    return dict(sorted(found.items()))
 
 
 def _key(found: dict[str, Source]) -> str:
@@ -169,10 +179,15 @@ def _compile_alone(found: dict[str, Source], folder: Path, target: Path) -> None
 def _frozen(found: dict[str, Source]) -> tuple[str, bytes]:
     """The C table of modules, and their code objects one after the other. Without docstrings and assertions."""
     rows, code = [], bytearray()
-    for name, source in found.items():
-        compiled = compile(source.path.read_bytes(), f"<{name}>", "exec", dont_inherit=True, optimize=2)
+    texts = {name: (source.path.read_bytes(), source.package) for name, source in found.items()}
+    texts["_nodenet_patterns"] = (
+        f"PATTERNS = {patterns({name: source.path for name, source in found.items()})!r}".encode(),
+        False,
+    )
+    for name, (text, is_package) in texts.items():
+        compiled = compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=2)
         data = marshal.dumps(compiled)
-        package = int(source.package)
+        package = int(is_package)
         rows.append(
             f'\t{{ .name = "{name}", .code = nn_frozen + {len(code)}, .size = {len(data)}, .is_package = {package} }},'
         )

@@ -1,0 +1,11 @@
+"""signal for the self-contained plugin: the C module's; numbers are numbers. The rest is the library's."""
+
+from _signal import *  # noqa: F403
+
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    import _whole_signal
+
+    return getattr(_whole_signal, name)
