@@ -107,7 +107,8 @@ def run_matrix(
 
     def one(name: str) -> None:
         rows[name] = check_kernel(name, refresh=refresh, stop=stop)
-        tell(rows[name])
+        if not stop.is_set():
+            tell(rows[name])
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="vm") as pool:
         jobs = [pool.submit(one, name) for name in wanted]

@@ -180,9 +180,9 @@ class _Apt:
             f"-oAPT::Architecture={_ARCHITECTURE}",
             "-oAPT::Sandbox::User=root",
             "-oAcquire::Languages=none",
-            "-oAcquire::Retries=1",
-            "-oAcquire::http::Timeout=20",
-            "-oAcquire::https::Timeout=20",
+            "-oAcquire::Retries=0",
+            "-oAcquire::http::Timeout=10",
+            "-oAcquire::https::Timeout=10",
         ]
 
     def update(self, suite: str) -> None:

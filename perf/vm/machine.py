@@ -38,6 +38,10 @@ _TAIL = 25
 # Instructions are counted one by one and time stands still when the guest idles: it repeats within 0.3 %.
 _ICOUNT = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
 
+# And all processes take turns only where one waits: a switch costs 20,000 instructions, and when the scheduler makes
+# one would depend on the moment (SCHED_FIFO at one priority, inherited; without the limit of 95 % of each second).
+_ONE_AFTER_THE_OTHER = "echo -1 >/proc/sys/kernel/sched_rt_runtime_us; chrt -f -p 1 $$"
+
 
 class VmError(NodenetError):
     """The machine did not come to its end: a panic, a timeout, a helper that died. The message has its last words."""
@@ -83,8 +87,9 @@ def run_in_vm(
     """Boot, run a command (words, or a line for /bin/sh) as root, and give its exit status and output.
 
     The guest sees this machine's files as they are now under a layer of its own (a tmpfs; /tmp and /run start empty),
-    and has one CPU and no network device. `cwd` is a folder of this machine (default: the current one). `timeout` is in
-    seconds of this machine's clock, from the start of QEMU. `stop`, when set from another thread, ends it early.
+    and has one CPU and no network device. With `icount` its clock counts instructions, 1 ns each, and no process
+    preempts another. `cwd` is a folder of this machine (default: the current one). `timeout` is in seconds of this
+    machine's clock, from the start of QEMU. `stop`, when set from another thread, ends it early.
     `on_line` is called with every line of output as it comes. Raises CannotRunError where it cannot start here and
     VmError when it does not come to its end; a failing command is a status, not an error.
     """
@@ -93,7 +98,7 @@ def run_in_vm(
     found = get_kernel(kernel, cache) if isinstance(kernel, str) else kernel
     started = time.monotonic()
     token = secrets.token_hex(8)
-    script = _script(command, token, Path(cwd or Path.cwd()), env or {})
+    script = _script(command, token, Path(cwd or Path.cwd()), env or {}, icount)
     with _Machine(found, _initramfs(found, script), icount=icount, memory=memory) as machine:
         reader = _Reader(token, on_line)
         machine.pump(reader, started + timeout, stop)
@@ -110,7 +115,7 @@ def _reason(machine: _Machine, reader: _Reader, stop: threading.Event | None, ti
     return reader.panic() or "the virtual machine ended before its command did"
 
 
-def _script(command: Sequence[str] | str, token: str, cwd: Path, env: Mapping[str, str]) -> bytes:
+def _script(command: Sequence[str] | str, token: str, cwd: Path, env: Mapping[str, str], icount: bool = False) -> bytes:
     """What the new root's first process runs. The command's stdout is the second serial line, stderr the console."""
     line = command if isinstance(command, str) else shlex.join(command)
     settings = {"PATH": _PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **env}
@@ -118,6 +123,7 @@ def _script(command: Sequence[str] | str, token: str, cwd: Path, env: Mapping[st
     return f"""#!/bin/sh
 {exports}
 exec </dev/null >/dev/ttyS1 2>/dev/console
+{_ONE_AFTER_THE_OTHER if icount else ""}
 cd {shlex.quote(str(cwd))} && (
 {line}
 )
