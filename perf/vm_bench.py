@@ -3,12 +3,13 @@
 The guest's clock advances by one nanosecond per instruction, so a latency in there is a number of instructions: it
 repeats within 0.3 % whatever this machine does meanwhile. It is not a latency, and is never shown as one.
 
-On the host `main` boots the machine; inside, `python -m perf.vm_bench SETTINGS` runs the benchmark and prints the report.
+On the host `main` boots the machine; inside, `python -m perf.vm_bench SETTINGS` measures and prints the report.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,8 @@ def main(options: dict[str, Any]) -> int:
         if text.startswith(_PROGRESS) and " Services in " not in text and not options["quiet"]:
             print(f"[vm] {text.removeprefix(_PROGRESS)}", file=sys.stderr, flush=True)
 
-    words = [str(ROOT / ".venv/bin/python"), "-m", "perf.vm_bench", f"'{json.dumps(settings)}'"]
-    command = f"{_MODULES}; exec {' '.join(words)}"
+    words = [str(ROOT / ".venv/bin/python"), "-m", "perf.vm_bench", json.dumps(settings)]
+    command = f"{_MODULES}; exec {shlex.join(words)}"
     result = run_in_vm(options["vm"], command, icount=True, timeout=TIMEOUT, cwd=ROOT, on_line=line)
     last = result.output.rstrip().rpartition("\n")[2]
     if result.status != 0 or not last.startswith("{"):
