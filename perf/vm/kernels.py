@@ -180,6 +180,7 @@ class _Apt:
             f"-oAPT::Architecture={_ARCHITECTURE}",
             "-oAPT::Sandbox::User=root",
             "-oAcquire::Languages=none",
+            "-oAPT::Update::Error-Mode=any",
             "-oAcquire::Retries=0",
             "-oAcquire::http::Timeout=10",
             "-oAcquire::https::Timeout=10",
@@ -188,7 +189,6 @@ class _Apt:
     def update(self, suite: str) -> None:
         keyring = next((f"[signed-by={path}] " for path in _KEYRINGS if path.exists()), "")
         (self.folder / "sources.list").write_text(f"deb {keyring}{mirror(suite)} {suite} main\n")
-        # Some failures to fetch are only warnings to apt-get: the package list tells in the end.
         _run(["apt-get", *self.options, "-qq", "update"], f"the package list of {suite}")
 
     def newest(self, choice: Choice) -> tuple[list[str], str]:
