@@ -244,6 +244,7 @@ def _run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
     except subprocess.TimeoutExpired as error:
         raise CannotRunError(f"{what}: no answer in {_FETCH_TIMEOUT} s") from error
     if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip().splitlines()
-        raise CannotRunError(f"{what} failed: {words[0] if words else f'exit status {done.returncode}'}")
+        words = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        # Which mirror it is belongs to this machine, not into a report.
+        raise CannotRunError(f"{what} failed: {re.sub(r'://[^/ ]+', '://...', words[0])}")
     return done.stdout
