@@ -7,6 +7,7 @@ SIGKILL, they are gone. Of the machine's own only a child cgroup is used; the ne
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ FIRST_SERVER = 20
 SPARE = "10.244.1.250"
 MOST_BACKENDS = 200
 _CGROUP = "nodenet-bench-"
+_FOLDER = "nodenet-bench-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def own_mounts() -> Iterator[Path]:
         mounts.mount("tmpfs", tools.NETNS, "tmpfs")
     except OSError as error:
         raise CannotRunError(f"no mounts of its own: {error}", "run it as root, with CAP_SYS_ADMIN") from error
-    with tempfile.TemporaryDirectory(prefix="nodenet-bench-") as folder, ExitStack() as stack:
+    _forget_killed_runs()
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder, ExitStack() as stack:
         stack.callback(mounts.unmount, tools.NETNS)
         bpf = Path(folder) / "bpf"
         bpf.mkdir()
@@ -66,9 +69,17 @@ def own_mounts() -> Iterator[Path]:
         yield Path(folder)
 
 
+def _forget_killed_runs() -> None:
+    """Folders of runs that SIGKILL ended: empty, since their mounts went with them."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        pid = old.name.removeprefix(_FOLDER).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def own_cgroup() -> Iterator[Path]:
-    """A child group for the processes that stand for pods; leftovers of runs that were killed go first."""
+    """A child group for the processes that stand for pods; groups of runs that were killed go first."""
     root = cgroups.mount_point()
     for old in root.glob(f"{_CGROUP}*"):
         if not Path(f"/proc/{old.name.removeprefix(_CGROUP)}").exists():
