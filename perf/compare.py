@@ -10,8 +10,11 @@ from perf.report import align, states
 
 # Figures of which more is better.
 _MORE = ("rate", "throughput")
-# Ratios that differ by less are alike to anybody, however sure the difference is.
-_LEAST = 0.02
+# Ratios that differ by less are alike to anybody, however sure the difference is; values that are no ratios follow the
+# machine's mood, which nothing takes out of them.
+_LEAST_RATIO = 0.02
+_LEAST_VALUE = 0.10
+_FEWEST = 5
 _KEYS = ("mode", "workload", "services", "metric")
 
 
@@ -39,13 +42,15 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """verdict: same, better, worse, or unclear where one of the spreads is too wide to tell."""
     ratio = old.get("ratio_interval") is not None and new.get("ratio_interval") is not None and new["mode"] != "direct"
-    value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "interval")
+    value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "spread")
     first, second = stats.Interval(*old[interval]), stats.Interval(*new[interval])
     factor = new[value] / old[value] if old[value] else None
-    if len(new["blocks"]) < 3 or len(old["blocks"]) < 3 or not (states(before, old) and states(after, new)):
+    least = _LEAST_RATIO if ratio else _LEAST_VALUE
+    told = all(states(report, row) if ratio else quiet(report) for report, row in ((before, old), (after, new)))
+    if first.overlaps(second) or factor is None or abs(factor - 1) < least:
+        verdict = "same" if told else "unclear"
+    elif not told or min(len(new["blocks"]), len(old["blocks"])) < (2 if ratio else _FEWEST):
         verdict = "unclear"
-    elif first.overlaps(second) or factor is None or abs(factor - 1) < _LEAST:
-        verdict = "same"
     else:
         verdict = "better" if (factor > 1) == new["metric"].startswith(_MORE) else "worse"
     return {
@@ -60,6 +65,14 @@ def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], 
     }
 
 
+def quiet(report: dict[str, Any]) -> bool:
+    """Whether times without a ratio may be compared: direct repeated itself everywhere, and the CPUs were not wanted by
+    more than they can serve."""
+    repeats = [row for row in report["results"] if row["mode"] == "direct" and row["metric"].endswith("_repeat")]
+    calm = all(stats.conclusive(stats.Interval(1, 1), stats.Interval(*row["ratio_interval"])) for row in repeats)
+    return calm and report["meta"]["load"][0] <= report["meta"]["cpus"]
+
+
 def _machines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What differs in the surroundings: figures that are no ratios cannot be compared then."""
     keys = ("kernel", "cpu", "cpus", "governor", "mitigations", "backends_per_service", "pinned_cpu", "tools")
@@ -71,11 +84,14 @@ def text(found: dict[str, Any]) -> str:
     changes = found["changes"]
     lines = [f"different surroundings: {words}" for words in found["machines"]]
     table: list[Sequence[str]] = [["figure", "services", "before", "after", "factor", "verdict"]]
-    table += [_line(change) for change in changes if change["verdict"] != "same"]
+    table += [_line(change) for change in changes if change["verdict"] in ("better", "worse")]
     if len(table) > 1:
         lines += align(table)
     same = sum(change["verdict"] == "same" for change in changes)
     lines.append(f"{same} of {len(changes)} figures are the same within their spread")
+    unclear = sum(change["verdict"] == "unclear" for change in changes)
+    if unclear:
+        lines.append(f"{unclear} cannot be told: the machine was too noisy in one of the runs, or the samples too few")
     for key, words in (("only_before", "only in the first"), ("only_after", "only in the second")):
         if found[key]:
             lines.append(f"{len(found[key])} figures are {words} report")

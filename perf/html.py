@@ -35,7 +35,9 @@ ul { padding-left: 1.2rem; }
 li { margin: .2rem 0; }
 @page { size: A4; margin: 14mm; }
 @media print {
-  body { font-size: 10.5px; max-width: none; margin: 0; padding: 0; }
+  html { font-size: 10.5px; }
+  body { font-size: 1rem; max-width: none; margin: 0; padding: 0; }
+  h2 { margin-top: 1.4rem; }
   .plots { grid-template-columns: 1fr 1fr; gap: 5mm; }
   .wide { overflow: visible; }
   h2 { break-after: avoid; }
@@ -183,11 +185,17 @@ def _growth(report: dict[str, Any]) -> str:
 
 def _environment(meta: dict[str, Any]) -> str:
     keys = ("kernel", "kernel_version", "cpu", "cpus", "hypervisor", "governor", "load", "load_after", "bpf_jit")
-    lines = [(key.replace("_", " "), str(meta.get(key))) for key in (*keys, "python", "nodenet", "seconds")]
+    lines = [(key.replace("_", " "), _words(meta.get(key))) for key in (*keys, "python", "nodenet", "seconds")]
     lines += [(f"version of {mode}", version) for mode, version in meta["tools"].items()]
     lines += [(f"mitigation {name}", words) for name, words in meta["mitigations"].items() if words != "Not affected"]
     body = "".join(f'<tr><td>{escape(key)}</td><td class="last">{escape(value)}</td></tr>' for key, value in lines)
     return _section("Where it ran", f"<table><tbody>{body}</tbody></table>")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{number:.2f}" for number in value)
+    return "not told by this machine" if value is None else str(value)
 
 
 def _section(title: str, body: str) -> str:

@@ -37,7 +37,7 @@ class Sizes:
     rounds: int = 10
     count: int = 500
     updates: int = 5
-    programs: int = 3
+    programs: int = 5
 
     @property
     def warmup(self) -> int:

@@ -158,3 +158,20 @@ def test_bad_usage(arguments: list[str], words: str) -> None:
 def test_all_problems_at_once() -> None:
     with pytest.raises(BadInputError, match=r"xdp.*coffee.*99999"):
         Settings(modes=("xdp",), workloads=("coffee",), services=(99999,)).check()
+
+
+def test_times_of_a_busy_machine_are_not_judged() -> None:
+    """A time without a ratio is as good as the machine was quiet."""
+    before, after = whole(), whole()
+    for row in after["results"]:
+        if row["workload"] == "program":
+            row |= {"p50": row["p50"] * 9, "spread": [value * 9 for value in row["spread"]], "blocks": [1.0] * 5}
+    for row in before["results"]:
+        row["blocks"] = [*row["blocks"], *row["blocks"], *row["blocks"]]
+
+    def verdicts() -> set[str]:
+        return {c["verdict"] for c in compare.compare(before, after)["changes"] if c["workload"] == "program"}
+
+    assert verdicts() == {"worse"}
+    after["meta"] = {**META, "load": [7.0, 0.1, 0.1]}
+    assert verdicts() == {"unclear"}
