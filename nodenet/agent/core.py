@@ -116,8 +116,9 @@ class Agent:
 
     async def endpoint_added(self, endpoint: Endpoint) -> None:
         """CNI ADD, all wired: return when the endpoint's own policy is in force."""
-        await self._know_endpoint(endpoint)
-        self.local = LocalNode(self.local.name, await self.host.local_addresses(), self.local.enforce_policy)
+        admitted = await self.host.admit(endpoint, self.datapath.loaded.programs)
+        self.cookies[_key(endpoint)] = admitted.cookie
+        self.local = LocalNode(self.local.name, admitted.addresses, self.local.enforce_policy)
         self._apply(Op.ADDED, endpoint)
         if endpoint.pod.name:
             await self._pod_known(endpoint)
@@ -137,10 +138,6 @@ class Agent:
         """This node's spec.podCIDRs, in their order; none when the API has not told them. From any thread."""
         node = self.snapshot.nodes.get(ObjectRef("", self.config.node_name))
         return node.pod_cidrs if node else ()
-
-    async def _know_endpoint(self, endpoint: Endpoint) -> None:
-        self.cookies[_key(endpoint)] = await asyncio.to_thread(netns_cookie, endpoint.netns)
-        await self.host.attach(endpoint, self.datapath.loaded.programs)
 
     async def _pod_known(self, endpoint: Endpoint) -> None:
         try:

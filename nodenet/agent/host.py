@@ -1,6 +1,7 @@
 """The node's links, through one worker thread that keeps a netlink socket open.
 
-pyroute2's synchronous interface must not run on a thread whose asyncio loop runs: every call here hops to the worker.
+The kernel may hold its lock for tens of ms while it takes a namespace apart: the event loop must not wait for that. One
+hop to the worker costs as much as what it does there, so what an ADD needs is one call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 from nodenet.bpf import loader
@@ -25,6 +27,14 @@ _HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """`cookie` is 0 where the kernel does not tell it."""
+
+    cookie: int
+    addresses: frozenset[IPAddress]
 
 
 class Host:
@@ -54,6 +64,10 @@ class Host:
         """Put both programs on the endpoint's veth; how many were not right already."""
         return await self._call(_attach, endpoint.host_ifindex, programs)
 
+    async def admit(self, endpoint: Endpoint, programs: Mapping[str, int]) -> Admitted:
+        """What an ADD needs: both programs on the new veth, the cookie of the pod's namespace, the node's addresses."""
+        return await self._call(_admit, endpoint, programs)
+
     async def exists(self, endpoint: Endpoint) -> bool:
         """Whether the veth is still there under its index and name."""
         return await self._call(_exists, endpoint)
@@ -76,6 +90,12 @@ def _attach(link: Link, ifindex: int, programs: Mapping[str, int]) -> int:
             tc.attach(link, ifindex, hook, fd, name)
             changed += 1
     return changed
+
+
+def _admit(link: Link, endpoint: Endpoint, programs: Mapping[str, int]) -> Admitted:
+    wanted = [tc.Program(hook, programs[name], name) for name, hook in _HOOKS.items()]
+    tc.attach_all(link, endpoint.host_ifindex, wanted)
+    return Admitted(netns_cookie(endpoint.netns), _local_addresses(link))
 
 
 def _exists(link: Link, endpoint: Endpoint) -> bool:
