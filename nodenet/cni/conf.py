@@ -200,8 +200,8 @@ IPAM_KEYS: dict[str, Key] = {
 def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
     """Read and check a configuration; `args` are CNI_ARGS, which may ask for an address and a MAC.
 
-    DEL is lenient about what it does not need, for it must always be possible: a `prevResult` that cannot be read is
-    taken as none.
+    DEL and GC read only what they need, for they must be possible with a configuration that ADD would refuse; a
+    `prevResult` that cannot be read is none to them.
     """
     data = decode(stdin)
     version = version_of(data)
@@ -216,6 +216,8 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
         raise _bad("network configuration", "name", "expected letters, digits, '_', '.', '-'", name)
     where = f"network {name}"
+    if verb in ("DEL", "GC"):
+        return _for_removal(where, data, verb, version, name)
     values = _read(where, "", data, BRIDGE_KEYS)
     values["is_gateway"] = values["is_gateway"] or values["is_default_gateway"]
     if values["promiscuous"] and values["hairpin"]:
@@ -229,8 +231,23 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
         ipam=ipam,
         mac=_mac(where, data, args),
         prev=_prev(where, data, verb),
-        valid=_valid(where, data) if verb == "GC" else None,
         **values,
+    )
+
+
+def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, name: str) -> NetConf:
+    """A configuration with what DEL and GC need: where leases and records are."""
+    ipam = data.get("ipam")
+    found = None
+    if isinstance(ipam, dict) and ipam:
+        found = Ipam((), _read(where, "ipam.", ipam, {"dataDir": IPAM_KEYS["dataDir"]})["data_dir"])
+    return NetConf(
+        cni_version=version,
+        name=name,
+        ipam=found,
+        prev=_prev(where, data, verb),
+        valid=_valid(where, data) if verb == "GC" else None,
+        **_read(where, "", data, {"agentSocket": BRIDGE_KEYS["agentSocket"]}),
     )
 
 
@@ -320,7 +337,7 @@ def _prev(where: str, data: Mapping[str, Any], verb: str) -> PrevResult | None:
     try:
         return PrevResult.read(data["prevResult"])
     except ValueError as error:
-        if verb == "DEL":
+        if verb in ("DEL", "GC"):
             return None
         raise CniError(Code.BAD_CONFIG, f"{where}: prevResult{error}") from error
 

@@ -53,6 +53,9 @@ def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interfa
     """The bridge, with the gateways' addresses on it (on its interface in the VLAN, if there is one) and forwarding on
     where the configuration makes it a gateway."""
     found = bridge.ensure(node, conf.bridge, conf.mtu, conf.promiscuous)
+    if _IPV6.exists():
+        # A pod must not tell the node by router advertisements where to send its packets (CVE-2020-10749).
+        sysctl.write(f"ipv6/conf/{conf.bridge}/accept_ra", 0)
     if conf.vlan or conf.trunk:
         _heed_vlans(node, conf, found)
     if not conf.is_gateway:
@@ -110,8 +113,7 @@ def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> No
 def configure_pod(pod: Link, pod_netns: int, conf: NetConf, ifname: str, leases: Sequence[Lease]) -> Interface:
     """Addresses on the pod's end, which comes up unless the configuration keeps it down."""
     interface = pod.require(ifname)
-    if any(lease.address.version == 6 for lease in leases):
-        netns.call(pod_netns, _pod_ipv6, ifname, leases, conf.enable_dad)
+    netns.call(pod_netns, _pod_ipv6, ifname, leases, conf.enable_dad)
     for lease in leases:
         addresses.add(pod, interface.index, lease.address, detect=conf.enable_dad)
     if not conf.container_interface_down:
@@ -132,12 +134,11 @@ def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
 def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:
     """The configured routes with their gateways filled in, and a default route per family where we are its gateway."""
     gateways = {lease.gateway.version: lease.gateway for lease in reversed(leases)}
-    found: list[PodRoute] = []
-    for route in conf.ipam.routes if conf.ipam else ():
-        gateway = route.gateway or gateways.get(route.network.version)
-        if gateway is None:
-            continue
-        found.append(replace(route, gateway=gateway))
+    # Of a family without an address: on the link, as the reference does.
+    found = [
+        replace(route, gateway=route.gateway or gateways.get(route.network.version))
+        for route in (conf.ipam.routes if conf.ipam else ())
+    ]
     if conf.is_default_gateway:
         for version, gateway in sorted(gateways.items()):
             default = ip_network("0.0.0.0/0" if version == 4 else "::/0")
@@ -254,19 +255,16 @@ def _wait_for_dad(ifname: str) -> None:
 
 
 def _pod_ipv6(ifname: str, leases: Sequence[Lease], detect: bool) -> None:
-    """Inside the pod's namespace: the address is ours to give, so no router may add to it and nothing may take it,
-    unless the configuration asks for duplicate detection."""
+    """Inside the pod's namespace: the addresses are ours to give, so no neighbour's router advertisement may add to
+    them (CVE-2020-10749) and nothing may take them, unless the configuration asks for duplicate detection."""
     for lease in leases:
         if lease.address.version == 6:
             _require_ipv6(lease)
-    for key, value in (
-        ("disable_ipv6", 0),
-        ("accept_ra", 0),
-        ("accept_dad", int(detect)),
-        ("enhanced_dad", int(detect)),
-        ("keep_addr_on_down", 1),
-    ):
-        sysctl.write(f"ipv6/conf/{ifname}/{key}", value)
+            sysctl.write(f"ipv6/conf/{ifname}/disable_ipv6", 0)
+            sysctl.write(f"ipv6/conf/{ifname}/keep_addr_on_down", 1)
+    if _IPV6.exists():
+        for key, value in (("accept_ra", 0), ("accept_dad", int(detect)), ("enhanced_dad", int(detect))):
+            sysctl.write(f"ipv6/conf/{ifname}/{key}", value)
 
 
 def _require_ipv6(lease: Lease) -> None:

@@ -247,3 +247,15 @@ def test_version_and_errors_speak_the_version_asked_for() -> None:
     reply = failure(b'{"cniVersion":"0.3.1"}', CniError(Code.TRY_AGAIN, "later", "why"))
     assert reply.status == 1
     assert json.loads(reply.stdout) == {"cniVersion": "0.3.1", "code": 11, "msg": "later", "details": "why"}
+
+
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_removal_reads_only_what_it_needs(verb: str) -> None:
+    ipam = {"type": "dhcp", "dataDir": "/d", "ranges": 7}
+    keys = {"mtu": "x", "vlan": -1, "ipam": ipam, "args": 3, "prevResult": 4, "agentSocket": "/x/cni.sock"}
+    found = as_verb(verb, **keys, **{"cni.dev/valid-attachments": []})
+    assert found.ipam is not None
+    assert (found.ipam.data_dir, found.run_dir, found.prev) == (Path("/d"), Path("/x"), None)
+    for wrong in ({"agentSocket": 3}, {"ipam": {"dataDir": "d"}}):
+        with pytest.raises(CniError, match="expected an absolute path"):
+            as_verb(verb, **wrong, **{"cni.dev/valid-attachments": []})
