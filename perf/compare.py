@@ -40,7 +40,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """verdict: same, better, worse, or unclear where one of the spreads is too wide to tell."""
+    """verdict: same within the spread, better, worse, or unclear: they differ, yet one run was too noisy to tell."""
     ratio = old.get("ratio_interval") is not None and new.get("ratio_interval") is not None and new["mode"] != "direct"
     value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "spread")
     first, second = stats.Interval(*old[interval]), stats.Interval(*new[interval])
@@ -48,7 +48,7 @@ def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], 
     least = _LEAST_RATIO if ratio else _LEAST_VALUE
     told = all(states(report, row) if ratio else quiet(report) for report, row in ((before, old), (after, new)))
     if first.overlaps(second) or factor is None or abs(factor - 1) < least:
-        verdict = "same" if told else "unclear"
+        verdict = "same"
     elif not told or min(len(new["blocks"]), len(old["blocks"])) < (2 if ratio else _FEWEST):
         verdict = "unclear"
     else:
@@ -91,7 +91,7 @@ def text(found: dict[str, Any]) -> str:
     lines.append(f"{same} of {len(changes)} figures are the same within their spread")
     unclear = sum(change["verdict"] == "unclear" for change in changes)
     if unclear:
-        lines.append(f"{unclear} cannot be told: the machine was too noisy in one of the runs, or the samples too few")
+        lines.append(f"{unclear} differ, but one of the runs was too noisy, or had too few samples, to say so")
     for key, words in (("only_before", "only in the first"), ("only_after", "only in the second")):
         if found[key]:
             lines.append(f"{len(found[key])} figures are {words} report")

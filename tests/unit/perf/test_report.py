@@ -118,10 +118,9 @@ def test_compare_tells_changes_beyond_noise() -> None:
 
 
 def test_compare_does_not_judge_a_wide_spread() -> None:
-    found = compare.compare(whole(1.3), whole(1.6, waver=0.2))
-    assert {c["verdict"] for c in found["changes"] if c["mode"] == "nftables" and c["metric"] == "latency"} == {
-        "unclear"
-    }
+    found = compare.compare(whole(1.3), whole(2.5, waver=0.2))
+    verdicts = {c["verdict"] for c in found["changes"] if c["mode"] == "nftables" and c["metric"] == "latency"}
+    assert verdicts == {"unclear"}
 
 
 def test_compare_on_the_command_line(tmp_path: Any) -> None:
