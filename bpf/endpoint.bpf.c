@@ -5,7 +5,8 @@
 #include "lib/lb.h"
 #include "lib/policy.h"
 
-#define NN_ARP_SENDER_OFFSET (ETH_HLEN + 14) /* RFC 826: after the fixed part and the sender's MAC */
+#define NN_ARP_SENDER_MAC_OFFSET (ETH_HLEN + 8) /* RFC 826 */
+#define NN_ARP_SENDER_OFFSET (ETH_HLEN + 14)
 #define NN_ICMPV6_MLD_FIRST 130
 #define NN_ICMPV6_MLD_LAST 132
 #define NN_ICMPV6_MLD2_REPORT 143
@@ -15,6 +16,8 @@
 #define NN_ND_NEIGHBOUR_ADVERTISEMENT 136
 #define NN_ND_REDIRECT 137
 #define NN_ND_TARGET_OFFSET 8
+#define NN_ND_HOP_LIMIT 255
+#define NN_MLD_HOP_LIMIT 1
 
 enum nn_link_layer {
 	NN_LINK_ARP = 1,
@@ -36,36 +39,88 @@ NN_INLINE int nn_parse_ethernet(struct __sk_buff *ctx, struct nn_packet *packet)
 	return NN_DROP_UNSUPPORTED_L2;
 }
 
-/* The endpoint behind this veth that owns `addr`, or none. */
+NN_INLINE int nn_has_mac(struct __sk_buff *ctx, __u32 offset, const struct nn_endpoint_entry *endpoint)
+{
+	__u8 mac[ETH_ALEN], difference = 0;
+
+	if (bpf_skb_load_bytes(ctx, offset, mac, ETH_ALEN) < 0)
+		return 0;
+	for (int i = 0; i < ETH_ALEN; i++)
+		difference |= mac[i] ^ endpoint->mac[i];
+	return difference == 0;
+}
+
+/* The endpoint behind this veth that owns `addr` and the frame's source MAC, or none. A foreign MAC would teach the
+ * bridge a wrong port, and cut another pod off. */
 NN_INLINE struct nn_endpoint_entry *nn_owner(struct __sk_buff *ctx, const struct nn_addr *addr)
 {
 	struct nn_endpoint_entry *endpoint = nn_endpoint_lookup(addr);
 
-	return endpoint && endpoint->ifindex == ctx->ifindex ? endpoint : 0;
+	if (!endpoint || endpoint->ifindex != ctx->ifindex)
+		return 0;
+	return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), endpoint) ? endpoint : 0;
 }
 
-/* A pod may speak ARP for its own address alone (RFC 5227 probes come from 0.0.0.0). */
+/* A pod may speak ARP for its own address and MAC alone. RFC 5227 probes come from 0.0.0.0: they claim nothing, and are
+ * asked about the address that they probe for. */
 NN_INLINE int nn_check_arp(struct __sk_buff *ctx)
 {
-	struct nn_addr sender;
-	__be32 v4;
+	struct nn_endpoint_entry *owner;
+	struct {
+		__be32 sender;
+		__u8 target_mac[ETH_ALEN];
+		__be32 target;
+	} __attribute__((packed)) arp;
+	struct nn_addr claimed;
 
-	if (bpf_skb_load_bytes(ctx, NN_ARP_SENDER_OFFSET, &v4, sizeof(v4)) < 0)
+	if (bpf_skb_load_bytes(ctx, NN_ARP_SENDER_OFFSET, &arp, sizeof(arp)) < 0)
 		return NN_DROP_INVALID_PACKET;
-	nn_addr_from_v4(&sender, v4);
-	return v4 == 0 || nn_owner(ctx, &sender) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+	nn_addr_from_v4(&claimed, arp.sender ? arp.sender : arp.target);
+	owner = nn_owner(ctx, &claimed);
+	return owner && nn_has_mac(ctx, NN_ARP_SENDER_MAC_OFFSET, owner) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
-NN_INLINE int nn_is_link_control(const struct nn_packet *packet)
+/* ff00::/8 */
+NN_INLINE int nn_addr_is_multicast(const struct nn_addr *addr)
 {
+	return addr->byte[0] == 0xff;
+}
+
+/* Neighbour discovery that cannot have crossed a router (RFC 4861, 6980), to somebody on the link. */
+NN_INLINE int nn_is_neighbour_discovery(const struct nn_packet *packet)
+{
+	const struct nn_addr *daddr = &packet->tuple.daddr;
+
+	if (packet->icmp_type < NN_ND_ROUTER_SOLICITATION || packet->icmp_type > NN_ND_REDIRECT)
+		return 0;
+	if (packet->hop_limit != NN_ND_HOP_LIMIT || packet->icmp_code != 0)
+		return 0;
+	return nn_addr_is_multicast(daddr) || nn_addr_is_link_local(daddr) || nn_endpoint_lookup(daddr) ||
+	       nn_identity_of(daddr) == NN_IDENTITY_HOST;
+}
+
+/* Multicast membership (RFC 2710, 3810): one hop, from a link-local or no address, to a group. */
+NN_INLINE int nn_is_multicast_membership(const struct nn_packet *packet)
+{
+	const struct nn_tuple *tuple = &packet->tuple;
 	__u8 type = packet->icmp_type;
 
-	return packet->tuple.protocol == IPPROTO_ICMPV6 &&
-	       ((type >= NN_ICMPV6_MLD_FIRST && type <= NN_ND_REDIRECT) || type == NN_ICMPV6_MLD2_REPORT);
+	if ((type < NN_ICMPV6_MLD_FIRST || type > NN_ICMPV6_MLD_LAST) && type != NN_ICMPV6_MLD2_REPORT)
+		return 0;
+	return packet->hop_limit == NN_MLD_HOP_LIMIT && nn_addr_is_multicast(&tuple->daddr) &&
+	       (nn_addr_is_link_local(&tuple->saddr) || nn_addr_is_zero(&tuple->saddr));
 }
 
-/* Neighbour discovery and multicast membership from a pod (RFC 4861, 3810): for itself alone, and never as a router.
- * These have link-local or unspecified sources, which nothing else may have. */
+/* What a link needs to work, and no policy can speak of. Everything else that looks like it is judged as any packet. */
+NN_INLINE int nn_is_link_control(const struct nn_packet *packet)
+{
+	if (packet->ip_version != 6 || packet->tuple.protocol != IPPROTO_ICMPV6 || nn_is_fragment(packet))
+		return 0;
+	return nn_is_neighbour_discovery(packet) || nn_is_multicast_membership(packet);
+}
+
+/* Link control from a pod: for itself alone, and never as a router. It may have link-local or unspecified sources, which
+ * nothing else may have. */
 NN_INLINE int nn_check_link_control(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	const struct nn_addr *saddr = &packet->tuple.saddr;
@@ -104,19 +159,6 @@ NN_INLINE __u32 nn_policy_revision(void)
 	return state ? state->policy_revision : 0;
 }
 
-/* An ICMP error about a flow that is tracked belongs to that flow (CT_RELATED): the packet inside it travelled the
- * other way, so its tuple as the pod sees it is found with the opposite direction. */
-NN_INLINE int nn_is_related(struct __sk_buff *ctx, struct nn_context *context, __u8 direction, __u32 now)
-{
-	struct nn_packet inner = { .offset = context->packet.offset + NN_ICMP_HEADER };
-	struct nn_ct_key key;
-
-	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)
-		return 0;
-	nn_ct_key_of(&inner.tuple, direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
-	return nn_ct_lookup(&key, now) != 0;
-}
-
 /* Who is at both ends, and through which Service the pod's socket came. Established flows that nobody is told about
  * do without: these are the dearest lookups. */
 NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *endpoint)
@@ -138,30 +180,41 @@ NN_INLINE __u32 nn_peer_identity(const struct nn_context *context)
 	return context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
 }
 
+/* The rules changed since the flow was allowed: judge it once more, as it was opened. A denied entry stays, so that
+ * packets of the other direction cannot open it anew. Returns 0 or a drop code. */
+NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
+			     const struct nn_ct_key *key, struct nn_ct_entry *entry, __u32 revision)
+{
+	struct nn_policy_question question;
+	__u32 rule_id = 0;
+	int result;
+
+	if (entry->revision == revision)
+		return 0;
+	nn_identify(ctx, context, endpoint);
+	nn_ask(&question, endpoint, key, nn_peer_identity(context), entry->direction);
+	result = nn_policy_verdict(&question, &rule_id);
+	if (result < 0)
+		return result;
+	entry->rule_id = rule_id;
+	entry->revision = revision;
+	context->rule_id = rule_id;
+	return 0;
+}
+
 /* A packet of a flow that is known. Returns 0 or a drop code. */
 NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
 			      const struct nn_ct_key *key, struct nn_ct_entry *entry, __u32 revision, __u32 now)
 {
-	struct nn_policy_question question;
-	__u32 rule_id = 0;
 	int result;
 
 	context->is_reply = entry->direction != context->direction;
 	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
 	context->rule_id = entry->rule_id;
 	context->rev_nat_index = entry->rev_nat_index;
-	if (entry->revision != revision) {
-		/* The rules changed: judge the flow once more, as it was opened. A denied entry stays, so that packets
-		 * of the other direction cannot open it anew. */
-		nn_identify(ctx, context, endpoint);
-		nn_ask(&question, endpoint, key, nn_peer_identity(context), entry->direction);
-		result = nn_policy_verdict(&question, &rule_id);
-		if (result < 0)
-			return result;
-		entry->rule_id = rule_id;
-		entry->revision = revision;
-		context->rule_id = rule_id;
-	}
+	result = nn_judge_again(ctx, context, endpoint, key, entry, revision);
+	if (result < 0)
+		return result;
 	/* One report per packet, where it is delivered; what leaves for elsewhere is reported by whoever delivers it. */
 	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
 	    context->direction == NN_INGRESS) {
@@ -171,27 +224,66 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	return 0;
 }
 
+/* An ICMP error about one of this endpoint's own flows belongs to that flow (CT_RELATED) and shares its verdict. The
+ * packet inside travelled the other way: it came from whom the error is sent to. Returns 0, a drop code, or 1 when the
+ * error is about no such flow and is judged by itself. */
+NN_SUBPROGRAM int nn_police_related(struct __sk_buff *ctx, struct nn_context *context,
+				    struct nn_endpoint_entry *endpoint)
+{
+	struct nn_policy_question question;
+	struct nn_packet inner = {};
+	const struct nn_addr *own;
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+	__u32 rule_id;
+
+	if (!context || !endpoint)
+		return NN_DROP_INVALID_PACKET;
+	inner.offset = context->packet.offset + NN_ICMP_HEADER;
+	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)
+		return 1;
+	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
+	nn_ct_key_of(&inner.tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
+	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner.tuple.saddr, &context->packet.tuple.daddr))
+		return 1;
+	entry = nn_ct_lookup(&key, endpoint->endpoint_id, nn_now_seconds());
+	if (!entry)
+		return 1;
+	/* The sender of an error may be a router on the way: the verdict is on the flow's own peer. */
+	context->ct_status = NN_CT_RELATED;
+	if (entry->revision == nn_policy_revision())
+		return 0;
+	nn_identify(ctx, context, endpoint);
+	if (context->direction == NN_INGRESS)
+		context->src_identity = nn_identity_of(&key.remote);
+	nn_ask(&question, endpoint, &key, nn_peer_identity(context), entry->direction);
+	return nn_policy_verdict(&question, &rule_id);
+}
+
 /* The first packet of a flow. Returns 0 or a drop code. */
 NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, struct nn_endpoint_entry *endpoint,
 			    const struct nn_ct_key *key, __u32 revision, __u32 now)
 {
 	struct nn_policy_question question;
-	__u32 rule_id = 0;
 	int result;
 
 	context->ct_status = NN_CT_NEW;
 	context->is_reply = 0;
 	nn_identify(ctx, context, endpoint);
-	/* On the same node the receiving pod's half learns the Service from the sending pod's half. */
-	if (context->direction == NN_EGRESS)
+	if (context->direction == NN_EGRESS) {
+		/* On the same node the receiving pod's half learns the Service from the sending pod's half. */
 		context->rev_nat_index =
 			nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol);
+		/* Sockets are translated before there is a packet: this one has no backend, or was made by hand. It
+		 * must not leave by the default route. */
+		if (context->dst_identity == NN_IDENTITY_WORLD && nn_is_service_address(&key->remote))
+			return NN_DROP_IS_A_CLUSTERIP;
+	}
 	nn_ask(&question, endpoint, key, nn_peer_identity(context), context->direction);
-	result = nn_policy_verdict(&question, &rule_id);
-	context->rule_id = rule_id;
+	result = nn_policy_verdict(&question, &context->rule_id);
 	if (result < 0)
 		return result;
-	result = nn_ct_create(key, context->direction, revision, rule_id, context->rev_nat_index, now);
+	result = nn_ct_create(key, context, revision, now);
 	if (result == 0 && nn_config.trace_events)
 		nn_send_event(ctx, context, NN_EVENT_POLICY_VERDICT, 0, 0);
 	return result;
@@ -204,17 +296,19 @@ NN_SUBPROGRAM int nn_police(struct __sk_buff *ctx, struct nn_context *context, s
 	__u32 now = nn_now_seconds();
 	struct nn_ct_entry *entry;
 	struct nn_ct_key key;
+	int result;
 
 	if (!context || !endpoint)
 		return NN_DROP_INVALID_PACKET;
 	context->endpoint_id = endpoint->endpoint_id;
-	if (nn_is_icmp_error(&context->packet) && nn_is_related(ctx, context, context->direction, now)) {
-		context->ct_status = NN_CT_RELATED;
-		return 0;
+	if (nn_is_icmp_error(&context->packet)) {
+		result = nn_police_related(ctx, context, endpoint);
+		if (result <= 0)
+			return result;
 	}
 	nn_ct_key_of(&context->packet.tuple, context->direction, &key);
-	entry = nn_ct_lookup(&key, now);
-	if (entry && !nn_ct_opens(&context->packet))
+	entry = nn_ct_lookup(&key, endpoint->endpoint_id, now);
+	if (entry && !nn_ct_opens(&context->packet, entry, context->direction))
 		return nn_police_known(ctx, context, endpoint, &key, entry, nn_policy_revision(), now);
 	return nn_police_new(ctx, context, endpoint, &key, nn_policy_revision(), now);
 }
@@ -246,6 +340,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	result = nn_police(ctx, context, source);
 	if (result < 0)
 		return nn_drop(ctx, context, result);
+	nn_remember_fragment(ctx, &context->packet);
 	nn_count(NN_METRIC_FORWARDED, NN_EGRESS, ctx->len);
 	if (!nn_config.redirect_peer)
 		return TC_ACT_OK;
@@ -306,14 +401,19 @@ int endpoint_ingress(struct __sk_buff *ctx)
 	result = nn_parse_ip(ctx, &context.packet, layer);
 	if (result < 0)
 		return nn_drop(ctx, &context, result);
-	if (nn_is_link_control(&context.packet))
-		return TC_ACT_OK;
+	if (nn_is_link_control(&context.packet)) {
+		/* Routers do not advertise themselves to pods: their routes are the plugin's. */
+		result = context.packet.icmp_type == NN_ND_ROUTER_ADVERTISEMENT ||
+			 context.packet.icmp_type == NN_ND_REDIRECT;
+		return result ? nn_drop(ctx, &context, NN_DROP_FORBIDDEN_ICMPV6) : TC_ACT_OK;
+	}
 	target = nn_endpoint_lookup(&context.packet.tuple.daddr);
 	if (!target || target->ifindex != ctx->ifindex)
 		return nn_not_for_pod(ctx, &context, target != 0);
 	result = nn_police(ctx, &context, target);
 	if (result < 0)
 		return nn_drop(ctx, &context, result);
+	nn_remember_fragment(ctx, &context.packet);
 	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
 	return TC_ACT_OK;
 }

@@ -38,40 +38,43 @@ NN_INLINE void nn_sock_event(struct bpf_sock_addr *ctx, const struct nn_addr *da
 	nn_submit_event(event);
 }
 
-/* Datagrams of one unconnected socket stay with one backend, as conntrack keeps them under kube-proxy, without state:
- * the socket decides. Connections are spread at random. (The multiplier is 2^64 over the golden ratio.) */
-NN_INLINE __u32 nn_spread(__u64 cookie, int sticky)
+/* No answer at this address. An unserved port is refused where something is sent. A connect() of a UDP socket sends
+ * nothing: resolvers use it to sort addresses (RFC 6724), and it must not fail; what such a socket sends is dropped at the
+ * pod's interface. */
+NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port, __u32 rev_nat_index,
+			     int reason, int datagram)
 {
-	return sticky ? (__u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32) : bpf_get_prandom_u32();
+	if (!rev_nat_index && !datagram && ctx->protocol == IPPROTO_UDP)
+		return NN_ALLOW;
+	nn_count(-reason, NN_EGRESS, 0);
+	nn_sock_event(ctx, addr, port, rev_nat_index, reason);
+	if (nn_config.refuse_errno)
+		bpf_set_retval(-ECONNREFUSED);
+	return NN_REFUSE;
 }
 
 /* Fills in the backend's address and port. Returns NN_ALLOW or NN_REFUSE. */
-NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int sticky)
+NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int datagram)
 {
 	__u8 protocol = ctx->protocol;
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct nn_sock_revnat_entry remembered;
 	struct nn_sock_revnat_key key;
-	struct nn_backend_entry backend;
-	__u32 rev_nat_index;
+	struct nn_lb_choice choice;
 	int result;
 
-	result = nn_lb_choose(addr, *port, protocol, nn_spread(cookie, sticky), &backend, &rev_nat_index);
+	result = datagram ? nn_lb_choose_for_socket(cookie, addr, *port, protocol, &choice) :
+			    nn_lb_choose(addr, *port, protocol, &choice);
 	if (result == 0)
 		return NN_ALLOW;
-	if (result < 0) {
-		nn_count(-result, NN_EGRESS, 0);
-		nn_sock_event(ctx, addr, *port, rev_nat_index, result);
-		if (nn_config.refuse_errno)
-			bpf_set_retval(-ECONNREFUSED);
-		return NN_REFUSE;
-	}
-	*addr = backend.addr;
-	*port = backend.port;
+	if (result < 0)
+		return nn_sock_refuse(ctx, addr, *port, choice.rev_nat_index, result, datagram);
+	*addr = choice.backend.addr;
+	*port = choice.backend.port;
 	nn_sock_revnat_key_of(&key, cookie, addr, *port, protocol);
-	remembered.rev_nat_index = rev_nat_index;
+	remembered.rev_nat_index = choice.rev_nat_index;
 	bpf_map_update_elem(&nn_sock_revnat, &key, &remembered, BPF_ANY);
-	nn_sock_event(ctx, addr, *port, rev_nat_index, 0);
+	nn_sock_event(ctx, addr, *port, choice.rev_nat_index, 0);
 	return NN_ALLOW;
 }
 
@@ -117,14 +120,14 @@ NN_INLINE void nn_sock_write(struct bpf_sock_addr *ctx, const struct nn_addr *ad
 	ctx->user_port = port;
 }
 
-NN_INLINE int nn_sock_out(struct bpf_sock_addr *ctx, int family, int sticky)
+NN_INLINE int nn_sock_out(struct bpf_sock_addr *ctx, int family, int datagram)
 {
 	struct nn_addr addr;
 	__be16 port;
 	int result;
 
 	nn_sock_read(ctx, &addr, &port, family);
-	result = nn_sock_forward(ctx, &addr, &port, sticky);
+	result = nn_sock_forward(ctx, &addr, &port, datagram);
 	if (result == NN_ALLOW)
 		nn_sock_write(ctx, &addr, port, family);
 	return result;

@@ -288,19 +288,23 @@ class CtEntry(NamedTuple):
     service_id: int
     direction: Direction
     flags: int
+    endpoint_id: int
     created: int
 
     def pack(self) -> bytes:
-        return struct.pack("=IIIIBB2xI", *self)
+        return struct.pack("=IIIIBBHI", *self)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        last_seen, revision, rule_id, service_id, direction, flags, created = struct.unpack("=IIIIBB2xI", data)
-        return cls(last_seen, revision, rule_id, service_id, Direction(direction), flags, created)
+        last_seen, revision, rule_id, service_id, direction, flags, endpoint_id, created = struct.unpack(
+            "=IIIIBBHI", data
+        )
+        return cls(last_seen, revision, rule_id, service_id, Direction(direction), flags, endpoint_id, created)
 
 
 class SockRevnatKey(NamedTuple):
-    """nn_sock_revnat_key. `cookie` is the kernel's socket cookie, addr and port are the backend's."""
+    """nn_sock_revnat_key. `cookie` is the kernel's socket cookie; addr and port are the backend's (nn_sock_choice: the
+    frontend's)."""
 
     cookie: int
     addr: IPAddress
@@ -427,6 +431,7 @@ MAPS: dict[str, MapSpec] = {
     "nn_revnat": MapSpec(U32, AddressPort),
     "nn_ct": MapSpec(CtKey, CtEntry),
     "nn_sock_revnat": MapSpec(SockRevnatKey, U32),
+    "nn_sock_choice": MapSpec(SockRevnatKey, U32),
     "nn_metrics": MapSpec(MetricsKey, MetricsEntry),
     "nn_state": MapSpec(U32, State),
 }

@@ -129,7 +129,7 @@ struct nn_ct_entry {
 	__u32 rev_nat_index; /* Service it went through; 0: none */
 	__u8 direction; /* who opened it: NN_INGRESS or NN_EGRESS */
 	__u8 flags;
-	__u8 pad[2];
+	__u16 endpoint_id; /* whose it is: the next owner of the address has another number */
 	__u32 created; /* seconds of CLOCK_MONOTONIC */
 };
 
@@ -173,7 +173,8 @@ struct nn_revnat_entry {
 	__u8 pad;
 };
 
-/* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. */
+/* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. nn_sock_choice
+ * has the same key with the frontend in the backend's place: where the datagrams of an unconnected socket go. */
 struct nn_sock_revnat_key {
 	__u64 cookie;
 	struct nn_addr addr; /* backend */
@@ -186,18 +187,19 @@ struct nn_sock_revnat_entry {
 	__u32 rev_nat_index;
 };
 
-/* Fragments after the first carry no ports. */
+/* Fragments after the first carry no ports, and behind IPv6 extension headers not even the protocol. */
 struct nn_frag_key {
 	struct nn_addr saddr;
 	struct nn_addr daddr;
 	__u32 id;
-	__u8 protocol;
-	__u8 pad[3];
+	__u32 ifindex; /* one pod's fragments are not another's */
 };
 
 struct nn_frag_entry {
 	__be16 sport;
 	__be16 dport;
+	__u8 protocol;
+	__u8 pad[3];
 };
 
 struct nn_metrics_key {

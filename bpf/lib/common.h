@@ -49,6 +49,12 @@ NN_INLINE int nn_addr_is_zero(const struct nn_addr *addr)
 	return (addr->word[0] | addr->word[1] | addr->word[2] | addr->word[3]) == 0;
 }
 
+NN_INLINE int nn_addr_equal(const struct nn_addr *a, const struct nn_addr *b)
+{
+	return ((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
+		(a->word[3] ^ b->word[3])) == 0;
+}
+
 /* fe80::/10 (RFC 4291, 2.5.6) */
 NN_INLINE int nn_addr_is_link_local(const struct nn_addr *addr)
 {

@@ -49,26 +49,32 @@ NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)
 	return entry->flags & NN_CT_SEEN_REPLY ? NN_CT_TCP_ESTABLISHED : NN_CT_TCP_OPENING;
 }
 
-/* A SYN without ACK opens a flow: it is always judged anew, in the direction it travels. */
-NN_INLINE int nn_ct_opens(const struct nn_packet *packet)
+/* A SYN without ACK opens a flow: it is always judged anew, in the direction it travels. So is an echo request that comes
+ * against the flow's direction: it is no reply. */
+NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_entry *entry, __u8 direction)
 {
-	return packet->tuple.protocol == IPPROTO_TCP && (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
+	if (packet->tuple.protocol == IPPROTO_TCP)
+		return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
+	return entry->direction != direction && nn_is_echo_request(packet);
 }
 
-NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u32 now)
+/* An entry that is alive and this endpoint's own: a pod must not inherit the flows of the address's last owner. The
+ * difference is signed, because another CPU may have written last_seen after this one read the clock. */
+NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 endpoint_id, __u32 now)
 {
 	struct nn_ct_entry *entry = bpf_map_lookup_elem(&nn_ct, key);
 
-	if (entry && now - entry->last_seen > nn_ct_lifetime(entry, key->protocol))
+	if (!entry || entry->endpoint_id != endpoint_id)
 		return 0;
-	return entry;
+	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(entry, key->protocol) ? 0 : entry;
 }
 
 /* Note what the packet says about the flow. Returns 1 when user space will want to see it: the first reply, a FIN or
- * a RST. Fields are written only when they change, to keep the cache line shared between CPUs. */
+ * a RST. Fields are written only when they change, to keep the cache line shared between CPUs. A packet after a RST
+ * takes the RST back: the receiver did not believe it (RFC 5961). */
 NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *packet, int is_reply, __u32 now)
 {
-	__u8 flags = entry->flags;
+	__u8 flags = entry->flags, news;
 
 	if (is_reply)
 		flags |= NN_CT_SEEN_REPLY;
@@ -76,22 +82,24 @@ NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *pac
 		flags |= is_reply ? NN_CT_FIN_REPLY : NN_CT_FIN_FORWARD;
 	if (packet->tcp_flags & NN_TCP_RST)
 		flags |= NN_CT_RST;
+	else
+		flags &= ~NN_CT_RST;
+	news = flags & ~entry->flags;
 	if (entry->last_seen != now)
 		entry->last_seen = now;
-	if (flags == entry->flags)
-		return 0;
-	entry->flags = flags;
-	return 1;
+	if (flags != entry->flags)
+		entry->flags = flags;
+	return news != 0;
 }
 
-NN_INLINE int nn_ct_create(const struct nn_ct_key *key, __u8 direction, __u32 revision, __u32 rule_id,
-			   __u32 rev_nat_index, __u32 now)
+NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context *context, __u32 revision, __u32 now)
 {
 	struct nn_ct_entry entry = { .last_seen = now,
 				     .revision = revision,
-				     .rule_id = rule_id,
-				     .rev_nat_index = rev_nat_index,
-				     .direction = direction,
+				     .rule_id = context->rule_id,
+				     .rev_nat_index = context->rev_nat_index,
+				     .direction = context->direction,
+				     .endpoint_id = context->endpoint_id,
 				     .created = now };
 
 	return bpf_map_update_elem(&nn_ct, key, &entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;

@@ -36,43 +36,19 @@ struct {
 	__type(value, struct nn_sock_revnat_entry);
 } nn_sock_revnat SEC(".maps");
 
-/* 0: not a Service's address. 1: a backend was chosen. Negative: the address is a Service's and has no answer. `hash`
- * spreads the choice: random for connections, fixed per socket for datagrams. */
-NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 hash,
-			   struct nn_backend_entry *backend, __u32 *rev_nat_index)
-{
-	struct nn_frontend_key key = { .addr = *addr, .port = port, .protocol = protocol };
-	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &key);
-	struct nn_frontend_entry *slot;
-	struct nn_backend_entry *found;
-	__u32 id;
+/* (socket, frontend) -> backend_id: see nn_lb_choose_for_socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct nn_sock_revnat_key);
+	__type(value, __u32);
+} nn_sock_choice SEC(".maps");
 
-	if (!master) {
-		/* An unserved port of a Service's address is refused, as kube-proxy's nftables mode does. */
-		key.port = 0;
-		key.protocol = 0;
-		master = bpf_map_lookup_elem(&nn_frontend, &key);
-		*rev_nat_index = 0;
-		return master ? NN_DROP_BACKEND_NOT_FOUND : 0;
-	}
-	*rev_nat_index = master->rev_nat_index;
-	if (master->count == 0)
-		return NN_DROP_BACKEND_NOT_FOUND;
-	key.slot = hash % master->count + 1;
-	slot = bpf_map_lookup_elem(&nn_frontend, &key);
-	if (!slot) {
-		/* The frontend shrank between the two lookups: the first slot is the last to go. */
-		key.slot = 1;
-		slot = bpf_map_lookup_elem(&nn_frontend, &key);
-	}
-	if (!slot)
-		return NN_DROP_BACKEND_NOT_FOUND;
-	id = slot->backend_id;
-	found = bpf_map_lookup_elem(&nn_backend, &id);
-	if (!found)
-		return NN_DROP_BACKEND_NOT_FOUND;
-	*backend = *found;
-	return 1;
+NN_INLINE int nn_is_service_address(const struct nn_addr *addr)
+{
+	struct nn_frontend_key key = { .addr = *addr };
+
+	return bpf_map_lookup_elem(&nn_frontend, &key) != 0;
 }
 
 NN_INLINE void nn_sock_revnat_key_of(struct nn_sock_revnat_key *key, __u64 cookie, const struct nn_addr *backend,
@@ -83,6 +59,71 @@ NN_INLINE void nn_sock_revnat_key_of(struct nn_sock_revnat_key *key, __u64 cooki
 	key->addr = *backend;
 	key->port = port;
 	key->protocol = protocol;
+}
+
+struct nn_lb_choice {
+	struct nn_backend_entry backend;
+	__u32 backend_id;
+	__u32 rev_nat_index; /* 0: an unserved port of a Service's address */
+};
+
+NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
+{
+	struct nn_backend_entry *found = bpf_map_lookup_elem(&nn_backend, &id);
+
+	if (!found)
+		return NN_DROP_BACKEND_NOT_FOUND;
+	choice->backend = *found;
+	choice->backend_id = id;
+	return 1;
+}
+
+/* A backend at random. 0: not a Service's address. 1: a backend was chosen. Negative: the address is a Service's and has
+ * no answer. */
+NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, struct nn_lb_choice *choice)
+{
+	struct nn_frontend_key key = { .addr = *addr, .port = port, .protocol = protocol };
+	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &key);
+	struct nn_frontend_entry *slot;
+
+	choice->rev_nat_index = 0;
+	if (!master)
+		/* An unserved port of a Service's address is refused, as kube-proxy's nftables mode does. */
+		return nn_is_service_address(addr) ? NN_DROP_BACKEND_NOT_FOUND : 0;
+	choice->rev_nat_index = master->rev_nat_index;
+	if (master->count == 0)
+		return NN_DROP_BACKEND_NOT_FOUND;
+	key.slot = bpf_get_prandom_u32() % master->count + 1;
+	slot = bpf_map_lookup_elem(&nn_frontend, &key);
+	if (!slot) {
+		/* The frontend shrank between the two lookups: the first slot is the last to go. */
+		key.slot = 1;
+		slot = bpf_map_lookup_elem(&nn_frontend, &key);
+	}
+	return slot ? nn_lb_backend(slot->backend_id, choice) : NN_DROP_BACKEND_NOT_FOUND;
+}
+
+/* Datagrams of one unconnected socket stay with one backend for as long as it is there, as conntrack keeps them under
+ * kube-proxy: what speaks QUIC or DTLS over sendto() must not change its peer when a Service is scaled. */
+NN_INLINE int nn_lb_choose_for_socket(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
+				      struct nn_lb_choice *choice)
+{
+	struct nn_frontend_key master_key = { .addr = *addr, .port = port, .protocol = protocol };
+	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &master_key);
+	struct nn_sock_revnat_key key;
+	__u32 *held;
+	int result;
+
+	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
+	held = master && master->count ? bpf_map_lookup_elem(&nn_sock_choice, &key) : 0;
+	if (held && nn_lb_backend(*held, choice) > 0) {
+		choice->rev_nat_index = master->rev_nat_index;
+		return 1;
+	}
+	result = nn_lb_choose(addr, port, protocol, choice);
+	if (result > 0)
+		bpf_map_update_elem(&nn_sock_choice, &key, &choice->backend_id, BPF_ANY);
+	return result;
 }
 
 /* Which Service a socket asked for when it was given this backend; 0: none. */

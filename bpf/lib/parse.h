@@ -52,7 +52,8 @@ struct nn_packet {
 	__u8 icmp_code;
 	__u8 first_fragment; /* of several */
 	__u8 later_fragment; /* no ports in this one */
-	__u8 pad[2];
+	__u8 hop_limit;
+	__u8 pad;
 };
 
 struct {
@@ -74,6 +75,7 @@ NN_INLINE int nn_parse_ipv4(struct __sk_buff *ctx, struct nn_packet *packet)
 	nn_addr_from_v4(&packet->tuple.saddr, ip.saddr);
 	nn_addr_from_v4(&packet->tuple.daddr, ip.daddr);
 	packet->ip_version = 4;
+	packet->hop_limit = ip.ttl;
 	fragment = bpf_ntohs(ip.frag_off);
 	if (fragment & (NN_IP_FRAGMENT_OFFSET | NN_IP_MORE_FRAGMENTS)) {
 		packet->fragment_id = ip.id;
@@ -123,6 +125,7 @@ NN_INLINE int nn_parse_ipv6(struct __sk_buff *ctx, struct nn_packet *packet)
 	if (nn_addr_is_v4(&packet->tuple.saddr) || nn_addr_is_v4(&packet->tuple.daddr))
 		return NN_DROP_INVALID_PACKET;
 	packet->ip_version = 6;
+	packet->hop_limit = ip.hop_limit;
 	packet->offset += sizeof(ip);
 	next = ip.nexthdr;
 #pragma unroll
@@ -179,52 +182,60 @@ NN_INLINE int nn_parse_icmp(struct __sk_buff *ctx, struct nn_packet *packet)
 	return 0;
 }
 
-NN_INLINE int nn_parse_later_fragment(struct nn_packet *packet)
+NN_INLINE void nn_frag_key_of(const struct nn_packet *packet, __u32 ifindex, struct nn_frag_key *key)
 {
-	struct nn_frag_key key = { .saddr = packet->tuple.saddr,
-				   .daddr = packet->tuple.daddr,
-				   .id = packet->fragment_id,
-				   .protocol = packet->tuple.protocol };
-	struct nn_frag_entry *ports = bpf_map_lookup_elem(&nn_frag, &key);
+	key->saddr = packet->tuple.saddr;
+	key->daddr = packet->tuple.daddr;
+	key->id = packet->fragment_id;
+	key->ifindex = ifindex;
+}
 
-	if (!ports)
+NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *packet)
+{
+	struct nn_frag_entry *first;
+	struct nn_frag_key key;
+
+	nn_frag_key_of(packet, ctx->ifindex, &key);
+	first = bpf_map_lookup_elem(&nn_frag, &key);
+	if (!first)
 		return NN_DROP_FRAGMENT_NOT_FOUND;
-	packet->tuple.sport = ports->sport;
-	packet->tuple.dport = ports->dport;
+	packet->tuple.sport = first->sport;
+	packet->tuple.dport = first->dport;
+	packet->tuple.protocol = first->protocol;
 	return 0;
 }
 
-NN_INLINE void nn_remember_fragment(struct nn_packet *packet)
+/* To be called once the first fragment was let through: what is dropped must not decide about others. */
+NN_INLINE void nn_remember_fragment(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
-	struct nn_frag_key key = { .saddr = packet->tuple.saddr,
-				   .daddr = packet->tuple.daddr,
-				   .id = packet->fragment_id,
-				   .protocol = packet->tuple.protocol };
-	struct nn_frag_entry ports = { packet->tuple.sport, packet->tuple.dport };
+	struct nn_frag_entry first = { .sport = packet->tuple.sport,
+				       .dport = packet->tuple.dport,
+				       .protocol = packet->tuple.protocol };
+	struct nn_frag_key key;
 
-	bpf_map_update_elem(&nn_frag, &key, &ports, BPF_ANY);
+	if (!packet->first_fragment)
+		return;
+	nn_frag_key_of(packet, ctx->ifindex, &key);
+	bpf_map_update_elem(&nn_frag, &key, &first, BPF_ANY);
+}
+
+/* ICMP of the other family's number is no ICMP: it has neither ports nor types here. */
+NN_INLINE int nn_is_icmp(const struct nn_packet *packet)
+{
+	return packet->tuple.protocol == (packet->ip_version == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
 }
 
 NN_INLINE int nn_parse_transport(struct __sk_buff *ctx, struct nn_packet *packet)
 {
-	int result = 0;
-
 	if (packet->later_fragment)
-		return nn_parse_later_fragment(packet);
+		return nn_parse_later_fragment(ctx, packet);
 	switch (packet->tuple.protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		result = nn_parse_ports(ctx, packet);
-		break;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
-		result = nn_parse_icmp(ctx, packet);
-		break;
+		return nn_parse_ports(ctx, packet);
 	}
-	if (result == 0 && packet->first_fragment)
-		nn_remember_fragment(packet);
-	return result;
+	return nn_is_icmp(packet) ? nn_parse_icmp(ctx, packet) : 0;
 }
 
 /* The IP packet at packet->offset; `version` comes from the layer around it. Returns 0 or a drop code. A subprogram,
@@ -242,14 +253,27 @@ NN_SUBPROGRAM int nn_parse_ip(struct __sk_buff *ctx, struct nn_packet *packet, i
 	return nn_parse_transport(ctx, packet);
 }
 
+NN_INLINE int nn_is_fragment(const struct nn_packet *packet)
+{
+	return packet->first_fragment || packet->later_fragment;
+}
+
 NN_INLINE int nn_is_icmp_error(const struct nn_packet *packet)
 {
-	if (packet->tuple.protocol == IPPROTO_ICMP)
+	if (!nn_is_icmp(packet) || nn_is_fragment(packet))
+		return 0;
+	if (packet->ip_version == 4)
 		return packet->icmp_type == NN_ICMP_DEST_UNREACH ||
 		       packet->icmp_type == NN_ICMP_TIME_EXCEEDED ||
 		       packet->icmp_type == NN_ICMP_PARAMETER_PROBLEM;
 	/* RFC 4443: error messages have types below 128. */
-	return packet->tuple.protocol == IPPROTO_ICMPV6 && packet->icmp_type < NN_ICMPV6_FIRST_INFORMATIONAL;
+	return packet->icmp_type < NN_ICMPV6_FIRST_INFORMATIONAL;
+}
+
+NN_INLINE int nn_is_echo_request(const struct nn_packet *packet)
+{
+	return nn_is_icmp(packet) && !packet->later_fragment &&
+	       packet->icmp_type == (packet->ip_version == 4 ? NN_ICMP_ECHO : NN_ICMPV6_ECHO_REQUEST);
 }
 
 #endif

@@ -128,7 +128,7 @@ class ReconcileLoop:
             snapshot = self._snapshot_fn()
             if self._clock.monotonic() >= next_resync:
                 next_resync = self._clock.monotonic() + self._resync_seconds
-                self._unread.update(self._tables)
+                self._unread.update((*SERVICE_TABLES, *POLICY_TABLES))
             if snapshot is not None:
                 await self._once(snapshot)
                 await self._clock.wait(asyncio.Event(), min(self.stats.last_duration, LONGEST_REST_SECONDS))

@@ -20,6 +20,8 @@ from nodenet.model import Direction
 # BPF_PROG_TEST_RUN runs on the loopback device.
 TEST_IFINDEX = 1
 OTHER_IFINDEX = 4242
+# Of endpoint number 1, the one that sends in these tests.
+POD_MAC = "02:00:00:00:00:01"
 
 TC_OK = 0
 TC_SHOT = 2
@@ -94,10 +96,8 @@ class Datapath:
         self.tables["nn_policy"].update(key, abi.U32(rule))
         return key
 
-    def run(self, program: str, packet: Packet) -> PacketRun:
-        return run_packet(
-            self.loaded.programs[program], bytes(Ether(src="02:00:00:00:00:aa", dst="02:00:00:00:00:bb") / packet)
-        )
+    def run(self, program: str, packet: Packet, mac: str = POD_MAC) -> PacketRun:
+        return run_packet(self.loaded.programs[program], bytes(Ether(src=mac, dst="02:00:00:00:00:bb") / packet))
 
     def sent(self, packet: Packet) -> int:
         """The verdict on a packet that a pod sends (its egress)."""

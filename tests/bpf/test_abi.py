@@ -36,6 +36,7 @@ class Btf:
     def __init__(self, path: Path) -> None:
         self.lib = libbpf.lib()
         self.object = self.lib.bpf_object__open_file(str(path).encode(), None)
+        assert self.object, libbpf.log().take()
         self.btf = self.lib.bpf_object__btf(self.object)
 
     def close(self) -> None:
@@ -142,9 +143,9 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         {n: n for n in ("pod", "remote", "pod_port", "remote_port", "protocol")},
     ),
     "nn_ct_entry": (
-        abi.CtEntry(1, 2, 3, 4, D, 5, 6),
+        abi.CtEntry(1, 2, 3, 4, D, 5, 6, 7),
         {"service_id": "rev_nat_index"}
-        | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "created")},
+        | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
     "nn_sock_revnat_key": (abi.SockRevnatKey(1, ONES, 2, 3), {n: n for n in ("cookie", "addr", "port", "protocol")}),
     "nn_metrics_key": (abi.MetricsKey(1, 2), {"reason": "reason", "direction": "direction"}),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from ipaddress import ip_address
+
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
@@ -23,7 +26,7 @@ from nodenet.abi import CtStatus, DropReason, EventType
 from nodenet.bpf.packet_run import run_packet
 from nodenet.model import Direction, Identity
 
-from .conftest import OTHER_IFINDEX, TC_OK, TC_REDIRECT, TC_SHOT, Datapath
+from .conftest import OTHER_IFINDEX, POD_MAC, TC_OK, TC_REDIRECT, TC_SHOT, Datapath
 
 pytestmark = pytest.mark.kernel
 
@@ -262,33 +265,183 @@ def test_icmp_needs_a_rule_without_ports(pair: Pair) -> None:
     assert pair.datapath.sent(pair.out(ping)) == TC_OK
 
 
-def test_icmp_error_about_a_tracked_flow_is_related(datapath: Datapath) -> None:
+def unreachable(source: str, target: str, quoted: bytes) -> Packet:
+    return IP(src=source, dst=target) / ICMP(type=3, code=4) / Raw(quoted)
+
+
+def test_icmp_error_about_an_own_flow_is_related(datapath: Datapath) -> None:
     pair = Pair(datapath, 4)
     pair.isolate(INGRESS)
     sent = pair.out(UDP(sport=5000, dport=53))
-    router = IP(src="10.9.9.9", dst=pair.pod) / ICMP(type=3, code=4) / bytes(sent)[:28]
+    router = unreachable("10.9.9.9", pair.pod, bytes(sent)[:28])
     assert datapath.received(router) == TC_SHOT  # about nothing that was sent
     assert datapath.sent(sent) == TC_OK
     assert datapath.received(router) == TC_OK
 
 
-def test_arp_only_for_the_own_address(datapath: Datapath) -> None:
+def test_icmp_error_goes_to_whom_it_quotes_and_is_about_the_pods_own_flow(datapath: Datapath) -> None:
+    pair = Pair(datapath, 4)
+    pair.isolate(EGRESS)
+    datapath.allow(CLIENT, SERVER, Direction.EGRESS, 17, 53)
+    asked, answered = pair.out(UDP(sport=5000, dport=53)), pair.back(UDP(sport=53, dport=5000))
+    assert datapath.sent(asked) == TC_OK
+    quote = bytes(answered)[:28]
+    assert datapath.sent(unreachable(pair.pod, pair.remote, quote)) == TC_OK  # what a host sends
+    assert datapath.sent(unreachable(pair.pod, "8.8.8.8", quote)) == TC_SHOT  # what a tunnel sends
+    # Another pod's flow opens nothing for this one.
+    datapath.endpoint("10.0.1.9", 3000, number=2, flags=INGRESS)
+    assert datapath.received(unreachable("10.9.9.9", "10.0.1.9", bytes(asked)[:28])) == TC_SHOT
+
+
+def test_icmp_error_shares_the_verdict_on_its_flow(datapath: Datapath) -> None:
+    pair = Pair(datapath, 4)
+    pair.isolate(EGRESS | INGRESS)
+    key = datapath.allow(CLIENT, SERVER, Direction.EGRESS, 17, 53)
+    sent = pair.out(UDP(sport=5000, dport=53))
+    router = unreachable("10.9.9.9", pair.pod, bytes(sent)[:28])
+    assert datapath.sent(sent) == TC_OK
+    assert datapath.received(router) == TC_OK
+    datapath.tables["nn_policy"].delete(key)
+    datapath.revision(2)
+    assert datapath.received(router) == TC_SHOT
+
+
+def test_an_echo_request_is_never_a_reply(datapath: Datapath) -> None:
+    pair = Pair(datapath, 4)
+    pair.isolate(INGRESS)
+    assert datapath.sent(pair.out(ICMP(type=8, id=7))) == TC_OK
+    assert datapath.received(pair.back(ICMP(type=8, id=7))) == TC_SHOT
+    assert datapath.received(pair.back(ICMP(type=0, id=7))) == TC_OK
+
+
+def test_arp_only_for_the_own_address_and_mac(datapath: Datapath) -> None:
     datapath.endpoint("10.0.1.1", CLIENT, number=1)
-    assert datapath.sent(ARP(psrc="10.0.1.1", pdst="10.0.1.254")) == TC_OK
-    assert datapath.sent(ARP(psrc="0.0.0.0", pdst="10.0.1.1")) == TC_OK
-    assert datapath.sent(ARP(psrc="10.0.1.254", pdst="10.0.1.1", op="is-at")) == TC_SHOT
+    assert datapath.sent(ARP(hwsrc=POD_MAC, psrc="10.0.1.1", pdst="10.0.1.254")) == TC_OK
+    assert datapath.sent(ARP(hwsrc=POD_MAC, psrc="0.0.0.0", pdst="10.0.1.1")) == TC_OK
+    assert datapath.sent(ARP(hwsrc=POD_MAC, psrc="10.0.1.254", pdst="10.0.1.1", op="is-at")) == TC_SHOT
+    assert datapath.sent(ARP(hwsrc="02:00:00:00:00:09", psrc="10.0.1.1", pdst="10.0.1.254")) == TC_SHOT
+
+
+def test_a_foreign_source_mac_teaches_the_bridge_nothing(pair: Pair) -> None:
+    run = pair.datapath.run("endpoint_egress", pair.out(tcp()), mac="02:00:00:00:00:09")
+    assert run.verdict == TC_SHOT
+    assert -pair.datapath.events()[0].reason == DropReason.INVALID_SOURCE_IP
+    claim = ARP(hwsrc=POD_MAC, psrc="10.0.1.1", pdst="10.0.1.254")
+    assert pair.datapath.run("endpoint_egress", claim, mac="02:00:00:00:00:09").verdict == TC_SHOT
 
 
 def test_neighbour_discovery_only_for_the_own_address(datapath: Datapath) -> None:
     datapath.endpoint("fd00:1::1", CLIENT, number=1, flags=INGRESS | EGRESS)
-    own = IPv6(src="fd00:1::1", dst="ff02::1:ff00:2")
+    datapath.identity("fd00:1::fe", Identity.HOST)
+    own = IPv6(src="fd00:1::1", dst="ff02::1:ff00:2", hlim=255)
     assert datapath.sent(own / ICMPv6ND_NS(tgt="fd00:1::2")) == TC_OK
     assert datapath.sent(own / ICMPv6ND_NA(tgt="fd00:1::1")) == TC_OK
     assert datapath.sent(own / ICMPv6ND_NA(tgt="fd00:1::2")) == TC_SHOT
-    assert datapath.sent(IPv6(src="fe80::1", dst="ff02::1") / ICMPv6ND_RA()) == TC_SHOT
-    assert datapath.sent(IPv6(src="fe80::1", dst="ff02::16") / IPv6ExtHdrHopByHop() / ICMPv6MLReport2()) == TC_OK
+    gateway = IPv6(src="fd00:1::1", dst="fd00:1::fe", hlim=255)
+    assert datapath.sent(gateway / ICMPv6ND_NS(tgt="fd00:1::fe")) == TC_OK
+    assert datapath.sent(IPv6(src="fe80::1", dst="ff02::1", hlim=255) / ICMPv6ND_RA()) == TC_SHOT
+    listener = IPv6(src="fe80::1", dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop()
+    assert datapath.sent(listener / ICMPv6MLReport2()) == TC_OK
     assert datapath.sent(IPv6(src="fe80::1", dst="fd00:1::2") / TCP()) == TC_SHOT
-    assert datapath.received(IPv6(src="fd00:1::fe", dst="ff02::1:ff00:1") / ICMPv6ND_NS(tgt="fd00:1::1")) == TC_OK
+    asking = IPv6(src="fd00:1::fe", dst="ff02::1:ff00:1", hlim=255)
+    assert datapath.received(asking / ICMPv6ND_NS(tgt="fd00:1::1")) == TC_OK
+    assert datapath.received(IPv6(src="fe80::9", dst="ff02::1", hlim=255) / ICMPv6ND_RA()) == TC_SHOT
+
+
+def test_what_only_looks_like_link_control_is_judged(datapath: Datapath) -> None:
+    datapath.endpoint("fd00:1::1", CLIENT, number=1, flags=INGRESS | EGRESS)
+    datapath.endpoint("10.0.1.1", CLIENT, number=1, flags=INGRESS | EGRESS)
+    own = {"src": "fd00:1::1", "dst": "2001:db8::1"}
+    for packet in (
+        IP(src="10.0.1.1", dst="8.8.8.8", proto=58) / Raw(bytes([143, 0, 0, 0]) + b"x" * 40),
+        IPv6(**own, hlim=255) / ICMPv6ND_NS(tgt="fd00:1::1"),  # off the link
+        IPv6(**own, hlim=64) / ICMPv6ND_NS(tgt="fd00:1::1"),
+        IPv6(**own, hlim=1) / ICMPv6MLReport2(),
+        IPv6(src="fe80::dead", dst="2001:db8::1", hlim=1) / ICMPv6MLReport2(),
+        IPv6(src="fd00:1::1", dst="ff02::16", hlim=64) / ICMPv6MLReport2(),
+        IPv6(src="fd00:1::1", dst="ff02::1", hlim=255) / IPv6ExtHdrFragment(nh=58, m=1) / ICMPv6ND_NS(tgt="fd00:1::2"),
+    ):
+        assert datapath.sent(packet) == TC_SHOT, packet.summary()
+    for packet in (
+        IP(src="8.8.8.8", dst="10.0.1.1", proto=58) / Raw(bytes([135, 0, 0, 0]) + b"x" * 40),
+        IPv6(src="2001:db8::1", dst="fd00:1::1", hlim=64) / ICMPv6ND_NA(tgt="fd00:1::9"),
+    ):
+        assert datapath.received(packet) == TC_SHOT, packet.summary()
+
+
+def test_flows_of_the_last_owner_are_not_inherited(pair: Pair) -> None:
+    assert pair.datapath.sent(pair.out(UDP(sport=5000, dport=5001))) == TC_OK
+    assert pair.datapath.received(pair.back(UDP(sport=5001, dport=5000))) == TC_OK
+    pair.datapath.endpoint(pair.pod, 4000, number=9, flags=INGRESS)
+    assert pair.datapath.received(pair.back(UDP(sport=5001, dport=5000))) == TC_SHOT
+
+
+def rewrite(datapath: Datapath, **changes: int) -> None:
+    """Change the one conntrack entry, as time or another CPU would."""
+    ((key, entry),) = datapath.tables["nn_ct"].items()
+    datapath.tables["nn_ct"].update(key, entry._replace(**changes))
+
+
+def monotonic() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000_000_000
+
+
+def test_flows_expire(pair: Pair) -> None:
+    pair.isolate(INGRESS)
+    assert pair.datapath.sent(pair.out(UDP(sport=5000, dport=53))) == TC_OK
+    rewrite(pair.datapath, last_seen=monotonic() - 59)
+    assert pair.datapath.received(pair.back(UDP(sport=53, dport=5000))) == TC_OK
+    rewrite(pair.datapath, last_seen=monotonic() - 200)
+    assert pair.datapath.received(pair.back(UDP(sport=53, dport=5000))) == TC_SHOT
+
+
+def test_an_entry_touched_by_a_cpu_that_is_ahead_is_alive(pair: Pair) -> None:
+    pair.isolate(INGRESS)
+    assert pair.datapath.sent(pair.out(tcp())) == TC_OK
+    rewrite(pair.datapath, last_seen=monotonic() + 2)
+    assert pair.datapath.received(pair.back(reply())) == TC_OK
+
+
+def test_a_reset_that_nobody_believed_is_taken_back(pair: Pair) -> None:
+    pair.isolate(INGRESS)
+    assert pair.datapath.sent(pair.out(tcp())) == TC_OK
+    assert pair.datapath.received(pair.back(reply("R"))) == TC_OK
+    rewrite(pair.datapath, last_seen=monotonic() - 5)
+    assert pair.datapath.sent(pair.out(tcp("A"))) == TC_OK
+    ((_, entry),) = pair.datapath.tables["nn_ct"].items()
+    assert not entry.flags & abi.CtFlag.RST
+    rewrite(pair.datapath, last_seen=monotonic() - 100)
+    assert pair.datapath.received(pair.back(reply("A"))) == TC_OK
+
+
+def test_a_service_address_never_leaves_untranslated(pair: Pair) -> None:
+    address = ip_address("10.96.0.10" if pair.ip is IP else "fd00:96::10")
+    key = abi.FrontendKey(address, 0, 0, 0)
+    pair.datapath.tables["nn_frontend"].update(key, abi.FrontendEntry(0, 0, 0))
+    try:
+        assert pair.datapath.sent(pair.ip(src=pair.pod, dst=str(address)) / UDP(sport=1, dport=9)) == TC_SHOT
+        assert -pair.datapath.events()[0].reason == DropReason.IS_A_CLUSTERIP
+    finally:
+        pair.datapath.tables["nn_frontend"].delete(key)
+
+
+def test_a_dropped_first_fragment_decides_about_nothing(datapath: Datapath) -> None:
+    pair = Pair(datapath, 4)
+    pair.isolate(EGRESS)
+    datapath.allow(CLIENT, SERVER, Direction.EGRESS, 17, 53)
+
+    def pieces(dport: int) -> list[Packet]:
+        big = pair.out(UDP(sport=5000, dport=dport) / Raw(b"x" * 3000))
+        big.id = 78
+        return list(fragment(big, fragsize=1400))
+
+    good, bad = pieces(53), pieces(54)
+    assert datapath.sent(good[0]) == TC_OK
+    assert datapath.sent(bad[0]) == TC_SHOT
+    assert datapath.sent(good[1]) == TC_OK
+    quoting = unreachable("10.9.9.9", pair.pod, bytes(bad[0])[:28])
+    datapath.received(quoting)
+    assert datapath.sent(good[2]) == TC_OK
 
 
 def test_ipv4_fragments_follow_the_first(datapath: Datapath) -> None:
@@ -309,25 +462,25 @@ def test_ipv6_fragments_and_extension_headers(datapath: Datapath) -> None:
     pair.datapath.allow(CLIENT, SERVER, Direction.EGRESS, 17, 53)
     first = pair.out(IPv6ExtHdrFragment(id=9, m=1, nh=17) / UDP(sport=5000, dport=53, len=2000) / Raw(b"x" * 1200))
     later = pair.out(IPv6ExtHdrFragment(id=9, m=0, offset=151, nh=17) / Raw(b"x" * 700))
+    options = pair.out(IPv6ExtHdrFragment(id=8, m=1, nh=60) / IPv6ExtHdrDestOpt() / UDP(sport=5000, dport=53, len=900))
+    behind = pair.out(IPv6ExtHdrFragment(id=8, m=0, offset=100, nh=60) / Raw(b"x" * 100))
     assert datapath.sent(later) == TC_SHOT
     assert datapath.sent(first) == TC_OK
     assert datapath.sent(later) == TC_OK
+    assert [datapath.sent(options), datapath.sent(behind)] == [TC_OK, TC_OK]
     assert datapath.sent(pair.out(IPv6ExtHdrDestOpt() / UDP(sport=5000, dport=53))) == TC_OK
     assert datapath.sent(pair.out(IPv6ExtHdrDestOpt() / UDP(sport=5000, dport=54))) == TC_SHOT
 
 
-def test_truncated_packets_are_dropped_not_passed(pair: Pair) -> None:
-    whole = bytes(pair.out(tcp()))
-    header = 20 if pair.ip is IP else 40
-    for length in (header - 1, header + 3):
-        run = pair.datapath.run("endpoint_egress", Raw(whole[:length]))
-        # Without an IP ethertype it is not IP at all; with one it is cut short. Neither may pass.
-        assert run.verdict == TC_SHOT
-        cut = pair.out(tcp())
-        truncated = pair.datapath.run(
-            "endpoint_egress", type(cut)(bytes(cut)[:length]) if length > header else Raw(b"")
-        )
-        assert truncated.verdict == TC_SHOT
+def test_truncated_packets_are_dropped_as_invalid(pair: Pair) -> None:
+    frame = bytes(Ether(src=POD_MAC, dst="02:00:00:00:00:bb") / pair.out(tcp()))
+    header = 14 + (20 if pair.ip is IP else 40)
+    program = pair.datapath.loaded.programs["endpoint_egress"]
+    # The kernel refuses a test packet without a whole IP header; the cuts go through the transport header.
+    for length in (header, header + 3, header + 13):
+        pair.datapath.events()
+        assert run_packet(program, frame[:length]).verdict == TC_SHOT
+        assert -pair.datapath.events()[0].reason == DropReason.INVALID_PACKET_DROPPED
 
 
 def test_closed_flow_is_forgotten_soon(pair: Pair) -> None:
@@ -340,3 +493,6 @@ def test_closed_flow_is_forgotten_soon(pair: Pair) -> None:
         assert send(packet) == TC_OK
     ((_, entry),) = pair.datapath.tables["nn_ct"].items()
     assert entry.flags == abi.CtFlag.SEEN_REPLY | abi.CtFlag.FIN_FORWARD | abi.CtFlag.FIN_REPLY
+    pair.isolate(EGRESS)
+    rewrite(pair.datapath, last_seen=monotonic() - 30)
+    assert pair.datapath.sent(pair.out(tcp("A"))) == TC_SHOT

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nodenet import abi
-from nodenet.bpf import build, loader
+from nodenet.bpf import build, libbpf, loader
 from nodenet.bpf.tables import BpfTable
 from nodenet.errors import CannotRunError
 
@@ -65,6 +68,84 @@ def test_a_map_of_another_size_is_replaced_and_named(pins: loader.Pins, bpf_cach
     assert table.max_entries == 2048
     table.close()
     loader.close(second)
+
+
+def pinned_map_id(pins: loader.Pins, name: str) -> int:
+    fd = libbpf.obj_get(str(pins.map(name)))
+    try:
+        return int(libbpf.info(fd, libbpf.MapInfo).id)
+    finally:
+        os.close(fd)
+
+
+def test_programs_are_adopted_only_with_the_maps_that_are_pinned(pins: loader.Pins, bpf_cache: Path) -> None:
+    """Back to an earlier size before anybody pruned: that build's programs are pinned still, its maps are not."""
+    loader.close(load(pins, bpf_cache, sizes={"nn_endpoint": 1024}))
+    loader.close(load(pins, bpf_cache, sizes={"nn_endpoint": 2048}))
+    back = load(pins, bpf_cache, sizes={"nn_endpoint": 1024})
+    assert not back.adopted
+    assert back.replaced_maps == ("nn_endpoint",)
+    for name in loader.TC_PROGRAMS:
+        assert pinned_map_id(pins, "nn_endpoint") in libbpf.map_ids(back.programs[name])
+    again = load(pins, bpf_cache, sizes={"nn_endpoint": 1024})
+    assert again.adopted
+    loader.close(back)
+    loader.close(again)
+
+
+def test_a_load_that_fails_leaves_maps_and_programs_as_they_were(
+    pins: loader.Pins, bpf_cache: Path, tmp_path: Path
+) -> None:
+    first = load(pins, bpf_cache)
+    before = {path.name: pinned_map_id(pins, path.name) for path in pins.maps.iterdir()}
+    broken = tmp_path / "broken.o"
+    broken.write_bytes(b"no ELF")
+    objects = {**build.build_all(bpf_cache), "zz": broken}
+    with pytest.raises(CannotRunError, match=r"the kernel refused zz\.bpf\.o"):
+        loader.load(objects, loader.DatapathConfig(sizes={"nn_endpoint": 2048, "nn_ct": 4096}), pins)
+    assert {path.name: pinned_map_id(pins, path.name) for path in pins.maps.iterdir()} == before
+    assert not pins.new_maps.exists()
+    again = load(pins, bpf_cache)
+    assert again.adopted
+    loader.close(first)
+    loader.close(again)
+
+
+def test_what_the_programs_wrote_is_carried_into_a_map_of_another_size(pins: loader.Pins, bpf_cache: Path) -> None:
+    loader.close(load(pins, bpf_cache))
+    old = BpfTable("nn_sock_choice", pins.map("nn_sock_choice"))
+    keys = [abi.SockRevnatKey.unpack(bytes([n]) * old.info.key_size) for n in range(1, 200)]
+    for number, key in enumerate(keys):
+        old.update(key, abi.U32(number))
+    old.close()
+    second = load(pins, bpf_cache, sizes={"nn_sock_choice": 8192, "nn_backend": 1024})
+    assert set(second.replaced_maps) == {"nn_sock_choice", "nn_backend"}
+    assert second.carried == {"nn_sock_choice": len(keys)}
+    new = BpfTable("nn_sock_choice", pins.map("nn_sock_choice"))
+    assert dict(new.items()) == {key: abi.U32(number) for number, key in enumerate(keys)}
+    new.close()
+    loader.close(second)
+
+
+def test_threads_read_one_table_without_each_others_values(pins: loader.Pins, bpf_cache: Path) -> None:
+    loaded = load(pins, bpf_cache)
+    table = BpfTable("nn_backend", pins.map("nn_backend"))
+    entries = {n: abi.AddressPort(abi.unpack_addr(bytes(12) + n.to_bytes(4)), n, 6) for n in range(1, 9)}
+    for number, entry in entries.items():
+        table.update(abi.U32(number), entry)
+
+    def read(number: int) -> bool:
+        return all(table.get(abi.U32(number)) == entries[number] for _ in range(2000))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(entries)) as pool:
+            assert all(pool.map(read, entries))
+    finally:
+        sys.setswitchinterval(interval)
+        table.close()
+        loader.close(loaded)
 
 
 def test_cgroup_links_are_adopted_updated_and_moved(pins: loader.Pins, bpf_cache: Path, cgroup: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,27 @@ client = socket.socket(family, kind)
 client.settimeout(5)
 out = {}
 try:
-    if plan["how"] == "connect":
+    if plan["how"] == "connect-only":
+        client.connect((plan["address"], plan["port"]))
+        out["peer"] = client.getpeername()[:2]
+    elif plan["how"] == "scale":
+        # Datagrams of one socket, before and after the Service is scaled (a line on stdin says that it was).
+        servers = [server] + [socket.socket(server_family, kind) for _ in range(7)]
+        for offset, other in enumerate(servers[1:], 1):
+            other.bind((plan["backend"], plan["backend_port"] + offset))
+        import select
+        out["ports"] = []
+        for turn in range(2):
+            for _ in range(10):
+                client.sendto(b"ping", (plan["address"], plan["port"]))
+            for ready in select.select(servers, [], [], 2)[0]:
+                out["ports"].append(ready.getsockname()[1])  # one per turn
+                while select.select([ready], [], [], 0)[0]:
+                    ready.recvfrom(16)
+            if turn == 0:
+                print("sent", flush=True)
+                sys.stdin.readline()
+    elif plan["how"] == "connect":
         client.connect((plan["address"], plan["port"]))
         out["peer"] = client.getpeername()[:2]
         if kind == socket.SOCK_STREAM:
@@ -82,7 +103,7 @@ class Sockets:
         )
         tables["nn_frontend"].update(abi.FrontendKey(address, 0, 0, 0), abi.FrontendEntry(0, 0, 0))
 
-    def call(self, address: str, port: int, protocol: int, backend: str, how: str = "connect") -> dict[str, object]:
+    def command(self, address: str, port: int, protocol: int, backend: str, how: str = "connect") -> list[str]:
         plan = {
             "cgroup": str(self.cgroup),
             "address": address,
@@ -92,17 +113,10 @@ class Sockets:
             "backend_port": 9000,
             "how": how,
         }
-        command = [
-            "nsenter",
-            f"--net=/run/netns/{self.netns}",
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            CLIENT,
-            json.dumps(plan),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-I", "-S", "-c", CLIENT, json.dumps(plan)]
+
+    def call(self, *how: Any) -> dict[str, object]:
+        done = subprocess.run(self.command(*how), capture_output=True, text=True, timeout=30, check=True)
         result: dict[str, object] = json.loads(done.stdout)
         return result
 
@@ -167,6 +181,37 @@ def test_no_backend_is_refused_at_once(sockets: Sockets, version: int, protocol:
 def test_unserved_port_of_a_service_address_is_refused(sockets: Sockets, version: int) -> None:
     sockets.service(version, 80, 6, LOCAL[version])
     assert sockets.call(SERVICE[version], 81, 6, LOCAL[version]) == {"errno": 111}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_connecting_a_datagram_socket_to_an_unserved_port_succeeds(sockets: Sockets, version: int) -> None:
+    """Resolvers do it to sort addresses; nothing is sent, nothing is told."""
+    subprocess.run(["ip", "-n", sockets.netns, "route", "add", SERVICE[version], "dev", "lo"], check=True)
+    sockets.service(version, 80, 6, LOCAL[version])
+    result = sockets.call(SERVICE[version], 9, 17, LOCAL[version], "connect-only")
+    assert result == {"peer": [SERVICE[version], 9]}
+    assert sockets.datapath.events() == []
+
+
+def test_datagrams_of_one_socket_keep_their_backend_when_the_service_is_scaled(sockets: Sockets) -> None:
+    address = ip_address(SERVICE[4])
+    tables = sockets.datapath.tables
+
+    def scale(count: int) -> None:
+        for slot in range(1, count + 1):
+            tables["nn_backend"].update(abi.U32(slot), abi.AddressPort(ip_address(LOCAL[4]), 8999 + slot, 17))
+            tables["nn_frontend"].update(abi.FrontendKey(address, 53, 17, slot), abi.FrontendEntry(slot, SERVICE_ID, 0))
+        tables["nn_frontend"].update(abi.FrontendKey(address, 53, 17, 0), abi.FrontendEntry(0, SERVICE_ID, count))
+
+    scale(4)
+    command = sockets.command(SERVICE[4], 53, 17, LOCAL[4], "scale")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sent\n"
+        scale(8)
+        out, _ = process.communicate("scaled\n", timeout=30)
+    before, after = json.loads(out)["ports"]
+    assert before == after
 
 
 @pytest.mark.parametrize("version", [4, 6])
