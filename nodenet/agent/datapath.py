@@ -44,7 +44,9 @@ class Datapath:
         self.loaded = loader.load(build.build_all(config.cache_dir), self._settings(), self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
         for name in self.loaded.replaced_maps:
-            log.warning("map %s had another shape: it starts empty", name)
+            copied = self.loaded.carried.get(name)
+            start = "it starts empty" if copied is None else f"{copied} entries were copied"
+            log.warning("map %s had another shape: %s", name, start)
         log.info("datapath %s: %s", self.loaded.key, "adopted" if self.adopted else "loaded")
 
     @property

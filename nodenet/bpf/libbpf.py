@@ -42,6 +42,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__expected_attach_type": (c_int, [c_void_p]),
     "bpf_obj_get": (c_int, [c_char_p]),
     "bpf_obj_pin": (c_int, [c_int, c_char_p]),
+    "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
     "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, POINTER(c_uint32)]),
     "bpf_link_create": (c_int, [c_int, c_int, c_int, c_void_p]),
     "bpf_link_update": (c_int, [c_int, c_int, c_void_p]),
@@ -182,3 +183,22 @@ def info(fd: int, kind: type[Any]) -> Any:
     size = c_uint32(ctypes.sizeof(value))
     check(lib().bpf_obj_get_info_by_fd(fd, byref(value), byref(size)), f"information about {kind.__name__}")
     return value
+
+
+def map_ids(program: int) -> list[int]:
+    """The kernel's numbers of the maps that a program uses."""
+    count = info(program, ProgInfo).nr_map_ids
+    ids = (c_uint32 * count)()
+    value = ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids))
+    size = c_uint32(ctypes.sizeof(value))
+    check(lib().bpf_obj_get_info_by_fd(program, byref(value), byref(size)), "maps of a program")
+    return list(ids)
+
+
+def map_name(number: int) -> bytes:
+    """The name that the kernel keeps of a map, by its number. Raises OSError (ENOENT) when it is gone."""
+    fd = check(lib().bpf_map_get_fd_by_id(number), f"map {number}")
+    try:
+        return bytes(info(fd, MapInfo).name)
+    finally:
+        os.close(fd)

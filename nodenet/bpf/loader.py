@@ -1,7 +1,9 @@
 """Load the objects once, pin everything, and on the next start adopt what is pinned.
 
 In the node's bpffs folder: maps/<name>, progs/<key>/<program>, links/<program>. `key` is a digest of the objects and
-their configuration, so a restart with nothing changed loads nothing: it opens the pins.
+their configuration, so a restart with nothing changed loads nothing: it opens the pins. New maps are pinned in
+maps-new/ until every object has loaded: a load that fails leaves the node's maps and programs as they were. Two loads
+at once on one folder are not safe: the agent holds a lock.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodenet.bpf import libbpf
+from nodenet.bpf.tables import BpfTable
 from nodenet.errors import CannotRunError
 
 TC_PROGRAMS = ("endpoint_egress", "endpoint_ingress")
@@ -30,6 +33,10 @@ CGROUP_PROGRAMS = {
     "sock_getpeer6": 30,
 }
 _CONFIG_SECTION = ".rodata.config"
+# Every map of ours is named so in the kernel too (at most 15 characters); libbpf's own, such as .rodata, are not.
+_MAP_PREFIX = b"nn_"
+# Written by the programs alone, so nobody fills them anew: connections, and what the socket programs translated.
+_CARRIED_MAPS = ("nn_ct", "nn_sock_revnat", "nn_sock_choice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +55,14 @@ class DatapathConfig:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `load` did. `adopted`: the pinned programs were right already. `replaced_maps` start empty."""
+    """What `load` did. `adopted`: the pinned programs were right already. `replaced_maps` start empty, but for those in
+    `carried`, with the number of entries that were copied from the old map."""
 
     key: str
     programs: dict[str, int]
     adopted: bool
     replaced_maps: tuple[str, ...] = ()
+    carried: Mapping[str, int] = field(default_factory=dict)
 
 
 class Pins:
@@ -62,6 +71,8 @@ class Pins:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.maps = root / "maps"
+        # bpffs allows no dot in a name.
+        self.new_maps = root / "maps-new"
         self.progs = root / "progs"
         self.links = root / "links"
 
@@ -76,6 +87,16 @@ class Pins:
 
     def map(self, name: str) -> Path:
         return self.maps / name
+
+    def clear_new_maps(self) -> None:
+        """Forget the new maps of a load that did not end."""
+        shutil.rmtree(self.new_maps, ignore_errors=True)
+
+    def publish(self) -> None:
+        """New maps take the place of the old ones."""
+        for path in self.new_maps.iterdir():
+            path.rename(self.maps / path.name)
+        self.new_maps.rmdir()
 
     def remove(self) -> None:
         """Unpin everything; programs that are attached elsewhere stay attached."""
@@ -105,22 +126,61 @@ def load(objects: Mapping[str, Path], config: DatapathConfig, pins: Pins) -> Loa
     pins.make()
     key = build_key(objects, config)
     folder = pins.progs / key
-    wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS]
-    if all((folder / name).exists() for name in wanted):
-        return Loaded(key, {name: libbpf.obj_get(str(folder / name)) for name in wanted}, adopted=True)
+    adopted = _adopt(folder, pins)
+    if adopted is not None:
+        return Loaded(key, adopted, adopted=True)
     replaced: list[str] = []
     programs: dict[str, int] = {}
-    draft = pins.progs / f"{key}-new"  # bpffs allows no dot in a name
+    draft = pins.progs / f"{key}-new"
     shutil.rmtree(draft, ignore_errors=True)
+    pins.clear_new_maps()
     draft.mkdir()
-    for name, path in objects.items():
-        try:
+    pins.new_maps.mkdir()
+    what = ""
+    try:
+        for name, path in objects.items():
+            what = f"{name}.bpf.o"
             programs |= _load_object(path, config, pins, draft, replaced)
-        except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise CannotRunError(f"the kernel refused {name}.bpf.o: {error.strerror}") from error
+        what = "a copy of connections"
+        carried = {name: count for name in replaced if (count := _carry(name, pins)) is not None}
+    except OSError as error:
+        _close_all(programs)
+        shutil.rmtree(draft, ignore_errors=True)
+        pins.clear_new_maps()
+        raise CannotRunError(f"the kernel refused {what}: {error.strerror}") from error
+    pins.publish()
+    shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    return Loaded(key, programs, adopted=False, replaced_maps=tuple(replaced))
+    return Loaded(key, programs, adopted=False, replaced_maps=tuple(replaced), carried=carried)
+
+
+def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
+    """The pinned programs of a build, if all are there and use the maps that are pinned now: after another build with
+    other sizes ran meanwhile, its maps are the pinned ones, and these programs would read maps that nobody writes."""
+    wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS]
+    if not all((folder / name).exists() for name in wanted):
+        return None
+    pinned = {_pinned_info(path).id for path in pins.maps.iterdir()}
+    programs = {name: libbpf.obj_get(str(folder / name)) for name in wanted}
+    used = {number for fd in programs.values() for number in libbpf.map_ids(fd)}
+    if any(libbpf.map_name(number).startswith(_MAP_PREFIX) for number in used - pinned):
+        _close_all(programs)
+        return None
+    return programs
+
+
+def _carry(name: str, pins: Pins) -> int | None:
+    """Copy what the programs wrote into a map that is replaced; how many entries, or None for a map that the agent
+    fills or whose records changed their size. What is written to the old map after this moment is not copied."""
+    if name not in _CARRIED_MAPS:
+        return None
+    with (
+        contextlib.closing(BpfTable(name, pins.map(name))) as old,
+        contextlib.closing(BpfTable(name, pins.new_maps / name)) as new,
+    ):
+        if (old.info.key_size, old.info.value_size) != (new.info.key_size, new.info.value_size):
+            return None
+        return new.copy(old)
 
 
 def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, replaced: list[str]) -> dict[str, int]:
@@ -161,25 +221,30 @@ def _prepare_map(pointer: int, config: DatapathConfig, pins: Pins, replaced: lis
     if name in config.sizes:
         libbpf.check(lib.bpf_map__set_max_entries(pointer, config.sizes[name]), f"size of {name}")
     path = pins.map(name)
-    if path.exists() and not _same_shape(pointer, path):
+    if not path.exists() or not _same_shape(pointer, path):
         # The old programs keep the old map until they are replaced; the new one is filled before that.
-        path.unlink()
-        replaced.append(name)
+        if path.exists() and name not in replaced:
+            replaced.append(name)
+        path = pins.new_maps / name
     libbpf.check(lib.bpf_map__set_pin_path(pointer, str(path).encode()), f"pin path of {name}")
 
 
 def _same_shape(pointer: int, path: Path) -> bool:
     lib = libbpf.lib()
-    fd = libbpf.obj_get(str(path))
-    try:
-        info = libbpf.info(fd, libbpf.MapInfo)
-    finally:
-        os.close(fd)
+    info = _pinned_info(path)
     wanted = tuple(
         getattr(lib, f"bpf_map__{field}")(pointer)
         for field in ("type", "key_size", "value_size", "max_entries", "map_flags")
     )
     return wanted == (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
+
+
+def _pinned_info(path: Path) -> libbpf.MapInfo:
+    fd = libbpf.obj_get(str(path))
+    try:
+        return libbpf.info(fd, libbpf.MapInfo)  # type: ignore[no-any-return]
+    finally:
+        os.close(fd)
 
 
 def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
@@ -226,7 +291,11 @@ def prune(loaded: Loaded, pins: Pins) -> None:
 
 
 def close(loaded: Loaded) -> None:
-    for fd in loaded.programs.values():
+    _close_all(loaded.programs)
+
+
+def _close_all(programs: Mapping[str, int]) -> None:
+    for fd in programs.values():
         with contextlib.suppress(OSError):
             os.close(fd)
 

@@ -33,8 +33,7 @@ class BpfTable:
         cpus = self._lib.libbpf_num_possible_cpus() if self._percpu else 1
         # Values of per-CPU maps are padded to 8 bytes each.
         self._stride = (self.info.value_size + 7) // 8 * 8 if self._percpu else self.info.value_size
-        self._key = ctypes.create_string_buffer(self.info.key_size)
-        self._value = ctypes.create_string_buffer(self._stride * cpus)
+        self._value_size = int(self._stride * cpus)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -51,7 +50,7 @@ class BpfTable:
 
     def _read_batches(self) -> Iterator[tuple[bytes, bytes]]:
         seen: set[bytes] = set()
-        size, key_size, value_size = _BATCH, int(self.info.key_size), len(self._value)
+        size, key_size, value_size = _BATCH, int(self.info.key_size), self._value_size
         place, following = None, ctypes.create_string_buffer(max(key_size, 8))
         while True:
             keys = ctypes.create_string_buffer(key_size * size)
@@ -96,11 +95,13 @@ class BpfTable:
             previous = ctypes.create_string_buffer(key.raw, len(key.raw))
 
     def _lookup(self, key: bytes) -> bytes | None:
-        result = self._lib.bpf_map_lookup_elem(self.fd, key, self._value)
+        # A buffer of its own for each call: several threads read one table, and ctypes lets others run meanwhile.
+        value = ctypes.create_string_buffer(self._value_size)
+        result = self._lib.bpf_map_lookup_elem(self.fd, key, value)
         if result == -errno.ENOENT:
             return None
         libbpf.check(result, f"map {self.name}: lookup")
-        return self._value.raw
+        return value.raw
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Every record. For a per-CPU map the value is the list of the CPUs' values."""
@@ -133,6 +134,14 @@ class BpfTable:
         result = self._lib.bpf_map_delete_elem(self.fd, key.pack())
         if result != -errno.ENOENT:
             libbpf.check(result, f"map {self.name}: delete {key}")
+
+    def copy(self, other: BpfTable) -> int:
+        """Insert every entry of another table with records of the same size; how many. Not for per-CPU maps."""
+        copied = 0
+        for key, value in other.raw():
+            libbpf.check(self._lib.bpf_map_update_elem(self.fd, key, value, 0), f"map {self.name}: copy")
+            copied += 1
+        return copied
 
     def count(self) -> int:
         """Number of entries, by reading them."""
