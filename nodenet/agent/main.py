@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from nodenet.agent.core import Agent
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
-from nodenet.errors import NodenetError
+from nodenet.errors import CannotRunError, NodenetError
 from nodenet.metrics import MetricsServer
 from nodenet.rpc.server import Server
 
@@ -18,19 +23,38 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> None:
-    """Run until SIGTERM or SIGINT. Raises NodenetError for what cannot run here."""
+    """Run until SIGTERM or SIGINT. Raises NodenetError for what cannot run here, a second agent among it."""
     try:
-        asyncio.run(_run(config))
+        with alone(config.run_dir):
+            asyncio.run(_run(config))
     except* NodenetError as group:
         # The first one is the cause; the others are tasks that ended with it.
         raise _first(group) from group
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Hold the node's lock, `agent.lock`; the kernel lets go of it when the process ends, however it ends.
+
+    Raises CannotRunError when another agent holds it: two would replace each other's maps and programs.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "agent.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotRunError(f"{path}: another agent of this node is running", "stop it first") from error
+        yield
+    finally:
+        os.close(fd)
 
 
 async def _run(config: Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     datapath = await asyncio.to_thread(Datapath, config)
     try:
         agent = Agent(config, datapath)
