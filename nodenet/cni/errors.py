@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from os import PathLike
 
 from nodenet.errors import NodenetError
 
@@ -45,3 +48,14 @@ class CniError(NodenetError):
         if self.details:
             body["details"] = self.details
         return json.dumps(body)
+
+
+@contextmanager
+def naming(path: PathLike[str]) -> Iterator[None]:
+    """Give a failed write the name of its file: the kernel's error for a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

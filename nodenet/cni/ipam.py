@@ -14,6 +14,7 @@ ours, which the reference takes no notice of, stand beside the leases: `.lease`,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 
-from nodenet.cni.errors import CniError, Code
+from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.index import Index
 from nodenet.cni.owner import Owner
 from nodenet.cni.ranges import Range, RangeSet
@@ -111,8 +112,12 @@ class Store:
         return len(names) >= entry.usable and not any(str(address) not in names for address, _ in entry.after(None))
 
     def owner(self, address: IPAddress) -> Owner:
-        """Who holds an address. Releases before 0.8 of the reference wrote the container alone: ifname is "" then."""
-        text = (self.folder / str(address)).read_bytes().decode(errors="replace")
+        """Who holds an address. Releases before 0.8 of the reference wrote the container alone: ifname is "" then. What
+        is no file at all names nobody."""
+        try:
+            text = (self.folder / str(address)).read_bytes().decode(errors="replace")
+        except IsADirectoryError:
+            return Owner("", "")
         container_id, _, ifname = text.strip().partition("\r\n")
         return Owner(container_id, ifname)
 
@@ -170,17 +175,13 @@ class Store:
     def remember(self, set_number: int, address: IPAddress) -> None:
         """Where the set's round goes on. In place, as the reference does: it is a hint, and a damaged one is none."""
         path = self.folder / f"last_reserved_ip.{set_number}"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(str(address).encode())
+        _write(path, str(address).encode(), os.O_TRUNC)
 
     def _temporary(self, text: str) -> Path:
         """A file of that content. Always a new one: the last one may be linked to a lease by now."""
         path = self.folder / _TEMPORARY
         path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(text.encode())
-            # A file system that delays its allocation tells of a full disk here.
-            file.flush()
+        _write(path, text.encode(), os.O_EXCL)
         return path
 
     def clear(self) -> None:
@@ -269,6 +270,17 @@ def _lease(address: IPAddress, entry: RangeSet, number: int) -> Lease:
     found: Range | None = entry.find(address)
     assert found is not None
     return Lease(ip_interface(f"{address}/{found.subnet.prefixlen}"), found.gateway, number)
+
+
+def _write(path: Path, content: bytes, how: int) -> None:
+    """Write a small file whole, or raise OSError that names it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+    with naming(path):
+        try:
+            if os.write(fd, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        finally:
+            os.close(fd)
 
 
 def _parse(text: str) -> IPAddress | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from nodenet.cni.errors import naming
 from nodenet.cni.ipam import Store
 from nodenet.link.everywhere import addresses_everywhere
 from nodenet.model import IPAddress
@@ -36,16 +37,14 @@ def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _al
     if not store.folder.is_dir():
         return []
     now, mark = BOOT_ID.read_text().strip(), store.folder / _MARK
-    try:
-        if mark.read_text(errors="replace").strip() == now:
-            return []
-    except FileNotFoundError:
-        with store.locked():
-            mark.write_text(now)
+    if (marked := _read(mark)) == now:
         return []
     freed: list[IPAddress] = []
     with store.locked():
-        if mark.read_text(errors="replace").strip() == now:
+        if not marked:
+            _put(mark, now)
+            return []
+        if _read(mark) == now:
             return []
         leases = store.leases()
         living = alive() if leases else frozenset()
@@ -59,7 +58,29 @@ def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _al
                 if store.index:
                     store.index.discard(owner, address)
                 freed.append(address)
-        mark.write_text(now)
+        _put(mark, now)
     if freed:
         log.warning("network %s: %d leases of before the reboot are free again", store.network, len(freed))
     return freed
+
+
+def _read(mark: Path) -> str:
+    """The boot id in a mark, "" when there is none or it is damaged: nothing may follow from that."""
+    try:
+        text = mark.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    return text if len(text) == len(BOOT_ID.read_text().strip()) else ""
+
+
+def _put(mark: Path, now: str) -> None:
+    """Whole or not at all: half a mark would look like another boot."""
+    temporary = mark.with_suffix(".new")
+    try:
+        with naming(temporary):
+            temporary.write_text(now)
+        temporary.rename(mark)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

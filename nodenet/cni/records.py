@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from nodenet.cni.errors import CniError, Code
+from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.owner import Owner
 from nodenet.model import Endpoint, ObjectRef
 
@@ -125,7 +125,7 @@ class Records:
         """Write a record: whole or not at all, also over a crash."""
         path = self._path(record.owner, "json")
         temporary = path.with_suffix(".new")
-        with temporary.open("w") as file:
+        with naming(temporary), temporary.open("w") as file:
             file.write(record.to_json())
         temporary.rename(path)
 
@@ -162,7 +162,8 @@ class Records:
         try:
             if network and not (crashed and os.fstat(fd).st_size):
                 note = [owner.container_id, owner.ifname, network, str(data_dir or ""), netns]
-                os.write(fd, json.dumps(note).encode())
+                with naming(path):
+                    os.write(fd, json.dumps(note).encode())
             yield crashed
         finally:
             path.unlink(missing_ok=True)
@@ -188,7 +189,8 @@ class Records:
                 number = (start + step) % MAX_ENDPOINT_ID + 1
                 if self._claim(number, owner):
                     temporary = self.ids / ".last"
-                    temporary.write_text(str(number))
+                    with naming(temporary):
+                        temporary.write_text(str(number))
                     temporary.rename(last)
                     return number
         raise CniError(Code.POOL_EXHAUSTED, f"this node has {MAX_ENDPOINT_ID} endpoints already")

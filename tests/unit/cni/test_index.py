@@ -156,6 +156,13 @@ class TestReboot:
         assert reclaim(store, frozenset) == []
         assert {str(address) for address in store.taken()} == {"10.1.0.2"}
 
+    def test_a_damaged_mark_says_nothing(self, tmp_path: Path) -> None:
+        store = made(tmp_path)
+        allocate(store, owner(1), DUAL)
+        (store.folder / ".boot").write_bytes(b"on")
+        assert reclaim(store, frozenset) == []
+        assert len(store.taken()) == 2
+
     def test_nothing_is_freed_when_not_all_can_be_seen(self, tmp_path: Path) -> None:
         store = made(tmp_path)
         allocate(store, owner(1), DUAL)
