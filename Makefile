@@ -2,19 +2,23 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint bpf proto bench clean
+.PHONY: help setup setup-full demo test lint bpf proto bench test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
 	@echo "make test    lint, types, import contracts and every test that can run here"
-	@echo "make bench   latency, memory and start-up figures on this machine"
+	@echo "make bench   eBPF beside iptables and nftables on this machine; see perf/README.md"
+	@echo "make test-kernels   load, attach and check the datapath on Linux 5.10 to the newest, in virtual machines"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bpf     compile the eBPF objects into the cache"
 	@echo "make proto   regenerate the gRPC code from nodenet/rpc/proto"
-	@echo "make clean   remove everything that the other verbs made"
+	@echo "make clean   remove what the other verbs made: every lab of this machine, .venv, caches"
 
 setup:
 	@.ci/setup
+
+setup-full:
+	@.ci/setup full
 
 demo: setup
 	@$(VENV)/python examples/demo.py
@@ -25,8 +29,11 @@ lint: setup
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports --no-cache | tail -n 6
 
-test: lint
+test: setup-full lint
 	@$(VENV)/pytest
+
+test-kernels: setup-full
+	@$(VENV)/python -m perf.kernels
 
 bpf: setup
 	@$(VENV)/nodenet bpf build
@@ -34,10 +41,11 @@ bpf: setup
 proto: setup
 	@$(VENV)/python nodenet/rpc/generate.py
 
-bench: setup
+bench: setup-full
 	@$(VENV)/nodenet bench
 
 clean:
 	@if [ -x $(VENV)/nodenet ]; then $(VENV)/nodenet lab down --all; fi
+	@rm -rf /var/cache/nodenet
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
