@@ -44,7 +44,7 @@ NN_INLINE void nn_sock_event(struct bpf_sock_addr *ctx, const struct nn_addr *da
 NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port, __u32 rev_nat_index,
 			     int reason, int datagram)
 {
-	if (!rev_nat_index && !datagram && ctx->protocol == IPPROTO_UDP)
+	if (reason == NN_DROP_IS_A_CLUSTERIP && !datagram && ctx->protocol == IPPROTO_UDP)
 		return NN_ALLOW;
 	nn_count(-reason, NN_EGRESS, 0);
 	nn_sock_event(ctx, addr, port, rev_nat_index, reason);

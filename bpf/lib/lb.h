@@ -64,7 +64,7 @@ NN_INLINE void nn_sock_revnat_key_of(struct nn_sock_revnat_key *key, __u64 cooki
 struct nn_lb_choice {
 	struct nn_backend_entry backend;
 	__u32 backend_id;
-	__u32 rev_nat_index; /* 0: an unserved port of a Service's address */
+	__u32 rev_nat_index;
 };
 
 NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
@@ -89,7 +89,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 	choice->rev_nat_index = 0;
 	if (!master)
 		/* An unserved port of a Service's address is refused, as kube-proxy's nftables mode does. */
-		return nn_is_service_address(addr) ? NN_DROP_BACKEND_NOT_FOUND : 0;
+		return nn_is_service_address(addr) ? NN_DROP_IS_A_CLUSTERIP : 0;
 	choice->rev_nat_index = master->rev_nat_index;
 	if (master->count == 0)
 		return NN_DROP_BACKEND_NOT_FOUND;

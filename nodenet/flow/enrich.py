@@ -65,6 +65,8 @@ def _services(event: Event, names: NameTable) -> tuple[ServiceName | None, Servi
     frontends = names.frontends
     if destination is None:
         destination = frontends.get((event.daddr, event.dport, event.protocol))
+    if destination is None and decode.drop_reason(event) == DropReason.IS_A_CLUSTERIP:
+        destination = names.service_addresses.get(event.daddr)
     if source is None:
         source = frontends.get((event.saddr, event.sport, event.protocol))
     return source, destination

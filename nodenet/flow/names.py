@@ -62,6 +62,11 @@ class NameTableBuilder:
             netns_cookies={c: parties[e.pod][2] for c, e in owners.items() if e is not None and e.pod in parties},
             services={number: ServiceName(*name.ref) for number, name in names.services.items()},
             frontends=_frontends(snapshot),
+            service_addresses={
+                address: ServiceName(*service.ref)
+                for service in snapshot.services.values()
+                for address in service.cluster_ips
+            },
             rules={number: _rule_name(ref, snapshot.policies) for number, ref in names.rules.items()},
             isolated_by={
                 (identity, int(direction)): tuple(PolicyName(p.namespace, p.name) for p in policies)

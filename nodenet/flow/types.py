@@ -133,6 +133,8 @@ class NameTable:
     services: Mapping[int, ServiceName] = field(default_factory=dict)
     # (address, port, protocol) of every frontend.
     frontends: Mapping[tuple[IPAddress, int, int], ServiceName] = field(default_factory=dict)
+    # For calls to a port that the Service does not have: its address alone.
+    service_addresses: Mapping[IPAddress, ServiceName] = field(default_factory=dict)
     rules: Mapping[int, PolicyName] = field(default_factory=dict)
     # (identity of the endpoint, direction) -> the policies that isolate it.
     isolated_by: Mapping[tuple[int, int], tuple[PolicyName, ...]] = field(default_factory=dict)

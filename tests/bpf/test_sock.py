@@ -181,6 +181,8 @@ def test_no_backend_is_refused_at_once(sockets: Sockets, version: int, protocol:
 def test_unserved_port_of_a_service_address_is_refused(sockets: Sockets, version: int) -> None:
     sockets.service(version, 80, 6, LOCAL[version])
     assert sockets.call(SERVICE[version], 81, 6, LOCAL[version]) == {"errno": 111}
+    (event,) = sockets.datapath.events()
+    assert (event.type, -event.reason) == (EventType.DROP, DropReason.IS_A_CLUSTERIP)
 
 
 @pytest.mark.parametrize("version", [4, 6])
