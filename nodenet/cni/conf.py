@@ -103,6 +103,9 @@ def _text(value: Any) -> str:
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise ValueError("expected an absolute path")
+    # JSON can hold halves of characters, which no file name has.
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("expected an absolute path of whole characters")
     return Path(value)
 
 

@@ -58,11 +58,18 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
         )
     if ifname:
         _check_ifname(ifname)
+    netns = environment.get("CNI_NETNS", "")
+    try:
+        netns.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise _bad(f"CNI_NETNS: expected the path of a network namespace, got {netns!r}") from None
+    if "\0" in netns:
+        raise _bad(f"CNI_NETNS: expected the path of a network namespace, got {netns!r}")
     return Request(
         verb=verb,
         stdin=stdin,
         container_id=container_id,
-        netns=environment.get("CNI_NETNS", ""),
+        netns=netns,
         ifname=ifname,
         args=_args(environment.get("CNI_ARGS", "")),
     )
@@ -70,7 +77,7 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
 
 def _check_ifname(name: str) -> None:
     """The kernel's own rule (dev_valid_name), and none of the slashes, colons and spaces that it forbids."""
-    if len(name.encode()) > 15 or name in (".", "..") or re.search(r"[/:\s]|[^\x21-\x7e]", name):
+    if len(name) > 15 or name in (".", "..") or re.search(r"[/:\s]|[^\x21-\x7e]", name):
         raise _bad(f"CNI_IFNAME: expected 1-15 characters without '/', ':' or spaces, got {name!r}")
 
 
