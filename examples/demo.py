@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from nodenet.cli.program import pasteable, program
+
 ROOT = Path(__file__).resolve().parent.parent
 SHOP = Path(os.path.relpath(ROOT / "examples" / "shop"))
 NODENET = [sys.executable, "-m", "nodenet"]
@@ -47,7 +49,7 @@ class Demo:
 
     def run(self, *words: str, expect: int = 0) -> str:
         """Print the command, run it, print what it says. Ends the demo when its exit code is not the expected one."""
-        print(f"{_BOLD}$ nodenet {shlex.join(words)}{_PLAIN}", flush=True)
+        print(f"{_BOLD}$ {program()} {shlex.join(words)}{_PLAIN}", flush=True)
         done = subprocess.run([*NODENET, *words], stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout, end="", flush=True)
         if done.returncode != expect:
@@ -87,7 +89,7 @@ class Demo:
     def live(self) -> Iterator[None]:
         """`nodenet observe --follow` beside what happens inside."""
         words = ["observe", "--lab", self.name, "--follow", "--type", "policy-verdict", "--type", "drop"]
-        print(f"{_BOLD}$ nodenet {shlex.join(words)} &{_PLAIN}", flush=True)
+        print(f"{_BOLD}$ {program()} {shlex.join(words)} &{_PLAIN}", flush=True)
         observer = subprocess.Popen([*NODENET, *words], stderr=subprocess.DEVNULL)
         try:
             time.sleep(_SETTLE)
@@ -113,7 +115,7 @@ class Demo:
         while self.asks("status") != 0 and time.monotonic() < deadline:
             time.sleep(0.2)
         ready = [line for line in self.says("logs", node).splitlines() if "ready after" in line]
-        print(f"{_BOLD}$ nodenet lab logs {node} --name {self.name}{_PLAIN}\n...\n{ready[-1]}")
+        print(f"{_BOLD}$ {program()} lab logs {node} --name {self.name}{_PLAIN}\n...\n{ready[-1]}")
 
     def asks(self, verb: str, *words: str) -> int:
         command = [*NODENET, "lab", verb, "--name", self.name, *words]
@@ -135,10 +137,10 @@ class Demo:
             ),
             (f"nodenet lab exec -n shop deploy/web --name {self.name} -- bash", "a shell inside a pod"),
             (f"export KUBECONFIG=$(nodenet lab kubeconfig --name {self.name})", "and kubectl get pods -A"),
-            ("nodenet policy explain -f examples/shop --from ... --to ...", "policy without a lab"),
+            (f"nodenet policy explain -f {SHOP} --from shop/web --to svc/api.shop --port 80", "policy without a lab"),
             (f"nodenet lab down --name {self.name}", "take everything away"),
         ):
-            print(f"  {line:<66}  {_DIM}{what}{_PLAIN}")
+            print(f"  {pasteable(line):<72}  {_DIM}{what}{_PLAIN}")
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from nodenet.cli.lab_common import manifest_option, name_option, node_names, say
 from nodenet.cli.lab_objects import apply, delete, get
 from nodenet.cli.lab_traffic import exec_, probe
 from nodenet.cli.output import Column, Format, emit, emit_document, output_option
+from nodenet.cli.program import pasteable
 
 if TYPE_CHECKING:
     from nodenet.lab.apply import Result
@@ -87,11 +88,14 @@ def _summary(client: LabClient, seconds: float) -> None:
         say(f"note: {sentence}")
     option = "" if client.lab == "lab" else f" --name {client.lab}"
     click.echo(f"lab {client.lab} is up after {seconds:.1f} s: " + ", ".join(_plural(*count) for count in counts))
-    click.echo(f"  nodenet lab get pods -A -o wide{option}")
-    click.echo(f"  nodenet lab probe --matrix{option}")
-    click.echo(f"  nodenet observe --follow --lab {client.lab}")
-    click.echo(f"  export KUBECONFIG=$(nodenet lab kubeconfig{option})")
-    click.echo(f"  nodenet lab down{option}")
+    for line in (
+        f"nodenet lab get pods -A -o wide{option}",
+        f"nodenet lab probe --matrix{option}",
+        f"nodenet observe --follow --lab {client.lab}",
+        f"export KUBECONFIG=$(nodenet lab kubeconfig{option})",
+        f"nodenet lab down{option}",
+    ):
+        click.echo(f"  {pasteable(line)}")
 
 
 def _counted(results: Sequence[Result]) -> str:

@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 
 import click
 
+from nodenet.cli.program import pasteable
 from nodenet.errors import NodenetError
 
 
@@ -52,7 +53,7 @@ class ShownError(click.ClickException):
         """To stderr: stdout belongs to the data."""
         click.echo(f"nodenet: {self.message}", err=True, file=file)
         if self.hint:
-            click.echo(f"  hint: {self.hint}", err=True, file=file)
+            click.echo(f"  hint: {pasteable(self.hint)}", err=True, file=file)
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,28 @@
+"""The words that call this program, for what people paste: `nodenet` where the shell finds it, else the path."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+_WORD = re.compile(r"(?<![\w/.-])nodenet(?= [a-z])")
+
+
+def program() -> str:
+    """`nodenet` when it is on PATH; else the script of this Python, from here when that is shorter."""
+    if shutil.which("nodenet"):
+        return "nodenet"
+    called = Path(sys.argv[0])
+    script = called if called.name == "nodenet" else Path(sys.executable).with_name("nodenet")
+    if not script.exists():
+        return f"{sys.executable} -m nodenet"
+    return min(os.path.relpath(script), str(script.absolute()), key=len)
+
+
+def pasteable(text: str) -> str:
+    """`text` with every `nodenet COMMAND` in it as it can be called here."""
+    words = program()
+    return text if words == "nodenet" else _WORD.sub(lambda _: words, text)
