@@ -26,6 +26,8 @@ FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 30.0
 # After a run the loop rests for as long as the run took, but no longer than this: it never takes more than half a CPU.
 LONGEST_REST_SECONDS = 1.0
+# Somebody who waits for a change (a pod's start) ends the rest, unless the run took longer than this.
+LONGEST_HURRIED_RUN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class ReconcileLoop:
         self._run_blocking = run_blocking
         self._wanted = asyncio.Event()
         self._progress = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._held: dict[str, Mapping[Any, Any]] = {}
         self._unread: set[str] = {*SERVICE_TABLES, *POLICY_TABLES}
         # Tables whose last write failed: it may or may not have been made.
@@ -115,6 +118,7 @@ class ReconcileLoop:
         """Return when a Snapshot of at least this revision is in the kernel: endpoints, isolation and policy for
         certain, Services as far as they could be written. Waits as long as it takes: the caller sets a limit."""
         while self.stats.policy_revision < revision:
+            self._hurry.set()
             await self._progress.wait()
 
     async def run(self) -> None:
@@ -130,8 +134,15 @@ class ReconcileLoop:
                 next_resync = self._clock.monotonic() + self._resync_seconds
                 self._unread.update((*SERVICE_TABLES, *POLICY_TABLES))
             if snapshot is not None:
+                self._hurry.clear()
                 await self._once(snapshot)
-                await self._clock.wait(asyncio.Event(), min(self.stats.last_duration, LONGEST_REST_SECONDS))
+                await self._rest()
+
+    async def _rest(self) -> None:
+        # Set by whoever waits for more than that run brought.
+        took = self.stats.last_duration
+        sooner = self._hurry if took <= LONGEST_HURRIED_RUN_SECONDS and not self.stats.failing else asyncio.Event()
+        await self._clock.wait(sooner, min(took, LONGEST_REST_SECONDS))
 
     def _retry_seconds(self) -> float:
         doubled: float = FIRST_RETRY_SECONDS * 2.0 ** min(self.stats.failing - 1, 16)

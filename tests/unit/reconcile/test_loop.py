@@ -222,3 +222,27 @@ async def test_no_write_is_made_after_it_was_stopped() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert made
+
+
+@pytest.mark.parametrize(("took", "waits"), [(0.05, False), (0.5, True)])
+async def test_who_waits_does_not_sit_out_a_short_runs_rest(took: float, waits: bool) -> None:
+    """A pod's start is not put off; but a run that is long rests, or the agent would do nothing else."""
+    agent = Agent(some_store(), fake_tables())
+
+    async def slowly(work: Callable[[], None]) -> None:
+        agent.clock.advance(took)
+        work()
+
+    agent.loop._run_blocking = slowly
+    async with agent.running() as loop:
+        await within(loop.wait_for(agent.store.revision))
+        await turns()
+        agent.store.apply(Op.ADDED, endpoint(2, "web", "10.0.2.2"))
+        loop.trigger()
+        await turns()
+        assert loop.stats.policy_revision < agent.store.revision, "nobody waits: the loop rests"
+        waiter = asyncio.create_task(loop.wait_for(agent.store.revision))
+        await turns()
+        assert waiter.done() is not waits
+        agent.clock.advance(took)
+        await within(waiter)
