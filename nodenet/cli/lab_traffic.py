@@ -13,13 +13,14 @@ import click
 
 from nodenet.cli.lab_common import name_option, namespace_option, say
 from nodenet.cli.output import Format, emit_document, output_option
-from nodenet.errors import BadInputError
+from nodenet.errors import BadInputError, CannotRunError
 
 if TYPE_CHECKING:
+    from netpolicy.matrix import Cell
     from nodenet.lab.client import LabClient
     from nodenet.lab.goals import Goal
     from nodenet.lab.pods import Port
-    from nodenet.lab.probe import Outcome
+    from nodenet.lab.probe import Outcome, Survey
     from nodenet.lab.verdict import Drop
 
 Object = Mapping[str, Any]
@@ -80,7 +81,14 @@ def _options_after_pod(words: list[str], namespace: str, name: str) -> tuple[lis
 @click.option("--matrix", is_flag=True, help="Every pod to every pod.")
 @click.option("--ports", metavar="80/tcp,81/udp,...", help="With --matrix: these, not the declared ones.")
 @click.option("--compare", is_flag=True, help="With --matrix: exit 1 when it differs from what policy computes.")
-@click.option("--timeout", default=1.0, show_default=True, metavar="SECONDS", help="Per attempt; there are two.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Per attempt; there are two.",
+)
 @output_option
 def probe(
     name: str,
@@ -96,7 +104,8 @@ def probe(
 ) -> None:
     """Make real connections between pods, and tell whether and why they are allowed.
 
-    Exit code 0: allowed. 1: denied (or, with --compare, a difference).
+    Exit code 0: allowed. 1: denied, or no answer although policy allows it (with --compare: a difference, or nothing
+    that could be compared). 3: it cannot be tried here.
     """
     from nodenet.lab.client import LabClient
 
@@ -122,18 +131,41 @@ def _matrix(client: LabClient, ports: str | None, compare: bool, timeout: float,
     objects = verdict.everything(client)
     pods = [obj for obj in objects if obj["kind"] == "Pod"]
     overflows = neighbours.overflows()
-    cells = probing.matrix(client.lab, pods, asked, timeout=timeout)
+    found = probing.survey(client.lab, pods, asked, timeout=timeout)
+    cells = found.cells
     if neighbours.overflows() > overflows:
         limit = neighbours.limit()
         say(f"note: the kernel's neighbour table was full (net.ipv4.neigh.default.gc_thresh3 is {limit}, for all")
         say("  namespaces together): some connections may look denied that policy allows")
     emit_document(as_json(cells), output, policy_format.grid(cells))
+    if found.left_out:
+        say(f"left out, for want of an address: {', '.join(found.left_out)}")
+    if found.unsupported:
+        say(f"left out: {', '.join(map(str, found.unsupported))}: this kernel does not speak {_protocols(found)}")
+    if found.unsupported and not cells:
+        raise CannotRunError("nothing could be probed", "policy alone: nodenet policy matrix --lab NAME --ports ...")
     if compare:
-        differing = verdict.differences(verdict.computed(objects, asked), cells)
-        for sentence in differing:
-            say(sentence)
-        say(f"{len(cells)} cells, {len(differing)} differ from what policy computes")
-        sys.exit(1 if differing else 0)
+        _compare(verdict.computed(objects, asked), found)
+
+
+def _protocols(found: Survey) -> str:
+    return ", ".join(sorted({port.protocol for port in found.unsupported}))
+
+
+def _compare(wanted: Sequence[Cell], found: Survey) -> None:
+    """Ends the command: 0 when every cell is as policy computes it, and there is one."""
+    from nodenet.lab import verdict
+
+    unsupported = {tuple(port) for port in found.unsupported}
+    differing = verdict.differences(
+        [cell for cell in wanted if (cell.port, str(cell.protocol)) not in unsupported], found.cells
+    )
+    for sentence in differing:
+        say(sentence)
+    say(f"{len(found.cells)} cells, {len(differing)} differ from what policy computes")
+    if not found.cells:
+        say("nothing was compared: no pod with an address declares a port, or there are fewer than two pods")
+    sys.exit(1 if differing or not found.cells else 0)
 
 
 def _one(
@@ -154,6 +186,11 @@ def _one(
         timeout=timeout,
         attempts=2,
     )
+    if not outcome.supported:
+        raise CannotRunError(
+            f"{goal.port}: this kernel does not speak {goal.port.protocol}, so that nothing was tried",
+            f"policy alone: nodenet policy explain --lab {client.lab} --from {source} --to {target} --port {goal.port}",
+        )
     goal = goals.answered(objects, goal, outcome.answer)
     explained = None
     if not goal.note:
@@ -167,6 +204,7 @@ def _one(
         "port": goal.port.number,
         "protocol": goal.port.protocol,
         "allowed": allowed,
+        "verdict": "allowed" if allowed else "denied" if drops or _denies(explained) else "no answer",
         "outcome": outcome.outcome,
         "answeredBy": outcome.answer,
         "ms": outcome.ms,
@@ -174,15 +212,24 @@ def _one(
         "policy": explained,
         "drops": [asdict(drop) for drop in drops],
     }
-    emit_document(data, output, _text(data, _words(outcome, goal.note), drops))
+    words = _words(outcome, goal.note)
+    if data["verdict"] == "no answer" and not goal.note:
+        outside = verdict.outside(objects, goal.backend)
+        words += " (policy allows it" + ("; the lab has no route outside)" if outside else ")")
+    emit_document(data, output, _text(data, words, drops))
     sys.exit(0 if allowed else 1)
+
+
+def _denies(explained: Mapping[str, Any] | None) -> bool:
+    return explained is not None and not explained["allowed"]
 
 
 def _text(data: Mapping[str, Any], words: str, drops: Sequence[Drop]) -> str:
     from nodenet.cli import policy_format
 
-    head = "allowed" if data["allowed"] else "denied"
-    lines = [f"{head}: {data['from']} -> {data['to']} {data['port']}/{data['protocol']} ({data['address']}): {words}"]
+    lines = [
+        f"{data['verdict']}: {data['from']} -> {data['to']} {data['port']}/{data['protocol']} ({data['address']}): {words}"
+    ]
     if data["note"]:
         lines.append(f"  {data['note']}")
     if data["policy"]:

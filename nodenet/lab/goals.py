@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from nodenet.errors import BadInputError
+from nodenet.errors import BadInputError, CannotRunError
 from nodenet.lab import find, pods, ready
 from nodenet.lab.pods import Port
 
@@ -33,8 +33,12 @@ class Goal:
 def resolve(objects: Sequence[Object], start: Object, target: str, port: Port | None, namespace: str) -> Goal:
     """`target` is an address, [NS/]POD in all of find.pod's forms, or svc/NAME.NS; `namespace` is for plain names.
 
-    Without `port` the first declared one is meant. Raises BadInputError for what is not there.
+    Without `port` the first declared one is meant. Raises BadInputError for what is not there, CannotRunError when the
+    source has no address yet.
     """
+    if not pods.addresses(start):
+        reason = pods.waiting_message(start) or "it does not run yet"
+        raise CannotRunError(f"pod {find.full_name(start)}: status.podIPs: it has no address to call from: {reason}")
     families: set[int] = {ip_address(address).version for address in pods.addresses(start)}
     if "svc/" in target:
         space = find.split(target.replace("svc/", "", 1), namespace)[0]

@@ -37,7 +37,9 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one probe saw. `refused` means that a packet arrived and something answered "no such port"."""
+    """What one probe saw. `refused` means that a packet arrived and something answered "no such port"; `unsupported`
+    that this kernel does not speak the protocol, so that nothing was tried.
+    """
 
     outcome: str
     answer: str | None
@@ -48,6 +50,21 @@ class Outcome:
     def allowed(self) -> bool:
         """Whether policy let it through: a refusal comes from behind the policy."""
         return self.outcome in ("answered", "refused")
+
+    @property
+    def supported(self) -> bool:
+        return self.outcome != "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a matrix found. `unsupported`: ports whose protocol this kernel does not speak: they have no cells.
+    `left_out`: pods without an address, each with the reason where its status tells one.
+    """
+
+    cells: list[Cell]
+    unsupported: tuple[Port, ...]
+    left_out: tuple[str, ...]
 
 
 def probe(
@@ -76,19 +93,21 @@ def probe(
     return [Outcome(found["outcome"], found["answer"], found["ms"], found["error"]) for found in json.loads(out)]
 
 
-def matrix(
+def survey(
     lab: str,
     everything: Iterable[Object],
     asked: Sequence[Port] | None,
     *,
     timeout: float = TIMEOUT,
     attempts: int = ATTEMPTS,
-) -> list[Cell]:
+) -> Survey:
     """Every running pod to every other one, sorted by name: on `asked`, else on the destination's declared ports.
 
     A dual-stack pod is asked on each of its addresses, and allowed when all of them are.
     """
-    ready = sorted((p for p in everything if pods.addresses(p) and not pods.finished(p)), key=find.full_name)
+    alive = sorted((pod for pod in everything if not pods.finished(pod)), key=find.full_name)
+    ready = [pod for pod in alive if pods.addresses(pod)]
+    unsupported: set[Port] = set()
 
     def row(source: Object) -> list[Cell]:
         plan = [
@@ -101,6 +120,9 @@ def matrix(
         outcomes = probe(lab, source, [target for _, _, target in plan], timeout=timeout, attempts=attempts)
         merged: dict[tuple[str, Port], bool] = {}
         for (destination, port, _), outcome in zip(plan, outcomes, strict=True):
+            if not outcome.supported:
+                unsupported.add(port)
+                continue
             key = (find.full_name(destination), port)
             merged[key] = merged.get(key, True) and outcome.allowed
         name = find.full_name(source)
@@ -112,4 +134,9 @@ def matrix(
             if number:
                 neighbours.flush(execute.place(lab, pod).netns for pod in ready)
             cells += [cell for found in pool.map(row, wave) for cell in found]
-    return cells
+    return Survey(cells, tuple(sorted(unsupported)), tuple(_why(pod) for pod in alive if not pods.addresses(pod)))
+
+
+def _why(pod: Object) -> str:
+    reason = pods.waiting_message(pod)
+    return find.full_name(pod) + (f" ({reason})" if reason else "")

@@ -3,12 +3,13 @@
 Runs alone as `python -I -S -E prober.py`: the standard library only. In on stdin, one JSON object:
     {"timeout": seconds per attempt, "attempts": N, "targets": [{"address": "10.0.0.1", "port": 80, "protocol": "TCP"}]}
 Out on stdout, one JSON list in the order of the targets:
-    {"outcome": "answered" | "refused" | "timeout" | "unreachable", "answer": who answered or null,
+    {"outcome": "answered" | "refused" | "timeout" | "unreachable" | "unsupported", "answer": who answered or null,
      "ms": latency of the last attempt, "error": why}
 
 TCP and SCTP: connect, GET /hostname; a connection that was made counts as answered also when nothing is said on it.
 UDP: the datagram `hostname`, sent again three times per attempt. `refused` is a reset or an ICMP port unreachable: the
-packet arrived. `unreachable` is any other error of the system, before or after a packet left.
+packet arrived. `unsupported`: this kernel has no such protocol, nothing was tried. `unreachable` is any other error of
+the system, before or after a packet left.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ class Probe:
             self._end("refused", None, _reason(error))
         elif error.errno == errno.ETIMEDOUT:
             self._end("timeout", None, _reason(error))
+        elif error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+            self._end("unsupported", None, _reason(error))
         else:
             self._end("unreachable", None, _reason(error))
 

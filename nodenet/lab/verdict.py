@@ -67,6 +67,13 @@ def explanation(all_objects: Iterable[Object], source: Object, destination: Obje
     return explain.as_json(explain.explain(evaluator, Party.of(source_pod, own), target, traffic))
 
 
+def outside(all_objects: Iterable[Object], address: str) -> bool:
+    """Whether `address` is none of the lab's own: no pod's and no node's."""
+    read = objects.cluster(obj for obj in all_objects if obj["kind"] in ("Pod", "Node"))
+    own = {ip for pod in read.pods for ip in pod.ips} | {ip for node in read.nodes for ip in node.addresses}
+    return ip_address(address) not in own
+
+
 def _party(read: cluster.Cluster, text: str) -> Party:
     """A pod by its address, a node by its own, or somewhere outside."""
     address = ip_address(text)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nodenet.errors import BadInputError
+from nodenet.errors import BadInputError, CannotRunError
 from nodenet.lab import find, goals
 from nodenet.lab.pods import Port
 from tests.unit.lab_nodes import objects as make
@@ -95,3 +95,8 @@ def test_a_pods_first_declared_port_is_meant() -> None:
 def test_a_family_that_the_source_does_not_speak_is_told() -> None:
     with pytest.raises(BadInputError, match=r"spec\.clusterIP"):
         goal("svc/db", make.service("db", "shop", ips=["fd00::9"]))
+
+
+def test_a_source_without_an_address_is_the_one_that_is_named() -> None:
+    with pytest.raises(CannotRunError, match=r"pod default/s: status\.podIPs: .* no room"):
+        goals.resolve(PODS, make.pod("s", message="no room"), "shop/db-0", None, "shop")

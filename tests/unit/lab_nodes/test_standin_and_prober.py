@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -135,3 +136,12 @@ def test_a_connection_without_an_answer_counts_as_answered() -> None:
 def test_more_targets_than_descriptors(ports: tuple[int, int]) -> None:
     results = probe(*[{"address": "127.0.0.1", "port": ports[0], "protocol": "TCP"}] * 1500, timeout=5.0)
     assert [r["answer"] for r in results] == ["me"] * 1500
+
+
+def test_a_protocol_that_the_kernel_lacks_is_told_from_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
+    monkeypatch.setattr(prober.socket, "socket", refuse)
+    found = prober.run([prober.Probe({"address": "127.0.0.1", "port": 82, "protocol": "SCTP"}, 0.1, 2)])
+    assert [result["outcome"] for result in found] == ["unsupported"]
