@@ -12,15 +12,15 @@ from pathlib import Path
 
 from nodenet import abi
 from nodenet.agent.datapath import Datapath
-from nodenet.agent.host import Host, netns_cookie
+from nodenet.agent.endpoints import Endpoints, key_of
+from nodenet.agent.host import Host
 from nodenet.agent.measured import AgentSource
 from nodenet.bpf.ringbuf import EventReader
-from nodenet.cni.detach import recover
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.records import Records
 from nodenet.cni.server import CniServer
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names
 from nodenet.config import Config
+from nodenet.errors import NodenetError
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
@@ -31,7 +31,7 @@ from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.rpc.feed import Feed, new_origin
 from nodenet.rpc.observer import ServerInfo
-from nodenet.store import API_KINDS, AttachmentKey, Kind, Op, Snapshot, Store
+from nodenet.store import API_KINDS, Kind, Snapshot, Store
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,21 @@ class Agent:
         self.datapath = datapath
         self.started = time.time_ns()
         self.host = Host()
-        self.records = Records(config.run_dir)
         self.store = Store()
+        self.endpoints = Endpoints(
+            config.run_dir,
+            self.host,
+            self.store,
+            datapath.loaded.programs,
+            changed=self._wake,
+            in_force=lambda: self.loop.wait_for(self.store.revision),
+        )
         self.compiler = Compiler()
         self.local = LocalNode(config.node_name, frozenset(), config.enforce_policy)
         # Of the last compilation, for people and metrics.
         self.snapshot = Snapshot()
         self.names = Names()
         self.desired = DesiredState()
-        self.cookies: dict[AttachmentKey, int] = {}
         self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset())
         self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name))
         self.info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), self.started)
@@ -93,7 +99,8 @@ class Agent:
 
     async def run(self) -> None:
         """Bring the node up to date and keep it so. Raises what cannot be mended by trying again."""
-        await self._adopt_endpoints()
+        await self.endpoints.read()
+        await self._read_addresses()
         reader = self.datapath.read_events(self.pipeline.receive)
         event_loop = asyncio.get_running_loop()
         event_loop.add_reader(reader.fd, self._read_events, reader)
@@ -104,6 +111,7 @@ class Agent:
                 tasks.create_task(self.loop.run(), name="reconcile")
                 tasks.create_task(self._keep_routes(), name="routes")
                 tasks.create_task(self._upkeep(), name="upkeep")
+                tasks.create_task(self._keep_endpoints(), name="endpoints")
                 tasks.create_task(self._look_for_events(reader), name="events")
                 tasks.create_task(self._become_ready(), name="ready")
         finally:
@@ -117,17 +125,15 @@ class Agent:
     async def endpoint_added(self, endpoint: Endpoint) -> None:
         """CNI ADD, all wired: return when the endpoint's own policy is in force."""
         admitted = await self.host.admit(endpoint, self.datapath.loaded.programs)
-        self.cookies[_key(endpoint)] = admitted.cookie
         self.local = LocalNode(self.local.name, admitted.addresses, self.local.enforce_policy)
-        self._apply(Op.ADDED, endpoint)
+        self.endpoints.added(endpoint, admitted.cookie)
         if endpoint.pod.name:
             await self._pod_known(endpoint)
         await self.loop.wait_for(self.store.revision)
 
     async def endpoint_deleted(self, endpoint: Endpoint) -> None:
         """CNI DEL, wires cut: return when nothing in the kernel speaks of the endpoint."""
-        self.cookies.pop(_key(endpoint), None)
-        self._apply(Op.DELETED, endpoint)
+        self.endpoints.deleted(key_of(endpoint))
         await self.loop.wait_for(self.store.revision)
 
     async def cni_trouble(self) -> str:
@@ -155,41 +161,22 @@ class Agent:
         pod = self.store.snapshot().pods.get(endpoint.pod)
         return pod is not None and endpoint.pod_uid in ("", pod.uid)
 
-    async def _adopt_endpoints(self) -> None:
-        """The endpoints of a previous life, and those that the plugin made while no agent ran. First, what killed verbs
-        and pods that are gone for good left behind is cleaned up."""
-        for problem in await asyncio.to_thread(recover, self.config.run_dir):
-            log.warning("%s", problem)
-        records, problems = self.records.all()
-        for problem in problems:
-            log.warning("%s", problem)
-        found = []
-        for record in records:
-            if await self.host.exists(record.endpoint):
-                found.append(record.endpoint)
-            else:
-                log.warning(
-                    "endpoint of %s: its interface %s is gone", record.endpoint.pod, record.endpoint.host_ifname
-                )
-        self.local = LocalNode(self.local.name, await self.host.local_addresses(), self.local.enforce_policy)
-        self.store.replace(Kind.ENDPOINT, found)
-
     async def _become_ready(self) -> None:
-        """Maps first, then programs: none is attached before it finds its rules."""
+        """Maps first, then programs: none is attached before it finds its rules. What the plugin alone did before this
+        agent listened is taken over after that."""
         await self.loop.wait_for(0)
-        attached = 0
-        for endpoint in self.store.snapshot().endpoints.values():
-            self.cookies[_key(endpoint)] = await asyncio.to_thread(netns_cookie, endpoint.netns)
-            attached += await self.host.attach(endpoint, self.datapath.loaded.programs)
+        attached = await self.endpoints.attach_all()
         sockets = await asyncio.to_thread(self.datapath.attach_sockets)
         await asyncio.to_thread(self.datapath.forget_old)
         await self.cni.start()
+        attached += await self.endpoints.look()
+        await self.loop.wait_for(self.store.revision)
         self.ready_after = _process_age()
         self.ready.set()
         log.info(
             "ready after %.2f s: %d endpoints, %d programs attached, %d map writes",
             self.ready_after,
-            len(self.cookies),
+            len(self.endpoints.cookies),
             attached + len(sockets),
             self.loop.stats.writes.total(),
         )
@@ -200,10 +187,6 @@ class Agent:
         async for event in self.client.watch(kind):
             if self.store.feed(event):
                 self._wake()
-
-    def _apply(self, op: Op, endpoint: Endpoint) -> None:
-        if self.store.apply(op, endpoint):
-            self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -217,10 +200,26 @@ class Agent:
         for warning in set(names.warnings) - set(self.names.warnings):
             log.warning("%s", warning)
         self.snapshot, self.names, self.desired = snapshot, names, desired
-        self.pipeline.names = self._table_builder.build(
-            snapshot, names, local, {cookie: key for key, cookie in self.cookies.items()}, _identities(desired)
-        )
+        cookies = {cookie: key for key, cookie in self.endpoints.cookies.items()}
+        self.pipeline.names = self._table_builder.build(snapshot, names, local, cookies, _identities(desired))
         return desired
+
+    async def _keep_endpoints(self) -> None:
+        """What the plugin alone makes or takes away while it cannot reach the agent."""
+        await self.ready.wait()
+        while True:
+            await asyncio.sleep(UPKEEP_SECONDS)
+            try:
+                await self.endpoints.look()
+            except (NodenetError, OSError) as error:
+                log.warning("endpoints could not be looked at: %s", error)
+
+    async def _read_addresses(self) -> None:
+        """This node's own addresses, for the next compilation."""
+        found = await self.host.local_addresses()
+        if found != self.local.addresses:
+            self.local = LocalNode(self.local.name, found, self.local.enforce_policy)
+            self.loop.trigger()
 
     async def _keep_routes(self) -> None:
         """Routes to the other nodes' pod networks, whenever the nodes change."""
@@ -295,13 +294,10 @@ class Agent:
                 found.append(f"watch of {kind}: {stats.error}")
             if stats.undecodable:
                 found.append(f"{kind}: {stats.undecodable} versions of objects could not be read; the log names them")
+        found += self.endpoints.unpoliced.values()
         if self.loop.stats.failing:
             found.append(f"maps: {self.loop.stats.last_error}")
         return found
-
-
-def _key(endpoint: Endpoint) -> AttachmentKey:
-    return AttachmentKey(endpoint.container_id, endpoint.ifname)
 
 
 def _clock_offset() -> int:

@@ -1,0 +1,192 @@
+"""The attachments of this node, in the endpoint files and in the Store: each has both programs on its veth.
+
+Most come by CNI ADD. The plugin alone makes others while no agent listens, and takes some away: the files tell, and
+they are looked at again once the agent listens, and whenever the folder changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from nodenet.agent.host import netns_cookie
+from nodenet.cni.detach import recover
+from nodenet.cni.owner import Owner
+from nodenet.cni.records import Record, Records
+from nodenet.errors import NodenetError
+from nodenet.model import Endpoint
+from nodenet.store import AttachmentKey, Kind, Op, Store
+
+log = logging.getLogger(__name__)
+
+# A folder's time of change is only as fine as the kernel's tick: for so long after it, one look may have missed some.
+_SETTLED_SECONDS = 1.0
+
+
+class Wires(Protocol):
+    """What is asked of agent.host.Host."""
+
+    async def attach(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int: ...
+
+    async def exists(self, endpoint: Endpoint) -> bool: ...
+
+
+class Endpoints:
+    """`changed` is called after each change of the Store; `in_force` waits until the kernel has what the Store has now.
+    Everything here runs in the event loop."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        host: Wires,
+        store: Store,
+        programs: Mapping[str, int],
+        changed: Callable[[], None],
+        in_force: Callable[[], Awaitable[None]],
+    ) -> None:
+        # SO_NETNS_COOKIE by attachment. Replaced as a whole at each change: the compiling thread reads it.
+        self.cookies: Mapping[AttachmentKey, int] = {}
+        # Sentences about endpoints whose programs could not be attached; tried again at every look.
+        self.unpoliced: dict[AttachmentKey, str] = {}
+        self._run_dir = run_dir
+        self._records = Records(run_dir)
+        self._host = host
+        self._store = store
+        self._programs = programs
+        self._changed = changed
+        self._in_force = in_force
+        self._looked_at = 0.0
+        self._told: set[str] = set()
+
+    async def read(self) -> None:
+        """At the start: clean up what killed verbs and pods that are gone for good left behind, then know the rest.
+        None has its programs yet."""
+        for problem in await asyncio.to_thread(recover, self._run_dir):
+            log.warning("%s", problem)
+        found = [record.endpoint for record in await self._readable() if await self._lives(record.endpoint)]
+        cookies = [await asyncio.to_thread(netns_cookie, endpoint.netns) for endpoint in found]
+        self.cookies = dict(zip(map(key_of, found), cookies, strict=True))
+        self._store.replace(Kind.ENDPOINT, found)
+
+    async def attach_all(self) -> int:
+        """Both programs on every endpoint of the Store; how many were not right already. Never raises for a veth."""
+        return sum([await self._attach(endpoint) for endpoint in self._store.snapshot().endpoints.values()])
+
+    def added(self, endpoint: Endpoint, cookie: int) -> None:
+        """For the next compilation."""
+        self.cookies = {**self.cookies, key_of(endpoint): cookie}
+        if self._store.apply(Op.ADDED, endpoint):
+            self._changed()
+
+    def deleted(self, key: AttachmentKey) -> None:
+        """Its wires are cut, or will be: an unknown one is fine."""
+        self.cookies = {other: cookie for other, cookie in self.cookies.items() if other != key}
+        self.unpoliced.pop(key, None)
+        if self._store.delete(Kind.ENDPOINT, key):
+            self._changed()
+
+    async def look(self) -> int:
+        """Take over what came and forget what went without the agent; how many programs were attached. Costs one
+        stat where nothing changed."""
+        attached = sum([await self._attach(e) for e in self._of_store() if key_of(e) in self.unpoliced])
+        if not self._due():
+            return attached
+        known = self._of_store()
+        new = [record for record in await self._readable() if record.endpoint not in known]
+        found = [record.endpoint for record in new if await self._adopt(record)]
+        for endpoint in self._of_store():
+            # A record is there before an ADD is told to the agent, and until a DEL was.
+            if not self._file(Owner(endpoint.container_id, endpoint.ifname), "json").exists():
+                log.info("endpoint of %s was taken away without the agent", endpoint.pod)
+                self.deleted(key_of(endpoint))
+        if found:
+            # They have run until now: their rules first, so that nothing is cut that is allowed.
+            await self._in_force()
+        return attached + sum([await self._attach(endpoint) for endpoint in found])
+
+    async def _adopt(self, record: Record) -> bool:
+        endpoint = record.endpoint
+        if not await self._lives(endpoint):
+            return False
+        cookie = await asyncio.to_thread(netns_cookie, endpoint.netns)
+        # Nothing is awaited from here on: a DEL that begins now tells the agent after this. A verb at work ends with a
+        # change of the folder.
+        if self._is_held(record.owner) or not self._file(record.owner, "json").exists():
+            return False
+        log.info("endpoint of %s was made without the agent: it is policed now", endpoint.pod)
+        self.added(endpoint, cookie)
+        return True
+
+    async def _attach(self, endpoint: Endpoint) -> int:
+        key = key_of(endpoint)
+        try:
+            attached = await self._host.attach(endpoint, self._programs)
+        except (NodenetError, OSError) as error:
+            if await self._host.exists(endpoint):
+                self._tell(f"endpoint of {endpoint.pod} is not policed: {error}")
+                self.unpoliced[key] = f"endpoint of {endpoint.pod} is not policed: {error}"
+            else:
+                # Its DEL is on the way, or its pod was killed: nothing is left to police.
+                self._tell(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
+                self.deleted(key)
+            return 0
+        self.unpoliced.pop(key, None)
+        return attached
+
+    async def _readable(self) -> list[Record]:
+        records, problems = await asyncio.to_thread(self._records.all)
+        for problem in problems:
+            self._tell(problem)
+        return records
+
+    async def _lives(self, endpoint: Endpoint) -> bool:
+        if await self._host.exists(endpoint):
+            return True
+        self._tell(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
+        return False
+
+    def _tell(self, problem: str) -> None:
+        """Once each."""
+        if problem not in self._told:
+            self._told.add(problem)
+            log.warning("%s", problem)
+
+    def _of_store(self) -> list[Endpoint]:
+        return list(self._store.snapshot().endpoints.values())
+
+    def _due(self) -> bool:
+        try:
+            changed = self._records.folder.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        if changed < self._looked_at - _SETTLED_SECONDS:
+            return False
+        self._looked_at = time.time()
+        return True
+
+    def _file(self, owner: Owner, suffix: str) -> Path:
+        return self._records.folder / f"{owner.stem}.{suffix}"
+
+    def _is_held(self, owner: Owner) -> bool:
+        """Whether a verb works on the attachment now (Records.busy)."""
+        try:
+            fd = os.open(self._file(owner, "busy"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+
+def key_of(endpoint: Endpoint) -> AttachmentKey:
+    return AttachmentKey(endpoint.container_id, endpoint.ifname)

@@ -1,0 +1,149 @@
+"""Endpoint files and the Store: what the plugin did alone is taken over, and a veth that vanishes ends nothing."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from nodenet.agent import endpoints as module
+from nodenet.agent.endpoints import Endpoints, key_of
+from nodenet.cni.records import Record, Records
+from nodenet.link.handle import LinkError
+from nodenet.model import Endpoint, ObjectRef
+from nodenet.store import AttachmentKey, Kind, Store
+
+
+class Veths:
+    """Which veths there are, which cannot be attached to, and what was attached when."""
+
+    def __init__(self) -> None:
+        self.alive: set[int] = set()
+        self.refusing: set[int] = set()
+        self.log: list[str] = []
+
+    async def attach(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int:
+        self.log.append(f"attach {endpoint.pod.name}")
+        if endpoint.host_ifindex not in self.alive:
+            raise LinkError(f"cannot attach to {endpoint.host_ifname}", errno.ENODEV)
+        if endpoint.host_ifindex in self.refusing:
+            raise LinkError(f"cannot attach to {endpoint.host_ifname}", errno.ENOMEM)
+        return 2
+
+    async def exists(self, endpoint: Endpoint) -> bool:
+        return endpoint.host_ifindex in self.alive
+
+
+class Node:
+    def __init__(self, run_dir: Path) -> None:
+        self.records = Records(run_dir)
+        self.records.ids.mkdir(parents=True)
+        self.veths = Veths()
+        self.store = Store()
+        self.endpoints = Endpoints(run_dir, self.veths, self.store, {}, lambda: None, self.in_force)
+
+    async def in_force(self) -> None:
+        self.veths.log.append("in force")
+
+    def wired(self, number: int) -> Record:
+        """What the plugin alone leaves behind."""
+        endpoint = Endpoint(
+            endpoint_id=number,
+            container_id=f"c{number}",
+            ifname="eth0",
+            netns=f"/run/netns/c{number}",
+            host_ifname=f"veth{number}",
+            host_ifindex=number,
+            mac="0a:58:0a:01:00:02",
+            ips=(ip_address(f"10.1.0.{number}"),),
+            pod=ObjectRef("shop", f"web-{number}"),
+            pod_uid="u",
+        )
+        record = Record(endpoint, "net", None)
+        self.records.put(record)
+        self.veths.alive.add(number)
+        return record
+
+    def known(self) -> list[str]:
+        return sorted(endpoint.pod.name for endpoint in self.store.snapshot().endpoints.values())
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    monkeypatch.setattr(module, "recover", lambda run_dir: [])
+    monkeypatch.setattr(module, "netns_cookie", lambda path: int(path.rpartition("c")[2]) + 1000)
+    return Node(tmp_path)
+
+
+async def test_cookies_are_known_before_the_first_compilation(node: Node) -> None:
+    node.wired(1)
+    await node.endpoints.read()
+    assert node.endpoints.cookies == {AttachmentKey("c1", "eth0"): 1001}
+    assert node.known() == ["web-1"]
+
+
+async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: Node) -> None:
+    gone = node.wired(1)
+    await node.endpoints.read()
+    await node.endpoints.attach_all()
+    node.wired(2)
+    node.records.drop(gone.owner)
+    node.veths.log.clear()
+    assert await node.endpoints.look() == 2
+    assert node.known() == ["web-2"]
+    assert node.endpoints.cookies == {AttachmentKey("c2", "eth0"): 1002}
+    assert node.veths.log == ["in force", "attach web-2"]
+
+
+async def test_an_attachment_that_a_verb_works_on_is_left_to_it(node: Node) -> None:
+    await node.endpoints.read()
+    record = node.wired(1)
+    with node.records.busy(record.owner):
+        assert await node.endpoints.look() == 0
+    assert await node.endpoints.look() == 2
+    assert node.known() == ["web-1"]
+
+
+async def test_a_vanished_veth_ends_nothing(node: Node) -> None:
+    node.wired(1)
+    node.wired(2)
+    await node.endpoints.read()
+    node.veths.alive.remove(1)
+    assert await node.endpoints.attach_all() == 2
+    assert node.known() == ["web-2"]
+    assert node.endpoints.unpoliced == {}
+
+
+async def test_a_veth_that_refuses_is_told_and_tried_again(node: Node) -> None:
+    record = node.wired(1)
+    await node.endpoints.read()
+    node.veths.refusing.add(1)
+    assert await node.endpoints.attach_all() == 0
+    assert list(node.endpoints.unpoliced) == [key_of(record.endpoint)]
+    assert "shop/web-1 is not policed" in node.endpoints.unpoliced[key_of(record.endpoint)]
+    node.veths.refusing.clear()
+    assert await node.endpoints.look() == 2
+    assert node.endpoints.unpoliced == {}
+
+
+async def test_a_folder_that_does_not_change_is_not_read_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.wired(1)
+    await node.endpoints.read()
+    monkeypatch.setattr(module, "_SETTLED_SECONDS", 0)
+    await node.endpoints.look()
+    monkeypatch.setattr(node.endpoints, "_readable", None)
+    assert await node.endpoints.look() == 0
+
+
+async def test_cookies_are_replaced_as_a_whole(node: Node) -> None:
+    """The compiling thread goes through them while the event loop changes them."""
+    endpoint = node.wired(1).endpoint
+    node.store.replace(Kind.ENDPOINT, ())
+    node.endpoints.added(endpoint, 5)
+    seen = node.endpoints.cookies
+    node.endpoints.deleted(key_of(endpoint))
+    assert seen == {key_of(endpoint): 5}
+    assert node.endpoints.cookies == {}
