@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.agent.host import Host
 from nodenet.agent.measured import AgentSource
+from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.server import CniServer
@@ -51,6 +51,7 @@ class Agent:
         self.datapath = datapath
         self.started = time.time_ns()
         self.host = Host()
+        self.routes = RouteKeeper(self.host.sync_routes, config.resync_seconds)
         self.store = Store()
         self.endpoints = Endpoints(
             config.run_dir,
@@ -109,7 +110,7 @@ class Agent:
                 for kind in API_KINDS:
                     tasks.create_task(self._watch(kind), name=f"watch {kind}")
                 tasks.create_task(self.loop.run(), name="reconcile")
-                tasks.create_task(self._keep_routes(), name="routes")
+                tasks.create_task(self.routes.keep(self._wanted_routes, lambda: self._changed), name="routes")
                 tasks.create_task(self._upkeep(), name="upkeep")
                 tasks.create_task(self._keep_endpoints(), name="endpoints")
                 tasks.create_task(self._look_for_events(reader), name="events")
@@ -221,19 +222,8 @@ class Agent:
             self.local = LocalNode(self.local.name, found, self.local.enforce_policy)
             self.loop.trigger()
 
-    async def _keep_routes(self) -> None:
-        """Routes to the other nodes' pod networks, whenever the nodes change."""
-        last: Mapping[IPNetwork, IPAddress] | None = None
-        while True:
-            changed = self._changed
-            if self.store.synced:
-                wanted, own = _routes(self.store.snapshot(), self.config.node_name)
-                if wanted != last:
-                    result = await self.host.sync_routes(wanted, own)
-                    for network in result.conflicts:
-                        log.error("route to %s: somebody else's route is in the way", network)
-                    last = wanted
-            await changed.wait()
+    def _wanted_routes(self) -> Wanted | None:
+        return wanted_routes(self.store.snapshot(), self.config.node_name) if self.store.synced else None
 
     # Up: kernel to people
 
@@ -295,6 +285,7 @@ class Agent:
             if stats.undecodable:
                 found.append(f"{kind}: {stats.undecodable} versions of objects could not be read; the log names them")
         found += self.endpoints.unpoliced.values()
+        found += self.routes.problems
         if self.loop.stats.failing:
             found.append(f"maps: {self.loop.stats.last_error}")
         return found
@@ -313,17 +304,3 @@ def _process_age() -> float:
 
 def _identities(desired: DesiredState) -> dict[IPAddress, int]:
     return {key.addr: value.value for key, value in desired.tables.get("nn_ipcache", {}).items()}
-
-
-def _routes(snapshot: Snapshot, name: str) -> tuple[dict[IPNetwork, IPAddress], tuple[IPAddress, ...]]:
-    """Other nodes' pod networks by the node address of the same family, and this node's own addresses."""
-    own = snapshot.nodes.get(ObjectRef("", name))
-    wanted: dict[IPNetwork, IPAddress] = {}
-    for node in snapshot.nodes.values():
-        if node.name == name:
-            continue
-        for network in node.pod_cidrs:
-            gateway = next((a for a in node.addresses if a.version == network.version), None)
-            if gateway is not None:
-                wanted[network] = gateway
-    return wanted, own.addresses if own else ()

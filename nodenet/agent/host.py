@@ -110,9 +110,8 @@ def _local_addresses(link: Link) -> frozenset[IPAddress]:
 def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:
     device = next((entry.ifindex for entry in addresses.local(link) if entry.ip in own), None)
     if device is None:
-        if desired:
-            log.warning("no interface has one of the node's addresses %s: no routes to other nodes", set(map(str, own)))
-        return routes.SyncResult()
+        words = f"no interface has one of this node's addresses ({', '.join(sorted(map(str, own))) or 'none is known'})"
+        return routes.SyncResult(failed=dict.fromkeys(desired, words))
     return routes.sync_routes(link, desired, device)
 
 

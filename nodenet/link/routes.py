@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
@@ -45,12 +46,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What `sync_routes` did. `conflicts`: wanted networks that somebody else's route of the same metric covers."""
+    """What `sync_routes` did. `conflicts`: wanted networks that somebody else's route of the same metric covers.
+    `failed`: networks whose route the kernel refused to add, change or remove, and its words."""
 
     added: list[IPNetwork] = field(default_factory=list)
     changed: list[IPNetwork] = field(default_factory=list)
     removed: list[IPNetwork] = field(default_factory=list)
     conflicts: list[IPNetwork] = field(default_factory=list)
+    failed: dict[IPNetwork, str] = field(default_factory=dict)
 
 
 def listed(link: Link, table: int = _MAIN_TABLE) -> list[Route]:
@@ -64,7 +67,8 @@ def listed(link: Link, table: int = _MAIN_TABLE) -> list[Route]:
 
 
 def add(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> None:
-    """Add a route. A gateway outside the interface's networks is taken as on the link. LinkError (EEXIST) if taken."""
+    """Add a route. LinkError: EEXIST if taken, ENETUNREACH (EHOSTUNREACH for IPv6) for a gateway that is not on the
+    link by another route."""
     with refusing(f"cannot add route to {network}" + (f" via {gateway}" if gateway else "")):
         link.kernel.run(added(ifindex, network, gateway, **attributes))
 
@@ -80,7 +84,8 @@ def sync_routes(
     """Make the routes that carry `protocol` be exactly `desired` (network to gateway, over `device`).
 
     Routes of others are never changed or removed: where one stands in the way, the network is named in `conflicts`.
-    Raises LinkError when the device is missing or the kernel refuses a route (a gateway that cannot be reached).
+    A route that the kernel refuses (a gateway that cannot be reached) is named in `failed` and holds up no other one.
+    Raises LinkError when the device is missing or the routes cannot be listed.
     """
     ifindex = link.require(device).index
     result = SyncResult()
@@ -89,23 +94,38 @@ def sync_routes(
     others = {(route.network, route.metric) for route in routes if route.protocol != protocol}
     for network, route in ours.items():
         if network not in desired:
-            _delete(link, route)
-            result.removed.append(network)
+            with _noting(result, network):
+                _delete(link, route)
+                result.removed.append(network)
     for network, gateway in desired.items():
         have = ours.get(network)
         if have and (have.gateway, have.ifindex) == (gateway, ifindex):
             continue
-        if have:
-            with refusing(f"cannot change route to {network} via {gateway}"):
-                body = _body(ifindex, network, gateway, proto=protocol)
-                link.kernel.run(Request(_NEWROUTE, body, netlink.CREATE | netlink.REPLACE))
-            result.changed.append(network)
-        elif (network, _V6_METRIC if network.version == 6 else 0) in others:
+        if not have and (network, _V6_METRIC if network.version == 6 else 0) in others:
             result.conflicts.append(network)
-        else:
-            add(link, ifindex, network, gateway, proto=protocol)
-            result.added.append(network)
+            continue
+        with _noting(result, network):
+            if have:
+                _replace(link, ifindex, network, gateway, protocol)
+                result.changed.append(network)
+            else:
+                add(link, ifindex, network, gateway, proto=protocol)
+                result.added.append(network)
     return result
+
+
+@contextmanager
+def _noting(result: SyncResult, network: IPNetwork) -> Iterator[None]:
+    try:
+        yield
+    except LinkError as error:
+        result.failed[network] = str(error)
+
+
+def _replace(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress, protocol: int) -> None:
+    with refusing(f"cannot change route to {network} via {gateway}"):
+        body = _body(ifindex, network, gateway, proto=protocol)
+        link.kernel.run(Request(_NEWROUTE, body, netlink.CREATE | netlink.REPLACE))
 
 
 def _delete(link: Link, route: Route) -> None:

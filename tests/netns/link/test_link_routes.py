@@ -57,11 +57,20 @@ def test_sync_touches_nobody_elses(node: Link) -> None:
     assert routes.listed(node) == before
 
 
-def test_an_unreachable_gateway_and_a_missing_device_are_told(node: Link) -> None:
-    with pytest.raises(
-        LinkError, match=r"cannot add route to 10\.1\.0\.0/24 via 172\.16\.0\.1: Network is unreachable"
-    ):
-        routes.sync_routes(node, {A4: IPv4Address("172.16.0.1")}, "up0")
+def test_an_unreachable_gateway_is_told_and_holds_up_no_other_route(node: Link) -> None:
+    far = IPv4Address("172.16.0.1")
+    done = routes.sync_routes(node, {A4: far, B4: GATE4}, "up0")
+    assert done.added == [B4]
+    assert list(done.failed) == [A4]
+    assert done.failed[A4].startswith("cannot add route to 10.1.0.0/24 via 172.16.0.1: Network is unreachable")
+    done = routes.sync_routes(node, {B4: far, A6: GATE6}, "up0")
+    assert done.added == [A6]
+    assert list(done.failed) == [B4]
+    assert done.failed[B4].startswith("cannot change route to 10.2.0.0/24 via 172.16.0.1: Network is unreachable")
+    assert ours(node) == {"10.2.0.0/24": "192.168.9.2", "fd01::/64": "fd99::2"}
+
+
+def test_a_missing_device_is_told(node: Link) -> None:
     with pytest.raises(LinkError, match="interface up7: No such device"):
         routes.sync_routes(node, {}, "up7")
 

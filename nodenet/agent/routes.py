@@ -1,0 +1,102 @@
+"""Routes to the other nodes' pod networks: what the API's Nodes ask for is kept in the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from nodenet.errors import NodenetError
+from nodenet.link.routes import SyncResult
+from nodenet.model import IPAddress, IPNetwork, ObjectRef
+from nodenet.store import Snapshot
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 30.0
+
+
+class Wanted(NamedTuple):
+    """Other nodes' pod networks by gateway, and this node's own addresses: the interface of one of them is taken."""
+
+    routes: Mapping[IPNetwork, IPAddress]
+    own: tuple[IPAddress, ...]
+
+
+class RouteKeeper:
+    """Brings the routes up to date when the Nodes change, and as often as the maps are compared: somebody may have
+    taken ours away. What fails is tried again, later and later; no Node object can end the agent."""
+
+    def __init__(
+        self,
+        sync: Callable[[Mapping[IPNetwork, IPAddress], tuple[IPAddress, ...]], Awaitable[SyncResult]],
+        resync_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Sentences about the routes that are not as they should be.
+        self.problems: list[str] = []
+        self._sync = sync
+        self._resync_seconds = resync_seconds
+        self._clock = clock
+        self._last: Wanted | None = None
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._due = 0.0
+
+    async def keep(self, wanted: Callable[[], Wanted | None], changed: Callable[[], asyncio.Event]) -> None:
+        """Until cancelled. `wanted` gives None until the Nodes are known; `changed` the event of the next change."""
+        while True:
+            event = changed()
+            now = wanted()
+            if now is not None:
+                await self.bring(now)
+            try:
+                async with asyncio.timeout(max(0.0, self._due - self._clock()) if now else None):
+                    await event.wait()
+            except TimeoutError:
+                continue
+
+    async def bring(self, wanted: Wanted) -> None:
+        """One look: nothing is done when nothing changed and nothing is due."""
+        if wanted == self._last and self._clock() < self._due:
+            return
+        if wanted != self._last:
+            self._retry_seconds = FIRST_RETRY_SECONDS
+        self._last = wanted
+        problems = await self._try(wanted)
+        for problem in problems:
+            if problem not in self.problems:
+                log.error("%s", problem)
+        if self.problems and not problems:
+            log.info("all routes to other nodes are in place")
+        self.problems = problems
+        if problems:
+            self._due = self._clock() + min(self._retry_seconds, self._resync_seconds)
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+        else:
+            self._retry_seconds = FIRST_RETRY_SECONDS
+            self._due = self._clock() + self._resync_seconds
+
+    async def _try(self, wanted: Wanted) -> list[str]:
+        try:
+            result = await self._sync(wanted.routes, wanted.own)
+        except (NodenetError, OSError) as error:
+            return [f"routes to other nodes: {error}"]
+        found = [f"route to {network}: {words}" for network, words in result.failed.items()]
+        return found + [f"route to {network}: somebody else's route is in the way" for network in result.conflicts]
+
+
+def wanted_routes(snapshot: Snapshot, name: str) -> Wanted:
+    """Other nodes' pod networks by the node address of the same family, as the node `name` needs them."""
+    own = snapshot.nodes.get(ObjectRef("", name))
+    wanted: dict[IPNetwork, IPAddress] = {}
+    for node in snapshot.nodes.values():
+        if node.name == name:
+            continue
+        for network in node.pod_cidrs:
+            gateway = next((a for a in node.addresses if a.version == network.version), None)
+            if gateway is not None:
+                wanted[network] = gateway
+    return Wanted(wanted, own.addresses if own else ())
