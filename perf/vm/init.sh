@@ -14,7 +14,6 @@ $b mount -t proc proc /root/proc
 $b mount -t sysfs sysfs /root/sys
 $b mount -t devtmpfs devtmpfs /root/dev
 $b mount -t tmpfs tmpfs /root/run
-$b mount -t tmpfs tmpfs /root/tmp
 $b mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 $b mount -t bpf bpf /root/sys/fs/bpf
 read -r _ _ release _ </root/proc/version

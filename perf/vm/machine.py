@@ -86,7 +86,7 @@ def run_in_vm(
 ) -> VmResult:
     """Boot, run a command (words, or a line for /bin/sh) as root, and give its exit status and output.
 
-    The guest sees this machine's files as they are now under a layer of its own (a tmpfs; /tmp and /run start empty),
+    The guest sees this machine's files as they are now under a layer of its own (a tmpfs; /run starts empty),
     and has one CPU and no network device. With `icount` its clock counts instructions, 1 ns each, and no process
     preempts another. `cwd` is a folder of this machine (default: the current one). `timeout` is in seconds of this
     machine's clock, from the start of QEMU. `stop`, when set from another thread, ends it early.

@@ -41,13 +41,12 @@ def cases() -> list[dict[str, Any]]:
 
 
 CASES = cases()
+ABSENT = pytest.param(None, marks=pytest.mark.skip(reason=f"no truth tables at {ORACLE}"), id="absent")
 
 
 @pytest.fixture(scope="module")
 def nine_pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Namespaces x, y, z with pods a, b, c, as every case has them."""
-    if not CASES:
-        pytest.skip(f"{ORACLE} is not here")
     step = CASES[0]["steps"][0]
     objects: list[dict[str, Any]] = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
@@ -73,7 +72,10 @@ def nine_pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['id']}-{case['description'].replace(' ', '-')[:40]}")
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=f"{c['id']}-{c['description'].replace(' ', '-')[:40]}") for c in CASES] or [ABSENT],
+)
 def test_real_connections_agree_with_the_truth_table(nine_pods: Lab, case: dict[str, Any], tmp_path: Path) -> None:
     for number, step in enumerate(case["steps"]):
         # The oracle's generator reuses names across namespaces; so does a cluster.
