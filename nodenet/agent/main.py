@@ -22,9 +22,14 @@ from nodenet.rpc.server import Server
 
 log = logging.getLogger(__name__)
 
+# Seconds that a thread may keep the interpreter while another wants it. A hundred pods that start at once wait for one
+# another ten times each; Python's own 5 ms would make that a second.
+SWITCH_SECONDS = 0.0005
+
 
 def run(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises NodenetError for what cannot run here, a second agent among it."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with alone(config.run_dir):
             asyncio.run(_run(config))
