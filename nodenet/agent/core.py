@@ -15,8 +15,8 @@ from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.agent.host import Host
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
+from nodenet.agent.waiting import pod_known, policies_known
 from nodenet.bpf.ringbuf import EventReader
-from nodenet.cni.errors import CniError, Code
 from nodenet.cni.server import CniServer
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names
 from nodenet.config import Config
@@ -35,10 +35,10 @@ from nodenet.store import API_KINDS, Kind, Snapshot, Store
 
 log = logging.getLogger(__name__)
 
-# Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object.
-POD_SECONDS = 10.0
 # Seconds between looks at what the kernel lost, and at the time of day.
 UPKEEP_SECONDS = 1.0
+# Seconds between looks at the node's own addresses.
+ADDRESS_SECONDS = 3.0
 # Seconds between looks into the ring buffer, whose writers wake nobody before it fills (bpf/lib/events.h).
 EVENT_SECONDS = 0.05
 
@@ -79,6 +79,7 @@ class Agent:
             self.endpoint_deleted,
             healthy=self.cni_trouble,
             networks=self.pod_networks,
+            done=self.metrics.cni_operation,
         )
         self.loop = ReconcileLoop(
             lambda: self.store.snapshot() if self.store.synced else None,
@@ -113,6 +114,7 @@ class Agent:
                 tasks.create_task(self.routes.keep(self._wanted_routes, lambda: self._changed), name="routes")
                 tasks.create_task(self._upkeep(), name="upkeep")
                 tasks.create_task(self._keep_endpoints(), name="endpoints")
+                tasks.create_task(self._keep_addresses(), name="addresses")
                 tasks.create_task(self._look_for_events(reader), name="events")
                 tasks.create_task(self._become_ready(), name="ready")
         finally:
@@ -129,7 +131,8 @@ class Agent:
         self.local = LocalNode(self.local.name, admitted.addresses, self.local.enforce_policy)
         self.endpoints.added(endpoint, admitted.cookie)
         if endpoint.pod.name:
-            await self._pod_known(endpoint)
+            await pod_known(self.store, endpoint, lambda: self._changed)
+            await policies_known(self.client.stats, endpoint)
         await self.loop.wait_for(self.store.revision)
 
     async def endpoint_deleted(self, endpoint: Endpoint) -> None:
@@ -145,22 +148,6 @@ class Agent:
         """This node's spec.podCIDRs, in their order; none when the API has not told them. From any thread."""
         node = self.snapshot.nodes.get(ObjectRef("", self.config.node_name))
         return node.pod_cidrs if node else ()
-
-    async def _pod_known(self, endpoint: Endpoint) -> None:
-        try:
-            async with asyncio.timeout(POD_SECONDS):
-                while not self._is_known(endpoint):
-                    await self._changed.wait()
-        except TimeoutError as error:
-            raise CniError(
-                Code.TRY_AGAIN,
-                f"pod {endpoint.pod}: the Kubernetes API has not shown it within {POD_SECONDS:g} s, "
-                "so its policies are not known",
-            ) from error
-
-    def _is_known(self, endpoint: Endpoint) -> bool:
-        pod = self.store.snapshot().pods.get(endpoint.pod)
-        return pod is not None and endpoint.pod_uid in ("", pod.uid)
 
     async def _become_ready(self) -> None:
         """Maps first, then programs: none is attached before it finds its rules. What the plugin alone did before this
@@ -214,6 +201,15 @@ class Agent:
                 await self.endpoints.look()
             except (NodenetError, OSError) as error:
                 log.warning("endpoints could not be looked at: %s", error)
+
+    async def _keep_addresses(self) -> None:
+        """An address that the node gives up must not stay the host's: another machine may get it."""
+        while True:
+            await asyncio.sleep(ADDRESS_SECONDS)
+            try:
+                await self._read_addresses()
+            except (NodenetError, OSError) as error:
+                log.warning("this node's addresses could not be read: %s", error)
 
     async def _read_addresses(self) -> None:
         """This node's own addresses, for the next compilation."""

@@ -44,7 +44,8 @@ class CniServer:
     addresses go back to the pool; it must accept an endpoint that it does not know. What it raises fails the DEL with
     code 11 or 105, and the runtime tries again. `healthy()` says in a sentence what is wrong with the agent, or "", for
     STATUS. `networks()` gives the node's pod networks, for a configuration without ranges, in a worker thread. Hooks
-    have `hook_seconds` each. The verbs work in the network namespace of the thread that runs the event loop.
+    have `hook_seconds` each. `done(verb, seconds, failed)` is called after each verb. The verbs work in the network
+    namespace of the thread that runs the event loop.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class CniServer:
         step: Step = lambda name: None,
         healthy: Callable[[], Awaitable[str]] | None = None,
         networks: Networks | None = None,
+        done: Callable[[str, float, bool], None] = lambda verb, seconds, failed: None,
     ) -> None:
         self.path = run_dir / "cni.sock"
         self._run_dir = run_dir
@@ -65,6 +67,7 @@ class CniServer:
         self._hook_seconds = hook_seconds
         self._step = step
         self._on_health = healthy
+        self._done = done
         self._hook_set = Hooks(self._enforce, self._forget, self._healthy, networks)
         self._workers = workers
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="cni")
@@ -149,9 +152,11 @@ class CniServer:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         reply = await loop.run_in_executor(self._pool, self._work, request)
+        seconds = time.monotonic() - started
+        self._done(request.verb, seconds, reply.status != 0)
         who = f"{request.verb} {request.container_id} {request.ifname} {request.pod}"
         if reply.status == 0:
-            log.info("%s: done in %.1f ms", who, (time.monotonic() - started) * 1e3)
+            log.info("%s: done in %.1f ms", who, seconds * 1e3)
         else:
             log.warning("%s: %s", who, reply.stdout.decode(errors="replace"))
         return reply

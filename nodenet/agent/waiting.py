@@ -1,0 +1,57 @@
+"""What a CNI ADD waits for before its pod may start. Raises CniError with code 11: the runtime tries again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from nodenet.cni.errors import CniError, Code
+from nodenet.kube.client import KindStats
+from nodenet.model import Endpoint
+from nodenet.store import Kind, Store
+
+# Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object. As long again for
+# broken watches to come back.
+POD_SECONDS = 10.0
+# What decides a pod's policy.
+POLICY_KINDS = (Kind.POD, Kind.NAMESPACE, Kind.NETWORK_POLICY)
+_LOOK_SECONDS = 0.1
+
+
+async def pod_known(
+    store: Store, endpoint: Endpoint, changed: Callable[[], asyncio.Event], seconds: float = POD_SECONDS
+) -> None:
+    """Until the Store has the endpoint's pod. `changed` gives the event of the Store's next change."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not _is_known(store, endpoint):
+                await changed().wait()
+    except TimeoutError as error:
+        raise CniError(
+            Code.TRY_AGAIN,
+            f"pod {endpoint.pod}: the Kubernetes API has not shown it within {seconds:g} s, "
+            "so its policies are not known",
+        ) from error
+
+
+async def policies_known(stats: Mapping[Kind, KindStats], endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
+    """Until no watch that decides policy is broken: one older than the pod may be missing, and the pod would start
+    without it."""
+    try:
+        async with asyncio.timeout(seconds):
+            while _broken(stats):  # noqa: ASYNC110 a watch tells nobody when it is back
+                await asyncio.sleep(_LOOK_SECONDS)
+    except TimeoutError as error:
+        raise CniError(
+            Code.TRY_AGAIN,
+            f"pod {endpoint.pod}: its policies may not all be known: watch of {'; '.join(_broken(stats))}",
+        ) from error
+
+
+def _is_known(store: Store, endpoint: Endpoint) -> bool:
+    pod = store.snapshot().pods.get(endpoint.pod)
+    return pod is not None and endpoint.pod_uid in ("", pod.uid)
+
+
+def _broken(stats: Mapping[Kind, KindStats]) -> list[str]:
+    return [f"{kind}: {error}" for kind in POLICY_KINDS if (error := stats[kind].error)]
