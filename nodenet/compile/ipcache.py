@@ -16,19 +16,22 @@ def compile_ipcache(
     local_identities: Mapping[IPAddress, int],
     local: LocalNode,
 ) -> Table:
-    """The newest knowledge wins: an endpoint record of this node over a node's address over a pod's status.
+    """The newest knowledge wins: an endpoint record of this node over a node's address over a pod's status over a
+    gateway, which is a guess: with another IPAM the first address of a pod network is some pod's.
 
     `identities` by pod are the policy compiler's, `local_identities` by address are those of this node's endpoints,
     where 0 means that the pod is not known: its address is then nobody's, whatever an older pod's status says.
     """
-    found: dict[IPAddress, int] = {}
+    whose_nodes = [
+        (node, int(Identity.HOST if node.name == local.name else Identity.REMOTE_NODE)) for node in nodes.values()
+    ]
+    found = {address: whose for node, whose in whose_nodes for address in gateways(node)}
     for pod in sorted(pods.values(), key=_precedence):
         identity = identities.get(pod.ref)
         if identity and not pod.finished and not pod.host_network:
             found.update(dict.fromkeys(pod.ips, identity))
-    for node in nodes.values():
-        whose = Identity.HOST if node.name == local.name else Identity.REMOTE_NODE
-        found.update(dict.fromkeys((*node.addresses, *gateways(node)), int(whose)))
+    for node, whose in whose_nodes:
+        found.update(dict.fromkeys(node.addresses, whose))
     found.update(dict.fromkeys(local.addresses, int(Identity.HOST)))
     found.update(local_identities)
     ordered = sorted(found, key=lambda address: (address.version, int(address)))

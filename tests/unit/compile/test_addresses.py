@@ -40,6 +40,18 @@ def test_nodes_gateways_and_local_addresses() -> None:
     assert remote == {"192.168.0.2", "10.0.2.1", "fd00:2::1"}
 
 
+def test_a_pod_with_the_first_address_of_a_pod_network_is_a_pod() -> None:
+    """The gateway there is a guess: not every node's IPAM keeps the first address."""
+    store = store_of(
+        pod("a", "10.0.2.1", "fd00:2::1", labels={"app": "x"}),
+        pod("b", "192.168.0.2", labels={"app": "x"}),
+        node("node2", "192.168.0.2", cidrs=["10.0.2.0/24", "fd00:2::/64"]),
+    )
+    ipcache = compile_once(store.snapshot(), LOCAL)[0].tables["nn_ipcache"]
+    assert identity(ipcache, "10.0.2.1") == identity(ipcache, "fd00:2::1") >= 256  # type: ignore[operator]
+    assert identity(ipcache, "192.168.0.2") == Identity.REMOTE_NODE
+
+
 def test_pods_have_their_identity_unless_finished_or_on_the_host_network() -> None:
     store = store_of(
         pod("a", "10.0.2.5", "fd00::5", labels={"app": "x"}),
