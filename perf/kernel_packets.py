@@ -20,7 +20,8 @@ _LOOPBACK, _OTHER = 1, 4242
 _TC_OK, _TC_SHOT, _TC_REDIRECT = 0, 2, 7
 _TCP, _UDP, _FRAGMENT = 6, 17, 44
 _SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
-_MACS = bytes.fromhex("0200000000bb0200000000aa")
+# Destination, then the source: what the endpoints below have.
+_MACS = bytes.fromhex("0200000000bb020000000001")
 _POD, _REMOTE, _LOCAL = 60001, 60002, 60003
 _ADDRESSES = {4: ("10.201.0.1", "10.202.0.2", "10.201.0.3"), 6: ("fd01::1", "fd02::2", "fd01::3")}
 
