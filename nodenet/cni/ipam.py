@@ -115,10 +115,14 @@ class Store:
         """Who holds an address. Releases before 0.8 of the reference wrote the container alone: ifname is "" then. What
         is no file at all names nobody."""
         try:
-            text = (self.folder / str(address)).read_bytes().decode(errors="replace")
+            fd = os.open(f"{self.folder}/{address}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                content = os.read(fd, 4096)
+            finally:
+                os.close(fd)
         except IsADirectoryError:
             return Owner("", "")
-        container_id, _, ifname = text.strip().partition("\r\n")
+        container_id, _, ifname = content.decode(errors="replace").strip().partition("\r\n")
         return Owner(container_id, ifname)
 
     def held_by(self, owner: Owner) -> list[IPAddress]:

@@ -107,8 +107,6 @@ class World:
         ]
         endpoints = self.run_dir / "endpoints"
         found += [path.name for path in endpoints.rglob("*") if path.name not in ("ids", "last")]
-        index = self.run_dir / "leases"
-        found += [path.name for path in index.rglob("*") if path.is_file() and path.name != "seen"]
         return found + netns.call(self.node, self._tables)
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -220,3 +221,49 @@ def test_what_is_no_request_gets_no_work(world: Any, request_bytes: bytes) -> No
         assert (await agent.call("ADD", "c1", world.pod())).status == 0
 
     scenario(world, body)
+
+
+def test_gc_tells_the_agent_of_each_endpoint(world: Any) -> None:
+    async def body(agent: Agent) -> None:
+        for name in ("c1", "c2"):
+            assert (await agent.call("ADD", name, world.pod())).status == 0
+        conf = world.conf(**{"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]})
+        assert await agent.call("GC", "", "", conf) == Reply(0, b"")
+        assert agent.calls[2:] == ["del c1 leased"]
+        assert await agent.call("DEL", "c2") == Reply(0, b"")
+        assert world.left() == []
+
+    scenario(world, body)
+
+
+def test_status_asks_the_agent(world: Any) -> None:
+    trouble = [""]
+
+    async def healthy() -> str:
+        return trouble[0]
+
+    async def body(agent: Agent) -> None:
+        assert await agent.call("STATUS", "") == Reply(0, b"")
+        trouble[0] = "maps: no space"
+        reply = await agent.call("STATUS", "")
+        assert json.loads(reply.stdout)["code"] == 51
+        assert "the agent of this node is unwell: maps: no space" in json.loads(reply.stdout)["msg"]
+
+    scenario(world, body, healthy=healthy)
+
+
+def test_pod_networks_come_from_the_agent_and_stay_for_when_it_is_away(world: Any) -> None:
+    ipam = {"type": "nodenet", "dataDir": str(world.leases)}
+    networks: list[Any] = []
+
+    async def body(agent: Agent) -> None:
+        reply = await agent.call("ADD", "c1", world.pod(), world.conf(ipam=ipam))
+        assert json.loads(reply.stdout)["code"] == 11
+        assert "its Node object has no spec.podCIDRs yet" in json.loads(reply.stdout)["msg"]
+        networks.extend((ip_network("10.44.3.0/24"), ip_network("fd44:3::/64")))
+        reply = await agent.call("ADD", "c1", world.pod(), world.conf(ipam=ipam))
+        assert [ip["address"] for ip in json.loads(reply.stdout)["ips"]] == ["10.44.3.2/24", "fd44:3::2/64"]
+
+    scenario(world, body, networks=lambda: networks)
+    reply = world.call("ADD", "c2", world.pod(), world.conf(ipam=ipam))
+    assert [ip["address"] for ip in json.loads(reply.stdout)["ips"]] == ["10.44.3.3/24", "fd44:3::3/64"]

@@ -72,15 +72,31 @@ def test_what_others_do_is_seen(tmp_path: Path) -> None:
 def test_an_index_that_is_damaged_or_gone_is_made_anew(tmp_path: Path) -> None:
     store = made(tmp_path)
     allocate(store, owner(1), DUAL)
-    (folder,) = (tmp_path / "run/leases").iterdir()
-    for path in folder.iterdir():
-        if path.name != "seen":
-            path.write_bytes(b"garbage")
+    (log,) = (tmp_path / "run/leases").glob("*.log")
+    (seen,) = (tmp_path / "run/leases").glob("*.seen")
+    log.write_bytes(log.read_bytes().replace(b"10.1.0.2", b"10.1\xff.2"))
     assert held(store, 1) == ["10.1.0.2", "fd01::2"]
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    seen.write_text("garbage")
+    log.write_bytes(b"garbage")
     assert held(store, 1) == ["10.1.0.2", "fd01::2"]
+    log.unlink()
+    assert held(store, 1) == ["10.1.0.2", "fd01::2"]
+    seen.unlink()
+    log.unlink()
+    log.parent.rmdir()
+    assert held(store, 1) == ["10.1.0.2", "fd01::2"]
+
+
+def test_a_log_that_grows_too_long_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodenet.cni.index._LONGEST", 2000)
+    store = made(tmp_path)
+    for number in range(200):
+        allocate(store, owner(number), DUAL, search=False)
+        if number > 20:
+            release(store, owner(number - 20), None)
+    (log,) = (tmp_path / "run/leases").glob("*.log")
+    assert log.stat().st_size < 4000
+    assert held(store, 199) == ["10.1.0.21", "fd01::c9"]
 
 
 def test_an_index_that_cannot_be_written_costs_speed_alone(tmp_path: Path) -> None:
@@ -112,7 +128,7 @@ def test_any_history_gives_what_reading_all_gives(
             else:
                 path.write_bytes(owner(number).text.encode())
         elif store.index:
-            for path in (store.folder.parent.parent / "run/leases").glob("*/*"):
+            for path in (store.folder.parent.parent / "run/leases").glob("*"):
                 path.unlink()
         if store.folder.exists():
             for other in range(5):
