@@ -23,3 +23,7 @@ class CannotRunError(NodenetError):
     """This machine or this moment does not allow it: the message says why."""
 
     exit_code = 3
+
+
+class TableFullError(CannotRunError):
+    """A map has no room for one more entry."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from nodenet import abi
 from nodenet.bpf import libbpf
-from nodenet.errors import CannotRunError
+from nodenet.errors import TableFullError
 
 _BATCH = 1024
 _PERCPU_TYPES = (5, 6, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
@@ -120,10 +120,10 @@ class BpfTable:
         return [self.spec.value.unpack(value[at : at + size]) for at in range(0, len(value), stride)]
 
     def update(self, key: abi.Record, value: abi.Record) -> None:
-        """Insert or replace. Raises OSError naming the map and the key."""
+        """Insert or replace. Raises TableFullError, or OSError, naming the map and the key."""
         result = self._lib.bpf_map_update_elem(self.fd, key.pack(), value.pack(), 0)
         if result == -errno.E2BIG or result == -errno.ENOSPC:
-            raise CannotRunError(
+            raise TableFullError(
                 f"map {self.name} is full ({self.max_entries} entries): no room for {key}",
                 "raise its size in the agent's configuration",
             )

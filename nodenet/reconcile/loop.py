@@ -15,7 +15,7 @@ from typing import Any
 
 from nodenet.compile.state import DesiredState
 from nodenet.errors import NodenetError
-from nodenet.reconcile.apply import ApplyError, Table, apply, read
+from nodenet.reconcile.apply import ApplyError, FullError, Table, apply, read
 from nodenet.reconcile.clock import Clock, RealClock
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, Write, differences, plan_policy, plan_services
 from nodenet.store import Snapshot
@@ -173,8 +173,9 @@ class ReconcileLoop:
                 self._bring(group, desired.tables, outcome)
             except ApplyError as error:
                 outcome.failed(error)
-                self._unread.add(error.table)
-                self._doubtful.add(error.table)
+                if not isinstance(error, FullError):
+                    self._unread.add(error.table)
+                    self._doubtful.add(error.table)
             else:
                 outcome.groups.append(group)
         if not outcome.errors:
@@ -196,7 +197,8 @@ class ReconcileLoop:
         if writes:
             copies = {name: dict(self._held[name]) for name in {write.table for write in writes}}
             self._held.update(copies)
-            apply(writes, self._tables, copies, outcome.writes)
+            held: dict[str, Any] = {**self._held, **copies}
+            apply(writes, self._tables, held, outcome.writes)
         # Equal now: the same object, so that the next plan sees it without comparing.
         self._held.update({name: wanted[name] for name in group.tables if name in wanted})
 

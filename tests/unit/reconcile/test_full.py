@@ -1,0 +1,175 @@
+"""A map without room: what fits is made, a Service is whole or as it was, and policy fails closed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from nodenet.abi import (
+    POLICY_BITS_DIRECTION,
+    U32,
+    AddressKey,
+    EndpointEntry,
+    EndpointFlag,
+    FrontendKey,
+    LpmKey,
+    PolicyKey,
+    State,
+)
+from nodenet.compile import Compiler, LocalNode
+from nodenet.errors import TableFullError
+from nodenet.model import Direction
+from nodenet.reconcile.apply import ApplyError, FullError, apply
+from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, plan_policy, plan_services
+from nodenet.testing import FakeTable, Fault, FaultyTable
+from tests.unit.compile.build import service, slice_, store_of
+
+NAMES = (*SERVICE_TABLES, *POLICY_TABLES)
+
+
+class Kernel:
+    """Maps with limits, brought to what is wanted as often as a test asks."""
+
+    def __init__(self, tables: Tables, **limits: int) -> None:
+        self.tables = {n: FakeTable(n, tables.get(n), limits.get(n, 1 << 20)) for n in NAMES}
+        if "nn_state" not in tables:
+            self.tables["nn_state"].update(U32(0), State(0))
+
+    def held(self) -> dict[str, dict[Any, Any]]:
+        return {name: dict(table.items()) for name, table in self.tables.items()}
+
+    def services(self, wanted: Tables) -> Counter[str]:
+        done: Counter[str] = Counter()
+        apply(plan_services(wanted, self.held()), self.tables, self.held(), done)
+        return done
+
+    def policy(self, wanted: Tables) -> None:
+        apply(plan_policy(wanted, self.held()), self.tables, self.held(), Counter())
+
+    def dangling(self) -> list[FrontendKey]:
+        """Slots in use that lead nowhere, and masters without a reverse entry."""
+        held = self.held()
+        found = []
+        for key, entry in held["nn_frontend"].items():
+            if key.slot or not key.port:
+                continue
+            slots = [held["nn_frontend"].get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1)]
+            if any(slot is None or U32(slot.backend_id) not in held["nn_backend"] for slot in slots):
+                found.append(key)
+            if U32(entry.service_id) not in held["nn_revnat"]:
+                found.append(key)
+        return found
+
+
+def frontend(number: int, slot: int = 0, port: int = 80) -> FrontendKey:
+    return FrontendKey(ip_address(f"10.96.0.{number}"), port, 6, slot)
+
+
+def wanted_services(**ips: tuple[str, ...]) -> Tables:
+    objects: list[Any] = []
+    for name, backends in ips.items():
+        objects += [service(name, f"10.96.0.{ord(name) - 96}"), slice_(name, *backends)]
+    return Compiler().compile(store_of(*objects).snapshot(), LocalNode("node1"))[0].tables
+
+
+def test_a_service_without_room_holds_up_no_other_and_is_left_whole() -> None:
+    old = wanted_services(a=("10.0.1.1",), b=("10.0.1.2",))
+    kernel = Kernel(old)
+    before = len(kernel.held()["nn_frontend"])
+    # a grows beyond the map, b changes, c is new and has no room either.
+    kernel.tables["nn_frontend"].max_entries = before + 1
+    new = wanted_services(a=tuple(f"10.0.1.{n}" for n in range(11, 20)), b=("10.0.1.3",), c=("10.0.1.4",))
+    with pytest.raises(FullError, match=r"nn_frontend: set FrontendKey.*writes left out: .*nn_frontend") as refused:
+        kernel.services(new)
+    assert refused.value.table == "nn_frontend"
+    assert kernel.dangling() == []
+    held = kernel.held()["nn_frontend"]
+    b = frontend(2)
+    assert held[b] == new["nn_frontend"][b]
+    assert held[b._replace(slot=1)] == new["nn_frontend"][b._replace(slot=1)]
+    assert held[frontend(1)] == old["nn_frontend"][frontend(1)]
+    kernel.tables["nn_frontend"].max_entries = 1000
+    kernel.services(new)
+    assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
+
+
+@pytest.mark.parametrize("table", ["nn_backend", "nn_revnat"])
+def test_frontends_wait_for_what_they_refer_to(table: str) -> None:
+    old = wanted_services(a=("10.0.1.1",), b=("10.0.1.2",))
+    kernel = Kernel(old)
+    kernel.tables[table].max_entries = len(kernel.held()[table])
+    new = wanted_services(a=("10.0.1.7", "10.0.1.8"), c=("10.0.1.9",))
+    with pytest.raises(FullError):
+        kernel.services(new)
+    assert kernel.dangling() == []
+    # b went, and with it room came: what is left fits step by step.
+    assert frontend(2) not in kernel.held()["nn_frontend"]
+    kernel.tables[table].max_entries += 3
+    kernel.services(new)
+    assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
+
+
+def allow(subject: int, peer: int) -> PolicyKey:
+    return PolicyKey(POLICY_BITS_DIRECTION, subject, peer, Direction.INGRESS, 0, 0)
+
+
+def endpoint_entry(flags: int) -> EndpointEntry:
+    return EndpointEntry(5, 300, 1, flags, "02:00:00:00:00:01")
+
+
+def test_policy_without_room_isolates_all_the_same() -> None:
+    address = AddressKey(ip_address("10.0.1.9"))
+    other = LpmKey.host(ip_address("10.0.1.10"))
+    kernel = Kernel(
+        {"nn_endpoint": {address: endpoint_entry(0)}, "nn_policy": {allow(400, 1): U32(7), allow(400, 2): U32(7)}},
+        nn_policy=3,
+    )
+    wanted: Tables = {
+        "nn_endpoint": {address: endpoint_entry(EndpointFlag.ISOLATED_INGRESS)},
+        "nn_policy": {allow(300, peer): U32(8) for peer in range(1, 6)},
+        "nn_ipcache": {other: U32(301)},
+    }
+    with pytest.raises(FullError, match="nn_policy: set PolicyKey") as refused:
+        kernel.policy(wanted)
+    assert refused.value.left_out == {"nn_policy": 4}
+    held = kernel.held()
+    assert held["nn_endpoint"] == wanted["nn_endpoint"]
+    assert held["nn_ipcache"] == wanted["nn_ipcache"]
+    assert held["nn_state"][U32(0)].policy_revision == 2
+    # Nothing is allowed that is not wanted, and the room of what went is used by the next try.
+    assert held["nn_policy"].keys() < wanted["nn_policy"].keys()
+    with pytest.raises(FullError):
+        kernel.policy(wanted)
+    assert len(kernel.held()["nn_policy"]) == 3
+
+
+def test_an_exception_without_room_does_not_fall_to_the_wider_region() -> None:
+    wide, excepted = LpmKey.of(ip_network("10.0.0.0/8")), LpmKey.of(ip_network("10.1.0.0/16"))
+    kernel = Kernel({"nn_cidr": {LpmKey.of(ip_network("192.0.2.0/24")): U32(70000)}}, nn_cidr=1)
+    with pytest.raises(FullError):
+        kernel.policy({"nn_cidr": {wide: U32(70001), excepted: U32(70002)}})
+    assert wide not in kernel.held()["nn_cidr"]
+
+
+def test_another_failure_still_ends_the_run_there() -> None:
+    wanted = wanted_services(a=("10.0.1.1",))
+    tables = {name: FaultyTable(FakeTable(name), Fault(0)) for name in SERVICE_TABLES}
+    with pytest.raises(ApplyError) as refused:
+        apply(plan_services(wanted, {}), tables, {name: {} for name in SERVICE_TABLES}, Counter())
+    assert not isinstance(refused.value, FullError)
+
+
+def test_the_kernels_maps_say_full_as_their_own_kind() -> None:
+    class Full(FakeTable):
+        def update(self, key: Any, value: Any) -> None:
+            raise TableFullError("map nn_cidr is full")
+
+    wanted: Tables = {"nn_cidr": {LpmKey.of(ip_network("10.0.0.0/8")): U32(70001)}}
+    kernel = Kernel({})
+    kernel.tables["nn_cidr"] = Full("nn_cidr")
+    with pytest.raises(FullError, match="map nn_cidr is full"):
+        kernel.policy(wanted)
+    assert kernel.held()["nn_state"][U32(0)].policy_revision % 2 == 0
