@@ -9,7 +9,7 @@ from nodenet.compile import lb, policy
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
 from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import compile_ipcache
-from nodenet.compile.lb import ServiceTables, compile_services
+from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyTables, compile_policy
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
 from nodenet.model import Labels
@@ -29,13 +29,13 @@ class Compiler:
 
     def __init__(self, ids: Ids | None = None) -> None:
         self.ids = ids or Ids()
-        self._slots: lb.Slots = {}
+        self._services = ServiceCompiler(self.ids)
         self._held: Mapping[str, Table] = {}
         self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
     def restore(self, tables: Mapping[str, Table]) -> None:
         """Before the first compilation: keep the numbers and slots that the kernel's maps hold."""
-        self._slots = lb.restore(self.ids, tables)
+        self._services = ServiceCompiler(self.ids, lb.restore(self.ids, tables))
         self._held = {name: tables.get(name, {}) for name in ("nn_ipcache", "nn_cidr")}
 
     def settle(self) -> None:
@@ -44,7 +44,7 @@ class Compiler:
 
     def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
         """Raises OverflowError when a space of numbers is full."""
-        services = self._services(snapshot)
+        services = self._services.compile(snapshot.services, snapshot.slices)
         policies = self._policies(snapshot, local)
         endpoints = self._remember(
             "endpoints",
@@ -57,14 +57,6 @@ class Compiler:
             compile_ipcache,
         )
         return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
-
-    def _services(self, snapshot: Snapshot) -> ServiceTables:
-        def run(services: Any, slices: Any) -> ServiceTables:
-            return compile_services(services, slices, self.ids, self._slots)
-
-        result = self._remember("services", (snapshot.services, snapshot.slices), run)
-        self._slots = result.slots
-        return result
 
     def _policies(self, snapshot: Snapshot, local: LocalNode) -> PolicyTables:
         if self._held:

@@ -22,6 +22,9 @@ K = TypeVar("K", bound=Hashable)
 _BELIEVED_PROBES = 64
 
 
+_CANONICAL = json.JSONEncoder(default=str, separators=(",", ":"))
+
+
 class Space(NamedTuple):
     """Numbers from `first` to `last`, both included."""
 
@@ -76,6 +79,11 @@ class Numbering(Generic[K]):
         """Mark every other key as gone. Their numbers are free after the next `settle`."""
         self._retired = {key for key in self._numbers if key not in wanted}
 
+    def retire(self, key: K) -> None:
+        """Mark one key as gone, as `keep` does with all that it does not name."""
+        if key in self._numbers:
+            self._retired.add(key)
+
     def settle(self) -> None:
         """The maps hold what was compiled last: numbers that are gone may be given again."""
         for key in self._retired:
@@ -109,7 +117,7 @@ def canonical(key: Hashable) -> str:
     """A key as text that does not depend on the process: strings, numbers, enums, addresses, tuples, identities."""
     if isinstance(key, IdentityKey):
         key = (key.labels.namespace, key.labels.labels, key.labels.named_ports, key.told_apart)
-    return json.dumps(key, default=str, separators=(",", ":"))
+    return _CANONICAL.encode(key)
 
 
 @dataclass(frozen=True, slots=True)

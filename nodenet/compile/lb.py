@@ -1,37 +1,34 @@
-"""Services and EndpointSlices -> frontends, backends and revnat.
-
-Rules: the Service and EndpointSlice API (KEP-752, KEP-1672 for terminating endpoints) as kube-proxy reads it.
+"""Every Service of the cluster -> frontends, backends and revnat.
 
 Slots. A frontend's slots keep what they held: the assignment of the last compilation (at a restart: the kernel's) is
 the start, a hole is filled by a new backend or else by the last slot's. So one backend that goes costs at most one slot
 write, one deletion and the master entry, whatever the number of backends; a sorted order would shift all that follow.
+
+Cost. What each Service claims is remembered with the objects that it was compiled from. A change compiles the Services
+it concerns, settles who has the addresses that they claim, and copies the tables that it changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey, Record
+from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
+from nodenet.compile.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids
+from nodenet.compile.services import Frontend, frontends_of
 from nodenet.compile.state import ServicePortName, Table
-from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service, ServicePort, SliceEndpoint
+from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Service
 
-# A Service with this label belongs to another proxy (KEP-2447).
-PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.
 MAX_BACKENDS = 0xFFFF
 
-_READY = 0
-_TERMINATING = 1
-
 Slots = Mapping[AddressPort, tuple[int, ...]]
-PortKey = tuple[str, Protocol]
-# (first address, port) -> the best condition that any slice tells of it.
-Candidates = dict[tuple[IPAddress, int], int]
+Services = Mapping[ObjectRef, Service]
+Slices = Mapping[ObjectRef, EndpointSlice]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +46,6 @@ class ServiceTables:
     warnings: tuple[str, ...]
 
 
-class Frontend(NamedTuple):
-    """One address and port that clients use. `backends` is sorted and without duplicates."""
-
-    address: AddressPort
-    name: ServicePortName
-    backends: tuple[AddressPort, ...]
-
-
 def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
     """Take over the numbers of pinned nn_revnat and nn_backend; returns the slots that nn_frontend holds."""
     ids.services.restore(_standing_for(tables.get("nn_revnat", {})))
@@ -65,38 +54,256 @@ def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
 
 
 def compile_services(
-    services: Mapping[ObjectRef, Service],
-    slices: Mapping[ObjectRef, EndpointSlice],
-    ids: Ids,
-    previous: Slots = MappingProxyType({}),
+    services: Services, slices: Slices, ids: Ids, previous: Slots = MappingProxyType({})
 ) -> ServiceTables:
-    """Every frontend of the cluster's Services. `previous`: the slots of the last compilation, or `restore`'s."""
-    warnings: list[str] = []
-    frontends = _unique(_frontends(services, slices), warnings)
-    service_ids = {address: ids.services.number(address) for address in frontends}
-    wanted = dict.fromkeys(backend for frontend in frontends.values() for backend in frontend.backends)
-    backend_ids = {backend: ids.backends.number(backend) for backend in wanted}
-    ids.services.keep(service_ids.keys())
-    ids.backends.keep(backend_ids.keys())
-    entries: dict[Record, Record] = {}
-    slots: dict[AddressPort, tuple[int, ...]] = {}
-    for address, frontend in frontends.items():
-        chosen = [backend_ids[backend] for backend in frontend.backends[:MAX_BACKENDS]]
-        if len(chosen) < len(frontend.backends):
-            warnings.append(
-                f"Service {frontend.name.ref}: port {address.port}: it has {len(frontend.backends)} backends, "
-                f"the first {MAX_BACKENDS} by address are used"
-            )
-        slots[address] = arrange(chosen, previous.get(address, ()))
-        entries.update(_entries(address, service_ids[address], slots[address]))
-    return ServiceTables(
-        frontends=entries,
-        backends={U32(number): backend for backend, number in backend_ids.items()},
-        revnat={U32(number): address for address, number in service_ids.items()},
-        names={service_ids[address]: frontend.name for address, frontend in frontends.items()},
-        slots=slots,
-        warnings=tuple(warnings),
-    )
+    """Every frontend of the cluster's Services, from nothing. `previous`: see ServiceCompiler."""
+    return ServiceCompiler(ids, previous).compile(services, slices)
+
+
+class ServiceCompiler:
+    """Compiles the Services of one Snapshot after the other. `previous`: the slots to start from, as `restore` gives.
+
+    The tables of two results are the same object where they are equal, else `Evolved` from one another. The order of
+    their entries is that of the names in the first result; later what is new comes last.
+    """
+
+    def __init__(self, ids: Ids, previous: Slots = MappingProxyType({})) -> None:
+        self._ids = ids
+        self._slots = previous
+        self._known: _Known | None = None
+
+    def compile(self, services: Services, slices: Slices) -> ServiceTables:
+        """Raises OverflowError when a space of numbers is full; the next compilation then starts from nothing."""
+        known, self._known = self._known or _Known(), None
+        if services is not known.services or slices is not known.slices:
+            self._update(known, services, slices)
+        self._known, self._slots = known, known.tables.slots
+        return known.tables
+
+    def _update(self, known: _Known, services: Services, slices: Slices) -> None:
+        first = not known.services and not known.slices
+        run = _Run(known, self._ids, self._slots)
+        for address in known.claim(services, slices):
+            run.switch(address, known.winner(address))
+        run.finish()
+        if first:
+            self._forget_others(known)
+
+    def _forget_others(self, known: _Known) -> None:
+        """What was restored or left behind by a failed run, and is not wanted. All that is wanted has a number."""
+        if len(self._ids.services) > len(known.held):
+            self._ids.services.keep(known.held)
+        if len(self._ids.backends) > len(known.tables.backends):
+            self._ids.backends.keep(set(known.tables.backends.values()))
+
+
+_EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), ())
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the last compilation knew. Changed by the next one: worthless when that fails half way."""
+
+    services: Services = field(default_factory=dict)
+    slices: Slices = field(default_factory=dict)
+    by_service: dict[ObjectRef, dict[ObjectRef, EndpointSlice]] = field(default_factory=dict)
+    # What each Service claims, and who claims each address, sorted: the first has it.
+    claims: dict[ObjectRef, dict[AddressPort, Frontend]] = field(default_factory=dict)
+    claimants: dict[AddressPort, tuple[ObjectRef, ...]] = field(default_factory=dict)
+    contested: set[AddressPort] = field(default_factory=set)
+    held: dict[AddressPort, Frontend] = field(default_factory=dict)
+    cut: set[AddressPort] = field(default_factory=set)
+    # How many frontends are on an address, and how many use a backend_id.
+    ports: dict[IPAddress, int] = field(default_factory=dict)
+    users: dict[int, int] = field(default_factory=dict)
+    tables: ServiceTables = _EMPTY
+
+    def claim(self, services: Services, slices: Slices) -> Iterable[AddressPort]:
+        """Compile the Services that a change concerns; returns the addresses whose frontend may be another now."""
+        concerned = set(_changed(self.services, services))
+        for ref in _changed(self.slices, slices):
+            old, new = self.slices.get(ref), slices.get(ref)
+            if old is not None:
+                self.by_service[old.service].pop(ref)
+                concerned.add(old.service)
+            if new is not None:
+                self.by_service.setdefault(new.service, {})[ref] = new
+                concerned.add(new.service)
+        self.services, self.slices = services, slices
+        touched: dict[AddressPort, None] = {}
+        for name in sorted(concerned):
+            touched.update(dict.fromkeys(self._claim_of(name)))
+        return touched
+
+    def _claim_of(self, ref: ObjectRef) -> Iterator[AddressPort]:
+        service, slices = self.services.get(ref), self.by_service.get(ref, {})
+        if not slices:
+            self.by_service.pop(ref, None)
+        old = self.claims.pop(ref, {})
+        new = frontends_of(service, slices.values()) if service is not None else {}
+        if new:
+            self.claims[ref] = new
+        for address in old:
+            if address not in new:
+                self._unclaim(address, ref)
+                yield address
+        alone = (ref,)
+        for address, frontend in new.items():
+            # Hashing an address is what costs in all of this: nothing is looked up twice, or in what is empty.
+            known = old.get(address) if old else None
+            if known is None:
+                others = self.claimants.setdefault(address, alone)
+                if others is not alone:
+                    self.claimants[address] = tuple(sorted((*others, ref)))
+                    self.contested.add(address)
+                yield address
+            elif known != frontend:
+                yield address
+
+    def _unclaim(self, address: AddressPort, ref: ObjectRef) -> None:
+        others = tuple(one for one in self.claimants.pop(address) if one != ref)
+        if others:
+            self.claimants[address] = others
+        if len(others) <= 1:
+            self.contested.discard(address)
+
+    def winner(self, address: AddressPort) -> Frontend | None:
+        """The API server gives an address to one Service. Should two claim it, the first by name has it."""
+        refs = self.claimants.get(address)
+        return self.claims[refs[0]][address] if refs else None
+
+    def warnings(self) -> Iterator[str]:
+        """By Service and port: first the claims that lost, then the frontends that are cut."""
+        for ref in sorted({ref for address in self.contested for ref in self.claimants[address][1:]}):
+            for address in self.claims[ref]:
+                holder = self.claimants[address][0]
+                if holder != ref:
+                    yield (
+                        f"Service {ref}: spec.clusterIPs: {address.addr} port {address.port} "
+                        f"is already served for Service {holder}"
+                    )
+        for ref in sorted({self.held[address].name.ref for address in self.cut}):
+            for address, frontend in self.claims[ref].items():
+                if address in self.cut and self.held[address].name.ref == ref:
+                    yield (
+                        f"Service {ref}: port {address.port}: it has {len(frontend.backends)} backends, "
+                        f"the first {MAX_BACKENDS} by address are used"
+                    )
+
+
+class _Changes(NamedTuple):
+    """What one compilation changes of each table; None: the entry goes."""
+
+    frontends: dict[Any, Any]
+    backends: dict[Any, Any]
+    revnat: dict[Any, Any]
+    names: dict[Any, Any]
+    slots: dict[Any, Any]
+
+
+class _Run:
+    """One compilation's change of the tables."""
+
+    def __init__(self, known: _Known, ids: Ids, slots: Slots) -> None:
+        self._known = known
+        self._ids = ids
+        self._slots = slots
+        self._changes = _Changes({}, {}, {}, {}, {})
+        self._gone: list[AddressPort] = []
+        self._left: dict[int, AddressPort] = {}
+
+    def switch(self, address: AddressPort, new: Frontend | None) -> None:
+        """From now on this frontend serves the address, or none does."""
+        known, changes = self._known, self._changes
+        old = known.held.get(address)
+        if old == new:
+            return
+        last = self._slots.get(address, ()) if self._slots else ()
+        service_id = self._ids.services.number(address)
+        chosen = self._use(new.backends) if new is not None else []
+        if old is not None:
+            self._leave(old.backends)
+        slots = arrange(chosen[:MAX_BACKENDS], last) if new is not None else ()
+        if new is None:
+            del known.held[address]
+            self._gone.append(address)
+        else:
+            known.held[address] = new
+        if len(chosen) > MAX_BACKENDS:
+            known.cut.add(address)
+        elif known.cut:
+            known.cut.discard(address)
+        number = U32(service_id)
+        changes.slots[address] = slots if new is not None else None
+        changes.names[service_id] = new.name if new is not None else None
+        if (old is None) != (new is None):
+            changes.revnat[number] = address if new is not None else None
+            self._count(address.addr, 1 if old is None else -1)
+        self._write(address, service_id, last if old is not None else None, slots if new is not None else None)
+
+    def finish(self) -> None:
+        """The tables with the changes made."""
+        known = self._known
+        for number, backend in self._left.items():
+            if not known.users[number]:
+                del known.users[number]
+                self._changes.backends[U32(number)] = None
+                self._ids.backends.retire(backend)
+        for address in self._gone:
+            self._ids.services.retire(address)
+        last, changes = known.tables, self._changes
+        known.tables = ServiceTables(
+            evolve(last.frontends, changes.frontends),
+            evolve(last.backends, changes.backends),
+            evolve(last.revnat, changes.revnat),
+            evolve(last.names, changes.names),
+            evolve(last.slots, changes.slots),
+            tuple(known.warnings()),
+        )
+
+    def _use(self, backends: Iterable[AddressPort]) -> list[int]:
+        numbers, known = [], self._known.users
+        for backend in backends:
+            number = self._ids.backends.number(backend)
+            users = known.get(number, 0)
+            if not users:
+                self._changes.backends[U32(number)] = backend
+            known[number] = users + 1
+            numbers.append(number)
+        return numbers
+
+    def _leave(self, backends: Iterable[AddressPort]) -> None:
+        for backend in backends:
+            number = self._ids.backends.number(backend)
+            self._known.users[number] -= 1
+            if not self._known.users[number]:
+                self._left[number] = backend
+
+    def _count(self, addr: IPAddress, step: int) -> None:
+        """The entry that all ports of an address share; it names no Service port, so it carries no number."""
+        before = self._known.ports.get(addr, 0)
+        after = self._known.ports[addr] = before + step
+        if not before or not after:
+            self._changes.frontends[FrontendKey(addr, 0, 0, 0)] = FrontendEntry(0, 0, 0) if after else None
+        if not after:
+            del self._known.ports[addr]
+
+    def _write(
+        self, address: AddressPort, service_id: int, old: Sequence[int] | None, new: Sequence[int] | None
+    ) -> None:
+        """The entries of a frontend that differ; None: there is no such frontend."""
+        addr, port, protocol = address
+        entries = self._changes.frontends
+        if new is None:
+            entries[FrontendKey(addr, port, protocol, 0)] = None
+        elif old is None or len(old) != len(new):
+            entries[FrontendKey(addr, port, protocol, 0)] = FrontendEntry(0, service_id, len(new))
+        before, after = old or (), new or ()
+        for slot, backend_id in enumerate(after, 1):
+            if slot > len(before) or before[slot - 1] != backend_id:
+                entries[FrontendKey(addr, port, protocol, slot)] = FrontendEntry(backend_id, service_id, 0)
+        for slot in range(len(after) + 1, len(before) + 1):
+            entries[FrontendKey(addr, port, protocol, slot)] = None
 
 
 def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
@@ -123,85 +330,20 @@ def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
     return tuple(slot for slot in slots if slot is not None)
 
 
-def has_frontends(service: Service) -> bool:
-    """Headless and ExternalName Services have no ClusterIP; labelled ones are another proxy's."""
-    return bool(service.cluster_ips) and PROXY_NAME_LABEL not in service.labels
-
-
-def _frontends(services: Mapping[ObjectRef, Service], slices: Mapping[ObjectRef, EndpointSlice]) -> Iterator[Frontend]:
-    by_service: dict[ObjectRef, list[EndpointSlice]] = {}
-    for slice_ in slices.values():
-        by_service.setdefault(slice_.service, []).append(slice_)
-    for ref in sorted(services):
-        service = services[ref]
-        if not has_frontends(service):
-            continue
-        ports = _candidates(by_service.get(ref, ()), service.publish_not_ready_addresses)
-        for port in service.ports:
-            candidates = ports.get((port.name, port.protocol), {})
-            for address in service.cluster_ips:
-                yield _frontend(ref, port, address, candidates)
-
-
-def _frontend(ref: ObjectRef, port: ServicePort, address: IPAddress, candidates: Candidates) -> Frontend:
-    """A frontend's backends are the ready ones of its family, or those that finish their work when none is ready."""
-    version = address.version
-    family = [(target, rank) for target, rank in candidates.items() if target[0].version == version]
-    best = min(map(itemgetter(1), family), default=_READY)
-    targets = sorted(target for target, rank in family if rank == best)
-    return Frontend(
-        AddressPort(address, port.port, port.protocol),
-        ServicePortName(ref, port.name, port.port, port.protocol),
-        tuple(AddressPort(addr, number, port.protocol) for addr, number in targets),
-    )
-
-
-def _candidates(slices: Iterable[EndpointSlice], all_ready: bool) -> dict[PortKey, Candidates]:
-    """All slices of one Service merged. An endpoint that two slices show (it moves) counts with its better state."""
-    ports: dict[PortKey, Candidates] = {}
-    for slice_ in slices:
-        for endpoint in slice_.endpoints:
-            rank = _rank(endpoint, all_ready)
-            if rank is None:
-                continue
-            # The API gives no meaning to further addresses.
-            address = endpoint.addresses[0]
-            for port in slice_.ports:
-                found = ports.setdefault((port.name, port.protocol), {})
-                target = (address, port.port)
-                found[target] = min(found.get(target, rank), rank)
-    return ports
-
-
-def _rank(endpoint: SliceEndpoint, all_ready: bool) -> int | None:
-    """None: must not be used. spec.publishNotReadyAddresses: "disregard any indications of ready/not-ready"."""
-    if not endpoint.addresses:
-        return None
-    if endpoint.ready or all_ready:
-        return _READY
-    return _TERMINATING if endpoint.serving and endpoint.terminating else None
-
-
-def _unique(found: Iterable[Frontend], warnings: list[str]) -> dict[AddressPort, Frontend]:
-    """The API server gives an address to one Service. Should two claim it, the first by name has it."""
-    unique: dict[AddressPort, Frontend] = {}
-    for frontend in found:
-        holder = unique.setdefault(frontend.address, frontend)
-        if holder is not frontend and holder.name.ref != frontend.name.ref:
-            warnings.append(
-                f"Service {frontend.name.ref}: spec.clusterIPs: {frontend.address.addr} port {frontend.address.port} "
-                f"is already served for Service {holder.name.ref}"
-            )
-    return unique
-
-
-def _entries(address: AddressPort, service_id: int, slots: Sequence[int]) -> Iterator[tuple[Record, Record]]:
-    addr, port, protocol = address
-    # Shared by all ports of the address; names no Service port, so it carries no number.
-    yield FrontendKey(addr, 0, 0, 0), FrontendEntry(0, 0, 0)
-    yield FrontendKey(addr, port, protocol, 0), FrontendEntry(0, service_id, len(slots))
-    for slot, backend_id in enumerate(slots, 1):
-        yield FrontendKey(addr, port, protocol, slot), FrontendEntry(backend_id, service_id, 0)
+def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> list[ObjectRef]:
+    """The names whose object is another, is new or is gone. The store keeps the object while it does not change."""
+    if old is new:
+        return []
+    found = []
+    added = 0
+    for ref, obj in new.items():
+        last = old.get(ref)
+        if last is not obj and last != obj:
+            found.append(ref)
+            added += last is None
+    if len(old) + added != len(new):
+        found.extend(ref for ref in old if ref not in new)
+    return found
 
 
 def _standing_for(table: Table) -> Iterator[tuple[AddressPort, int]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
+from nodenet.compile.evolved import Evolved
 
 Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]
@@ -145,12 +146,16 @@ def _most_specific_first(write: Write) -> int:
 def _upserts(name: str, wanted: Table, held: Table) -> list[Write]:
     if wanted is held:
         return []
+    if isinstance(wanted, Evolved) and wanted.follows(held):
+        return [Write(name, key, wanted[key]) for key in wanted.changed if key in wanted]
     return [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
 
 
 def _deletes(name: str, wanted: Table, held: Table) -> list[Write]:
     if wanted is held:
         return []
+    if isinstance(wanted, Evolved) and wanted.follows(held):
+        return [Write(name, key) for key in wanted.changed if key not in wanted]
     return [Write(name, key) for key in held if key not in wanted]
 
 
