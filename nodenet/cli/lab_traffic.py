@@ -227,9 +227,8 @@ def _denies(explained: Mapping[str, Any] | None) -> bool:
 def _text(data: Mapping[str, Any], words: str, drops: Sequence[Drop]) -> str:
     from nodenet.cli import policy_format
 
-    lines = [
-        f"{data['verdict']}: {data['from']} -> {data['to']} {data['port']}/{data['protocol']} ({data['address']}): {words}"
-    ]
+    ends = f"{data['from']} -> {data['to']} {data['port']}/{data['protocol']} ({data['address']})"
+    lines = [f"{data['verdict']}: {ends}: {words}"]
     if data["note"]:
         lines.append(f"  {data['note']}")
     if data["policy"]:
