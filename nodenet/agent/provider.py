@@ -40,6 +40,10 @@ class AgentProvider:
     def healthy(self) -> bool:
         return self._agent.healthy()
 
+    def _cut_off(self) -> bool:
+        """Whether the API server has been out of reach for long: what is in force is what was known then."""
+        return any(stats.cut_off(time.monotonic()) for stats in self._agent.client.stats.values())
+
     def rows(self, resource: str) -> Iterable[Row]:
         return self._rows[resource]()
 
@@ -51,7 +55,8 @@ class AgentProvider:
         stats, datapath = agent.loop.stats, agent.datapath
         return {
             "node": agent.config.node_name,
-            "healthy": agent.healthy(),
+            # For people: the probes and CNI go on with what is known, for a restart would not bring the API back.
+            "healthy": agent.healthy() and not self._cut_off(),
             "ready": agent.ready.is_set(),
             "readyAfterSeconds": round(agent.ready_after, 2),
             "problems": agent.trouble(),

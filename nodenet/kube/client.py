@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ WATCH_SECONDS = (240, 480)
 IDLE_SECONDS = 150.0
 REQUEST_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+# A watch that has failed for this long is no passing thing: what the agent knows is getting old.
+CUT_OFF_SECONDS = 30.0
 # A watch that the server ends sooner than this, without a word, is trouble.
 SHORT_WATCH_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 0.1
@@ -53,7 +56,9 @@ _PASSING = (401, 403, 429, 500, 502, 503)
 
 @dataclass(slots=True)
 class KindStats:
-    """What happened to one kind's watch. `error` is why it is not connected now, or ""."""
+    """What happened to one kind's watch. `error` is why it is not connected now, or ""; `failing_since` is when that
+    began, in seconds of the monotonic clock, 0 while it is connected.
+    """
 
     lists: int = 0
     watches: int = 0
@@ -61,6 +66,11 @@ class KindStats:
     undecodable: int = 0
     errors: int = 0
     error: str = ""
+    failing_since: float = 0.0
+
+    def cut_off(self, now: float) -> bool:
+        """Whether it has failed for longer than an API server needs to start again."""
+        return bool(self.failing_since) and now - self.failing_since > CUT_OFF_SECONDS
 
 
 class _RelistError(Exception):
@@ -260,6 +270,7 @@ class _Trouble:
         if self._stats.error:
             log.info("%s: %s: connected again", self._server, self._kind)
         self._failures, self._stats.error, self._silent = 0, "", False
+        self._stats.failing_since = 0.0
 
     def began(self, error: Exception) -> float:
         """Returns seconds to wait. The same trouble is told once."""
@@ -268,6 +279,7 @@ class _Trouble:
         level = logging.DEBUG if text == self._stats.error else logging.WARNING
         log.log(level, "%s: %s: %s; trying again", self._server, self._kind, text)
         self._stats.error = text
+        self._stats.failing_since = self._stats.failing_since or time.monotonic()
         return max(self._pause(), error.after if isinstance(error, _AnswerError) else 0.0)
 
     def ended(self) -> float:

@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from typing import Any
 
 import pytest
 
-from nodenet.kube.client import PATHS, KubeClient
+from nodenet.kube.client import CUT_OFF_SECONDS, PATHS, KubeClient
 from nodenet.kube.config import ClusterAccess
 from nodenet.model import Namespace, ObjectRef
 from nodenet.store import API_KINDS, Delta, Kind, Listing, Op, Removal
@@ -189,11 +190,15 @@ async def test_a_server_that_is_gone_for_a_while(caplog: pytest.LogCaptureFixtur
         events = client.watch(Kind.NAMESPACE)
         first = asyncio.ensure_future(anext(events))
         await down.wait()
-        assert client.stats[Kind.NAMESPACE].error
+        stats = client.stats[Kind.NAMESPACE]
+        assert stats.error
+        assert not stats.cut_off(time.monotonic() + CUT_OFF_SECONDS - 5)
+        assert stats.cut_off(time.monotonic() + CUT_OFF_SECONDS)
         async with serving(Script([page(namespace("a"))]), port):
             async with asyncio.timeout(10):
                 assert await first == listing("a")
-            assert client.stats[Kind.NAMESPACE].error == ""
+            assert stats.error == ""
+            assert not stats.cut_off(time.monotonic() + 2 * CUT_OFF_SECONDS)
             await events.aclose()  # type: ignore[attr-defined]
     assert caplog.text.count("trying again") == 1
     assert "connected again" in caplog.text
