@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from nodenet.bpf import libbpf
 from nodenet.errors import CannotRunError
@@ -15,6 +16,9 @@ _CGROUP_SOCK_ADDR = 18
 _MAP_TYPES = {"hash": 1, "array": 2, "percpu_hash": 5, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27}
 _REDIRECT_PEER = 155
 _SET_RETVAL = 187
+# include/uapi/linux/capability.h
+_CAP_SYS_ADMIN = 21
+_CAP_BPF = 39
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,23 @@ class Feature:
 
 
 def _ask(function: Callable[..., int], *arguments: int) -> bool:
-    # 1 yes, 0 no, negative: the question itself failed (no permission), which is told apart below.
+    # 1 yes, 0 no, negative: the question itself failed. EPERM looks like a no here, therefore _permitted comes first.
     return function(*arguments, None) == 1
 
 
+def _permitted(status: str) -> bool:
+    """Whether this process may ask: CAP_BPF or CAP_SYS_ADMIN, read from the text of /proc/self/status."""
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) & (1 << _CAP_BPF | 1 << _CAP_SYS_ADMIN))
+    return True
+
+
 def features() -> list[Feature]:
-    """Probe the kernel. Needs CAP_BPF."""
+    """Probe the kernel. Raises CannotRunError without CAP_BPF: the kernel would answer no to everything."""
+    if not _permitted(Path("/proc/self/status").read_text()):
+        raise CannotRunError("not permitted to ask the kernel what it offers: that needs CAP_BPF", "run as root")
     lib = libbpf.lib()
     found = [
         Feature(
@@ -77,8 +92,6 @@ def features() -> list[Feature]:
 
 def require(found: list[Feature]) -> None:
     """Raises CannotRunError naming every missing feature and what it is for."""
-    if os.geteuid() != 0 and not any(f.available for f in found):
-        raise CannotRunError("eBPF programs cannot be loaded without CAP_BPF and CAP_NET_ADMIN", "run as root")
     missing = [f"{f.name} ({f.purpose})" for f in found if f.needed and not f.available]
     if missing:
         raise CannotRunError(
