@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import click
 
 from nodenet.cli.program import pasteable
-from nodenet.errors import NodenetError
+from nodenet.errors import CannotRunError, NodenetError
 
 
 class _Lazy(NamedTuple):
@@ -82,6 +83,18 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except NodenetError as error:
             raise ShownError(error) from error
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads any more
+        except OSError as error:
+            raise ShownError(_refused(error)) from error
+
+
+def _refused(error: OSError) -> NodenetError:
+    """What the system refused, for a person."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    what = f"{where}{error.strerror or str(error) or type(error).__name__}"
+    denied = isinstance(error, PermissionError) and os.geteuid() != 0
+    return CannotRunError(what, "run as root" if denied else "")
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -39,6 +39,12 @@ def test_help_and_version_import_none_of_the_heavy_parts():
         (NodenetError("pod a/b: denied"), 1, "nodenet: pod a/b: denied\n"),
         (BadInputError("x.yaml: bad", "see y"), 2, "nodenet: x.yaml: bad\n  hint: see y\n"),
         (CannotRunError("no kernel"), 3, "nodenet: no kernel\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "/proc/x"),
+            3,
+            "nodenet: /proc/x: No such file or directory\n",
+        ),
+        (TimeoutError(), 3, "nodenet: TimeoutError\n"),
     ],
 )
 def test_errors_reach_people_as_one_sentence_and_a_hint(monkeypatch, error, code, text):
