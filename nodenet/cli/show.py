@@ -91,23 +91,36 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, str | None]) -> None:
     """Fetch one resource from every agent that `where` names and print it. Several agents: with a column for the node.
 
-    Raises NodenetError when an agent does not answer: half a list would pass for a whole one.
+    An agent of several that does not answer is named on stderr and makes the exit code 1: half a list must not pass
+    for a whole one. Raises its NodenetError when none answers.
     """
     found = targets(where)
     answers = asyncio.run(_gather_rows(found, resource, limit))
-    if len(found) == 1:
-        emit(answers[0], COLUMNS[resource], output)
-        return
-    rows = [{"node": one.node, **row} for one, part in zip(found, answers, strict=True) for row in part]
-    emit(rows, (Column("NODE", "node"), *COLUMNS[resource]), output)
+    silent = [(one, answer) for one, answer in zip(found, answers, strict=True) if isinstance(answer, NodenetError)]
+    if len(silent) == len(found):
+        raise silent[0][1]
+    rows = [
+        {"node": one.node, **row} if len(found) > 1 else row
+        for one, part in zip(found, answers, strict=True)
+        if not isinstance(part, NodenetError)
+        for row in part
+    ]
+    emit(rows, (*((Column("NODE", "node"),) if len(found) > 1 else ()), *COLUMNS[resource]), output)
+    for one, error in silent:
+        click.echo(f"nodenet: {one.node} is missing: {error}", err=True)
+    if silent:
+        raise SystemExit(1)
 
 
-async def _gather_rows(where: Sequence[Target], resource: str, limit: int) -> list[list[dict[str, Any]]]:
-    async def one(target: Target) -> list[dict[str, Any]]:
+async def _gather_rows(where: Sequence[Target], resource: str, limit: int) -> list[list[dict[str, Any]] | NodenetError]:
+    async def one(target: Target) -> list[dict[str, Any]] | NodenetError:
         from nodenet.rpc.client import Client
 
-        async with Client(target.address) as client:
-            return await client.rows(resource, limit)
+        try:
+            async with Client(target.address) as client:
+                return await client.rows(resource, limit)
+        except NodenetError as error:
+            return error
 
     return list(await asyncio.gather(*(one(target) for target in where)))
 

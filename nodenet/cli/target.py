@@ -45,8 +45,8 @@ def targets(
 ) -> list[Target]:
     """The agents that the options name: one, or every node of a lab. `root` is the folder of all labs.
 
-    Raises BadInputError for options that exclude each other or a node that is not there, CannotRunError for a lab
-    that does not run.
+    Raises BadInputError for options that exclude each other and for a lab or a node that is not there, CannotRunError
+    for a lab without nodes yet.
     """
     given = [name for name in ("socket", "server", "lab") if where.get(name)]
     if len(given) > 1:
@@ -65,7 +65,9 @@ def _lab(name: str, node: str, root: Path | None) -> list[Target]:
 
     folder = (root or RUN_ROOT) / check_lab_name(name)
     if not folder.is_dir():
-        raise CannotRunError(f"lab {name} is not running: there is no {folder}", f"nodenet lab up --name {name}")
+        raise BadInputError(
+            f"lab {name}: there is no such lab", "nodenet lab up starts one, nodenet lab list shows them"
+        )
     nodes = sorted(path.parent.name for path in folder.glob("*/agent.yaml"))
     if not nodes:
         raise CannotRunError(f"lab {name} has no nodes yet", f"nodenet lab status --name {name}")
