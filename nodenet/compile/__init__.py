@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from nodenet.compile import lb, policy
+from nodenet.compile import policy, slots
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
 from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import compile_ipcache
@@ -35,7 +35,7 @@ class Compiler:
 
     def restore(self, tables: Mapping[str, Table]) -> None:
         """Before the first compilation: keep the numbers and slots that the kernel's maps hold."""
-        self._services = ServiceCompiler(self.ids, lb.restore(self.ids, tables))
+        self._services = ServiceCompiler(self.ids, slots.restore(self.ids, tables))
         self._held = {name: tables.get(name, {}) for name in ("nn_ipcache", "nn_cidr")}
 
     def settle(self) -> None:

@@ -1,10 +1,6 @@
 """Every Service of the cluster -> frontends, backends and revnat.
 
-Slots. A frontend's slots keep what they held: the assignment of the last compilation (at a restart: the kernel's) is
-the start, a hole is filled by a new backend or else by the last slot's. So one backend that goes costs at most one slot
-write, one deletion and the master entry, whatever the number of backends; a sorted order would shift all that follow.
-
-Cost. What each Service claims is remembered with the objects that it was compiled from. A change compiles the Services
+What each Service claims is remembered with the objects that it was compiled from. A change compiles the Services
 it concerns, settles who has the addresses that they claim, and copies the tables that it changes.
 """
 
@@ -19,13 +15,13 @@ from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
 from nodenet.compile.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, frontends_of
+from nodenet.compile.slots import Slots, arrange
 from nodenet.compile.state import ServicePortName, Table
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Service
 
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.
 MAX_BACKENDS = 0xFFFF
 
-Slots = Mapping[AddressPort, tuple[int, ...]]
 Services = Mapping[ObjectRef, Service]
 Slices = Mapping[ObjectRef, EndpointSlice]
 T = TypeVar("T")
@@ -44,13 +40,6 @@ class ServiceTables:
     names: Mapping[int, ServicePortName]
     slots: Slots
     warnings: tuple[str, ...]
-
-
-def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
-    """Take over the numbers of pinned nn_revnat and nn_backend; returns the slots that nn_frontend holds."""
-    ids.services.restore(_standing_for(tables.get("nn_revnat", {})))
-    ids.backends.restore(_standing_for(tables.get("nn_backend", {})))
-    return _slots_of(tables.get("nn_frontend", {}))
 
 
 def compile_services(
@@ -306,30 +295,6 @@ class _Run:
             entries[FrontendKey(addr, port, protocol, slot)] = None
 
 
-def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
-    """Put `wanted` (no duplicates) into slots so that few of `previous` change: see the module's text."""
-    if len(wanted) == len(previous) and set(wanted) == set(previous):
-        return tuple(previous)
-    missing = dict.fromkeys(wanted)
-    slots: list[int | None] = []
-    for backend in previous:
-        # A crash in the middle of a change may have left one backend in two slots: the second one is a hole.
-        slots.append(backend if backend in missing else None)
-        missing.pop(backend, None)
-    waiting = iter(missing)
-    slots = [next(waiting, None) if slot is None else slot for slot in slots]
-    slots.extend(waiting)
-    hole = 0
-    while hole < len(slots):
-        if slots[-1] is None:
-            slots.pop()
-        elif slots[hole] is None:
-            slots[hole] = slots.pop()
-        else:
-            hole += 1
-    return tuple(slot for slot in slots if slot is not None)
-
-
 def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> list[ObjectRef]:
     """The names whose object is another, is new or is gone. The store keeps the object while it does not change."""
     if old is new:
@@ -343,21 +308,4 @@ def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> list[Obj
             added += last is None
     if len(old) + added != len(new):
         found.extend(ref for ref in old if ref not in new)
-    return found
-
-
-def _standing_for(table: Table) -> Iterator[tuple[AddressPort, int]]:
-    """What each number of nn_backend or nn_revnat stands for; sorted, so that a double one ends alike everywhere."""
-    return ((table[key], key.value) for key in sorted(table))
-
-
-def _slots_of(table: Table) -> dict[AddressPort, tuple[int, ...]]:
-    found: dict[AddressPort, tuple[int, ...]] = {}
-    for key, value in table.items():
-        if key.slot or not key.port:
-            continue
-        address = AddressPort(*key[:3])
-        entries = (table.get(FrontendKey(*address, slot)) for slot in range(1, value.backends + 1))
-        # A missing slot becomes 0, which is no backend's number: a hole.
-        found[address] = tuple(entry.backend_id if entry else 0 for entry in entries)
     return found

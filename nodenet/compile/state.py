@@ -34,7 +34,10 @@ class ServicePortName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """Map name of abi.MAPS -> every entry that it must hold, in a deterministic order. `nn_state` is not among them."""
+    """Map name of abi.MAPS -> every entry that it must hold. `nn_state` is not among them.
+
+    The order of entries follows from the Snapshots compiled so far and from nothing else.
+    """
 
     tables: Mapping[str, Table] = field(default_factory=dict)
 

@@ -14,7 +14,8 @@ from nodenet.abi import AddressPort, FrontendKey
 from nodenet.compile import lb
 from nodenet.compile.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids, Numbering, Space
-from nodenet.compile.lb import ServiceCompiler, ServiceTables, compile_services, restore
+from nodenet.compile.lb import ServiceCompiler, ServiceTables, compile_services
+from nodenet.compile.slots import Slots, restore
 from nodenet.model import EndpointSlice, ObjectRef, Service
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from tests.unit.compile.build import TCP, UDP, service, slice_, target
@@ -109,7 +110,7 @@ def _it_is_what_compiling_from_nothing_gives(steps: list[tuple[list[Any], bool]]
     ids, cluster = Ids(), Cluster()
     compiler = ServiceCompiler(ids)
     reference_ids = Ids()
-    slots: lb.Slots = {}
+    slots: Slots = {}
     for changes, settled in steps:
         cluster.change(changes)
         result = compiler.compile(cluster.services, cluster.slices)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
 from nodenet.compile.ids import Ids
-from nodenet.compile.lb import ServiceTables, arrange, compile_services, restore
+from nodenet.compile.lb import ServiceTables, compile_services
+from nodenet.compile.slots import arrange, restore
 from nodenet.model import EndpointSlice, Service
 from tests.unit.compile.build import TCP, UDP, service, slice_, target
 

@@ -23,7 +23,8 @@ from nodenet.abi import (
     State,
 )
 from nodenet.compile.ids import Ids
-from nodenet.compile.lb import compile_services, restore
+from nodenet.compile.lb import compile_services
+from nodenet.compile.slots import restore
 from nodenet.model import Direction, EndpointSlice, Service
 from nodenet.reconcile.apply import ApplyError, apply, read
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Write, plan, plan_policy, plan_services
