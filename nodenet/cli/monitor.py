@@ -13,7 +13,7 @@ import click
 
 from nodenet.abi import Event, EventType
 from nodenet.cli.target import Target, target_options, targets
-from nodenet.errors import BadInputError
+from nodenet.errors import NodenetError
 from nodenet.flow import decode
 
 
@@ -35,10 +35,10 @@ def event_line(event: Event, clock_offset: int) -> str:
     return " ".join([*parts, f"({decode.summary(event)})"])
 
 
-def event_json(event: Event, clock_offset: int) -> str:
-    """The same as one line of JSON; `epoch` is ns since the epoch."""
+def event_json(event: Event, clock_offset: int, node: str = "") -> str:
+    """The same as one line of JSON; `epoch` is ns since the epoch; `node` is told where there are several."""
     fields = {name: str(v) if name in ("saddr", "daddr") else v for name, v in event._asdict().items()}
-    return json.dumps({"epoch": event.time + clock_offset, **fields})
+    return json.dumps({**({"node": node} if node else {}), "epoch": event.time + clock_offset, **fields})
 
 
 def _end(address: Any, port: int) -> str:
@@ -52,21 +52,39 @@ def _end(address: Any, port: int) -> str:
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @target_options
 def monitor(last: int, no_follow: bool, output: str, **where: str | None) -> None:
-    """Print raw datapath events: every number of the record, no names. Ctrl-C ends it."""
-    found = targets(where)
-    if len(found) > 1:
-        raise BadInputError("--lab: monitor shows one node", f"add --node, one of {', '.join(t.node for t in found)}")
+    """Print raw datapath events: every number of the record, no names. Ctrl-C ends it.
+
+    Of several nodes of a lab they come as they are read, each with its node; only each node's own are in order.
+    """
     with suppress(KeyboardInterrupt):
-        asyncio.run(_run(found[0], last, not no_follow, output))
+        asyncio.run(_run(targets(where), last, not no_follow, output))
 
 
-async def _run(target: Target, last: int, follow: bool, output: str) -> None:
-    show = event_json if output == "json" else event_line
+async def _run(found: list[Target], last: int, follow: bool, output: str) -> None:
+    """An agent of several that does not answer is named on stderr; raises its error when none does."""
+    results = await asyncio.gather(
+        *(_one(target, last, follow, output, len(found) > 1) for target in found), return_exceptions=True
+    )
+    failed = [(target, error) for target, error in zip(found, results, strict=True) if error is not None]
+    for target, error in failed:
+        if not isinstance(error, NodenetError) or len(failed) == len(found):
+            raise error
+        click.echo(f"nodenet: {target.node} is missing: {error}", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+async def _one(target: Target, last: int, follow: bool, output: str, several: bool) -> None:
+    node = target.node if several else ""
     async for answer in _answers(target, last, follow):
         if answer.lost.num_events_lost:
-            click.echo(f"EVENTS LOST: {answer.lost.num_events_lost}", err=True)
+            click.echo(f"EVENTS LOST: {answer.lost.num_events_lost}" + (f" on {node}" if node else ""), err=True)
         for record in answer.records:
-            click.echo(show(Event.unpack(record), answer.clock_offset))
+            event = Event.unpack(record)
+            if output == "json":
+                click.echo(event_json(event, answer.clock_offset, node))
+            else:
+                click.echo((f"{node} " if node else "") + event_line(event, answer.clock_offset))
 
 
 async def _answers(target: Target, last: int, follow: bool) -> AsyncIterator[Any]:
