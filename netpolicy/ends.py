@@ -46,7 +46,8 @@ def connections(
 
     An end is `NS/POD`, `NS/WORKLOAD` (`namespace` where it is left out), an address, and for the destination also
     `svc/NAME.NS`. An address of a pod means the pod, one of a Service the Service, one of a node the node; any other is
-    outside. Raises UnknownEndError, and NoBackendError for a Service without pods.
+    outside. Raises UnknownEndError (a Service without that port included), and NoBackendError for a Service without
+    pods.
     """
     sources = _ends(cluster, source, "source", namespace)
     service = _service(cluster, destination, namespace)
@@ -133,7 +134,7 @@ def _backends(cluster: Cluster, service: Service, traffic: Traffic) -> list[tupl
     ports = [p for p in service.ports if p.port == traffic.port and p.protocol is traffic.protocol]
     if not ports:
         known = ", ".join(f"{p.port}/{p.protocol}" for p in service.ports) or "none"
-        raise NoBackendError(f"{service} has no port {traffic}; it has: {known}")
+        raise UnknownEndError(f"{service} has no port {traffic}; it has: {known}")
     if service.selector is None:
         raise NoBackendError(f"{service} has no selector: which addresses stand behind it is not known here")
     pods = [p for p in cluster.pods if p.namespace == service.namespace and matches(service.selector, p.labels.mapping)]

@@ -83,6 +83,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except NodenetError as error:
             raise ShownError(error) from error
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # as a shell counts Ctrl-C: 128 + SIGINT
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads any more
         except OSError as error:

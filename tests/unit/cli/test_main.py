@@ -44,6 +44,7 @@ def test_help_and_version_import_none_of_the_heavy_parts():
             3,
             "nodenet: /proc/x: No such file or directory\n",
         ),
+        (KeyboardInterrupt(), 130, ""),
         (TimeoutError(), 3, "nodenet: TimeoutError\n"),
     ],
 )
