@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodenet.cli.lab_common import manifest_option, name_option, node_names, say
+from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, node_names, say
 from nodenet.cli.lab_objects import apply, delete, get
 from nodenet.cli.lab_traffic import exec_, probe
 from nodenet.cli.output import Column, Format, emit, emit_document, output_option
@@ -55,14 +55,13 @@ def up(
 
     Everything is checked before anything is made; what fails later is taken away again.
     """
-    from nodenet import manifests
     from nodenet.lab import apply as applying
     from nodenet.lab import layout
     from nodenet.lab import up as bringing
 
     started = time.monotonic()
     plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
-    prepared = applying.prepare(manifests.load(files))
+    prepared = applying.prepare(load_manifests(files))
     for skipped in prepared.skipped:
         say(f"skipped: {skipped}")
     bringing.check_host()
@@ -191,8 +190,9 @@ def kubeconfig(name: str) -> None:
 @lab.command()
 @click.argument("node", required=False, shell_complete=node_names)
 @name_option
-@click.option("-n", "--lines", default=0, metavar="N", help="The last N lines alone.")
-def logs(node: str | None, name: str, lines: int) -> None:
+@click.option("--tail", type=click.IntRange(min=0), default=0, metavar="N", help="The last N lines alone.")
+@click.option("-n", "--lines", "lines", type=click.IntRange(min=0), default=0, hidden=True, help="As --tail.")
+def logs(node: str | None, name: str, tail: int, lines: int) -> None:
     """Print the log of NODE's agent, or of the lab itself."""
     from nodenet.lab import files
 
@@ -200,7 +200,7 @@ def logs(node: str | None, name: str, lines: int) -> None:
     folder = files.LabFiles(name)
     log = folder.node(state.plan.node(node).name) / "agent.log" if node else folder.log
     text = log.read_text(errors="replace") if log.exists() else ""
-    click.echo("\n".join(text.splitlines()[-lines:]))
+    click.echo("\n".join(text.splitlines()[-(tail or lines) :]))
 
 
 @lab.command()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from nodenet.manifests import Manifest
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,6 +48,19 @@ def name_option(command: _F) -> _F:
         help="The lab's name; several can run at once.",
     )
     return option(command)
+
+
+def load_manifests(files: Sequence[Path]) -> list[Manifest]:
+    """Every object of the files. Raises BadInputError when files were given and nothing is in them."""
+    from nodenet import manifests
+    from nodenet.errors import BadInputError
+
+    found = manifests.load(files)
+    if files and not found:
+        raise BadInputError(
+            f"{', '.join(map(str, files))}: no Kubernetes objects", "give YAML files or a folder of them"
+        )
+    return found
 
 
 def namespace_option(command: _F) -> _F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodenet.cli.lab_common import manifest_option, name_option, namespace_option, say
+from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, namespace_option, say
 from nodenet.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -68,12 +68,11 @@ def delete(files: Sequence[Path], name: str, namespace: str, kind: str | None, n
 
 
 def _prepared(files: Sequence[Path], namespace: str) -> ApplySet:
-    from nodenet import manifests
     from nodenet.lab import apply as applying
 
     if not files:
         raise click.UsageError("-f FILE_OR_DIR is needed")
-    prepared = applying.prepare(manifests.load(files), namespace)
+    prepared = applying.prepare(load_manifests(files), namespace)
     for skipped in prepared.skipped:
         say(f"skipped: {skipped}")
     return prepared

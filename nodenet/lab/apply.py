@@ -75,7 +75,7 @@ def prepare(manifests: Iterable[Manifest], namespace: str = "default") -> ApplyS
             problems += [f"{manifest.source}: {placed}: {problem}" for problem in found]
             objects.append(placed)
     if not problems:
-        problems = list(_collisions(objects))
+        problems = [*_twice(objects), *_collisions(objects)]
     if problems:
         raise BadInputError("\n".join(problems), _HINT)
     objects.sort(key=lambda manifest: manifest.kind != "Namespace")
@@ -107,6 +107,15 @@ def check(manifest: Manifest) -> list[str]:
     clean["metadata"]["uid"] = "unborn"
     defaults.apply(manifest.kind, clean)
     return problems + [str(cause) for cause in validate.check(manifest.kind, clean)]
+
+
+def _twice(objects: Sequence[Manifest]) -> Iterator[str]:
+    """An object that two documents describe: the second would silently replace the first, or be refused half-way."""
+    seen: dict[tuple[str, str, str], Manifest] = {}
+    for manifest in objects:
+        first = seen.setdefault((manifest.kind, manifest.namespace, manifest.name), manifest)
+        if first is not manifest:
+            yield f"{manifest.source}: {manifest}: is in {first.source} already"
 
 
 def _collisions(objects: Sequence[Manifest]) -> Iterator[str]:

@@ -192,3 +192,8 @@ def test_online_boutique(objects: LocalObjects) -> None:
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"Deployment": 12, "Service": 12, "NetworkPolicy": 13}
     assert all(result.action == "created" for result in apply(objects, found))
     assert all(result.action == "unchanged" for result in apply(objects, found))
+
+
+def test_an_object_that_is_described_twice_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"\(document 2\): Service default/web: is in .*\(document 1\) already"):
+        prepared(tmp_path, service("web"), service("web"))
