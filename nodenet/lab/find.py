@@ -47,9 +47,9 @@ def split(word: str, namespace: str) -> tuple[str, str]:
 
 
 def pod(pods: Iterable[Object], word: str, namespace: str) -> Object:
-    """The pod that `[NS/]NAME`, a prefix of its name, or `[NS/]deploy/NAME` means. Of several the first by name.
+    """The pod that `[NS/]NAME`, a prefix of its name, or `[NS/]deploy/NAME` means. Of a workload's the first by name.
 
-    Raises BadInputError naming what is there.
+    Raises BadInputError naming what is there, or the candidates where a prefix fits pods of different workloads.
     """
     space, name = split(word, namespace)
     here = sorted((p for p in pods if p["metadata"]["namespace"] == space), key=full_name)
@@ -57,6 +57,9 @@ def pod(pods: Iterable[Object], word: str, namespace: str) -> Object:
     if not found:
         known = ", ".join(p["metadata"]["name"] for p in here) or "none"
         raise BadInputError(f"no pod {name!r} in namespace {space}", f"pods there: {known}")
+    if len({owner(p) for p in found}) > 1:
+        candidates = ", ".join(p["metadata"]["name"] for p in found)
+        raise BadInputError(f"pod {name!r} in namespace {space} could be any of: {candidates}", "say more of its name")
     return found[0]
 
 

@@ -100,3 +100,10 @@ def test_a_family_that_the_source_does_not_speak_is_told() -> None:
 def test_a_source_without_an_address_is_the_one_that_is_named() -> None:
     with pytest.raises(CannotRunError, match=r"pod default/s: status\.podIPs: .* no room"):
         goals.resolve(PODS, make.pod("s", message="no room"), "shop/db-0", None, "shop")
+
+
+def test_a_start_that_fits_several_workloads_is_asked_about() -> None:
+    with pytest.raises(BadInputError, match="could be any of: db-0, web-5d8-aaa") as caught:
+        find.pod(PODS, "", "shop")
+    assert caught.value.exit_code == 2
+    assert find.full_name(find.pod(PODS, "web-5d8", "shop")) == "shop/web-5d8-aaa"
