@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, namespace_option, say
-from nodenet.errors import BadInputError
+from nodenet.errors import BadInputError, NodenetError
 
 if TYPE_CHECKING:
+    from nodenet.lab.apiserver.http_client import Objects
     from nodenet.lab.apiserver.resources import Resource
     from nodenet.lab.apply import ApplySet
     from nodenet.lab.client import LabClient
 
 Object = Mapping[str, Any]
+
+# Seconds between two looks at whether an object is gone.
+_POLL = 0.1
 
 
 @click.command()
@@ -44,27 +48,58 @@ def apply(files: Sequence[Path], name: str, namespace: str, wait: bool, timeout:
 @manifest_option
 @name_option
 @namespace_option
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until they are gone.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
 @click.argument("kind", required=False)
 @click.argument("names", nargs=-1)
-def delete(files: Sequence[Path], name: str, namespace: str, kind: str | None, names: Sequence[str]) -> None:
+def delete(
+    files: Sequence[Path],
+    name: str,
+    namespace: str,
+    wait: bool,
+    timeout: float,
+    kind: str | None,
+    names: Sequence[str],
+) -> None:
     """Remove the manifests' objects, or KIND NAME... . Exit code 1 when a named one is not there."""
     from nodenet.lab import apply as applying
+    from nodenet.lab.apiserver.resources import BY_KIND
     from nodenet.lab.client import LabClient
 
     if bool(files) == bool(kind) or bool(kind) != bool(names):
         raise click.UsageError("either -f FILE_OR_DIR, or KIND NAME...")
     if not kind:
         prepared = _prepared(files, namespace)
-        for result in applying.delete(LabClient(name).writer(), prepared):
+        writer = LabClient(name).writer()
+        for result in applying.delete(writer, prepared):
             click.echo(result)
+        if wait:
+            wanted = [(BY_KIND[obj.kind], obj.namespace, obj.name) for obj in prepared.objects]
+            _until_gone(writer, wanted, timeout)
         return
     resource = _resource(kind)
+    space = namespace if resource.namespaced else ""
     writer = LabClient(name).writer()
-    found = {each: writer.delete(resource, namespace if resource.namespaced else "", each) for each in names}
+    found = {each: writer.delete(resource, space, each) for each in names}
     for each, there in found.items():
         click.echo(f"{resource.singular}/{each} {'deleted' if there else 'not found'}")
+    if wait:
+        _until_gone(writer, [(resource, space, each) for each, there in found.items() if there], timeout)
     if not all(found.values()):
         raise SystemExit(1)
+
+
+def _until_gone(objects: Objects, wanted: Iterable[tuple[Resource, str, str]], timeout: float) -> None:
+    """Until each is gone, or is another one that is not being deleted. Raises NodenetError naming one that stays."""
+    deadline = time.monotonic() + timeout
+    for resource, namespace, name in wanted:
+        while (live := objects.get(resource, namespace, name)) and "deletionTimestamp" in live["metadata"]:
+            if time.monotonic() > deadline:
+                raise NodenetError(
+                    f"{resource.singular}/{name} is still being deleted after {timeout:g} s",
+                    "its node's agent has to run for that: see nodenet lab status",
+                )
+            time.sleep(_POLL)
 
 
 def _prepared(files: Sequence[Path], namespace: str) -> ApplySet:

@@ -168,7 +168,8 @@ def _one(objects: Objects, manifest: Manifest, *, before: str, dry_run: bool = F
                 continue
             raise _refused(manifest, error, before) from error
         same = done["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"] and not dry_run
-        return Result(resource, manifest.name, "unchanged" if same else "configured")
+        note = "it is being deleted: apply it again when it is gone" if "deletionTimestamp" in live["metadata"] else ""
+        return Result(resource, manifest.name, "unchanged" if same else "configured", note)
     raise AssertionError("the last attempt returns or raises")
 
 
