@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nodenet.errors import BadInputError
@@ -159,6 +160,14 @@ def _tcp_flags(text: str) -> Any:
     return wanted
 
 
+def _ip(text: str) -> str:
+    try:
+        ip_network(text, strict=False)
+    except ValueError as error:
+        raise ValueError("expected an address or a CIDR") from error
+    return text
+
+
 def _port(text: str) -> str:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 0xFFFF:
         raise ValueError("expected a port 0-65535")
@@ -181,7 +190,7 @@ FLAGS: dict[str, Flag] = {
     "from-namespace": Flag("Source: a pod of this namespace.", _namespace("source_namespaces"), metavar="NS"),
     "to-namespace": Flag("Destination: a pod of this namespace.", _namespace("destination_namespaces"), metavar="NS"),
     "all-namespaces": Flag("Either end: a pod, of any namespace.", _namespace("namespaces"), "A", "*"),
-    **_sided("ip", "ip", str, "an address or CIDR.", "IP[/BITS]"),
+    **_sided("ip", "ip", _ip, "an address or CIDR.", "IP[/BITS]"),
     **_sided("port", "port", _port, "a port.", "PORT"),
     **_sided("label", "label", str, "a label selector, such as app=web or reserved:world.", "SELECTOR", "l"),
     **_sided("service", "service", str, "a Service's name or the start of it.", "[NS/]NAME"),

@@ -33,6 +33,8 @@ class FilterCommand(click.Command):
     """Lets `--not` stand before any filter, and gathers all filters in `choices`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["flows"]:  # the hubble CLI's `observe flows`, which is what this always does
+            args = args[1:]
         try:
             args = split_not(args)
         except BadInputError as error:

@@ -83,6 +83,7 @@ def test_not_fills_the_blacklist():
         ([("verdict", "MAYBE")], "--verdict 'MAYBE': expected one of VERDICT_UNKNOWN, FORWARDED"),
         ([("drop-reason-desc", "NO")], "--drop-reason-desc 'NO'"),
         ([("port", "http")], "--port 'http': expected a port 0-65535"),
+        ([("from-ip", "999.1.1.1")], "--from-ip '999.1.1.1': expected an address or a CIDR"),
         ([("to-port", "65536")], "--to-port '65536'"),
         ([("identity", "nobody")], "--identity 'nobody': expected a number or one of"),
         ([("type", "dream")], "--type 'dream'"),
