@@ -78,8 +78,10 @@ class Demo:
         title("NetworkPolicy, with flows as they happen (lines with time and node are the agents')")
         with self.live():
             self.lab("probe", "--from", "shop/web", "--to", "svc/api.shop")
+            time.sleep(_SETTLE)
             note("allowed: and these are the very rules")
             self.lab("probe", "--from", "attacker/mallory", "--to", "shop/db-0", expect=1)
+            time.sleep(_SETTLE)
             note("denied: mallory carries the label app=web, and a policy's podSelector means its own namespace alone")
             self.lab("probe", "--from", "monitoring/collector", "--to", "svc/orders.shop", "--port", "9100")
             note("allowed by namespace and by the name of the port")
