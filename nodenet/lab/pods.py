@@ -190,13 +190,13 @@ def waiting_status(pod: Object, now: str, reason: str, message: str, restarts: i
     ]
     return {
         "startTime": pod.get("status", {}).get("startTime") or now,
-        "conditions": _conditions(pod, now, ready=False),
+        "conditions": _conditions(pod, now, ready=False, message=message),
         "containerStatuses": statuses,
     }
 
 
-def _conditions(pod: Object, now: str, *, ready: bool) -> list[dict[str, Any]]:
-    """Conditions with the time of their last change kept where nothing changed."""
+def _conditions(pod: Object, now: str, *, ready: bool, message: str = "") -> list[dict[str, Any]]:
+    """Conditions with the time of their last change kept where nothing changed. `message`: why Ready is False."""
     before = {c["type"]: c for c in pod.get("status", {}).get("conditions") or ()}
     wanted = {
         "PodScheduled": "True",
@@ -209,5 +209,6 @@ def _conditions(pod: Object, now: str, *, ready: bool) -> list[dict[str, Any]]:
     for kind, status in wanted.items():
         old = before.get(kind, {})
         since = old.get("lastTransitionTime", now) if old.get("status") == status else now
-        made.append({"type": kind, "status": status, "lastTransitionTime": since})
+        why = {"reason": "ContainersNotReady", "message": message} if message and kind == "Ready" else {}
+        made.append({"type": kind, "status": status, "lastTransitionTime": since, **why})
     return made

@@ -78,6 +78,8 @@ def test_a_running_pod_tells_all_its_addresses_and_keeps_its_start_time() -> Non
 def test_a_waiting_pod_says_why(reason: str) -> None:
     pod = make.pod("a")
     status = pods.waiting_status(pod, "now", reason, "no address is left")
+    (unready,) = [c for c in status["conditions"] if c["type"] == "Ready"]
+    assert (unready["status"], unready["message"]) == ("False", "no address is left")
     told = {**pod, "status": {**pod["status"], **status}}
     assert pods.waiting_message(told) == "no address is left"
     assert not pods.ready(told)
