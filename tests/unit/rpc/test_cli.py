@@ -67,7 +67,7 @@ async def test_follow_ends_quietly_with_ctrl_c(world):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["observe", "--from-ip", "nonsense"], 2, "nodenet: source_ip: 'nonsense' does not appear"),
+        (["observe", "--from-ip", "nonsense"], 2, "nodenet: --from-ip 'nonsense': expected an address or a CIDR"),
         (["observe", "--verdict", "NO"], 2, "nodenet: --verdict 'NO': expected one of"),
         (["observe", "--first", "1", "--last", "1"], 2, "nodenet: --first and --last cannot be combined"),
         (["observe", "-f", "-o", "table"], 2, "--output table and --follow cannot be combined"),
@@ -75,7 +75,7 @@ async def test_follow_ends_quietly_with_ctrl_c(world):
         (["observe", "--not"], 2, "--not: nothing follows"),
         (["observe", "--socket", "/nonexistent.sock"], 3, "nodenet: no agent: there is no socket /nonexistent.sock"),
         (["status", "--server", "127.0.0.1:1"], 3, "nodenet: no agent answers at 127.0.0.1:1"),
-        (["ct", "list", "--lab", "no-such-lab"], 3, "nodenet: lab no-such-lab is not running"),
+        (["ct", "list", "--lab", "no-such-lab"], 2, "nodenet: lab no-such-lab: there is no such lab"),
         (["observe", "--lab", "a", "--socket", "b"], 2, "--socket and --lab cannot be combined"),
     ],
 )
@@ -182,7 +182,7 @@ def test_targets(tmp_path, lab):
     assert one.address == str(tmp_path / "blue" / "node2" / "agent.sock")
     with pytest.raises(BadInputError, match=r"lab blue has no node x \(its nodes: node1, node2\)"):
         targets({"lab": "blue", "node": "x"}, {}, **labs)
-    with pytest.raises(CannotRunError, match="lab green is not running"):
+    with pytest.raises(BadInputError, match="lab green: there is no such lab"):
         targets({"lab": "green"}, {}, **labs)
     with pytest.raises(BadInputError, match="--node names a node of a lab"):
         targets({"node": "x", "socket": "/a"}, {}, **labs)
