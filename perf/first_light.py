@@ -23,6 +23,8 @@ from typing import Any
 HERE = Path(__file__).parent
 NODENET = [sys.executable, "-m", "nodenet"]
 PORT = "9000"
+# Client and server share one CPU: the scheduler's placement is not part of the result. (A pod's environment is its own.)
+PINNED = ("env", "CRR_CPU=0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,8 @@ def a_bridge(name: str, crr: Path) -> Iterator[Mode]:
             run("ip", "-n", netns, "addr", "add", f"10.99.0.{index}/24", "dev", "eth0")
             run("ip", "-n", netns, "link", "set", "eth0", "up")
         enter = ("nsenter", f"--net=/run/netns/{server}")
-        stack.enter_context(serving([*enter, str(crr), "server", PORT]))
-        no_time_wait(["nsenter", f"--net=/run/netns/{server}"])
+        stack.enter_context(serving([*enter, *PINNED, str(crr), "server", PORT]))
+        no_time_wait(["nsenter", f"--net=/run/netns/{client}"])
         yield Mode("plain bridge", ("nsenter", f"--net=/run/netns/{client}"), "10.99.0.2", PORT)
 
 
@@ -119,9 +121,9 @@ def lab_modes(lab: str, crr: Path) -> Iterator[list[Mode]]:
     services = {item["metadata"]["name"]: item for item in listed(lab, "services")}
     enter = {pod: (*NODENET, "lab", "exec", "--name", lab, "-n", "perf", pod, "--") for pod in pods}
     with ExitStack() as stack:
+        no_time_wait(enter["client"])
         for pod in ("near", "far"):
-            no_time_wait(enter[pod])
-            stack.enter_context(serving([*enter[pod], str(crr), "server", PORT]))
+            stack.enter_context(serving([*enter[pod], *PINNED, str(crr), "server", PORT]))
         address = {pod: pods[pod]["status"]["podIP"] for pod in ("near", "far")}
         yield [
             Mode("pod to pod, same node", enter["client"], address["near"], PORT),
@@ -138,14 +140,13 @@ def listed(lab: str, kind: str) -> list[dict[str, Any]]:
 
 
 def no_time_wait(enter: Sequence[str]) -> None:
-    """The side that closes first would fill its table of sockets in TIME_WAIT, and reuse would distort the figures."""
+    """The client closes first, and would fill its ports with sockets in TIME_WAIT until connect() searches for long."""
     run(*enter, "sh", "-c", "echo 0 > /proc/sys/net/ipv4/tcp_max_tw_buckets")
 
 
 @contextmanager
 def serving(command: Sequence[str]) -> Iterator[None]:
-    environment = {**os.environ, "CRR_CPU": "0"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "ready":
@@ -171,9 +172,8 @@ def measure(crr: Path, modes: Sequence[Mode], sizes: Sizes) -> dict[str, Any]:
 
 
 def block(crr: Path, mode: Mode, workload: str, sizes: Sizes) -> list[float]:
-    """Microseconds of each round trip. Client and server share CPU 0: placement is not part of the result."""
-    pinned = ["env", "CRR_CPU=0", str(crr)]
-    out = run(*mode.prefix, *pinned, workload, mode.address, mode.port, str(sizes.count), str(sizes.warmup))
+    """Microseconds of each round trip."""
+    out = run(*mode.prefix, *PINNED, str(crr), workload, mode.address, mode.port, str(sizes.count), str(sizes.warmup))
     return [int(line) / 1000 for line in out.split()]
 
 
