@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 NODENET = [sys.executable, "-m", "nodenet"]
 PORT = "9000"
-# Client and server share one CPU: the scheduler's placement is not part of the result. (A pod's environment is its own.)
+# Client and server share one CPU: placement is not part of the result. (A pod's environment is its own.)
 PINNED = ("env", "CRR_CPU=0")
 
 
