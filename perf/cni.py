@@ -65,8 +65,8 @@ class Sizes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Sizes.rounds, help="calls of each verb (default %(default)s)")
-    parser.add_argument("--bursts", type=int, default=Sizes.bursts, help=f"bursts of {BURST} (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=Sizes().rounds, help="calls of each verb (default %(default)s)")
+    parser.add_argument("--bursts", type=int, default=Sizes().bursts, help=f"bursts of {BURST} (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
     try:
