@@ -1,8 +1,8 @@
 """The difference between what the maps must hold and what they hold, in an order that is right after every write.
 
 Services: at every instant slots 1..count of a frontend point at backends that exist, and at those of the old or the new
-set alone. Policy: for one endpoint and direction nothing is let through, or cut, that the old and the new state agree on
-(docs/decisions/0002 says where that ends: several identities that change at once).
+set alone. Policy: for one endpoint and direction nothing is let through, or cut, that the old and the new state agree
+on (docs/decisions/0002 says where that ends: several identities that change at once).
 """
 
 from __future__ import annotations
