@@ -25,8 +25,9 @@ from nodenet.errors import BadInputError, CannotRunError
 
 EXECUTABLE = "nodenet"
 CONFLIST = "10-nodenet.conflist"
-# Not 1.1.0 yet: a runtime would ask for STATUS then, and take its error for a network that is not ready.
-_VERSION = "1.0.0"
+# A runtime with libcni before 1.2 (containerd 1, podman 4) refuses results of 1.1.0 and does not know `cniVersions`; a
+# newer one takes the newest of both, and has GC and STATUS then (SPEC.md 1.1.0, "Configuration format").
+_VERSION, _VERSIONS = "1.0.0", ("1.0.0", "1.1.0")
 _MARK = b"nodenet's CNI plugin"
 _FOLDER = re.compile(r"\.nodenet-[0-9a-f]{12}")
 # Stands for the pod network where the agent knows it: the other keys are checked all the same.
@@ -63,10 +64,10 @@ def render_conflist(options: Options) -> str:
         plugin["ipam"]["ranges"] = [[{"subnet": subnet}] for subnet in options.subnets]
     checked = plugin | {"ipam": {"ranges": _SOME_RANGE} | plugin["ipam"]}
     try:
-        configuration.parse(json.dumps({"cniVersion": _VERSION, "name": options.name} | checked).encode(), {})
+        configuration.parse(json.dumps({"cniVersion": _VERSIONS[-1], "name": options.name} | checked).encode(), {})
     except CniError as error:
         raise BadInputError(f"conflist {options.name}: {error}", error.details) from error
-    body = {"cniVersion": _VERSION, "name": options.name, "plugins": [plugin]}
+    body = {"cniVersion": _VERSION, "cniVersions": _VERSIONS, "name": options.name, "plugins": [plugin]}
     return json.dumps(body, indent=2) + "\n"
 
 

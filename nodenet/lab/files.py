@@ -21,7 +21,7 @@ from nodenet.lab import cgroups, layout, names
 from nodenet.lab.layout import LabPlan, NodePlan
 
 NETWORK = "nodenet"
-_CNI_VERSION = "1.0.0"
+_CNI_VERSION = "1.1.0"
 
 
 @dataclass(frozen=True, slots=True)

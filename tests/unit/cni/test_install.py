@@ -39,8 +39,11 @@ def test_install_twice_and_uninstall(tmp_path: Path, cache: Path) -> None:
     assert list(first.items()) == [(alone, True), (executable, True), (conflist, True)]
     assert [path.stat().st_mode & 0o777 for path in first] == [0o755, 0o755, 0o600]
     body = json.loads(conflist.read_text())
-    plugin = body["plugins"][0] | {"cniVersion": body["cniVersion"], "name": body["name"]}
-    assert conf.parse(json.dumps(plugin).encode(), {}).mtu == 1400
+    # An older runtime reads the first key, and takes no result of 1.1.0; a newer one the newest of the second.
+    assert (body["cniVersion"], body["cniVersions"]) == ("1.0.0", ["1.0.0", "1.1.0"])
+    for version in body["cniVersions"]:
+        plugin = body["plugins"][0] | {"cniVersion": version, "name": body["name"]}
+        assert conf.parse(json.dumps(plugin).encode(), {}).mtu == 1400
     before = conflist.stat().st_ino
     assert set(install(bin_dir, conf_dir, OPTIONS, cache).values()) == {False}
     assert conflist.stat().st_ino == before
