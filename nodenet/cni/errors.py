@@ -31,13 +31,15 @@ class Code(IntEnum):
     KERNEL_REFUSED = 104
     AGENT_FAILED = 105
     CHECK_FAILED = 106
+    DELEGATE_FAILED = 107
     INTERNAL = 199
 
 
 class CniError(NodenetError):
-    """What a verb fails with: `code` and message go to the runtime, `details` too when there are any."""
+    """What a verb fails with: `code` and message go to the runtime, `details` too when there are any. The code is one
+    of `Code`, or any number that another plugin gave."""
 
-    def __init__(self, code: Code, message: str, details: str = "") -> None:
+    def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.details = details

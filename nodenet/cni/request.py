@@ -23,7 +23,8 @@ _CONTAINER_ID_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked call. `netns` is "" where a DEL came without one; `args` are the pairs of CNI_ARGS."""
+    """A checked call. `netns` is "" where a DEL came without one; `args` are the pairs of CNI_ARGS; `path` is CNI_PATH,
+    which only an IPAM plugin of somebody else's needs."""
 
     verb: str
     stdin: bytes
@@ -31,6 +32,7 @@ class Request:
     netns: str = ""
     ifname: str = ""
     args: Mapping[str, str] = field(default_factory=dict)
+    path: str = ""
 
     @property
     def pod(self) -> ObjectRef:
@@ -72,6 +74,7 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
         netns=netns,
         ifname=ifname,
         args=_args(environment.get("CNI_ARGS", "")),
+        path=environment.get("CNI_PATH", ""),
     )
 
 

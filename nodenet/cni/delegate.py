@@ -1,0 +1,263 @@
+"""Addresses by another IPAM plugin: `ipam.type` names an executable in CNI_PATH that is called as we were called
+(SPEC.md 1.1.0, section 4, "Plugin Delegation"): same verb, environment and standard input, in the same namespace.
+
+Nothing of this is imported where addresses are host-local's. The agent runs the executable in its own mount namespace:
+CNI_PATH, and what the executable itself needs, have to be there as they are on the node.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any
+
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.prevresult import PrevResult
+from nodenet.cni.request import Request
+from nodenet.cni.routes import PodRoute
+from nodenet.model import IPAddress
+
+log = logging.getLogger("nodenet.cni")
+# The versions whose results are alike: lists of ips and routes.
+_READABLE = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+# Seconds. The launcher waits 120 s for the agent: an ADD that hangs and the DEL that undoes it fit into that.
+LIMIT_SECONDS = 50.0
+# Bytes of an answer: a result has some hundreds.
+_MOST = 1 << 20
+_DNS = ("nameservers", "domain", "search", "options")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address of the delegate's. `gateway` None: it named none."""
+
+    address: IPv4Interface | IPv6Interface
+    gateway: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an ADD gave: at least one address."""
+
+    addresses: tuple[Address, ...]
+    routes: tuple[PodRoute, ...]
+    dns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    """One attachment's IPAM plugin, or a whole network's for GC and STATUS (no container then). `path` is CNI_PATH,
+    `args` CNI_ARGS."""
+
+    kind: str
+    path: str
+    stdin: bytes
+    container_id: str = ""
+    netns: str = ""
+    ifname: str = ""
+    args: str = ""
+
+    @classmethod
+    def of(cls, kind: str, request: Request) -> Delegate:
+        args = ";".join(f"{key}={value}" for key, value in request.args.items())
+        return cls(kind, request.path, request.stdin, request.container_id, request.netns, request.ifname, args)
+
+    def to_json(self) -> str:
+        """For the endpoint's record: all that a DEL needs which no runtime asks for."""
+        stdin = self.stdin.decode(errors="surrogateescape")
+        return json.dumps([self.kind, self.path, stdin, self.container_id, self.netns, self.ifname, self.args])
+
+    @classmethod
+    def from_json(cls, text: str) -> Delegate:
+        """Raises ValueError for what `to_json` did not write."""
+        fields = json.loads(text)
+        if not isinstance(fields, list) or len(fields) != 7 or any(not isinstance(item, str) for item in fields):
+            raise ValueError("not a delegation")
+        kind, path, stdin, *others = fields
+        return cls(kind, path, stdin.encode(errors="surrogateescape"), *others)
+
+    def executable(self) -> str:
+        """The first file of that name in CNI_PATH. Raises CniError: 4 without CNI_PATH, else 2."""
+        folders = [folder for folder in self.path.split(":") if folder]
+        if not folders:
+            message = f"CNI_PATH: required to find the IPAM plugin {self.kind!r}"
+            raise CniError(Code.BAD_ENVIRONMENT, message)
+        for folder in folders:
+            with suppress(OSError):
+                if stat.S_ISREG(os.stat(f"{folder}/{self.kind}").st_mode):  # noqa: PTH116 - follows links, as Path does
+                    return f"{folder}/{self.kind}"
+        message = f"ipam.type: {json.dumps(self.kind)} is neither host-local nor nodenet, nor an executable in CNI_PATH"
+        raise CniError(Code.UNSUPPORTED_FIELD, f"{message} ({self.path})")
+
+    def add(self) -> Answer:
+        """Raises CniError: the delegate's own, or 107 when its answer is none."""
+        return self._read(self._call("ADD"))
+
+    def delete(self) -> None:
+        """Raises CniError."""
+        self._call("DEL")
+
+    def check(self) -> None:
+        """Raises CniError."""
+        self._call("CHECK")
+
+    def collect(self) -> None:
+        """GC: the list of valid attachments is in the configuration. Raises CniError."""
+        self._call("GC")
+
+    def status(self) -> None:
+        """Raises CniError; an executable that is not there is 50: no ADD can succeed."""
+        try:
+            self.executable()
+        except CniError as error:
+            raise CniError(Code.NOT_AVAILABLE, str(error)) from error
+        self._call("STATUS")
+
+    def undo(self) -> None:
+        """DEL after a failed ADD. What fails here must not hide why the ADD failed."""
+        try:
+            self.delete()
+        except CniError as error:
+            log.warning("while undoing an ADD: IPAM plugin %s: %s", self.kind, error)
+
+    def _call(self, verb: str) -> bytes:
+        status, out = run(self.executable(), self._environment(verb), self.stdin)
+        if status != 0:
+            raise self._error(verb, status, out)
+        return out
+
+    def _environment(self, verb: str) -> dict[str, str]:
+        """As we were called. In the agent what is not CNI's (PATH) is the agent's: the launcher does not pass it on."""
+        ours = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": self.container_id,
+            "CNI_NETNS": self.netns,
+            "CNI_IFNAME": self.ifname,
+            "CNI_ARGS": self.args,
+            "CNI_PATH": self.path,
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
+        return inherited | {name: value for name, value in ours.items() if value}
+
+    def _error(self, verb: str, status: int, out: bytes) -> CniError:
+        """The delegate's error as it is, code and all; one of ours when it is not in the specification's shape."""
+        with suppress(ValueError, RecursionError):
+            body = json.loads(out)
+            if isinstance(body, dict) and type(body.get("code")) is int and isinstance(body.get("msg"), str):
+                return CniError(body["code"], body["msg"], str(body.get("details") or ""))
+        ended = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+        return self._failed(verb, f"{ended} without an error result: {_shown(out)}")
+
+    def _failed(self, verb: str, message: str) -> CniError:
+        return CniError(Code.DELEGATE_FAILED, f"IPAM plugin {self.kind}: {verb}: {message}")
+
+    def _read(self, out: bytes) -> Answer:
+        try:
+            body = json.loads(out)
+        except (ValueError, RecursionError) as error:
+            raise self._failed("ADD", f"its result is not JSON: {_shown(out)}") from error
+        if not isinstance(body, dict):
+            raise self._failed("ADD", f"its result is not an object: {_shown(out)}")
+        # libcni takes a result without a version for one of the configuration's.
+        if body.get("cniVersion", _READABLE[-1]) not in _READABLE:
+            raise self._failed("ADD", f"its result is of version {body['cniVersion']!r}")
+        if not isinstance(ips := body.get("ips") or [], list):
+            raise self._failed("ADD", "its result.ips is not a list")
+        # It cannot know the interfaces, so what it says of them means nothing.
+        plain = [
+            {key: value for key, value in item.items() if key != "interface"} if isinstance(item, dict) else item
+            for item in ips
+        ]
+        try:
+            found = PrevResult.read({"ips": plain, "routes": body.get("routes"), "dns": body.get("dns")})
+        except ValueError as error:
+            raise self._failed("ADD", f"its result{error}") from error
+        if not found.addresses:
+            raise self._failed("ADD", "its result has no address")
+        dns = found.raw.get("dns") or {}
+        addresses = tuple(Address(entry.address, entry.gateway) for entry in found.addresses)
+        return Answer(addresses, found.routes, {name: dns[name] for name in _DNS if dns.get(name)})
+
+
+def run(
+    executable: str, environment: Mapping[str, str], stdin: bytes, limit: float = LIMIT_SECONDS
+) -> tuple[int, bytes]:
+    """Run an executable in this thread's namespaces, to its end or for `limit` seconds; its exit status (negative: the
+    signal) and its output. Its standard error is ours.
+
+    Raises CniError: 11 when it did not end and was killed, 5 when it cannot be started or says too much. Files in
+    memory instead of pipes: no side ever waits for the other, and a child that it leaves behind holds nothing up.
+    """
+    given, said = _memory("stdin"), _memory("stdout")
+    try:
+        _fill(given, stdin)
+        actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, said, 1)]
+        try:
+            # Python ignores two signals, and threads may block some: a child would inherit that.
+            pid = os.posix_spawn(
+                executable,
+                [executable],
+                dict(environment),
+                file_actions=actions,
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+                setsigmask=(),
+            )
+        except OSError as error:
+            raise CniError(Code.IO_FAILURE, f"{executable}: {error.strerror}") from error
+        status = _wait(executable, pid, said, time.monotonic() + limit)
+        size = os.fstat(said).st_size
+        if size > _MOST:
+            raise CniError(Code.IO_FAILURE, f"{executable}: its answer has {size} bytes")
+        return status, os.pread(said, size, 0)
+    finally:
+        os.close(given)
+        os.close(said)
+
+
+def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
+    """The exit status of our own child, which is gone when this returns or raises."""
+    ended = False
+    try:
+        handle = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            while not poll.poll(100):
+                if time.monotonic() > deadline:
+                    message = f"{executable}: no answer in time: it was killed"
+                    raise CniError(Code.TRY_AGAIN, message)
+                if os.fstat(said).st_size > _MOST:
+                    raise CniError(Code.IO_FAILURE, f"{executable}: its answer does not end")
+        finally:
+            os.close(handle)
+        ended = True
+    finally:
+        if not ended:
+            # Not reaped yet, so the number is still its own.
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status
+
+
+def _memory(name: str) -> int:
+    return os.memfd_create(name, os.MFD_CLOEXEC)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, "short write to memory")
+    os.lseek(fd, 0, os.SEEK_SET)
+
+
+def _shown(out: bytes) -> str:
+    return repr(out[:200].decode(errors="replace"))
