@@ -12,11 +12,12 @@ from pathlib import Path
 from nodenet import abi
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints, key_of
-from nodenet.agent.host import Host
+from nodenet.agent.host import Admitted, Host, admit
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.waiting import pod_known, policies_known
 from nodenet.bpf.ringbuf import EventReader
+from nodenet.cni.plugin import Wired
 from nodenet.cni.server import CniServer
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names
 from nodenet.config import Config
@@ -31,7 +32,7 @@ from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.rpc.feed import Feed, new_origin
 from nodenet.rpc.observer import ServerInfo
-from nodenet.store import API_KINDS, Kind, Snapshot, Store
+from nodenet.store import API_KINDS, AttachmentKey, Kind, Snapshot, Store
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Agent:
             config.run_dir,
             self.endpoint_added,
             self.endpoint_deleted,
+            admit=self.endpoint_wired,
             healthy=self.cni_trouble,
             networks=self.pod_networks,
             done=self.metrics.cni_operation,
@@ -92,6 +94,8 @@ class Agent:
             ),
             resync_seconds=config.resync_seconds,
         )
+        # Of ADDs between their two halves.
+        self._admitted: dict[AttachmentKey, Admitted] = {}
         self.ready = asyncio.Event()
         # Seconds from the start of the process, interpreter and imports included.
         self.ready_after = 0.0
@@ -125,10 +129,15 @@ class Agent:
 
     # Endpoints
 
+    def endpoint_wired(self, wired: Wired) -> None:
+        """CNI ADD, in its worker thread: from here on the pod's packets meet our programs."""
+        self._admitted[key_of(wired.endpoint)] = admit(wired, self.datapath.loaded.programs, self.local.addresses)
+
     async def endpoint_added(self, endpoint: Endpoint) -> None:
         """CNI ADD, all wired: return when the endpoint's own policy is in force."""
-        admitted = await self.host.admit(endpoint, self.datapath.loaded.programs)
-        self.local = LocalNode(self.local.name, admitted.addresses, self.local.enforce_policy)
+        admitted = self._admitted.pop(key_of(endpoint))
+        if admitted.addresses is not None:
+            self.local = LocalNode(self.local.name, admitted.addresses, self.local.enforce_policy)
         self.endpoints.added(endpoint, admitted.cookie)
         if endpoint.pod.name:
             await pod_known(self.store, endpoint, lambda: self._changed)
@@ -137,6 +146,7 @@ class Agent:
 
     async def endpoint_deleted(self, endpoint: Endpoint) -> None:
         """CNI DEL, wires cut: return when nothing in the kernel speaks of the endpoint."""
+        self._admitted.pop(key_of(endpoint), None)
         self.endpoints.deleted(key_of(endpoint))
         await self.loop.wait_for(self.store.revision)
 

@@ -1,7 +1,7 @@
 """The node's links, through one worker thread that keeps a netlink socket open.
 
-The kernel may hold its lock for tens of ms while it takes a namespace apart: the event loop must not wait for that. One
-hop to the worker costs as much as what it does there, so what an ADD needs is one call.
+The kernel may hold its lock for tens of ms while it takes a namespace apart: the event loop must not wait for that.
+What an ADD needs is done by the thread that wired it (`admit`): a hop to another one costs as much as the work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 from nodenet.bpf import loader
+from nodenet.cni.plugin import Wired
 from nodenet.link import addresses, netns, routes, tc
 from nodenet.link.handle import Link
 from nodenet.model import Endpoint, IPAddress, IPNetwork
@@ -31,10 +32,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`cookie` is 0 where the kernel does not tell it."""
+    """`cookie` is 0 where the kernel does not tell it; `addresses` are the node's, None where none came."""
 
     cookie: int
-    addresses: frozenset[IPAddress]
+    addresses: frozenset[IPAddress] | None
 
 
 class Host:
@@ -64,10 +65,6 @@ class Host:
         """Put both programs on the endpoint's veth; how many were not right already."""
         return await self._call(_attach, endpoint.host_ifindex, programs)
 
-    async def admit(self, endpoint: Endpoint, programs: Mapping[str, int]) -> Admitted:
-        """What an ADD needs: both programs on the new veth, the cookie of the pod's namespace, the node's addresses."""
-        return await self._call(_admit, endpoint, programs)
-
     async def exists(self, endpoint: Endpoint) -> bool:
         """Whether the veth is still there under its index and name."""
         return await self._call(_exists, endpoint)
@@ -92,12 +89,6 @@ def _attach(link: Link, ifindex: int, programs: Mapping[str, int]) -> int:
     return changed
 
 
-def _admit(link: Link, endpoint: Endpoint, programs: Mapping[str, int]) -> Admitted:
-    wanted = [tc.Program(hook, programs[name], name) for name, hook in _HOOKS.items()]
-    tc.attach_all(link, endpoint.host_ifindex, wanted)
-    return Admitted(netns_cookie(endpoint.netns), _local_addresses(link))
-
-
 def _exists(link: Link, endpoint: Endpoint) -> bool:
     found = link.get(endpoint.host_ifindex)
     return found is not None and found.name == endpoint.host_ifname
@@ -105,6 +96,15 @@ def _exists(link: Link, endpoint: Endpoint) -> bool:
 
 def _local_addresses(link: Link) -> frozenset[IPAddress]:
     return frozenset(entry.ip for entry in addresses.local(link) if not entry.ip.is_loopback)
+
+
+def admit(wired: Wired, programs: Mapping[str, int], known: frozenset[IPAddress]) -> Admitted:
+    """In a CNI worker thread, with its own sockets: what an ADD needs before the maps. Both programs on the new veth,
+    the cookie of the pod's namespace, and the node's addresses where those that are known are not all any more."""
+    wanted = [tc.Program(hook, programs[name], name) for name, hook in _HOOKS.items()]
+    tc.attach_all(wired.node, wired.endpoint.host_ifindex, wanted)
+    own = None if wired.gateways <= known else _local_addresses(wired.node)
+    return Admitted(netns_cookie(wired.pod_netns), own)
 
 
 def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:
@@ -115,11 +115,11 @@ def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozen
     return routes.sync_routes(link, desired, device)
 
 
-def netns_cookie(path: str) -> int:
+def netns_cookie(target: str | int) -> int:
     """The kernel's cookie of a network namespace (events of socket programs carry it); 0 where it cannot be told."""
     try:
-        with netns.open_socket(path, socket.AF_INET, socket.SOCK_DGRAM, 0) as probe:
+        with netns.open_socket(target, socket.AF_INET, socket.SOCK_DGRAM, 0) as probe:
             return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
     except OSError as error:
-        log.info("namespace %s: no cookie: %s", path, error)
+        log.info("namespace %s: no cookie: %s", target, error)
         return 0

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from nodenet.cni.owner import Owner
+from nodenet.link import smallfile
 from nodenet.model import IPAddress
 
 # Bytes: a longer log is made anew. That is some 60,000 changes.
@@ -37,7 +38,7 @@ class Index:
     def begin(self) -> None:
         """The lock was taken: see whether somebody else was here. An index that was never made is made now."""
         try:
-            self._current = self._seen.read_text() == self._state() and self._log.stat().st_size < _LONGEST
+            self._current = smallfile.read(self._seen) == self._state() and self._log.stat().st_size < _LONGEST
         except OSError:
             with suppress(OSError):
                 self._rebuild()
@@ -47,13 +48,13 @@ class Index:
         if self._current:
             # Where this fails, the old word no longer fits the folder: who asks next makes the index anew.
             with suppress(OSError):
-                _write(self._seen, self._state().encode(), os.O_TRUNC)
+                smallfile.write(self._seen, self._state())
 
     def held(self, owner: Owner) -> list[IPAddress]:
         """Addresses that the owner held when the index was last in step."""
         if not self._current:
             self._rebuild()
-        key, found = _key(owner), dict[bytes, None]()
+        key, found = _key(owner).encode(), dict[bytes, None]()
         data = self._log.read_bytes()
         at = data.find(key)
         while at > 0:
@@ -69,23 +70,23 @@ class Index:
             return [address for address, other in self._read_all().items() if other == owner]
 
     def add(self, owner: Owner, address: IPAddress) -> None:
-        self._append(b"+", owner, address)
+        self._append("+", owner, address)
 
     def discard(self, owner: Owner, address: IPAddress) -> None:
-        self._append(b"-", owner, address)
+        self._append("-", owner, address)
 
-    def _append(self, sign: bytes, owner: Owner, address: IPAddress) -> None:
+    def _append(self, sign: str, owner: Owner, address: IPAddress) -> None:
         if self._current:
             try:
-                _write(self._log, sign + _line(owner, address), os.O_APPEND)
+                smallfile.write(self._log, sign + _line(owner, address), os.O_APPEND)
             except OSError:
                 self._current = False
 
     def _rebuild(self) -> None:
         self._current = False
         self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lines = [b"+" + _line(owner, address) for address, owner in self._read_all().items()]
-        _write(self._log, b"".join(lines), os.O_TRUNC)
+        lines = ["+" + _line(owner, address) for address, owner in self._read_all().items()]
+        smallfile.write(self._log, "".join(lines), os.O_TRUNC)
         self._current = True
 
     def _state(self) -> str:
@@ -93,18 +94,9 @@ class Index:
         return f"{found.st_dev} {found.st_ino} {found.st_mtime_ns}"
 
 
-def _key(owner: Owner) -> bytes:
-    return hashlib.blake2b(owner.text.encode(errors="replace"), digest_size=12).hexdigest().encode() + b" "
+def _key(owner: Owner) -> str:
+    return hashlib.blake2b(owner.text.encode(errors="replace"), digest_size=12).hexdigest() + " "
 
 
-def _line(owner: Owner, address: IPAddress) -> bytes:
-    return _key(owner) + str(address).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes, how: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
-    try:
-        if os.write(fd, content) != len(content):
-            raise OSError(28, "short write", str(path))
-    finally:
-        os.close(fd)
+def _line(owner: Owner, address: IPAddress) -> str:
+    return f"{_key(owner)}{address}\n"

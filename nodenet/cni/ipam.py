@@ -4,12 +4,13 @@
     <dataDir>/<network>/last_reserved_ip.<n> the address that set number n gave last
     <dataDir>/<network>/lock                 held with flock by whoever changes anything
 
-A lease is written beside its place and linked into it: it is there whole or not at all. The one temporary file
-(`.lease`) is only touched under the lock, so a crash leaves at most that one, and the next ADD overwrites it.
+A lease is written as a file without a name (O_TMPFILE) and linked into its place: it is there whole or not at all, and
+a crash leaves nothing. Where the file system has no such files it is written under the name `.lease`: that is only
+touched under the lock, so a crash leaves at most that one, and the next ADD overwrites it.
 
 Nothing here reads every lease in the ordinary course of things: ADD goes on from the address given last and lets the
-kernel say whether the next one is free, DEL knows its addresses, and who holds what is in index.py. Two small files of
-ours, which the reference takes no notice of, stand beside the leases: `.lease`, and `.boot` (see reboot.py).
+kernel say whether the next one is free, DEL knows its addresses, and who holds what is in index.py. A small file of
+ours, which the reference takes no notice of, stands beside the leases: `.boot` (see reboot.py).
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.index import Index
 from nodenet.cni.owner import Owner
 from nodenet.cni.ranges import Range, RangeSet
+from nodenet.link import smallfile
 from nodenet.model import IPAddress
 
 __all__ = ["Lease", "Owner", "Store", "allocate", "release"]
 
 _TEMPORARY = ".lease"
+# What open(2) says where a file system, or a kernel, has no files without a name.
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 # After so many taken candidates the folder's names are listed once instead of asking the kernel for each.
 _PROBES = 64
 # Seconds that a verb waits for the folder's lock before it says "try again".
@@ -58,12 +62,13 @@ class Store:
         self.network = network
         self.folder = data_dir / network
         self.index = Index(index_dir, self.folder, self.leases) if index_dir else None
+        # Open: the file without a name that the owner's leases will be links to.
+        self._prepared = -1
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder if need be and hold its lock. Raises CniError with code 11 when somebody keeps it."""
-        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._open_lock()
         try:
             self._wait(fd, time.monotonic() + LOCK_SECONDS)
             if self.index:
@@ -73,6 +78,14 @@ class Store:
                 self.index.end()
         finally:
             os.close(fd)
+
+    def _open_lock(self) -> int:
+        path, how = f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(path, how, 0o600)
+        except FileNotFoundError:
+            self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return os.open(path, how, 0o600)
 
     def _wait(self, fd: int, deadline: float) -> None:
         while True:
@@ -147,8 +160,10 @@ class Store:
 
     def reserve(self, address: IPAddress, owner: Owner) -> bool:
         """Take an address; False when somebody has it. The lock must be held, and `prepare` called for the owner."""
+        source = f"/proc/self/fd/{self._prepared}" if self._prepared >= 0 else f"{self.folder}/{_TEMPORARY}"
         try:
-            os.link(self.folder / _TEMPORARY, self.folder / str(address))
+            # With a directory's descriptor, which an absolute path does not need, Python follows the link in /proc.
+            os.link(source, f"{self.folder}/{address}", src_dir_fd=max(self._prepared, 0))
         except FileExistsError:
             return False
         if self.index:
@@ -156,8 +171,20 @@ class Store:
         return True
 
     def prepare(self, owner: Owner) -> None:
-        """Write what the owner's leases will say."""
-        self._temporary(owner.text)
+        """Write what the owner's leases will say. `clear` must follow."""
+        try:
+            self._prepared = os.open(self.folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            # Always a new file: the last one may be linked to a lease by now.
+            (self.folder / _TEMPORARY).unlink(missing_ok=True)
+            smallfile.write(f"{self.folder}/{_TEMPORARY}", owner.text, os.O_EXCL)
+            return
+        with naming(self.folder):
+            content = owner.text.encode()
+            if os.write(self._prepared, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def release(self, address: IPAddress, owner: Owner) -> bool:
         """Give an address back; False when it is not this owner's (any more)."""
@@ -172,25 +199,21 @@ class Store:
     def last(self, set_number: int) -> IPAddress | None:
         """The address that a set gave last. A damaged file counts as none: the round starts anew."""
         try:
-            return _parse((self.folder / f"last_reserved_ip.{set_number}").read_text(errors="replace").strip())
+            return _parse(smallfile.read(f"{self.folder}/last_reserved_ip.{set_number}").strip())
         except FileNotFoundError:
             return None
 
     def remember(self, set_number: int, address: IPAddress) -> None:
         """Where the set's round goes on. In place, as the reference does: it is a hint, and a damaged one is none."""
-        path = self.folder / f"last_reserved_ip.{set_number}"
-        _write(path, str(address).encode(), os.O_TRUNC)
-
-    def _temporary(self, text: str) -> Path:
-        """A file of that content. Always a new one: the last one may be linked to a lease by now."""
-        path = self.folder / _TEMPORARY
-        path.unlink(missing_ok=True)
-        _write(path, text.encode(), os.O_EXCL)
-        return path
+        smallfile.write(f"{self.folder}/last_reserved_ip.{set_number}", str(address))
 
     def clear(self) -> None:
-        """Drop the temporary file. The lock must be held."""
-        (self.folder / _TEMPORARY).unlink(missing_ok=True)
+        """End what `prepare` began. The lock must be held."""
+        if self._prepared >= 0:
+            os.close(self._prepared)
+            self._prepared = -1
+        else:
+            (self.folder / _TEMPORARY).unlink(missing_ok=True)
 
 
 def allocate(
@@ -274,17 +297,6 @@ def _lease(address: IPAddress, entry: RangeSet, number: int) -> Lease:
     found: Range | None = entry.find(address)
     assert found is not None
     return Lease(ip_interface(f"{address}/{found.subnet.prefixlen}"), found.gateway, number)
-
-
-def _write(path: Path, content: bytes, how: int) -> None:
-    """Write a small file whole, or raise OSError that names it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
-    with naming(path):
-        try:
-            if os.write(fd, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        finally:
-            os.close(fd)
 
 
 def _parse(text: str) -> IPAddress | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,25 +26,37 @@ from nodenet.cni.request import Request
 from nodenet.cni.resolv import read_resolv_conf
 from nodenet.link import netns
 from nodenet.link.handle import Interface, Link, LinkError
-from nodenet.model import Endpoint
+from nodenet.model import Endpoint, IPAddress
 
 # Called with the name of each step before it is done. Tests fail it there.
 Step = Callable[[str], None]
-Hook = Callable[[Endpoint], None]
 
 
-def nothing(endpoint: Endpoint) -> None:
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """An attachment that is wired and recorded, as ADD hands it to the agent: with the node's rtnetlink socket, an open
+    file of the pod's namespace, and the addresses that the node is sure to have since."""
+
+    endpoint: Endpoint
+    node: Link
+    pod_netns: int
+    gateways: frozenset[IPAddress]
+
+
+def nothing(what: object) -> None:
     """The hook of a node without an agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What an agent adds. `healthy` says in a sentence what is wrong, or ""; `networks` are the node's pod networks."""
+    """What an agent adds. `healthy` says in a sentence what is wrong, or ""; `networks` are the node's pod networks. An
+    ADD is wired inside `turn`; what it waits for in `enforce` is outside."""
 
-    enforce: Hook = nothing
-    forget: Hook = nothing
+    enforce: Callable[[Wired], None] = nothing
+    forget: Callable[[Endpoint], None] = nothing
     healthy: Callable[[], str] = str
     networks: Networks | None = None
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 ALONE = Hooks()
@@ -119,11 +131,13 @@ class Plugin:
             undo = stack.enter_context(ExitStack())
             job = _Job(conf, request, owner, records, pod_netns, pod, undo)
             self._step("begin")
-            _refuse_second(job)
-            leases = self._lease(job, sets, search=crashed)
-            added = self._wire(job, leases)
+            with hooks.turn():
+                _refuse_second(job)
+                leases = self._lease(job, sets, search=crashed)
+                added = self._wire(job, leases)
             self._step("enforce")
-            hooks.enforce(added.endpoint)
+            gateways = frozenset(lease.gateway for lease in leases) if conf.is_gateway else frozenset()
+            hooks.enforce(Wired(added.endpoint, self.node, pod_netns, gateways))
             self._step("done")
             undo.pop_all()
             return added
@@ -210,7 +224,6 @@ class Plugin:
         if job.conf.ipam is None:
             return []
         store = ipam.Store(job.conf.ipam.data_dir, job.conf.name, self._run(job.conf))
-        store.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         reclaim(store)
         leases = ipam.allocate(store, job.owner, sets, job.conf.ipam.requested, search)
         job.undo.callback(_undone, ipam.release, store, job.owner, [lease.address.ip for lease in leases])

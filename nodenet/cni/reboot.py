@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nodenet.cni.errors import naming
 from nodenet.cni.ipam import Store
+from nodenet.link import smallfile
 from nodenet.link.everywhere import addresses_everywhere
 from nodenet.model import IPAddress
 
@@ -34,17 +35,15 @@ def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _al
 
     `alive` gives every address of every namespace, None when it cannot be known. Raises OSError, CniError.
     """
-    if not store.folder.is_dir():
-        return []
-    now, mark = BOOT_ID.read_text().strip(), store.folder / _MARK
-    if (marked := _read(mark)) == now:
+    now, mark = smallfile.read(BOOT_ID).strip(), store.folder / _MARK
+    if (marked := _read(mark, now)) == now or not store.folder.is_dir():
         return []
     freed: list[IPAddress] = []
     with store.locked():
         if not marked:
             _put(mark, now)
             return []
-        if _read(mark) == now:
+        if _read(mark, now) == now:
             return []
         leases = store.leases()
         living = alive() if leases else frozenset()
@@ -64,13 +63,14 @@ def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _al
     return freed
 
 
-def _read(mark: Path) -> str:
-    """The boot id in a mark, "" when there is none or it is damaged: nothing may follow from that."""
+def _read(mark: Path, now: str) -> str:
+    """The boot id in a mark, "" when there is none or it is damaged (not as long as the present one): nothing may
+    follow from that."""
     try:
-        text = mark.read_text(errors="replace").strip()
+        text = smallfile.read(mark).strip()
     except FileNotFoundError:
         return ""
-    return text if len(text) == len(BOOT_ID.read_text().strip()) else ""
+    return text if len(text) == len(now) else ""
 
 
 def _put(mark: Path, now: str) -> None:

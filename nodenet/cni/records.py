@@ -24,6 +24,7 @@ from typing import Any
 
 from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.owner import Owner
+from nodenet.link import smallfile
 from nodenet.model import Endpoint, ObjectRef
 
 MAX_ENDPOINT_ID = 65535
@@ -117,7 +118,7 @@ class Records:
     def get(self, owner: Owner) -> Record | None:
         """The record of one attachment. A damaged file raises ValueError."""
         try:
-            return Record.from_json(self._path(owner, "json").read_text())
+            return Record.from_json(smallfile.read(self._path(owner, "json")))
         except FileNotFoundError:
             return None
 
@@ -125,8 +126,7 @@ class Records:
         """Write a record: whole or not at all, also over a crash."""
         path = self._path(record.owner, "json")
         temporary = path.with_suffix(".new")
-        with naming(temporary), temporary.open("w") as file:
-            file.write(record.to_json())
+        smallfile.write(temporary, record.to_json(), os.O_TRUNC)
         temporary.rename(path)
 
     def drop(self, owner: Owner, endpoint_id: int = 0, search: bool = True) -> None:
@@ -156,9 +156,13 @@ class Records:
         The mark stays when the body raises BaseException by way of a kill alone: an orderly end removes it. Raises
         CniError with code 11 when another process holds it for longer than `timeout` seconds.
         """
-        self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(owner, "busy")
-        fd, crashed = _hold(path, time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        try:
+            fd, crashed = _hold(path, deadline)
+        except FileNotFoundError:
+            self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd, crashed = _hold(path, deadline)
         try:
             if network and not (crashed and os.fstat(fd).st_size):
                 note = [owner.container_id, owner.ifname, network, str(data_dir or ""), netns]
@@ -181,17 +185,14 @@ class Records:
     def allocate_id(self, owner: Owner) -> int:
         """The next free endpoint_id, going round: a number is not used again soon. Raises CniError when full."""
         with self._locked():
-            last = self.ids / "last"
+            last = f"{self.ids}/last"
             start = 0
             with suppress(FileNotFoundError, ValueError):
-                start = int(last.read_text())
+                start = int(smallfile.read(last))
             for step in range(MAX_ENDPOINT_ID):
                 number = (start + step) % MAX_ENDPOINT_ID + 1
                 if self._claim(number, owner):
-                    temporary = self.ids / ".last"
-                    with naming(temporary):
-                        temporary.write_text(str(number))
-                    temporary.rename(last)
+                    smallfile.write(last, str(number))
                     return number
         raise CniError(Code.POOL_EXHAUSTED, f"this node has {MAX_ENDPOINT_ID} endpoints already")
 
@@ -213,8 +214,12 @@ class Records:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.ids, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        how = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            fd = os.open(self.ids, how)
+        except FileNotFoundError:
+            self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self.ids, how)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield

@@ -18,7 +18,7 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Lease, Owner
 from nodenet.cni.routes import PodRoute
 from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
-from nodenet.link.handle import Interface, Link, LinkError
+from nodenet.link.handle import Interface, Link, LinkError, change
 from nodenet.model import IPAddress
 
 _IPV6 = Path("/proc/sys/net/ipv6")
@@ -97,9 +97,13 @@ def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: st
 
 def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> None:
     """Make the node's end a port of the bridge, set what it may do there, and bring it up."""
-    bridge.add_port(node, to.index, port.index, conf.hairpin)
-    if conf.port_isolation:
-        bridge.set_port(node, port.index, isolated=True)
+    joined = (f"cannot make {port.name} a port of bridge {to.name}", change(port.index, master=to.index))
+    up = (f"cannot bring {port.name} up", change(port.index, state="up"))
+    if not (conf.hairpin or conf.port_isolation or conf.vlan or conf.trunk):
+        node.batch(joined, up)
+        return
+    node.batch(joined)
+    bridge.set_port(node, port.index, hairpin=conf.hairpin or None, isolated=conf.port_isolation or None)
     if conf.vlan or conf.trunk:
         if not conf.preserve_default_vlan and _DEFAULT_VLAN not in (conf.vlan, *conf.trunk):
             _leave_default_vlan(node, port)
@@ -107,28 +111,36 @@ def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> No
             bridge.add_vlan(node, port.index, first, last)
         if conf.vlan:
             bridge.add_vlan(node, port.index, conf.vlan, untagged=True)
-    node.set(port.index, state="up")
+    node.batch(up)
 
 
 def configure_pod(pod: Link, pod_netns: int, conf: NetConf, ifname: str, leases: Sequence[Lease]) -> Interface:
     """Addresses on the pod's end, which comes up unless the configuration keeps it down."""
     interface = pod.require(ifname)
-    netns.call(pod_netns, _pod_ipv6, ifname, leases, conf.enable_dad)
-    for lease in leases:
-        addresses.add(pod, interface.index, lease.address, detect=conf.enable_dad)
+    with netns.inside(pod_netns):
+        _pod_ipv6(ifname, leases, conf.enable_dad)
+    index = interface.index
+    steps = [
+        (f"cannot add address {lease.address} to {ifname}", addresses.added(index, lease.address, conf.enable_dad))
+        for lease in leases
+    ]
     if not conf.container_interface_down:
-        pod.set(interface.index, state="up")
+        steps.append((f"cannot bring {ifname} up", change(index, state="up")))
+    pod.batch(*steps)
     return interface
 
 
 def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
     """The pod's routes; a gateway outside the pod's subnets is taken as on the link, as the reference does."""
+    steps = []
     for route in wanted:
         extra = {name: value for name in ("priority", "table", "scope") if (value := getattr(route, name)) is not None}
         metrics = {name: value for name in ("mtu", "advmss") if (value := getattr(route, name)) is not None}
         if metrics:
             extra["metrics"] = metrics
-        routes.add(pod, ifindex, route.network, route.gateway, **extra)
+        doing = f"cannot add route to {route.network}" + (f" via {route.gateway}" if route.gateway else "")
+        steps.append((doing, routes.added(ifindex, route.network, route.gateway, **extra)))
+    pod.batch(*steps)
 
 
 def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:

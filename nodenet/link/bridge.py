@@ -61,13 +61,6 @@ def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> In
     return found
 
 
-def add_port(link: Link, bridge: int, port: int, hairpin: bool = False) -> None:
-    """Join an interface to a bridge. `hairpin` lets a frame leave by the port it came in on."""
-    link.set(port, master=bridge)
-    if hairpin:
-        set_port(link, port, hairpin=True)
-
-
 def set_port(link: Link, port: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
     """Options of a bridge's port; None leaves one as it is. An isolated port sends to no other isolated port."""
     wanted = ((BRPORT_MODE, hairpin), (_BRPORT_ISOLATED, isolated))

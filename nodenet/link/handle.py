@@ -122,6 +122,16 @@ class Link:
         with refusing(f"cannot set {', '.join(attributes)} of interface {which}"):
             self.kernel.run(change(index, **attributes))
 
+    def batch(self, *steps: tuple[str, Request]) -> None:
+        """Carry out several requests in one system call. LinkError tells in the step's own words which one failed
+        first; those after it have been tried too, so this is for what is undone as a whole."""
+        if not steps:
+            return
+        try:
+            self.kernel.run(*[request for _, request in steps])
+        except RefusedError as error:
+            raise LinkError(steps[error.index][0], error.code, error.text) from error
+
     def delete(self, which: int | str) -> bool:
         """Delete an interface; False when it was gone already. A veth takes its peer along."""
         index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
