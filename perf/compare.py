@@ -1,4 +1,8 @@
-"""What changed between two reports beyond their noise. Pure."""
+"""What changed between two reports beyond their noise. Pure.
+
+A figure's interval goes from the lowest to the highest of its epochs' medians. That two such intervals of six epochs
+lie apart although nothing changed happens once in 462 figures (2 / C(12, 6)), whatever the noise is like.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,6 @@ _MORE = ("rate", "throughput")
 # machine's mood, which nothing takes out of them.
 _LEAST_RATIO = 0.02
 _LEAST_VALUE = 0.10
-_FEWEST = 5
 _KEYS = ("mode", "workload", "services", "metric")
 
 
@@ -42,14 +45,14 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """verdict: same within the spread, better, worse, or unclear: they differ, yet one run was too noisy to tell."""
     ratio = old.get("ratio_interval") is not None and new.get("ratio_interval") is not None and new["mode"] != "direct"
-    value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "spread")
+    value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "interval")
     first, second = stats.Interval(*old[interval]), stats.Interval(*new[interval])
     factor = new[value] / old[value] if old[value] else None
     least = _LEAST_RATIO if ratio else _LEAST_VALUE
     told = all(states(report, row) if ratio else quiet(report) for report, row in ((before, old), (after, new)))
     if first.overlaps(second) or factor is None or abs(factor - 1) < least:
         verdict = "same"
-    elif not told or min(len(new["blocks"]), len(old["blocks"])) < (2 if ratio else _FEWEST):
+    elif not told or min(row.get("confidence", stats.CONFIDENCE) for row in (old, new)) < stats.CONFIDENCE:
         verdict = "unclear"
     else:
         verdict = "better" if (factor > 1) == new["metric"].startswith(_MORE) else "worse"
@@ -75,7 +78,17 @@ def quiet(report: dict[str, Any]) -> bool:
 
 def _machines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What differs in the surroundings: figures that are no ratios cannot be compared then."""
-    keys = ("kernel", "cpu", "cpus", "governor", "mitigations", "backends_per_service", "pinned_cpu", "tools")
+    keys = (
+        "kernel",
+        "cpu",
+        "cpus",
+        "governor",
+        "mitigations",
+        "backends_per_service",
+        "pinned_cpu",
+        "tools",
+        "scheduling",
+    )
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 

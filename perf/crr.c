@@ -9,6 +9,12 @@
  *   crr stream ADDRESS PORT SLICES MS          one connection that only sends: bytes per second of each slice of MS
  *   crr until ADDRESS PORT TAG MS              connect again and again; prints "ready" at the first answer, then the
  *                                              CLOCK_MONOTONIC ns at which TAG answered; fails after MS
+ *   crr client                                 reads commands from stdin, "crr|rr|udp|stream ADDRESS PORT COUNT WARMUP" (for
+ *                                              stream: SLICES MS) or "flush"; answers each with one line: the numbers that
+ *                                              the command above prints, and two more: how often it gave the CPU away
+ *                                              and how often it was taken from it meanwhile. One process for a whole
+ *                                              run of short blocks: starting one would cost more than a block, and leave
+ *                                              cold caches
  *   crr flush                                  empty the namespace's conntrack table
  *   crr cost COMMAND ARG...                    runs it, stdin passed on, stdout thrown away; prints what it took: wall ns,
  *                                              CPU us (user and system), largest resident KiB, exit status
@@ -16,6 +22,11 @@
  *
  * Environment: CRR_NETNS a namespace file to enter, CRR_CGROUP a cgroup to join, CRR_CPU a CPU to be pinned to (on one
  * core the scheduler's placement is not part of the result).
+ *
+ * Everything but `cost` and `until` runs under SCHED_BATCH, unless it was started under a real-time policy: a process that is woken
+ * does not take the CPU from the one that woke it, client and server take turns only where one waits. Under
+ * SCHED_OTHER a connection makes two to four context switches, as the scheduler's accounts of the moment have it, and
+ * each is worth 5 us: the figures would fall into humps.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -73,6 +84,14 @@ static void pin(void)
 	CPU_SET(atoi(cpu), &set);
 	if (sched_setaffinity(0, sizeof(set), &set) < 0)
 		die("sched_setaffinity");
+}
+
+static void take_turns(void)
+{
+	struct sched_param none = { 0 };
+
+	if (sched_getscheduler(0) == SCHED_OTHER && sched_setscheduler(0, SCHED_BATCH, &none) < 0)
+		die("sched_setscheduler");
 }
 
 static void enter(void)
@@ -208,7 +227,7 @@ static char round_trip(int fd)
 	return byte;
 }
 
-static void load(const struct addrinfo *target, const char *what, long count, long warmup)
+static void load(const struct addrinfo *target, const char *what, long count, long warmup, char end)
 {
 	int reconnect = strcmp(what, "rr"), type = strcmp(what, "udp") ? SOCK_STREAM : SOCK_DGRAM;
 	uint64_t *samples = calloc(count, sizeof(*samples));
@@ -227,11 +246,14 @@ static void load(const struct addrinfo *target, const char *what, long count, lo
 		if (i >= 0)
 			samples[i] = now() - start;
 	}
+	if (!reconnect)
+		close(fd);
 	for (long i = 0; i < count; i++)
-		printf("%llu\n", (unsigned long long)samples[i]);
+		printf("%llu%c", (unsigned long long)samples[i], end);
+	free(samples);
 }
 
-static void stream(const struct addrinfo *target, long slices, long milliseconds)
+static void stream(const struct addrinfo *target, long slices, long milliseconds, char separator)
 {
 	int fd = dial(target, SOCK_STREAM);
 
@@ -248,8 +270,9 @@ static void stream(const struct addrinfo *target, long slices, long milliseconds
 			end = now();
 		} while (end - start < (uint64_t)milliseconds * 1000000);
 		if (i >= 0)
-			printf("%.0f\n", bytes * 1e9 / (end - start));
+			printf("%.0f%c", bytes * 1e9 / (end - start), separator);
 	}
+	close(fd);
 }
 
 static void until(const struct addrinfo *target, char tag, long milliseconds)
@@ -300,6 +323,55 @@ static void flush(void)
 	errno = -answer.error.error;
 	if (answer.head.nlmsg_type == NLMSG_ERROR && errno)
 		die("conntrack flush");
+	close(fd);
+}
+
+static struct addrinfo *resolve(const char *address, const char *port)
+{
+	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM }, *target;
+
+	if (getaddrinfo(address, port, &hints, &target) == 0)
+		return target;
+	fprintf(stderr, "crr: %s port %s: not an address\n", address, port);
+	exit(2);
+}
+
+static void obey(const char *verb, const char *address, const char *port, long first, long second)
+{
+	struct addrinfo *target;
+	struct rusage before, after;
+
+	getrusage(RUSAGE_SELF, &before);
+	if (!strcmp(verb, "flush")) {
+		flush();
+	} else {
+		target = resolve(address, port);
+		if (!strcmp(verb, "stream"))
+			stream(target, first, second, ' ');
+		else
+			load(target, verb, first, second, ' ');
+		freeaddrinfo(target);
+	}
+	getrusage(RUSAGE_SELF, &after);
+	printf("%ld %ld\n", after.ru_nvcsw - before.ru_nvcsw, after.ru_nivcsw - before.ru_nivcsw);
+	fflush(stdout);
+}
+
+static int client(void)
+{
+	char line[256], verb[16], address[64], port[16];
+
+	while (fgets(line, sizeof(line), stdin)) {
+		long first = 0, second = 0;
+		int words = sscanf(line, "%15s %63s %15s %ld %ld", verb, address, port, &first, &second);
+
+		if (words != 5 && !(words == 1 && !strcmp(verb, "flush"))) {
+			fprintf(stderr, "crr: not a command: %s", line);
+			return 2;
+		}
+		obey(verb, address, port, first, second);
+	}
+	return 0;
 }
 
 static void spin(long count)
@@ -343,7 +415,7 @@ static void cost(char **command)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: crr server PORT [TAG] | flush | spin COUNT | cost COMMAND ARG...\n"
+	fprintf(stderr, "usage: crr server PORT [TAG] | client | flush | spin COUNT | cost COMMAND ARG...\n"
 			"       | crr|rr|udp ADDRESS PORT COUNT WARMUP\n"
 			"       | stream ADDRESS PORT SLICES MS | until ADDRESS PORT TAG MS\n");
 	return 2;
@@ -351,11 +423,15 @@ static int usage(void)
 
 int main(int argc, char **argv)
 {
-	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM }, *target;
 	const char *verb = argc > 1 ? argv[1] : "";
+	struct addrinfo *target;
 
 	pin();
 	enter();
+	if (strcmp(verb, "cost") && strcmp(verb, "until")) /* what it starts inherits it; the news must not wait */
+		take_turns();
+	if (!strcmp(verb, "client") && argc == 2)
+		return client();
 	if (!strcmp(verb, "server") && (argc == 3 || argc == 4)) {
 		serve(atoi(argv[2]), argc == 4 ? argv[3] : NULL);
 		return 0;
@@ -374,14 +450,11 @@ int main(int argc, char **argv)
 	}
 	if (argc != 6)
 		return usage();
-	if (getaddrinfo(argv[2], argv[3], &hints, &target) != 0) {
-		fprintf(stderr, "crr: %s port %s: not an address\n", argv[2], argv[3]);
-		return 2;
-	}
+	target = resolve(argv[2], argv[3]);
 	if (!strcmp(verb, "crr") || !strcmp(verb, "rr") || !strcmp(verb, "udp"))
-		load(target, verb, atol(argv[4]), atol(argv[5]));
+		load(target, verb, atol(argv[4]), atol(argv[5]), '\n');
 	else if (!strcmp(verb, "stream"))
-		stream(target, atol(argv[4]), atol(argv[5]));
+		stream(target, atol(argv[4]), atol(argv[5]), '\n');
 	else if (!strcmp(verb, "until"))
 		until(target, argv[4][0], atol(argv[5]));
 	else

@@ -43,6 +43,12 @@ def noise(spins: Sequence[float]) -> dict[str, float]:
     }
 
 
+def steal() -> float:
+    """Seconds since boot that the hypervisor kept from this machine's CPUs, all together."""
+    words = (_read(Path("/proc/stat")) or "cpu").splitlines()[0].split()
+    return int(words[8]) / os.sysconf("SC_CLK_TCK") if len(words) > 8 else 0.0
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()

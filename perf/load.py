@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
 
 from nodenet.errors import CannotRunError
 from perf import tools
@@ -19,7 +21,7 @@ from perf import tools
 SOURCE = Path(__file__).parent / "crr.c"
 FLAGS = ("-O2", "-Wall", "-Wextra")
 # Milliseconds of one slice of the stream workload.
-SLICE_MS = 100
+SLICE_MS = 20
 
 
 def compiler() -> str:
@@ -65,11 +67,82 @@ class Place:
         return found
 
 
+class Block(NamedTuple):
+    """What one command to a client gave: its figures, and how often the client gave the CPU away (`waits`) and had it
+    taken away (`taken`) meanwhile."""
+
+    values: list[float]
+    waits: int
+    taken: int
+
+
+class _Client:
+    """A load maker that stays at its place and obeys line by line: nothing is started between blocks."""
+
+    def __init__(self, executable: str, place: Place) -> None:
+        self._process = subprocess.Popen(
+            [executable, "client"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **place.environment()},
+            start_new_session=True,
+        )
+
+    def ask(self, *words: str) -> Block:
+        """One command. Raises CannotRunError with the client's own words; the client is gone then."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(" ".join(words) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            assert self._process.stderr is not None
+            raise CannotRunError(self._process.stderr.read().strip() or f"crr {' '.join(words)}: no answer")
+        *values, waits, taken = line.split()
+        return Block([float(value) for value in values], int(waits), int(taken))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                if pipe:
+                    pipe.close()
+
+
 class LoadMaker:
-    """Starts servers and clients from one executable."""
+    """Starts servers and clients from one executable. One client per place stays until `close`, or until it fails."""
 
     def __init__(self, executable: Path) -> None:
         self.executable = str(executable)
+        self._clients: dict[Place, _Client] = {}
+
+    def __enter__(self) -> LoadMaker:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every client: a namespace or a cgroup is free again only then."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def _ask(self, place: Place, *words: str) -> Block:
+        client = self._clients.get(place)
+        if client is None:
+            client = self._clients[place] = _Client(self.executable, place)
+        try:
+            return client.ask(*words)
+        except BaseException:
+            # Also when interrupted: half an answer would be taken for the next one's.
+            self._clients.pop(place).close()
+            raise
 
     @contextmanager
     def serving(self, place: Place, port: int, tag: str) -> Iterator[None]:
@@ -81,21 +154,21 @@ class LoadMaker:
                 raise CannotRunError(f"the server does not start: {process.stderr.read().strip()}")
             yield
 
-    def samples(self, place: Place, workload: str, address: str, port: int, count: int, warmup: int) -> list[float]:
+    def block(self, place: Place, workload: str, address: str, port: int, count: int, warmup: int) -> Block:
         """Microseconds of each round of crr, rr or udp."""
-        words = self._client(place, workload, address, str(port), str(count), str(warmup))
-        return [int(word) / 1000 for word in words]
+        found = self._ask(place, workload, address, str(port), str(count), str(warmup))
+        return found._replace(values=[value / 1000 for value in found.values])
 
-    def stream(self, place: Place, address: str, port: int, slices: int) -> list[float]:
+    def stream(self, place: Place, address: str, port: int, slices: int) -> Block:
         """Bytes per second of each slice of one connection."""
-        return [float(word) for word in self._client(place, "stream", address, str(port), str(slices), str(SLICE_MS))]
+        return self._ask(place, "stream", address, str(port), str(slices), str(SLICE_MS))
 
     def spin(self, place: Place, count: int) -> list[float]:
         """Microseconds of equal pieces of arithmetic."""
         return [int(word) / 1000 for word in self._client(place, "spin", str(count))]
 
     def flush_conntrack(self, netns: str) -> None:
-        self._client(Place(netns, cpu=None), "flush")
+        self._ask(Place(netns, cpu=None), "flush")
 
     @contextmanager
     def until(self, place: Place, address: str, port: int, tag: str, seconds: float) -> Iterator[Waiter]:

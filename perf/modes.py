@@ -31,6 +31,8 @@ class Mode(ABC):
     # Whether a Service's place in the model matters.
     ordered: ClassVar[bool] = False
     tools: ClassVar[tuple[str, ...]] = ()
+    # Seconds that one run of a tool may take.
+    limit: float = 600.0
 
     def __init__(self, stack: ExitStack, maker: LoadMaker, prefix: str, backends: int, cpu: int | None) -> None:
         self.maker = maker
@@ -79,7 +81,7 @@ class Mode(ABC):
         return run
 
     def _tools(self, command: Sequence[str], text: str) -> Cost:
-        return tools.measured(self.maker.executable, command, text, self.node.netns)
+        return tools.measured(self.maker.executable, command, text, self.node.netns, self.limit)
 
     def settle(self) -> None:  # noqa: B027  most modes are idle when their tool has ended
         """Wait until the mode is idle: a measurement starts then."""

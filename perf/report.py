@@ -52,9 +52,16 @@ def heading(meta: dict[str, Any]) -> str:
     tools = ", ".join(f"{mode}: {version}" for mode, version in meta["tools"].items())
     return (
         f"{meta['date']}  kernel {meta['kernel']}  {meta['cpus']} x {meta['cpu']}  load {meta['load'][0]:.2f}\n"
-        f"{meta['backends_per_service']} backends per Service, {meta['rounds']} interleaved rounds of "
-        f"{meta['samples_per_block']} samples, {pinned}; {meta['seconds']:g} s in all\n{tools}"
+        f"{meta['backends_per_service']} backends per Service, {how_often(meta)}, {pinned}; "
+        f"{meta['seconds']:g} s in all\n{tools}"
     )
+
+
+def how_often(meta: dict[str, Any]) -> str:
+    """Epochs, rounds and samples in words."""
+    rounds = f"{meta['rounds']} interleaved rounds of {meta['samples_per_block']} samples"
+    epochs = meta.get("epochs", 1)
+    return rounds if epochs == 1 else f"{epochs} epochs of {rounds}"
 
 
 def remarks(report: Report) -> list[str]:
@@ -63,8 +70,9 @@ def remarks(report: Report) -> list[str]:
     spin = meta["noise"]
     lines = [
         f"noise: equal pieces of arithmetic took {spin['lowest']:g} to {spin['highest']:g} of their median "
-        f"(90 % up to {spin['p90']:g})"
+        f"(90 % up to {spin['p90']:g}); the hypervisor kept {spin.get('stolen', 0):.1f} s of CPU time"
     ]
+    lines += _switches(report["results"])
     for row in report["results"]:
         if row["mode"] == "direct" and row["metric"].endswith("_repeat"):
             low, high = row["ratio_interval"]
@@ -72,11 +80,31 @@ def remarks(report: Report) -> list[str]:
                 f"noise: direct again, {row['workload']} at {row['services']}: {row['ratio_to_direct']:.3f} of itself "
                 f"({low:.3f} - {high:.3f})"
             )
+    epochs = meta.get("epochs", 1)
     lines += [f"note: {note}" for note in meta["notes"]]
+    if epochs > 1:
+        sure = stats.order_interval([0.0] * epochs).confidence
+        lines.append(
+            f"intervals: of the medians of {epochs} epochs, in each of which everything was made anew; "
+            f"they hold the true median in {sure * 100:.0f} of 100 cases"
+        )
     lines += [f"left out: {_skipped(entry)}" for entry in meta["skipped"]]
     if any(not states(report, row) for row in report["results"]):
-        lines.append("?: the spread is too wide to conclude; run again on a quieter machine, or with more --rounds")
+        lines.append("?: the spread is too wide to conclude; run again on a quieter machine")
     return lines
+
+
+def _switches(rows: Sequence[Row]) -> list[str]:
+    """Whether client and server took turns alike in all modes."""
+    counts = [row["switches"] for row in rows if row["workload"] == "crr" and row.get("switches")]
+    if not counts:
+        return []
+    given = [waits / samples for samples, waits, _ in counts]
+    taken = sum(count[2] for count in counts) / sum(count[0] for count in counts)
+    return [
+        f"noise: the client gave the CPU away {min(given):.3f} to {max(given):.3f} times per connection; "
+        f"it was taken from it in {taken * 1000:.1f} of 1,000"
+    ]
 
 
 def states(report: Report, row: Row) -> bool:

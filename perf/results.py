@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from perf import stats
@@ -16,7 +17,8 @@ _DIGITS = 6
 @dataclass(frozen=True, slots=True)
 class Result:
     """One figure. `blocks` are the medians of the blocks, in the order in which they ran; without blocks each sample is
-    one. `baseline` are the blocks of direct of the same rounds, `pod` those of pod to pod on the same node."""
+    one. `baseline` are direct's figures of the same rounds, `pod` those of pod to pod on the same node. `parts`: how
+    many of the blocks were measured in each epoch, on a set-up of its own; () when all are of one."""
 
     mode: str
     workload: str
@@ -28,11 +30,27 @@ class Result:
     baseline: tuple[float, ...] = ()
     pod: tuple[float, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        return self.mode, self.workload, self.services, self.metric
+
+    def ratios(self) -> list[float]:
+        """To direct, round by round: what the machine did in that moment met both."""
+        return _ratios(self.blocks or self.samples, self.baseline)
+
+    def by_epoch(self, values: Sequence[float]) -> list[Sequence[float]]:
+        """Values that are as many as the blocks, or a multiple of them, by the epoch in which they were measured."""
+        parts = self.parts or (len(self.blocks or self.samples),)
+        each = len(values) // sum(parts)
+        ends = list(accumulate(part * each for part in parts))
+        return [values[end - part * each : end] for end, part in zip(ends, parts, strict=True)]
 
     def as_json(self) -> dict[str, Any]:
-        """Keys of interface.md, and beside them: blocks, interval, spread, ratio_interval, ratio_to_pod."""
-        blocks = self.blocks or self.samples
-        ratios = _ratios(blocks, self.baseline)
+        """Keys of interface.md, and beside them: blocks, interval, spread, ratio_interval, ratio_to_pod, epochs."""
+        blocks, ratios = self.blocks or self.samples, self.ratios()
+        epochs = self.by_epoch(self.samples)
         found: dict[str, Any] = {
             "mode": self.mode,
             "workload": self.workload,
@@ -45,18 +63,49 @@ class Result:
             "ratio_to_direct": _short(statistics.median(ratios)) if ratios else None,
             "blocks": [_short(value) for value in blocks],
             "spread": [_short(min(blocks)), _short(max(blocks))],
-            "interval": [_short(value) for value in stats.bootstrap(blocks)],
+            "epochs": [_short(statistics.median(epoch)) for epoch in epochs],
         }
+        interval, confidence = stats.spread(epochs, blocks)
+        found |= {"interval": [_short(value) for value in interval], "confidence": round(confidence, 3)}
         if ratios:
-            found["ratio_interval"] = [_short(value) for value in stats.bootstrap(ratios)]
+            by_epoch = self.by_epoch(ratios)
+            found["ratio_interval"] = [_short(value) for value in stats.spread(by_epoch, ratios).interval]
             found["ratio_spread"] = [_short(min(ratios)), _short(max(ratios))]
+            found["ratio_epochs"] = [_short(statistics.median(epoch)) for epoch in by_epoch]
         if self.pod:
             found["ratio_to_pod"] = _short(statistics.median(_ratios(blocks, self.pod)))
         return found | self.extra
 
 
+def merge(epochs: Iterable[Iterable[Result]]) -> list[Result]:
+    """The same figures of several epochs as one each, in the order in which they first came."""
+    found: dict[tuple[str, str, int, str], Result] = {}
+    for epoch in epochs:
+        for row in epoch:
+            row = row if row.parts else replace(row, parts=(len(row.blocks or row.samples),))
+            old = found.get(row.key)
+            found[row.key] = _joined(old, row) if old else row
+    return list(found.values())
+
+
+def _joined(old: Result, new: Result) -> Result:
+    return replace(
+        old,
+        samples=old.samples + new.samples,
+        blocks=old.blocks + new.blocks,
+        baseline=old.baseline + new.baseline,
+        pod=old.pod + new.pod,
+        parts=old.parts + new.parts,
+        extra={key: _sum(old.extra.get(key), value) for key, value in new.extra.items()},
+    )
+
+
+def _sum(old: Any, new: Any) -> Any:
+    """Counts add up over epochs; what is no count is the same in all."""
+    return [first + second for first, second in zip(old, new, strict=True)] if isinstance(new, list) else new
+
+
 def _ratios(blocks: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Round by round: what the machine did in that minute met both."""
     return [mine / other for mine, other in zip(blocks, base, strict=True)] if base else []
 
 
@@ -70,19 +119,27 @@ def find(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any] | None
 
 
 def slopes(found: Sequence[Result]) -> list[dict[str, Any]]:
-    """Microseconds per 1,000 Services of every mode, over what direct took in the same round: least squares."""
+    """Microseconds per 1,000 Services of every mode, over what direct took in the same rounds: least squares through
+    the medians of each epoch; the median of the epochs' slopes, and their interval."""
     groups: dict[tuple[str, str], list[tuple[float, list[float]]]] = {}
     for row in found:
-        if row.metric == "latency" and row.baseline and row.services:
+        if row.metric == "latency" and row.mode != "direct" and row.baseline and row.services:
             over = [mine - other for mine, other in zip(row.blocks, row.baseline, strict=True)]
-            groups.setdefault((row.mode, row.workload), []).append((row.services / 1000, over))
+            medians = [statistics.median(epoch) for epoch in row.by_epoch(over)]
+            groups.setdefault((row.mode, row.workload), []).append((row.services / 1000, medians))
     return [
         {
             "mode": mode,
             "workload": workload,
-            "us_per_1000_services": _short(stats.slope([(x, value) for x, values in places for value in values])),
-            "interval": [_short(value) for value in stats.slope_interval(places)],
+            "us_per_1000_services": _short(statistics.median(each)),
+            "interval": [_short(value) for value in stats.order_interval(each).interval],
         }
         for (mode, workload), places in groups.items()
-        if mode != "direct" and len({x for x, _ in places}) > 1
+        if len(places) > 1
+        for each in [_epoch_slopes(places)]
     ]
+
+
+def _epoch_slopes(places: Sequence[tuple[float, list[float]]]) -> list[float]:
+    count = min(len(medians) for _, medians in places)
+    return [stats.slope([(x, medians[epoch]) for x, medians in places]) for epoch in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
-from perf import environment, load, results, stats, workloads
+from nodenet.lab import cgroups
+from perf import environment, load, results, workloads
+from perf.blocks import Sizes
 from perf.ebpf import Ebpf, EbpfQuiet
-from perf.load import LoadMaker, Place
+from perf.load import LoadMaker
 from perf.modes import Direct, Iptables, Ipvs, Mode, Nftables, real_backends
 from perf.node import MOST_BACKENDS, own_cgroup, own_mounts
 from perf.services import ServiceModel, build
-from perf.workloads import LATENCY, Bench, Sizes
+from perf.workloads import LATENCY, Bench, LeftOut
 
 MODES: dict[str, type[Mode]] = {
     "direct": Direct,
@@ -31,19 +34,24 @@ MODES: dict[str, type[Mode]] = {
 WORKLOADS = (*LATENCY, "stream", "program", "update", "policy", "flows", "memory", "cni")
 MOST_SERVICES = 50_000
 POLICY_RULES = (0, 100, 1000)
+# Pieces of arithmetic in each epoch, and seconds in which the kernel takes apart what the last epoch had made.
+_SPINS = 60
+_SETTLE = 0.2
 # Where a workload that another module brings is found: a function run(progress) that returns rows.
 CNI_MODULE = "perf.cni"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked for. `cpu`: where client and server run; None: not pinned."""
+    """What was asked for. `cpu`: where client and server run; None: not pinned. `limit`: seconds that a mode may take
+    to program N Services, and for one change of an endpoint: what takes longer is left out, with that reason."""
 
     modes: tuple[str, ...] = ("direct", "ebpf", "iptables", "nftables")
     services: tuple[int, ...] = (1, 1000)
     workloads: tuple[str, ...] = ("crr", "program", "update")
     backends: int = 1
     cpu: int | None = 0
+    limit: float = 60.0
     sizes: Sizes = field(default_factory=Sizes)
     cache: Path = Path("/var/cache/nodenet")
 
@@ -65,6 +73,8 @@ class Settings:
                 problems.append(f"{option}: expected at least one")
         if not 1 <= self.backends <= MOST_BACKENDS:
             problems.append(f"--backends: {self.backends}: expected 1 to {MOST_BACKENDS}")
+        if self.limit <= 0:
+            problems.append(f"--limit-seconds: {self.limit:g}: expected more than 0")
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
             problems.append(f"--cpu: {self.cpu}: this process may run on {sorted(os.sched_getaffinity(0))}")
         if problems:
@@ -84,28 +94,74 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     meta = environment.describe() | {
         "pinned_cpu": settings.cpu,
         "backends_per_service": settings.backends,
+        "scheduling": "client and server take turns where one waits (SCHED_BATCH)",
+        "epochs": settings.sizes.epochs,
         "rounds": settings.sizes.rounds,
         "samples_per_block": settings.sizes.count,
     }
-    maker = LoadMaker(load.build(settings.cache))
+    executable = load.build(settings.cache)
+    left_out, epochs, steal = LeftOut(progress), [], environment.steal()
+    notes: dict[str, Any] = {"tools": {}, "notes": {}, "spins": []}
     with ExitStack() as stack:
         _stay_away(stack, settings.cpu)
         folder = stack.enter_context(own_mounts())
         cgroup = stack.enter_context(own_cgroup())
-        Ebpf.surroundings = (folder, cgroup, settings.cache, _entries(settings))
-        bench = _prepare(stack, settings, classes, maker, progress)
-        bench.skipped += skipped
-        _measure(bench, settings, stack)
-        meta |= {
-            "noise": environment.noise(maker.spin(_idle(bench.direct), 200)),
-            "load_after": list(os.getloadavg()),
-            "tools": {mode.name: mode.version() for mode in bench.modes if mode.version()},
-            "notes": [note for mode in bench.modes for note in dict.fromkeys(mode.notes)],
-            "seconds": round(time.monotonic() - started, 1),
-            "skipped": bench.skipped,
-        }
-    rows = [row.as_json() for row in bench.results]
-    return {"meta": meta, "results": rows, "slopes": results.slopes(bench.results)}
+        for number in range(settings.sizes.epochs):
+            Ebpf.surroundings = (folder, cgroup / f"epoch{number}", settings.cache, _entries(settings))
+            told = _prefixed(progress, f"epoch {number + 1} of {settings.sizes.epochs}: ")
+            epochs.append(_epoch(settings, classes, executable, left_out, told, notes, first=not number))
+    found = results.merge(epochs)
+    if "cni" in settings.workloads:
+        found += _cni(left_out, progress)
+    meta |= {
+        "noise": environment.noise(notes["spins"]) | {"stolen": environment.steal() - steal},
+        "load_after": list(os.getloadavg()),
+        "tools": notes["tools"],
+        "notes": list(notes["notes"]),
+        "seconds": round(time.monotonic() - started, 1),
+        "skipped": skipped + left_out.entries,
+    }
+    return {"meta": meta, "results": [row.as_json() for row in found], "slopes": results.slopes(found)}
+
+
+def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda words: progress(prefix + words)
+
+
+def _epoch(
+    settings: Settings,
+    classes: Sequence[type[Mode]],
+    executable: Path,
+    left_out: LeftOut,
+    progress: Callable[[str], None],
+    notes: dict[str, Any],
+    first: bool,
+) -> list[results.Result]:
+    """Everything once, on nodes, pods, servers, programs and rules that are made for it and removed after it."""
+    folder, cgroup, *_ = Ebpf.surroundings
+    with ExitStack() as stack:
+        cgroups.make(cgroup)
+        stack.callback(cgroups.remove, cgroup)
+        stack.callback(_unpin, folder / "bpf")
+        maker = LoadMaker(executable)
+        bench = _prepare(stack, settings, classes, maker, left_out, progress)
+        # The first thing at the end: a namespace and a cgroup are free only without processes.
+        stack.enter_context(maker)
+        time.sleep(_SETTLE)
+        notes["spins"] += maker.spin(bench.direct.client, _SPINS)
+        _measure(bench, settings, stack, first)
+        notes["tools"] |= {mode.name: mode.version() for mode in bench.modes if mode.version()}
+        notes["notes"] |= {note: None for mode in bench.modes for note in mode.notes}
+        for mode in bench.modes:
+            mode.clear()
+    return bench.results
+
+
+def _unpin(bpffs: Path) -> None:
+    """The next epoch loads programs and maps of its own. (Every BPF file system has two files of the kernel's.)"""
+    for path in bpffs.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def _possible(names: Sequence[str]) -> tuple[list[type[Mode]], list[dict[str, Any]]]:
@@ -131,16 +187,17 @@ def _prepare(
     settings: Settings,
     classes: Sequence[type[Mode]],
     maker: LoadMaker,
+    left_out: LeftOut,
     progress: Callable[[str], None],
 ) -> Bench:
     prefix = f"bench{os.getpid()}"
     progress("a node of its own for each mode: " + ", ".join(["direct", *(mode.name for mode in classes)]))
     direct = Direct(stack, maker, prefix, settings.backends, settings.cpu)
     modes = [mode(stack, maker, prefix, settings.backends, settings.cpu) for mode in classes]
-    return Bench(direct, modes, maker, settings.sizes, settings.backends, progress)
+    return Bench(direct, modes, maker, settings.sizes, settings.backends, progress, left_out, settings.limit)
 
 
-def _measure(bench: Bench, settings: Settings, stack: ExitStack) -> None:
+def _measure(bench: Bench, settings: Settings, stack: ExitStack, first: bool) -> None:
     wanted = set(settings.workloads)
     for count in settings.services:
         model = build(count, settings.backends, real_backends(settings.backends), udp="udp" in wanted)
@@ -152,7 +209,7 @@ def _measure(bench: Bench, settings: Settings, stack: ExitStack) -> None:
             workloads.stream(bench, modes, model)
         if "update" in wanted:
             workloads.update(bench, modes, model)
-        if "memory" in wanted and any(type(mode) is Ebpf for mode in modes):
+        if first and "memory" in wanted and any(type(mode) is Ebpf for mode in modes):
             workloads.footprint(bench, count)
     if "memory" not in wanted:
         bench.results = [row for row in bench.results if row.workload != "memory"]
@@ -165,23 +222,21 @@ def _apart(bench: Bench, settings: Settings, wanted: set[str], stack: ExitStack)
         workloads.policy(bench, POLICY_RULES)
     if "flows" in wanted:
         model: ServiceModel = build(1, settings.backends, real_backends(settings.backends))
-        prefix = f"bench{os.getpid()}"
-        quiet = EbpfQuiet(stack, bench.maker, prefix, settings.backends, settings.cpu)
-        for mode in bench.modes:
-            if type(mode) is Ebpf:
-                mode.clear()
-                mode.program(model)
+        quiet = EbpfQuiet(stack, bench.maker, f"bench{os.getpid()}", settings.backends, settings.cpu)
         workloads.flows(bench, quiet, model)
-    if "cni" in wanted:
-        _cni(bench)
 
 
-def _cni(bench: Bench) -> None:
+def _cni(left_out: LeftOut, progress: Callable[[str], None]) -> list[results.Result]:
     """The CNI executable's own benchmark, where this build has it."""
     if find_spec(CNI_MODULE) is None:
-        bench.skip("cni", "cni", 0, "this build has no benchmark of the CNI executable")
-        return
-    bench.results += import_module(CNI_MODULE).run(bench.progress)
+        left_out.add("cni", "cni", 0, "this build has no benchmark of the CNI executable")
+        return []
+    try:
+        found: list[results.Result] = import_module(CNI_MODULE).run(progress)
+    except CannotRunError as error:
+        left_out.add("cni", "cni", 0, f"{error} ({error.hint})")
+        return []
+    return found
 
 
 def _entries(settings: Settings) -> int:
@@ -199,13 +254,3 @@ def _stay_away(stack: ExitStack, cpu: int | None) -> None:
     if cpu is not None and len(allowed) > 1:
         os.sched_setaffinity(0, allowed - {cpu})
         stack.callback(os.sched_setaffinity, 0, allowed)
-
-
-def _idle(direct: Mode) -> Place:
-    return direct.client
-
-
-def noise(report: dict[str, Any], workload: str, services: int) -> stats.Interval | None:
-    """Direct measured a second time against the first, of one workload."""
-    row = results.find(report["results"], mode="direct", workload=workload, services=services, metric="latency_repeat")
-    return stats.Interval(*row["ratio_interval"]) if row else None

@@ -145,8 +145,8 @@ def _tenths(samples: Sequence[float], rounds: int) -> tuple[float, ...]:
 
 def inside(text: str) -> None:
     """In the virtual machine: run, and print the report as one line."""
+    from perf.blocks import Sizes
     from perf.run import Settings, run
-    from perf.workloads import Sizes
 
     given = json.loads(text)
     settings = Settings(
@@ -155,7 +155,7 @@ def inside(text: str) -> None:
         workloads=tuple(given["workloads"]),
         backends=given["backends"],
         cpu=0,
-        sizes=Sizes(given["rounds"], given["count"], 1, 1),
+        sizes=Sizes(1, given["rounds"], given["count"], 1),
     )
     report = run(settings, lambda words: print(f"{_PROGRESS}{words}", flush=True))
     print(json.dumps(counted(report, given["left_out"])))

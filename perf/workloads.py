@@ -1,21 +1,21 @@
-"""The workloads: what is done on every mode's node, in interleaved blocks, and the figures that come out of it."""
+"""The workloads: what is done on every mode's node in one epoch, and the figures that come out of it."""
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nodenet.errors import NodenetError
-from perf import tools
+from perf import blocks, tools
+from perf.blocks import Sizes, Taken, Target, direct_target, pod_target, service_targets
 from perf.ebpf import Ebpf
 from perf.load import LoadMaker
 from perf.modes import SERVER_TAG, SPARE_TAG, Direct, Mode, real_backends, spare_backend, timed_update
 from perf.results import Result
-from perf.services import TARGET_PORT, ServiceModel
+from perf.services import ServiceModel
 from perf.tools import Cost
 
 LATENCY = {
@@ -24,38 +24,35 @@ LATENCY = {
     "udp": "first datagram of a fresh socket and its answer",
 }
 STREAM = "stream"
-# Seconds that one `until` waits for its change.
-UPDATE_LIMIT = 300.0
-# Further programming runs are left out when they would take longer than this together.
-PROGRAM_BUDGET = 15.0
+# Slices of one block of `stream`.
+_SLICES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much of everything: blocks per target, samples per block, changes per mode, runs from empty."""
+@dataclass(slots=True)
+class LeftOut:
+    """What is not measured, and why: kept for the whole run, so that no epoch waits for the same limit again."""
 
-    rounds: int = 10
-    count: int = 500
-    updates: int = 5
-    programs: int = 5
+    progress: Callable[[str], None]
+    entries: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def warmup(self) -> int:
-        return max(50, self.count // 5)
+    def add(self, mode: str, workload: str, services: int, error: NodenetError | str) -> None:
+        """Say that a figure is missing, and why: in the report, and to who watches."""
+        entry = {"mode": mode, "workload": workload, "services": services, "reason": str(error)}
+        if entry not in self.entries:
+            self.progress(f"{mode}: {workload} at {services:,} Services left out: {error}")
+            self.entries.append(entry)
 
-
-class Target(NamedTuple):
-    """An address to call from a mode's client pod, and the name of the figure that comes of it."""
-
-    mode: Mode
-    metric: str
-    address: str
-    port: int
+    def names(self, mode: str, workload: str, services: int) -> bool:
+        """Whether it failed with as many Services, or with fewer: more of them will not be quicker."""
+        return any(
+            (entry["mode"], entry["workload"]) == (mode, workload) and entry["services"] <= services
+            for entry in self.entries
+        )
 
 
 @dataclass(slots=True)
 class Bench:
-    """One run: the modes that are there, what was found so far, and why something was left out."""
+    """One epoch: the modes that are there, and what was found so far."""
 
     direct: Direct
     modes: list[Mode]
@@ -63,64 +60,73 @@ class Bench:
     sizes: Sizes
     backends: int
     progress: Callable[[str], None]
+    left_out: LeftOut
+    # Seconds that programming, or one change, may take.
+    limit: float
     results: list[Result] = field(default_factory=list)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
 
-    def skip(self, mode: str, workload: str, services: int, error: NodenetError | str) -> None:
-        """Say that a figure is missing, and why: in the report, and to who watches."""
-        self.progress(f"{mode}: {workload} at {services} Services left out: {error}")
-        self.skipped.append({"mode": mode, "workload": workload, "services": services, "reason": str(error)})
+    def take_turns(self, targets: Sequence[Target], workload: str, words: str) -> Taken:
+        """Rounds of blocks with direct before and after the targets."""
+        self.progress(f"{workload}, {words}")
+        ends = direct_target(self.direct), direct_target(self.direct, "latency_repeat")
+        return blocks.take_turns(self.maker, self.sizes, [ends[0], *targets, ends[1]], workload, self.progress)
 
 
 def program(bench: Bench, model: ServiceModel, wanted: bool) -> list[Mode]:
-    """Bring the model into every mode's kernel, from empty; the modes in which that worked.
+    """Bring the model into every mode's kernel, from empty; the modes in which that worked."""
+    there = []
+    for mode in bench.modes:
+        if bench.left_out.names(mode.name, "program", model.size):
+            continue
+        try:
+            mode.clear()
+            mode.settle()
+            before = _kernel_memory(mode)
+            cost = _programmed(bench, mode, model)
+            grown = _kernel_memory(mode) - before
+        except NodenetError as error:
+            bench.left_out.add(mode.name, "program", model.size, error)
+            _reset(mode)
+            continue
+        there.append(mode)
+        if wanted:
+            bench.results += _program_rows(mode, model.size, cost)
+        bench.results.append(_memory_row(mode, model.size, grown))
+    return there
 
-    When the figure is wanted, several times, one run of every mode after the other.
-    """
-    costs: dict[Mode, list[Cost]] = {mode: [] for mode in bench.modes}
-    grown: dict[Mode, int] = {}
-    for number in range(bench.sizes.programs if wanted else 1):
-        for mode in list(costs):
-            if number and sum(cost.seconds for cost in costs[mode]) * (number + 1) / number > PROGRAM_BUDGET:
-                continue
-            try:
-                mode.clear()
-                mode.settle()
-                before = _kernel_memory(mode)
-                cost = mode.program(model)
-                grown.setdefault(mode, _kernel_memory(mode) - before)
-            except NodenetError as error:
-                bench.skip(mode.name, "program", model.size, error)
-                del costs[mode]
-                _reset(mode)
-                continue
-            bench.progress(f"{mode.name}: {model.size} Services in {cost.seconds:.3f} s")
-            costs[mode].append(cost)
-    if wanted:
-        for mode, found in costs.items():
-            _program_rows(bench, mode, model.size, found)
-    bench.results += [_memory_row(mode, model.size, grown[mode], costs[mode]) for mode in costs if mode in grown]
-    return list(costs)
+
+def _programmed(bench: Bench, mode: Mode, model: ServiceModel) -> Cost:
+    """What it cost. One that took longer than the limit is left out with more Services."""
+    mode.limit = bench.limit
+    cost = mode.program(model)
+    mode.limit = type(mode).limit
+    bench.progress(f"{mode.name}: {model.size:,} Services in {cost.seconds:.3f} s")
+    if cost.seconds > bench.limit:
+        bench.left_out.add(
+            mode.name, "program", model.size + 1, f"{model.size:,} took {cost.seconds:.0f} s, over the limit"
+        )
+    return cost
 
 
 def _reset(mode: Mode) -> None:
+    mode.limit = type(mode).limit
     try:
         mode.clear()
     except NodenetError as error:
         print(f"{mode.name}: not empty again: {error}", file=sys.stderr)
 
 
-def _program_rows(bench: Bench, mode: Mode, services: int, costs: Sequence[Cost]) -> None:
-    for metric, unit, values in (
-        ("seconds", "s", [cost.seconds for cost in costs]),
-        ("cpu_seconds", "s", [cost.cpu_seconds for cost in costs]),
-        ("tool_rss", "bytes", [float(cost.rss_bytes) for cost in costs]),
-    ):
-        if any(values):  # the eBPF mode's memory is not a tool's: workload memory tells it
-            bench.results.append(Result(mode.name, "program", services, metric, unit, tuple(values)))
+def _program_rows(mode: Mode, services: int, cost: Cost) -> list[Result]:
+    figures = (
+        ("seconds", "s", cost.seconds),
+        ("cpu_seconds", "s", cost.cpu_seconds),
+        ("tool_rss", "bytes", float(cost.rss_bytes)),
+    )
+    # Nothing where there is no tool: workload memory tells what the eBPF mode's process holds.
+    return [Result(mode.name, "program", services, metric, unit, (value,)) for metric, unit, value in figures if value]
 
 
-def _memory_row(mode: Mode, services: int, grown: int, costs: Sequence[Cost]) -> Result:
+def _memory_row(mode: Mode, services: int, grown: int) -> Result:
     """Kernel memory: exact where the kernel accounts it to maps, else what the machine's own counters grew by."""
     exact = mode.kernel_bytes()
     value = float(exact if exact is not None else max(0, grown))
@@ -138,139 +144,90 @@ def _kernel_memory(mode: Mode) -> int:
 
 
 def latency(bench: Bench, modes: Sequence[Mode], model: ServiceModel, workload: str) -> None:
-    """Rounds of blocks: direct, every mode's targets, and direct once more: the second tells the machine's noise."""
+    """Every mode's Services and its pod to pod, between two blocks of direct: what those differ by is noise."""
     protocol = "udp" if workload == "udp" else "tcp"
-    targets = [_direct(bench.direct)]
-    for mode in modes:
-        targets += _service_targets(mode, model, protocol)
-        targets.append(_pod(mode))
-    targets.append(_direct(bench.direct)._replace(metric="latency_repeat"))
-    found = run_blocks(bench, targets, workload, f"{model.size} Services")
-    _latency_rows(bench, found, workload, model.size)
-
-
-def run_blocks(bench: Bench, targets: Sequence[Target], workload: str, words: str) -> dict[Target, list[list[float]]]:
-    """Samples of every target by round: A B C, A B C."""
-    found: dict[Target, list[list[float]]] = {target: [] for target in targets}
-    sizes = bench.sizes
-    for number in range(sizes.rounds):
-        bench.progress(f"{workload}, {words}: round {number + 1} of {sizes.rounds}")
-        for target in targets:
-            target.mode.flush()
-            samples = bench.maker.samples(
-                target.mode.client, workload, target.address, target.port, sizes.count, sizes.warmup
-            )
-            found[target].append(samples)
-    return found
-
-
-def _latency_rows(bench: Bench, found: dict[Target, list[list[float]]], workload: str, services: int) -> None:
-    medians = {target: tuple(map(statistics.median, blocks)) for target, blocks in found.items()}
-    base = next(medians[target] for target in found if target.mode is bench.direct)
-    pods = {target.mode: medians[target] for target in found if target.metric == "latency_pod"}
-    for target, blocks in found.items():
-        samples = tuple(value for block in blocks for value in block)
-        pod = pods.get(target.mode, ()) if target.metric != "latency_pod" else ()
-        row = Result(target.mode.name, workload, services, target.metric, "us", samples, medians[target], base, pod)
+    targets = [target for mode in modes for target in (*service_targets(mode, model, protocol), pod_target(mode))]
+    found = bench.take_turns(targets, workload, f"{model.size:,} Services")
+    for target, mine in found.items():
+        row = blocks.result(target, found, workload, model.size)
         bench.results.append(row)
         if workload == "crr" and target.metric == "latency":
-            rates = tuple(1e6 / statistics.fmean(block) for block in blocks)
-            base_rates = next(
-                tuple(1e6 / statistics.fmean(block) for block in found[other])
-                for other in found
-                if other.mode is bench.direct
-            )
+            rates = mine.rates()
+            base = blocks.limit(found, blocks.Found.rates) if row.mode != "direct" else rates
             bench.results.append(
-                replace(row, metric="rate", unit="1/s", samples=rates, blocks=(), baseline=base_rates, pod=())
+                replace(row, metric="rate", unit="1/s", samples=rates, blocks=(), baseline=base, pod=(), extra={})
             )
 
 
 def stream(bench: Bench, modes: Sequence[Mode], model: ServiceModel) -> None:
-    """Gbit/s of one connection that only sends, both ends on one core. A block is a second."""
-    targets = [_direct(bench.direct)]
+    """Gbit/s of one connection that only sends, both ends on one core."""
+    bench.progress(f"{STREAM}, {model.size:,} Services")
+    targets = [direct_target(bench.direct)]
     for mode in modes:
-        targets += [_service_targets(mode, model, "tcp")[0], _pod(mode)]
-    targets.append(_direct(bench.direct)._replace(metric="latency_repeat"))
-    blocks: dict[Target, list[list[float]]] = {target: [] for target in targets}
-    for number in range(max(3, bench.sizes.rounds // 2)):
-        bench.progress(f"stream, {model.size} Services: round {number + 1}")
-        for target in targets:
+        targets += [service_targets(mode, model, "tcp")[0], pod_target(mode)]
+    targets.append(direct_target(bench.direct, "latency_repeat"))
+    found: Taken = {target: blocks.Found() for target in targets}
+    for number in range(max(3, bench.sizes.rounds // 4)):
+        for target in reversed(targets) if number % 2 else targets:
             target.mode.flush()
-            rates = bench.maker.stream(target.mode.client, target.address, target.port, 5)
-            blocks[target].append([rate * 8 / 1e9 for rate in rates])
-    medians = {target: tuple(map(statistics.median, found)) for target, found in blocks.items()}
-    for target, found in blocks.items():
-        samples = tuple(value for block in found for value in block)
-        metric = target.metric.replace("latency", "throughput")
-        bench.results.append(
-            Result(
-                target.mode.name, STREAM, model.size, metric, "Gbit/s", samples, medians[target], medians[targets[0]]
-            )
-        )
+            block = bench.maker.stream(target.mode.client, target.address, target.port, _SLICES)
+            found[target].blocks.append([rate * 8 / 1e9 for rate in block.values])
+    for target in targets:
+        row = blocks.result(target, found, STREAM, model.size, "Gbit/s")
+        bench.results.append(replace(row, metric=row.metric.replace("latency", "throughput"), extra={}))
 
 
 def update(bench: Bench, modes: Sequence[Mode], model: ServiceModel) -> None:
     """One Service with one endpoint changes it, to and fro: until the first connection reaches the new one."""
+    bench.progress(f"update, {model.size:,} Services: {bench.sizes.updates} changes of one endpoint")
     home, away = real_backends(1), (spare_backend(),)
     models = {SERVER_TAG: model.with_backends("middle", home), SPARE_TAG: model.with_backends("middle", away)}
-    alive = list(modes)
-    reached: dict[Mode, list[float]] = {mode: [] for mode in modes}
-    costs: dict[Mode, list[Cost]] = {mode: [] for mode in modes}
-    for mode in modes:
+    found: dict[Mode, list[tuple[float, Cost]]] = {
+        mode: [] for mode in modes if not bench.left_out.names(mode.name, "update", model.size)
+    }
+    alive = list(found)
+    for mode in alive:
         mode.program(models[SERVER_TAG])
     for number in range(bench.sizes.updates):
         tag = SERVER_TAG if number % 2 else SPARE_TAG
-        bench.progress(f"update, {model.size} Services: change {number + 1} of {bench.sizes.updates}")
         for mode in list(alive):
             mode.flush()
             try:
-                seconds, cost = timed_update(mode, models[tag], "middle", tag, UPDATE_LIMIT)
+                found[mode].append(timed_update(mode, models[tag], "middle", tag, bench.limit))
             except NodenetError as error:
-                bench.skip(mode.name, "update", model.size, error)
+                bench.left_out.add(mode.name, "update", model.size, error)
                 alive.remove(mode)
-                continue
-            reached[mode].append(seconds)
-            costs[mode].append(cost)
     for mode in alive:
-        _update_rows(bench, mode, model.size, reached[mode], costs[mode])
+        bench.results += _update_rows(mode, model.size, found[mode])
         mode.program(model)
 
 
-def _update_rows(bench: Bench, mode: Mode, services: int, reached: Sequence[float], costs: Sequence[Cost]) -> None:
-    for metric, values in (
-        ("first_connection", list(reached)),
-        ("sync", [cost.seconds for cost in costs]),
-        ("cpu", [cost.cpu_seconds for cost in costs]),
-    ):
-        milliseconds = tuple(value * 1000 for value in values)
-        bench.results.append(Result(mode.name, "update", services, metric, "ms", milliseconds))
+def _update_rows(mode: Mode, services: int, found: Sequence[tuple[float, Cost]]) -> list[Result]:
+    figures = (
+        ("first_connection", [seconds for seconds, _ in found]),
+        ("sync", [cost.seconds for _, cost in found]),
+        ("cpu", [cost.cpu_seconds for _, cost in found]),
+    )
+    return [
+        Result(mode.name, "update", services, metric, "ms", tuple(value * 1000 for value in values))
+        for metric, values in figures
+    ]
 
 
 def policy(bench: Bench, rules: Sequence[int]) -> None:
     """New flows under a policy of N rules: pod to pod on the eBPF node against direct, and the time to write them."""
     mode = next((mode for mode in bench.modes if type(mode) is Ebpf), None)
     if mode is None:
-        bench.skip("policy", "policy", 0, "it needs the mode ebpf: the other modes have no policy")
+        bench.left_out.add("policy", "policy", 0, "it needs the mode ebpf: the other modes have no policy")
         return
     for number in rules:
         cost = mode.set_policy_rules(number)
-        targets = [_direct(bench.direct), _pod(mode)]
-        found = run_blocks(bench, targets, "crr", f"{number} policy rules")
-        medians = {target: tuple(map(statistics.median, blocks)) for target, blocks in found.items()}
-        samples = tuple(value for block in found[targets[1]] for value in block)
+        target = pod_target(mode)
+        found = bench.take_turns([target], "crr", f"{number:,} policy rules")
+        row = blocks.result(target, found, "policy", 0)
         extra = {"rules": number}
         bench.results += [
-            Result(
-                mode.name,
-                "policy",
-                0,
-                f"latency_{number}_rules",
-                "us",
-                samples,
-                medians[targets[1]],
-                medians[targets[0]],
-                extra=extra,
-            ),
+            replace(row, metric=f"latency_{number}_rules", extra=extra),
             Result(mode.name, "policy", 0, f"seconds_{number}_rules", "s", (cost.seconds,), extra=extra),
         ]
     mode.set_policy_rules(0)
@@ -280,19 +237,17 @@ def flows(bench: Bench, quiet: Mode, model: ServiceModel) -> None:
     """The same Service with events of what is forwarded on (and read), and off."""
     loud = next((mode for mode in bench.modes if type(mode) is Ebpf), None)
     if loud is None:
-        bench.skip("flows", "flows", model.size, "it needs the mode ebpf: the other modes have no events")
+        bench.left_out.add("flows", "flows", model.size, "it needs the mode ebpf: the other modes have no events")
         return
-    quiet.program(model)
-    targets = [_direct(bench.direct)]
-    targets += [_service_targets(mode, model, "tcp")[0] for mode in (loud, quiet)]
-    found = run_blocks(bench, targets, "crr", "flows on and off")
-    medians = {target: tuple(map(statistics.median, blocks)) for target, blocks in found.items()}
-    for target in targets[1:]:
-        samples = tuple(value for block in found[target] for value in block)
+    loud.clear()
+    for mode in (loud, quiet):
+        mode.program(model)
+    targets = [service_targets(mode, model, "tcp")[0] for mode in (loud, quiet)]
+    found = bench.take_turns(targets, "crr", "flows on and off")
+    for target in targets:
         metric = "latency_events_on" if target.mode is loud else "latency_events_off"
-        bench.results.append(
-            Result("ebpf", "flows", model.size, metric, "us", samples, medians[target], medians[targets[0]])
-        )
+        row = blocks.result(target, found, "flows", model.size)
+        bench.results.append(replace(row, mode=loud.name, metric=metric, extra={}))
 
 
 def footprint(bench: Bench, services: int) -> None:
@@ -302,22 +257,3 @@ def footprint(bench: Bench, services: int) -> None:
     value = float(tools.output(command, environment={"PYTHONPATH": root}))
     how = "a fresh process with store, compiler and tables"
     bench.results.append(Result("ebpf", "memory", services, "process", "bytes", (value,), extra={"how": how}))
-
-
-def _direct(mode: Mode) -> Target:
-    return Target(mode, "latency", real_backends(1)[0].address, TARGET_PORT)
-
-
-def _pod(mode: Mode) -> Target:
-    return Target(mode, "latency_pod", real_backends(1)[0].address, TARGET_PORT)
-
-
-def _service_targets(mode: Mode, model: ServiceModel, protocol: str) -> list[Target]:
-    """The middle of the list first: the figure that stands for the mode."""
-    found = []
-    names = [name for name, _ in model.places] if mode.ordered else ["middle"]
-    for place in sorted(names, key=lambda name: name != "middle"):
-        service = model.at(place, protocol)
-        metric = "latency" if place == "middle" else f"latency_{place}"
-        found.append(Target(mode, metric, service.cluster_ip, service.port))
-    return found

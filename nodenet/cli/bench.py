@@ -38,10 +38,22 @@ _INTERRUPTED = 130
 )
 @click.option("--backends", type=int, default=1, show_default=True, help="Backends of each Service.")
 @click.option(
-    "--rounds", type=click.IntRange(2), default=10, show_default=True, help="Blocks of each target, interleaved."
+    "--epochs", type=click.IntRange(1), default=6, show_default=True, help="How often everything is made anew."
 )
-@click.option("--count", type=click.IntRange(10), default=500, show_default=True, help="Samples of one block.")
-@click.option("--updates", type=click.IntRange(1), default=5, show_default=True, help="Changes of one endpoint.")
+@click.option(
+    "--rounds", type=click.IntRange(2), default=20, show_default=True, help="Blocks of each target in an epoch."
+)
+@click.option("--count", type=click.IntRange(10), default=60, show_default=True, help="Samples of one block.")
+@click.option(
+    "--updates", type=click.IntRange(1), default=3, show_default=True, help="Changes of one endpoint in an epoch."
+)
+@click.option(
+    "--limit-seconds",
+    type=float,
+    default=60,
+    show_default=True,
+    help="What takes a mode longer (loading N Services, one change) is left out, and said so.",
+)
 @click.option("--cpu", type=int, default=0, show_default=True, help="CPU of client and server; -1: not pinned.")
 @click.option("--vm", metavar="KERNEL", help="Run in a virtual machine with this kernel (6.1, 6.12, ...).")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure here.")
@@ -106,8 +118,8 @@ def _need_perf() -> None:
 
 
 def _settings(options: dict[str, Any]) -> Settings:
+    from perf.blocks import Sizes
     from perf.run import Settings
-    from perf.workloads import Sizes
 
     return Settings(
         modes=_words(options["modes"]),
@@ -115,7 +127,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         workloads=_words(options["workloads"]),
         backends=options["backends"],
         cpu=None if options["cpu"] < 0 else options["cpu"],
-        sizes=Sizes(options["rounds"], options["count"], options["updates"]),
+        limit=options["limit_seconds"],
+        sizes=Sizes(options["epochs"], options["rounds"], options["count"], options["updates"]),
     )
 
 

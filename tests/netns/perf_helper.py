@@ -31,15 +31,15 @@ def main(name: str) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = stack.enter_context(own_mounts())
         Ebpf.surroundings = (folder, stack.enter_context(own_cgroup()), CACHE, 1024)
-        maker = LoadMaker(load.build(CACHE))
+        maker = stack.enter_context(LoadMaker(load.build(CACHE)))
         mode = MODES[name](stack, maker, f"test{os.getpid()}", 2, None)
         model = build(3, 2, real_backends(2), udp=True)
         mode.program(model)
         for place, _ in model.places:
             for protocol, workload in (("tcp", "crr"), ("udp", "udp")):
                 service = model.at(place, protocol)
-                samples = maker.samples(mode.client, workload, service.cluster_ip, service.port, 20, 1)
-                found[f"{place}/{protocol}"] = len(samples)
+                samples = maker.block(mode.client, workload, service.cluster_ip, service.port, 20, 1)
+                found[f"{place}/{protocol}"] = len(samples.values)
         single = model.with_backends("middle", real_backends(1))
         mode.program(single)
         away = single.with_backends("middle", (spare_backend(),))
@@ -54,7 +54,7 @@ def main(name: str) -> dict[str, Any]:
         except NodenetError:
             found["cleared"] = True
         mode.program(model)
-        found["again"] = len(maker.samples(mode.client, "crr", service.cluster_ip, service.port, 5, 1))
+        found["again"] = len(maker.block(mode.client, "crr", service.cluster_ip, service.port, 5, 1).values)
     return found
 
 

@@ -19,7 +19,7 @@ HELPER = Path(__file__).with_name("perf_helper.py")
 BENCH = [sys.executable, "-m", "nodenet", "bench"]
 TOOLS = {"ebpf": "clang", "iptables": "iptables-nft-restore", "nftables": "nft"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-TINY = ["--services", "1,3", "--rounds", "2", "--count", "20", "--updates", "1", "--cpu", "-1"]
+TINY = ["--services", "1,3", "--epochs", "2", "--rounds", "2", "--count", "20", "--updates", "1", "--cpu", "-1"]
 
 
 def leftovers(pid: int) -> list[str]:
@@ -75,7 +75,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*BENCH, "--rounds", "1000", "--modes", "direct,ebpf", "--services", "1", "--workloads", "crr"],
+        [*BENCH, "--rounds", "100000", "--modes", "direct,ebpf", "--services", "1", "--workloads", "crr"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,7 +83,7 @@ def test_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Path) 
     )
     assert process.stderr is not None
     words = ""
-    while "round 2" not in words:
+    while "crr, 1 Services" not in words:
         words = process.stderr.readline()
         assert words, "the run ended before it was interrupted"
     process.send_signal(number)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from nodenet.cli.bench import bench
 from nodenet.errors import BadInputError, CannotRunError
 from perf import compare, html, report
-from perf.results import Result, slopes
+from perf.results import Result, merge, slopes
 from perf.run import Settings
 
 META: dict[str, Any] = {
@@ -22,6 +22,7 @@ META: dict[str, Any] = {
     "load": [0.1, 0.1, 0.1],
     "pinned_cpu": 0,
     "backends_per_service": 1,
+    "epochs": 1,
     "rounds": 4,
     "samples_per_block": 3,
     "seconds": 12,
@@ -164,9 +165,7 @@ def test_times_of_a_busy_machine_are_not_judged() -> None:
     before, after = whole(), whole()
     for row in after["results"]:
         if row["workload"] == "program":
-            row |= {"p50": row["p50"] * 9, "spread": [value * 9 for value in row["spread"]], "blocks": [1.0] * 5}
-    for row in before["results"]:
-        row["blocks"] = [*row["blocks"], *row["blocks"], *row["blocks"]]
+            row |= {"p50": row["p50"] * 9, "interval": [value * 9 for value in row["interval"]]}
 
     def verdicts() -> set[str]:
         return {c["verdict"] for c in compare.compare(before, after)["changes"] if c["workload"] == "program"}
@@ -174,3 +173,51 @@ def test_times_of_a_busy_machine_are_not_judged() -> None:
     assert verdicts() == {"worse"}
     after["meta"] = {**META, "load": [7.0, 0.1, 0.1]}
     assert verdicts() == {"unclear"}
+
+
+def test_epochs_are_joined_and_their_medians_make_the_interval() -> None:
+    """What differs from one set-up to the next is in the interval, though each set-up agrees with itself."""
+    epochs = [
+        [
+            Result(
+                "ebpf",
+                "crr",
+                1,
+                "latency",
+                "us",
+                (time,) * 4,
+                (time, time),
+                (10.0, 10.0),
+                extra={"switches": [4, 4, 0]},
+            )
+        ]
+        for time in (10.0, 10.1, 10.2, 10.3, 10.4, 10.5)
+    ]
+    (row,) = merge(epochs)
+    found = row.as_json()
+    assert found["epochs"] == [10, 10.1, 10.2, 10.3, 10.4, 10.5]
+    assert found["interval"] == [10, 10.5]
+    assert found["ratio_interval"] == [1, 1.05]
+    assert found["confidence"] == pytest.approx(0.969)
+    assert found["switches"] == [24, 24, 0]
+    assert len(found["samples"]) == 24
+
+
+def test_a_figure_that_an_epoch_lacks_is_of_the_others() -> None:
+    one = Result("ebpf", "update", 1, "sync", "ms", (1.0, 2.0))
+    other = Result("nftables", "update", 1, "sync", "ms", (5.0,))
+    found = merge([[one, other], [one]])
+    assert [(row.mode, row.parts) for row in found] == [("ebpf", (2, 2)), ("nftables", (1,))]
+
+
+def test_each_epoch_has_a_slope() -> None:
+    epochs = [
+        [
+            Result("iptables", "crr", n, "latency", "us", (0.0,), (10 + n * step / 1000,), (10.0,))
+            for n in (1, 1000, 10000)
+        ]
+        for step in (2, 3, 3, 3, 3, 4)
+    ]
+    (entry,) = slopes(merge(epochs))
+    assert entry["us_per_1000_services"] == pytest.approx(3)
+    assert entry["interval"] == [pytest.approx(2), pytest.approx(4)]

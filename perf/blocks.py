@@ -1,0 +1,128 @@
+"""Short blocks in turn: every target of a round, and direct at both of its ends."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from perf.load import LoadMaker
+from perf.modes import Mode, real_backends
+from perf.results import Result
+from perf.services import TARGET_PORT, ServiceModel
+
+# Seconds between two lines of progress in a workload of many rounds.
+_PROGRESS_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything: epochs (everything is made anew in each), and in each of them: blocks per target, samples
+    per block, changes of one endpoint."""
+
+    epochs: int = 6
+    rounds: int = 20
+    count: int = 60
+    updates: int = 3
+
+    @property
+    def warmup(self) -> int:
+        """Samples of a block that are not kept: conntrack was flushed, and others had the caches."""
+        return max(10, self.count // 4)
+
+
+class Target(NamedTuple):
+    """An address to call from a mode's client pod, and the name of the figure that comes of it."""
+
+    mode: Mode
+    metric: str
+    address: str
+    port: int
+
+
+@dataclass(slots=True)
+class Found:
+    """A target's blocks in the order of the rounds. `switches`: [samples and warm-up, CPU given away, CPU taken]."""
+
+    blocks: list[list[float]] = field(default_factory=list)
+    switches: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    @property
+    def medians(self) -> tuple[float, ...]:
+        return tuple(map(statistics.median, self.blocks))
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        return tuple(value for block in self.blocks for value in block)
+
+    def rates(self) -> tuple[float, ...]:
+        """Connections per second of each block, one after the other (us)."""
+        return tuple(1e6 / statistics.fmean(block) for block in self.blocks)
+
+
+Taken = dict[Target, Found]
+
+
+def take_turns(
+    maker: LoadMaker, sizes: Sizes, targets: Sequence[Target], workload: str, progress: Callable[[str], None]
+) -> Taken:
+    """Rounds of one block per target: A B C, C B A, A B C, so that what drifts meets all alike.
+
+    The first target and the last are direct: a round lies between two blocks of it.
+    """
+    found: Taken = {target: Found() for target in targets}
+    told = time.monotonic()
+    for number in range(sizes.rounds):
+        if time.monotonic() - told > _PROGRESS_SECONDS:
+            told = time.monotonic()
+            progress(f"{workload}: round {number + 1} of {sizes.rounds}")
+        for target in reversed(targets) if number % 2 else targets:
+            target.mode.flush()
+            block = maker.block(target.mode.client, workload, target.address, target.port, sizes.count, sizes.warmup)
+            mine = found[target]
+            mine.blocks.append(block.values)
+            counts = (sizes.count + sizes.warmup, block.waits, block.taken)
+            mine.switches = [old + new for old, new in zip(mine.switches, counts, strict=True)]
+    return found
+
+
+def limit(found: Taken, figure: Callable[[Found], Sequence[float]] = lambda one: one.medians) -> tuple[float, ...]:
+    """Direct in each round: the middle of its block before the others and of the one after them."""
+    ends = [figure(one) for target, one in found.items() if target.mode.name == "direct"]
+    return tuple(statistics.fmean(values) for values in zip(*ends, strict=True))
+
+
+def result(target: Target, found: Taken, workload: str, services: int, unit: str = "us") -> Result:
+    """One target's row. Direct's own first block is its own limit, and its second is compared with the first."""
+    mine = found[target]
+    direct = target.mode.name == "direct"
+    base = next(one for other, one in found.items() if other.mode.name == "direct").medians if direct else limit(found)
+    pods = {other.mode: one.medians for other, one in found.items() if other.metric == "latency_pod"}
+    pod = () if target.metric == "latency_pod" else pods.get(target.mode, ())
+    extra = {"switches": mine.switches}
+    return Result(
+        target.mode.name, workload, services, target.metric, unit, mine.samples, mine.medians, base, pod, extra
+    )
+
+
+def direct_target(mode: Mode, metric: str = "latency") -> Target:
+    """Pod to pod on the clean node."""
+    return Target(mode, metric, real_backends(1)[0].address, TARGET_PORT)
+
+
+def pod_target(mode: Mode) -> Target:
+    """Pod to pod on a mode's own node."""
+    return direct_target(mode, "latency_pod")
+
+
+def service_targets(mode: Mode, model: ServiceModel, protocol: str) -> list[Target]:
+    """The middle of the list first: the figure that stands for the mode."""
+    found = []
+    names = [name for name, _ in model.places] if mode.ordered else ["middle"]
+    for place in sorted(names, key=lambda name: name != "middle"):
+        service = model.at(place, protocol)
+        metric = "latency" if place == "middle" else f"latency_{place}"
+        found.append(Target(mode, metric, service.cluster_ip, service.port))
+    return found
