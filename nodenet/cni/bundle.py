@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -83,13 +84,15 @@ def source_dir() -> Path:
     raise CannotRunError(f"{package}: the CNI executable's sources are not part of this installation")
 
 
-def build(cache_dir: Path) -> Bundle:
-    """The files for this interpreter and this source, made now unless the cache has them. Raises CannotRunError."""
+def build(cache_dir: Path, building: Callable[[], None] = lambda: None) -> Bundle:
+    """The files for this interpreter and this source, made now unless the cache has them: `building` is called first
+    then, for that takes seconds. Raises CannotRunError."""
     found = _modules()
     key = _key(found)
     bundle = Bundle(key, cache_dir / f"cni-{key}" / LAUNCHER, cache_dir / f"cni-{key}" / ALONE)
     if bundle.launcher.exists():
         return bundle
+    building()
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         # Made beside and renamed: two may build at once, and a crash leaves no half folder.

@@ -78,7 +78,13 @@ def install(bin_dir: Path, conf_dir: Path, options: Options, cache_dir: Path) ->
     answers "try again".
     """
     conflist = render_conflist(options).encode()
-    built = bundle.build(cache_dir)
+    changed = place(bin_dir, bundle.build(cache_dir))
+    return changed | {conf_dir / CONFLIST: _write(conf_dir / CONFLIST, conflist, 0o600)}
+
+
+def place(bin_dir: Path, built: bundle.Bundle) -> dict[Path, bool]:
+    """Put both executables where a runtime calls the launcher, and remove those of other versions; whether each one
+    changed. Raises CannotRunError."""
     alone = bin_dir / built.folder_name / bundle.ALONE
     changed = {
         alone: _copy(built.alone, alone),
@@ -87,7 +93,7 @@ def install(bin_dir: Path, conf_dir: Path, options: Options, cache_dir: Path) ->
     for folder in _folders(bin_dir):
         if folder != alone.parent:
             _remove_folder(folder)
-    return changed | {conf_dir / CONFLIST: _write(conf_dir / CONFLIST, conflist, 0o600)}
+    return changed
 
 
 def uninstall(bin_dir: Path, conf_dir: Path) -> dict[Path, bool]:

@@ -14,7 +14,6 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
-import nodenet
 from nodenet.errors import NodenetError
 from nodenet.lab import process
 from nodenet.model import IPAddress
@@ -45,17 +44,12 @@ class Attachment:
     args: Mapping[str, str]
 
 
-def plugin_dir() -> Path:
-    """The folder of the CNI executable: inside an installed package, or beside it in the source tree."""
-    installed = Path(nodenet.__file__).parent / "cni" / "bin"
-    return installed if installed.is_dir() else Path(nodenet.__file__).parent.parent / "cni-bin"
-
-
 class Runtime:
-    """One node's runtime: a conflist, where plugins run and where their results are kept."""
+    """One node's runtime: a conflist, the folder of its plugins, where they run and where their results are kept."""
 
-    def __init__(self, conflist: Path, place: process.Place, cache: Path) -> None:
+    def __init__(self, conflist: Path, plugins: Path, place: process.Place, cache: Path) -> None:
         self._conflist: dict[str, Any] = json.loads(conflist.read_text())
+        self._plugins = plugins
         self._place = place
         self._cache = cache
 
@@ -90,11 +84,11 @@ class Runtime:
         self, verb: str, plugin: Mapping[str, Any], attachment: Attachment, previous: dict[str, Any] | None
     ) -> dict[str, Any] | None:
         kind = plugin["type"]
-        executable = plugin_dir() / kind
+        executable = self._plugins / kind
         if not executable.exists():
             raise CniError(kind, verb, 4, f"no such executable: {executable}")
         config = plugin_config(self._conflist, plugin, previous)
-        env = environment(verb, attachment)
+        env = environment(verb, attachment, self._plugins)
         try:
             status, out, err = await process.run(
                 self._place, [str(executable)], env=env, stdin=json.dumps(config).encode(), limit=_TIMEOUT
@@ -107,7 +101,7 @@ class Runtime:
         return self._cache / f"{self._conflist['name']}-{attachment.container_id}-{IFNAME}.json"
 
 
-def environment(verb: str, attachment: Attachment) -> dict[str, str]:
+def environment(verb: str, attachment: Attachment, plugins: Path) -> dict[str, str]:
     """The plugin's whole environment (SPEC section 2)."""
     return {
         "PATH": _PATH,
@@ -115,7 +109,7 @@ def environment(verb: str, attachment: Attachment) -> dict[str, str]:
         "CNI_CONTAINERID": attachment.container_id,
         "CNI_NETNS": str(attachment.netns),
         "CNI_IFNAME": IFNAME,
-        "CNI_PATH": str(plugin_dir()),
+        "CNI_PATH": str(plugins),
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in attachment.args.items()),
     }
 

@@ -103,7 +103,8 @@ class Lab:
         network_ready = asyncio.Event()
         group.create_task(agent.run(), name=f"agent {node.name}")
         group.create_task(self._tell_readiness(agent, changed, network_ready), name=f"node {node.name}")
-        runtime = Runtime(self.files.conflist(node.name), place, self.files.results(node.name))
+        conflist, results = self.files.conflist(node.name), self.files.results(node.name)
+        runtime = Runtime(conflist, self.files.plugins, place, results)
         kubelet = Kubelet(self.plan, node, ClientPodApi(self._api.client), runtime, network_ready, self._slots)
         group.create_task(kubelet.run(), name=f"kubelet {node.name}")
 

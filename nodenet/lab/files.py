@@ -50,6 +50,11 @@ class LabFiles:
     def socket(self) -> Path:
         return self.folder / "lab.sock"
 
+    @property
+    def plugins(self) -> Path:
+        """What /opt/cni/bin is on a node: the same for all of them."""
+        return self.folder / "cni-bin"
+
     def node(self, node: str) -> Path:
         return names.node_dir(self.lab, node)
 

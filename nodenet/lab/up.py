@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nodenet.cni import bundle, install
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.lab import cgroups, files, process, ready, teardown
 from nodenet.lab.client import LabClient
@@ -22,6 +23,8 @@ from nodenet.lab.layout import LabPlan
 
 Say = Callable[[str], None]
 
+# Where the agents keep what they build, too.
+_CACHE = Path("/var/cache/nodenet")
 _POLL = 0.1
 # Seconds that a pod may say why it does not start before `up` gives up: time for one more attempt.
 _PATIENCE = 3.0
@@ -104,6 +107,8 @@ def start(plan: LabPlan, mask_size: int, say: Say, deadline: float) -> LabClient
         )
     os.close(write)
     with os.fdopen(read, "rb", buffering=0) as reports:
+        # Meanwhile: the daemon needs it for the first pod.
+        install_plugin(folder, say)
         for line in _lines(reports.fileno(), deadline):
             if "progress" in line:
                 say(line["progress"])
@@ -115,6 +120,12 @@ def start(plan: LabPlan, mask_size: int, say: Say, deadline: float) -> LabClient
         raise CannotRunError(f"lab {plan.name}: its agents are not ready in time", _last_line(folder.log))
     status = daemon.wait()
     raise CannotRunError(f"lab {plan.name}: its daemon ended with exit status {status}", _last_line(folder.log))
+
+
+def install_plugin(lab: LabFiles, say: Say) -> None:
+    """Put the CNI executable that a real node gets into the lab. Raises CannotRunError where it cannot be built."""
+    built = bundle.build(_CACHE, lambda: say("CNI plugin: building, once for this version"))
+    install.place(lab.plugins, built)
 
 
 def wait_ready(client: LabClient, say: Say, deadline: float) -> ready.Progress:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from nodenet.cni import alone
+from nodenet.cni import alone, bundle
+from nodenet.cni.install import place
 from nodenet.cni.plugin import Plugin, Step
 from nodenet.cni.protocol import Reply
 from nodenet.cni.request import parse
 from nodenet.link import netns
 from nodenet.link.handle import Link
 
-EXECUTABLE = Path(__file__).parents[3] / "cni-bin/nodenet"
 V4 = [{"subnet": "10.77.0.0/24"}]
 V6 = [{"subnet": "fd77::/64"}]
 
@@ -33,6 +33,7 @@ class World:
 
     node: Path
     folder: Path
+    program: Path | None = None
     pods: list[Path] = field(default_factory=list)
 
     @property
@@ -81,10 +82,11 @@ class World:
         return netns.call(self.node, inside)
 
     def execute(
-        self, verb: str, container: str, pod: str = "", conf: bytes | None = None, program: Path = EXECUTABLE
+        self, verb: str, container: str, pod: str = "", conf: bytes | None = None, program: Path | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """The real executable, as a runtime calls it."""
-        environment = self.env(verb, container, pod)
+        environment, program = self.env(verb, container, pod), program or self.program
+        assert program is not None
         return netns.run(
             self.node, [program], env=environment, input=conf or self.conf(), capture_output=True, timeout=30
         )
@@ -115,9 +117,17 @@ class World:
         return [line for line in done.stdout.splitlines() if "nodenet-" in line]
 
 
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory, bpf_cache: Path) -> Path:
+    """The executable as it is on a node."""
+    folder = tmp_path_factory.mktemp("cni-bin")
+    place(folder, bundle.build(bpf_cache))
+    return folder / "nodenet"
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), tmp_path)
+def world(tmp_path: Path, program: Path) -> Iterator[World]:
+    made = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), tmp_path, program)
     try:
         yield made
     finally:

@@ -287,7 +287,7 @@ class TestExecutable:
     def test_a_broken_installation_says_so(self, world: Any, tmp_path: Path) -> None:
         copy = tmp_path / "bin/nodenet"
         copy.parent.mkdir()
-        copy.write_bytes((Path(__file__).parents[3] / "cni-bin/nodenet").read_bytes())
+        copy.write_bytes(world.program.read_bytes())
         copy.chmod(0o755)
         done = world.execute("ADD", "c1", world.pod(), program=copy)
         assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nodenet.cni.conf import BRIDGE_KEYS, IPAM_KEYS, SUPPORTED_VERSIONS
 from nodenet.cni.request import VERBS
 from nodenet.link import netns
-from tests.netns.cni.conftest import EXECUTABLE, World
+from tests.netns.cni.conftest import World
 
 pytestmark = pytest.mark.kernel
 EXAMPLES = int(os.environ.get("NODENET_FUZZ", "150"))
@@ -53,9 +53,9 @@ _variables = st.dictionaries(
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, str]]:
+def node(tmp_path_factory: pytest.TempPathFactory, program: Path) -> Iterator[tuple[World, str]]:
     """One node and one pod for all examples."""
-    world = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), tmp_path_factory.mktemp("fuzz"))
+    world = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), tmp_path_factory.mktemp("fuzz"), program)
     pod = world.pod()
     try:
         yield world, pod
@@ -145,7 +145,7 @@ def test_the_executable(
 ) -> None:
     world, pod = node
     stdin = changed(world, changes, ipam) if raw is None else raw
-    done: subprocess.CompletedProcess[bytes] = world.execute(verb, "c1", pod, stdin, Path(EXECUTABLE))
+    done: subprocess.CompletedProcess[bytes] = world.execute(verb, "c1", pod, stdin)
     # Bytes that name no agentSocket go to the machine's own agent, if there is one: then that one answers.
     assert b"Traceback" not in done.stderr
     conforming(verb, done.returncode, done.stdout)

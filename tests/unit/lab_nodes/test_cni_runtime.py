@@ -26,11 +26,14 @@ def test_a_plugin_gets_its_part_of_the_list() -> None:
 
 
 def test_the_environment_is_that_of_the_specification() -> None:
-    env = cni_runtime.environment("ADD", Attachment("id", Path("/run/netns/x"), {"A": "1", "B": "2"}))
+    env = cni_runtime.environment(
+        "ADD", Attachment("id", Path("/run/netns/x"), {"A": "1", "B": "2"}), Path("/lab/cni-bin")
+    )
     assert env["CNI_COMMAND"] == "ADD"
     assert env["CNI_ARGS"] == "A=1;B=2"
     assert env["CNI_NETNS"] == "/run/netns/x"
     assert env["CNI_IFNAME"] == "eth0"
+    assert env["CNI_PATH"] == "/lab/cni-bin"
 
 
 def test_an_error_result_keeps_code_message_and_details() -> None:
