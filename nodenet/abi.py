@@ -65,6 +65,7 @@ class DropReason(IntEnum):
     CT_MAP_INSERTION_FAILED = 155
     INVALID_IPV6_EXTENSION_HEADER = 156
     SERVICE_BACKEND_NOT_FOUND = 158
+    UNKNOWN_CONNECTION_TRACKING_STATE = 163
     UNSUPPORTED_L2_PROTOCOL = 166
     IS_A_CLUSTERIP = 174
     FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND = 175
@@ -76,6 +77,7 @@ class DropReason(IntEnum):
 class EndpointFlag(IntFlag):
     ISOLATED_INGRESS = 1
     ISOLATED_EGRESS = 2
+    NO_REDIRECT = 4
 
 
 class CtFlag(IntFlag):
@@ -83,6 +85,7 @@ class CtFlag(IntFlag):
     FIN_FORWARD = 2
     FIN_REPLY = 4
     RST = 8
+    TRANSLATED = 16
 
 
 class CtStatus(IntEnum):
@@ -302,6 +305,26 @@ class CtEntry(NamedTuple):
         return cls(last_seen, revision, rule_id, service_id, Direction(direction), flags, endpoint_id, created)
 
 
+class LbFlowEntry(NamedTuple):
+    """nn_lb_flow_entry; its key is a CtKey with the Service's address as the remote end. `last_seen`: as in CtEntry."""
+
+    backend: IPAddress
+    port: int
+    endpoint_id: int
+    backend_id: int
+    service_id: int
+    last_seen: int
+    opening: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=16sHHIIIB3x", pack_addr(self.backend), _swap(self.port), *self[2:])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        backend, port, *rest = struct.unpack("=16sHHIIIB3x", data)
+        return cls(unpack_addr(backend), _swap(port), *rest)
+
+
 class SockRevnatKey(NamedTuple):
     """nn_sock_revnat_key. `cookie` is the kernel's socket cookie; addr and port are the backend's (nn_sock_choice: the
     frontend's)."""
@@ -430,6 +453,7 @@ MAPS: dict[str, MapSpec] = {
     "nn_backend": MapSpec(U32, AddressPort),
     "nn_revnat": MapSpec(U32, AddressPort),
     "nn_ct": MapSpec(CtKey, CtEntry),
+    "nn_lb_flow": MapSpec(CtKey, LbFlowEntry),
     "nn_sock_revnat": MapSpec(SockRevnatKey, U32),
     "nn_sock_choice": MapSpec(SockRevnatKey, U32),
     "nn_metrics": MapSpec(MetricsKey, MetricsEntry),

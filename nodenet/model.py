@@ -153,7 +153,8 @@ class Endpoint:
     """A pod's attachment on this node: what the CNI plugin made and the agent polices.
 
     `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
-    this node's number for it (1-65535).
+    this node's number for it (1-65535). `bridged`: its frames stay on the bridge, because its configuration asks
+    something of the bridge itself (VLANs, isolated ports, its MAC check).
     """
 
     endpoint_id: int
@@ -166,3 +167,4 @@ class Endpoint:
     ips: tuple[IPAddress, ...]
     pod: ObjectRef
     pod_uid: str = ""
+    bridged: bool = False

@@ -38,6 +38,7 @@ enum nn_drop {
 	NN_DROP_CT_INSERT_FAILED = -155,
 	NN_DROP_INVALID_IPV6_EXTENSION = -156,
 	NN_DROP_BACKEND_NOT_FOUND = -158,
+	NN_DROP_CT_UNKNOWN_STATE = -163,
 	NN_DROP_UNSUPPORTED_L2 = -166,
 	NN_DROP_IS_A_CLUSTERIP = -174,
 	NN_DROP_FRAGMENT_NOT_FOUND = -175,
@@ -62,6 +63,7 @@ struct nn_endpoint_key {
 enum nn_endpoint_flags {
 	NN_ENDPOINT_ISOLATED_INGRESS = 1,
 	NN_ENDPOINT_ISOLATED_EGRESS = 2,
+	NN_ENDPOINT_NO_REDIRECT = 4, /* its frames cross the bridge, whose own rules (VLANs, isolated ports) concern it */
 };
 
 struct nn_endpoint_entry {
@@ -120,6 +122,7 @@ enum nn_ct_flags {
 	NN_CT_FIN_FORWARD = 2, /* from the side that opened it */
 	NN_CT_FIN_REPLY = 4,
 	NN_CT_RST = 8,
+	NN_CT_TRANSLATED = 16, /* the pod's packets name a Service: so must what is sent to the pod */
 };
 
 struct nn_ct_entry {
@@ -171,6 +174,19 @@ struct nn_revnat_entry {
 	__be16 port;
 	__u8 protocol;
 	__u8 pad;
+};
+
+/* A flow to a Service that is translated packet by packet: nn_ct_key with the Service's address and port as the remote
+ * end -> the backend that it was given. The address itself, because a connection outlives its backend's number. */
+struct nn_lb_flow_entry {
+	struct nn_addr backend;
+	__be16 port;
+	__u16 endpoint_id; /* as in nn_ct_entry */
+	__u32 backend_id;
+	__u32 rev_nat_index;
+	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
+	__u8 opening; /* TCP: nothing but SYNs so far */
+	__u8 pad[3];
 };
 
 /* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. nn_sock_choice

@@ -13,6 +13,9 @@
 
 #define NN_INLINE static __always_inline
 #define NN_SUBPROGRAM static __noinline
+/* The verifier looks at such a function once, and not again for every way in which it is called: without them older
+ * kernels give up (5.10: a million steps). They take the packet and numbers; everything else is in nn_scratch. */
+#define NN_GLOBAL __attribute__((noinline))
 #define NN_ADDR_BITS 128
 #define NN_NS_PER_SECOND 1000000000ULL
 

@@ -58,6 +58,29 @@ NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_ent
 	return entry->direction != direction && nn_is_echo_request(packet);
 }
 
+/* One pair of ends cannot carry two connections of a pod: one to the backend itself and one through a Service, or through
+ * two Services. The pod's kernel, which knows them by different addresses, may choose one port for both. The second one
+ * to come is refused while the first one lives; datagrams are answered to whoever sent last. */
+NN_INLINE int nn_ct_clashes(const struct nn_ct_entry *entry, const struct nn_context *context)
+{
+	__u8 translated = (entry->flags & NN_CT_TRANSLATED) != 0;
+
+	if (context->direction != NN_EGRESS || context->packet.tuple.protocol != IPPROTO_TCP ||
+	    (entry->flags & (NN_CT_FIN_FORWARD | NN_CT_RST)))
+		return 0;
+	return translated != context->translated || (translated && entry->rev_nat_index != context->rev_nat_index);
+}
+
+NN_INLINE void nn_ct_answer_to(struct nn_ct_entry *entry, const struct nn_context *context)
+{
+	if (context->translated) {
+		entry->rev_nat_index = context->rev_nat_index;
+		entry->flags |= NN_CT_TRANSLATED;
+	} else {
+		entry->flags &= ~NN_CT_TRANSLATED;
+	}
+}
+
 /* An entry that is alive and this endpoint's own: a pod must not inherit the flows of the address's last owner. The
  * difference is signed, because another CPU may have written last_seen after this one read the clock. */
 NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 endpoint_id, __u32 now)
@@ -99,6 +122,7 @@ NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context 
 				     .rule_id = context->rule_id,
 				     .rev_nat_index = context->rev_nat_index,
 				     .direction = context->direction,
+				     .flags = context->translated ? NN_CT_TRANSLATED : 0,
 				     .endpoint_id = context->endpoint_id,
 				     .created = now };
 

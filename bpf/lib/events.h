@@ -25,9 +25,10 @@ struct {
 	__type(value, struct nn_metrics_entry);
 } nn_metrics SEC(".maps");
 
-/* What a program has learned about a packet: everything an event says. */
+/* What a program has learned about a packet: everything an event says, and what its functions tell one another. */
 struct nn_context {
 	struct nn_packet packet;
+	__u32 subject; /* identity of the endpoint whose side is looked at */
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 rule_id;
@@ -36,9 +37,40 @@ struct nn_context {
 	__u8 direction;
 	__u8 ct_status;
 	__u8 is_reply;
-	__u8 pad[3];
+	__u8 translated; /* its Service's address was replaced by `backend` */
+	__u8 answers; /* the sender's address must become that of the Service `rev_nat_index` */
+	__u8 subject_flags; /* of nn_endpoint_entry */
+	__u8 pad[2];
+	__be16 backend_port;
+	struct nn_addr backend; /* of a packet to a Service, once it is chosen */
 	__u64 cookie;
 };
+
+/* One packet's context. Nothing interrupts a tc program on its CPU but what runs no tc program. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct nn_context);
+} nn_scratch SEC(".maps");
+
+NN_INLINE struct nn_context *nn_context_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&nn_scratch, &zero);
+}
+
+NN_INLINE struct nn_context *nn_context_new(__u8 direction)
+{
+	struct nn_context *context = nn_context_now();
+
+	if (context) {
+		__builtin_memset(context, 0, sizeof(*context));
+		context->direction = direction;
+	}
+	return context;
+}
 
 NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 {
@@ -74,9 +106,9 @@ NN_INLINE struct nn_event *nn_reserve_event(__u8 direction)
 	return event;
 }
 
-/* A subprogram: three places send events, and its frame is better not on everybody's stack. */
-NN_SUBPROGRAM int nn_send_event(struct __sk_buff *ctx, struct nn_context *context, __u8 type, __u8 point, int reason)
+NN_GLOBAL int nn_send_event(struct __sk_buff *ctx, __u8 type, __u8 point, int reason)
 {
+	struct nn_context *context = nn_context_now();
 	struct nn_event *event;
 
 	if (!context)
@@ -119,7 +151,7 @@ NN_SUBPROGRAM int nn_send_event(struct __sk_buff *ctx, struct nn_context *contex
 NN_INLINE int nn_drop(struct __sk_buff *ctx, struct nn_context *context, int reason)
 {
 	nn_count(-reason, context->direction, ctx->len);
-	nn_send_event(ctx, context, NN_EVENT_DROP, 0, reason);
+	nn_send_event(ctx, NN_EVENT_DROP, 0, reason);
 	return TC_ACT_SHOT;
 }
 

@@ -53,7 +53,7 @@ struct nn_packet {
 	__u8 first_fragment; /* of several */
 	__u8 later_fragment; /* no ports in this one */
 	__u8 hop_limit;
-	__u8 pad;
+	__u8 quoted; /* in an ICMP error, which may have no more of it than the ports (RFC 792) */
 };
 
 struct {
@@ -154,7 +154,7 @@ NN_INLINE int nn_parse_ports(struct __sk_buff *ctx, struct nn_packet *packet)
 		return NN_DROP_INVALID_PACKET;
 	packet->tuple.sport = ports.sport;
 	packet->tuple.dport = ports.dport;
-	if (packet->tuple.protocol == IPPROTO_TCP &&
+	if (packet->tuple.protocol == IPPROTO_TCP && !packet->quoted &&
 	    bpf_skb_load_bytes(ctx, packet->offset + NN_TCP_FLAGS_OFFSET, &packet->tcp_flags, 1) < 0)
 		return NN_DROP_INVALID_PACKET;
 	return 0;

@@ -64,12 +64,14 @@ NN_INLINE __u32 nn_region_of(const struct nn_addr *addr)
 }
 
 struct nn_policy_question {
-	const struct nn_endpoint_entry *endpoint;
 	struct nn_addr peer;
+	__u32 subject; /* identity of the endpoint that is asked about */
 	__u32 peer_identity;
 	__be16 port; /* of the side that was called */
 	__u8 protocol;
 	__u8 direction;
+	__u8 subject_flags;
+	__u8 pad[3];
 };
 
 /* Returns 0 and the rule, or NN_DROP_POLICY_DENIED. The peer's identity is asked first, then its region (ipBlock),
@@ -79,7 +81,7 @@ NN_INLINE int nn_policy_verdict(const struct nn_policy_question *question, __u32
 {
 	__u8 isolated = question->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
 	struct nn_policy_key key = { .prefixlen = NN_POLICY_FULL_PREFIX,
-				     .subject = question->endpoint->identity,
+				     .subject = question->subject,
 				     .peer = question->peer_identity,
 				     .direction = question->direction,
 				     .protocol = question->protocol,
@@ -87,7 +89,7 @@ NN_INLINE int nn_policy_verdict(const struct nn_policy_question *question, __u32
 	struct nn_policy_entry *entry;
 
 	*rule_id = 0;
-	if (!nn_config.enforce_policy || !(question->endpoint->flags & isolated))
+	if (!nn_config.enforce_policy || !(question->subject_flags & isolated))
 		return 0;
 	if (question->peer_identity == NN_IDENTITY_HOST)
 		return 0;

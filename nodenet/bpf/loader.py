@@ -36,7 +36,7 @@ _CONFIG_SECTION = ".rodata.config"
 # Every map of ours is named so in the kernel too (at most 15 characters); libbpf's own, such as .rodata, are not.
 _MAP_PREFIX = b"nn_"
 # Written by the programs alone, so nobody fills them anew: connections, and what the socket programs translated.
-_CARRIED_MAPS = ("nn_ct", "nn_sock_revnat", "nn_sock_choice")
+_CARRIED_MAPS = ("nn_ct", "nn_lb_flow", "nn_sock_revnat", "nn_sock_choice")
 
 
 @dataclass(frozen=True, slots=True)

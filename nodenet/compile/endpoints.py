@@ -64,6 +64,8 @@ def compile_endpoints(
         if not identity:
             unknown.add(key)
         flag = (flags.get(identity, ISOLATED) if identity else ISOLATED) if enforce else EndpointFlag(0)
+        if endpoint.bridged:
+            flag |= EndpointFlag.NO_REDIRECT
         for ip in endpoint.ips:
             found[ip] = int(identity)
             table[AddressKey(ip)] = EndpointEntry(

@@ -147,6 +147,10 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         {"service_id": "rev_nat_index"}
         | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
+    "nn_lb_flow_entry": (
+        abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6),
+        {n: n for n in abi.LbFlowEntry._fields if n != "service_id"} | {"service_id": "rev_nat_index"},
+    ),
     "nn_sock_revnat_key": (abi.SockRevnatKey(1, ONES, 2, 3), {n: n for n in ("cookie", "addr", "port", "protocol")}),
     "nn_metrics_key": (abi.MetricsKey(1, 2), {"reason": "reason", "direction": "direction"}),
     "nn_metrics_entry": (abi.MetricsEntry(1, 2), {"packets": "packets", "octets": "bytes"}),
@@ -169,7 +173,7 @@ def test_every_field_stands_where_the_compiler_put_it(btfs: list[Btf], name: str
         # Clear one field: exactly the bytes of the C member change.
         value = getattr(record, python_name)
         blank: object = type(value)(0) if isinstance(value, int) and python_name != "direction" else zero[""]
-        if python_name in ("addr", "pod", "remote", "saddr", "daddr"):
+        if python_name in ("addr", "pod", "remote", "saddr", "daddr", "backend"):
             blank = ip_address("::")
         elif "mac" in python_name:
             blank = "00:00:00:00:00:00"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 from netpolicy.parse import network_policy
-from nodenet.abi import U32, AddressKey, LpmKey
+from nodenet.abi import U32, AddressKey, EndpointFlag, LpmKey
 from nodenet.compile import Compiler, LocalNode, compile_once
 from nodenet.compile.endpoints import ISOLATED
 from nodenet.model import Identity
@@ -91,6 +92,16 @@ def test_an_endpoint_without_its_pod_is_isolated_and_nobody() -> None:
         assert (entry.identity, entry.flags) == (0, int(ISOLATED))
         assert identity(state.tables["nn_ipcache"], ip) is None
     assert names.unknown_endpoints == {AttachmentKey("container1", "eth0"), AttachmentKey("container2", "eth0")}
+
+
+def test_a_bridged_endpoint_says_so_beside_its_isolation() -> None:
+    bridged = replace(endpoint(1, "web", "10.0.1.9"), bridged=True)
+    store = store_of(pod("web", "10.0.1.9"), bridged, endpoint(2, "ghost", "10.0.1.10"), DENY)
+    on = compile_once(store.snapshot(), LOCAL)[0].tables["nn_endpoint"]
+    assert on[AddressKey(ip_address("10.0.1.9"))].flags == EndpointFlag.ISOLATED_INGRESS | EndpointFlag.NO_REDIRECT
+    assert on[AddressKey(ip_address("10.0.1.10"))].flags == ISOLATED
+    off = compile_once(store.snapshot(), LocalNode("node1", enforce_policy=False))[0].tables["nn_endpoint"]
+    assert off[AddressKey(ip_address("10.0.1.9"))].flags == EndpointFlag.NO_REDIRECT
 
 
 def test_policy_isolates_endpoints_and_can_be_switched_off() -> None:

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* A pod that calls its own Service and is given itself. Its kernel would not take a packet from its own address, so the
+ * pod meets itself under an address that nobody has. No policy is asked: a pod may always reach itself. The packets go
+ * straight back into the pod and never cross the bridge. */
+#ifndef NN_HAIRPIN_H
+#define NN_HAIRPIN_H
+
+#include "service.h"
+
+/* 169.254.42.1: link-local (RFC 3927), which no router forwards. 100::1: the discard prefix (RFC 6666). */
+#define NN_HAIRPIN_V4 0xa9fe2a01
+#define NN_HAIRPIN_V6_FIRST 0x01000000
+#define NN_HAIRPIN_V6_LAST 1
+
+NN_INLINE void nn_hairpin_addr(struct nn_addr *addr, int ip_version)
+{
+	if (ip_version == 4) {
+		nn_addr_from_v4(addr, bpf_htonl(NN_HAIRPIN_V4));
+		return;
+	}
+	addr->word[0] = bpf_htonl(NN_HAIRPIN_V6_FIRST);
+	addr->word[1] = 0;
+	addr->word[2] = 0;
+	addr->word[3] = bpf_htonl(NN_HAIRPIN_V6_LAST);
+}
+
+NN_INLINE int nn_is_hairpin_addr(const struct nn_addr *addr)
+{
+	if (addr->word[3] == bpf_htonl(NN_HAIRPIN_V4))
+		return nn_addr_is_v4(addr);
+	return addr->word[3] == bpf_htonl(NN_HAIRPIN_V6_LAST) && addr->word[0] == bpf_htonl(NN_HAIRPIN_V6_FIRST) &&
+	       (addr->word[1] | addr->word[2]) == 0;
+}
+
+/* The flow as the pod's answering half sees it: called from the address that nobody has. */
+NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct nn_addr *nobody, __be16 server,
+				 __be16 client, struct nn_ct_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->pod = context->packet.tuple.saddr;
+	key->remote = *nobody;
+	key->pod_port = server;
+	key->remote_port = client;
+	key->protocol = context->packet.tuple.protocol;
+}
+
+/* From the pod to its Service, with the backend in the context. Returns 0 or a drop code. */
+NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	__u32 now = nn_now_seconds();
+	struct nn_addr nobody, pod;
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+	int result;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	pod = context->packet.tuple.saddr;
+	nn_hairpin_addr(&nobody, context->packet.ip_version);
+	nn_hairpin_key_of(context, &nobody, context->backend_port, context->packet.tuple.sport, &key);
+	entry = nn_ct_lookup(&key, context->endpoint_id, now);
+	if (entry && !nn_is_syn(&context->packet) && entry->rev_nat_index == context->rev_nat_index) {
+		nn_ct_touch(entry, &context->packet, 0, now);
+	} else {
+		context->direction = NN_INGRESS;
+		context->translated = 1;
+		context->src_identity = context->dst_identity = context->subject;
+		if (nn_ct_create(&key, context, 0, now) < 0)
+			return NN_DROP_CT_INSERT_FAILED;
+		if (nn_config.trace_events)
+			nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0);
+	}
+	result = nn_rewrite_destination(ctx, &context->packet, &pod, context->backend_port);
+	if (result < 0)
+		return result;
+	return nn_rewrite_source(ctx, &context->packet, &nobody, context->packet.tuple.sport);
+}
+
+/* The pod's answer to nobody: back to the half that called, from the Service's address. Returns 0 or a drop code. */
+NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	const struct nn_tuple *tuple;
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+	struct nn_addr pod;
+	int result;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	tuple = &context->packet.tuple;
+	pod = tuple->saddr;
+	nn_hairpin_key_of(context, &tuple->daddr, tuple->sport, tuple->dport, &key);
+	entry = nn_ct_lookup(&key, context->endpoint_id, nn_now_seconds());
+	if (!entry || !(entry->flags & NN_CT_TRANSLATED))
+		return NN_DROP_CT_UNKNOWN_STATE;
+	nn_ct_touch(entry, &context->packet, 1, nn_now_seconds());
+	context->rev_nat_index = entry->rev_nat_index;
+	result = nn_rewrite_destination(ctx, &context->packet, &pod, tuple->dport);
+	return result < 0 ? result : nn_service_answer(ctx);
+}
+
+#endif

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* May a packet pass between a pod and its peer? Conntrack first, the policy where that is due, and what is told of it. */
+#ifndef NN_POLICE_H
+#define NN_POLICE_H
+
+#include "service.h"
+
+/* The port that was called: the far one for what the pod opened, its own for what was opened to it. */
+NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_context *context,
+		      const struct nn_ct_key *key, __u8 direction)
+{
+	__builtin_memset(question, 0, sizeof(*question));
+	question->subject = context->subject;
+	question->subject_flags = context->subject_flags;
+	question->peer = key->remote;
+	question->peer_identity = context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
+	question->protocol = key->protocol;
+	question->direction = direction;
+	if (key->protocol != IPPROTO_ICMP && key->protocol != IPPROTO_ICMPV6)
+		question->port = direction == NN_EGRESS ? key->remote_port : key->pod_port;
+}
+
+NN_INLINE __u32 nn_policy_revision(void)
+{
+	__u32 zero = 0;
+	struct nn_state *state = bpf_map_lookup_elem(&nn_state, &zero);
+
+	return state ? state->policy_revision : 0;
+}
+
+/* Who is at both ends, and through which Service the pod's socket came. Established flows that nobody is told about
+ * do without: these are the dearest lookups. */
+NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
+{
+	const struct nn_tuple *tuple = &context->packet.tuple;
+
+	if (context->direction == NN_EGRESS) {
+		context->src_identity = context->subject;
+		context->dst_identity = nn_identity_of(&tuple->daddr);
+		context->cookie = bpf_get_socket_cookie(ctx);
+	} else {
+		context->src_identity = nn_identity_of(&tuple->saddr);
+		context->dst_identity = context->subject;
+	}
+}
+
+/* The rules changed since the flow was allowed: judge it once more, as it was opened. A denied entry stays, so that
+ * packets of the other direction cannot open it anew. Returns 0 or a drop code. */
+NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
+			     struct nn_ct_entry *entry, __u32 revision)
+{
+	struct nn_policy_question question;
+	__u32 rule_id = 0;
+	int result;
+
+	if (entry->revision == revision)
+		return 0;
+	nn_identify(ctx, context);
+	nn_ask(&question, context, key, entry->direction);
+	result = nn_policy_verdict(&question, &rule_id);
+	if (result < 0)
+		return result;
+	entry->rule_id = rule_id;
+	entry->revision = revision;
+	context->rule_id = rule_id;
+	return 0;
+}
+
+/* A packet of a flow that is known. Returns 0 or a drop code. */
+NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
+			      struct nn_ct_entry *entry, __u32 revision, __u32 now)
+{
+	int result;
+
+	if (context->direction == NN_EGRESS && key->protocol != IPPROTO_TCP &&
+	    ((entry->flags & NN_CT_TRANSLATED) || context->translated))
+		nn_ct_answer_to(entry, context);
+	context->is_reply = entry->direction != context->direction;
+	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	context->rule_id = entry->rule_id;
+	context->rev_nat_index = entry->rev_nat_index;
+	result = nn_judge_again(ctx, context, key, entry, revision);
+	if (result < 0)
+		return result;
+	if (context->direction == NN_INGRESS)
+		context->answers = (entry->flags & NN_CT_TRANSLATED) != 0;
+	/* One report per packet, where it is delivered; what leaves for elsewhere is reported by whoever delivers it. */
+	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
+	    context->direction == NN_INGRESS) {
+		nn_identify(ctx, context);
+		nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0);
+	}
+	return 0;
+}
+
+/* An ICMP error about one of this endpoint's own flows belongs to that flow (CT_RELATED) and shares its verdict. The
+ * packet inside travelled the other way: it came from whom the error is sent to. Returns 0, a drop code, or 1 when the
+ * error is about no such flow and is judged by itself. */
+NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_policy_question question;
+	struct nn_packet inner = { .quoted = 1 };
+	const struct nn_addr *own;
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+	__u32 rule_id;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	inner.offset = context->packet.offset + NN_ICMP_HEADER;
+	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)
+		return 1;
+	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
+	nn_ct_key_of(&inner.tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
+	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner.tuple.saddr, &context->packet.tuple.daddr))
+		return 1;
+	entry = nn_ct_lookup(&key, context->endpoint_id, nn_now_seconds());
+	if (!entry)
+		return 1;
+	context->ct_status = NN_CT_RELATED;
+	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
+		context->answers = 1;
+		context->rev_nat_index = entry->rev_nat_index;
+	}
+	if (entry->revision == nn_policy_revision())
+		return 0;
+	nn_identify(ctx, context);
+	/* The sender of an error may be a router on the way: the verdict is on the flow's own peer. */
+	if (context->direction == NN_INGRESS)
+		context->src_identity = nn_identity_of(&key.remote);
+	nn_ask(&question, context, &key, entry->direction);
+	return nn_policy_verdict(&question, &rule_id);
+}
+
+/* The first packet of a flow. Returns 0, a drop code, or NN_SERVICE_NEW. */
+NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
+			    __u32 revision, __u32 now)
+{
+	struct nn_policy_question question;
+	int result;
+
+	context->ct_status = NN_CT_NEW;
+	context->is_reply = 0;
+	nn_identify(ctx, context);
+	if (context->direction == NN_EGRESS && !context->translated) {
+		/* Most sockets are translated before there is a packet. The others' packets must not leave as they are. */
+		if (context->dst_identity == NN_IDENTITY_WORLD && nn_is_service_address(&key->remote))
+			return NN_SERVICE_NEW;
+		/* On the same node the receiving pod's half learns the Service from the sending pod's half. */
+		context->rev_nat_index =
+			nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol);
+	}
+	nn_ask(&question, context, key, context->direction);
+	result = nn_policy_verdict(&question, &context->rule_id);
+	if (result < 0)
+		return result;
+	result = nn_ct_create(key, context, revision, now);
+	if (result == 0 && nn_config.trace_events)
+		nn_send_event(ctx, NN_EVENT_POLICY_VERDICT, 0, 0);
+	return result;
+}
+
+/* Returns 0, a drop code, or an nn_service_step. */
+NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	__u32 now = nn_now_seconds();
+	struct nn_ct_entry *entry;
+	struct nn_ct_key key;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nn_ct_key_of(&context->packet.tuple, context->direction, &key);
+	entry = nn_ct_lookup(&key, context->endpoint_id, now);
+	if (entry && !nn_ct_opens(&context->packet, entry, context->direction))
+		return nn_police_known(ctx, context, &key, entry, nn_policy_revision(), now);
+	if (entry && nn_ct_clashes(entry, context))
+		return NN_DROP_CT_UNKNOWN_STATE;
+	if (!entry && context->direction == NN_EGRESS && !context->translated && nn_service_follow(context, &key, now))
+		return NN_SERVICE_KNOWN;
+	return nn_police_new(ctx, context, &key, nn_policy_revision(), now);
+}
+
+/* May this packet pass between the pod and its peer? Tracks the flow, asks the policy where that is due, and reports.
+ * Returns 0, a drop code, or an nn_service_step for what a pod sends to a Service. */
+NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *endpoint)
+{
+	int result = 1;
+
+	context->endpoint_id = endpoint->endpoint_id;
+	context->subject = endpoint->identity;
+	context->subject_flags = endpoint->flags;
+	if (nn_is_icmp_error(&context->packet))
+		result = nn_police_related(ctx);
+	return result <= 0 ? result : nn_police_flow(ctx);
+}
+
+#endif
