@@ -107,6 +107,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
         folder = stack.enter_context(own_mounts())
         cgroup = stack.enter_context(own_cgroup())
         for number in range(settings.sizes.epochs):
+            Iptables.largest = max(settings.services)
             Ebpf.surroundings = (folder, cgroup / f"epoch{number}", settings.cache, _entries(settings))
             told = _prefixed(progress, f"epoch {number + 1} of {settings.sizes.epochs}: ")
             epochs.append(_epoch(settings, classes, executable, left_out, told, notes, first=not number))
