@@ -140,8 +140,8 @@ class Iptables(Mode):
         variant = "legacy" if max(services, self.largest) >= LEGACY_FROM else "nft"
         if variant == "legacy" and self._tool != "iptables-legacy-restore":
             self.notes.append(
-                f"iptables-legacy, since {LEGACY_FROM:,} Services or more were asked for: iptables-nft is slower there, "
-                "both to load and to walk (perf/README.md)"
+                f"iptables-legacy, since {LEGACY_FROM:,} Services or more were asked for: iptables-nft is slower "
+                "there, both to load and to walk (perf/README.md)"
             )
         self._tool = f"iptables-{variant}-restore"
 
