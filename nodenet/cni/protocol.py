@@ -12,7 +12,7 @@ Whatever ends before its length says is half an answer, never an answer.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 REQUEST_MAGIC = b"NNC1"
@@ -39,6 +39,31 @@ def pack_request(environment: Mapping[str, str], stdin: bytes) -> bytes:
     """Bytes of a request. The environment's text is in the file system's encoding: paths may hold any byte."""
     pairs = b"".join(f"{name}={value}".encode(errors="surrogateescape") + b"\0" for name, value in environment.items())
     return REQUEST_MAGIC + struct.pack("!I", len(pairs)) + pairs + struct.pack("!I", len(stdin)) + stdin
+
+
+def read_request(receive: Callable[[], bytes]) -> tuple[dict[str, str], bytes]:
+    """Environment and stdin of the request that `receive` gives in pieces (b"": it ended). Raises ProtocolError."""
+    data = bytearray()
+
+    def take(length: int) -> bytes:
+        while len(data) < length:
+            if not (piece := receive()):
+                raise ProtocolError("the request was cut off")
+            data.extend(piece)
+        taken = bytes(data[:length])
+        del data[:length]
+        return taken
+
+    def block(limit: int, what: str) -> bytes:
+        (length,) = struct.unpack("!I", take(4))
+        if length > limit:
+            raise ProtocolError(f"{what} of {length} bytes is over {limit}")
+        return take(length)
+
+    if (magic := take(4)) != REQUEST_MAGIC:
+        raise ProtocolError(f"expected {REQUEST_MAGIC!r}, got {magic!r}")
+    environment = block(MAX_ENVIRONMENT, "environment")
+    return unpack_environment(environment), block(MAX_STDIN, "stdin")
 
 
 def unpack_environment(pairs: bytes) -> dict[str, str]:

@@ -1,20 +1,22 @@
-"""The agent's side of the CNI executable: a unix socket, worker threads that run the verbs, and the agent's two hooks.
+"""The agent's side of the CNI executable: a unix socket, threads that take the calls, and the agent's hooks.
 
-Several verbs run at once, each in a thread with its own rtnetlink socket; what they share (leases, endpoint files)
-is guarded by file locks, which hold against an executable that works alone as well.
+Each thread accepts a call, runs the verb with its own rtnetlink socket and answers: no event loop stands between them,
+which a pod's start would wait for. What the threads share (leases, endpoint files) is guarded by file locks, which hold
+against an executable that works alone as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,12 @@ _T = TypeVar("_T")
 log = logging.getLogger("nodenet.cni")
 # Seconds in which a connection must have sent its whole request.
 REQUEST_SECONDS = 10.0
+# Callers that wait for a thread beside those that have one.
+_BACKLOG = 512
+# Bytes that are read at once.
+_CHUNK = 1 << 16
+# Seconds to wait before another try: to take calls when the process has no file descriptor left, to end.
+_AGAIN_SECONDS = 0.1
 # ADDs that are wired at once. More get in each other's way, at the interpreter's lock and the kernel's for links: with
 # eight a burst of 100 took half as long again (python -m perf.cni). DELs wait in the kernel most of the time: they take
 # no turns.
@@ -42,15 +50,16 @@ _WIRING = 2
 class CniServer:
     """Serves the CNI executable on `<run_dir>/cni.sock`.
 
-    `admit(wired)` is called in the worker thread when all is wired and recorded, and then `on_add(endpoint)` awaited,
-    before ADD answers: together they put the endpoint's policy in force. What either raises undoes the ADD: a CniError
-    keeps its code, a timeout is code 11, anything else code 105;
-    then `on_del` is awaited for the same endpoint. `on_del(endpoint)` is awaited when the wires are cut and before the
-    addresses go back to the pool; it must accept an endpoint that it does not know. What it raises fails the DEL with
-    code 11 or 105, and the runtime tries again. `healthy()` says in a sentence what is wrong with the agent, or "", for
-    STATUS. `networks()` gives the node's pod networks, for a configuration without ranges, in a worker thread. Hooks
-    have `hook_seconds` each. `done(verb, seconds, failed)` is called after each verb. The verbs work in the network
-    namespace of the thread that runs the event loop.
+    `admit(wired)` is called when all is wired and recorded, and then `on_add(endpoint)` is awaited, before ADD answers:
+    together they put the endpoint's policy in force. What either raises undoes the ADD: a CniError keeps its code, a
+    timeout is code 11, anything else code 105; then `on_del` is awaited for the same endpoint. `on_del(endpoint)` is
+    awaited when the wires are cut and before the addresses go back to the pool; it must accept an endpoint that it does
+    not know. What it raises fails the DEL with code 11 or 105, and the runtime tries again. `healthy()` says in a
+    sentence what is wrong with the agent, or "", for STATUS. `networks()` gives the node's pod networks, for a
+    configuration without ranges. `done(verb, seconds, failed)` is called after each verb.
+
+    What is awaited runs on the event loop and has `hook_seconds`; the rest runs in the thread that has the call. The
+    verbs work in the network namespace of the thread that calls `start`.
     """
 
     def __init__(
@@ -77,11 +86,10 @@ class CniServer:
         turns = threading.BoundedSemaphore(_WIRING)
         self._hook_set = Hooks(self._enforce, self._forget, self._healthy, networks, turn=lambda: turns)
         self._workers = workers
-        self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="cni")
-        self._local = threading.local()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._threads: list[threading.Thread] = []
+        self._open: set[socket.socket] = set()
         self._hooks: set[concurrent.futures.Future[Any]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -97,91 +105,113 @@ class CniServer:
         try:
             sock.bind(str(temporary))
             temporary.chmod(0o600)
-            self._server = await asyncio.start_unix_server(self._accepted, sock=sock, backlog=512)
+            sock.listen(_BACKLOG)
             temporary.rename(self.path)
         except BaseException:
             sock.close()
             temporary.unlink(missing_ok=True)
             raise
+        self._listener = sock
+        self._threads = [
+            threading.Thread(target=self._take_calls, args=(sock,), name=f"cni_{number}")
+            for number in range(self._workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def close(self, grace: float = 5.0) -> None:
-        """Stop listening, let the calls at work end within `grace` seconds, and remove the socket."""
-        if self._server is not None:
-            self.path.unlink(missing_ok=True)
-            self._server.close()
-            self._server = None
-        if self._calls:
-            _, late = await asyncio.wait(self._calls, timeout=grace)
-            for call in late:
-                call.cancel()
+        """Stop listening, let the calls at work end within `grace` seconds, and remove the socket. What still waits for
+        a hook then is refused, and its ADD undone."""
+        if self._listener is None:
+            return
+        self.path.unlink(missing_ok=True)
+        # Wakes whoever waits for a call; those who wait for the rest of one are told that it ends there.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._shut(socket.SHUT_RD)
+        late = await asyncio.to_thread(self._join, grace)
+        while late:
             for hook in list(self._hooks):
                 hook.cancel()
-        await asyncio.to_thread(self._close_workers)
+            late = await asyncio.to_thread(self._join, _AGAIN_SECONDS)
+        self._listener.close()
+        self._listener = None
 
-    def _close_workers(self) -> None:
-        """Each worker closes its own netlink socket: the barrier makes every thread take one of the calls."""
-        barrier = threading.Barrier(self._workers)
+    def _shut(self, how: int) -> None:
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(how)
 
-        def close() -> None:
-            try:
-                barrier.wait(timeout=5)
-            except threading.BrokenBarrierError:
-                log.warning("a CNI worker is still at work: its socket closes with the process")
-            plugin: Plugin | None = getattr(self._local, "plugin", None)
-            if plugin is not None:
-                plugin.close()
+    def _join(self, seconds: float) -> bool:
+        """Wait for the threads; whether one is at work still."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return any(thread.is_alive() for thread in self._threads)
 
-        for _ in range(self._workers):
-            self._pool.submit(close)
-        self._pool.shutdown(wait=True)
-
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls.add(task)
+    def _take_calls(self, listener: socket.socket) -> None:
+        """One thread: call after call, until the listener is shut."""
+        plugin = Plugin(self._run_dir, self._step)
         try:
-            reply = await self._serve(reader)
-            writer.write(protocol.pack_reply(reply))
-            await writer.drain()
-        except (ConnectionError, TimeoutError, ProtocolError) as error:
-            log.warning("CNI call ended early: %s", error)
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError as error:
+                    if error.errno == errno.EINVAL:
+                        return
+                    log.error("CNI calls cannot be taken: %s", error)
+                    time.sleep(_AGAIN_SECONDS)
+                    continue
+                self._open.add(connection)
+                try:
+                    self._answer(connection, plugin)
+                finally:
+                    self._open.discard(connection)
+                    connection.close()
         finally:
-            self._calls.discard(task)
-            writer.close()
+            plugin.close()
 
-    async def _serve(self, reader: asyncio.StreamReader) -> Reply:
-        async with asyncio.timeout(REQUEST_SECONDS):
-            environment, stdin = await _read_request(reader)
+    def _answer(self, connection: socket.socket, plugin: Plugin) -> None:
+        """One call. Never raises: its thread is to take the next one."""
+        deadline = time.monotonic() + REQUEST_SECONDS
+
+        def receive() -> bytes:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            return connection.recv(_CHUNK)
+
         try:
-            request = parse(environment, stdin)
-        except CniError as error:
-            return failure(stdin, error)
-        loop = asyncio.get_running_loop()
-        started = time.monotonic()
-        reply = await loop.run_in_executor(self._pool, self._work, request)
-        seconds = time.monotonic() - started
+            environment, stdin = protocol.read_request(receive)
+            try:
+                request = parse(environment, stdin)
+            except CniError as error:
+                _send(connection, failure(stdin, error))
+                return
+            started = time.monotonic()
+            reply = self._work(request, plugin)
+            seconds = time.monotonic() - started
+            _send(connection, reply)
+        except (OSError, ProtocolError) as error:
+            log.warning("CNI call ended early: %s", error)
+        except Exception:
+            log.exception("a CNI call failed")
+        else:
+            self._tell(request, reply, seconds)
+
+    def _tell(self, request: Request, reply: Reply, seconds: float) -> None:
+        """Count and log a call, after its answer: a pod's start does not wait for a log."""
         self._done(request.verb, seconds, reply.status != 0)
         who = f"{request.verb} {request.container_id} {request.ifname} {request.pod}"
         if reply.status == 0:
             log.info("%s: done in %.1f ms", who, seconds * 1e3)
         else:
             log.warning("%s: %s", who, reply.stdout.decode(errors="replace"))
-        return reply
 
-    def _work(self, request: Request) -> Reply:
-        """In a worker thread: one verb, with the hooks. Never raises."""
+    def _work(self, request: Request, plugin: Plugin) -> Reply:
+        """One verb, with the hooks. Never raises."""
         try:
-            plugin = self._plugin()
             return plugin.run(request, self._hook_set)
         except Exception as error:
             log.exception("%s %s %s failed", request.verb, request.container_id, request.ifname)
             return failure(request.stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
-
-    def _plugin(self) -> Plugin:
-        plugin: Plugin | None = getattr(self._local, "plugin", None)
-        if plugin is None:
-            plugin = self._local.plugin = Plugin(self._run_dir, self._step)
-        return plugin
 
     def _enforce(self, wired: Wired) -> None:
         endpoint = wired.endpoint
@@ -238,6 +268,13 @@ class CniServer:
             self._hooks.discard(future)
 
 
+def _send(connection: socket.socket, reply: Reply) -> None:
+    """The answer, and its end: the caller waits for that."""
+    connection.settimeout(REQUEST_SECONDS)
+    connection.sendall(protocol.pack_reply(reply))
+    connection.shutdown(socket.SHUT_RDWR)
+
+
 def _words(endpoint: Endpoint) -> str:
     return f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"
 
@@ -250,22 +287,3 @@ def _somebody_listens(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         return True
-
-
-async def _read_request(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
-    """Environment and stdin of one request. Raises ProtocolError."""
-    try:
-        if (magic := await reader.readexactly(4)) != protocol.REQUEST_MAGIC:
-            raise ProtocolError(f"expected {protocol.REQUEST_MAGIC!r}, got {magic!r}")
-        environment = await _block(reader, protocol.MAX_ENVIRONMENT, "environment")
-        stdin = await _block(reader, protocol.MAX_STDIN, "stdin")
-    except asyncio.IncompleteReadError as error:
-        raise ProtocolError("the request was cut off") from error
-    return protocol.unpack_environment(environment), stdin
-
-
-async def _block(reader: asyncio.StreamReader, limit: int, what: str) -> bytes:
-    (length,) = struct.unpack("!I", await reader.readexactly(4))
-    if length > limit:
-        raise ProtocolError(f"{what} of {length} bytes is over {limit}")
-    return await reader.readexactly(length)
