@@ -31,7 +31,7 @@ def collect(detacher: Detacher, conf: NetConf) -> None:
             continue
         try:
             with detacher.records.busy(owner, 0.0, conf.name, data_dir, netns) as crashed:
-                detacher.detach(owner, conf.name, data_dir, netns, crashed=crashed)
+                detacher.detach(owner, conf.name, data_dir, netns, crashed=crashed, masqueraded=conf.ip_masq)
             log.info("network %s: interface %s of container %s freed", conf.name, owner.ifname, owner.container_id)
         except (CniError, LinkError, OSError) as error:
             if not (isinstance(error, CniError) and error.code == Code.TRY_AGAIN and "another" in str(error)):

@@ -250,6 +250,7 @@ def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, n
         ipam=found,
         prev=_prev(where, data, verb),
         valid=_valid(where, data) if verb == "GC" else None,
+        ip_masq=data.get("ipMasq") is True,
         **_read(where, "", data, {"agentSocket": BRIDGE_KEYS["agentSocket"]}),
     )
 

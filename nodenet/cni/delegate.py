@@ -7,20 +7,17 @@ CNI_PATH, and what the executable itself needs, have to be there as they are on 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import select
-import signal
 import stat
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
+from nodenet.cni.child import run
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.prevresult import PrevResult
 from nodenet.cni.request import Request
@@ -32,8 +29,6 @@ log = logging.getLogger("nodenet.cni")
 _READABLE = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 # Seconds. The launcher waits 120 s for the agent: an ADD that hangs and the DEL that undoes it fit into that.
 LIMIT_SECONDS = 50.0
-# Bytes of an answer: a result has some hundreds.
-_MOST = 1 << 20
 _DNS = ("nameservers", "domain", "search", "options")
 
 
@@ -131,7 +126,7 @@ class Delegate:
             log.warning("while undoing an ADD: IPAM plugin %s: %s", self.kind, error)
 
     def _call(self, verb: str) -> bytes:
-        status, out = run(self.executable(), self._environment(verb), self.stdin)
+        status, out = run(self.executable(), self._environment(verb), self.stdin, LIMIT_SECONDS)
         if status != 0:
             raise self._error(verb, status, out)
         return out
@@ -187,76 +182,6 @@ class Delegate:
         dns = found.raw.get("dns") or {}
         addresses = tuple(Address(entry.address, entry.gateway) for entry in found.addresses)
         return Answer(addresses, found.routes, {name: dns[name] for name in _DNS if dns.get(name)})
-
-
-def run(
-    executable: str, environment: Mapping[str, str], stdin: bytes, limit: float = LIMIT_SECONDS
-) -> tuple[int, bytes]:
-    """Run an executable in this thread's namespaces, to its end or for `limit` seconds; its exit status (negative: the
-    signal) and its output. Its standard error is ours.
-
-    Raises CniError: 11 when it did not end and was killed, 5 when it cannot be started or says too much. Files in
-    memory instead of pipes: no side ever waits for the other, and a child that it leaves behind holds nothing up.
-    """
-    given, said = _memory("stdin"), _memory("stdout")
-    try:
-        _fill(given, stdin)
-        actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, said, 1)]
-        try:
-            # Python ignores two signals, and threads may block some: a child would inherit that.
-            pid = os.posix_spawn(
-                executable,
-                [executable],
-                dict(environment),
-                file_actions=actions,
-                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
-                setsigmask=(),
-            )
-        except OSError as error:
-            raise CniError(Code.IO_FAILURE, f"{executable}: {error.strerror}") from error
-        status = _wait(executable, pid, said, time.monotonic() + limit)
-        size = os.fstat(said).st_size
-        if size > _MOST:
-            raise CniError(Code.IO_FAILURE, f"{executable}: its answer has {size} bytes")
-        return status, os.pread(said, size, 0)
-    finally:
-        os.close(given)
-        os.close(said)
-
-
-def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
-    """The exit status of our own child, which is gone when this returns or raises."""
-    ended = False
-    try:
-        handle = os.pidfd_open(pid)
-        try:
-            poll = select.poll()
-            poll.register(handle, select.POLLIN)
-            while not poll.poll(100):
-                if time.monotonic() > deadline:
-                    message = f"{executable}: no answer in time: it was killed"
-                    raise CniError(Code.TRY_AGAIN, message)
-                if os.fstat(said).st_size > _MOST:
-                    raise CniError(Code.IO_FAILURE, f"{executable}: its answer does not end")
-        finally:
-            os.close(handle)
-        ended = True
-    finally:
-        if not ended:
-            # Not reaped yet, so the number is still its own.
-            os.kill(pid, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status
-
-
-def _memory(name: str) -> int:
-    return os.memfd_create(name, os.MFD_CLOEXEC)
-
-
-def _fill(fd: int, data: bytes) -> None:
-    if os.write(fd, data) != len(data):
-        raise OSError(errno.ENOSPC, "short write to memory")
-    os.lseek(fd, 0, os.SEEK_SET)
 
 
 def _shown(out: bytes) -> str:

@@ -42,10 +42,11 @@ class Detacher:
         netns_path: str = "",
         hints: Iterable[IPAddress] = (),
         crashed: bool = False,
+        masqueraded: bool = False,
     ) -> None:
         """Remove veth, rules, agent state, leases and record, in this order. Idempotent; the attachment must be held
-        (Records.busy). `hints` are addresses that it may have beside those that are known. Raises CniError, OSError,
-        LinkError."""
+        (Records.busy). `hints` are addresses that it may have beside those that are known; `masqueraded` is the
+        configuration's ipMasq: the reference may have wired it. Raises CniError, OSError, LinkError."""
         record, damaged = self._record(owner)
         if record:
             network, data_dir = record.network, record.data_dir
@@ -60,6 +61,8 @@ class Detacher:
         known = list(record.endpoint.ips) if record else self._held(store, owner, hints)
         self.step("filters")
         wire.unfilter_port(network, owner, known)
+        if masqueraded and known and not record:
+            forget_reference(network, owner, known)
         self.step("release")
         if store:
             ipam.release(store, owner, known)
@@ -81,6 +84,13 @@ class Detacher:
         except ValueError as error:
             log.warning("endpoint file of container %s: %s", owner.container_id, error)
             return None, True
+
+
+def forget_reference(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
+    # Imported here: nobody needs it but nodes that have just moved over.
+    from nodenet.cni.reference import forget_masquerade
+
+    forget_masquerade(network, owner.container_id, known)
 
 
 def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint: None) -> list[str]:

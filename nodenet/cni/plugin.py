@@ -157,7 +157,8 @@ class Plugin:
             _told("DEL", conf.name),
             records.busy(owner, network=conf.name, data_dir=data_dir, netns=request.netns) as crashed,
         ):
-            self._detacher(conf, hooks).detach(owner, conf.name, data_dir, request.netns, hints, crashed)
+            detacher = self._detacher(conf, hooks)
+            detacher.detach(owner, conf.name, data_dir, request.netns, hints, crashed, conf.ip_masq)
 
     def check(self, request: Request) -> None:
         """Whether a container's attachment is as ADD left it. Raises CniError with code 106 that says what is not."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nodenet.cni import delegate
+from nodenet.cni import child
 from nodenet.cni.delegate import Delegate
 from nodenet.cni.errors import CniError
 from nodenet.cni.request import parse
@@ -96,8 +96,8 @@ def test_large_input_and_output(tmp_path: Path) -> None:
     """More than a pipe holds, in both directions, and a child that never reads."""
     big = json.dumps({"name": "x" * 300_000}).encode()
     one = scripted(tmp_path, "cat", stdin=big)
-    assert delegate.run(one.executable(), {}, big) == (0, big)
-    assert delegate.run(scripted(tmp_path, "true").executable(), {}, big) == (0, b"")
+    assert child.run(one.executable(), {}, big, 10) == (0, big)
+    assert child.run(scripted(tmp_path, "true").executable(), {}, big, 10) == (0, b"")
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_hung_one_is_killed(tmp_path: Path) -> None:
     started = time.monotonic()
     hung = scripted(tmp_path, "exec sleep 60")
     with pytest.raises(CniError, match="no answer in time: it was killed") as told:
-        delegate.run(hung.executable(), {"PATH": "/usr/bin:/bin"}, b"", limit=0.2)
+        child.run(hung.executable(), {"PATH": "/usr/bin:/bin"}, b"", limit=0.2)
     assert told.value.code == 11
     assert time.monotonic() - started < 5
     assert children() == before
@@ -171,7 +171,7 @@ def test_a_hung_one_is_killed(tmp_path: Path) -> None:
 
 def test_a_process_that_it_leaves_behind_holds_nothing_up(tmp_path: Path) -> None:
     started = time.monotonic()
-    status, out = delegate.run(scripted(tmp_path, "sleep 3 & echo done").executable(), {"PATH": "/usr/bin:/bin"}, b"")
+    status, out = child.run(scripted(tmp_path, "sleep 3 & echo done").executable(), {"PATH": "/usr/bin:/bin"}, b"", 10)
     assert (status, out) == (0, b"done\n")
     assert time.monotonic() - started < 2
 
@@ -187,9 +187,9 @@ def test_what_ends_our_wait_ends_it_too(tmp_path: Path, monkeypatch: pytest.Monk
 
     before = children()
     hung = scripted(tmp_path, "exec sleep 60").executable()
-    monkeypatch.setattr(delegate, "select", SimpleNamespace(poll=ended))
+    monkeypatch.setattr(child, "select", SimpleNamespace(poll=ended))
     with pytest.raises(Ended):
-        delegate.run(hung, {"PATH": "/usr/bin:/bin"}, b"")
+        child.run(hung, {"PATH": "/usr/bin:/bin"}, b"", 10)
     assert children() == before
 
 
@@ -212,7 +212,7 @@ def test_several_at_once(tmp_path: Path) -> None:
     found: dict[int, tuple[int, bytes]] = {}
 
     def call(number: int) -> None:
-        found[number] = delegate.run(path, {"PATH": "/usr/bin:/bin"}, str(number).encode())
+        found[number] = child.run(path, {"PATH": "/usr/bin:/bin"}, str(number).encode(), 10)
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
     for thread in threads:
