@@ -80,6 +80,7 @@ class _Client:
     """A load maker that stays at its place and obeys line by line: nothing is started between blocks."""
 
     def __init__(self, executable: str, place: Place) -> None:
+        self._place = place
         self._process = subprocess.Popen(
             [executable, "client"],
             stdin=subprocess.PIPE,
@@ -101,7 +102,8 @@ class _Client:
             line = self._process.stdout.readline()
         if not line.endswith("\n"):
             assert self._process.stderr is not None
-            raise CannotRunError(self._process.stderr.read().strip() or f"crr {' '.join(words)}: no answer")
+            said = self._process.stderr.read().strip() or "no answer"
+            raise CannotRunError(f"{said} ({' '.join(words)}, in {self._place.netns})")
         *values, waits, taken = line.split()
         return Block([float(value) for value in values], int(waits), int(taken))
 

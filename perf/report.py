@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from typing import Any
 
-from perf import stats
+from perf import counted, stats
 from perf.results import find
 
 Report = dict[str, Any]
@@ -28,6 +29,8 @@ _MAIN = {"crr": "latency", "rr": "latency", "udp": "latency", "stream": "through
 
 def text(report: Report) -> str:
     """Every table, the slopes, the noise, what was left out."""
+    if counted.is_counted(report):
+        return _counted_text(report)
     rows = report["results"]
     parts = [heading(report["meta"])]
     for workload in in_order(rows):
@@ -38,6 +41,13 @@ def text(report: Report) -> str:
         parts.append("\n".join(["Growth over direct, us per 1,000 Services (95 % interval)", *_slopes(report)]))
     parts.append("\n".join(remarks(report)))
     return "\n\n".join(parts) + "\n"
+
+
+def _counted_text(report: Report) -> str:
+    parts = ["\n".join(counted.heading(report["meta"])), "\n".join(wrap(counted.EXPLANATION, 110))]
+    parts += ["\n".join([title, *align([counted.HEAD, *lines])]) for title, lines in counted.tables(report)]
+    parts.append("\n".join(counted.remarks(report)))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def in_order(rows: Iterable[Row]) -> list[str]:
@@ -142,10 +152,10 @@ def _latency_lines(report: Report, workload: str, rows: Sequence[Row]) -> list[s
                 f"{row['p50']:.1f}",
                 _interval(row["interval"], 1),
                 f"{row['p99']:.1f}",
-                "1" if row["mode"] == "direct" else f"{ratio:.2f}{doubt}",
-                "" if row["mode"] == "direct" else _interval(row["ratio_interval"], 2),
-                f"{row['ratio_to_pod']:.2f}" if "ratio_to_pod" in row else "",
-                f"{worst:.2f}" if worst is not None and len(places) > 3 and main == "latency" else "",
+                "1" if row["mode"] == "direct" else f"{ratio:.3f}{doubt}",
+                "" if row["mode"] == "direct" else _interval(row["ratio_interval"], 3),
+                f"{row['ratio_to_pod']:.3f}" if "ratio_to_pod" in row else "",
+                f"{worst:.3f}" if worst is not None and len(places) > 3 and main == "latency" else "",
             ]
         )
     return align(table)

@@ -25,9 +25,9 @@ _INTERRUPTED = 130
 @click.group(invoke_without_command=True)
 @click.option(
     "--modes",
-    default="direct,ebpf,iptables,nftables",
+    default="direct,ebpf,ebpf-packet,iptables,nftables",
     show_default=True,
-    help="direct, ebpf, iptables, nftables, ipvs.",
+    help="direct, ebpf, ebpf-packet, iptables, nftables, ipvs.",
 )
 @click.option("--services", default="1,1000", show_default=True, help="Numbers of Services, 1 to 50000.")
 @click.option(
@@ -70,13 +70,10 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     _need_perf()
-    if options["vm"]:
-        _in_machine(options)
-        return
+    _check_outputs(options)
     settings = _settings(options)
     settings.check()
-    _check_outputs(options)
-    report = _run(settings, options["quiet"])
+    report = _in_machine(options) if options["vm"] else _run(settings, options["quiet"])
     _write(report, options)
 
 
@@ -205,10 +202,10 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _in_machine(options: dict[str, Any]) -> None:
+def _in_machine(options: dict[str, Any]) -> dict[str, Any]:
     """Hand over to the virtual machine's runner."""
     if find_spec("perf.vm_bench") is None:
         raise CannotRunError("--vm: this build has no runner of virtual machines")
-    from importlib import import_module
+    from perf import vm_bench
 
-    raise SystemExit(import_module("perf.vm_bench").main(options))
+    return vm_bench.main(options)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nodenet.errors import BadInputError
-from perf import vm_bench
+from perf import counted, vm_bench
 
 OPTIONS: dict[str, Any] = {
     "modes": "direct, ebpf",
@@ -17,7 +16,6 @@ OPTIONS: dict[str, Any] = {
     "backends": 2,
     "rounds": 10,
     "count": 500,
-    "html_file": None,
 }
 
 
@@ -33,7 +31,7 @@ def test_the_tenth_percentile_of_each_block_stands_for_it() -> None:
     direct = row("direct", "latency", [100.0, 100.0, 140.0, 100.0, 100.0, 200.0])
     ebpf = row("ebpf", "latency", [110.0, 110.0, 990.0, 110.0, 110.0, 120.0])
     rate = row("ebpf", "rate", [5.0] * 6, "1/s")
-    found = vm_bench.counted(report(direct, ebpf, rate), ["program"])
+    found = counted.counted(report(direct, ebpf, rate), ["program"])
     assert [entry["metric"] for entry in found["results"]] == ["instructions", "instructions"]
     one = found["results"][1]
     assert one["workload"] == "crr_instructions"
@@ -57,7 +55,6 @@ def test_settings_are_cut_to_what_counting_needs() -> None:
     [
         ("workloads", "program,update", "only crr, rr, udp are counted"),
         ("services", "many", "--services: many"),
-        ("html_file", Path("x.html"), "--html"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(key: str, value: object, words: str) -> None:
