@@ -68,6 +68,8 @@ class Ebpf(Mode):
 
     name = "ebpf"
     trace_events: ClassVar[bool] = True
+    # Whether Services are translated at the socket; else packet by packet, at the pod's interface.
+    at_socket: ClassVar[bool] = True
     surroundings: ClassVar[tuple[Path, Path, Path, int]]
 
     def _prepare(self, stack: ExitStack) -> None:
@@ -87,7 +89,8 @@ class Ebpf(Mode):
         self._control = stack.enter_context(_Control(self._datapath))
         self._control.change(lambda store: self._fixed_objects(store))
         self._attach()
-        self._datapath.attach_sockets()
+        if self.at_socket:
+            self._datapath.attach_sockets()
         if self.trace_events:
             stack.enter_context(_Listener(self._datapath))
 
@@ -149,9 +152,10 @@ class Ebpf(Mode):
         self.model = ServiceModel()
 
     def flush(self) -> None:
-        table = self._datapath.tables["nn_ct"]
-        for key in [key for key, _ in table.items()]:
-            table.delete(key)
+        for name in ("nn_ct", "nn_lb_flow"):
+            table = self._datapath.tables[name]
+            for key in [key for key, _ in table.items()]:
+                table.delete(key)
 
     def version(self) -> str:
         return f"datapath {self._datapath.loaded.key}"
@@ -159,6 +163,13 @@ class Ebpf(Mode):
     def kernel_bytes(self) -> int | None:
         """What the kernel accounts to all maps, empty or full (fdinfo's memlock)."""
         return sum(_memlock(table.fd) for table in self._datapath.tables.values())
+
+
+class EbpfPacket(Ebpf):
+    """The same for pods that the socket programs do not see (Kata, gVisor): every packet to a Service is translated."""
+
+    name = "ebpf-packet"
+    at_socket = False
 
 
 class EbpfQuiet(Ebpf):

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 STYLE = {
     "direct": ("#555555", "o"),
     "ebpf": ("#0072B2", "s"),
+    "ebpf-packet": ("#56B4E9", "P"),
     "iptables": ("#D55E00", "^"),
     "nftables": ("#009E73", "D"),
     "ipvs": ("#CC79A7", "v"),

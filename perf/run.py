@@ -17,7 +17,7 @@ from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.lab import cgroups
 from perf import environment, load, results, workloads
 from perf.blocks import Sizes
-from perf.ebpf import Ebpf, EbpfQuiet
+from perf.ebpf import Ebpf, EbpfPacket, EbpfQuiet
 from perf.load import LoadMaker
 from perf.modes import Direct, Iptables, Ipvs, Mode, Nftables, real_backends
 from perf.node import MOST_BACKENDS, own_cgroup, own_mounts
@@ -27,6 +27,7 @@ from perf.workloads import LATENCY, Bench, LeftOut
 MODES: dict[str, type[Mode]] = {
     "direct": Direct,
     "ebpf": Ebpf,
+    "ebpf-packet": EbpfPacket,
     "iptables": Iptables,
     "nftables": Nftables,
     "ipvs": Ipvs,
@@ -46,7 +47,7 @@ class Settings:
     """What was asked for. `cpu`: where client and server run; None: not pinned. `limit`: seconds that a mode may take
     to program N Services, and for one change of an endpoint: what takes longer is left out, with that reason."""
 
-    modes: tuple[str, ...] = ("direct", "ebpf", "iptables", "nftables")
+    modes: tuple[str, ...] = ("direct", "ebpf", "ebpf-packet", "iptables", "nftables")
     services: tuple[int, ...] = (1, 1000)
     workloads: tuple[str, ...] = ("crr", "program", "update")
     backends: int = 1
