@@ -79,6 +79,8 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 		return TC_ACT_OK;
 	context->direction = NN_INGRESS;
 	context->translated = 0;
+	context->src_identity = source->identity;
+	context->is_local = 1;
 	result = nn_police(ctx, context, target);
 	if (result == 0 && context->answers)
 		result = nn_service_answer(ctx);

@@ -218,6 +218,7 @@ struct nn_frag_entry {
 	__u8 pad[3];
 };
 
+/* Its bytes are the index of a counter: the machine is little-endian. */
 struct nn_metrics_key {
 	__u8 reason; /* 0 forwarded, else the positive DropReason; 255 lost events */
 	__u8 direction;

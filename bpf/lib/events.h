@@ -12,6 +12,7 @@
 #define NN_WAKEUP_BYTES (NN_EVENTS_SIZE / 8)
 #define NN_METRIC_FORWARDED 0
 #define NN_METRIC_LOST_EVENT 255
+#define NN_METRICS (3 << 8) /* two directions, from 1 */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -19,15 +20,16 @@ struct {
 } nn_events SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct nn_metrics_key);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NN_METRICS);
+	__type(key, __u32); /* the bytes of struct nn_metrics_key */
 	__type(value, struct nn_metrics_entry);
 } nn_metrics SEC(".maps");
 
 /* What a program has learned about a packet: everything an event says, and what its functions tell one another. */
 struct nn_context {
 	struct nn_packet packet;
+	__u32 now; /* seconds of CLOCK_MONOTONIC, of `time` */
 	__u32 subject; /* identity of the endpoint whose side is looked at */
 	__u32 src_identity;
 	__u32 dst_identity;
@@ -40,10 +42,12 @@ struct nn_context {
 	__u8 translated; /* its Service's address was replaced by `backend` */
 	__u8 answers; /* the sender's address must become that of the Service `rev_nat_index` */
 	__u8 subject_flags; /* of nn_endpoint_entry */
-	__u8 pad[2];
+	__u8 is_local; /* it came from an endpoint of this node, so src_identity is known */
+	__u8 pad;
 	__be16 backend_port;
 	struct nn_addr backend; /* of a packet to a Service, once it is chosen */
 	__u64 cookie;
+	__u64 time; /* ns of CLOCK_MONOTONIC, once for all that asks: reading the clock costs as much as a lookup */
 };
 
 /* One packet's context. Nothing interrupts a tc program on its CPU but what runs no tc program. */
@@ -68,23 +72,21 @@ NN_INLINE struct nn_context *nn_context_new(__u8 direction)
 	if (context) {
 		__builtin_memset(context, 0, sizeof(*context));
 		context->direction = direction;
+		context->time = bpf_ktime_get_ns();
+		context->now = context->time / NN_NS_PER_SECOND;
 	}
 	return context;
 }
 
 NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 {
-	struct nn_metrics_key key = { .reason = reason, .direction = direction };
+	__u32 key = reason | (__u32)direction << 8;
 	struct nn_metrics_entry *entry = bpf_map_lookup_elem(&nn_metrics, &key);
 
-	if (entry) {
-		entry->packets++;
-		entry->bytes += bytes;
-	} else {
-		struct nn_metrics_entry first = { .packets = 1, .bytes = bytes };
-
-		bpf_map_update_elem(&nn_metrics, &key, &first, BPF_ANY);
-	}
+	if (!entry)
+		return;
+	entry->packets++;
+	entry->bytes += bytes;
 }
 
 /* Waking the reader for every event would cost more than the event. The agent looks by itself many times a second and
@@ -121,7 +123,7 @@ NN_GLOBAL int nn_send_event(struct __sk_buff *ctx, __u8 type, __u8 point, int re
 	event->point = point;
 	event->size = sizeof(*event);
 	event->reason = reason;
-	event->time = bpf_ktime_get_ns();
+	event->time = context->time;
 	event->cookie = context->cookie;
 	event->saddr = context->packet.tuple.saddr;
 	event->daddr = context->packet.tuple.daddr;

@@ -48,14 +48,15 @@ NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct 
 NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
-	__u32 now = nn_now_seconds();
 	struct nn_addr nobody, pod;
 	struct nn_ct_entry *entry;
 	struct nn_ct_key key;
 	int result;
+	__u32 now;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
+	now = context->now;
 	pod = context->packet.tuple.saddr;
 	nn_hairpin_addr(&nobody, context->packet.ip_version);
 	nn_hairpin_key_of(context, &nobody, context->backend_port, context->packet.tuple.sport, &key);
@@ -92,10 +93,10 @@ NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 	tuple = &context->packet.tuple;
 	pod = tuple->saddr;
 	nn_hairpin_key_of(context, &tuple->daddr, tuple->sport, tuple->dport, &key);
-	entry = nn_ct_lookup(&key, context->endpoint_id, nn_now_seconds());
+	entry = nn_ct_lookup(&key, context->endpoint_id, context->now);
 	if (!entry || !(entry->flags & NN_CT_TRANSLATED))
 		return NN_DROP_CT_UNKNOWN_STATE;
-	nn_ct_touch(entry, &context->packet, 1, nn_now_seconds());
+	nn_ct_touch(entry, &context->packet, 1, context->now);
 	context->rev_nat_index = entry->rev_nat_index;
 	result = nn_rewrite_destination(ctx, &context->packet, &pod, tuple->dport);
 	return result < 0 ? result : nn_service_answer(ctx);

@@ -148,15 +148,18 @@ NN_INLINE int nn_parse_ports(struct __sk_buff *ctx, struct nn_packet *packet)
 	struct {
 		__be16 sport;
 		__be16 dport;
-	} ports;
+		__u8 tcp[NN_TCP_FLAGS_OFFSET - 3]; /* from byte 4 to the flags */
+	} header;
 
-	if (bpf_skb_load_bytes(ctx, packet->offset, &ports, sizeof(ports)) < 0)
+	if (packet->tuple.protocol == IPPROTO_TCP && !packet->quoted) {
+		if (bpf_skb_load_bytes(ctx, packet->offset, &header, sizeof(header)) < 0)
+			return NN_DROP_INVALID_PACKET;
+		packet->tcp_flags = header.tcp[sizeof(header.tcp) - 1];
+	} else if (bpf_skb_load_bytes(ctx, packet->offset, &header, 4) < 0) {
 		return NN_DROP_INVALID_PACKET;
-	packet->tuple.sport = ports.sport;
-	packet->tuple.dport = ports.dport;
-	if (packet->tuple.protocol == IPPROTO_TCP && !packet->quoted &&
-	    bpf_skb_load_bytes(ctx, packet->offset + NN_TCP_FLAGS_OFFSET, &packet->tcp_flags, 1) < 0)
-		return NN_DROP_INVALID_PACKET;
+	}
+	packet->tuple.sport = header.sport;
+	packet->tuple.dport = header.dport;
 	return 0;
 }
 

@@ -39,7 +39,8 @@ NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
 		context->dst_identity = nn_identity_of(&tuple->daddr);
 		context->cookie = bpf_get_socket_cookie(ctx);
 	} else {
-		context->src_identity = nn_identity_of(&tuple->saddr);
+		if (!context->is_local)
+			context->src_identity = nn_identity_of(&tuple->saddr);
 		context->dst_identity = context->subject;
 	}
 }
@@ -115,7 +116,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	nn_ct_key_of(&inner.tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
 	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner.tuple.saddr, &context->packet.tuple.daddr))
 		return 1;
-	entry = nn_ct_lookup(&key, context->endpoint_id, nn_now_seconds());
+	entry = nn_ct_lookup(&key, context->endpoint_id, context->now);
 	if (!entry)
 		return 1;
 	context->ct_status = NN_CT_RELATED;
@@ -165,12 +166,13 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
-	__u32 now = nn_now_seconds();
 	struct nn_ct_entry *entry;
 	struct nn_ct_key key;
+	__u32 now;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
+	now = context->now;
 	nn_ct_key_of(&context->packet.tuple, context->direction, &key);
 	entry = nn_ct_lookup(&key, context->endpoint_id, now);
 	if (entry && !nn_ct_opens(&context->packet, entry, context->direction))

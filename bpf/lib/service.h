@@ -100,13 +100,14 @@ NN_GLOBAL int nn_service_choose(void)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_lb_flow_entry *flow, first = {};
-	__u32 now = nn_now_seconds();
 	struct nn_lb_choice choice;
 	struct nn_ct_key key;
 	int result;
+	__u32 now;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
+	now = context->now;
 	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &key);
 	if (key.protocol != IPPROTO_TCP && key.protocol != IPPROTO_UDP)
 		return NN_DROP_IS_A_CLUSTERIP;

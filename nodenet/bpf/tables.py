@@ -14,7 +14,8 @@ from nodenet.bpf import libbpf
 from nodenet.errors import TableFullError
 
 _BATCH = 1024
-_PERCPU_TYPES = (5, 6, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
+_PERCPU_ARRAY = 6
+_PERCPU_TYPES = (5, _PERCPU_ARRAY, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 
 
 class BpfTable:
@@ -45,8 +46,12 @@ class BpfTable:
 
     def raw(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry as bytes, each key once. Batches where the kernel has them for this type of map: ten times as
-        quick, and the interpreter is free meanwhile."""
-        return self._walk() if self._batches is False else self._read_batches()
+        quick, and the interpreter is free meanwhile. An array of counters has all its keys from the start: those that
+        never counted are left out."""
+        entries = self._walk() if self._batches is False else self._read_batches()
+        if self.info.type != _PERCPU_ARRAY:
+            return entries
+        return (entry for entry in entries if any(entry[1]))
 
     def _read_batches(self) -> Iterator[tuple[bytes, bytes]]:
         seen: set[bytes] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -11,7 +12,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from nodenet import abi
-from nodenet.bpf import build, loader
+from nodenet.bpf import build, libbpf, loader
 from nodenet.bpf.packet_run import PacketRun, run_packet
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
@@ -46,11 +47,14 @@ class Datapath:
         self.pins.remove()
 
     def reset(self) -> None:
-        # LPM tries and arrays alike: whatever the tests fill, and what the programs left.
-        for name in self.tables.keys() - {"nn_state", "nn_sock_choice"}:
+        for name in self.tables.keys() - {"nn_state", "nn_metrics", "nn_sock_choice"}:
             table = self.tables[name]
             for key, _ in list(table.items()):
                 table.delete(key)
+        metrics = self.tables["nn_metrics"]
+        for key, cpus in list(metrics.items()):
+            zeros = bytes(len(cpus) * ctypes.sizeof(ctypes.c_uint64 * 2))
+            libbpf.check(libbpf.lib().bpf_map_update_elem(metrics.fd, key.pack(), zeros, 0), "counters to 0")
         self.revision(0)
         self.events()
 

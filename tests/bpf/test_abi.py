@@ -93,7 +93,7 @@ def build_types(folder: Path) -> Path:
     source.write_text(
         '#include "lib/abi.h"\n'
         + "".join(f"enum {name} {name}_used;\n" for name in ENUMS)
-        + "struct nn_event nn_event_used;\n"
+        + "struct nn_event nn_event_used;\nstruct nn_metrics_key nn_metrics_key_used;\n"
     )
     target = folder / "types.o"
     flags = [*build.FLAGS, *build._include_flags(), f"-I{build.source_dir()}"]
