@@ -21,7 +21,7 @@
  *   crr spin COUNT                             ns of COUNT equal pieces of arithmetic: what the machine itself wavers
  *
  * Environment: CRR_NETNS a namespace file to enter, CRR_CGROUP a cgroup to join, CRR_CPU a CPU to be pinned to (on one
- * core the scheduler's placement is not part of the result).
+ * core the scheduler's placement is not part of the result), CRR_CALL_SECONDS how long a call may take.
  *
  * Everything but `cost` and `until` runs under SCHED_BATCH, unless it was started under a real-time policy: a process that is woken
  * does not take the CPU from the one that woke it, client and server take turns only where one waits. Under
@@ -51,7 +51,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How long one call may take: a Service that is not there must not hold the run for minutes. */
+/* How long one call may take: a Service that is not there must not hold the run for minutes. CRR_CALL_SECONDS is for a
+ * virtual machine whose clock jumps to the next timer whenever it waits: there any limit comes too early now and then. */
 #define CALL_SECONDS 5
 /* Between two attempts of `until`: a hundredth of the time waited so far, within these bounds. So the figure is good to
  * about one percent, and a slow update is not slowed by a flood of attempts, nor conntrack filled with them. */
@@ -208,7 +209,8 @@ static void serve(int port, const char *tag)
 
 static int dial(const struct addrinfo *target, int type)
 {
-	struct timeval limit = { .tv_sec = CALL_SECONDS };
+	const char *seconds = getenv("CRR_CALL_SECONDS");
+	struct timeval limit = { .tv_sec = seconds ? atol(seconds) : CALL_SECONDS };
 	int fd = socket(target->ai_family, type, 0);
 
 	if (fd < 0)

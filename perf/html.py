@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from importlib.util import find_spec
 from typing import Any
 
 from nodenet.errors import CannotRunError
-from perf.report import TITLES, in_order, remarks, states
-
-Row = dict[str, Any]
+from perf import counted
+from perf.report import backends, how_often, remarks
+from perf.tables import Table, tables
 
 _CSS = """
 :root { color-scheme: light; }
@@ -19,7 +19,7 @@ body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 p.lead { margin: 0 0 1.4rem; color: #555; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(27rem, 1fr)); gap: 1.6rem 2.2rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 1.6rem 2.2rem; }
 figure { margin: 0; break-inside: avoid; }
 figcaption { font-weight: 600; margin-bottom: .2rem; }
 figcaption span { display: block; font-weight: 400; color: #666; font-size: .85rem; }
@@ -30,8 +30,14 @@ th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #e4e
 th { font-weight: 600; color: #555; border-bottom: 1px solid #999; }
 th:first-child, td:first-child { text-align: left; }
 td.last { text-align: left; white-space: normal; }
-tr.direct td { color: #777; }
-ul { padding-left: 1.2rem; }
+tr.direct td { color: #6b6b6b; }
+tr.next td { border-top: 1px solid #999; }
+td:first-child::before { content: ""; display: inline-block; width: .6em; height: .6em; margin-right: .5em;
+  background: var(--mode, transparent); }
+section.beside { border-left: 4px solid #d8d8d8; padding-left: 1.2rem; margin-top: 2.4rem; }
+section.beside h2 { margin-top: 0; }
+section.beside h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
+ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
 li { margin: .2rem 0; }
 @page { size: A4; margin: 14mm; }
 @media print {
@@ -43,6 +49,7 @@ li { margin: .2rem 0; }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
   th, td { padding: .12rem .35rem; }
+  * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
 
@@ -53,134 +60,83 @@ def require() -> None:
         raise CannotRunError("--html needs matplotlib, which is not installed", "pip install matplotlib")
 
 
-def page(report: dict[str, Any]) -> str:
-    """The whole page. Needs matplotlib."""
-    rows = report["results"]
-    sections = [
-        _figures(rows),
-        *(_table(report, workload) for workload in in_order(rows)),
-        _growth(report),
-        _section("Noise and remarks", _list(remarks(report))),
-        _environment(report["meta"]),
-    ]
+def page(report: dict[str, Any], beside: dict[str, Any] | None = None) -> str:
+    """The whole page. `beside`: a virtual machine's report, shown as a section of its own. Needs matplotlib."""
+    if counted.is_counted(report):
+        sections = [_figures(report), *map(_table, tables(report)), _section("Remarks", _list(remarks(report)))]
+    else:
+        sections = [
+            _figures(report),
+            *map(_table, tables(report)),
+            _section("Noise and remarks", _list(remarks(report))),
+            _beside(beside) if beside else "",
+            _environment(report["meta"]),
+        ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>nodenet bench</title><style>{_CSS}</style></head><body>"
-        f"{_head(report['meta'])}{''.join(sections)}</body></html>\n"
+        f"{_head(report)}{''.join(sections)}</body></html>\n"
     )
 
 
-def _head(meta: dict[str, Any]) -> str:
-    pinned = "not pinned" if meta["pinned_cpu"] is None else "on one core"
-    words = (
-        f"{meta['date'].replace('T', ' ')[:16]} UTC, kernel {meta['kernel']}, {meta['cpus']} × {meta['cpu']}. "
-        f"{meta['rounds']} interleaved rounds of {meta['samples_per_block']} samples, client and server {pinned}, "
-        f"{meta['backends_per_service']} backend(s) per Service."
-    )
-    return f'<h1>Service balancing: eBPF, iptables, nftables, IPVS</h1><p class="lead">{escape(words)}</p>'
+def _head(report: dict[str, Any]) -> str:
+    meta = report["meta"]
+    if counted.is_counted(report):
+        title = "What a Service costs, in instructions: eBPF, iptables, nftables, IPVS"
+        words = " ".join([". ".join(line.strip() for line in counted.heading(meta)[:2]) + ".", counted.EXPLANATION])
+    else:
+        title = "What a Service costs: eBPF, iptables, nftables, IPVS"
+        pinned = "not pinned" if meta["pinned_cpu"] is None else "on one core"
+        words = (
+            f"{meta['date'].replace('T', ' ')[:16]} UTC, kernel {meta['kernel']}, {meta['cpus']} \u00d7 {meta['cpu']}. "
+            f"{how_often(meta).capitalize()}, client and server {pinned}, {backends(meta)}."
+        )
+    return f'<h1>{escape(title)}</h1><p class="lead">{escape(words)}</p>'
 
 
-def _figures(rows: Sequence[Row]) -> str:
+def _figures(report: dict[str, Any]) -> str:
     from perf import plots
 
-    found: list[str] = []
-
-    def add(title: str, words: str, chosen: list[Row], draw: Callable[[list[Row]], str]) -> None:
-        if chosen:
-            caption = f"<figcaption>{escape(title)}<span>{escape(words)}</span></figcaption>"
-            found.append(f"<figure>{caption}{draw(chosen)}</figure>")
-
-    for workload, what in (("crr", "Short connections"), ("rr", "Request and response"), ("udp", "First datagram")):
-        latency = _rows(rows, workload, "latency")
-        add(
-            f"{what}: latency against Services",
-            "median and 95 % interval of the blocks; direct is the limit",
-            latency,
-            lambda chosen, what=what: plots.against_services(chosen, f"{what}: latency", "microseconds", log=False),  # type: ignore[misc]
-        )
-        others = [row for row in latency if row["mode"] != "direct"]
-        add(
-            f"{what}: ratio to direct",
-            "direct: pod to pod on a clean twin node",
-            others,
-            lambda chosen, what=what: plots.ratios(chosen, f"{what}: ratio to direct"),  # type: ignore[misc]
-        )
-    latency = _rows(rows, "crr", "latency")
-    most = max((row["services"] for row in latency), default=0)
-    add(
-        f"Short connections: distribution at {most:,} Services",
-        "every connection, outliers too; further left is better",
-        [row for row in latency if row["services"] == most],
-        lambda chosen: plots.distribution(chosen, "Distribution"),
-    )
-    add(
-        "From empty to N Services",
-        "seconds until the kernel has them all",
-        _rows(rows, "program", "seconds"),
-        lambda chosen: plots.against_services(chosen, "Programming time", "seconds", log=True),
-    )
-    add(
-        "One endpoint changes",
-        "milliseconds until the first connection reaches the new one",
-        _rows(rows, "update", "first_connection"),
-        lambda chosen: plots.against_services(chosen, "Update", "milliseconds", log=True),
-    )
+    found = [
+        f"<figure><figcaption>{escape(plot.title)}<span>{escape(plot.words)}</span></figcaption>{plot.draw()}</figure>"
+        for plot in plots.of(report)
+    ]
     return f'<div class="plots">{"".join(found)}</div>'
 
 
-def _rows(rows: Iterable[Row], workload: str, metric: str) -> list[Row]:
-    return [row for row in rows if row["workload"] == workload and row["metric"] == metric]
+def _table(table: Table) -> str:
+    return _section(table.title, _table_body(table))
 
 
-def _table(report: dict[str, Any], workload: str) -> str:
-    rows = [row for row in report["results"] if row["workload"] == workload]
-    head = ["mode", "Services", "figure", "p50", "95 % interval", "p99", "unit", "to direct", "to own pod"]
-    lines = [_cells(report, row) for row in rows]
-    used = [index for index in range(len(head)) if any(line[index] for line in lines)]
-    kinds = [' class="direct"' if row["mode"] == "direct" else "" for row in rows]
-    body = "".join(
-        f"<tr{kind}>{''.join(f'<td>{escape(line[index])}</td>' for index in used)}</tr>"
-        for kind, line in zip(kinds, lines, strict=True)
-    )
-    names = "".join(f"<th>{head[index]}</th>" for index in used)
-    return _section(
-        TITLES.get(workload, workload),
-        f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>',
-    )
+def _table_body(table: Table) -> str:
+    from perf.plots import STYLE
+
+    used = [index for index in range(len(table.head)) if any(line[index] for line in table.lines)]
+    body, last = [], None
+    for mode, line in zip(table.modes, table.lines, strict=True):
+        kinds = ["direct"] if mode == "direct" else []
+        if last is not None and line[1] != last:
+            kinds.append("next")
+        last = line[1]
+        colour = f' style="--mode: {STYLE[mode].colour}"' if mode in STYLE else ""
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
+        body.append(f"<tr{kind}{colour}>{''.join(f'<td>{escape(_dash(line[index]))}</td>' for index in used)}</tr>")
+    names = "".join(f"<th>{escape(_dash(table.head[index]))}</th>" for index in used)
+    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def _cells(report: dict[str, Any], row: Row) -> list[str]:
-    scale, unit = (2**20, "MiB") if row["unit"] == "bytes" else (1, row["unit"])
-    ratio = "" if row["ratio_to_direct"] is None else f"{row['ratio_to_direct']:.2f}"
-    return [
-        row["mode"],
-        f"{row['services']:,}",
-        row["metric"].replace("_", " "),
-        _number(row["p50"] / scale),
-        " – ".join(_number(value / scale) for value in row["interval"]),
-        _number(row["p99"] / scale),
-        unit,
-        ratio if states(report, row) else f"{ratio}?",
-        f"{row['ratio_to_pod']:.2f}" if "ratio_to_pod" in row else "",
-    ]
+def _dash(words: str) -> str:
+    """Between two figures."""
+    return words.replace(" - ", " \u2013 ")
 
 
-def _number(value: float) -> str:
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
-
-
-def _growth(report: dict[str, Any]) -> str:
-    if not report["slopes"]:
-        return ""
-    lines = [
-        f"{entry['mode']}, {entry['workload']}: {entry['us_per_1000_services']:+.3f} µs per 1,000 Services "
-        f"(95 % interval {entry['interval'][0]:.3f} – {entry['interval'][1]:.3f})"
-        for entry in report["slopes"]
-    ]
-    return _section("Growth over direct, by least squares", _list(lines))
+def _beside(report: dict[str, Any]) -> str:
+    """A virtual machine's figures, set apart: another unit, another machine."""
+    parts = [f"<p>{escape(counted.EXPLANATION)}</p>", _figures(report)]
+    parts += [f"<h3>{escape(table.title)}</h3>{_table_body(table)}" for table in tables(report)]
+    parts.append(_list([*counted.heading(report["meta"]), *remarks(report)]))
+    return f'<section class="beside"><h2>Beside it: counted in a virtual machine</h2>{"".join(parts)}</section>'
 
 
 def _environment(meta: dict[str, Any]) -> str:

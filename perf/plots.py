@@ -1,99 +1,195 @@
-"""Plots of a report as inline SVG, by matplotlib. Imported for --html alone."""
+"""Plots of a report as inline SVG, by matplotlib. Imported for --html and for the documentation's figures alone."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from perf import stats
+from perf import counted, stats
 
 Row = dict[str, Any]
 
-# Okabe and Ito's colours, told apart by colour-blind readers and in grey by the markers.
+
+class Style(NamedTuple):
+    """How a mode is drawn everywhere: told apart by colour, by marker and by dashes."""
+
+    colour: str
+    marker: str
+    dashes: str | tuple[int, tuple[float, ...]]
+
+
+# Okabe and Ito's colours: colour-blind readers tell them apart; on grey paper markers and dashes do.
 STYLE = {
-    "direct": ("#555555", "o"),
-    "ebpf": ("#0072B2", "s"),
-    "ebpf-packet": ("#56B4E9", "P"),
-    "iptables": ("#D55E00", "^"),
-    "nftables": ("#009E73", "D"),
-    "ipvs": ("#CC79A7", "v"),
+    "direct": Style("#555555", "o", "-"),
+    "ebpf": Style("#0072B2", "s", "-"),
+    "ebpf-packet": Style("#56B4E9", "P", (0, (5, 1.5))),
+    "iptables": Style("#D55E00", "^", (0, (6, 1.5, 1.5, 1.5))),
+    "nftables": Style("#009E73", "D", (0, (3, 1.2))),
+    "ipvs": Style("#CC79A7", "v", (0, (1.5, 1))),
 }
-_OTHER = ("#E69F00", "x")
+_OTHER = Style("#E69F00", "x", "-")
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans", "sans-serif"],
-    "font.size": 10,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": "#777777",
     "axes.labelcolor": "#333333",
     "axes.grid": True,
     "grid.color": "#e4e4e4",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
     "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
+    "lines.linewidth": 1.8,
 }
+# More bars than this have their figures upright.
+_BARS = 12
 
 
-def against_services(rows: Sequence[Row], title: str, label: str, log: bool) -> str:
+class Plot(NamedTuple):
+    """One figure: a name for a file, what stands above it, and how to draw it."""
+
+    name: str
+    title: str
+    words: str
+    draw: Callable[[], str]
+
+
+def of(report: dict[str, Any]) -> list[Plot]:
+    """Every plot that the report has rows for."""
+    rows = report["results"]
+    return list(_counted(rows) if counted.is_counted(report) else [*_latency(rows), *_rest(rows)])
+
+
+def _counted(rows: Sequence[Row]) -> Iterable[Plot]:
+    for suffix, what in (("crr", "Short connections"), ("rr", "Request and response"), ("udp", "First datagram")):
+        chosen = _rows(rows, f"{suffix}{counted.SUFFIX}", "instructions")
+        if chosen:
+            yield Plot(
+                f"instructions-{suffix}",
+                f"{what}: instructions against Services",
+                "thousand instructions of client, server and kernel; direct is the limit",
+                lambda chosen=chosen: against_services(chosen, "thousand instructions", log=False),  # type: ignore[misc]
+            )
+
+
+def _latency(rows: Sequence[Row]) -> Iterable[Plot]:
+    for workload, what in (("crr", "Short connections"), ("rr", "Request and response"), ("udp", "First datagram")):
+        chosen = _rows(rows, workload, "latency")
+        others = [row for row in chosen if row["mode"] != "direct"]
+        if len({row["services"] for row in chosen}) > 1:
+            yield Plot(
+                f"latency-{workload}",
+                f"{what}: latency against Services",
+                "median and interval; direct is the limit",
+                lambda chosen=chosen: against_services(chosen, "microseconds", log=False),  # type: ignore[misc]
+            )
+        if others:
+            yield Plot(
+                f"ratio-{workload}",
+                f"{what}: ratio to direct",
+                "direct: pod to pod on a clean twin node",
+                lambda others=others: ratios(others),  # type: ignore[misc]
+            )
+
+
+def _rest(rows: Sequence[Row]) -> Iterable[Plot]:
+    latency = _rows(rows, "crr", "latency")
+    if latency:
+        most = max(row["services"] for row in latency)
+        yield Plot(
+            "distribution-crr",
+            f"Short connections: distribution at {most:,} Services",
+            "every connection, outliers too; further left is better",
+            lambda: distribution([row for row in latency if row["services"] == most]),
+        )
+    for name, title, words, metric, unit in (
+        ("program", "From empty to N Services", "until the kernel has them all", "seconds", "seconds"),
+        ("update", "One endpoint changes", "until the first connection reaches it", "first_connection", "milliseconds"),
+    ):
+        chosen = _rows(rows, name, metric)
+        if chosen:
+            yield Plot(
+                name,
+                title,
+                f"{unit} {words}; both axes are logarithmic",
+                lambda chosen=chosen, unit=unit: against_services(chosen, unit, log=True),  # type: ignore[misc]
+            )
+
+
+def _rows(rows: Iterable[Row], workload: str, metric: str) -> list[Row]:
+    return [row for row in rows if row["workload"] == workload and row["metric"] == metric]
+
+
+def against_services(rows: Sequence[Row], label: str, log: bool) -> str:
     """One line per mode over the number of Services, with each point's interval."""
 
     def draw(axes: Axes) -> None:
         for mode in _modes(rows):
             mine = sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["services"])
-            colour, marker = STYLE.get(mode, _OTHER)
-            x, y = [row["services"] for row in mine], [row["p50"] for row in mine]
+            style = STYLE.get(mode, _OTHER)
+            x = [row["services"] for row in mine]
             middle, low, high = _errors(mine)
-            axes.errorbar(x, middle, yerr=[low, high], color=colour, fmt="none", capsize=3, elinewidth=1)
-            axes.plot(x, middle if not log else y, color=colour, marker=marker, markersize=5, label=mode)
+            axes.errorbar(x, middle, yerr=[low, high], color=style.colour, fmt="none", capsize=3, elinewidth=1)
+            axes.plot(
+                x, middle, color=style.colour, marker=style.marker, linestyle=style.dashes, markersize=6, label=mode
+            )
         axes.set_xlabel("Services")
         axes.set_ylabel(label)
-        _services_axis(axes, sorted({row["services"] for row in rows}))
         if log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            _log_ticks(axes)
         else:
             axes.set_ylim(bottom=0)
+        _services_axis(axes, sorted({row["services"] for row in rows}))
 
-    return _svg(draw, title)
+    return _svg(draw, f"{label} against Services")
 
 
-def distribution(rows: Sequence[Row], title: str) -> str:
+def distribution(rows: Sequence[Row]) -> str:
     """How many connections took longer than so much: the tail is drawn as large as the middle."""
 
     def draw(axes: Axes) -> None:
-        for row in rows:
-            colour, _ = STYLE.get(row["mode"], _OTHER)
-            ordered = sorted(row["samples"])
-            shares = [(len(ordered) - index) / len(ordered) for index in range(len(ordered))]
-            axes.step(ordered, shares, where="post", color=colour, label=row["mode"])
+        for mode in _modes(rows):
+            style = STYLE.get(mode, _OTHER)
+            ordered = sorted(value for row in rows if row["mode"] == mode for value in row["samples"])
+            x, shares = _steps(ordered)
+            axes.plot(x, shares, color=style.colour, linestyle=style.dashes, linewidth=1.5, label=mode)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_major_formatter(FuncFormatter(_figure))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("microseconds")
         axes.set_ylabel("connections that took longer")
 
-    return _svg(draw, title)
+    return _svg(draw, "distribution of single connections")
 
 
-def ratios(rows: Sequence[Row], title: str) -> str:
+def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most 400 points of "so many took at least so long": every one of the slowest, the rest thinned evenly."""
+    count = len(ordered)
+    places = sorted({*range(max(0, count - 100), count), *range(0, count, max(1, count // 300))})
+    return [ordered[place] for place in places], [(count - place) / count for place in places]
+
+
+def ratios(rows: Sequence[Row]) -> str:
     """Ratio to direct with its interval, a group of bars per number of Services; 1 is the limit."""
 
     def draw(axes: Axes) -> None:
         sizes, modes = sorted({row["services"] for row in rows}), _modes(rows)
-        width = 0.8 / max(1, len(modes))
+        width = 0.84 / max(1, len(modes))
+        upright = len(sizes) * len(modes) > _BARS
         for place, mode in enumerate(modes):
             mine = {row["services"]: row for row in rows if row["mode"] == mode}
             there = [(index, mine[size]) for index, size in enumerate(sizes) if size in mine]
@@ -103,22 +199,38 @@ def ratios(rows: Sequence[Row], title: str) -> str:
                 [max(0.0, row["ratio_to_direct"] - row["ratio_interval"][0]) for _, row in there],
                 [max(0.0, row["ratio_interval"][1] - row["ratio_to_direct"]) for _, row in there],
             ]
-            axes.bar(x, y, width * 0.9, color=STYLE.get(mode, _OTHER)[0], label=mode, yerr=error, capsize=3)
+            axes.bar(
+                x,
+                y,
+                width * 0.88,
+                color=STYLE.get(mode, _OTHER).colour,
+                label=mode,
+                yerr=error,
+                capsize=2,
+                ecolor="#222",
+            )
             for left, value, row in zip(x, y, (row for _, row in there), strict=True):
-                top = max(value, row["ratio_interval"][1])
-                axes.annotate(f"{value:.2f}", (left, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
-        axes.axhline(1, color=STYLE["direct"][0], linewidth=1)
+                axes.annotate(
+                    f"{value:.2f}",
+                    (left, max(value, row["ratio_interval"][1])),
+                    (0, 4),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                    rotation=90 if upright else 0,
+                )
+        axes.axhline(1, color=STYLE["direct"].colour, linewidth=1)
         axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("Services")
         axes.set_ylabel("times direct")
-        axes.margins(y=0.12)
+        axes.margins(y=0.2 if upright else 0.12)
 
-    return _svg(draw, title)
+    return _svg(draw, "ratio to direct")
 
 
 def _errors(rows: Sequence[Row]) -> tuple[list[float], list[float], list[float]]:
-    """The middle of each row's blocks, and how far its interval reaches below and above."""
+    """Each row's middle, and how far its interval reaches below and above."""
     middles = [stats.percentile(row["blocks"], 50) for row in rows]
     low = [max(0.0, middle - row["interval"][0]) for middle, row in zip(middles, rows, strict=True)]
     high = [max(0.0, row["interval"][1] - middle) for middle, row in zip(middles, rows, strict=True)]
@@ -135,11 +247,20 @@ def _services_axis(axes: Axes, sizes: Sequence[int]) -> None:
     if len(sizes) > 1:
         axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.06)
 
 
-def _plain(value: float, _: object) -> str:
+def _log_ticks(axes: Axes) -> None:
+    """A labelled tick at every power of ten; where fewer than three would show, at 2 and 5 as well."""
+    low, high = axes.get_ylim()
+    subs = (1.0,) if high / low > 500 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(_figure))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _figure(value: float, _: object) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:g}"
 
 
@@ -147,12 +268,23 @@ def _svg(draw: Callable[[Axes], None], title: str) -> str:
     """An <svg> element that scales with its place; ids are the figure's own."""
     settings: Any = {**_SETTINGS, "svg.hashsalt": title}
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained", facecolor="white")
         axes = figure.subplots()
         draw(axes)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=6,
+            frameon=False,
+            fontsize=10,
+            columnspacing=1.2,
+            handlelength=2.6,
+            handletextpad=0.5,
+        )
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     svg = text[text.index("<svg") :]
     head, _, rest = svg.partition(">")

@@ -7,53 +7,23 @@ from textwrap import wrap
 from typing import Any
 
 from perf import counted, stats
-from perf.results import find
+from perf.tables import in_order, states, tables
+
+__all__ = ["align", "heading", "how_often", "in_order", "remarks", "states", "text"]
 
 Report = dict[str, Any]
 Row = dict[str, Any]
-
-TITLES = {
-    "crr": "Short connections: connect, request, response, close (us)",
-    "rr": "One connection: request and response (us)",
-    "udp": "First datagram of a fresh UDP socket and its answer (us)",
-    "stream": "Throughput of one connection, both ends on one core (Gbit/s)",
-    "program": "From empty to N Services",
-    "update": "One endpoint changes (ms)",
-    "policy": "New flows under N policy rules (us)",
-    "flows": "Events of what is forwarded (us)",
-    "memory": "Memory (MiB)",
-    "cni": "The CNI executable",
-}
-_MAIN = {"crr": "latency", "rr": "latency", "udp": "latency", "stream": "throughput"}
 
 
 def text(report: Report) -> str:
     """Every table, the slopes, the noise, what was left out."""
     if counted.is_counted(report):
-        return _counted_text(report)
-    rows = report["results"]
-    parts = [heading(report["meta"])]
-    for workload in in_order(rows):
-        mine = [row for row in rows if row["workload"] == workload]
-        lines = _latency_lines(report, workload, mine) if workload in _MAIN else _plain_lines(mine)
-        parts.append("\n".join([TITLES.get(workload, workload), *lines]))
-    if report["slopes"]:
-        parts.append("\n".join(["Growth over direct, us per 1,000 Services (95 % interval)", *_slopes(report)]))
+        parts = ["\n".join(counted.heading(report["meta"])), "\n".join(wrap(counted.EXPLANATION, 110))]
+    else:
+        parts = [heading(report["meta"])]
+    parts += ["\n".join([table.title, *align([table.head, *table.lines])]) for table in tables(report)]
     parts.append("\n".join(remarks(report)))
-    return "\n\n".join(parts) + "\n"
-
-
-def _counted_text(report: Report) -> str:
-    parts = ["\n".join(counted.heading(report["meta"])), "\n".join(wrap(counted.EXPLANATION, 110))]
-    parts += ["\n".join([title, *align([counted.HEAD, *lines])]) for title, lines in counted.tables(report)]
-    parts.append("\n".join(counted.remarks(report)))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def in_order(rows: Iterable[Row]) -> list[str]:
-    """The workloads that there are, as TITLES lists them."""
-    there = dict.fromkeys(row["workload"] for row in rows)
-    return [name for name in TITLES if name in there] + [name for name in there if name not in TITLES]
 
 
 def heading(meta: dict[str, Any]) -> str:
@@ -62,9 +32,14 @@ def heading(meta: dict[str, Any]) -> str:
     tools = ", ".join(f"{mode}: {version}" for mode, version in meta["tools"].items())
     return (
         f"{meta['date']}  kernel {meta['kernel']}  {meta['cpus']} x {meta['cpu']}  load {meta['load'][0]:.2f}\n"
-        f"{meta['backends_per_service']} backends per Service, {how_often(meta)}, {pinned}; "
-        f"{meta['seconds']:g} s in all\n{tools}"
+        f"{backends(meta)}, {how_often(meta)}, {pinned}; {meta['seconds']:g} s in all\n{tools}"
     )
+
+
+def backends(meta: dict[str, Any]) -> str:
+    """How many each Service has, in words."""
+    count = meta["backends_per_service"]
+    return f"{count} backend{'s' if count > 1 else ''} per Service"
 
 
 def how_often(meta: dict[str, Any]) -> str:
@@ -76,8 +51,26 @@ def how_often(meta: dict[str, Any]) -> str:
 
 def remarks(report: Report) -> list[str]:
     """The machine's noise, what was left out, and what a reader must know."""
+    if counted.is_counted(report):
+        return counted.remarks(report)
     meta = report["meta"]
-    spin = meta["noise"]
+    lines = _noise(report)
+    epochs = meta.get("epochs", 1)
+    if epochs > 1:
+        sure = stats.order_interval([0.0] * epochs).confidence
+        lines.append(
+            f"intervals: of the medians of {epochs} epochs, in each of which everything was made anew; "
+            f"they hold the true median in {sure * 100:.0f} of 100 cases"
+        )
+    lines += [f"note: {note}" for note in meta["notes"]]
+    lines += [f"left out: {_skipped(entry)}" for entry in meta["skipped"]]
+    if any(not states(report, row) for row in report["results"] if row["metric"] != "rate"):
+        lines.append("?: the spread is too wide to conclude; run again on a quieter machine")
+    return lines
+
+
+def _noise(report: Report) -> list[str]:
+    spin = report["meta"]["noise"]
     lines = [
         f"noise: equal pieces of arithmetic took {spin['lowest']:g} to {spin['highest']:g} of their median "
         f"(90 % up to {spin['p90']:g}); the hypervisor kept {spin.get('stolen', 0):.1f} s of CPU time"
@@ -87,20 +80,9 @@ def remarks(report: Report) -> list[str]:
         if row["mode"] == "direct" and row["metric"].endswith("_repeat"):
             low, high = row["ratio_interval"]
             lines.append(
-                f"noise: direct again, {row['workload']} at {row['services']}: {row['ratio_to_direct']:.3f} of itself "
-                f"({low:.3f} - {high:.3f})"
+                f"noise: direct again, {row['workload']} at {row['services']:,}: {row['ratio_to_direct']:.3f} of "
+                f"itself ({low:.3f} - {high:.3f})"
             )
-    epochs = meta.get("epochs", 1)
-    lines += [f"note: {note}" for note in meta["notes"]]
-    if epochs > 1:
-        sure = stats.order_interval([0.0] * epochs).confidence
-        lines.append(
-            f"intervals: of the medians of {epochs} epochs, in each of which everything was made anew; "
-            f"they hold the true median in {sure * 100:.0f} of 100 cases"
-        )
-    lines += [f"left out: {_skipped(entry)}" for entry in meta["skipped"]]
-    if any(not states(report, row) for row in report["results"]):
-        lines.append("?: the spread is too wide to conclude; run again on a quieter machine")
     return lines
 
 
@@ -117,89 +99,17 @@ def _switches(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def states(report: Report, row: Row) -> bool:
-    """Whether the row's ratio to direct may be stated, given its spread and direct's own repeat."""
-    interval = row.get("ratio_interval")
-    if interval is None or row["mode"] == "direct":
-        return True
-    repeat = _repeat(report, row)
-    noise = stats.Interval(*repeat["ratio_interval"]) if repeat else None
-    return stats.conclusive(stats.Interval(*interval), noise)
-
-
-def _repeat(report: Report, row: Row) -> Row | None:
-    metric = f"{_MAIN.get(row['workload'], 'latency')}_repeat"
-    return find(report["results"], mode="direct", workload=row["workload"], services=row["services"], metric=metric)
-
-
-def _latency_lines(report: Report, workload: str, rows: Sequence[Row]) -> list[str]:
-    main = _MAIN[workload]
-    table = [["mode", "services", "p50", "interval", "p99", "to direct", "interval", "to own pod", "worst place"]]
-    for row in rows:
-        if row["metric"] != main:
-            continue
-        ratio = row["ratio_to_direct"]
-        doubt = "" if states(report, row) else "?"
-        places = [r for r in rows if (r["mode"], r["services"]) == (row["mode"], row["services"])]
-        worst = max(
-            (r["ratio_to_direct"] for r in places if r["metric"] in (main, f"{main}_first", f"{main}_last")),
-            default=None,
-        )
-        table.append(
-            [
-                row["mode"],
-                f"{row['services']:,}",
-                f"{row['p50']:.1f}",
-                _interval(row["interval"], 1),
-                f"{row['p99']:.1f}",
-                "1" if row["mode"] == "direct" else f"{ratio:.3f}{doubt}",
-                "" if row["mode"] == "direct" else _interval(row["ratio_interval"], 3),
-                f"{row['ratio_to_pod']:.3f}" if "ratio_to_pod" in row else "",
-                f"{worst:.3f}" if worst is not None and len(places) > 3 and main == "latency" else "",
-            ]
-        )
-    return align(table)
-
-
-def _plain_lines(rows: Sequence[Row]) -> list[str]:
-    table = [["mode", "services", "figure", "p50", "lowest", "highest", "unit", "to direct"]]
-    for row in rows:
-        scale, unit = (2**20, "MiB") if row["unit"] == "bytes" else (1, row["unit"])
-        values = [row["p50"], *row["spread"]]
-        ratio = row["ratio_to_direct"]
-        table.append(
-            [
-                row["mode"],
-                f"{row['services']:,}",
-                row["metric"].replace("_", " "),
-                *(f"{value / scale:.4g}" for value in values),
-                unit,
-                f"{ratio:.2f}" if ratio is not None else "",
-            ]
-        )
-    return align(table)
-
-
-def _slopes(report: Report) -> list[str]:
-    table = [["mode", "workload", "slope", "interval"]]
-    for entry in report["slopes"]:
-        slope = f"{entry['us_per_1000_services']:+.3f}"
-        table.append([entry["mode"], entry["workload"], slope, _interval(entry["interval"], 3)])
-    return align(table)
-
-
 def _skipped(entry: dict[str, Any]) -> str:
-    where = f" {entry['workload']} at {entry['services']:,} Services" if entry["workload"] else ""
+    size = f" at {entry['services']:,} Services" if entry["services"] else ""
+    where = f" {entry['workload']}{size}" if entry["workload"] else ""
     return f"{entry['mode']}{where}: {entry['reason']}"
 
 
-def _interval(pair: Sequence[float], digits: int) -> str:
-    return f"{pair[0]:.{digits}f} - {pair[1]:.{digits}f}"
-
-
 def align(table: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width: the first to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    """Columns of equal width: the first to the left, numbers to the right. Columns without any figure are left out."""
+    used = [column for column in range(len(table[0])) if any(row[column] for row in table[1:])]
+    table = [[row[column] for column in used] for row in table]
+    widths = [max(len(row[column]) for row in table) for column in range(len(used))]
     return ["  " + "  ".join(_cells(row, widths)).rstrip() for row in table]
 
 

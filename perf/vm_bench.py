@@ -9,6 +9,7 @@ On the host `main` boots the machine; inside, `python -m perf.vm_bench SETTINGS`
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -95,6 +96,7 @@ def inside(text: str) -> None:
     from perf.run import Settings, run
 
     given = json.loads(text)
+    os.environ["CRR_CALL_SECONDS"] = str(int(TIMEOUT))
     settings = Settings(
         modes=tuple(given["modes"]),
         services=tuple(given["services"]),

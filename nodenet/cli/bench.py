@@ -97,16 +97,26 @@ def compare(before: Path, after: Path, output: str) -> None:
 @click.option(
     "--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with plots here."
 )
-def show(report: Path, html_file: Path | None) -> None:
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A report of --vm: a section of the page, apart from the times.",
+)
+def show(report: Path, html_file: Path | None, beside: Path | None) -> None:
     """Print a JSON report's tables again, or make its page."""
     _need_perf()
+    from perf import counted
     from perf import report as reporting
 
-    found = _read(report)
+    found, other = _read(report), _read(beside) if beside else None
+    if other and (not counted.is_counted(other) or counted.is_counted(found)):
+        raise BadInputError("--beside takes a report of --vm, beside a report of times")
     if html_file:
-        _page(found, html_file)
-    else:
-        click.echo(reporting.text(found), nl=False)
+        _page(found, html_file, other)
+        return
+    click.echo(reporting.text(found), nl=False)
+    if other:
+        click.echo("\n" + reporting.text(other), nl=False)
 
 
 def _need_perf() -> None:
@@ -185,11 +195,11 @@ def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
         _page(report, options["html_file"])
 
 
-def _page(report: dict[str, Any], path: Path) -> None:
+def _page(report: dict[str, Any], path: Path, beside: dict[str, Any] | None = None) -> None:
     from perf import html
 
     html.require()
-    path.write_text(html.page(report))
+    path.write_text(html.page(report, beside))
 
 
 def _read(path: Path) -> dict[str, Any]:

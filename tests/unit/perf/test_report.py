@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from nodenet.cli.bench import bench
 from nodenet.errors import BadInputError, CannotRunError
-from perf import compare, html, report
+from perf import compare, counted, html, report
 from perf.results import Result, merge, slopes
-from perf.run import Settings
+from perf.run import MODES, Settings
 
 META: dict[str, Any] = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -79,7 +79,7 @@ def test_slope_is_over_direct() -> None:
 def test_table_names_modes_noise_and_what_is_missing() -> None:
     text = report.text(whole())
     assert "Short connections" in text
-    assert "1.30" in text
+    assert "1.301" in text
     assert "left out: ipvs: this kernel has no ip_vs" in text
     assert "direct again, crr at 1000" in text
     assert "too wide to conclude" not in text
@@ -221,3 +221,66 @@ def test_each_epoch_has_a_slope() -> None:
     (entry,) = slopes(merge(epochs))
     assert entry["us_per_1000_services"] == pytest.approx(3)
     assert entry["interval"] == [pytest.approx(2), pytest.approx(4)]
+
+
+def test_figures_of_one_mode_stand_in_one_line() -> None:
+    text = report.text(whole())
+    (line,) = [line for line in text.splitlines() if line.split()[:2] == ["nftables", "1,000"] and "110" in line]
+    assert line.split()[2:] == ["105", "100", "-", "110"]
+
+
+def counted_report() -> dict[str, Any]:
+    """A virtual machine's: direct at 100 thousand instructions, iptables at 200, and 300 at its end."""
+    times = {"direct": 100.0, "iptables": 200.0}
+    found = [
+        Result(mode, "crr", services, metric, "us", (time,) * 6, (time,) * 2, (100.0,) * 2).as_json()
+        for services in (1, 1000)
+        for mode, metric, time in (
+            ("direct", "latency", times["direct"]),
+            ("iptables", "latency", times["iptables"]),
+            ("iptables", "latency_last", 300.0),
+            ("iptables", "latency_pod", 160.0),
+            ("direct", "latency_repeat", 100.0),
+        )
+    ]
+    made = {"meta": {**META, "rounds": 2}, "results": found, "slopes": []}
+    read: dict[str, Any] = json.loads(json.dumps(counted.counted(made, ["program"])))
+    return read
+
+
+def test_counted_report_reads_as_what_it_is() -> None:
+    text = report.text(counted_report())
+    assert "thousand instructions per connection" in text
+    assert "Counted, not timed" in text
+    assert "virtual machine, kernel 6.18" in text
+    assert "crr_instructions" not in text
+    assert "(us)" not in text
+    (line,) = [line for line in text.splitlines() if line.split()[:2] == ["iptables", "1,000"]]
+    assert line.split()[2:] == ["200.0", "200.0", "-", "200.0", "2.000", "1.250", "3.000"]
+    assert "left out: all program: a virtual machine only counts instructions" in text
+
+
+def test_counted_report_has_a_page_and_stands_beside_another() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    alone = html.page(counted_report())
+    assert "thousand instructions" in alone
+    assert "microseconds" not in alone
+    both = html.page(whole(), counted_report())
+    assert both.count("<svg") == 6
+    assert 'class="beside"' in both
+
+
+def test_every_mode_has_a_colour_of_its_own() -> None:
+    plots = pytest.importorskip("perf.plots", reason="matplotlib is not installed")
+    assert list(plots.STYLE) == list(MODES)
+    assert len({style.marker for style in plots.STYLE.values()}) == len(MODES)
+    assert len({style.colour for style in plots.STYLE.values()}) == len(MODES)
+
+
+def test_cni_rows_have_a_table() -> None:
+    extra = {"leases": 2000, "at_once": 1, "ratio_to_reference": 0.2, "p99_ratio_to_reference": 0.3}
+    made = whole()
+    made["results"].append(Result("agent", "cni", 0, "add", "ms", (5.0, 6.0), extra=extra).as_json())
+    assert "A pod starts and ends" in report.text(made)
+    (line,) = [line for line in report.text(made).splitlines() if line.split()[:2] == ["agent", "ADD"]]
+    assert line.split()[2:] == ["1", "2,000", "5.50", "5.99", "0.20", "0.30"]
