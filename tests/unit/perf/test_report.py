@@ -81,7 +81,7 @@ def test_table_names_modes_noise_and_what_is_missing() -> None:
     assert "Short connections" in text
     assert "1.301" in text
     assert "left out: ipvs: this kernel has no ip_vs" in text
-    assert "direct again, crr at 1000" in text
+    assert "direct again, crr at 1,000" in text
     assert "too wide to conclude" not in text
 
 
