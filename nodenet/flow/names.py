@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, RuleRef
-from nodenet.compile.state import LocalNode, Names
+from nodenet.compile.state import LocalNode, Names, ServicePortName
 from nodenet.flow.types import (
     RESERVED,
     NameTable,
@@ -16,7 +16,7 @@ from nodenet.flow.types import (
     ServiceName,
     Workload,
 )
-from nodenet.model import Identity, IPAddress, ObjectRef, Pod
+from nodenet.model import Identity, IPAddress, ObjectRef, Pod, Service
 from nodenet.store import AttachmentKey, Snapshot
 
 # Cilium's label for a pod's namespace, which hubble users filter by.
@@ -28,6 +28,7 @@ class NameTableBuilder:
 
     def __init__(self) -> None:
         self._parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
+        self._services = _ServiceNames({}, {})
 
     def build(
         self,
@@ -53,6 +54,8 @@ class NameTableBuilder:
             addresses.update((ip, party) for ip in pod.ips)
         self._parties = parties
         local = {e.endpoint_id: parties[e.pod][2] for e in snapshot.endpoints.values() if e.pod in parties}
+        if not self._services.is_of(snapshot.services, names.services):
+            self._services = _ServiceNames(snapshot.services, names.services)
         cookies = netns_cookies or {}
         owners = {cookie: snapshot.endpoints.get(key) for cookie, key in cookies.items()}
         return NameTable(
@@ -60,13 +63,9 @@ class NameTableBuilder:
             identities={number: _identity_party(number, labels) for number, labels in names.identities.items()},
             endpoints=local,
             netns_cookies={c: parties[e.pod][2] for c, e in owners.items() if e is not None and e.pod in parties},
-            services={number: ServiceName(*name.ref) for number, name in names.services.items()},
-            frontends=_frontends(snapshot),
-            service_addresses={
-                address: ServiceName(*service.ref)
-                for service in snapshot.services.values()
-                for address in service.cluster_ips
-            },
+            services=self._services.numbers,
+            frontends=self._services.frontends,
+            service_addresses=self._services.addresses,
             rules={number: _rule_name(ref, snapshot.policies) for number, ref in names.rules.items()},
             isolated_by={
                 (identity, int(direction)): tuple(PolicyName(p.namespace, p.name) for p in policies)
@@ -90,6 +89,25 @@ class NameTableBuilder:
         )
 
 
+class _ServiceNames:
+    """What Services and their numbers alone decide: made once for all changes of other objects, such as their
+    endpoints."""
+
+    def __init__(self, services: Mapping[ObjectRef, Service], numbers: Mapping[int, ServicePortName]) -> None:
+        self._sources = (services, numbers)
+        self.numbers = {number: ServiceName(*name.ref) for number, name in numbers.items()}
+        self.frontends: dict[tuple[IPAddress, int, int], ServiceName] = {}
+        self.addresses: dict[IPAddress, ServiceName] = {}
+        for service in services.values():
+            name = ServiceName(*service.ref)
+            for address in service.cluster_ips:
+                self.addresses[address] = name
+                self.frontends.update({(address, port.port, int(port.protocol)): name for port in service.ports})
+
+    def is_of(self, services: Mapping[ObjectRef, Service], numbers: Mapping[int, ServicePortName]) -> bool:
+        return self._sources[0] is services and self._sources[1] is numbers
+
+
 def _labels(namespace: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     found = [f"k8s:{key}={value}" for key, value in labels]
     found.append(f"k8s:{NAMESPACE_LABEL}={namespace}")
@@ -107,15 +125,6 @@ def _node_addresses(snapshot: Snapshot, local: LocalNode) -> Iterable[tuple[IPAd
             yield address, RESERVED[number]
     for address in local.addresses:
         yield address, RESERVED[Identity.HOST]
-
-
-def _frontends(snapshot: Snapshot) -> dict[tuple[IPAddress, int, int], ServiceName]:
-    return {
-        (address, port.port, int(port.protocol)): ServiceName(*service.ref)
-        for service in snapshot.services.values()
-        for port in service.ports
-        for address in service.cluster_ips
-    }
 
 
 def _rule_name(ref: RuleRef, policies: Mapping[ObjectRef, NetworkPolicy]) -> PolicyName:

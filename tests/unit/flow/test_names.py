@@ -99,7 +99,15 @@ def test_what_did_not_change_is_not_made_again():
     before = build(builder).addresses[WEB_IP]
     assert build(builder).addresses[WEB_IP] is before
     moved = replace(SNAPSHOT, endpoints=MappingProxyType({}))
+    assert build(builder, moved).frontends is build(builder).frontends
     assert build(builder, moved).addresses[WEB_IP].endpoint_id == 0
     relabelled = replace(WEB, labels={"app": "api"})
     changed = replace(SNAPSHOT, pods=MappingProxyType({WEB.ref: relabelled}))
     assert "k8s:app=api" in build(builder, changed).addresses[WEB_IP].labels
+
+
+def test_a_changed_service_is_named_anew():
+    builder = NameTableBuilder()
+    before = build(builder)
+    assert build(builder, replace(SNAPSHOT, services=MappingProxyType({}))).frontends == {}
+    assert build(builder).frontends == before.frontends != {}
