@@ -22,7 +22,12 @@ _V6_METRIC = 1024
 
 
 def check(node: Link, pod: Link, records: Records, conf: NetConf, request: Request) -> None:
-    """Raises CniError with code 106 that names everything that is not as it should be."""
+    """Raises CniError with code 106 that names everything that is not as it should be, or what another IPAM plugin
+    says."""
+    if conf.delegate:
+        from nodenet.cni.delegate import Delegate
+
+        Delegate.of(conf.delegate, request).check()
     problems = list(Checker(node, pod, records, conf, request).problems())
     if problems:
         who = f"container {request.container_id} {request.ifname}"

@@ -10,15 +10,17 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Owner, Store
 from nodenet.cni.reboot import reclaim
 from nodenet.cni.records import Records
+from nodenet.cni.request import Request
 from nodenet.link.everywhere import addresses_everywhere
 from nodenet.link.handle import LinkError
 
 log = logging.getLogger("nodenet.cni")
 
 
-def collect(detacher: Detacher, conf: NetConf) -> None:
+def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
     """Free every lease, veth, rule, record and agent state of the network that is not on the list. Goes on past what
-    fails, as the specification asks, and then raises CniError that names all of it.
+    fails, as the specification asks, and then raises CniError that names all of it. Another IPAM plugin does the same
+    for its own then.
 
     An attachment that another verb holds at this moment is left alone.
     """
@@ -42,9 +44,22 @@ def collect(detacher: Detacher, conf: NetConf) -> None:
             _free_damaged(store, detacher.records, conf.valid)
         except (CniError, OSError) as error:
             failed.append(str(error))
+    if conf.delegate:
+        _delegated(conf, request, failed)
     if failed:
         message = f"network {conf.name}: GC: {len(failed)} of them could not be freed: {failed[0]}"
         raise CniError(Code.IO_FAILURE, message, "; ".join(failed[1:]))
+
+
+def _delegated(conf: NetConf, request: Request, failed: list[str]) -> None:
+    from nodenet.cni.delegate import Delegate
+
+    try:
+        Delegate.of(conf.delegate, request).collect()
+    except CniError as error:
+        if not failed:
+            raise
+        failed.append(f"IPAM plugin {conf.delegate}: {error}")
 
 
 def _known(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner, str]:

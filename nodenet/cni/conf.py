@@ -47,6 +47,7 @@ class Ipam:
 class NetConf:
     """A checked configuration. `mtu` 0 is the kernel's default; `mac` "" leaves the choice to us; `ipam` None: the pods
     have no addresses of ours; `vlan` 0: none, `trunk` the tagged ones; `valid` is GC's list, None where there is none.
+    `delegate` names the IPAM plugin of somebody else's, whose routes come with its addresses; `ipam` is None then.
     """
 
     cni_version: str
@@ -73,6 +74,8 @@ class NetConf:
     require_agent: bool = False
     prev: PrevResult | None = None
     valid: frozenset[Owner] | None = None
+    delegate: str = ""
+    delegated_routes: tuple[PodRoute, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -225,8 +228,9 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
     values["is_gateway"] = values["is_gateway"] or values["is_default_gateway"]
     if values["promiscuous"] and values["hairpin"]:
         raise _bad(where, "promiscMode", "cannot go with hairpinMode", True)
-    ipam = _ipam(where, data, args)
-    if ipam is not None and values["container_interface_down"]:
+    delegate = _delegate(where, data)
+    ipam = None if delegate else _ipam(where, data, args)
+    if (ipam is not None or delegate) and values["container_interface_down"]:
         raise _bad(where, "disableContainerInterface", "cannot go with ipam", True)
     return NetConf(
         cni_version=version,
@@ -234,15 +238,16 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
         ipam=ipam,
         mac=_mac(where, data, args),
         prev=_prev(where, data, verb),
+        delegate=delegate,
         **values,
     )
 
 
 def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, name: str) -> NetConf:
     """A configuration with what DEL and GC need: where leases and records are."""
-    ipam = data.get("ipam")
+    ipam, delegate = data.get("ipam"), _delegate(where, data)
     found = None
-    if isinstance(ipam, dict) and ipam:
+    if isinstance(ipam, dict) and ipam and not delegate:
         found = Ipam((), _read(where, "ipam.", ipam, {"dataDir": IPAM_KEYS["dataDir"]})["data_dir"])
     return NetConf(
         cni_version=version,
@@ -251,6 +256,7 @@ def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, n
         prev=_prev(where, data, verb),
         valid=_valid(where, data) if verb == "GC" else None,
         ip_masq=data.get("ipMasq") is True,
+        delegate=delegate,
         **_read(where, "", data, {"agentSocket": BRIDGE_KEYS["agentSocket"]}),
     )
 
@@ -313,9 +319,7 @@ def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam 
         return None
     if not isinstance(ipam, dict):
         raise _bad(where, "ipam", "expected an object", ipam)
-    if (kind := ipam.get("type", "host-local")) not in IPAM_TYPES:
-        message = f"{where}: ipam.type: {json.dumps(kind)} is not supported, use {' or '.join(IPAM_TYPES)}"
-        raise CniError(Code.UNSUPPORTED_FIELD, message)
+    kind = ipam.get("type", "host-local")
     values = _read(where, "ipam.", ipam, IPAM_KEYS)
     runtime = _object(where, "runtimeConfig", data)
     try:
@@ -331,6 +335,21 @@ def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam 
         wanted += args["IP"].split(",")
     requested = dict.fromkeys(_address(where, text) for text in wanted)
     return Ipam(sets=sets, requested=tuple(requested), **values)
+
+
+def _delegate(where: str, data: Mapping[str, Any]) -> str:
+    """The name of another IPAM plugin's executable; "" where the addresses are ours, or there are none."""
+    ipam = data.get("ipam")
+    kind = ipam.get("type", "host-local") if isinstance(ipam, dict) else "host-local"
+    if isinstance(kind, str) and kind in IPAM_TYPES:
+        return ""
+    # A name without folders: an executable in CNI_PATH and nowhere else.
+    if not isinstance(kind, str) or not _NAME.fullmatch(kind):
+        message = (
+            f"{where}: ipam.type: {json.dumps(kind)} is neither {' nor '.join(IPAM_TYPES)}, nor an executable's name"
+        )
+        raise CniError(Code.UNSUPPORTED_FIELD, message)
+    return kind
 
 
 def _prev(where: str, data: Mapping[str, Any], verb: str) -> PrevResult | None:

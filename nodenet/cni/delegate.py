@@ -12,13 +12,15 @@ import logging
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
 from nodenet.cni.child import run
+from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.ipam import Lease
 from nodenet.cni.prevresult import PrevResult
 from nodenet.cni.request import Request
 from nodenet.cni.routes import PodRoute
@@ -182,6 +184,29 @@ class Delegate:
         dns = found.raw.get("dns") or {}
         addresses = tuple(Address(entry.address, entry.gateway) for entry in found.addresses)
         return Answer(addresses, found.routes, {name: dns[name] for name in _DNS if dns.get(name)})
+
+
+def lease(conf: NetConf, request: Request, undo: ExitStack) -> tuple[NetConf, list[Lease]]:
+    """ADD of the configuration's delegate: its addresses, and the configuration with its routes and its DNS. `undo`
+    gives back what it gave. Raises CniError.
+
+    Where the node is the pods' gateway and the delegate names none it is the subnet's first address, as the
+    reference's bridge has it.
+    """
+    plugin = Delegate.of(conf.delegate, request)
+    plugin.executable()
+    # Before the call: one that was killed half way may have given an address too.
+    undo.callback(plugin.undo)
+    answer = plugin.add()
+    leases = [
+        Lease(entry.address, entry.gateway or (_first(entry) if conf.is_gateway else None), number)
+        for number, entry in enumerate(answer.addresses)
+    ]
+    return replace(conf, delegated_routes=answer.routes, dns=conf.dns or answer.dns), leases
+
+
+def _first(entry: Address) -> IPAddress:
+    return entry.address.network.network_address + 1
 
 
 def _shown(out: bytes) -> str:

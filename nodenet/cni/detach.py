@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nodenet.cni import ipam, wire
 from nodenet.cni.errors import CniError, Code
@@ -16,6 +17,9 @@ from nodenet.cni.records import Crashed, Record, Records
 from nodenet.link import netns
 from nodenet.link.handle import Link, LinkError
 from nodenet.model import Endpoint, IPAddress
+
+if TYPE_CHECKING:
+    from nodenet.cni.delegate import Delegate
 
 log = logging.getLogger("nodenet.cni")
 Step = Callable[[str], None]
@@ -43,10 +47,12 @@ class Detacher:
         hints: Iterable[IPAddress] = (),
         crashed: bool = False,
         masqueraded: bool = False,
+        delegate: Delegate | None = None,
     ) -> None:
         """Remove veth, rules, agent state, leases and record, in this order. Idempotent; the attachment must be held
         (Records.busy). `hints` are addresses that it may have beside those that are known; `masqueraded` is the
-        configuration's ipMasq: the reference may have wired it. Raises CniError, OSError, LinkError."""
+        configuration's ipMasq: the reference may have wired it. `delegate` gave the addresses; without one that of the
+        record is asked. Raises CniError, OSError, LinkError."""
         record, damaged = self._record(owner)
         if record:
             network, data_dir = record.network, record.data_dir
@@ -66,6 +72,8 @@ class Detacher:
         self.step("release")
         if store:
             ipam.release(store, owner, known)
+        if delegate or (record and record.delegation):
+            _give_back(delegate, record)
         self.step("drop")
         traces = crashed or damaged or cut or bool(known)
         self.records.drop(owner, record.endpoint.endpoint_id if record else 0, search=traces)
@@ -84,6 +92,20 @@ class Detacher:
         except ValueError as error:
             log.warning("endpoint file of container %s: %s", owner.container_id, error)
             return None, True
+
+
+def _give_back(delegate: Delegate | None, record: Record | None) -> None:
+    """DEL of the IPAM plugin that gave the addresses. Raises CniError: the attachment stays known then, and DEL can be
+    tried again."""
+    from nodenet.cni.delegate import Delegate
+
+    if delegate is None and record is not None:
+        try:
+            delegate = Delegate.from_json(record.delegation)
+        except ValueError as error:
+            log.warning("endpoint file of container %s: delegation: %s", record.endpoint.container_id, error)
+    if delegate is not None:
+        delegate.delete()
 
 
 def forget_reference(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:

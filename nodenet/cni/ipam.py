@@ -45,10 +45,10 @@ LOCK_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An address with its subnet's prefix, the set it came from, and its gateway."""
+    """An address with its subnet's prefix, the set it came from, and its gateway: only another plugin's lacks one."""
 
     address: IPv4Interface | IPv6Interface
-    gateway: IPAddress
+    gateway: IPAddress | None
     set_number: int
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nodenet.cni import conf as configuration
 from nodenet.cni import ipam, result, wire
@@ -27,6 +28,9 @@ from nodenet.cni.resolv import read_resolv_conf
 from nodenet.link import netns
 from nodenet.link.handle import Interface, Link, LinkError
 from nodenet.model import Endpoint, IPAddress
+
+if TYPE_CHECKING:
+    from nodenet.cni.delegate import Delegate
 
 # Called with the name of each step before it is done. Tests fail it there.
 Step = Callable[[str], None]
@@ -131,12 +135,14 @@ class Plugin:
             undo = stack.enter_context(ExitStack())
             job = _Job(conf, request, owner, records, pod_netns, pod, undo)
             self._step("begin")
+            job, leases = self._delegated(job) if conf.delegate else (job, None)
             with hooks.turn():
-                _refuse_second(job)
-                leases = self._lease(job, sets, search=crashed)
+                if leases is None:
+                    _refuse_second(job)
+                    leases = self._lease(job, sets, search=crashed)
                 added = self._wire(job, leases)
             self._step("enforce")
-            gateways = frozenset(lease.gateway for lease in leases) if conf.is_gateway else frozenset()
+            gateways = frozenset(lease.gateway for lease in leases if lease.gateway) if conf.is_gateway else frozenset()
             hooks.enforce(Wired(added.endpoint, self.node, pod_netns, gateways))
             self._step("done")
             undo.pop_all()
@@ -158,7 +164,8 @@ class Plugin:
             records.busy(owner, network=conf.name, data_dir=data_dir, netns=request.netns) as crashed,
         ):
             detacher = self._detacher(conf, hooks)
-            detacher.detach(owner, conf.name, data_dir, request.netns, hints, crashed, conf.ip_masq)
+            delegate = self._delegate(conf, request)
+            detacher.detach(owner, conf.name, data_dir, request.netns, hints, crashed, conf.ip_masq, delegate)
 
     def check(self, request: Request) -> None:
         """Whether a container's attachment is as ADD left it. Raises CniError with code 106 that says what is not."""
@@ -174,7 +181,7 @@ class Plugin:
 
         conf = configuration.parse(request.stdin, request.args, "GC")
         with _told("GC", conf.name):
-            collect(self._detacher(conf, hooks), conf)
+            collect(self._detacher(conf, hooks), conf, request)
 
     def status(self, request: Request, hooks: Hooks = ALONE) -> None:
         """Raises CniError with code 50 or 51 when an ADD could not succeed now."""
@@ -186,7 +193,7 @@ class Plugin:
                 sets = sets_of(conf, self._run(conf), hooks.networks)
             except CniError as error:
                 raise CniError(Code.NOT_AVAILABLE, str(error)) from error
-            status(self.node, conf, sets, hooks.healthy)
+            status(self.node, conf, sets, hooks.healthy, request)
 
     def run(self, request: Request, hooks: Hooks = ALONE) -> Reply:
         """One verb from request to reply; a CniError becomes the specification's JSON with exit status 1."""
@@ -219,6 +226,27 @@ class Plugin:
 
     def _records(self, conf: NetConf) -> Records:
         return Records(self._run(conf))
+
+    def _delegate(self, conf: NetConf, request: Request) -> Delegate | None:
+        if not conf.delegate:
+            return None
+        # Imported here and below: it is for those who have another IPAM plugin alone.
+        from nodenet.cni.delegate import Delegate
+
+        return Delegate.of(conf.delegate, request)
+
+    def _delegated(self, job: _Job) -> tuple[_Job, list[Lease]]:
+        """Addresses from another IPAM plugin, outside the agent's turns: it may take its time."""
+        from nodenet.cni.delegate import lease
+
+        _refuse_second(job)
+        if job.pod.get(job.owner.ifname) is not None:
+            # Looked for before the call: undoing that would take the address from whom the interface belongs to.
+            message = f"namespace {job.request.netns} has an interface {job.owner.ifname} already"
+            raise CniError(Code.INTERFACE_EXISTS, message)
+        self._step("lease")
+        conf, leases = lease(job.conf, job.request, job.undo)
+        return replace(job, conf=conf), leases
 
     def _lease(self, job: _Job, sets: Sequence[RangeSet], search: bool) -> list[Lease]:
         self._step("lease")
@@ -281,7 +309,10 @@ class Plugin:
             pod_uid=job.request.pod_uid,
         )
         self._step("record")
-        job.records.put(Record(endpoint, job.conf.name, job.conf.ipam.data_dir if job.conf.ipam else None))
+        delegate = self._delegate(job.conf, job.request)
+        delegation = delegate.to_json() if delegate else ""
+        data_dir = job.conf.ipam.data_dir if job.conf.ipam else None
+        job.records.put(Record(endpoint, job.conf.name, data_dir, delegation))
         return endpoint
 
 

@@ -39,6 +39,8 @@ class Record:
     endpoint: Endpoint
     network: str
     data_dir: Path | None
+    # What gives the addresses back where another IPAM plugin gave them: delegate.Delegate as text.
+    delegation: str = ""
 
     @property
     def owner(self) -> Owner:
@@ -62,6 +64,8 @@ class Record:
             "podName": e.pod.name,
             "podUid": e.pod_uid,
         }
+        if self.delegation:
+            body["delegation"] = self.delegation
         return json.dumps(body, indent=1) + "\n"
 
     @classmethod
@@ -81,7 +85,8 @@ class Record:
                 pod=ObjectRef(str(body["podNamespace"]), str(body["podName"])),
                 pod_uid=str(body["podUid"]),
             )
-            return cls(endpoint, str(body["network"]), Path(str(body["dataDir"])) if body["dataDir"] else None)
+            data_dir = Path(str(body["dataDir"])) if body["dataDir"] else None
+            return cls(endpoint, str(body["network"]), data_dir, str(body.get("delegation", "")))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an endpoint record: {error!r}") from error
 

@@ -50,11 +50,8 @@ class Result:
         body: dict[str, Any] = {}
         if version in ("0.3.1", "0.4.0"):
             body["version"] = str(lease.address.version)
-        return body | {
-            "interface": self.pod_interface + shift,
-            "address": str(lease.address),
-            "gateway": str(lease.gateway),
-        }
+        body |= {"interface": self.pod_interface + shift, "address": str(lease.address)}
+        return body | ({"gateway": str(lease.gateway)} if lease.gateway else {})
 
 
 def _interface(entry: ResultInterface, version: str) -> dict[str, Any]:

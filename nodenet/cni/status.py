@@ -9,18 +9,24 @@ from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Store
 from nodenet.cni.ranges import RangeSet
+from nodenet.cni.request import Request
 from nodenet.link.handle import Link
 
 
-def status(node: Link, conf: NetConf, sets: Sequence[RangeSet], healthy: Callable[[], str]) -> None:
+def status(node: Link, conf: NetConf, sets: Sequence[RangeSet], healthy: Callable[[], str], request: Request) -> None:
     """Raises CniError: 50 when no ADD can succeed (a range without a free address, a lease folder that is closed to us,
-    something in the bridge's place), 51 when the agent is unwell, for then pods that run may suffer too."""
+    something in the bridge's place), 51 when the agent is unwell, for then pods that run may suffer too; or what
+    another IPAM plugin says."""
     where = f"network {conf.name}"
     if trouble := healthy():
         raise CniError(Code.LIMITED, f"{where}: the agent of this node is unwell: {trouble}")
     found = node.get(conf.bridge)
     if found is not None and found.kind != "bridge":
         raise CniError(Code.NOT_AVAILABLE, f"{where}: interface {conf.bridge} is not a bridge")
+    if conf.delegate:
+        from nodenet.cni.delegate import Delegate
+
+        Delegate.of(conf.delegate, request).status()
     if conf.ipam is None:
         return
     store = Store(conf.ipam.data_dir, conf.name)

@@ -145,11 +145,11 @@ def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
 
 def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:
     """The configured routes with their gateways filled in, and a default route per family where we are its gateway."""
-    gateways = {lease.gateway.version: lease.gateway for lease in reversed(leases)}
+    gateways = {lease.gateway.version: lease.gateway for lease in reversed(leases) if lease.gateway}
     # Of a family without an address: on the link, as the reference does.
     found = [
         replace(route, gateway=route.gateway or gateways.get(route.network.version))
-        for route in (conf.ipam.routes if conf.ipam else ())
+        for route in (conf.ipam.routes if conf.ipam else conf.delegated_routes)
     ]
     if conf.is_default_gateway:
         for version, gateway in sorted(gateways.items()):

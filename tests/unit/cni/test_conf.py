@@ -115,7 +115,13 @@ def test_ranges_come_from_three_places_in_order() -> None:
         ({"ipam": {"type": "nodenet", "subnet": "10.1.0.0/24"}}, Code.BAD_CONFIG, "type nodenet takes the node's own"),
         ({"dns": {"search": "x"}}, Code.BAD_CONFIG, "network net: dns: search: expected a list"),
         ({"agentSocket": "x"}, Code.BAD_CONFIG, "network net: agentSocket: expected an absolute path"),
-        ({"ipam": {"type": "dhcp"}}, Code.UNSUPPORTED_FIELD, "network net: ipam.type: .dhcp. is not supp"),
+        ({"ipam": {"type": "../dhcp"}}, Code.UNSUPPORTED_FIELD, 'ipam.type: "../dhcp" is neither host-local'),
+        ({"ipam": {"type": 7}}, Code.UNSUPPORTED_FIELD, "network net: ipam.type: 7 is neither host-local nor nodenet"),
+        (
+            {"ipam": {"type": "static"}, "disableContainerInterface": True},
+            Code.BAD_CONFIG,
+            "disableContainerInterface: cannot go with ipam",
+        ),
         ({"ipam": {"ranges": [{"subnet": "10.1.0.0/24"}]}}, Code.BAD_CONFIG, r"ipam\.ranges\[0\]: expected a list"),
         (
             {"ipam": {"ranges": [[{"subnet": "x"}]]}},
@@ -249,9 +255,16 @@ def test_version_and_errors_speak_the_version_asked_for() -> None:
     assert json.loads(reply.stdout) == {"cniVersion": "0.3.1", "code": 11, "msg": "later", "details": "why"}
 
 
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "GC", "CHECK", "STATUS"])
+def test_another_ipam_plugin_reads_its_keys_itself(verb: str) -> None:
+    ipam = {"type": "whereabouts", "dataDir": 5, "ranges": {"theirs": True}, "routes": 7}
+    found = as_verb(verb, ipam=ipam, prevResult={}, **{"cni.dev/valid-attachments": []})
+    assert (found.delegate, found.ipam) == ("whereabouts", None)
+
+
 @pytest.mark.parametrize("verb", ["DEL", "GC"])
 def test_removal_reads_only_what_it_needs(verb: str) -> None:
-    ipam = {"type": "dhcp", "dataDir": "/d", "ranges": 7}
+    ipam = {"type": "host-local", "dataDir": "/d", "ranges": 7}
     keys = {"mtu": "x", "vlan": -1, "ipam": ipam, "args": 3, "prevResult": 4, "agentSocket": "/x/cni.sock"}
     found = as_verb(verb, **keys, **{"cni.dev/valid-attachments": []})
     assert found.ipam is not None
