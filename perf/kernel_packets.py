@@ -18,12 +18,16 @@ Check = Callable[[str, str, Callable[[], None]], None]
 # BPF_PROG_TEST_RUN runs on the loopback device; another interface stands for a second local pod.
 _LOOPBACK, _OTHER = 1, 4242
 _TC_OK, _TC_SHOT, _TC_REDIRECT = 0, 2, 7
+_ETHERNET = 14
 _TCP, _UDP, _FRAGMENT = 6, 17, 44
 _SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
 # Destination, then the source: what the endpoints below have.
 _MACS = bytes.fromhex("0200000000bb020000000001")
 _POD, _REMOTE, _LOCAL = 60001, 60002, 60003
 _ADDRESSES = {4: ("10.201.0.1", "10.202.0.2", "10.201.0.3"), 6: ("fd01::1", "fd02::2", "fd01::3")}
+# Two Services, one of which the pod itself is the backend of, and as whom it meets itself then.
+_SERVICES = {4: ("10.203.0.1", "10.203.0.2", "169.254.42.1"), 6: ("fd03::1", "fd03::2", "100::1")}
+_SERVICE_PORT = 8000
 
 
 def frame(source: str, target: str, protocol: int, payload: bytes, identification: int = 0, fragment: int = 0) -> bytes:
@@ -43,6 +47,16 @@ def tcp(sport: int, dport: int, flags: int = _SYN) -> bytes:
 
 def udp(sport: int, dport: int) -> bytes:
     return struct.pack("!HHHH", sport, dport, 8, 0)
+
+
+def ends(packet: bytes) -> tuple[str, str, int, int]:
+    """Addresses and ports of a frame that `frame` could have made."""
+    header = 20 if packet[12:14] == b"\x08\x00" else 40
+    size = 4 if header == 20 else 16
+    at = _ETHERNET + header
+    addresses = packet[at - 2 * size : at]
+    saddr, daddr = ip_address(addresses[:size]), ip_address(addresses[size:])
+    return (str(saddr), str(daddr), *struct.unpack("!HH", packet[at : at + 4]))
 
 
 def arp(sender: str) -> bytes:
@@ -65,6 +79,18 @@ class _Pods:
         tables["nn_policy"].update(key, abi.U32(7))
         wide = abi.PolicyKey(abi.POLICY_BITS_DIRECTION, _POD, _LOCAL, Direction.EGRESS, 0, 0)
         tables["nn_policy"].update(wide, abi.U32(8))
+        self.service, self.own_service, self.nobody = _SERVICES[version]
+        self._serve(self.service, 60000 + version, self.remote)
+        self._serve(self.own_service, 60100 + version, self.pod)
+
+    def _serve(self, service: str, number: int, backend: str) -> None:
+        """One TCP port with one backend, on port 80 there; the number stands for both."""
+        tables, address = self.tables, ip_address(service)
+        tables["nn_backend"].update(abi.U32(number), abi.AddressPort(ip_address(backend), 80, _TCP))
+        tables["nn_revnat"].update(abi.U32(number), abi.AddressPort(address, _SERVICE_PORT, _TCP))
+        for slot, entry in ((1, abi.FrontendEntry(number, number, 0)), (0, abi.FrontendEntry(0, number, 1))):
+            tables["nn_frontend"].update(abi.FrontendKey(address, _SERVICE_PORT, _TCP, slot), entry)
+        tables["nn_frontend"].update(abi.FrontendKey(address, 0, 0, 0), abi.FrontendEntry(0, 0, 0))
 
     def _endpoint(self, address: str, identity: int, ifindex: int, flags: int) -> None:
         entry = abi.EndpointEntry(ifindex, identity, identity & 0xFFFF, flags, "02:00:00:00:00:01")
@@ -77,6 +103,12 @@ class _Pods:
     def expect(self, program: str, packet: bytes, verdict: int) -> None:
         got = run_packet(self.programs[program], packet).verdict
         assert got == verdict, f"{program}: verdict {got}, expected {verdict}"
+
+    def becomes(self, program: str, packet: bytes, verdict: int, wanted: bytes) -> None:
+        """`wanted`: a frame like the result, but for checksums."""
+        run = run_packet(self.programs[program], packet)
+        assert run.verdict == verdict, f"{program}: verdict {run.verdict}, expected {verdict}"
+        assert ends(run.packet) == ends(wanted), f"{program}: {ends(run.packet)}, expected {ends(wanted)}"
 
     def out(self, protocol: int, payload: bytes, verdict: int, **fields: int) -> None:
         self.expect("endpoint_egress", frame(self.pod, self.remote, protocol, payload, **fields), verdict)
@@ -103,7 +135,26 @@ def _cases(pods: _Pods, version: int, redirect_peer: bool) -> dict[str, Callable
         pods.back(_TCP, tcp(80, 40000, _SYN_ACK), _TC_OK)
         pods.out(_TCP, tcp(40000, 80, _ACK), _TC_OK)
 
+    def service() -> None:
+        out = frame(pods.pod, pods.service, _TCP, tcp(40003, _SERVICE_PORT))
+        pods.becomes("endpoint_egress", out, _TC_OK, frame(pods.pod, pods.remote, _TCP, tcp(40003, 80)))
+        back = frame(pods.remote, pods.pod, _TCP, tcp(80, 40003, _SYN_ACK))
+        answer = frame(pods.service, pods.pod, _TCP, tcp(_SERVICE_PORT, 40003))
+        pods.becomes("endpoint_ingress", back, _TC_OK, answer)
+
+    def own_service() -> None:
+        out = frame(pods.pod, pods.own_service, _TCP, tcp(40004, _SERVICE_PORT))
+        pods.becomes("endpoint_egress", out, _TC_REDIRECT, frame(pods.nobody, pods.pod, _TCP, tcp(40004, 80)))
+        back = frame(pods.pod, pods.nobody, _TCP, tcp(80, 40004, _SYN_ACK))
+        answer = frame(pods.own_service, pods.pod, _TCP, tcp(_SERVICE_PORT, 40004))
+        pods.becomes("endpoint_egress", back, _TC_REDIRECT, answer)
+
     cases: dict[str, Callable[[], None]] = {
+        "service by packet": service,
+        "own service by packet": own_service,
+        "unserved port by packet": lambda: pods.expect(
+            "endpoint_egress", frame(pods.pod, pods.service, _TCP, tcp(40005, 81)), _TC_SHOT
+        ),
         "allowed and its reply": tracked,
         "denied port": lambda: pods.out(_TCP, tcp(40000, 81), _TC_SHOT),
         "denied protocol": lambda: pods.out(_UDP, udp(40000, 80), _TC_SHOT),
