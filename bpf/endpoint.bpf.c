@@ -10,8 +10,10 @@ NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_e
 	__u8 mac[ETH_ALEN];
 	__u32 ifindex = target->ifindex;
 
-	__builtin_memcpy(mac, target->mac, ETH_ALEN);
-	bpf_skb_store_bytes(ctx, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
+	if (!nn_has_mac(ctx, offsetof(struct ethhdr, h_dest), target)) {
+		__builtin_memcpy(mac, target->mac, ETH_ALEN);
+		bpf_skb_store_bytes(ctx, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
+	}
 	bpf_skb_change_type(ctx, PACKET_HOST);
 	return bpf_redirect_peer(ifindex, 0);
 }

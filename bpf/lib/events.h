@@ -112,6 +112,10 @@ NN_GLOBAL int nn_send_event(struct __sk_buff *ctx, __u8 type, __u8 point, int re
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_event *event;
+	struct {
+		__u8 dst[ETH_ALEN];
+		__u8 src[ETH_ALEN];
+	} mac = {};
 
 	if (!context)
 		return 0;
@@ -144,8 +148,9 @@ NN_GLOBAL int nn_send_event(struct __sk_buff *ctx, __u8 type, __u8 point, int re
 	event->length = ctx->len;
 	event->ip_version = context->packet.ip_version;
 	event->is_reply = context->is_reply;
-	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_source), event->src_mac, ETH_ALEN);
-	bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_dest), event->dst_mac, ETH_ALEN);
+	bpf_skb_load_bytes(ctx, 0, &mac, sizeof(mac));
+	__builtin_memcpy(event->src_mac, mac.src, ETH_ALEN);
+	__builtin_memcpy(event->dst_mac, mac.dst, ETH_ALEN);
 	nn_submit_event(event);
 	return 0;
 }

@@ -45,7 +45,7 @@ NN_INLINE int nn_has_mac(struct __sk_buff *ctx, __u32 offset, const struct nn_en
 {
 	__u8 mac[ETH_ALEN], difference = 0;
 
-	if (bpf_skb_load_bytes(ctx, offset, mac, ETH_ALEN) < 0)
+	if (nn_load(ctx, offset, mac, ETH_ALEN) < 0)
 		return 0;
 	for (int i = 0; i < ETH_ALEN; i++)
 		difference |= mac[i] ^ endpoint->mac[i];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Packet -> tuple. One cursor: each step checks its bounds, moves the cursor and returns the next protocol or a
- * negative drop code. bpf_skb_load_bytes is used rather than direct access: it is right for non-linear packets too. */
+ * negative drop code. Headers that every packet has are read in place where they can be, the others by a helper. */
 #ifndef NN_PARSE_H
 #define NN_PARSE_H
 
@@ -10,6 +10,7 @@
 #include "common.h"
 
 #define NN_IPV6_EXTENSIONS_MAX 6
+#define NN_HEADERS_MAX 512 /* bytes: a bound that the verifier can see */
 #define NN_IP_FRAGMENT_OFFSET 0x1fff
 #define NN_IP_MORE_FRAGMENTS 0x2000
 #define NN_NEXTHDR_HOP 0
@@ -63,12 +64,25 @@ struct {
 	__type(value, struct nn_frag_entry);
 } nn_frag SEC(".maps");
 
+/* Bytes of the packet: read where they are if they are in its linear part, where a sender has put its headers, else through
+ * a helper. Returns a negative number when there are not as many. */
+NN_INLINE int nn_load(struct __sk_buff *ctx, __u32 offset, void *to, const __u32 size)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+	if (offset <= NN_HEADERS_MAX && data + offset + size <= end) {
+		__builtin_memcpy(to, data + offset, size);
+		return 0;
+	}
+	return bpf_skb_load_bytes(ctx, offset, to, size);
+}
+
 NN_INLINE int nn_parse_ipv4(struct __sk_buff *ctx, struct nn_packet *packet)
 {
 	struct iphdr ip;
 	__u16 fragment;
 
-	if (bpf_skb_load_bytes(ctx, packet->offset, &ip, sizeof(ip)) < 0)
+	if (nn_load(ctx, packet->offset, &ip, sizeof(ip)) < 0)
 		return NN_DROP_INVALID_PACKET;
 	if (ip.version != 4 || ip.ihl < 5)
 		return NN_DROP_INVALID_PACKET;
@@ -115,7 +129,7 @@ NN_INLINE int nn_parse_ipv6(struct __sk_buff *ctx, struct nn_packet *packet)
 	struct ipv6hdr ip;
 	int next;
 
-	if (bpf_skb_load_bytes(ctx, packet->offset, &ip, sizeof(ip)) < 0)
+	if (nn_load(ctx, packet->offset, &ip, sizeof(ip)) < 0)
 		return NN_DROP_INVALID_PACKET;
 	if (ip.version != 6)
 		return NN_DROP_INVALID_PACKET;
@@ -152,10 +166,10 @@ NN_INLINE int nn_parse_ports(struct __sk_buff *ctx, struct nn_packet *packet)
 	} header;
 
 	if (packet->tuple.protocol == IPPROTO_TCP && !packet->quoted) {
-		if (bpf_skb_load_bytes(ctx, packet->offset, &header, sizeof(header)) < 0)
+		if (nn_load(ctx, packet->offset, &header, sizeof(header)) < 0)
 			return NN_DROP_INVALID_PACKET;
 		packet->tcp_flags = header.tcp[sizeof(header.tcp) - 1];
-	} else if (bpf_skb_load_bytes(ctx, packet->offset, &header, 4) < 0) {
+	} else if (nn_load(ctx, packet->offset, &header, 4) < 0) {
 		return NN_DROP_INVALID_PACKET;
 	}
 	packet->tuple.sport = header.sport;
