@@ -32,7 +32,9 @@ def describe() -> dict[str, Any]:
 
 
 def noise(spins: Sequence[float]) -> dict[str, float]:
-    """How much equal pieces of arithmetic wavered: the machine without any network (us)."""
+    """How much equal pieces of arithmetic wavered: the machine without any network (us). Empty without any."""
+    if not spins:
+        return {}
     ordered = sorted(spins)
     median = ordered[len(ordered) // 2]
     return {

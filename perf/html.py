@@ -89,9 +89,10 @@ def _head(report: dict[str, Any]) -> str:
         title = "What a Service costs: eBPF, iptables, nftables, IPVS"
         pinned = "not pinned" if meta["pinned_cpu"] is None else "on one core"
         words = (
-            f"{meta['date'].replace('T', ' ')[:16]} UTC, kernel {meta['kernel']}, {meta['cpus']} \u00d7 {meta['cpu']}. "
-            f"{how_often(meta).capitalize()}, client and server {pinned}, {backends(meta)}."
+            f"{meta['date'].replace('T', ' ')[:16]} UTC, kernel {meta['kernel']}, {meta['cpus']} \u00d7 {meta['cpu']}."
         )
+        if meta.get("epochs", 1):
+            words += f" {how_often(meta).capitalize()}, client and server {pinned}, {backends(meta)}."
     return f'<h1>{escape(title)}</h1><p class="lead">{escape(words)}</p>'
 
 

@@ -30,10 +30,11 @@ def heading(meta: dict[str, Any]) -> str:
     """Where and how, in three lines."""
     pinned = "not pinned" if meta["pinned_cpu"] is None else f"client and server on CPU {meta['pinned_cpu']}"
     tools = ", ".join(f"{mode}: {version}" for mode, version in meta["tools"].items())
+    how = f"{backends(meta)}, {how_often(meta)}, {pinned}; " if meta.get("epochs", 1) else ""
     return (
         f"{meta['date']}  kernel {meta['kernel']}  {meta['cpus']} x {meta['cpu']}  load {meta['load'][0]:.2f}\n"
-        f"{backends(meta)}, {how_often(meta)}, {pinned}; {meta['seconds']:g} s in all\n{tools}"
-    )
+        f"{how}{meta['seconds']:g} s in all\n{tools}"
+    ).rstrip()
 
 
 def backends(meta: dict[str, Any]) -> str:
@@ -71,10 +72,12 @@ def remarks(report: Report) -> list[str]:
 
 def _noise(report: Report) -> list[str]:
     spin = report["meta"]["noise"]
-    lines = [
-        f"noise: equal pieces of arithmetic took {spin['lowest']:g} to {spin['highest']:g} of their median "
-        f"(90 % up to {spin['p90']:g}); the hypervisor kept {spin.get('stolen', 0):.1f} s of CPU time"
-    ]
+    lines = [f"noise: the hypervisor kept {spin.get('stolen', 0):.1f} s of CPU time"]
+    if "highest" in spin:
+        lines.append(
+            f"noise: equal pieces of arithmetic took {spin['lowest']:g} to {spin['highest']:g} of their median "
+            f"(90 % up to {spin['p90']:g})"
+        )
     lines += _switches(report["results"])
     for row in report["results"]:
         if row["mode"] == "direct" and row["metric"].endswith("_repeat"):

@@ -162,12 +162,10 @@ def latency(bench: Bench, modes: Sequence[Mode], model: ServiceModel, workload: 
 def stream(bench: Bench, modes: Sequence[Mode], model: ServiceModel) -> None:
     """Gbit/s of one connection that only sends, both ends on one core."""
     bench.progress(f"{STREAM}, {model.size:,} Services")
-    targets = [direct_target(bench.direct)]
-    for mode in modes:
-        targets += [service_targets(mode, model, "tcp")[0], pod_target(mode)]
+    targets = [direct_target(bench.direct), *(service_targets(mode, model, "tcp")[0] for mode in modes)]
     targets.append(direct_target(bench.direct, "latency_repeat"))
     found: Taken = {target: blocks.Found() for target in targets}
-    for number in range(max(3, bench.sizes.rounds // 4)):
+    for number in range(bench.sizes.rounds):
         for target in reversed(targets) if number % 2 else targets:
             target.mode.flush()
             block = bench.maker.stream(target.mode.client, target.address, target.port, _SLICES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -85,8 +86,12 @@ def compare(before: Path, after: Path, output: str) -> None:
     """Tell what changed between two JSON reports beyond their noise. Exit code 1 when something became worse."""
     _need_perf()
     from perf import compare as comparing
+    from perf import counted
 
-    changes = comparing.compare(_read(before), _read(after))
+    old, new = _read(before), _read(after)
+    if counted.is_counted(old) != counted.is_counted(new):
+        raise BadInputError("one report holds times and the other instructions of a virtual machine")
+    changes = comparing.compare(old, new)
     click.echo(json.dumps(changes, indent=1) if output == "json" else comparing.text(changes), nl=output == "json")
     if any(change["verdict"] == "worse" for change in changes["changes"]):
         raise SystemExit(1)
@@ -156,6 +161,8 @@ def _check_outputs(options: dict[str, Any]) -> None:
         path = options[option]
         if path and not path.resolve().parent.is_dir():
             raise BadInputError(f"--{option.removesuffix('_file')}: {path}: there is no folder {path.parent}")
+        if path and not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+            raise BadInputError(f"--{option.removesuffix('_file')}: {path}: may not be written")
     if options["html_file"]:
         from perf import html
 
@@ -190,7 +197,7 @@ def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
 
     click.echo(reporting.text(report), nl=False)
     if options["json_file"]:
-        options["json_file"].write_text(json.dumps(report) + "\n")
+        _save(options["json_file"], json.dumps(report) + "\n")
     if options["html_file"]:
         _page(report, options["html_file"])
 
@@ -199,7 +206,15 @@ def _page(report: dict[str, Any], path: Path, beside: dict[str, Any] | None = No
     from perf import html
 
     html.require()
-    path.write_text(html.page(report, beside))
+    _save(path, html.page(report, beside))
+
+
+def _save(path: Path, text: str) -> None:
+    """Raises CannotRunError when the disk does not take it; the tables were printed before."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise CannotRunError(f"{path}: not written: {error.strerror}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -284,3 +284,24 @@ def test_cni_rows_have_a_table() -> None:
     assert "A pod starts and ends" in report.text(made)
     (line,) = [line for line in report.text(made).splitlines() if line.split()[:2] == ["agent", "ADD"]]
     assert line.split()[2:] == ["1", "2,000", "5.50", "5.99", "0.20", "0.30"]
+
+
+def test_times_are_not_compared_with_instructions(tmp_path: Any) -> None:
+    times, instructions = tmp_path / "a.json", tmp_path / "b.json"
+    times.write_text(json.dumps(whole()))
+    instructions.write_text(json.dumps(counted_report()))
+    done = CliRunner().invoke(bench, ["compare", str(times), str(instructions)])
+    assert isinstance(done.exception, BadInputError)
+    assert "instructions" in str(done.exception)
+    done = CliRunner().invoke(bench, ["show", str(instructions), "--beside", str(times)])
+    assert isinstance(done.exception, BadInputError)
+    both = CliRunner().invoke(bench, ["show", str(times), "--beside", str(instructions)])
+    assert "Counted, not timed" in both.stdout
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Any) -> None:
+    source = tmp_path / "a.json"
+    source.write_text(json.dumps(whole()))
+    done = CliRunner().invoke(bench, ["show", str(source), "--html", "/proc/version"])
+    assert isinstance(done.exception, CannotRunError)
+    assert "/proc/version: not written" in str(done.exception)
