@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from nodenet.bpf import loader
 from nodenet.cni.plugin import Wired
-from nodenet.link import addresses, netns, routes, tc
+from nodenet.link import addresses, routes, tc
 from nodenet.link.handle import Link
 from nodenet.model import Endpoint, IPAddress, IPNetwork
 
 log = logging.getLogger(__name__)
 
-# asm-generic/socket.h (Linux 5.14)
-_SO_NETNS_COOKIE = 71
 _HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS}
 
 P = ParamSpec("P")
@@ -104,7 +101,7 @@ def admit(wired: Wired, programs: Mapping[str, int], known: frozenset[IPAddress]
     wanted = [tc.Program(hook, programs[name], name) for name, hook in _HOOKS.items()]
     tc.attach_all(wired.node, wired.endpoint.host_ifindex, wanted)
     own = None if wired.gateways <= known else _local_addresses(wired.node)
-    return Admitted(netns_cookie(wired.pod_netns), own)
+    return Admitted(wired.pod.netns_cookie(), own)
 
 
 def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:
@@ -115,11 +112,11 @@ def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozen
     return routes.sync_routes(link, desired, device)
 
 
-def netns_cookie(target: str | int) -> int:
+def netns_cookie(path: str) -> int:
     """The kernel's cookie of a network namespace (events of socket programs carry it); 0 where it cannot be told."""
     try:
-        with netns.open_socket(target, socket.AF_INET, socket.SOCK_DGRAM, 0) as probe:
-            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        with Link(path) as link:
+            return link.netns_cookie()
     except OSError as error:
-        log.info("namespace %s: no cookie: %s", target, error)
+        log.info("namespace %s: no cookie: %s", path, error)
         return 0

@@ -5,6 +5,7 @@ What stays after a failed ADD is the node's own, shared by all pods: the bridge 
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -38,12 +39,12 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """An attachment that is wired and recorded, as ADD hands it to the agent: with the node's rtnetlink socket, an open
-    file of the pod's namespace, and the addresses that the node is sure to have since."""
+    """An attachment that is wired and recorded, as ADD hands it to the agent: with the rtnetlink sockets of the node
+    and of the pod, and the addresses that the node is sure to have since."""
 
     endpoint: Endpoint
     node: Link
-    pod_netns: int
+    pod: Link
     gateways: frozenset[IPAddress]
 
 
@@ -143,7 +144,7 @@ class Plugin:
                 added = self._wire(job, leases)
             self._step("enforce")
             gateways = frozenset(lease.gateway for lease in leases if lease.gateway) if conf.is_gateway else frozenset()
-            hooks.enforce(Wired(added.endpoint, self.node, pod_netns, gateways))
+            hooks.enforce(Wired(added.endpoint, self.node, pod, gateways))
             self._step("done")
             undo.pop_all()
             return added
@@ -264,8 +265,7 @@ class Plugin:
         bridge = wire.ensure_bridge(self.node, conf, leases)
         mac = conf.mac or wire.pod_mac(leases)
         self._step("veth")
-        job.undo.callback(_undone, wire.disconnect, self.node, owner, "")
-        host = wire.create_pair(self.node, conf, owner, job.pod_netns, mac)
+        host, inside = _create_pair(self.node, job, mac)
         self._step("filters")
         if conf.ip_masq or conf.mac_spoof_check:
             known = [lease.address.ip for lease in leases]
@@ -274,7 +274,7 @@ class Plugin:
         self._step("port")
         wire.join_bridge(self.node, conf, host, bridge)
         self._step("pod")
-        inside = wire.configure_pod(job.pod, job.pod_netns, conf, owner.ifname, leases)
+        wire.configure_pod(job.pod, job.pod_netns, conf, inside, leases)
         self._step("routes")
         routes = wire.pod_routes(conf, leases)
         wire.add_routes(job.pod, inside.index, routes)
@@ -324,9 +324,27 @@ def _refuse_second(job: _Job) -> None:
         raise CniError(Code.INTERFACE_EXISTS, f"{message}: {error}", "DEL it first") from error
     if record is not None:
         raise CniError(Code.INTERFACE_EXISTS, message, "DEL it before another ADD")
-    if job.pod.get(job.owner.ifname) is not None:
-        message = f"namespace {job.request.netns} has an interface {job.owner.ifname} already"
-        raise CniError(Code.INTERFACE_EXISTS, message)
+
+
+def _create_pair(node: Link, job: _Job, mac: str) -> tuple[Interface, Interface]:
+    """The node's end and the pod's. A pair that is there already is not this ADD's to remove: it may serve a pod whose
+    record was lost."""
+    taken: list[LinkError] = []
+
+    def disconnect() -> None:
+        if not taken:
+            wire.disconnect(node, job.owner, "")
+
+    job.undo.callback(_undone, disconnect)
+    try:
+        return wire.create_pair(node, job.conf, job.owner, job.pod_netns, mac)
+    except LinkError as error:
+        if error.code == errno.EEXIST:
+            taken.append(error)
+        if taken and job.pod.get(job.owner.ifname) is not None:
+            message = f"namespace {job.request.netns} has an interface {job.owner.ifname} already"
+            raise CniError(Code.INTERFACE_EXISTS, message) from error
+        raise
 
 
 @contextmanager

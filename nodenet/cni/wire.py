@@ -87,12 +87,12 @@ def unfilter_port(network: str, owner: Owner, known: Iterable[IPAddress]) -> Non
     nft.forget(network, host_ifname(owner), known)
 
 
-def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: str) -> Interface:
-    """The veth pair, both ends down. Returns the node's end."""
+def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: str) -> tuple[Interface, Interface]:
+    """The veth pair, both ends down. Returns the node's end and the pod's."""
     host = veth.create(node, host_ifname(owner), owner.ifname, pod_netns, peer_mac=mac, mtu=conf.mtu)
     if _IPV6.exists():
         sysctl.write(f"ipv6/conf/{host.name}/addr_gen_mode", _NO_ADDRESS)
-    return host
+    return host, replace(host, index=host.peer, name=owner.ifname, mac=mac, peer=host.index)
 
 
 def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> None:
@@ -114,12 +114,11 @@ def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> No
     node.batch(up)
 
 
-def configure_pod(pod: Link, pod_netns: int, conf: NetConf, ifname: str, leases: Sequence[Lease]) -> Interface:
+def configure_pod(pod: Link, pod_netns: int, conf: NetConf, interface: Interface, leases: Sequence[Lease]) -> None:
     """Addresses on the pod's end, which comes up unless the configuration keeps it down."""
-    interface = pod.require(ifname)
+    index, ifname = interface.index, interface.name
     with netns.inside(pod_netns):
         _pod_ipv6(ifname, leases, conf.enable_dad)
-    index = interface.index
     steps = [
         (f"cannot add address {lease.address} to {ifname}", addresses.added(index, lease.address, conf.enable_dad))
         for lease in leases
@@ -127,7 +126,6 @@ def configure_pod(pod: Link, pod_netns: int, conf: NetConf, ifname: str, leases:
     if not conf.container_interface_down:
         steps.append((f"cannot bring {ifname} up", change(index, state="up")))
     pod.batch(*steps)
-    return interface
 
 
 def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _LINK, IFLA_MASTER, _OPERSTATE = 1, 3, 4, 5
 IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
 INFO_KIND, INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 BRPORT_STATE, BRPORT_MODE = 1, 4
+# asm-generic/socket.h
+_SO_NETNS_COOKIE = 71
 _OPER_UNKNOWN, _OPER_UP = 0, 6
 _HEADER = struct.Struct("=BxHiII")
 
@@ -78,6 +81,13 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def netns_cookie(self) -> int:
+        """The kernel's cookie of the socket's namespace, 0 where it tells none (before Linux 5.14)."""
+        try:
+            return int.from_bytes(self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return 0
 
     @property
     def ip(self) -> IPRoute:

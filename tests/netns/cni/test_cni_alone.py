@@ -87,6 +87,19 @@ def test_a_second_add_fails_and_leaves_the_first_alone(world: Any, pinging: Any)
     assert pinging(pod, "10.77.0.1")
 
 
+def test_an_add_leaves_a_pod_alone_whose_record_was_lost(world: Any, pinging: Any) -> None:
+    pod = world.pod()
+    assert world.call("ADD", "c1", pod).status == 0
+    (world.run_dir / "endpoints/c1-eth0.json").unlink()
+    before = world.left()
+    reply = world.call("ADD", "c1", pod)
+    assert json.loads(reply.stdout)["code"] == 103
+    assert "has an interface eth0 already" in json.loads(reply.stdout)["msg"]
+    assert world.left() == before
+    assert pinging(pod, "10.77.0.1")
+    assert world.call("DEL", "c1", pod).status == 0
+
+
 def test_del_needs_neither_namespace_nor_lease_nor_record(world: Any) -> None:
     pod = world.pod()
     for spoil in ("namespace", "netns variable", "lease", "record", "interface", "all"):
