@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from perf.load import LoadMaker
+from nodenet.errors import CannotRunError
+from perf.load import Block, LoadMaker
 from perf.modes import Mode, real_backends
 from perf.results import Result
 from perf.services import TARGET_PORT, ServiceModel
 
 # Seconds between two lines of progress in a workload of many rounds.
 _PROGRESS_SECONDS = 5.0
+# How often a block is tried: one lost connection shall not cost a run of many minutes.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,25 @@ def take_turns(
             told = time.monotonic()
             progress(f"{workload}: round {number + 1} of {sizes.rounds}")
         for target in reversed(targets) if number % 2 else targets:
-            target.mode.flush()
-            block = maker.block(target.mode.client, workload, target.address, target.port, sizes.count, sizes.warmup)
+            block = _block(maker, sizes, target, workload)
             mine = found[target]
             mine.blocks.append(block.values)
             counts = (sizes.count + sizes.warmup, block.waits, block.taken)
             mine.switches = [old + new for old, new in zip(mine.switches, counts, strict=True)]
     return found
+
+
+def _block(maker: LoadMaker, sizes: Sizes, target: Target, workload: str) -> Block:
+    """One block. A call that failed is told, and the block measured again; the third time it is the run's error."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        target.mode.flush()
+        try:
+            return maker.block(target.mode.client, workload, target.address, target.port, sizes.count, sizes.warmup)
+        except CannotRunError as error:
+            if attempt == _ATTEMPTS:
+                raise
+            target.mode.notes.append(f"{target.mode.name}: a block was measured again: {error}")
+    raise AssertionError("unreachable")
 
 
 def limit(found: Taken, figure: Callable[[Found], Sequence[float]] = lambda one: one.medians) -> tuple[float, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
+
+from nodenet.errors import CannotRunError
 from perf import blocks
 from perf.blocks import Found, Sizes, Target
 from perf.load import Block, LoadMaker
@@ -15,6 +18,7 @@ from perf.workloads import LeftOut
 @dataclass(frozen=True)
 class StandIn:
     name: str
+    notes: list[str] = field(default_factory=list, hash=False, compare=False)
 
     @property
     def client(self) -> str:
@@ -70,6 +74,30 @@ def test_direct_again_is_compared_with_direct() -> None:
     other = blocks.result(next(one for one in found if one.mode.name == "x"), found, "crr", 1)
     assert other.baseline == (2.5,)
     assert other.extra == {"switches": [13, 3, 1]}
+
+
+def test_a_block_that_failed_is_measured_again_and_told() -> None:
+    notes: list[str] = []
+
+    class Failing(Recorder):
+        def block(self, *given: Any) -> Block:
+            found = super().block(*given)
+            if len(self.calls) in failing:
+                raise CannotRunError("connect: Connection timed out")
+            return found
+
+    def run() -> blocks.Taken:
+        names = (("direct", "latency"), ("x", "latency"), ("direct", "latency_repeat"))
+        targets = [Target(cast("Mode", StandIn(name, notes)), metric, "a", 80) for name, metric in names]
+        return blocks.take_turns(cast("LoadMaker", Failing()), Sizes(1, 1, 3, 1), targets, "crr", lambda words: None)
+
+    failing = {2, 3}
+    found = run()
+    assert [one.medians for one in found.values()] == [(1,), (4,), (5,)]
+    assert notes == ["x: a block was measured again: connect: Connection timed out"] * 2
+    failing = {2, 3, 4}
+    with pytest.raises(CannotRunError, match="timed out"):
+        run()
 
 
 def test_rates_are_of_all_connections_of_a_block() -> None:
