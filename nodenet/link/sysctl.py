@@ -23,7 +23,8 @@ def write(key: str, value: str | int, target: netns.Target | None = None) -> boo
     path = _path(key)
     if smallfile.read(path).strip() == str(value):
         return False
-    smallfile.write(path, f"{value}\n")
+    # No newline: Linux 6.18.15 takes the number alone and says that one byte less was written.
+    smallfile.write(path, str(value))
     return True
 
 
