@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from nodenet.cni import alone
 from nodenet.link import netns, sysctl
 
 REFERENCE = Path("/usr/lib/cni")
@@ -37,6 +38,12 @@ class Case:
 
 
 GATEWAY = {"isDefaultGateway": True}
+STATIC = {
+    "type": "static",
+    "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.254"}, {"address": "fd77::9/64"}],
+    "routes": [{"dst": "10.9.0.0/16"}, {"dst": "10.8.0.0/16", "gw": "10.77.0.9"}],
+    "dns": {"nameservers": ["10.0.0.10"]},
+}
 CASES = (
     Case("no keys", families=("ipv4", "ipv6", "dual")),
     Case("isGateway", {"isGateway": True}, families=("ipv4", "ipv6", "dual")),
@@ -99,6 +106,11 @@ CASES = (
         ("ipv6",),
     ),
     Case("no ipam", {"ipam": {}}, families=("ipv4",)),
+    Case("ipam.type static", {**GATEWAY, "ipam": STATIC}, args="IgnoreUnknown=1"),
+    Case("ipam.type static, ipMasq", {**GATEWAY, "ipMasq": True, "ipam": STATIC}, args="IgnoreUnknown=1"),
+    Case("ipam.type static, isGateway false", {"ipam": {**STATIC, "routes": []}}, args="IgnoreUnknown=1"),
+    Case("ipam.type static without addresses", {**GATEWAY, "ipam": {"type": "static"}}, args="IgnoreUnknown=1"),
+    Case("ipam.type that is not there", {**GATEWAY, "ipam": {"type": "nntest-none"}}, families=("ipv4",)),
     Case("cniVersion 0.3.1", {**GATEWAY, "cniVersion": "0.3.1"}),
     Case("cniVersion 0.4.0", {**GATEWAY, "cniVersion": "0.4.0"}),
     Case("cniVersion 9.9.9", {**GATEWAY, "cniVersion": "9.9.9"}),
@@ -144,7 +156,8 @@ class Side:
             status, out = done.returncode, done.stdout
         else:
             body = json.loads(conf) | {"agentSocket": str(self.world.run_dir / "cni.sock")}
-            reply = self.world.call(verb, container, pod, json.dumps(body).encode(), args)
+            env = self.world.env(verb, container, pod, args) | {"CNI_PATH": str(REFERENCE)}
+            reply = netns.call(self.world.node, alone.run, env, json.dumps(body).encode())
             status, out = reply.status, reply.stdout
         return status, json.loads(out) if out else None
 
@@ -231,13 +244,14 @@ class Side:
         targets = {}
         for ip in body.get("ips") or ():
             version = ip_address(ip["address"].partition("/")[0]).version
-            targets[f"traffic.gateway {version}"] = (ip["gateway"], gateway)
+            if ip.get("gateway"):
+                targets[f"traffic.gateway {version}"] = (ip["gateway"], gateway)
             targets[f"traffic.outside {version}"] = ("192.0.2.2" if version == 4 else "2001:db8::2", outside)
         with ThreadPoolExecutor(4) as pool:
             found = dict(zip(targets, pool.map(lambda target: ping(pod, *target), targets.values()), strict=True))
         netns.run(pod, ["ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"], check=True)
         for ip in body.get("ips") or ():
-            if ":" not in ip["address"]:
+            if ":" not in ip["address"] and ip.get("gateway"):
                 patience = _BRIEF if case.keys.get("macspoofchk") else gateway
                 found["traffic.another MAC"] = ping(pod, ip["gateway"], patience)
         return found

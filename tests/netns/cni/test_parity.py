@@ -31,7 +31,8 @@ REASONS = {
     "node.port link-local": "the veth's node end has no address of its own: a bridge port needs none, and none means "
     "no duplicate detection and multicast reports for it",
     "result.routes": "ours tells the gateway that the route got; the reference repeats the configuration",
-    "result.dns": "resolvConf reaches the result; the reference's `bridge` overwrites it with its own empty `dns`",
+    "result.dns": "what resolvConf or another IPAM plugin says reaches the result; the reference's `bridge` "
+    "overwrites it with its own empty `dns`",
     "ADD": "ours has a code for each reason; the reference says 999 for all of them",
     "DEL": "DEL reads only what it needs, so a pod can be removed with a configuration that ADD refuses",
     "leases": "`last_reserved_ip.<n>` after a failed ADD: a hint for the next round, no lease",
@@ -42,8 +43,11 @@ REASONS = {
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Differences by "case, family"."""
 
+    base = tmp_path_factory.mktemp("parity")
+
     def one(case: Any, family: str, reference: bool) -> dict[str, Any]:
-        folder = tmp_path_factory.mktemp("parity")
+        folder = base / uuid.uuid4().hex[:8]
+        folder.mkdir()
         world = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), folder)
         try:
             return Side(world, folder / "leases", reference).observe(case, family, ping)
@@ -51,14 +55,15 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             for path in (world.node, *world.pods):
                 netns.delete(path)
 
-    found = {}
-    with ThreadPoolExecutor(2) as pool:
+    jobs = {}
+    # Most of it is waiting for answers, and for their absence: several cases at once.
+    with ThreadPoolExecutor(8) as pool:
         for case in CASES:
             for family in case.families:
-                ours, reference = pool.map(one, (case, case), (family, family), (False, True))
                 name = case.name if len(case.families) == 1 else f"{case.name}, {family}"
-                found[name] = (ours, differences(ours, reference))
-    return found
+                jobs[name] = [pool.submit(one, case, family, reference) for reference in (False, True)]
+    found = {name: [job.result() for job in sides] for name, sides in jobs.items()}
+    return {name: (ours, differences(ours, reference)) for name, (ours, reference) in found.items()}
 
 
 def test_every_difference_is_explained(observed: dict[str, Any]) -> None:
@@ -75,7 +80,8 @@ def test_every_reason_is_needed(observed: dict[str, Any]) -> None:
 
 def test_nothing_is_left_by_del(observed: dict[str, Any]) -> None:
     for name, (ours, _) in observed.items():
-        assert ours["DEL"] == 0 or "9.9.9" in name
+        # Without the plugin that gave an address nobody can give it back: the reference's DEL fails as well.
+        assert ours["DEL"] == 0 or name in ("cniVersion 9.9.9", "ipam.type that is not there")
         assert (ours["left.leases"], ours["left.veths"], ours["left.rules"]) == ([], [], []), name
         assert all(interfaces == ["lo"] for interfaces in ours["left.pod"]), name
 

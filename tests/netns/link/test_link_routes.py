@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 
@@ -59,14 +61,20 @@ def test_sync_touches_nobody_elses(node: Link) -> None:
 
 def test_an_unreachable_gateway_is_told_and_holds_up_no_other_route(node: Link) -> None:
     far = IPv4Address("172.16.0.1")
+    # What this kernel says of it, in whatever words.
+    with pytest.raises(LinkError, match=r"^cannot add route to 10\.3\.0\.0/24 via 172\.16\.0\.1: ") as told:
+        routes.add(node, node.require("up0").index, IPv4Network("10.3.0.0/24"), far)
+    assert told.value.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
+    words = str(told.value).partition("172.16.0.1: ")[2]
+    assert words.startswith(os.strerror(told.value.code))
     done = routes.sync_routes(node, {A4: far, B4: GATE4}, "up0")
     assert done.added == [B4]
     assert list(done.failed) == [A4]
-    assert done.failed[A4].startswith("cannot add route to 10.1.0.0/24 via 172.16.0.1: Network is unreachable")
+    assert done.failed[A4] == f"cannot add route to 10.1.0.0/24 via 172.16.0.1: {words}"
     done = routes.sync_routes(node, {B4: far, A6: GATE6}, "up0")
     assert done.added == [A6]
     assert list(done.failed) == [B4]
-    assert done.failed[B4].startswith("cannot change route to 10.2.0.0/24 via 172.16.0.1: Network is unreachable")
+    assert done.failed[B4] == f"cannot change route to 10.2.0.0/24 via 172.16.0.1: {words}"
     assert ours(node) == {"10.2.0.0/24": "192.168.9.2", "fd01::/64": "fd99::2"}
 
 

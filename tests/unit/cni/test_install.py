@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,9 +23,12 @@ OPTIONS = Options(subnets=("10.5.0.0/24", "fd05::/64"), mtu=1400)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built once: a second or two."""
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory, bpf_cache: Path) -> Path:
+    """A cache with what this version builds, made once between all tests: it takes seconds."""
+    folder = tmp_path_factory.mktemp("cache")
+    built = bundle.build(bpf_cache)
+    shutil.copytree(built.launcher.parent, folder / built.launcher.parent.name)
+    return folder
 
 
 def files(folder: Path) -> set[str]:
