@@ -64,6 +64,8 @@ class Datapath:
         )
         sizes = {
             "nn_ct": config.ct_entries,
+            # A flow to a Service that is translated packet by packet stands in both.
+            "nn_lb_flow": max(1, config.ct_entries // 2),
             "nn_frontend": config.service_entries,
             "nn_revnat": config.service_entries,
             "nn_backend": config.backend_entries,
