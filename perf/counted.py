@@ -26,7 +26,7 @@ EXPLANATION = (
     "Counted, not timed: client, server and kernel together, in a virtual machine whose clock counts instructions. The "
     "tenth percentile of each block: a connection that nothing interrupted. It tells nothing about caches and memory."
 )
-HEAD = ("mode", "services", "p10", "lowest - highest block", "to direct", "to own pod", "worst place")
+HEAD = ("mode", "Services", "p10", "lowest - highest block", "to direct", "to own pod", "worst place")
 
 
 def is_counted(report: Report) -> bool:
@@ -113,7 +113,7 @@ def heading(meta: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{mode}: {version}" for mode, version in meta["tools"].items())
     return [
         f"{meta['date']}  virtual machine, kernel {meta['kernel']}, one emulated CPU that counts instructions",
-        f"{meta['backends_per_service']} backends per Service, {meta['rounds']} interleaved rounds of "
+        f"backends per Service: {meta['backends_per_service']}; {meta['rounds']} interleaved rounds of "
         f"{meta['samples_per_block']} samples; {meta['seconds']:g} s on this machine's clock",
         versions,
     ]

@@ -63,6 +63,11 @@ def remarks(report: Report) -> list[str]:
             f"intervals: of the medians of {epochs} epochs, in each of which everything was made anew; "
             f"they hold the true median in {sure * 100:.0f} of 100 cases"
         )
+    if meta["load"][0] > meta["cpus"]:
+        lines.append(
+            f"note: others wanted the CPUs (load {meta['load'][0]:.1f} on {meta['cpus']}): ratios hold within their "
+            "intervals, times and p99 are not those of a quiet machine"
+        )
     lines += [f"note: {note}" for note in meta["notes"]]
     lines += [f"left out: {_skipped(entry)}" for entry in meta["skipped"]]
     if any(not states(report, row) for row in report["results"] if row["metric"] != "rate"):

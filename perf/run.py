@@ -89,9 +89,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     """
     settings.check()
     if os.geteuid() != 0:
-        raise CannotRunError(
-            "the benchmark needs root", "run it with sudo: it makes namespaces and loads programs"
-        )
+        raise CannotRunError("the benchmark needs root", "run it with sudo: it makes namespaces and loads programs")
     started = time.monotonic()
     if set(settings.workloads) == {"cni"}:
         settings = replace(settings, sizes=replace(settings.sizes, epochs=0))

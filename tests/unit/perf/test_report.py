@@ -305,3 +305,10 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Any) -> None:
     done = CliRunner().invoke(bench, ["show", str(source), "--html", "/proc/version"])
     assert isinstance(done.exception, CannotRunError)
     assert "/proc/version: not written" in str(done.exception)
+
+
+def test_a_busy_machine_is_said() -> None:
+    made = whole()
+    assert "others wanted the CPUs" not in report.text(made)
+    made["meta"] = {**META, "load": [7.5, 1.0, 1.0]}
+    assert "others wanted the CPUs (load 7.5 on 2)" in report.text(made)
