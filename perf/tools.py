@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -88,16 +89,23 @@ def _finish(
         try:
             out, errors = process.communicate(text, timeout)
         except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             raise ToolTimeoutError(f"{' '.join(command)}: not finished after {timeout:g} s") from error
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             raise
     code = int(out.split()[-1]) if environment and not process.returncode else process.returncode
     if code:
         words = " | ".join(errors.strip().splitlines()[:4])
         raise CannotRunError(f"{' '.join(command)}: exit status {code}: {words}")
     return out
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With what it started. It may be gone already: a tool that loads a large table stays in the kernel for many seconds,
+    and where that kernel does not preempt, its end is seen before the signal that was to end it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def output(command: Sequence[str], netns: str | None = None, environment: Mapping[str, str] | None = None) -> str:
