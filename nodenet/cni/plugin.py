@@ -307,6 +307,7 @@ class Plugin:
             ips=tuple(lease.address.ip for lease in leases),
             pod=job.request.pod,
             pod_uid=job.request.pod_uid,
+            bridged=bool(job.conf.vlan or job.conf.trunk or job.conf.port_isolation),
         )
         self._step("record")
         delegate = self._delegate(job.conf, job.request)

@@ -63,6 +63,7 @@ class Record:
             "podNamespace": e.pod.namespace,
             "podName": e.pod.name,
             "podUid": e.pod_uid,
+            "bridged": e.bridged,
         }
         if self.delegation:
             body["delegation"] = self.delegation
@@ -84,6 +85,7 @@ class Record:
                 ips=tuple(ip_address(address) for address in body["ips"]),
                 pod=ObjectRef(str(body["podNamespace"]), str(body["podName"])),
                 pod_uid=str(body["podUid"]),
+                bridged=body.get("bridged") is True,
             )
             data_dir = Path(str(body["dataDir"])) if body["dataDir"] else None
             return cls(endpoint, str(body["network"]), data_dir, str(body.get("delegation", "")))
