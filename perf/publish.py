@@ -98,7 +98,7 @@ def in_short(full: Report) -> list[list[str]]:
     sizes = sorted({row["services"] for row in rows if row["workload"] in ("crr", "program", "update")})
     found = [["", *modes]]
     found += [
-        [f"short connection, to direct, at {size:,} Services", *_each(full, modes, size, _ratio)] for size in sizes
+        [f"short connection, to direct, at {_services(size)}", *_each(full, modes, size, _ratio)] for size in sizes
     ]
     grown = {entry["mode"]: entry for entry in full["slopes"] if entry["workload"] == "crr"}
     if grown:
@@ -107,8 +107,12 @@ def in_short(full: Report) -> list[list[str]]:
     found += [
         [f"one endpoint changes, first connection, at {size:,}", *_each(full, modes, size, _update)] for size in sizes
     ]
-    found += [[f"{size:,} Services from empty", *_each(full, modes, size, _program)] for size in sizes]
+    found += [[f"{_services(size)} from empty", *_each(full, modes, size, _program)] for size in sizes]
     return [line for line in found if any(line[1:])]
+
+
+def _services(count: int) -> str:
+    return f"{count:,} Service{'s' if count > 1 else ''}"
 
 
 def _each(full: Report, modes: Sequence[str], size: int, cell: Any) -> list[str]:

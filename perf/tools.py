@@ -102,7 +102,7 @@ def _finish(
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """With what it started. It may be gone already: a tool that loads a large table stays in the kernel for many seconds,
+    """With what it started. It may be gone already: a tool that loads a large table stays in the kernel for seconds,
     and where that kernel does not preempt, its end is seen before the signal that was to end it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -51,7 +51,7 @@ def full() -> dict[str, Any]:
 def test_in_short_says_what_there_is_and_what_was_left_out() -> None:
     lines = {line[0]: line[1:] for line in publish.in_short(full())}
     assert lines[""] == ["ebpf-packet", "nftables"]
-    assert lines["short connection, to direct, at 1 Services"] == ["1.300 (1.300 - 1.300)", "1.300 (1.300 - 1.300)"]
+    assert lines["short connection, to direct, at 1 Service"] == ["1.300 (1.300 - 1.300)", "1.300 (1.300 - 1.300)"]
     assert lines["short connection, to direct, at 1,000 Services"][1] == "left out"
     assert lines["growth, us per 1,000 Services"] == ["+1.000 (1.000 - 1.000)", ""]
     assert lines["1,000 Services from empty"] == ["50.0 ms", "left out"]
