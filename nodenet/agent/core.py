@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
+from nodenet.link import addresses
 from nodenet.metrics import Metrics
 from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
@@ -38,8 +40,10 @@ log = logging.getLogger(__name__)
 
 # Seconds between looks at what the kernel lost, and at the time of day.
 UPKEEP_SECONDS = 1.0
-# Seconds between looks at the node's own addresses.
-ADDRESS_SECONDS = 3.0
+# Seconds between looks at the node's own addresses when the kernel tells of no change, and after it did: several come
+# together.
+ADDRESS_SECONDS = 30.0
+ADDRESS_SETTLE_SECONDS = 0.05
 # Seconds between looks into the ring buffer, whose writers wake nobody before it fills (bpf/lib/events.h).
 EVENT_SECONDS = 0.05
 
@@ -214,12 +218,29 @@ class Agent:
 
     async def _keep_addresses(self) -> None:
         """An address that the node gives up must not stay the host's: another machine may get it."""
-        while True:
-            await asyncio.sleep(ADDRESS_SECONDS)
-            try:
-                await self._read_addresses()
-            except (NodenetError, OSError) as error:
-                log.warning("this node's addresses could not be read: %s", error)
+        changed = asyncio.Event()
+        changes = addresses.Changes()
+        event_loop = asyncio.get_running_loop()
+
+        def told() -> None:
+            changes.seen()
+            changed.set()
+
+        event_loop.add_reader(changes.fd, told)
+        try:
+            while True:
+                try:
+                    await self._read_addresses()
+                except (NodenetError, OSError) as error:
+                    log.warning("this node's addresses could not be read: %s", error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ADDRESS_SECONDS):
+                        await changed.wait()
+                await asyncio.sleep(ADDRESS_SETTLE_SECONDS)
+                changed.clear()
+        finally:
+            event_loop.remove_reader(changes.fd)
+            changes.close()
 
     async def _read_addresses(self) -> None:
         """This node's own addresses, for the next compilation."""

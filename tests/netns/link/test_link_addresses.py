@@ -1,0 +1,37 @@
+"""Addresses that come and go are told of."""
+
+from __future__ import annotations
+
+import select
+from ipaddress import ip_interface
+
+import pytest
+
+from nodenet.link import addresses, netns
+from nodenet.link.handle import Link
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_change_of_an_address_is_told_and_nothing_else(two: tuple[str, str]) -> None:
+    changes = netns.call(two[0], addresses.Changes)
+    try:
+
+        def told() -> bool:
+            ready = bool(select.select([changes.fd], [], [], 0.2)[0])
+            changes.seen()
+            return ready
+
+        with Link(two[0]) as link:
+            loopback = link.require("lo").index
+            assert not told()
+            for address in ("192.0.2.7/32", "2001:db8::7/128"):
+                addresses.add(link, loopback, ip_interface(address))
+                assert told()
+                assert not told()
+                addresses.remove(link, loopback, ip_interface(address))
+                assert told()
+            link.set("lo", mtu=1400)
+            assert not told()
+    finally:
+        changes.close()
