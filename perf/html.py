@@ -46,6 +46,7 @@ li { margin: .2rem 0; }
   h2 { margin-top: 1.4rem; }
   .plots { grid-template-columns: 1fr 1fr; gap: 5mm; }
   .wide { overflow: visible; }
+  svg { max-height: 47mm; }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
   th, td { padding: .12rem .35rem; }

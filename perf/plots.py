@@ -148,6 +148,7 @@ def against_services(rows: Sequence[Row], label: str, log: bool) -> str:
             axes.set_yscale("log")
             _log_ticks(axes)
         else:
+            axes.margins(y=0.1)
             axes.set_ylim(bottom=0)
         _services_axis(axes, sorted({row["services"] for row in rows}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ LATENCY = {
     "udp": "first datagram of a fresh socket and its answer",
 }
 STREAM = "stream"
+# A load that is expected to take so many times the limit is not begun.
+_HOPELESS = 2.0
 # Slices of one block of `stream`.
 _SLICES = 3
 
@@ -34,6 +37,8 @@ class LeftOut:
 
     progress: Callable[[str], None]
     entries: list[dict[str, Any]] = field(default_factory=list)
+    # Seconds that a mode took to program so many Services.
+    seconds: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def add(self, mode: str, workload: str, services: int, error: NodenetError | str) -> None:
         """Say that a figure is missing, and why: in the report, and to who watches."""
@@ -48,6 +53,19 @@ class LeftOut:
             (entry["mode"], entry["workload"]) == (mode, workload) and entry["services"] <= services
             for entry in self.entries
         )
+
+    def expected(self, mode: str, services: int) -> float:
+        """Seconds that programming would take, from the two largest sizes so far; 0 when they do not tell.
+
+        A tool cannot always be stopped (nft is in the kernel for most of its time), so a load far beyond the limit had
+        better not begin. Only figures of a second and more are carried on, by the power that the two sizes show.
+        """
+        known = sorted(self.seconds.get(mode, {}).items())[-2:]
+        if len(known) < 2 or known[1][1] < 1 or services <= known[1][0]:
+            return 0.0
+        (small, short), (large, long) = known
+        power = math.log(long / short) / math.log(large / small)
+        return long * math.pow(services / large, power)
 
 
 @dataclass(slots=True)
@@ -78,6 +96,11 @@ def program(bench: Bench, model: ServiceModel, wanted: bool) -> list[Mode]:
     for mode in bench.modes:
         if bench.left_out.names(mode.name, "program", model.size):
             continue
+        expected = bench.left_out.expected(mode.name, model.size)
+        if expected > _HOPELESS * bench.limit:
+            words = f"about {expected:.0f} s to be expected from smaller sizes, over the limit of {bench.limit:g} s"
+            bench.left_out.add(mode.name, "program", model.size, words)
+            continue
         try:
             mode.clear()
             mode.settle()
@@ -101,6 +124,7 @@ def _programmed(bench: Bench, mode: Mode, model: ServiceModel) -> Cost:
     cost = mode.program(model)
     mode.limit = type(mode).limit
     bench.progress(f"{mode.name}: {model.size:,} Services in {cost.seconds:.3f} s")
+    bench.left_out.seconds.setdefault(mode.name, {}).setdefault(model.size, cost.seconds)
     if cost.seconds > bench.limit:
         bench.left_out.add(
             mode.name, "program", model.size + 1, f"{model.size:,} took {cost.seconds:.0f} s, over the limit"

@@ -116,3 +116,13 @@ def test_what_failed_is_not_tried_again_nor_with_more() -> None:
         for services in (1000, 10_000, 50_000)
     }
     assert [key for key, value in answers.items() if value] == [("nftables", 10_000), ("nftables", 50_000)]
+
+
+def test_a_hopeless_load_is_known_beforehand() -> None:
+    """nft's growth, squared: 0.2 s and 18 s make minutes of 50,000; quick modes and first sizes are simply tried."""
+    left_out = LeftOut(lambda words: None)
+    assert left_out.expected("nftables", 50_000) == 0
+    left_out.seconds = {"nftables": {1: 0.003, 1000: 0.2, 10_000: 18.0}, "ebpf": {1: 0.001, 1000: 0.05, 10_000: 0.9}}
+    assert 300 < left_out.expected("nftables", 50_000) < 500
+    assert left_out.expected("nftables", 10_000) == 0
+    assert left_out.expected("ebpf", 50_000) == 0
