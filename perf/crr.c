@@ -59,6 +59,9 @@
 #define SHORTEST_PAUSE_US 100
 #define LONGEST_PAUSE_US 5000
 
+/* Of a stream's socket at each end, within every kernel's net.core.[rw]mem_max; the kernel doubles it. */
+#define STREAM_BUFFER (128 * 1024)
+
 static char buffer[128 * 1024];
 
 static void __attribute__((noreturn)) die(const char *what)
@@ -127,6 +130,15 @@ static void no_delay(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
+/* A stream's buffers do not grow: how far they had grown would decide how much of it the caches hold. */
+static void fixed_buffer(int fd, int which)
+{
+	int size = STREAM_BUFFER;
+
+	if (setsockopt(fd, SOL_SOCKET, which, &size, sizeof(size)) < 0)
+		die("setsockopt");
+}
+
 static int listener(int type, int port)
 {
 	struct sockaddr_in6 any = { .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = in6addr_any };
@@ -173,6 +185,7 @@ static void answer_connection(int peer, const char *tag)
 
 	while ((got = read(peer, buffer, sizeof(buffer))) > 0) {
 		if (buffer[0] == 's') {
+			fixed_buffer(peer, SO_RCVBUF);
 			while (read(peer, buffer, sizeof(buffer)) > 0)
 				;
 			return;
@@ -263,6 +276,7 @@ static void stream(const struct addrinfo *target, long slices, long milliseconds
 {
 	int fd = dial(target, SOCK_STREAM);
 
+	fixed_buffer(fd, SO_SNDBUF);
 	memset(buffer, 's', sizeof(buffer));
 	for (long i = -1; i < slices; i++) { /* the first slice is the warm-up */
 		uint64_t start = now(), bytes = 0, end;
