@@ -18,7 +18,7 @@ from nodenet.agent.measured import AgentSource
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.waiting import pod_known, policies_known
 from nodenet.bpf.ringbuf import EventReader
-from nodenet.cni.plugin import Wired
+from nodenet.cni.hooks import Wired
 from nodenet.cni.server import CniServer
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names
 from nodenet.config import Config

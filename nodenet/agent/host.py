@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 from nodenet.bpf import loader
-from nodenet.cni.plugin import Wired
+from nodenet.cni.hooks import Wired
 from nodenet.link import addresses, routes, tc
 from nodenet.link.handle import Link
 from nodenet.model import Endpoint, IPAddress, IPNetwork

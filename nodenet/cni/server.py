@@ -12,18 +12,22 @@ import concurrent.futures
 import errno
 import logging
 import os
+import select
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nodenet.cni import protocol
+from nodenet.cni.attach import Step
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.plugin import Hooks, Plugin, Step, Wired, nothing
+from nodenet.cni.hooks import Hooks, Wired, nothing
+from nodenet.cni.plugin import Plugin
 from nodenet.cni.podcidrs import Networks
 from nodenet.cni.protocol import ProtocolError, Reply
 from nodenet.cni.request import Request, parse
@@ -41,6 +45,8 @@ _BACKLOG = 512
 _CHUNK = 1 << 16
 # Seconds to wait before another try: to take calls when the process has no file descriptor left, to end.
 _AGAIN_SECONDS = 0.1
+# Seconds between two words in the log about calls that cannot be taken.
+_QUIET_SECONDS = 10.0
 # ADDs that are wired at once. More get in each other's way, at the interpreter's lock and the kernel's for links: with
 # eight a burst of 100 took half as long again (python -m perf.cni). DELs wait in the kernel most of the time: they take
 # no turns.
@@ -88,6 +94,9 @@ class CniServer:
         self._workers = workers
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
+        # Set once: no more than what has arrived is read; what is not done yet is refused.
+        self._closing = self._refusing = False
+        self._complained = -_QUIET_SECONDS
         self._hooks: set[concurrent.futures.Future[Any]] = set()
         self._listener: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -120,26 +129,24 @@ class CniServer:
             thread.start()
 
     async def close(self, grace: float = 5.0) -> None:
-        """Stop listening, let the calls at work end within `grace` seconds, and remove the socket. What still waits for
-        a hook then is refused, and its ADD undone."""
+        """Stop listening, let the calls that came end within `grace` seconds, and remove the socket. Those that still
+        wait then, for a hook or for a thread, are refused with code 11, and their ADDs undone."""
         if self._listener is None:
             return
+        self._closing = True
         self.path.unlink(missing_ok=True)
         # Wakes whoever waits for a call; those who wait for the rest of one are told that it ends there.
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._shut(socket.SHUT_RD)
+        for connection in list(self._open):
+            _end_request(connection)
         late = await asyncio.to_thread(self._join, grace)
+        self._refusing = True
         while late:
             for hook in list(self._hooks):
                 hook.cancel()
             late = await asyncio.to_thread(self._join, _AGAIN_SECONDS)
         self._listener.close()
         self._listener = None
-
-    def _shut(self, how: int) -> None:
-        for connection in list(self._open):
-            with suppress(OSError):
-                connection.shutdown(how)
 
     def _join(self, seconds: float) -> bool:
         """Wait for the threads; whether one is at work still."""
@@ -158,10 +165,12 @@ class CniServer:
                 except OSError as error:
                     if error.errno == errno.EINVAL:
                         return
-                    log.error("CNI calls cannot be taken: %s", error)
+                    self._complain(error)
                     time.sleep(_AGAIN_SECONDS)
                     continue
                 self._open.add(connection)
+                if self._closing:
+                    _end_request(connection)
                 try:
                     self._answer(connection, plugin)
                 finally:
@@ -169,6 +178,13 @@ class CniServer:
                     connection.close()
         finally:
             plugin.close()
+
+    def _complain(self, error: OSError) -> None:
+        """Of all threads' tries one is logged now and then."""
+        now = time.monotonic()
+        if now - self._complained >= _QUIET_SECONDS:
+            self._complained = now
+            log.error("CNI calls cannot be taken: %s", error)
 
     def _answer(self, connection: socket.socket, plugin: Plugin) -> None:
         """One call. Never raises: its thread is to take the next one."""
@@ -186,7 +202,7 @@ class CniServer:
                 _send(connection, failure(stdin, error))
                 return
             started = time.monotonic()
-            reply = self._work(request, plugin)
+            reply = self._work(request, plugin, connection)
             seconds = time.monotonic() - started
             _send(connection, reply)
         except (OSError, ProtocolError) as error:
@@ -205,10 +221,12 @@ class CniServer:
         else:
             log.warning("%s: %s", who, reply.stdout.decode(errors="replace"))
 
-    def _work(self, request: Request, plugin: Plugin) -> Reply:
+    def _work(self, request: Request, plugin: Plugin, connection: socket.socket) -> Reply:
         """One verb, with the hooks. Never raises."""
         try:
-            return plugin.run(request, self._hook_set)
+            if self._refusing:
+                return failure(request.stdin, CniError(Code.TRY_AGAIN, "the agent is stopping"))
+            return plugin.run(request, replace(self._hook_set, wanted=lambda: _still_there(connection)))
         except Exception as error:
             log.exception("%s %s %s failed", request.verb, request.container_id, request.ifname)
             return failure(request.stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
@@ -240,6 +258,8 @@ class CniServer:
     def _await(self, hook: Callable[[], Awaitable[_T]], what: str) -> _T:
         """Run a hook on the event loop and wait for it. Raises CniError alone."""
         assert self._loop is not None
+        if self._refusing:
+            raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}")
 
         async def run() -> _T:
             async with asyncio.timeout(self._hook_seconds):
@@ -258,6 +278,8 @@ class CniServer:
         except CniError:
             raise
         except TimeoutError as error:
+            # Of use where the loop has stopped: it must not begin, once it turns again, what is undone by then.
+            future.cancel()
             message = f"the agent was not ready with {what} within {self._hook_seconds:g} s"
             raise CniError(Code.TRY_AGAIN, message) from error
         except concurrent.futures.CancelledError as error:
@@ -266,6 +288,20 @@ class CniServer:
             raise CniError(Code.AGENT_FAILED, f"the agent failed with {what}: {error}") from error
         finally:
             self._hooks.discard(future)
+
+
+def _end_request(connection: socket.socket) -> None:
+    """What has arrived can still be read; who waits for the rest is told that it ends there."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
+
+
+def _still_there(connection: socket.socket) -> None:
+    """Raises CniError when the caller has gone: it was killed, and its runtime's DEL may be done already."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    if poll.poll(0):
+        raise CniError(Code.TRY_AGAIN, "its caller has gone: nothing was done")
 
 
 def _send(connection: socket.socket, reply: Reply) -> None:

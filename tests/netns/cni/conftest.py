@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from nodenet.cni import alone, bundle
+from nodenet.cni.attach import Step
 from nodenet.cni.install import place
-from nodenet.cni.plugin import Plugin, Step
+from nodenet.cni.plugin import Plugin
 from nodenet.cni.protocol import Reply
 from nodenet.cni.request import parse
 from nodenet.link import netns

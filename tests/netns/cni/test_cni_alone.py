@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nodenet.cni import alone
-from nodenet.cni.plugin import STEPS, Plugin
+from nodenet.cni.attach import STEPS
+from nodenet.cni.plugin import Plugin
 from nodenet.cni.records import Records
 from nodenet.cni.request import parse
 from nodenet.link import netns, sysctl

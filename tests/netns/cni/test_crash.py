@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from nodenet.cni import detach, protocol
+from nodenet.cni.attach import STEPS
 from nodenet.cni.detach import recover
 from nodenet.cni.ipam import Owner, Store
-from nodenet.cni.plugin import STEPS, Plugin
+from nodenet.cni.plugin import Plugin
 from nodenet.cni.records import Records
 from nodenet.cni.request import parse
 from nodenet.cni.server import CniServer

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from nodenet.cni import alone, child
+from nodenet.cni.attach import STEPS
 from nodenet.cni.detach import recover
-from nodenet.cni.plugin import STEPS, Plugin
+from nodenet.cni.plugin import Plugin
 from nodenet.cni.protocol import Reply
 from nodenet.cni.records import Records
 from nodenet.cni.request import parse
