@@ -92,14 +92,10 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	return nn_deliver_local(ctx, target);
 }
 
-SEC("tc")
-int endpoint_egress(struct __sk_buff *ctx)
+NN_INLINE int nn_egress(struct __sk_buff *ctx, struct nn_context *context)
 {
-	struct nn_context *context = nn_context_new(NN_EGRESS);
 	int layer, result;
 
-	if (!context)
-		return TC_ACT_SHOT;
 	layer = nn_parse_ethernet(ctx, &context->packet);
 	if (layer < 0)
 		return nn_drop(ctx, context, layer);
@@ -111,6 +107,19 @@ int endpoint_egress(struct __sk_buff *ctx)
 	if (result < 0)
 		return nn_drop(ctx, context, result);
 	return nn_from_pod(ctx, context);
+}
+
+SEC("tc")
+int endpoint_egress(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_new(ctx, NN_EGRESS);
+	int result;
+
+	if (!context)
+		return TC_ACT_SHOT;
+	result = nn_egress(ctx, context);
+	nn_context_give(context);
+	return result;
 }
 
 /* A bridge floods multicast, and what it has not learned: not this pod's packets, and nothing to tell a person. */
@@ -125,15 +134,11 @@ NN_INLINE int nn_not_for_pod(struct __sk_buff *ctx, struct nn_context *context, 
 	return TC_ACT_SHOT;
 }
 
-SEC("tc")
-int endpoint_ingress(struct __sk_buff *ctx)
+NN_INLINE int nn_ingress(struct __sk_buff *ctx, struct nn_context *context)
 {
-	struct nn_context *context = nn_context_new(NN_INGRESS);
 	struct nn_endpoint_entry *target;
 	int layer, result;
 
-	if (!context)
-		return TC_ACT_SHOT;
 	layer = nn_parse_ethernet(ctx, &context->packet);
 	if (layer < 0)
 		return nn_drop(ctx, context, layer);
@@ -164,6 +169,19 @@ int endpoint_ingress(struct __sk_buff *ctx)
 	}
 	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
 	return TC_ACT_OK;
+}
+
+SEC("tc")
+int endpoint_ingress(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_new(ctx, NN_INGRESS);
+	int result;
+
+	if (!context)
+		return TC_ACT_SHOT;
+	result = nn_ingress(ctx, context);
+	nn_context_give(context);
+	return result;
 }
 
 char nn_license[] SEC("license") = "Dual BSD/GPL";

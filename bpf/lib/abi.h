@@ -43,6 +43,7 @@ enum nn_drop {
 	NN_DROP_IS_A_CLUSTERIP = -174,
 	NN_DROP_FRAGMENT_NOT_FOUND = -175,
 	NN_DROP_FORBIDDEN_ICMPV6 = -176,
+	NN_DROP_INVALID_TC_BUFFER = -184,
 	NN_DROP_MULTICAST = -201,
 	NN_DROP_ENDPOINT_NOT_READY = -203,
 };
@@ -53,6 +54,7 @@ struct nn_config {
 	__u8 redirect_peer; /* same-node packets skip the bridge */
 	__u8 refuse_errno; /* the kernel has bpf_set_retval (5.18): connect() fails with ECONNREFUSED, else EPERM */
 	__u8 trace_events; /* 0: drops alone */
+	__u8 preemptible; /* PREEMPT_RT: a program may be put aside for another one on its CPU */
 };
 
 /* Address of a local pod -> its attachment. */

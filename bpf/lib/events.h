@@ -48,9 +48,11 @@ struct nn_context {
 	struct nn_addr backend; /* of a packet to a Service, once it is chosen */
 	__u64 cookie;
 	__u64 time; /* ns of CLOCK_MONOTONIC, once for all that asks: reading the clock costs as much as a lookup */
+	__u32 users; /* programs that hold this context; the last member: it is not cleared with the others */
 };
 
-/* One packet's context. Nothing interrupts a tc program on its CPU but what runs no tc program. */
+/* One packet's context. Both tc hooks run with bottom halves disabled, so that no other tc program comes between on the same
+ * CPU; where they can be preempted nevertheless (PREEMPT_RT), nn_context_take sees to it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -65,19 +67,6 @@ NN_INLINE struct nn_context *nn_context_now(void)
 	return bpf_map_lookup_elem(&nn_scratch, &zero);
 }
 
-NN_INLINE struct nn_context *nn_context_new(__u8 direction)
-{
-	struct nn_context *context = nn_context_now();
-
-	if (context) {
-		__builtin_memset(context, 0, sizeof(*context));
-		context->direction = direction;
-		context->time = bpf_ktime_get_ns();
-		context->now = context->time / NN_NS_PER_SECOND;
-	}
-	return context;
-}
-
 NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 {
 	__u32 key = reason | (__u32)direction << 8;
@@ -87,6 +76,43 @@ NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 		return;
 	entry->packets++;
 	entry->bytes += bytes;
+}
+
+/* Is the context this program's alone? Of two that ask at once, neither or one is told so, never both: each adds itself
+ * before it looks. */
+NN_INLINE int nn_context_take(struct nn_context *context)
+{
+	if (!nn_config.preemptible)
+		return 1;
+	__sync_fetch_and_add(&context->users, 1);
+	if (*(volatile __u32 *)&context->users == 1)
+		return 1;
+	__sync_fetch_and_add(&context->users, -1);
+	return 0;
+}
+
+NN_INLINE void nn_context_give(struct nn_context *context)
+{
+	if (nn_config.preemptible)
+		__sync_fetch_and_add(&context->users, -1);
+}
+
+/* None: the packet is to be dropped. It is counted; an event would need the context. */
+NN_INLINE struct nn_context *nn_context_new(struct __sk_buff *ctx, __u8 direction)
+{
+	struct nn_context *context = nn_context_now();
+
+	if (!context)
+		return 0;
+	if (!nn_context_take(context)) {
+		nn_count(-NN_DROP_INVALID_TC_BUFFER, direction, ctx->len);
+		return 0;
+	}
+	__builtin_memset(context, 0, offsetof(struct nn_context, users));
+	context->direction = direction;
+	context->time = bpf_ktime_get_ns();
+	context->now = context->time / NN_NS_PER_SECOND;
+	return context;
 }
 
 /* Waking the reader for every event would cost more than the event. The agent looks by itself many times a second and

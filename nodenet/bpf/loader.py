@@ -39,6 +39,12 @@ _MAP_PREFIX = b"nn_"
 _CARRIED_MAPS = ("nn_ct", "nn_lb_flow", "nn_sock_revnat", "nn_sock_choice")
 
 
+def softirqs_are_preemptible() -> bool:
+    """On PREEMPT_RT a task may lose its CPU to another one with bottom halves disabled (from Linux 6.18 on, unless it
+    was built with PREEMPT_RT_NEEDS_BH_LOCK). The kernel names itself so in what `uname -v` prints."""
+    return "PREEMPT_RT" in os.uname().version
+
+
 @dataclass(frozen=True, slots=True)
 class DatapathConfig:
     """struct nn_config of abi.h, and the sizes of maps by name."""
@@ -47,10 +53,12 @@ class DatapathConfig:
     redirect_peer: bool = True
     refuse_errno: bool = True
     trace_events: bool = True
+    preemptible: bool = field(default_factory=softirqs_are_preemptible)
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        return bytes((self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events))
+        switches = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events, self.preemptible)
+        return bytes(switches)
 
 
 @dataclass(frozen=True, slots=True)
