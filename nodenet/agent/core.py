@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from nodenet import abi
+from nodenet.agent.addresses import OwnAddresses
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.agent.host import Admitted, Host, admit
@@ -28,7 +28,6 @@ from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
-from nodenet.link import addresses
 from nodenet.metrics import Metrics
 from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
@@ -40,10 +39,6 @@ log = logging.getLogger(__name__)
 
 # Seconds between looks at what the kernel lost, and at the time of day.
 UPKEEP_SECONDS = 1.0
-# Seconds between looks at the node's own addresses when the kernel tells of no change, and after it did: several come
-# together.
-ADDRESS_SECONDS = 30.0
-ADDRESS_SETTLE_SECONDS = 0.05
 # Seconds between looks into the ring buffer, whose writers wake nobody before it fills (bpf/lib/events.h).
 EVENT_SECONDS = 0.05
 
@@ -67,7 +62,7 @@ class Agent:
             in_force=lambda: self.loop.wait_for(self.store.revision),
         )
         self.compiler = Compiler()
-        self.local = LocalNode(config.node_name, frozenset(), config.enforce_policy)
+        self.addresses = OwnAddresses(self.host.local_addresses, lambda: self.loop.trigger())
         # Of the last compilation, for people and metrics.
         self.snapshot = Snapshot()
         self.names = Names()
@@ -110,7 +105,7 @@ class Agent:
     async def run(self) -> None:
         """Bring the node up to date and keep it so. Raises what cannot be mended by trying again."""
         await self.endpoints.read()
-        await self._read_addresses()
+        await self.addresses.look()
         reader = self.datapath.read_events(self.pipeline.receive)
         event_loop = asyncio.get_running_loop()
         event_loop.add_reader(reader.fd, self._read_events, reader)
@@ -122,7 +117,7 @@ class Agent:
                 tasks.create_task(self.routes.keep(self._wanted_routes, lambda: self._changed), name="routes")
                 tasks.create_task(self._upkeep(), name="upkeep")
                 tasks.create_task(self._keep_endpoints(), name="endpoints")
-                tasks.create_task(self._keep_addresses(), name="addresses")
+                tasks.create_task(self.addresses.keep(), name="addresses")
                 tasks.create_task(self._look_for_events(reader), name="events")
                 tasks.create_task(self._become_ready(), name="ready")
         finally:
@@ -135,13 +130,12 @@ class Agent:
 
     def endpoint_wired(self, wired: Wired) -> None:
         """CNI ADD, in its worker thread: from here on the pod's packets meet our programs."""
-        self._admitted[key_of(wired.endpoint)] = admit(wired, self.datapath.loaded.programs, self.local.addresses)
+        self._admitted[key_of(wired.endpoint)] = admit(wired, self.datapath.loaded.programs)
 
     async def endpoint_added(self, endpoint: Endpoint) -> None:
         """CNI ADD, all wired: return when the endpoint's own policy is in force."""
         admitted = self._admitted.pop(key_of(endpoint))
-        if admitted.addresses is not None:
-            self.local = LocalNode(self.local.name, admitted.addresses, self.local.enforce_policy)
+        self.addresses.gained(admitted.gateways)
         self.endpoints.added(endpoint, admitted.cookie)
         if endpoint.pod.name:
             await pod_known(self.store, endpoint, lambda: self._changed)
@@ -197,7 +191,7 @@ class Agent:
 
     def _compile(self, snapshot: Snapshot) -> DesiredState:
         """In the reconcile loop's worker thread."""
-        local = self.local
+        local = LocalNode(self.config.node_name, self.addresses.known, self.config.enforce_policy)
         desired, names = self.compiler.compile(snapshot, local)
         for warning in set(names.warnings) - set(self.names.warnings):
             log.warning("%s", warning)
@@ -215,39 +209,6 @@ class Agent:
                 await self.endpoints.look()
             except (NodenetError, OSError) as error:
                 log.warning("endpoints could not be looked at: %s", error)
-
-    async def _keep_addresses(self) -> None:
-        """An address that the node gives up must not stay the host's: another machine may get it."""
-        changed = asyncio.Event()
-        changes = addresses.Changes()
-        event_loop = asyncio.get_running_loop()
-
-        def told() -> None:
-            changes.seen()
-            changed.set()
-
-        event_loop.add_reader(changes.fd, told)
-        try:
-            while True:
-                try:
-                    await self._read_addresses()
-                except (NodenetError, OSError) as error:
-                    log.warning("this node's addresses could not be read: %s", error)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ADDRESS_SECONDS):
-                        await changed.wait()
-                await asyncio.sleep(ADDRESS_SETTLE_SECONDS)
-                changed.clear()
-        finally:
-            event_loop.remove_reader(changes.fd)
-            changes.close()
-
-    async def _read_addresses(self) -> None:
-        """This node's own addresses, for the next compilation."""
-        found = await self.host.local_addresses()
-        if found != self.local.addresses:
-            self.local = LocalNode(self.local.name, found, self.local.enforce_policy)
-            self.loop.trigger()
 
     def _wanted_routes(self) -> Wanted | None:
         return wanted_routes(self.store.snapshot(), self.config.node_name) if self.store.synced else None

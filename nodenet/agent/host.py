@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`cookie` is 0 where the kernel does not tell it; `addresses` are the node's, None where none came."""
+    """`cookie` is 0 where the kernel does not tell it; `gateways` are addresses that the node has for certain."""
 
     cookie: int
-    addresses: frozenset[IPAddress] | None
+    gateways: frozenset[IPAddress]
 
 
 class Host:
@@ -95,13 +95,12 @@ def _local_addresses(link: Link) -> frozenset[IPAddress]:
     return frozenset(entry.ip for entry in addresses.local(link) if not entry.ip.is_loopback)
 
 
-def admit(wired: Wired, programs: Mapping[str, int], known: frozenset[IPAddress]) -> Admitted:
+def admit(wired: Wired, programs: Mapping[str, int]) -> Admitted:
     """In a CNI worker thread, with its own sockets: what an ADD needs before the maps. Both programs on the new veth,
-    the cookie of the pod's namespace, and the node's addresses where those that are known are not all any more."""
+    and the cookie of the pod's namespace."""
     wanted = [tc.Program(hook, programs[name], name) for name, hook in _HOOKS.items()]
     tc.attach_all(wired.node, wired.endpoint.host_ifindex, wanted)
-    own = None if wired.gateways <= known else _local_addresses(wired.node)
-    return Admitted(wired.pod.netns_cookie(), own)
+    return Admitted(wired.pod.netns_cookie(), wired.gateways)
 
 
 def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:

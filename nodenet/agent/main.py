@@ -86,6 +86,9 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
     asked.cancel()
     if work.done():
         work.result()
+    else:
+        # First, while the reconcile loop still turns: without it no ADD or DEL that is under way can end well.
+        await agent.cni.close()
     log.info("stopping: forwarding, Services and policy go on in the kernel")
     work.cancel()
     await asyncio.wait((work,))

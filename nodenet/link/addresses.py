@@ -19,6 +19,8 @@ _HEADER = struct.Struct("=BBBBI")
 # linux/rtnetlink.h: the groups of listeners that are told of changes. A message is far shorter than this.
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _DATAGRAM = 1 << 15
+# Messages of changes that are read without a pause.
+_AT_ONCE = 1000
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _CLASSES: dict[int, type[IPv4Interface] | type[IPv6Interface]] = {
     socket.AF_INET: IPv4Interface,
@@ -65,8 +67,9 @@ class Changes:
         self.fd = self._socket.fileno()
 
     def seen(self) -> None:
-        """Forget what was told so far. What was lost for want of room was a change as well."""
-        while True:
+        """Forget what was told so far, or as much of it as is soon done: then `fd` can be read still. What was lost for
+        want of room was a change as well."""
+        for _ in range(_AT_ONCE):
             try:
                 self._socket.recv(_DATAGRAM)
             except BlockingIOError:

@@ -35,3 +35,23 @@ def test_a_change_of_an_address_is_told_and_nothing_else(two: tuple[str, str]) -
             assert not told()
     finally:
         changes.close()
+
+
+def test_a_storm_is_noted_in_pieces_and_ends(two: tuple[str, str]) -> None:
+    """More changes than the socket has room for."""
+    changes = netns.call(two[0], addresses.Changes)
+    wanted = [ip_interface(f"10.{n >> 8}.{n & 255}.1/32") for n in range(2000)]
+    try:
+        with Link(two[0]) as link:
+            loopback = link.require("lo").index
+            for first in range(0, len(wanted), 200):
+                link.batch(*(("add", addresses.added(loopback, one)) for one in wanted[first : first + 200]))
+            rounds = 0
+            while select.select([changes.fd], [], [], 0.2)[0]:
+                changes.seen()
+                rounds += 1
+            assert 1 <= rounds <= 4
+            addresses.remove(link, loopback, wanted[0])
+            assert select.select([changes.fd], [], [], 0.2)[0]
+    finally:
+        changes.close()

@@ -1,0 +1,97 @@
+"""The node's own addresses, with a kernel that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from ipaddress import ip_address
+
+import pytest
+
+from nodenet.agent import addresses
+from nodenet.agent.addresses import OwnAddresses
+from nodenet.errors import CannotRunError
+from nodenet.model import IPAddress
+
+NODE, FIRST, SECOND = map(ip_address, ("192.0.2.1", "10.1.0.1", "10.2.0.1"))
+
+
+class Kernel:
+    """Answers with what it has at the moment of the question, a little later."""
+
+    def __init__(self, *has: IPAddress) -> None:
+        self.has = set(has)
+        self.asked = 0
+        self.changes = 0
+        self.slow = 0.0
+        self.broken = False
+
+    async def read(self) -> frozenset[IPAddress]:
+        self.asked += 1
+        found = frozenset(self.has)
+        await asyncio.sleep(self.slow)
+        if self.broken:
+            raise CannotRunError("what is listed changes all the time")
+        return found
+
+    def changed(self) -> None:
+        self.changes += 1
+
+
+async def test_a_look_tells_of_changes_alone() -> None:
+    kernel = Kernel(NODE)
+    own = OwnAddresses(kernel.read, kernel.changed)
+    await own.look()
+    await own.look()
+    assert (own.known, kernel.changes) == ({NODE}, 1)
+    kernel.has.clear()
+    await own.look()
+    assert (own.known, kernel.changes) == (frozenset(), 2)
+
+
+async def test_what_an_add_made_is_not_lost_to_a_look_that_began_before_it() -> None:
+    kernel = Kernel(NODE)
+    own = OwnAddresses(kernel.read, kernel.changed)
+    looking = asyncio.create_task(own.look())
+    await asyncio.sleep(0)
+    kernel.has.add(FIRST)
+    own.gained(frozenset({FIRST}))
+    await looking
+    assert own.known == {NODE, FIRST}
+
+
+async def test_two_adds_that_end_in_another_order_than_they_began() -> None:
+    """Each made a bridge of its own."""
+    kernel = Kernel(NODE)
+    own = OwnAddresses(kernel.read, kernel.changed)
+    await own.look()
+    own.gained(frozenset({SECOND}))
+    own.gained(frozenset({FIRST}))
+    own.gained(frozenset())
+    assert own.known == {NODE, FIRST, SECOND}
+
+
+async def test_changes_all_the_time_are_not_looked_at_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the kernel cannot give a list for them."""
+    kernel = Kernel(NODE)
+    kernel.slow, kernel.broken = 0.02, True
+
+    class Storm:
+        def __init__(self) -> None:
+            self.ends = os.pipe()
+            self.fd = self.ends[0]
+            os.write(self.ends[1], b"x")
+
+        def seen(self) -> None:
+            """Never at an end."""
+
+        def close(self) -> None:
+            for fd in self.ends:
+                os.close(fd)
+
+    monkeypatch.setattr(addresses, "Changes", Storm)
+    own = OwnAddresses(kernel.read, kernel.changed)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await own.keep()
+    assert 2 <= kernel.asked <= 6
