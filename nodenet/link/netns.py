@@ -13,6 +13,7 @@ import _thread
 import errno
 import fcntl
 import os
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _SELF = "/proc/thread-self/ns/net"
 
 
@@ -117,16 +119,21 @@ def inside(target: Target) -> Iterator[None]:
     """The calling thread is in the namespace for as long as the block runs: for a few system calls, where a thread of
     their own (`call`) would cost ten times as much. Not for an await, nor for what starts threads or processes.
 
-    A thread that cannot come back would do everything else in the wrong place: then the process ends (exit code 70).
+    Signals that end a process wait until it is back: their handlers may raise, and what cleans up after that must not
+    do so in the wrong place. A thread that cannot come back ends its process (exit code 70), for the same reason.
     """
-    with opened(None) as home:
-        enter(target)
-        try:
-            yield
-        finally:
-            if code := libc.setns(home, _CLONE_NEWNET):
-                os.write(2, f"cannot return from network namespace {target}: {os.strerror(code)}\n".encode())
-                os._exit(os.EX_SOFTWARE)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        with opened(None) as home:
+            enter(target)
+            try:
+                yield
+            finally:
+                if code := libc.setns(home, _CLONE_NEWNET):
+                    os.write(2, f"cannot return from network namespace {target}: {os.strerror(code)}\n".encode())
+                    os._exit(os.EX_SOFTWARE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def call(target: Target, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import uuid
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nodenet.link import netns
+from nodenet.link import libc, netns
 
 pytestmark = pytest.mark.kernel
 
@@ -70,3 +72,44 @@ def test_many_threads_make_namespaces_at_once() -> None:
     finally:
         for name in names:
             netns.delete(name)
+
+
+class Ended(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.parametrize("moment", ["there", "back"])
+def test_a_signal_on_the_way_there_or_back_leaves_nobody_behind(
+    two: tuple[str, str], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The plugin alone ends by an exception that SIGTERM raises wherever it is; what follows undoes its work, on the
+    node and not in the pod."""
+    here, calls = netns.inode(), 0
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+    def setns(fd: int, kind: int) -> int:
+        nonlocal calls
+        calls += 1
+        if moment == "back" and calls == 2:
+            signal.raise_signal(signal.SIGTERM)
+        code = original(fd, kind)
+        if moment == "there" and calls == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return code
+
+    def ended(number: int, frame: object) -> None:
+        raise Ended
+
+    original = libc.setns
+    monkeypatch.setattr(libc, "setns", setns)
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        with pytest.raises(Ended), netns.inside(two[0]):
+            assert netns.inode() == netns.inode(two[0])
+        assert netns.inode() == here
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        original(home, 0)
+        os.close(home)
+    # Not blocked since.
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
