@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from nodenet.cni.errors import CniError, Code
@@ -28,8 +29,9 @@ def run(
     """Run an executable in this thread's namespaces, to its end or for `limit` seconds; its exit status (negative: the
     signal) and its output. Its standard error is ours, or nobody's with `quiet`.
 
-    Raises CniError: 11 when it did not end and was killed, 5 when it cannot be started or says too much. Files in
-    memory instead of pipes: no side ever waits for the other, and a child that it leaves behind holds nothing up.
+    Raises CniError: 11 when it did not end and was killed with what it had started, 5 when it cannot be started or says
+    too much. Files in memory instead of pipes: no side ever waits for the other, and a child that it leaves behind
+    holds nothing up.
     """
     given, said = _memory("stdin"), _memory("stdout")
     try:
@@ -44,6 +46,8 @@ def run(
                 [executable, *words],
                 dict(environment),
                 file_actions=actions,
+                # A group of its own, so that what it has started can be ended with it.
+                setpgroup=0,
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
                 setsigmask=(),
             )
@@ -78,7 +82,9 @@ def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
         ended = True
     finally:
         if not ended:
-            # Not reaped yet, so the number is still its own.
+            # Not reaped yet, so the number is still its own, and its group's.
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return status

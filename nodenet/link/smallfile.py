@@ -9,15 +9,18 @@ from __future__ import annotations
 import errno
 import os
 
-# Bytes: more than any file that is read here has.
-_LIMIT = 1 << 16
+# Bytes that are read at once: nearly every file that is read here has less.
+_CHUNK = 1 << 16
 
 
 def read(path: str | os.PathLike[str]) -> str:
-    """The text of a file of at most 64 KiB; bytes that are no UTF-8 are replaced. Raises OSError."""
+    """The text of a file; bytes that are no UTF-8 are replaced. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, _LIMIT).decode(errors="replace")
+        content = chunk = os.read(fd, _CHUNK)
+        while len(chunk) == _CHUNK:
+            content += (chunk := os.read(fd, _CHUNK))
+        return content.decode(errors="replace")
     finally:
         os.close(fd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from nodenet.cni import alone
 from nodenet.cni.attach import STEPS
+from nodenet.cni.errors import CniError, Code
 from nodenet.cni.plugin import Plugin
 from nodenet.cni.records import Records
 from nodenet.cni.request import parse
@@ -305,6 +307,28 @@ class TestExecutable:
         copy.chmod(0o755)
         done = world.execute("ADD", "c1", world.pod(), program=copy)
         assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+
+
+def test_an_undoing_that_fails_does_not_hide_why(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody holds the leases when the ADD fails: its address stays, for the DEL that follows, and all else goes."""
+    monkeypatch.setattr("nodenet.cni.ipam.LOCK_SECONDS", 0.05)
+    pod, held = world.pod(), []
+
+    def step(name: str) -> None:
+        if name == "routes":
+            lock = (world.leases / "net/lock").open()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.append(lock)
+            raise CniError(Code.KERNEL_REFUSED, "no room for routes")
+
+    reply = world.failing("ADD", "c1", pod, step)
+    assert json.loads(reply.stdout)["code"] == 104
+    assert "no room for routes" in json.loads(reply.stdout)["msg"]
+    assert world.interfaces(pod) == ["lo"]
+    assert sorted(world.left()) == ["10.77.0.2", "fd77::2"]
+    held[0].close()
+    assert world.call("DEL", "c1", pod).status == 0
+    assert world.left() == []
 
 
 @pytest.mark.parametrize("step", ["lease", "settle", "done"])

@@ -169,6 +169,20 @@ def test_a_hung_one_is_killed(tmp_path: Path) -> None:
     assert children() == before
 
 
+def test_a_hung_one_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    """A script that waits for a program: the script alone would leave the program running for good."""
+    mark = tmp_path / "pid"
+    hung = scripted(tmp_path, f"sleep 60 & echo $! > {mark}; wait")
+    with pytest.raises(CniError, match="it was killed"):
+        child.run(hung.executable(), {"PATH": "/usr/bin:/bin"}, b"", limit=0.5)
+    started = Path(f"/proc/{mark.read_text().strip()}")
+    deadline = time.monotonic() + 5
+    # Init reaps it; until then it is a zombie.
+    while started.exists() and ") Z" not in (started / "stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_process_that_it_leaves_behind_holds_nothing_up(tmp_path: Path) -> None:
     started = time.monotonic()
     status, out = child.run(scripted(tmp_path, "sleep 3 & echo done").executable(), {"PATH": "/usr/bin:/bin"}, b"", 10)

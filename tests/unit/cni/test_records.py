@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -107,3 +108,14 @@ def test_busy_lets_one_in_at_a_time(tmp_path: Path) -> None:
         thread.join()
     assert most == 1
     assert list((tmp_path / "endpoints").glob("*.busy")) == []
+
+
+def test_a_record_may_be_long(tmp_path: Path) -> None:
+    """It holds the whole configuration where another IPAM plugin gave the addresses."""
+    records = Records(tmp_path)
+    made = replace(record(records, 1), delegation="x" * 200_000)
+    records.put(made)
+    assert records.get(made.owner) == made
+    short = replace(made, delegation="")
+    records.put(short)
+    assert records.get(made.owner) == short
