@@ -32,6 +32,8 @@ class Mode(ABC):
     # Whether a Service's place in the model matters.
     ordered: ClassVar[bool] = False
     tools: ClassVar[tuple[str, ...]] = ()
+    # Why the kernel memory of this mode cannot be told by the account of a cgroup; "" where it can.
+    not_charged: ClassVar[str] = ""
     # Seconds that one run of a tool may take.
     limit: float = 600.0
 
@@ -40,6 +42,8 @@ class Mode(ABC):
         self.cpu = cpu
         self.node = Node(stack, f"{prefix}-{self.name}", backends, self.bridge_netfilter)
         self.model = ServiceModel()
+        # The cgroup in which the mode's tools run; None: where the bench itself runs.
+        self.account: Path | None = None
         # Sentences for the report about how this mode ran.
         self.notes: list[str] = []
         self._prepare(stack)
@@ -82,7 +86,15 @@ class Mode(ABC):
         return run
 
     def _tools(self, command: Sequence[str], text: str) -> Cost:
-        return tools.measured(self.maker.executable, command, text, self.node.netns, self.limit)
+        return tools.measured(
+            self.maker.executable,
+            command,
+            text,
+            self.node.netns,
+            self.limit,
+            self.account,
+            load=not self.model.services,
+        )
 
     def settle(self) -> None:  # noqa: B027  most modes are idle when their tool has ended
         """Wait until the mode is idle: a measurement starts then."""
@@ -104,7 +116,7 @@ class Mode(ABC):
         return ""
 
     def kernel_bytes(self) -> int | None:
-        """Memory that the kernel holds for the Services; None where the kernel does not tell it."""
+        """Memory that the kernel tells as this mode's own; None where only the account of a cgroup can tell it."""
         return None
 
 
@@ -199,6 +211,7 @@ class Ipvs(Mode):
     name = "ipvs"
     bridge_netfilter = True
     tools = ("ipvsadm", "ipset", "iptables-nft-restore", "ip")
+    not_charged = "no exact figure: the kernel does not charge IPVS's own tables to a cgroup"
 
     @classmethod
     def check(cls) -> None:

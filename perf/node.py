@@ -25,7 +25,7 @@ CLIENT = "10.244.1.10"
 FIRST_SERVER = 20
 SPARE = "10.244.1.250"
 MOST_BACKENDS = 200
-_CGROUP = "nodenet-bench-"
+CGROUP_PREFIX = "nodenet-bench-"
 _FOLDER = "nodenet-bench-"
 
 
@@ -81,10 +81,11 @@ def _forget_killed_runs() -> None:
 def own_cgroup() -> Iterator[Path]:
     """A child group for the processes that stand for pods; groups of runs that were killed go first."""
     root = cgroups.mount_point()
-    for old in root.glob(f"{_CGROUP}*"):
-        if not Path(f"/proc/{old.name.removeprefix(_CGROUP)}").exists():
+    for old in root.glob(f"{CGROUP_PREFIX}*"):
+        pid = old.name.removeprefix(CGROUP_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
             cgroups.remove(old)
-    path = cgroups.make(root / f"{_CGROUP}{os.getpid()}")
+    path = cgroups.make(root / f"{CGROUP_PREFIX}{os.getpid()}")
     try:
         yield path
     finally:

@@ -205,7 +205,7 @@ def _measure(bench: Bench, settings: Settings, stack: ExitStack, first: bool) ->
     wanted = set(settings.workloads)
     for count in settings.services:
         model = build(count, settings.backends, real_backends(settings.backends), udp="udp" in wanted)
-        modes = workloads.program(bench, model, "program" in wanted)
+        modes = workloads.program(bench, model, wanted)
         for name in LATENCY:
             if name in wanted:
                 workloads.latency(bench, modes, model, name)
@@ -215,8 +215,6 @@ def _measure(bench: Bench, settings: Settings, stack: ExitStack, first: bool) ->
             workloads.update(bench, modes, model)
         if first and "memory" in wanted and any(type(mode) is Ebpf for mode in modes):
             workloads.footprint(bench, count)
-    if "memory" not in wanted:
-        bench.results = [row for row in bench.results if row.workload != "memory"]
     _apart(bench, settings, wanted, stack)
 
 

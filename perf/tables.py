@@ -157,7 +157,11 @@ def _update(_: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
 
 
 def _memory(_: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
-    return _pivot(rows, [("kernel", "kernel", _MIB), ("process", "agent's user space", _MIB)])
+    head, lines = _pivot(rows, [("kernel", "kernel", _MIB), ("process", "agent's user space", _MIB)])
+    for line in lines:
+        row = find(rows, mode=line[0], services=int(line[1].replace(",", "")), metric="kernel")
+        line.append(row["how"] if row else "")
+    return [*head, "kernel memory as"], lines
 
 
 def _policy(report: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 from nodenet.errors import CannotRunError
 
 NETNS = Path("/run/netns")
+# Seconds that a killed tool may stay in the kernel.
+_LAST_PROCESS = 600.0
 _PACKAGES = {
     "iptables-restore": "iptables",
     "iptables-legacy-restore": "iptables",
@@ -65,16 +69,31 @@ def run(command: Sequence[str], text: str = "", netns: str | None = None, timeou
     _finish([*inside(netns), *command], command, text, timeout, None)
 
 
-def measured(executable: str, command: Sequence[str], text: str, netns: str, timeout: float = 600.0) -> Cost:
+def measured(
+    executable: str,
+    command: Sequence[str],
+    text: str,
+    netns: str,
+    timeout: float = 600.0,
+    cgroup: Path | None = None,
+    load: bool = False,
+) -> Cost:
     """The same, and what it took: measured by the load maker (`crr cost`), so that starting it from a large process is
-    not part of it."""
+    not part of it. `cgroup`: where it runs. `load`: it may take long, and most of that in the kernel."""
     environment = {**os.environ, "CRR_NETNS": str(NETNS / netns)}
-    words = _finish([executable, "cost", *command], command, text, timeout, environment).split()
+    if cgroup:
+        environment["CRR_CGROUP"] = str(cgroup)
+    words = _finish([executable, "cost", *command], command, text, timeout, environment, load).split()
     return Cost(int(words[0]) / 1e9, int(words[1]) / 1e6, int(words[2]) * 1024)
 
 
 def _finish(
-    full: Sequence[str], command: Sequence[str], text: str, timeout: float, environment: Mapping[str, str] | None
+    full: Sequence[str],
+    command: Sequence[str],
+    text: str,
+    timeout: float,
+    environment: Mapping[str, str] | None,
+    load: bool = False,
 ) -> str:
     """stdout of `full`. With an environment it is `crr cost`, whose last word is the exit status."""
     with subprocess.Popen(
@@ -86,14 +105,22 @@ def _finish(
         start_new_session=True,
         env=environment,
     ) as process:
+        cpus = os.sched_getaffinity(0)
         try:
+            if load:
+                _anywhere()
             out, errors = process.communicate(text, timeout)
         except subprocess.TimeoutExpired as error:
             _kill(process)
             raise ToolTimeoutError(f"{' '.join(command)}: not finished after {timeout:g} s") from error
         except BaseException:
+            # What is to be removed now is removed from any CPU: the killed tool may still be busy on its own.
+            _anywhere()
             _kill(process)
             raise
+        finally:
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                os.sched_setaffinity(0, cpus)
     code = int(out.split()[-1]) if environment and not process.returncode else process.returncode
     if code:
         words = " | ".join(errors.strip().splitlines()[:4])
@@ -101,11 +128,25 @@ def _finish(
     return out
 
 
+def _anywhere() -> None:
+    """This thread alone may run on every CPU. A tool that loads a large table is in the kernel for many seconds, and a
+    kernel that does not preempt lets nobody else run there: neither time limit nor Ctrl-C would be seen."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
 def _kill(process: subprocess.Popen[str]) -> None:
-    """With what it started. It may be gone already: a tool that loads a large table stays in the kernel for seconds,
-    and where that kernel does not preempt, its end is seen before the signal that was to end it."""
+    """With what it started, and wait for that: a tool that loads a large table leaves the kernel only when the load is
+    through, and holds its namespace until then. It may be gone already."""
+    told, started = False, time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+        while time.monotonic() < started + _LAST_PROCESS:
+            process.poll()  # the group exists as long as one of it is not waited for
+            os.killpg(process.pid, 0)
+            if not told and time.monotonic() > started + 1:
+                told = True
+                print("killed, but still loading in the kernel: waiting for its end", file=sys.stderr, flush=True)
+            time.sleep(0.02)
 
 
 def output(command: Sequence[str], netns: str | None = None, environment: Mapping[str, str] | None = None) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nodenet.errors import NodenetError
-from perf import blocks, tools
+from nodenet.errors import CannotRunError, NodenetError
+from perf import blocks, memory, tools
 from perf.blocks import Sizes, Taken, Target, direct_target, pod_target, service_targets
 from perf.ebpf import Ebpf
 from perf.load import LoadMaker
@@ -90,7 +91,7 @@ class Bench:
         return blocks.take_turns(self.maker, self.sizes, [ends[0], *targets, ends[1]], workload, self.progress)
 
 
-def program(bench: Bench, model: ServiceModel, wanted: bool) -> list[Mode]:
+def program(bench: Bench, model: ServiceModel, wanted: Collection[str]) -> list[Mode]:
     """Bring the model into every mode's kernel, from empty; the modes in which that worked."""
     there = []
     for mode in bench.modes:
@@ -104,17 +105,14 @@ def program(bench: Bench, model: ServiceModel, wanted: bool) -> list[Mode]:
         try:
             mode.clear()
             mode.settle()
-            before = _kernel_memory(mode)
-            cost = _programmed(bench, mode, model)
-            grown = _kernel_memory(mode) - before
+            cost = (_accounted if "memory" in wanted else _programmed)(bench, mode, model)
         except NodenetError as error:
             bench.left_out.add(mode.name, "program", model.size, error)
             _reset(mode)
             continue
         there.append(mode)
-        if wanted:
+        if "program" in wanted:
             bench.results += _program_rows(mode, model.size, cost)
-        bench.results.append(_memory_row(mode, model.size, grown))
     return there
 
 
@@ -150,21 +148,25 @@ def _program_rows(mode: Mode, services: int, cost: Cost) -> list[Result]:
     return [Result(mode.name, "program", services, metric, unit, (value,)) for metric, unit, value in figures if value]
 
 
-def _memory_row(mode: Mode, services: int, grown: int) -> Result:
-    """Kernel memory: exact where the kernel accounts it to maps, else what the machine's own counters grew by."""
-    exact = mode.kernel_bytes()
-    value = float(exact if exact is not None else max(0, grown))
-    how = "accounted to the maps" if exact is not None else "growth of Slab and vmalloc of the whole machine"
-    return Result(mode.name, "memory", services, "kernel", "bytes", (value,), extra={"how": how})
+def _accounted(bench: Bench, mode: Mode, model: ServiceModel) -> Cost:
+    """`_programmed`, and a row of the kernel memory that came of it: exact, or left out with the reason.
 
-
-def _kernel_memory(mode: Mode) -> int:
-    """Bytes of slab, vmalloc and per-CPU memory of the whole machine: other work shows in it."""
-    if mode.kernel_bytes() is not None:
-        return 0
-    wanted = ("Slab:", "VmallocUsed:", "Percpu:")
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+    A tool in a memory cgroup pays for the charging too, as kube-proxy in its container does.
+    """
+    with ExitStack() as stack:
+        stack.callback(setattr, mode, "account", None)
+        try:
+            mode.account = memory.account(stack, mode)
+        except CannotRunError as error:
+            bench.left_out.add(mode.name, "memory", 0, f"{error} ({error.hint})" if error.hint else error)
+        cost = _programmed(bench, mode, model)
+        value, how = mode.kernel_bytes(), memory.MAPS
+        if mode.account:
+            value, how = memory.charged(mode.account), memory.CHARGED
+    if value is not None:
+        row = Result(mode.name, "memory", model.size, "kernel", "bytes", (float(value),), extra={"how": how})
+        bench.results.append(row)
+    return cost
 
 
 def latency(bench: Bench, modes: Sequence[Mode], model: ServiceModel, workload: str) -> None:

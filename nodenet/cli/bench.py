@@ -178,18 +178,26 @@ def _run(settings: Settings, quiet: bool) -> dict[str, Any]:
         if not quiet:
             print(f"[{time.monotonic() - started:6.1f}] {words}", file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = {number: signal.signal(number, _first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return run(settings, progress)
     except KeyboardInterrupt:
         print("nodenet bench: interrupted; everything that it had made is removed", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
+def _first(_signal: int, _frame: FrameType | None) -> None:
+    """SIGINT or SIGTERM: the run ends and removes everything. A second one must not interrupt that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _again)
     raise KeyboardInterrupt
+
+
+def _again(_signal: int, _frame: FrameType | None) -> None:
+    print("nodenet bench: already ending: what it had made is being removed", file=sys.stderr, flush=True)
 
 
 def _write(report: dict[str, Any], options: dict[str, Any]) -> None:

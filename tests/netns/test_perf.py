@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ TINY = ["--services", "1,3", "--epochs", "2", "--rounds", "2", "--count", "20", 
 def leftovers(pid: int) -> list[str]:
     """What a bench of that process would have had to remove."""
     found = [str(path) for path in Path("/run/netns").glob(f"bench{pid}-*")]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/nodenet-bench-{pid}")]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/nodenet-bench-{pid}*")]
     found += [line for line in Path("/proc/mounts").read_text().splitlines() if "nodenet-bench-" in line]
     return found
 
@@ -69,6 +71,35 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert {"direct", "ebpf", "nftables"} <= {row["mode"] for row in found["results"]}
     reasons = [entry["reason"] for entry in found["meta"]["skipped"]]
     assert "ipvs" in {row["mode"] for row in found["results"]} or any("ip_vs" in reason for reason in reasons)
+    assert leftovers(process.pid) == []
+
+
+def loading(pid: int) -> list[str]:
+    """The nft processes that load into the nodes of that bench."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (path / "comm").read_text() == "nft\n" and f"bench{pid}-".encode() in (path / "environ").read_bytes():
+                found.append(path.name)
+    return found
+
+
+def test_interrupted_while_a_tool_loads() -> None:
+    """nft is in the kernel then, and a kernel that does not preempt lets nobody else run on its CPU."""
+    if not shutil.which("nft"):
+        pytest.skip("nft is not installed")
+    command = [*BENCH, "-q", "--modes", "direct,nftables", "--services", "6000", "--workloads", "program"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not loading(process.pid):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    time.sleep(0.7)
+    assert loading(process.pid), "the load is over already: it shows nothing"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "everything that it had made is removed" in errors
+    assert loading(process.pid) == []
     assert leftovers(process.pid) == []
 
 

@@ -1,0 +1,85 @@
+"""Kernel memory of iptables and nftables, exactly: the kernel charges their objects (GFP_KERNEL_ACCOUNT) to the memory
+cgroup of the process that made them, so the tool runs in a group of its own, and that group's account is read when the
+tool has ended and its rules are there.
+
+Not in it, by the kernel's source: the per-CPU counters of xtables (16 bytes for each rule and CPU) and the buckets of
+the hash tables of nftables' sets (8 bytes each).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from nodenet.errors import CannotRunError
+from nodenet.lab import cgroups
+from perf.modes import Mode
+from perf.node import CGROUP_PREFIX
+
+# Of memory.stat (bytes). Dentries and inodes (slab_reclaimable), stacks and page tables are the tool's own.
+PARTS = ("slab_unreclaimable", "vmalloc", "percpu")
+CHARGED = "charged to the tool's cgroup"
+MAPS = "accounted to the maps"
+# memory.stat has it since Linux 5.18, which is also the first that charges nf_tables.
+_SINCE_5_18 = "kernel"
+_HINT = "a virtual machine has it: --vm 6.12 --workloads memory"
+# Seconds: a killed nft stays in the kernel until its load is through.
+_LAST_PROCESS = 120.0
+
+
+def root() -> Path:
+    """Where groups of our own can have the memory controller. Raises CannotRunError with the reason why they cannot."""
+    found = cgroups.mount_point()
+    if "memory" not in _words(found / "cgroup.controllers"):
+        raise CannotRunError(
+            "no exact figure: cgroup v2 has no memory controller on this machine (cgroup v1 has it, or nobody)",
+            _HINT,
+        )
+    if "memory" not in _words(found / "cgroup.subtree_control"):
+        raise CannotRunError(
+            f"no exact figure: {found} does not hand the memory controller to its child groups",
+            _HINT,
+        )
+    return found
+
+
+def account(stack: ExitStack, mode: Mode) -> Path | None:
+    """A memory cgroup for a mode's tools, until the stack is closed; None where the mode itself knows its memory.
+
+    Raises CannotRunError with the reason where there can be none.
+    """
+    if mode.kernel_bytes() is not None:
+        return None
+    if mode.not_charged:
+        raise CannotRunError(mode.not_charged)
+    return stack.enter_context(group())
+
+
+@contextmanager
+def group() -> Iterator[Path]:
+    """A memory cgroup for one load. Raises CannotRunError where there can be none."""
+    path = cgroups.make(root() / f"{CGROUP_PREFIX}{os.getpid()}-memory")
+    try:
+        if _SINCE_5_18 not in stat(path):
+            raise CannotRunError("no exact figure: Linux before 5.18 does not charge nf_tables to a cgroup")
+        yield path
+    finally:
+        cgroups.remove(path, timeout=_LAST_PROCESS)
+
+
+def stat(path: Path) -> dict[str, int]:
+    """memory.stat of a group."""
+    lines = (path / "memory.stat").read_text().splitlines()
+    return {name: int(value) for name, value in (line.split() for line in lines)}
+
+
+def charged(path: Path) -> int:
+    """Bytes that the group has been charged for objects of the kernel, and that are still there."""
+    found = stat(path)
+    return sum(found[part] for part in PARTS)
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split()
