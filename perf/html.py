@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.util import find_spec
 from typing import Any
@@ -61,8 +61,8 @@ def require() -> None:
         raise CannotRunError("--html needs matplotlib, which is not installed", "pip install matplotlib")
 
 
-def page(report: dict[str, Any], beside: dict[str, Any] | None = None) -> str:
-    """The whole page. `beside`: a virtual machine's report, shown as a section of its own. Needs matplotlib."""
+def page(report: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
+    """The whole page. `beside`: reports that are shown as sections of their own. Needs matplotlib."""
     if counted.is_counted(report):
         sections = [_figures(report), *map(_table, tables(report)), _section("Remarks", _list(remarks(report)))]
     else:
@@ -70,7 +70,7 @@ def page(report: dict[str, Any], beside: dict[str, Any] | None = None) -> str:
             _figures(report),
             *map(_table, tables(report)),
             _section("Noise and remarks", _list(remarks(report))),
-            _beside(beside) if beside else "",
+            *map(_beside, beside),
             _environment(report["meta"]),
         ]
     return (
@@ -87,7 +87,8 @@ def _head(report: dict[str, Any]) -> str:
         title = "What a Service costs, in instructions: eBPF, iptables, nftables, IPVS"
         words = " ".join([". ".join(line.strip() for line in counted.heading(meta)[:2]) + ".", counted.EXPLANATION])
     else:
-        title = "What a Service costs: eBPF, iptables, nftables, IPVS"
+        only_cni = {row["workload"] for row in report["results"]} == {"cni"}
+        title = "What a pod start costs" if only_cni else "What a Service costs: eBPF, iptables, nftables, IPVS"
         pinned = "not pinned" if meta["pinned_cpu"] is None else "on one core"
         words = (
             f"{meta['date'].replace('T', ' ')[:16]} UTC, kernel {meta['kernel']}, {meta['cpus']} \u00d7 {meta['cpu']}."
@@ -112,7 +113,7 @@ def _table(table: Table) -> str:
 
 
 def _table_body(table: Table) -> str:
-    from perf.plots import STYLE
+    from perf import plots
 
     used = [index for index in range(len(table.head)) if any(line[index] for line in table.lines)]
     body, last = [], None
@@ -121,7 +122,7 @@ def _table_body(table: Table) -> str:
         if last is not None and line[1] != last:
             kinds.append("next")
         last = line[1]
-        colour = f' style="--mode: {STYLE[mode].colour}"' if mode in STYLE else ""
+        colour = f' style="--mode: {plots.colour(mode)}"' if plots.colour(mode) else ""
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         body.append(f"<tr{kind}{colour}>{''.join(f'<td>{escape(_dash(line[index]))}</td>' for index in used)}</tr>")
     names = "".join(f"<th>{escape(_dash(table.head[index]))}</th>" for index in used)
@@ -134,11 +135,17 @@ def _dash(words: str) -> str:
 
 
 def _beside(report: dict[str, Any]) -> str:
-    """A virtual machine's figures, set apart: another unit, another machine."""
-    parts = [f"<p>{escape(counted.EXPLANATION)}</p>", _figures(report)]
-    parts += [f"<h3>{escape(table.title)}</h3>{_table_body(table)}" for table in tables(report)]
-    parts.append(_list([*counted.heading(report["meta"]), *remarks(report)]))
-    return f'<section class="beside"><h2>Beside it: counted in a virtual machine</h2>{"".join(parts)}</section>'
+    """Figures set apart: of another run, in a virtual machine another unit and another machine too."""
+    meta, there = report["meta"], tables(report)
+    if counted.is_counted(report):
+        title, words, lines = "counted in a virtual machine", counted.EXPLANATION, counted.heading(meta)
+    else:
+        title = "in a virtual machine" if meta.get("virtual") else "another run"
+        words, lines = f"{meta['date'].replace('T', ' ')[:16]} UTC, kernel {meta['kernel']}.", []
+    parts = [f"<p>{escape(words)}</p>", _figures(report)]
+    parts += [f"<h3>{escape(table.title)}</h3>{_table_body(table)}" for table in there]
+    parts.append(_list([*lines, *remarks(report)]))
+    return f'<section class="beside"><h2>Beside it: {title}</h2>{"".join(parts)}</section>'
 
 
 def _environment(meta: dict[str, Any]) -> str:

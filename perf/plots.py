@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from perf import counted, stats
+from perf import cni_plots, counted, stats
 
 Row = dict[str, Any]
 
@@ -66,7 +66,7 @@ class Plot(NamedTuple):
 def of(report: dict[str, Any]) -> list[Plot]:
     """Every plot that the report has rows for."""
     rows = report["results"]
-    return list(_counted(rows) if counted.is_counted(report) else [*_latency(rows), *_rest(rows)])
+    return list(_counted(rows) if counted.is_counted(report) else [*_latency(rows), *_rest(rows), *_cni(rows)])
 
 
 def _counted(rows: Sequence[Row]) -> Iterable[Plot]:
@@ -123,6 +123,30 @@ def _rest(rows: Sequence[Row]) -> Iterable[Plot]:
                 f"{unit} {words}; both axes are logarithmic",
                 lambda chosen=chosen, unit=unit: against_services(chosen, unit, log=True),  # type: ignore[misc]
             )
+
+
+def _cni(rows: Sequence[Row]) -> Iterable[Plot]:
+    adds = _rows(rows, "cni", "add")
+    if adds:
+        yield Plot(
+            "cni-leases",
+            "A pod starts: ADD by leases",
+            "median and interval of one call after the other",
+            lambda: _svg(lambda axes: cni_plots.by_leases(axes, adds), "milliseconds of ADD against leases"),
+        )
+    many = [row for row in rows if row["workload"] == "cni" and row["metric"].startswith("burst_")]
+    if many:
+        yield Plot(
+            "cni-burst",
+            f"Pods start and end together: {many[0]['at_once']} calls at once",
+            "median of the calls, whisker up to the 99th percentile",
+            lambda: _svg(lambda axes: cni_plots.bursts(axes, many), "milliseconds of calls in a burst"),
+        )
+
+
+def colour(mode: str) -> str:
+    """Of a mode, or of a way to start a pod; "" for what has none."""
+    return STYLE[mode].colour if mode in STYLE else cni_plots.COLOURS.get(mode, "")
 
 
 def _rows(rows: Iterable[Row], workload: str, metric: str) -> list[Row]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Puts reports into docs/bench.md: the text between its two marks, and the plots under docs/img.
 
-    python -m perf.publish FULL.json [--again AGAIN.json] [--counted VM.json] [--cni CNI.json] [--docs docs]
+    python -m perf.publish FULL.json [--again AGAIN.json] [--counted VM.json] [--cni CNI.json]
+                           [--memory MEMORY.json] [--docs docs]
 
 What stands outside the marks is written by hand and stays.
 """
@@ -20,6 +21,9 @@ from perf.results import find
 
 Report = dict[str, Any]
 
+# Plots that stand in sections of their own.
+_APART = ("instructions", "cni")
+
 BEGIN, END = "<!-- figures: written by perf/publish.py -->", "<!-- end of figures -->"
 IMAGES = "img"
 
@@ -30,6 +34,7 @@ def main() -> int:
     parser.add_argument("--again", type=Path, help="a second run, compared with the first")
     parser.add_argument("--counted", type=Path, help="a report of --vm")
     parser.add_argument("--cni", type=Path, help="a report of --workloads cni")
+    parser.add_argument("--memory", type=Path, help="a report of --vm --workloads memory")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where bench.md is (default %(default)s)")
     given = parser.parse_args()
     others = {name: _read(path) if path else None for name, path in vars(given).items() if name in _OTHERS}
@@ -46,7 +51,7 @@ def main() -> int:
     return 0
 
 
-_OTHERS = ("again", "counted", "cni")
+_OTHERS = ("again", "counted", "cni", "memory")
 
 
 def _read(path: Path) -> Report:
@@ -60,6 +65,8 @@ def draw(reports: Iterable[Report], folder: Path) -> dict[str, str]:
     found = {}
     for one in reports:
         for plot in plots.of(one):
+            if plot.name in found:
+                continue  # of the full run: the second one is smaller
             (folder / f"{plot.name}.svg").write_text(plot.draw())
             found[plot.name] = f"{plot.title} ({plot.words})"
     return found
@@ -71,18 +78,22 @@ def text(
     again: Report | None = None,
     counted: Report | None = None,
     cni: Report | None = None,
+    memory: Report | None = None,
 ) -> str:
     """Everything between the marks."""
     parts = [f"## In short\n\n{markdown(in_short(full))}"]
-    parts += [f"![{title}]({IMAGES}/{name}.svg)" for name, title in images.items() if "instructions" not in name]
+    parts += [f"![{title}]({IMAGES}/{name}.svg)" for name, title in images.items() if not name.startswith(_APART)]
     parts.append(f"## The run\n\n```\n{report.text(full)}```")
     if again:
         parts.append(f"## The same again\n\n{_again(full, again)}")
     if counted:
         drawn = [f"![{title}]({IMAGES}/{name}.svg)" for name, title in images.items() if "instructions" in name]
         parts += ["## Beside it: counted in a virtual machine", *drawn, f"```\n{report.text(counted)}```"]
+    if memory:
+        parts.append(f"## Kernel memory, in a virtual machine\n\n```\n{report.text(memory)}```")
     if cni:
-        parts.append(f"## What a pod start costs\n\n```\n{report.text(cni)}```")
+        drawn = [f"![{title}]({IMAGES}/{name}.svg)" for name, title in images.items() if name.startswith("cni")]
+        parts += ["## What a pod start costs", *drawn, f"```\n{report.text(cni)}```"]
     return "\n\n".join(parts) + "\n"
 
 

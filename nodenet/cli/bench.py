@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -105,22 +106,26 @@ def compare(before: Path, after: Path, output: str) -> None:
 @click.option(
     "--beside",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A report of --vm: a section of the page, apart from the times.",
+    multiple=True,
+    help="A report of --vm, or of other workloads: a section of the page, apart. May be given several times.",
 )
-def show(report: Path, html_file: Path | None, beside: Path | None) -> None:
+def show(report: Path, html_file: Path | None, beside: tuple[Path, ...]) -> None:
     """Print a JSON report's tables again, or make its page."""
     _need_perf()
     from perf import counted
     from perf import report as reporting
 
-    found, other = _read(report), _read(beside) if beside else None
-    if other and (not counted.is_counted(other) or counted.is_counted(found)):
-        raise BadInputError("--beside takes a report of --vm, beside a report of times")
+    found, others = _read(report), [_read(path) for path in beside]
+    mine = {row["workload"] for row in found["results"]}
+    for other in others:
+        apart = other["meta"].get("virtual") or mine.isdisjoint(row["workload"] for row in other["results"])
+        if counted.is_counted(found) or not apart:
+            raise BadInputError("--beside takes a report of --vm or of other workloads, beside a report of times")
     if html_file:
-        _page(found, html_file, other)
+        _page(found, html_file, others)
         return
     click.echo(reporting.text(found), nl=False)
-    if other:
+    for other in others:
         click.echo("\n" + reporting.text(other), nl=False)
 
 
@@ -210,7 +215,7 @@ def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
         _page(report, options["html_file"])
 
 
-def _page(report: dict[str, Any], path: Path, beside: dict[str, Any] | None = None) -> None:
+def _page(report: dict[str, Any], path: Path, beside: Sequence[dict[str, Any]] = ()) -> None:
     from perf import html
 
     html.require()

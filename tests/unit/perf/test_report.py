@@ -265,7 +265,7 @@ def test_counted_report_has_a_page_and_stands_beside_another() -> None:
     alone = html.page(counted_report())
     assert "thousand instructions" in alone
     assert "microseconds" not in alone
-    both = html.page(whole(), counted_report())
+    both = html.page(whole(), [counted_report()])
     assert both.count("<svg") == 6
     assert 'class="beside"' in both
 
@@ -284,6 +284,43 @@ def test_cni_rows_have_a_table() -> None:
     assert "A pod starts and ends" in report.text(made)
     (line,) = [line for line in report.text(made).splitlines() if line.split()[:2] == ["agent", "ADD"]]
     assert line.split()[2:] == ["1", "2,000", "5.50", "5.99", "0.20", "0.30"]
+
+
+def cni_report() -> dict[str, Any]:
+    made = []
+    for leases, metric, at_once in ((0, "add", 1), (10000, "add", 1), (0, "burst_add", 100), (0, "burst_del", 100)):
+        extra = {"leases": leases, "at_once": at_once, "ratio_to_reference": 0.2, "p99_ratio_to_reference": 0.3}
+        made += [
+            Result(way, "cni", 0, metric, "ms", (5.0, 6.0), extra=extra).as_json()
+            for way in ("agent", "alone", "bridge + host-local")
+        ]
+    return {"meta": META | {"epochs": 0}, "results": made, "slopes": []}
+
+
+def test_a_pod_start_is_drawn_alone_and_beside_the_services() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    alone = html.page(cni_report())
+    assert "<h1>What a pod start costs</h1>" in alone
+    assert alone.count("<svg") == 2
+    assert "100 calls at once" in alone
+    assert html.page(whole(), [cni_report(), counted_report()]).count('class="beside"') == 2
+
+
+def test_memory_says_where_it_comes_from() -> None:
+    made = whole()
+    made["results"].append(
+        Result("nftables", "memory", 1000, "kernel", "bytes", (2.0**20,), extra={"how": "so"}).as_json()
+    )
+    (line,) = [line for line in report.text(made).splitlines() if line.split()[-1:] == ["so"]]
+    assert line.split() == ["nftables", "1,000", "1.00", "so"]
+
+
+def test_the_same_workloads_of_this_machine_do_not_stand_beside(tmp_path: Any) -> None:
+    times = tmp_path / "a.json"
+    times.write_text(json.dumps(whole()))
+    done = CliRunner().invoke(bench, ["show", str(times), "--beside", str(times)])
+    assert isinstance(done.exception, BadInputError)
+    assert "of other workloads" in str(done.exception)
 
 
 def test_times_are_not_compared_with_instructions(tmp_path: Any) -> None:
