@@ -64,7 +64,7 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 	int result;
 
 	result = datagram ? nn_lb_choose_for_socket(cookie, addr, *port, protocol, &choice) :
-			    nn_lb_choose(addr, *port, protocol, &choice);
+			    nn_lb_choose(addr, *port, protocol, 0, &choice);
 	if (result == 0)
 		return NN_ALLOW;
 	if (result < 0)

@@ -78,9 +78,10 @@ NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
 	return 1;
 }
 
-/* A backend at random. 0: not a Service's address. 1: a backend was chosen. Negative: the address is a Service's and has
- * no answer. */
-NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, struct nn_lb_choice *choice)
+/* A backend: `number` names it, 0 leaves it to chance. Returns 0: not a Service's address. 1: a backend was chosen. Negative:
+ * the address is a Service's and has no answer. */
+NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 number,
+			   struct nn_lb_choice *choice)
 {
 	struct nn_frontend_key key = { .addr = *addr, .port = port, .protocol = protocol };
 	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &key);
@@ -93,7 +94,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 	choice->rev_nat_index = master->rev_nat_index;
 	if (master->count == 0)
 		return NN_DROP_BACKEND_NOT_FOUND;
-	key.slot = bpf_get_prandom_u32() % master->count + 1;
+	key.slot = (number ? number : bpf_get_prandom_u32()) % master->count + 1;
 	slot = bpf_map_lookup_elem(&nn_frontend, &key);
 	if (!slot) {
 		/* The frontend shrank between the two lookups: the first slot is the last to go. */
@@ -120,7 +121,7 @@ NN_INLINE int nn_lb_choose_for_socket(__u64 cookie, const struct nn_addr *addr, 
 		choice->rev_nat_index = master->rev_nat_index;
 		return 1;
 	}
-	result = nn_lb_choose(addr, port, protocol, choice);
+	result = nn_lb_choose(addr, port, protocol, 0, choice);
 	if (result > 0)
 		bpf_map_update_elem(&nn_sock_choice, &key, &choice->backend_id, BPF_ANY);
 	return result;

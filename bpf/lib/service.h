@@ -15,6 +15,7 @@
 #define NN_LB_FLOW_DATAGRAM NN_CT_STREAM
 /* A SYN that is sent again within this time goes to the same backend. */
 #define NN_LB_FLOW_OPENING NN_CT_TCP_OPENING
+#define NN_GOLDEN_RATIO 0x9e3779b97f4a7c15ULL /* of 2^64 */
 
 /* What nn_police found to be a packet to a Service. */
 enum nn_service_step {
@@ -73,16 +74,33 @@ NN_INLINE int nn_service_follow(struct nn_context *context, const struct nn_ct_k
 	return 1;
 }
 
-/* A backend whose flow with this pod is not taken by another connection: one more try, then none. */
+/* The same number for every packet of a flow, spread evenly over flows: multiplication by the golden ratio, word by word. A
+ * flow that nn_lb_flow has lost (it is an LRU, which a flood of another pod may fill) gets its backend again, as long as
+ * the Service has not changed; so do first datagrams that two CPUs see at once. */
+NN_INLINE __u32 nn_service_number(const struct nn_ct_key *flow)
+{
+	__u64 number = (__u64)flow->pod_port << 32 | (__u32)flow->remote_port << 16 | flow->protocol;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		number = (number ^ flow->pod.word[i]) * NN_GOLDEN_RATIO;
+		number = (number ^ number >> 32 ^ flow->remote.word[i]) * NN_GOLDEN_RATIO;
+		number ^= number >> 32;
+	}
+	return number;
+}
+
+/* The flow's backend, or the next one, where another connection has these ends already (nn_ct_clashes). */
 NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key, struct nn_lb_choice *choice, __u32 now)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
+	__u32 number = nn_service_number(key);
 	struct nn_ct_entry *taken;
 	int result;
 
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, choice);
+		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, number + i, choice);
 		context->rev_nat_index = choice->rev_nat_index;
 		if (result <= 0)
 			return result < 0 ? result : NN_DROP_IS_A_CLUSTERIP;
