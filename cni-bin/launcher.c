@@ -410,9 +410,12 @@ int main(int argc, char **argv)
 {
 	struct bytes text;
 	const char *verb = getenv("CNI_COMMAND");
-	int error = read_all(0, MAX_STDIN, &text);
+	int error;
 
 	(void)argc;
+	if (!verb && isatty(0))
+		fail(BAD_ENVIRONMENT, "CNI_COMMAND: not set: a container runtime starts this, with a configuration on standard input");
+	error = read_all(0, MAX_STDIN, &text);
 	if (error)
 		fail(error == EFBIG ? DECODE_FAILURE : IO_FAILURE, "standard input: %s", strerror(error));
 	read_config(text, &conf);

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import nodenet
 from nodenet.cni import protocol
-from nodenet.cni.conf import DEFAULT_SOCKET, SUPPORTED_VERSIONS
+from nodenet.cni.conf import SUPPORTED_VERSIONS
+from nodenet.cni.keys import DEFAULT_SOCKET
 from nodenet.cni.patterns import patterns
 from nodenet.errors import CannotRunError
 

@@ -21,6 +21,7 @@ from typing import Any
 from nodenet.cni import bundle
 from nodenet.cni import conf as configuration
 from nodenet.cni.errors import CniError
+from nodenet.cni.keys import DEFAULT_SOCKET
 from nodenet.errors import BadInputError, CannotRunError
 
 EXECUTABLE = "nodenet"
@@ -43,7 +44,7 @@ class Options:
     name: str = "nodenet"
     bridge: str = "cni0"
     mtu: int = 0
-    agent_socket: str = configuration.DEFAULT_SOCKET
+    agent_socket: str = DEFAULT_SOCKET
     require_agent: bool = False
     data_dir: str = "/var/lib/cni/networks"
 

@@ -28,15 +28,17 @@ def sets_of(conf: NetConf, run_dir: Path, networks: Networks | None) -> tuple[Ra
     if networks is None:
         found = _cached(run_dir)
         why = "no agent runs on this node, and none has left them"
+        hint = f"set ipam.ranges, or start the agent: its socket is {conf.agent_socket} (agentSocket)"
     else:
         found = tuple(networks())
         why = "its Node object has no spec.podCIDRs yet"
+        hint = "set ipam.ranges, or have the controller manager allocate node CIDRs"
         _cache(run_dir, found)
     if not found:
         message = (
             f"network {conf.name}: ipam.ranges: none configured, and this node's pod networks are not known: {why}"
         )
-        raise CniError(Code.TRY_AGAIN, message)
+        raise CniError(Code.TRY_AGAIN, message, hint)
     try:
         return range_sets({"ranges": [[{"subnet": str(network)}] for network in found]}, None)
     except ValueError as error:

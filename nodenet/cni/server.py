@@ -11,18 +11,15 @@ import asyncio
 import concurrent.futures
 import errno
 import logging
-import os
-import select
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nodenet.cni import protocol
+from nodenet.cni import protocol, sockets
 from nodenet.cni.attach import Step
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
@@ -105,21 +102,9 @@ class CniServer:
         """Listen. Raises CannotRunError when another agent listens there already, OSError as bind does."""
         self._loop = asyncio.get_running_loop()
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if await asyncio.to_thread(_somebody_listens, self.path):
+        if await asyncio.to_thread(sockets.somebody_listens, self.path):
             raise CannotRunError(f"{self.path}: another agent of this node listens there", "stop it first")
-        # Bound under another name and moved: no caller ever meets a socket without listener or with wide permissions.
-        temporary = self.path.with_name(f".cni.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.bind(str(temporary))
-            temporary.chmod(0o600)
-            sock.listen(_BACKLOG)
-            temporary.rename(self.path)
-        except BaseException:
-            sock.close()
-            temporary.unlink(missing_ok=True)
-            raise
+        sock = sockets.listen(self.path, _BACKLOG)
         self._listener = sock
         self._threads = [
             threading.Thread(target=self._take_calls, args=(sock,), name=f"cni_{number}")
@@ -138,7 +123,7 @@ class CniServer:
         # Wakes whoever waits for a call; those who wait for the rest of one are told that it ends there.
         self._listener.shutdown(socket.SHUT_RDWR)
         for connection in list(self._open):
-            _end_request(connection)
+            sockets.end_request(connection)
         late = await asyncio.to_thread(self._join, grace)
         self._refusing = True
         while late:
@@ -170,7 +155,7 @@ class CniServer:
                     continue
                 self._open.add(connection)
                 if self._closing:
-                    _end_request(connection)
+                    sockets.end_request(connection)
                 try:
                     self._answer(connection, plugin)
                 finally:
@@ -199,12 +184,12 @@ class CniServer:
             try:
                 request = parse(environment, stdin)
             except CniError as error:
-                _send(connection, failure(stdin, error))
+                sockets.send(connection, REQUEST_SECONDS, failure(stdin, error))
                 return
             started = time.monotonic()
             reply = self._work(request, plugin, connection)
             seconds = time.monotonic() - started
-            _send(connection, reply)
+            sockets.send(connection, REQUEST_SECONDS, reply)
         except (OSError, ProtocolError) as error:
             log.warning("CNI call ended early: %s", error)
         except Exception:
@@ -226,7 +211,7 @@ class CniServer:
         try:
             if self._refusing:
                 return failure(request.stdin, CniError(Code.TRY_AGAIN, "the agent is stopping"))
-            return plugin.run(request, replace(self._hook_set, wanted=lambda: _still_there(connection)))
+            return plugin.run(request, replace(self._hook_set, wanted=lambda: sockets.require_caller(connection)))
         except Exception as error:
             log.exception("%s %s %s failed", request.verb, request.container_id, request.ifname)
             return failure(request.stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
@@ -290,36 +275,5 @@ class CniServer:
             self._hooks.discard(future)
 
 
-def _end_request(connection: socket.socket) -> None:
-    """What has arrived can still be read; who waits for the rest is told that it ends there."""
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RD)
-
-
-def _still_there(connection: socket.socket) -> None:
-    """Raises CniError when the caller has gone: it was killed, and its runtime's DEL may be done already."""
-    poll = select.poll()
-    poll.register(connection, 0)
-    if poll.poll(0):
-        raise CniError(Code.TRY_AGAIN, "its caller has gone: nothing was done")
-
-
-def _send(connection: socket.socket, reply: Reply) -> None:
-    """The answer, and its end: the caller waits for that."""
-    connection.settimeout(REQUEST_SECONDS)
-    connection.sendall(protocol.pack_reply(reply))
-    connection.shutdown(socket.SHUT_RDWR)
-
-
 def _words(endpoint: Endpoint) -> str:
     return f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"
-
-
-def _somebody_listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2)
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        return True

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nodenet.cni.conf import BRIDGE_KEYS, IPAM_KEYS, SUPPORTED_VERSIONS
+from nodenet.cni.conf import SUPPORTED_VERSIONS
+from nodenet.cni.keys import BRIDGE_KEYS, IPAM_KEYS
 from nodenet.cni.request import VERBS
 from nodenet.link import netns
 from tests.netns.cni.conftest import World

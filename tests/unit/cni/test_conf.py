@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodenet.cni.conf import BRIDGE_KEYS, IPAM_KEYS, NetConf, failure, parse, version_answer
+from nodenet.cni.conf import NetConf, failure, parse, version_answer
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.keys import BRIDGE_KEYS, IPAM_KEYS
 
 
 def conf(cni_args: dict[str, str] | None = None, **keys: Any) -> NetConf:
@@ -175,6 +176,16 @@ def test_a_network_may_have_no_addresses_and_ranges_may_come_from_the_node() -> 
 def as_verb(verb: str, **keys: Any) -> NetConf:
     data = {"cniVersion": "1.1.0", "name": "net", "ipam": {"type": "host-local"}}
     return parse(json.dumps(data | keys).encode(), {}, verb)
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
+def test_a_list_is_not_taken_for_a_plugins_configuration(verb: str) -> None:
+    """By hand that is soon done, and would be a network without addresses."""
+    stdin = b'{"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": "nodenet"}]}'
+    with pytest.raises(CniError, match="this is a list") as caught:
+        parse(stdin, {}, verb)
+    assert caught.value.code == Code.BAD_CONFIG
+    assert conf(plugins=[]).bridge == "cni0"
 
 
 def test_gc_has_a_list() -> None:

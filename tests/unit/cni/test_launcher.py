@@ -185,3 +185,15 @@ def test_the_socket_is_found_wherever_it_is(
 def test_any_input_ends_in_the_other_program_or_in_an_error(launcher: Path, text: bytes) -> None:
     status, out = call(launcher, text)
     assert (status == 0 and out == b"alone ADD " + text) or json.loads(out)["code"] in (5, 7, 11)
+
+
+def test_a_person_who_starts_it_is_told_what_it_is(launcher: Path) -> None:
+    """And does not wait for the end of a configuration that nobody writes."""
+    terminal, stdin = os.openpty()
+    try:
+        done = subprocess.run([launcher], stdin=stdin, env={}, capture_output=True, check=False, timeout=5)
+    finally:
+        os.close(stdin)
+        os.close(terminal)
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 4)
+    assert "a container runtime starts this" in json.loads(done.stdout)["msg"]
