@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 
 from nodenet.cni.conf import failure, version_answer
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.patience import heed, leave_orderly
 from nodenet.cni.protocol import Reply
 from nodenet.cni.request import Request, parse
 
@@ -31,7 +30,7 @@ def run(environment: dict[str, str], stdin: bytes) -> Reply:
         request = parse(environment, stdin)
         if request.verb == "VERSION":
             return Reply(0, version_answer(stdin).encode())
-        if request.verb != "VERSION" and _requires_agent(stdin):
+        if _requires_agent(stdin):
             code = Code.NOT_AVAILABLE if request.verb == "STATUS" else Code.TRY_AGAIN
             raise CniError(code, "the agent of this node is not running, and requireAgent is set")
         return _run(request)
@@ -43,10 +42,10 @@ def run(environment: dict[str, str], stdin: bytes) -> Reply:
 
 
 def _run(request: Request) -> Reply:
-    # Imported here: pyroute2 takes most of the time that this process has.
+    # Imported here: what only prints the version, or an error, needs none of it.
     from nodenet.cni.plugin import Plugin
 
-    plugin = Plugin()
+    plugin = Plugin(step=heed)
     try:
         return plugin.run(request)
     finally:
@@ -59,12 +58,3 @@ def _requires_agent(stdin: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(data, dict) and data.get("requireAgent") is True
-
-
-def leave_orderly() -> None:
-    """A runtime that gives up sends SIGTERM: leave by way of the undoing."""
-    signal.signal(signal.SIGTERM, _terminated)
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

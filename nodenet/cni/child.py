@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from nodenet.cni.errors import CniError, Code
+from nodenet.cni.patience import heed
 
 # Bytes of an answer: a result of CNI has some hundreds.
 _MOST = 1 << 20
@@ -72,6 +73,7 @@ def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
             poll = select.poll()
             poll.register(handle, select.POLLIN)
             while not poll.poll(100):
+                heed()
                 if time.monotonic() > deadline:
                     message = f"{executable}: no answer in time: it was killed"
                     raise CniError(Code.TRY_AGAIN, message)

@@ -28,6 +28,7 @@ from pathlib import Path
 from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.index import Index
 from nodenet.cni.owner import Owner
+from nodenet.cni.patience import pause
 from nodenet.cni.ranges import Range, RangeSet
 from nodenet.link import smallfile
 from nodenet.model import IPAddress
@@ -95,7 +96,7 @@ class Store:
                 if time.monotonic() > deadline:
                     message = f"network {self.network}: somebody holds {self.folder}/lock for over {LOCK_SECONDS:g} s"
                     raise CniError(Code.TRY_AGAIN, message) from None
-                time.sleep(0.001)
+                pause(0.001)
             else:
                 return
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.owner import Owner
+from nodenet.cni.patience import pause
 from nodenet.link import smallfile
 from nodenet.model import Endpoint, ObjectRef
 
@@ -249,4 +250,4 @@ def _hold(path: Path, deadline: float) -> tuple[int, bool]:
         os.close(fd)
         if time.monotonic() > deadline:
             raise CniError(Code.TRY_AGAIN, f"{path.stem}: another ADD or DEL is working on it")
-        time.sleep(0.01)
+        pause(0.01)

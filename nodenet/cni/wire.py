@@ -16,6 +16,7 @@ from pathlib import Path
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Lease, Owner
+from nodenet.cni.patience import pause
 from nodenet.cni.routes import PodRoute
 from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
 from nodenet.link.handle import Interface, Link, LinkError, change
@@ -261,7 +262,7 @@ def _wait_for_dad(ifname: str) -> None:
             return
         if time.monotonic() > deadline:
             raise LinkError(f"duplicate detection on {ifname} did not end in {_DAD_SECONDS:g} s", errno.ETIMEDOUT)
-        time.sleep(0.02)
+        pause(0.02)
 
 
 def _pod_ipv6(ifname: str, leases: Sequence[Lease], detect: bool) -> None:

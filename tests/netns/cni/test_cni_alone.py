@@ -6,13 +6,15 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nodenet.cni import alone
+from nodenet.cni import patience
 from nodenet.cni.attach import STEPS
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.plugin import Plugin
@@ -338,8 +340,14 @@ def test_sigterm_undoes(world: Any, step: str) -> None:
     child = os.fork()
     if child == 0:
         netns.enter(world.node)
-        alone.leave_orderly()
-        plugin = Plugin(step=lambda name: os.kill(os.getpid(), signal.SIGTERM) if name == step else None)
+        patience.leave_orderly()
+
+        def asked_to_end(name: str) -> None:
+            if name == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            patience.heed()
+
+        plugin = Plugin(step=asked_to_end)
         try:
             plugin.run(parse(world.env("ADD", "c1", pod), world.conf()))
         except SystemExit as end:
@@ -349,3 +357,21 @@ def test_sigterm_undoes(world: Any, step: str) -> None:
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
     assert world.interfaces(pod) == ["lo"]
     assert world.left() == []
+
+
+def test_sigterm_ends_the_executable_while_it_waits(world: Any) -> None:
+    """For a lock that somebody keeps."""
+    (world.leases / "net").mkdir(parents=True)
+    pod = world.pod()
+    with (world.leases / "net/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        caller = netns.popen(world.node, [world.program], env=world.env("ADD", "c1", pod), stdin=subprocess.PIPE)
+        caller.stdin.write(world.conf())
+        caller.stdin.close()
+        while not list((world.run_dir / "endpoints").glob("*.busy")):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        caller.terminate()
+        assert caller.wait(2) == 128 + signal.SIGTERM
+    assert world.left() == []
+    assert world.call("ADD", "c1", pod).status == 0
