@@ -10,7 +10,7 @@ NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_e
 	__u8 mac[ETH_ALEN];
 	__u32 ifindex = target->ifindex;
 
-	if (!nn_has_mac(ctx, offsetof(struct ethhdr, h_dest), target)) {
+	if (!nn_has_mac(ctx, offsetof(struct ethhdr, h_dest), target->mac)) {
 		__builtin_memcpy(mac, target->mac, ETH_ALEN);
 		bpf_skb_store_bytes(ctx, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN, 0);
 	}
@@ -46,15 +46,25 @@ NN_INLINE int nn_to_service(struct __sk_buff *ctx, struct nn_context *context, i
 	return result < 0 ? result : nn_police_flow(ctx);
 }
 
+/* A kernel says something on every link as soon as that is up, before the pod's address is known here: nobody is told. */
+NN_INLINE int nn_link_control_from_pod(struct __sk_buff *ctx, struct nn_context *context)
+{
+	int result = nn_check_link_control(ctx, &context->packet);
+
+	if (result == NN_DROP_ENDPOINT_NOT_READY) {
+		nn_count(-result, NN_EGRESS, ctx->len);
+		return TC_ACT_SHOT;
+	}
+	return result < 0 ? nn_drop(ctx, context, result) : TC_ACT_OK;
+}
+
 NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 {
 	struct nn_endpoint_entry *source, *target;
 	int result;
 
-	if (nn_is_link_control(&context->packet)) {
-		result = nn_check_link_control(ctx, &context->packet);
-		return result < 0 ? nn_drop(ctx, context, result) : TC_ACT_OK;
-	}
+	if (nn_is_link_control(&context->packet))
+		return nn_link_control_from_pod(ctx, context);
 	source = nn_owner(ctx, &context->packet.tuple.saddr);
 	if (!source)
 		return nn_drop(ctx, context, NN_DROP_INVALID_SOURCE_IP);

@@ -27,6 +27,20 @@ enum nn_link_layer {
 	NN_LINK_IPV6 = 6,
 };
 
+/* The MAC of the pod behind an interface, by the interface's index: for frames that name no address of the pod's. Taken from
+ * the endpoint when the pod first speaks with its address: by ARP or neighbour discovery, before anything else. */
+struct nn_port_entry {
+	__u8 mac[ETH_ALEN];
+	__u8 pad[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct nn_port_entry);
+} nn_port SEC(".maps");
+
 NN_INLINE int nn_parse_ethernet(struct __sk_buff *ctx, struct nn_packet *packet)
 {
 	packet->offset = ETH_HLEN;
@@ -41,14 +55,14 @@ NN_INLINE int nn_parse_ethernet(struct __sk_buff *ctx, struct nn_packet *packet)
 	return NN_DROP_UNSUPPORTED_L2;
 }
 
-NN_INLINE int nn_has_mac(struct __sk_buff *ctx, __u32 offset, const struct nn_endpoint_entry *endpoint)
+NN_INLINE int nn_has_mac(struct __sk_buff *ctx, __u32 offset, const __u8 *wanted)
 {
 	__u8 mac[ETH_ALEN], difference = 0;
 
 	if (nn_load(ctx, offset, mac, ETH_ALEN) < 0)
 		return 0;
 	for (int i = 0; i < ETH_ALEN; i++)
-		difference |= mac[i] ^ endpoint->mac[i];
+		difference |= mac[i] ^ wanted[i];
 	return difference == 0;
 }
 
@@ -60,7 +74,37 @@ NN_INLINE struct nn_endpoint_entry *nn_owner(struct __sk_buff *ctx, const struct
 
 	if (!endpoint || endpoint->ifindex != ctx->ifindex)
 		return 0;
-	return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), endpoint) ? endpoint : 0;
+	return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), endpoint->mac) ? endpoint : 0;
+}
+
+/* nn_owner, of what a pod says about itself on the link. */
+NN_INLINE struct nn_endpoint_entry *nn_speaker(struct __sk_buff *ctx, const struct nn_addr *addr)
+{
+	struct nn_endpoint_entry *endpoint = nn_owner(ctx, addr);
+	struct nn_port_entry *known, port = {};
+	__u32 ifindex = ctx->ifindex;
+
+	if (!endpoint)
+		return 0;
+	known = bpf_map_lookup_elem(&nn_port, &ifindex);
+	/* An update of an LRU takes a new record: a pod that repeats itself must not push out the others. */
+	if (known && nn_has_mac(ctx, offsetof(struct ethhdr, h_source), known->mac))
+		return endpoint;
+	__builtin_memcpy(port.mac, endpoint->mac, ETH_ALEN);
+	bpf_map_update_elem(&nn_port, &ifindex, &port, BPF_ANY);
+	return endpoint;
+}
+
+/* Does the frame come from the MAC of the pod behind this veth? That is known once the pod has spoken with its address.
+ * Returns 0 or a drop code. */
+NN_INLINE int nn_check_port(struct __sk_buff *ctx)
+{
+	__u32 ifindex = ctx->ifindex;
+	struct nn_port_entry *port = bpf_map_lookup_elem(&nn_port, &ifindex);
+
+	if (!port)
+		return NN_DROP_ENDPOINT_NOT_READY;
+	return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), port->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
 /* A pod may speak ARP for its own address and MAC alone. RFC 5227 probes come from 0.0.0.0: they claim nothing, and are
@@ -78,8 +122,8 @@ NN_INLINE int nn_check_arp(struct __sk_buff *ctx)
 	if (bpf_skb_load_bytes(ctx, NN_ARP_SENDER_OFFSET, &arp, sizeof(arp)) < 0)
 		return NN_DROP_INVALID_PACKET;
 	nn_addr_from_v4(&claimed, arp.sender ? arp.sender : arp.target);
-	owner = nn_owner(ctx, &claimed);
-	return owner && nn_has_mac(ctx, NN_ARP_SENDER_MAC_OFFSET, owner) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+	owner = nn_speaker(ctx, &claimed);
+	return owner && nn_has_mac(ctx, NN_ARP_SENDER_MAC_OFFSET, owner->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
 /* ff00::/8 */
@@ -122,21 +166,28 @@ NN_INLINE int nn_is_link_control(const struct nn_packet *packet)
 }
 
 /* Link control from a pod: for itself alone, and never as a router. It may have link-local or unspecified sources, which
- * nothing else may have. */
+ * nothing else may have: then the frame's MAC is the pod's all the same, or the bridge would learn another pod's port from
+ * it. What is asked or told about the pod's own address (RFC 4862's detection of duplicates) proves the MAC by itself. */
 NN_INLINE int nn_check_link_control(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	const struct nn_addr *saddr = &packet->tuple.saddr;
 	struct nn_addr target;
+	int is_speaker;
 
 	if (packet->icmp_type == NN_ND_ROUTER_ADVERTISEMENT || packet->icmp_type == NN_ND_REDIRECT)
 		return NN_DROP_FORBIDDEN_ICMPV6;
-	if (!nn_addr_is_zero(saddr) && !nn_addr_is_link_local(saddr) && !nn_owner(ctx, saddr))
+	is_speaker = !nn_addr_is_zero(saddr) && !nn_addr_is_link_local(saddr);
+	if (is_speaker && !nn_speaker(ctx, saddr))
 		return NN_DROP_INVALID_SOURCE_IP;
-	if (packet->icmp_type != NN_ND_NEIGHBOUR_ADVERTISEMENT)
-		return 0;
-	if (bpf_skb_load_bytes(ctx, packet->offset + NN_ND_TARGET_OFFSET, &target, sizeof(target)) < 0)
-		return NN_DROP_INVALID_PACKET;
-	return nn_addr_is_link_local(&target) || nn_owner(ctx, &target) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+	if (packet->icmp_type == NN_ND_NEIGHBOUR_ADVERTISEMENT || packet->icmp_type == NN_ND_NEIGHBOUR_SOLICITATION) {
+		if (bpf_skb_load_bytes(ctx, packet->offset + NN_ND_TARGET_OFFSET, &target, sizeof(target)) < 0)
+			return NN_DROP_INVALID_PACKET;
+		if (nn_speaker(ctx, &target))
+			return 0;
+		if (packet->icmp_type == NN_ND_NEIGHBOUR_ADVERTISEMENT && !nn_addr_is_link_local(&target))
+			return NN_DROP_INVALID_SOURCE_IP;
+	}
+	return is_speaker ? 0 : nn_check_port(ctx);
 }
 
 #endif

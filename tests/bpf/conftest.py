@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -36,11 +37,13 @@ class Datapath:
         self.pins = loader.Pins(root)
         self.loaded = loader.load(build.build_all(cache), config, self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
+        self._port = libbpf.obj_get(str(self.pins.map("nn_port")))
         self._events: list[abi.Event] = []
         self._reader = EventReader(self.pins.map("nn_events"), lambda raw: self._events.append(abi.Event.unpack(raw)))
 
     def close(self) -> None:
         self._reader.close()
+        os.close(self._port)
         for table in self.tables.values():
             table.close()
         loader.close(self.loaded)
@@ -51,6 +54,7 @@ class Datapath:
             table = self.tables[name]
             for key, _ in list(table.items()):
                 table.delete(key)
+        libbpf.lib().bpf_map_delete_elem(self._port, TEST_IFINDEX.to_bytes(4, "little"))  # where there is one
         metrics = self.tables["nn_metrics"]
         for key, cpus in list(metrics.items()):
             zeros = bytes(len(cpus) * ctypes.sizeof(ctypes.c_uint64 * 2))

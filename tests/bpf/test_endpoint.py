@@ -330,6 +330,31 @@ def test_a_foreign_source_mac_teaches_the_bridge_nothing(pair: Pair) -> None:
     assert pair.datapath.run("endpoint_egress", claim, mac="02:00:00:00:00:09").verdict == TC_SHOT
 
 
+def test_link_local_frames_teach_the_bridge_nothing_either(datapath: Datapath) -> None:
+    """They name no address of the pod's, so its MAC is taken from what it has said before about its own address."""
+    datapath.endpoint("fd00:1::1", CLIENT, number=1)
+    foreign = "02:00:00:00:00:09"
+    report = IPv6(src="fe80::1", dst="ff02::16", hlim=1) / ICMPv6MLReport2()
+    probe = IPv6(src="::", dst="ff02::1:ff00:1", hlim=255) / ICMPv6ND_NS(tgt="fd00:1::1")
+    link = IPv6(src="::", dst="ff02::1:ff00:9", hlim=255) / ICMPv6ND_NS(tgt="fe80::9")
+    told = IPv6(src="fe80::9", dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt="fe80::9")
+    for packet in (report, link, told):  # nothing is known yet: a kernel's first words on any link
+        assert datapath.sent(packet) == TC_SHOT
+    assert datapath.events() == []
+    for packet in (report, probe, link, told):
+        assert datapath.run("endpoint_egress", packet, mac=foreign).verdict == TC_SHOT
+    datapath.events()
+    assert datapath.sent(probe) == TC_OK  # is somebody else here with my address?
+    for packet in (report, probe, link, told):
+        assert datapath.sent(packet) == TC_OK
+        assert datapath.run("endpoint_egress", packet, mac=foreign).verdict == TC_SHOT
+        assert -datapath.events()[-1].reason == DropReason.INVALID_SOURCE_IP
+    datapath.endpoint("fd00:1::1", CLIENT, number=9)
+    assert datapath.run("endpoint_egress", probe, mac=foreign).verdict == TC_OK  # another pod, behind this interface
+    assert datapath.run("endpoint_egress", report, mac=foreign).verdict == TC_OK
+    assert datapath.sent(report) == TC_SHOT
+
+
 def test_neighbour_discovery_only_for_the_own_address(datapath: Datapath) -> None:
     datapath.endpoint("fd00:1::1", CLIENT, number=1, flags=INGRESS | EGRESS)
     datapath.identity("fd00:1::fe", Identity.HOST)

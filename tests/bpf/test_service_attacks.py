@@ -1,5 +1,5 @@
-"""Packets that were made to get past the policy, to be taken for somebody's, or to disturb another's flow, where Services
-are translated packet by packet."""
+"""Packets that were made to get past the policy, to be taken for somebody's, or to disturb another's flow: Services
+packet by packet."""
 
 from __future__ import annotations
 
