@@ -51,8 +51,8 @@ struct nn_context {
 	__u32 users; /* programs that hold this context; the last member: it is not cleared with the others */
 };
 
-/* One packet's context. Both tc hooks run with bottom halves disabled, so that no other tc program comes between on the same
- * CPU; where they can be preempted nevertheless (PREEMPT_RT), nn_context_take sees to it. */
+/* One packet's context. Both tc hooks run with bottom halves disabled, so that no other tc program comes between on the
+ * same CPU; where they can be preempted nevertheless (PREEMPT_RT), nn_context_take sees to it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

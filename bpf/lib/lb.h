@@ -78,8 +78,8 @@ NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
 	return 1;
 }
 
-/* A backend: `number` names it, 0 leaves it to chance. Returns 0: not a Service's address. 1: a backend was chosen. Negative:
- * the address is a Service's and has no answer. */
+/* A backend: `number` names it, 0 leaves it to chance. Returns 0: not a Service's address. 1: a backend was chosen.
+ * Negative: the address is a Service's and has no answer. */
 NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 number,
 			   struct nn_lb_choice *choice)
 {
