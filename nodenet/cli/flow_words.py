@@ -50,7 +50,7 @@ _MEANINGS = {
     "SERVICE_BACKEND_NOT_FOUND": "the Service has no ready backend",
     "IS_A_CLUSTERIP": "the Service does not serve this port",
     "CT_MAP_INSERTION_FAILED": "the connection table is full: see nodenet map list",
-    "UNKNOWN_CONNECTION_TRACKING_STATE": "no such connection, or another one of the pod has these ends: docs/packet-walk.md",
+    "UNKNOWN_CONNECTION_TRACKING_STATE": "no such connection, or another one has its ends: see docs/packet-walk.md",
     "DROP_EP_NOT_READY": "no pod of this node has the address",
     "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND": "a fragment without the datagram's first one",
     "FORBIDDEN_ICMPV6_MESSAGE": "pods may not send router advertisements or redirects",
