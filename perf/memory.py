@@ -2,7 +2,7 @@
 cgroup of the process that made them, so the tool runs in a group of its own, and that group's account is read when the
 tool has ended and its rules are there.
 
-Not in it, by the kernel's source: the per-CPU counters of xtables (16 bytes for each rule and CPU) and the buckets of
+Not in it, as far as we know: the per-CPU counters of xtables (16 bytes for each rule and CPU) and the buckets of
 the hash tables of nftables' sets (8 bytes each).
 """
 
