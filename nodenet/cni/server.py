@@ -189,13 +189,15 @@ class CniServer:
             started = time.monotonic()
             reply = self._work(request, plugin, connection)
             seconds = time.monotonic() - started
-            sockets.send(connection, REQUEST_SECONDS, reply)
+            try:
+                sockets.send(connection, REQUEST_SECONDS, reply)
+            finally:
+                # It was done, whether its caller is there to hear of it or not.
+                self._tell(request, reply, seconds)
         except (OSError, ProtocolError) as error:
             log.warning("CNI call ended early: %s", error)
         except Exception:
             log.exception("a CNI call failed")
-        else:
-            self._tell(request, reply, seconds)
 
     def _tell(self, request: Request, reply: Reply, seconds: float) -> None:
         """Count and log a call, after its answer: a pod's start does not wait for a log."""

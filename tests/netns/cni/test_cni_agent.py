@@ -267,3 +267,20 @@ def test_pod_networks_come_from_the_agent_and_stay_for_when_it_is_away(world: An
     scenario(world, body, networks=lambda: networks)
     reply = world.call("ADD", "c2", world.pod(), world.conf(ipam=ipam))
     assert [ip["address"] for ip in json.loads(reply.stdout)["ips"]] == ["10.44.3.3/24", "fd44:3::3/64"]
+
+
+def test_a_thread_outlives_what_goes_wrong_after_its_answer(world: Any) -> None:
+    counted: list[str] = []
+
+    def done(verb: str, seconds: float, failed: bool) -> None:
+        counted.append(verb)
+        raise RuntimeError("the counter is broken")
+
+    async def body(agent: Agent) -> None:
+        pod = world.pod()
+        async with asyncio.timeout(20):
+            for verb in ("ADD", "DEL"):
+                assert (await agent.call(verb, "c1", pod)).status == 0
+
+    scenario(world, body, workers=1, done=done)
+    assert counted == ["ADD", "DEL"]
