@@ -1,5 +1,5 @@
-"""Truth tables that an independent reading of NetworkPolicy computed (../shared/oracle), twice: from the policies
-alone, and through the compiled map entries as the datapath looks them up."""
+"""Truth tables that an independent reading of NetworkPolicy computed (tests/data/networkpolicy), twice: from the
+policies alone, and through the compiled map entries as the datapath looks them up."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from nodenet.model import Direction
 from tests.unit.netpolicy.datapath import Packet
 from tests.unit.netpolicy.world import compiled, datapath_of, policy_pod
 
-CASES = Path(__file__).parents[4] / "shared" / "oracle" / "networkpolicy-cases.jsonl"
+CASES = Path(__file__).parents[2] / "data" / "networkpolicy" / "cases.jsonl"
 
 
 def _cases() -> list[Any]:
-    if not CASES.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no truth tables at {CASES}"))]
     cases = [json.loads(line) for line in CASES.read_text().splitlines()]
     return [pytest.param(case, id=f"{case['id']}-{case['description'].replace(' ', '_')}") for case in cases]
 
