@@ -119,6 +119,13 @@ NN_INLINE int nn_egress(struct __sk_buff *ctx, struct nn_context *context)
 	return nn_from_pod(ctx, context);
 }
 
+/* What is let through goes on to the programs and filters behind ours: with TC_ACT_OK a tcx program ends the list, and the
+ * queueing discipline of the bandwidth plugin would never see the packet. */
+NN_INLINE int nn_verdict(int result)
+{
+	return result == TC_ACT_OK ? TC_ACT_UNSPEC : result;
+}
+
 SEC("tc")
 int endpoint_egress(struct __sk_buff *ctx)
 {
@@ -129,7 +136,7 @@ int endpoint_egress(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	result = nn_egress(ctx, context);
 	nn_context_give(context);
-	return result;
+	return nn_verdict(result);
 }
 
 /* A bridge floods multicast, and what it has not learned: not this pod's packets, and nothing to tell a person. */
@@ -191,7 +198,7 @@ int endpoint_ingress(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	result = nn_ingress(ctx, context);
 	nn_context_give(context);
-	return result;
+	return nn_verdict(result);
 }
 
 char nn_license[] SEC("license") = "Dual BSD/GPL";

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import IPBlock, NetworkPolicy, Operator, Peer, PortRule, Requirement, Rule, Selector
 from netpolicy.types import Protocol as PolicyProtocol
+from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.bpf import loader
 from nodenet.compile import Compiler, DesiredState, LocalNode
@@ -23,7 +24,7 @@ from nodenet.config import Config
 from nodenet.errors import CannotRunError
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
-from nodenet.link import tc
+from nodenet.link import netns
 from nodenet.link.handle import Link
 from nodenet.model import (
     Endpoint,
@@ -47,7 +48,6 @@ from perf.tools import Cost
 
 NODE = "bench"
 _PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP}
-_HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS}
 # Seconds that a sync may take before the run gives up.
 _LIMIT = 600.0
 
@@ -99,13 +99,12 @@ class Ebpf(Mode):
         return self._cgroup
 
     def _attach(self) -> None:
-        link = Link(str(Path("/run/netns") / self.node.netns))
-        try:
-            for pod in self.node.pods.values():
-                for program, hook in _HOOKS.items():
-                    tc.attach(link, pod.index, hook, self._datapath.program(program), program)
-        finally:
-            link.close()
+        def attach() -> None:
+            with Link() as link:
+                for pod in self.node.pods.values():
+                    attachment.attach_new(link, pod.index, self._datapath.loaded.programs)
+
+        netns.call(self.node.netns, attach)
 
     def _fixed_objects(self, store: Store) -> None:
         pods, endpoints = [], []

@@ -23,6 +23,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from nodenet import abi
+from nodenet.agent import attachment
 from nodenet.bpf import build, loader, probe
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
@@ -31,7 +32,7 @@ from nodenet.cni.request import parse
 from nodenet.compile import LocalNode, compile_once
 from nodenet.errors import NodenetError
 from nodenet.kube.decode import decode
-from nodenet.link import addresses, netns, tc
+from nodenet.link import addresses, netns
 from nodenet.link.handle import Link
 from nodenet.model import Endpoint
 from nodenet.reconcile.apply import apply, read
@@ -43,7 +44,6 @@ from perf.kernel_packets import check_packets
 PINS = Path("/sys/fs/bpf/nodenet")
 CGROUP = Path("/sys/fs/cgroup")
 CACHE = Path("/var/cache/nodenet")
-HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS}
 PODS = ("client", "other", "web")
 # Seconds: an answer takes milliseconds here, and a packet that policy drops never comes.
 ANSWER = 5.0
@@ -130,8 +130,7 @@ class Node:
         self.reader = EventReader(pins.map("nn_events"), lambda raw: self.events.append(abi.Event.unpack(raw)))
         self.fill()
         for endpoint in self.pods.values():
-            for name, hook in HOOKS.items():
-                tc.attach(self.link, endpoint.host_ifindex, hook, loaded.programs[name], name)
+            attachment.attach(self.link, endpoint.host_ifindex, loaded.programs)
         loader.attach_cgroup(loaded, CGROUP, pins)
 
     def fill(self) -> None:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from nodenet import abi
-from nodenet.bpf.packet_run import run_packet
+from nodenet.bpf.packet_run import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, run_packet
 from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
 
@@ -17,7 +17,7 @@ Check = Callable[[str, str, Callable[[], None]], None]
 
 # BPF_PROG_TEST_RUN runs on the loopback device; another interface stands for a second local pod.
 _LOOPBACK, _OTHER = 1, 4242
-_TC_OK, _TC_SHOT, _TC_REDIRECT = 0, 2, 7
+_TC_OK, _TC_SHOT, _TC_REDIRECT = TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 _ETHERNET = 14
 _TCP, _UDP, _FRAGMENT = 6, 17, 44
 _SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10

@@ -13,15 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
-from nodenet.bpf import loader
+from nodenet.agent import attachment
 from nodenet.cni.hooks import Wired
-from nodenet.link import addresses, routes, tc
+from nodenet.link import addresses, routes
 from nodenet.link.handle import Link
 from nodenet.model import Endpoint, IPAddress, IPNetwork
 
 log = logging.getLogger(__name__)
-
-_HOOKS = {"endpoint_egress": tc.Hook.INGRESS, "endpoint_ingress": tc.Hook.EGRESS}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +58,7 @@ class Host:
 
     async def attach(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int:
         """Put both programs on the endpoint's veth; how many were not right already."""
-        return await self._call(_attach, endpoint.host_ifindex, programs)
+        return await self._call(attachment.attach, endpoint.host_ifindex, programs)
 
     async def exists(self, endpoint: Endpoint) -> bool:
         """Whether the veth is still there under its index and name."""
@@ -75,17 +73,6 @@ class Host:
         return await self._call(_sync_routes, dict(desired), frozenset(own))
 
 
-def _attach(link: Link, ifindex: int, programs: Mapping[str, int]) -> int:
-    have = {(entry.hook, entry.program_id) for entry in tc.attached(link, ifindex)}
-    changed = 0
-    for name, hook in _HOOKS.items():
-        fd = programs[name]
-        if (hook, loader.program_id(fd)) not in have:
-            tc.attach(link, ifindex, hook, fd, name)
-            changed += 1
-    return changed
-
-
 def _exists(link: Link, endpoint: Endpoint) -> bool:
     found = link.get(endpoint.host_ifindex)
     return found is not None and found.name == endpoint.host_ifname
@@ -98,8 +85,7 @@ def _local_addresses(link: Link) -> frozenset[IPAddress]:
 def admit(wired: Wired, programs: Mapping[str, int]) -> Admitted:
     """In a CNI worker thread, with its own sockets: what an ADD needs before the maps. Both programs on the new veth,
     and the cookie of the pod's namespace."""
-    wanted = [tc.Program(hook, programs[name], name) for name, hook in _HOOKS.items()]
-    tc.attach_all(wired.node, wired.endpoint.host_ifindex, wanted)
+    attachment.attach_new(wired.node, wired.endpoint.host_ifindex, programs)
     return Admitted(wired.pod.netns_cookie(), wired.gateways)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nodenet import abi
+from nodenet.agent import attachment
 from nodenet.agent.explain import explain
 from nodenet.flow.types import RESERVED_NAMES
 from nodenet.model import Direction, Protocol
@@ -69,6 +70,7 @@ class AgentProvider:
                 "adopted": datapath.adopted,
                 "cgroup": str(datapath.cgroup),
                 "bpffs": str(agent.config.bpffs),
+                "attached": attachment.mechanism().value,
                 "policyEnforced": agent.config.enforce_policy,
                 "features": [
                     {"name": f.name, "available": f.available, "without": "" if f.available else f.without}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from nodenet.bpf import libbpf
 
 _ROOM = 256
+# linux/pkt_cls.h. What is let through goes on to others' programs and filters: our programs say UNSPEC, never OK.
+TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
 
 
 class _Options(ctypes.Structure):
@@ -23,7 +25,7 @@ class _Options(ctypes.Structure):
         ("ctx_out", ctypes.c_void_p),
         ("ctx_size_in", ctypes.c_uint32),
         ("ctx_size_out", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
+        ("retval", ctypes.c_int32),
         ("repeat", ctypes.c_int),
         ("duration", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodenet.bpf import libbpf
+from nodenet.bpf import libbpf, tcx
 from nodenet.errors import CannotRunError
 
 # enum bpf_prog_type, bpf_map_type and bpf_func_id (include/uapi/linux/bpf.h)
@@ -85,6 +85,16 @@ def features() -> list[Feature]:
             needed=False,
             purpose="connect() to a Service without backends fails with ECONNREFUSED",
             without="it fails with EPERM (kernel 5.18 has it)",
+        )
+    )
+    found.append(
+        Feature(
+            "tcx",
+            tcx.available(),
+            needed=False,
+            purpose="programs on pod interfaces leave the queueing disciplines to others, such as the bandwidth plugin",
+            without="they are attached by clsact, and the bandwidth plugin fails for a limit of what a pod sends "
+            "(kernel 6.6 has it)",
         )
     )
     return found

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 
 # Flags of a request.
-REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+ECHO, REPLACE, EXCL, CREATE = 0x8, 0x100, 0x200, 0x400
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 # Flags of an answer: part of several; the dump met a change; an error is followed by attributes; without our request.
 _MULTI, _DUMP_INTERRUPTED, _ACK_TLVS, _CAPPED = 0x2, 0x10, 0x200, 0x100
@@ -131,10 +131,10 @@ class Netlink:
         if refused is not None:
             raise refused
 
-    def ask(self, kind: int, body: bytes) -> bytes:
+    def ask(self, kind: int, body: bytes, flags: int = 0) -> bytes:
         """The body of the one message that answers. Raises RefusedError."""
         self._sequence += 1
-        self._sock.send(_pack(Request(kind, body), _REQUEST, self._sequence))
+        self._sock.send(_pack(Request(kind, body), _REQUEST | flags, self._sequence))
         for answer, flags, _, found in self._receive(self._sequence):
             if answer == _ERROR and (error := _error(found, flags, 0)):
                 raise error

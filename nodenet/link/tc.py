@@ -1,6 +1,8 @@
 """eBPF programs on an interface: a clsact queueing discipline and one direct-action filter per side.
 
-The floor is Linux 5.10. A replaced filter is swapped in one step: no packet meets the interface without a program.
+This works from Linux 5.10 on; where the kernel has tcx (bpf/tcx.py) the agent uses that.
+
+A replaced filter is swapped in one step: no packet meets the interface without a program.
 Filters outlive the process.
 """
 
@@ -22,7 +24,7 @@ _PRIORITY = 1
 _ETH_P_ALL = socket.htons(0x0003)
 _CLSACT, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 # rtnetlink(7), linux/pkt_sched.h, linux/pkt_cls.h
-_NEWQDISC, _DELQDISC = 36, 37
+_NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWFILTER, _DELFILTER, _GETFILTER = 44, 45, 46
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _BPF_CLASSID, _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_TAG, _BPF_ID = 3, 6, 7, 8, 10, 11
@@ -64,29 +66,43 @@ def attach(link: Link, ifindex: int, hook: Hook, prog_fd: int, name: str) -> Non
     attach_all(link, ifindex, [Program(hook, prog_fd, name)])
 
 
-def attach_all(link: Link, ifindex: int, programs: Sequence[Program]) -> None:
-    """Attach programs in one system call, each in place of the one we had there. LinkError names what failed."""
-    clsact = _header(ifindex, _CLSACT, _CLSACT_PARENT) + netlink.text(_TCA_KIND, "clsact")
-    requests = [Request(_NEWQDISC, clsact, netlink.CREATE | netlink.EXCL)]
-    requests += [_filter(ifindex, program) for program in programs]
+def attach_all(link: Link, ifindex: int, programs: Sequence[Program]) -> list[str]:
+    """Attach programs, each in place of the one we had there. Returns a sentence for each thing that had to give way.
+    LinkError names what failed."""
+    gave_way = _make_room(link, ifindex)
     try:
-        link.kernel.run(*requests)
+        link.kernel.run(*(_filter(ifindex, program) for program in programs))
     except RefusedError as error:
-        if error.index == 0 and error.code == errno.EEXIST:
-            # It was there, and the filters have been tried all the same: were they all right?
-            _attach_filters(link, ifindex, programs)
-            return
-        doing = f"cannot add clsact to interface {ifindex}"
-        if error.index:
-            program = programs[error.index - 1]
-            doing = f"cannot attach program {program.name} to {program.hook.name.lower()} of interface {ifindex}"
+        program = programs[error.index]
+        doing = f"cannot attach program {program.name} to {program.hook.name.lower()} of interface {ifindex}"
         raise LinkError(doing, error.code, error.text) from error
+    return gave_way
 
 
-def _attach_filters(link: Link, ifindex: int, programs: Sequence[Program]) -> None:
-    for program in programs:
-        with refusing(f"cannot attach program {program.name} to {program.hook.name.lower()} of interface {ifindex}"):
-            link.kernel.run(_filter(ifindex, program))
+def _make_room(link: Link, ifindex: int) -> list[str]:
+    """A clsact on the interface. An ingress queueing discipline has the same place, and no side for what leaves: the
+    kernel would put a filter for that side among those for what arrives. So it is removed: policy comes before a
+    bandwidth limit. Returns a sentence about that."""
+    clsact = _header(ifindex, _CLSACT, _CLSACT_PARENT) + netlink.text(_TCA_KIND, "clsact")
+    request = Request(_NEWQDISC, clsact, netlink.CREATE | netlink.EXCL)
+    with refusing(f"cannot add clsact to interface {ifindex}"):
+        try:
+            link.kernel.run(request)
+            return []
+        except RefusedError as error:
+            if error.code != errno.EEXIST:
+                raise
+        if _kind_in_place(link, ifindex) == "clsact":
+            return []
+        link.kernel.run(Request(_DELQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT)))
+        link.kernel.run(request)
+    return [f"interface {ifindex}: its ingress queueing discipline (a limit of what its pod may send) was removed"]
+
+
+def _kind_in_place(link: Link, ifindex: int) -> str:
+    """What is where clsact would be: "clsact" or "ingress"."""
+    body = link.kernel.ask(_GETQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT), netlink.ECHO)
+    return netlink.string(netlink.attributes(body, _HEADER.size), _TCA_KIND)
 
 
 def _filter(ifindex: int, program: Program) -> Request:

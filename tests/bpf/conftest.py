@@ -14,7 +14,7 @@ from scapy.packet import Packet
 
 from nodenet import abi
 from nodenet.bpf import build, libbpf, loader
-from nodenet.bpf.packet_run import PacketRun, run_packet
+from nodenet.bpf.packet_run import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, PacketRun, run_packet
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
@@ -25,9 +25,10 @@ OTHER_IFINDEX = 4242
 # Of endpoint number 1, the one that sends in these tests.
 POD_MAC = "02:00:00:00:00:01"
 
-TC_OK = 0
-TC_SHOT = 2
-TC_REDIRECT = 7
+# Let through, to the programs and filters behind ours.
+TC_OK = TC_ACT_UNSPEC
+TC_SHOT = TC_ACT_SHOT
+TC_REDIRECT = TC_ACT_REDIRECT
 
 
 class Datapath:

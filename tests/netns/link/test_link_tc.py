@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
-import struct
 from collections.abc import Iterator
 
 import pytest
@@ -14,23 +12,9 @@ from nodenet.link import netns, tc, veth
 from nodenet.link.handle import Link, LinkError
 from nodenet.link.tc import Hook
 
+from .programs import OK, SHOT, load
+
 pytestmark = pytest.mark.kernel
-
-_SCHED_CLS = 3
-_SHOT, _OK = 2, 0
-
-
-def load(name: bytes, verdict: int) -> int:
-    """The fd of a program of two instructions: r0 = verdict; exit."""
-    libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    code = struct.pack("=BBhi", 0xB7, 0, 0, verdict) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-    libbpf.bpf_prog_load.argtypes = [
-        *(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p),
-        *(ctypes.c_size_t, ctypes.c_void_p),
-    ]
-    fd: int = libbpf.bpf_prog_load(_SCHED_CLS, name, b"Apache-2.0", code, 2, None)
-    assert fd > 0, os.strerror(ctypes.get_errno())
-    return fd
 
 
 @pytest.fixture
@@ -47,7 +31,7 @@ def node(two: tuple[str, str]) -> Iterator[tuple[Link, int, str]]:
 def test_attach_replace_and_detach(node: tuple[Link, int, str]) -> None:
     link, ifindex, _ = node
     assert tc.attached(link, ifindex) == []
-    first, second = load(b"nn_first", _OK), load(b"nn_second", _OK + 1)
+    first, second = load("nn_first", OK), load("nn_second", OK + 1)
     try:
         tc.attach(link, ifindex, Hook.INGRESS, first, "nn_from_pod")
         tc.attach(link, ifindex, Hook.EGRESS, second, "nn_to_pod")
@@ -74,7 +58,7 @@ def test_attach_replace_and_detach(node: tuple[Link, int, str]) -> None:
 
 def test_ingress_is_what_arrives_at_the_interface(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
     link, ifindex, peer = node
-    program = load(b"nn_drop", _SHOT)
+    program = load("nn_drop", SHOT)
     frame = b"\xff" * 6 + bytes(6) + b"\x88\xb5"
     with (
         netns.open_socket(two[0], socket.AF_PACKET, socket.SOCK_RAW) as mine,
@@ -98,7 +82,28 @@ def test_ingress_is_what_arrives_at_the_interface(two: tuple[str, str], node: tu
 def test_a_missing_interface_is_told(node: tuple[Link, int, str]) -> None:
     link, _, _ = node
     assert tc.attached(link, 4711) == []
-    program = load(b"nn_any", _OK)
+    program = load("nn_any", OK)
     with pytest.raises(LinkError, match="cannot add clsact to interface 4711: No such device"):
         tc.attach(link, 4711, Hook.INGRESS, program, "nn_any")
+    os.close(program)
+
+
+def test_an_ingress_qdisc_gives_way(node: tuple[Link, int, str]) -> None:
+    """It has clsact's place and one side only: a filter for the other one would be put on the wrong side, and take the
+    place of the first."""
+    link, ifindex, _ = node
+    program = load("nn_any", OK)
+    link.ip.tc("add", "ingress", ifindex, 0xFFFF0000)
+    wanted = [tc.Program(Hook.INGRESS, program, "nn_from_pod"), tc.Program(Hook.EGRESS, program, "nn_to_pod")]
+    gave_way = tc.attach_all(link, ifindex, wanted)
+    assert gave_way == [
+        f"interface {ifindex}: its ingress queueing discipline (a limit of what its pod may send) was removed"
+    ]
+    assert [(entry.hook, entry.name) for entry in tc.attached(link, ifindex)] == [
+        (Hook.INGRESS, "nn_from_pod"),
+        (Hook.EGRESS, "nn_to_pod"),
+    ]
+    kinds = [q.get_attr("TCA_KIND") for q in link.ip.get_qdiscs(index=ifindex)]
+    assert kinds == ["noqueue", "clsact"]
+    assert tc.attach_all(link, ifindex, wanted) == []
     os.close(program)

@@ -1,0 +1,91 @@
+"""Both programs on a pod's veth: by tcx where the kernel has it (6.6 and newer), else by clsact.
+
+clsact takes the one place that an ingress queueing discipline needs too; with tcx that stays free for the bandwidth
+plugin (docs/decisions/0019-tcx-before-clsact.md). All functions mean the network namespace of the calling thread, which
+`link` must belong to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+from nodenet.bpf import loader, tcx
+from nodenet.link import tc
+from nodenet.link.handle import Link
+
+log = logging.getLogger(__name__)
+
+
+class Mechanism(StrEnum):
+    """How programs are attached to pods' veths."""
+
+    TCX = "tcx"
+    CLSACT = "clsact"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One side of a veth's node end, for either mechanism. It is the reverse of the pod's view."""
+
+    tcx: tcx.Side
+    clsact: tc.Hook
+
+
+HOOKS = {
+    "endpoint_egress": Hook(tcx.Side.INGRESS, tc.Hook.INGRESS),
+    "endpoint_ingress": Hook(tcx.Side.EGRESS, tc.Hook.EGRESS),
+}
+
+
+@cache
+def mechanism() -> Mechanism:
+    """The newest one that this kernel has."""
+    return Mechanism.TCX if tcx.available() else Mechanism.CLSACT
+
+
+def attach_new(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> None:
+    """Both programs (descriptors by name) on a veth that has none of ours. Raises LinkError, OSError."""
+    if (how or mechanism()) is Mechanism.CLSACT:
+        wanted = [tc.Program(hook.clsact, programs[name], name) for name, hook in HOOKS.items()]
+        for sentence in tc.attach_all(link, ifindex, wanted):
+            log.warning("%s", sentence)
+        return
+    for name, hook in HOOKS.items():
+        tcx.attach(ifindex, hook.tcx, programs[name])
+
+
+def attach(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> int:
+    """Make both programs of a veth right, each in one step: no packet meets the interface without one. With tcx, the
+    filters that a previous version left are removed after that. How many were not right. Raises LinkError, OSError."""
+    how = how or mechanism()
+    wrong = missing(link, ifindex, programs, how)
+    if how is Mechanism.CLSACT:
+        for name in wrong:
+            program = tc.Program(HOOKS[name].clsact, programs[name], name)
+            for sentence in tc.attach_all(link, ifindex, [program]):
+                log.warning("%s", sentence)
+        return len(wrong)
+    for name in wrong:
+        tcx.attach(ifindex, HOOKS[name].tcx, programs[name])
+    for name, hook in HOOKS.items():
+        if tc.detach(link, ifindex, hook.clsact, name):
+            log.info("interface %d: program %s is attached by tcx now, its filter was removed", ifindex, name)
+    return len(wrong)
+
+
+def missing(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> list[str]:
+    """Names of the programs that are not attached to a veth. None is, when the interface is gone."""
+    ids = attached_ids(link, ifindex, how)
+    return [name for name in HOOKS if loader.program_id(programs[name]) not in ids[name]]
+
+
+def attached_ids(link: Link, ifindex: int, how: Mechanism | None = None) -> dict[str, list[int]]:
+    """The kernel's numbers of all programs, ours and others', on the side where each of ours belongs."""
+    if (how or mechanism()) is Mechanism.TCX:
+        return {name: tcx.program_ids(ifindex, hook.tcx) for name, hook in HOOKS.items()}
+    there = tc.attached(link, ifindex)
+    return {name: [entry.program_id for entry in there if entry.hook == hook.clsact] for name, hook in HOOKS.items()}
