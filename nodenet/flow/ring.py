@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nodenet.flow.limits import STEPS_PER_READ
 from nodenet.flow.types import Flow, Lost, LostSource
 
 Item = Flow | Lost
-# Items that one `read` looks at, at most: a reader whose filter matches little gives others their turn.
+# Items that one `read` looks at, at most, and fewer where a filter is expensive: between reads others have their turn.
 READ_SIZE = 512
 
 
@@ -68,7 +69,7 @@ class Query:
     """What a reader asks for. Times are ns since the epoch, both ends included; `number` 0: no bound.
 
     Without `first` a number means the newest that match. With `follow` and neither number nor `since`, only what
-    comes from now on.
+    comes from now on. `steps`: comparisons that `matches` needs for one flow, at most.
     """
 
     number: int = 0
@@ -77,6 +78,7 @@ class Query:
     since: int | None = None
     until: int | None = None
     matches: Callable[[Flow], bool] | None = None
+    steps: int = 1
 
     def wants(self, flow: Flow) -> bool:
         if self.since is not None and flow.time < self.since:
@@ -94,26 +96,36 @@ class Batch(NamedTuple):
 
 
 class Reader:
-    """One query's way through the ring."""
+    """One query's way through the ring: back to the first item that is wanted where a number is given, then forward."""
 
     def __init__(self, ring: Ring, query: Query) -> None:
         self._ring = ring
         self._query = query
+        self._size = max(1, min(READ_SIZE, STEPS_PER_READ // max(1, query.steps)))
         self._left = query.number if query.first and query.number else None
-        self._place = _first_place(ring, query)
         self._stop = None if query.follow else ring.end
+        only_new = query.follow and not query.number and query.since is None
+        # Matching flows that are still to be found on the way back, from the place where it goes on.
+        self._wanted = 0 if only_new or query.first else query.number
+        self._back = ring.end
+        self._place = ring.end if only_new or self._wanted else ring.start
 
     @property
     def waiting(self) -> bool:
         """Everything that is here has been read."""
-        return self._place >= self._ring.end
+        return not self._wanted and self._place >= self._ring.end
 
     def read(self) -> Batch:
-        """The next matching items; none when there are none yet. Looks at READ_SIZE items at most."""
+        """The next matching items; none when there are none yet. Looks at READ_SIZE items at most, on the way back and
+        forward each."""
+        if self._wanted:
+            self._search_back()
+            if self._wanted:
+                return Batch([], False)
         found: list[Item] = []
         self._skip_lost(found)
         end = self._ring.end if self._stop is None else min(self._stop, self._ring.end)
-        stop = min(end, self._place + READ_SIZE)
+        stop = min(end, self._place + self._size)
         while self._place < stop and self._left != 0:
             item = self._ring.at(self._place)
             self._place += 1
@@ -125,6 +137,18 @@ class Reader:
                     self._left -= 1
         return Batch(found, self._left == 0 or (self._stop is not None and self._place >= self._stop))
 
+    def _search_back(self) -> None:
+        """One read's share of the way back to the oldest item that is wanted. The ring may turn in the meantime."""
+        oldest = self._ring.start
+        stop = max(oldest, self._back - self._size)
+        while self._back > stop and self._wanted:
+            self._back -= 1
+            item = self._ring.at(self._back)
+            if isinstance(item, Flow) and self._query.wants(item):
+                self._place, self._wanted = self._back, self._wanted - 1
+        if self._back <= oldest:
+            self._wanted = 0
+
     def _skip_lost(self, found: list[Item]) -> None:
         missed = self._ring.start - self._place
         if missed > 0:
@@ -132,17 +156,3 @@ class Reader:
             found.append(Lost(LostSource.READER, missed, 0, after.time if isinstance(after, Flow) else after.first))
             self._ring.lost_by_readers += missed
             self._place = self._ring.start
-
-
-def _first_place(ring: Ring, query: Query) -> int:
-    if query.follow and not query.number and query.since is None:
-        return ring.end
-    if query.first or not query.number:
-        return ring.start
-    place, left = ring.end, query.number
-    for here, item in ring.newest_first():
-        if isinstance(item, Flow) and query.wants(item):
-            place, left = here, left - 1
-            if not left:
-                break
-    return place

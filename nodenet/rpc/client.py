@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -44,10 +44,9 @@ class Client:
     ) -> None:
         await self._channel.close()
 
-    async def get_flows(self, request: Any) -> AsyncIterator[Any]:
+    def get_flows(self, request: Any) -> AsyncGenerator[Any, None]:
         """GetFlowsResponse messages."""
-        async for response in self._stream(_OBSERVER, "GetFlows", request):
-            yield response
+        return self._stream(_OBSERVER, "GetFlows", request)
 
     async def server_status(self) -> Any:
         """observer.ServerStatusResponse."""
@@ -85,10 +84,9 @@ class Client:
         answer = await self._unary(_AGENT, "Explain", request)
         return msgspec.json.decode(answer.json, type=dict[str, Any])
 
-    async def monitor(self, number: int = 0, follow: bool = False) -> AsyncIterator[Any]:
+    def monitor(self, number: int = 0, follow: bool = False) -> AsyncGenerator[Any, None]:
         """MonitorResponse messages."""
-        async for answer in self._stream(_AGENT, "Monitor", agent_pb2.MonitorRequest(number=number, follow=follow)):
-            yield answer
+        return self._stream(_AGENT, "Monitor", agent_pb2.MonitorRequest(number=number, follow=follow))
 
     async def _unary(self, service: Any, name: str, request: Any, full_name: str = "") -> Any:
         try:
@@ -96,12 +94,16 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise self._explained(error) from error
 
-    async def _stream(self, service: Any, name: str, request: Any) -> AsyncIterator[Any]:
+    async def _stream(self, service: Any, name: str, request: Any) -> AsyncGenerator[Any, None]:
+        call = schema.call(self._channel, service, name)(request)
         try:
-            async for message in schema.call(self._channel, service, name)(request):
+            async for message in call:
                 yield message
         except grpc.aio.AioRpcError as error:
             raise self._explained(error) from error
+        finally:
+            # Of a stream that is left early, the server would not learn otherwise: it keeps a place for each.
+            call.cancel()
 
     def _explained(self, error: grpc.aio.AioRpcError) -> NodenetError:
         code = error.code()

@@ -9,6 +9,7 @@ from typing import Any
 from nodenet.abi import EventType
 from nodenet.flow import decode
 from nodenet.flow.filter import EventTypeMatch, FilterError, FlowFilter, InterfaceMatch, Origin
+from nodenet.flow.matcher import require_filters, require_values
 from nodenet.flow.types import Flow, Lost, Party, PolicyMatch, PolicyName, ServiceName, Verdict, Workload
 from nodenet.model import Direction, Protocol
 from nodenet.rpc.mask import Mask, prune
@@ -63,19 +64,28 @@ def fill(message: Any, flow: Flow, origin: Origin, mask: Mask | None = None) -> 
 
 
 def filters(messages: Sequence[Any], which: str) -> tuple[FlowFilter, ...]:
-    """flow.FlowFilter messages as FlowFilters. Raises FilterError for what cannot be followed."""
-    return tuple(_filter(message, f"{which}[{index}]") for index, message in enumerate(messages))
+    """flow.FlowFilter messages as FlowFilters. Raises FilterError for what cannot be followed, and for more filters or
+    values than a list may have: before they are converted."""
+    require_filters(which, len(messages))
+    count, found = 0, []
+    for index, message in enumerate(messages):
+        one, count = _filter(message, f"{which}[{index}]", count)
+        found.append(one)
+    return tuple(found)
 
 
-def _filter(message: Any, place: str) -> FlowFilter:
+def _filter(message: Any, place: str, count: int) -> tuple[FlowFilter, int]:
+    """One filter, and `count` with its values added."""
     if message.experimental.cel_expression:
         raise FilterError(f"{place}.experimental.cel_expression", "CEL is not supported; use the other fields")
     values: dict[str, Any] = {}
     for spec in fields(FlowFilter):
         found = getattr(message, spec.name)
         if found:
+            count += len(found)
+            require_values(f"{place}.{spec.name}", count)
             values[spec.name] = tuple(_CONVERTERS.get(spec.name, _same)(value) for value in found)
-    return FlowFilter(**values)
+    return FlowFilter(**values), count
 
 
 def _same(value: Any) -> Any:

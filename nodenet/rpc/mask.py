@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
+from nodenet.flow import limits
 from nodenet.flow.filter import FilterError
 from nodenet.rpc.pb.flow import flow_pb2
 
@@ -12,8 +13,11 @@ from nodenet.rpc.pb.flow import flow_pb2
 Mask = dict[str, "Mask | None"]
 
 
-def parse(paths: Iterable[str]) -> Mask | None:
-    """A field mask as a tree; None where there are no paths. Raises FilterError for a path that flow.Flow lacks."""
+def parse(paths: Sequence[str]) -> Mask | None:
+    """A field mask as a tree; None where there are no paths. Raises FilterError for a path that flow.Flow lacks, and
+    for too many or too long ones."""
+    if len(paths) > limits.MAX_PATHS:
+        raise FilterError("field_mask", f"{len(paths)} paths, at most {limits.MAX_PATHS}")
     mask: Mask = {}
     for path in paths:
         _check(path)
@@ -44,9 +48,11 @@ def _add(mask: Mask, parts: list[str]) -> None:
 
 
 def _check(path: str) -> None:
+    if len(path) > limits.MAX_PATH_LENGTH:
+        raise FilterError("field_mask", f"a path of {len(path)} characters, at most {limits.MAX_PATH_LENGTH}")
     here: Any = flow_pb2.Flow.DESCRIPTOR
     for part in path.split("."):
         field = here.fields_by_name.get(part) if here is not None else None
         if field is None:
-            raise FilterError("field_mask", f"flow.Flow has no field {path!r}")
+            raise FilterError("field_mask", f"flow.Flow has no field {limits.shown(path)}")
         here = field.message_type

@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 
-from nodenet.flow.filter import FilterError, compile_filters
+from nodenet.flow.filter import FilterError
+from nodenet.flow.matcher import compile_filters
 from nodenet.flow.ring import Query
 from nodenet.flow.types import Flow, Lost
 from nodenet.rpc import convert
@@ -18,9 +19,12 @@ from nodenet.rpc import mask as masks
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.pb.observer import observer_pb2
 from nodenet.rpc.pb.relay import relay_pb2
+from nodenet.rpc.places import Places
 
 VERSION_HEADER = "hubble-server-version"
 _RATE_WINDOW = 60 * 1_000_000_000
+# GetFlows calls at once, on the unix socket and over TCP each.
+MAX_STREAMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,12 @@ class Observer:
     def __init__(self, feed: Feed, info: ServerInfo) -> None:
         self._feed = feed
         self._info = info
+        self._places = Places("GetFlows", MAX_STREAMS, MAX_STREAMS)
 
     async def GetFlows(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Flows oldest first. INVALID_ARGUMENT names the filter field that cannot be followed."""
+        """Flows oldest first. INVALID_ARGUMENT names the filter field that cannot be followed, or what is over a limit
+        (flow/limits.py)."""
+        await self._places.take(context)
         await self._introduce(context)
         origin = self._feed.origin
         try:
@@ -95,9 +102,10 @@ class Observer:
         """The namespaces of the flows that are still held."""
         await self._introduce(context)
         found: set[str] = set()
-        for _, item in self._feed.ring.newest_first():
-            if isinstance(item, Flow):
-                found.update((item.source.namespace, item.destination.namespace))
+        async for batch in self._feed.read(Query()):
+            for item in batch:
+                if isinstance(item, Flow):
+                    found.update((item.source.namespace, item.destination.namespace))
         cluster = self._feed.origin.cluster_name
         namespaces = [observer_pb2.Namespace(cluster=cluster, namespace=name) for name in sorted(found - {""})]
         return observer_pb2.GetNamespacesResponse(namespaces=namespaces)
@@ -122,17 +130,19 @@ class Observer:
         await context.send_initial_metadata(((VERSION_HEADER, self._info.version),))
 
     def _query(self, request: Any) -> Query:
+        matcher = compile_filters(
+            convert.filters(request.whitelist, "whitelist"),
+            convert.filters(request.blacklist, "blacklist"),
+            self._feed.origin,
+        )
         return Query(
             number=min(request.number, self._feed.ring.capacity),
             first=request.first,
             follow=request.follow,
             since=_nanoseconds(request, "since"),
             until=_nanoseconds(request, "until"),
-            matches=compile_filters(
-                convert.filters(request.whitelist, "whitelist"),
-                convert.filters(request.blacklist, "blacklist"),
-                self._feed.origin,
-            ),
+            matches=matcher,
+            steps=matcher.steps if matcher is not None else 1,
         )
 
     def _deadline(self, query: Query) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 
 from nodenet.errors import CannotRunError
+from nodenet.flow.limits import MAX_REQUEST_BYTES
 from nodenet.rpc import schema
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.observer import Observer, ServerInfo
@@ -19,13 +20,20 @@ from nodenet.rpc.service import HEALTH, Agent, Health, Provider
 _GRACE_SECONDS = 1.0
 # struct sockaddr_un holds 108 bytes with the closing zero.
 _LONGEST_SOCKET_PATH = 107
+# Calls at once in all, well over what the kinds of calls allow for themselves (places.py), and of one connection.
+_MAX_CALLS = 512
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_concurrent_streams", 128),
+)
 
 
 class Server:
     """observer.Observer, grpc.health.v1.Health and nodenet.v1.Agent on one socket."""
 
     def __init__(self, feed: Feed, provider: Provider, info: ServerInfo) -> None:
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
         self._server.add_generic_rpc_handlers(
             (
                 schema.handler(observer_pb2.DESCRIPTOR.services_by_name["Observer"], Observer(feed, info)),

@@ -11,16 +11,23 @@ import grpc
 import msgspec
 
 from nodenet.errors import NodenetError
+from nodenet.flow.limits import shown
 from nodenet.flow.ring import Query
 from nodenet.flow.types import Lost
 from nodenet.rpc import convert
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
+from nodenet.rpc.places import Places
 
 HEALTH = "grpc.health.v1.Health"
 OBSERVER_SERVICE = "hubble.server.Observer"
 RESOURCES = ("endpoint", "identity", "service", "policy", "ipcache", "ct", "map")
 _ROWS_PER_CHUNK = 500
+# Calls at once on the unix socket, and over TCP. Questions to the provider take one of the process's few threads.
+_QUESTIONS = (32, 4)
+_STREAMS = (16, 16)
+# Characters of an error's text in an answer: the whole of a call's metadata has a limit of 8 KiB.
+_ERROR_LENGTH = 2000
 _WATCH_SECONDS = 1.0
 
 Row = Mapping[str, Any]
@@ -55,30 +62,36 @@ class Agent:
     def __init__(self, feed: Feed, provider: Provider) -> None:
         self._feed = feed
         self._provider = provider
+        self._questions = Places("questions to the agent", *_QUESTIONS)
+        self._monitors = Places("Monitor", *_STREAMS)
 
     async def Status(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's status as JSON."""
+        await self._questions.take(context)
         status = await _asked(context, self._provider.status)
         return agent_pb2.StatusResponse(json=encode(status))
 
     async def List(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Rows as JSON objects, some hundreds in a message."""
         if request.resource not in RESOURCES:
-            message = f"resource: unknown {request.resource!r} (known: {', '.join(RESOURCES)})"
+            message = f"resource: unknown {shown(request.resource)} (known: {', '.join(RESOURCES)})"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        await self._questions.take(context)
         for chunk in await _asked(context, self._chunks, request.resource, request.limit or None):
             yield agent_pb2.ListResponse(rows=chunk)
 
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's explanation as JSON."""
+        await self._questions.take(context)
         protocol = request.protocol or "TCP"
         found = await _asked(
             context, self._provider.explain, getattr(request, "from"), request.to, request.port, protocol
         )
         return agent_pb2.ExplainResponse(json=encode(found))
 
-    async def Monitor(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Monitor(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Raw records, oldest first."""
+        await self._monitors.take(context)
         query = Query(number=request.number, follow=request.follow)
         if not request.number and not request.follow:
             query = Query()
@@ -107,16 +120,18 @@ class Health:
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
+        self._watches = Places("Watch", *_STREAMS)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """NOT_FOUND for a service that is not here, as the health protocol says."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"service {request.service!r} is not served here")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"service {shown(request.service)} is not served here")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The status now and after each change."""
+        await self._watches.take(context)
         last = None
         while True:
             status = self._status(request.service)
@@ -144,5 +159,5 @@ async def _asked(context: Any, function: Any, *arguments: Any) -> Any:
     except NodenetError as error:
         text = f"{error}\n{error.hint}" if error.hint else str(error)
         code = grpc.StatusCode.INVALID_ARGUMENT if error.exit_code == 2 else grpc.StatusCode.FAILED_PRECONDITION
-        await context.abort(code, text)
+        await context.abort(code, text[:_ERROR_LENGTH])
         raise

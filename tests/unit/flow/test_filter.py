@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodenet.flow import filter as filters
-from nodenet.flow import selector
-from nodenet.flow.filter import EventTypeMatch, FilterError, FlowFilter, InterfaceMatch, Origin, compile_filters
+from nodenet.flow import field_tests, selector
+from nodenet.flow.filter import EventTypeMatch, FilterError, FlowFilter, InterfaceMatch, Origin
+from nodenet.flow.matcher import compile_filters
 from nodenet.flow.types import Workload
 
 ORIGIN = Origin("node-1", "blue", ("zone=a", "disk"), "0123456789abcdef0123")
@@ -23,7 +23,7 @@ def matches(flow, *whitelist, blacklist=()):
 
 
 def test_every_field_has_a_meaning():
-    assert set(filters._BUILDERS) == {spec.name for spec in fields(FlowFilter)}
+    assert set(field_tests.BUILDERS) == {spec.name for spec in fields(FlowFilter)}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import asyncio
 import grpc
 import pytest
 
-from nodenet.errors import BadInputError, CannotRunError
+from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.flow.types import LostSource
 from nodenet.rpc import schema
 from nodenet.rpc.client import Client
+from nodenet.rpc.observer import MAX_STREAMS
 from nodenet.rpc.pb.flow import flow_pb2
 from nodenet.rpc.pb.observer import observer_pb2
 
@@ -232,3 +233,54 @@ async def test_nobody_there(tmp_path):
     async with Client("127.0.0.1:1") as nobody:
         with pytest.raises(CannotRunError, match=r"no agent answers at 127\.0\.0\.1:1"):
             await flows(nobody)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"whitelist": [{"node_name": ["*" * 30 + "Z"] * 1025}]}, r"whitelist\[0\].node_name: 1025 values"),
+        ({"blacklist": [{}] * 101}, "blacklist: 101 filters, at most 100"),
+        ({"blacklist": [{}, {"source_label": ["," * 2000]}]}, "source_label: a value of 2000 characters"),
+        ({"field_mask": {"paths": ["time"] * 257}}, "field_mask: 257 paths, at most 256"),
+        ({"field_mask": {"paths": ["time." * 300]}}, "field_mask: a path of 1500 characters"),
+        (
+            {"field_mask": {"paths": ["x" * 200]}},
+            r"field_mask: flow.Flow has no field 'x{64}'\.\.\. \(200 characters\)",
+        ),
+    ],
+)
+async def test_what_is_over_a_limit_is_refused_with_field_and_limit(client, fields, message):
+    with pytest.raises(BadInputError, match=message):
+        await flows(client, **fields)
+
+
+async def test_a_hostile_pattern_is_answered_and_the_agent_goes_on(world, client):
+    world.see()
+    assert await flows(client, whitelist=[{"node_name": ["*" * 300 + "Z", "*-" * 200 + "Z"]}]) == []
+    assert seconds(await flows(client, whitelist=[{"node_name": ["n*-*1"]}])) == [1]
+
+
+async def test_a_request_that_is_too_large_is_refused_before_it_is_read(world, client):
+    with pytest.raises(NodenetError, match="larger than max"):
+        await flows(client, whitelist=[{"source_label": ["," * 1_000_000]}])
+    world.see()
+    assert seconds(await flows(client)) == [1]
+
+
+async def test_streams_have_a_limit_and_the_place_of_one_that_ended_is_free(world, client):
+    world.see()
+    streams = [client.get_flows(request(number=1, follow=True)) for _ in range(MAX_STREAMS)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(NodenetError, match=f"GetFlows: {MAX_STREAMS} of these calls"):
+        await flows(client)
+    assert await client.serving(), "other calls have places of their own"
+    await streams.pop().aclose()
+    while True:  # the server learns of the end from the network
+        try:
+            assert seconds(await flows(client)) == [1]
+            break
+        except NodenetError:
+            await asyncio.sleep(0.005)
+    for stream in streams:
+        await stream.aclose()
