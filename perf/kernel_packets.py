@@ -168,19 +168,22 @@ def _cases(pods: _Pods, version: int, redirect_peer: bool) -> dict[str, Callable
         ),
         "cut short": lambda: pods.out(_TCP, tcp(40000, 80)[:3], _TC_SHOT),
     }
+    whole = tcp(40001, 80) + bytes(4)  # fragments are cut at multiples of 8
     if version == 4:
-        more, last = 0x2000, 0x0002
+        more, last = 0x2000, 0x0003
         fragments: dict[str, Any] = {
-            "first fragment": lambda: pods.out(_TCP, tcp(40001, 80), _TC_OK, identification=9, fragment=more),
+            "first fragment": lambda: pods.out(_TCP, whole, _TC_OK, identification=9, fragment=more),
             "later fragment": lambda: pods.out(_TCP, bytes(16), _TC_OK, identification=9, fragment=last),
+            "hidden flags": lambda: pods.out(_TCP, whole[:16], _TC_SHOT, identification=11, fragment=more),
             "unknown fragment": lambda: pods.out(_TCP, bytes(16), _TC_SHOT, identification=10, fragment=last),
             "arp": lambda: pods.expect("endpoint_egress", arp(pods.pod), _TC_OK),
             "foreign arp": lambda: pods.expect("endpoint_egress", arp(pods.remote), _TC_SHOT),
         }
         return cases | fragments
-    first, later = struct.pack("!BBHI", _TCP, 0, 1, 77), struct.pack("!BBHI", _TCP, 0, 16, 77)
+    first, later = struct.pack("!BBHI", _TCP, 0, 1, 77), struct.pack("!BBHI", _TCP, 0, 24, 77)
     return cases | {
-        "first fragment": lambda: pods.out(_FRAGMENT, first + tcp(40001, 80), _TC_OK),
+        "first fragment": lambda: pods.out(_FRAGMENT, first + whole, _TC_OK),
         "later fragment": lambda: pods.out(_FRAGMENT, later + bytes(16), _TC_OK),
+        "hidden flags": lambda: pods.out(_FRAGMENT, first + whole[:16], _TC_SHOT),
         "extension header": lambda: pods.out(60, struct.pack("!BB6x", _TCP, 0) + tcp(40002, 80), _TC_OK),
     }

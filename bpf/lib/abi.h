@@ -211,13 +211,16 @@ struct nn_frag_key {
 	struct nn_addr daddr;
 	__u32 id;
 	__u32 ifindex; /* one pod's fragments are not another's */
+	__u8 protocol; /* IPv4's fragments have it, and it tells datagrams apart; 0 for IPv6 */
+	__u8 pad[3];
 };
 
 struct nn_frag_entry {
 	__be16 sport;
 	__be16 dport;
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 pad;
+	__u16 headers; /* bytes of the datagram that hold its headers: no later fragment may start before their end */
 };
 
 /* Its bytes are the index of a counter: the machine is little-endian. */

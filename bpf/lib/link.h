@@ -180,7 +180,8 @@ NN_INLINE int nn_check_link_control(struct __sk_buff *ctx, const struct nn_packe
 	if (is_speaker && !nn_speaker(ctx, saddr))
 		return NN_DROP_INVALID_SOURCE_IP;
 	if (packet->icmp_type == NN_ND_NEIGHBOUR_ADVERTISEMENT || packet->icmp_type == NN_ND_NEIGHBOUR_SOLICITATION) {
-		if (bpf_skb_load_bytes(ctx, packet->offset + NN_ND_TARGET_OFFSET, &target, sizeof(target)) < 0)
+		if (packet->offset + NN_ND_TARGET_OFFSET + sizeof(target) > packet->end ||
+		    bpf_skb_load_bytes(ctx, packet->offset + NN_ND_TARGET_OFFSET, &target, sizeof(target)) < 0)
 			return NN_DROP_INVALID_PACKET;
 		if (nn_speaker(ctx, &target))
 			return 0;

@@ -110,6 +110,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
 	inner.offset = context->packet.offset + NN_ICMP_HEADER;
+	inner.end = context->packet.end;
 	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)
 		return 1;
 	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;

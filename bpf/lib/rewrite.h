@@ -131,6 +131,7 @@ NN_SUBPROGRAM int nn_rewrite_quoted(struct __sk_buff *ctx, struct nn_packet *pac
 	v6 = packet->ip_version == 6;
 	ip = packet->offset + NN_ICMP_HEADER;
 	inner.offset = ip;
+	inner.end = packet->end;
 	if (nn_parse_ip(ctx, &inner, packet->ip_version) < 0)
 		return NN_DROP_INVALID_PACKET;
 	nn_place_destination(&inner, ip, &at);

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Fragments. The ports of a datagram are those of its first fragment: so every first fragment is judged, by headers that it
+ * carries as a whole (RFC 7112), and no later one may write over them (RFC 1858, 3128, 5722). */
+#ifndef NN_FRAGMENT_H
+#define NN_FRAGMENT_H
+
+#include "packet.h"
+
+#define NN_DATAGRAM_MAX 65535
+#define NN_IPV6_FRAGMENT_HEADERS 48 /* IPv6's limit is on the payload; the fragment header is not part of the datagram */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct nn_frag_key);
+	__type(value, struct nn_frag_entry);
+} nn_frag SEC(".maps");
+
+NN_INLINE int nn_is_fragment(const struct nn_packet *packet)
+{
+	return packet->first_fragment || packet->later_fragment;
+}
+
+/* A fragment's place in its datagram; the cursor is at its payload. Returns 0 or a drop code. */
+NN_INLINE int nn_note_fragment(struct __sk_buff *ctx, struct nn_packet *packet, __u32 before, __u32 more)
+{
+	__u32 most = NN_DATAGRAM_MAX + (packet->ip_version == 6 ? NN_IPV6_FRAGMENT_HEADERS : 0);
+	__u32 payload = packet->end - packet->offset;
+
+	packet->later_fragment = before != 0;
+	packet->first_fragment = !before;
+	packet->fragment_offset = before;
+	if (packet->quoted)
+		return 0;
+	/* The kernel cuts what is no multiple of 8 bytes, or refuses it: the bytes that are cut must not be judged. */
+	if (payload == 0 || (more && (payload & 7)))
+		return NN_DROP_INVALID_PACKET;
+	if (before + (packet->end - ETH_HLEN) > most)
+		return NN_DROP_INVALID_PACKET;
+	/* What a device cuts into fragments itself gets offsets that count from 0: this one would change its place. */
+	return ctx->gso_size ? NN_DROP_INVALID_PACKET : 0;
+}
+
+NN_INLINE void nn_frag_key_of(const struct nn_packet *packet, __u32 ifindex, struct nn_frag_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = packet->tuple.saddr;
+	key->daddr = packet->tuple.daddr;
+	key->id = packet->fragment_id;
+	key->ifindex = ifindex;
+	/* IPv6's numbers are shared by all protocols (RFC 8200, 4.5); later fragments may name any. */
+	key->protocol = packet->ip_version == 4 ? packet->tuple.protocol : 0;
+}
+
+/* Ports and protocol of the first fragment, if it was let through. */
+NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *packet)
+{
+	struct nn_frag_entry *first;
+	struct nn_frag_key key;
+
+	if (packet->fragment_offset < nn_transport_header(packet))
+		return NN_DROP_INVALID_PACKET;
+	nn_frag_key_of(packet, ctx->ifindex, &key);
+	first = bpf_map_lookup_elem(&nn_frag, &key);
+	if (!first)
+		return NN_DROP_FRAGMENT_NOT_FOUND;
+	if (packet->fragment_offset < first->headers)
+		return NN_DROP_INVALID_PACKET;
+	packet->tuple.sport = first->sport;
+	packet->tuple.dport = first->dport;
+	packet->tuple.protocol = first->protocol;
+	return 0;
+}
+
+/* To be called once the first fragment was let through: what is dropped must not decide about others. */
+NN_INLINE void nn_remember_fragment(struct __sk_buff *ctx, const struct nn_packet *packet)
+{
+	struct nn_frag_entry first = { .sport = packet->tuple.sport,
+				       .dport = packet->tuple.dport,
+				       .protocol = packet->tuple.protocol };
+	struct nn_frag_key key;
+
+	if (!packet->first_fragment)
+		return;
+	first.headers = packet->offset - packet->fragment_start + nn_transport_header(packet);
+	nn_frag_key_of(packet, ctx->ifindex, &key);
+	bpf_map_update_elem(&nn_frag, &key, &first, BPF_ANY);
+}
+
+#endif
