@@ -69,6 +69,8 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (!source)
 		return nn_drop(ctx, context, NN_DROP_INVALID_SOURCE_IP);
 	if (nn_is_hairpin_addr(&context->packet.tuple.daddr)) {
+		if (context->packet.lone_fragment)
+			return nn_drop(ctx, context, NN_DROP_FRAGMENT_NOT_FOUND);
 		context->endpoint_id = source->endpoint_id;
 		nn_remember_fragment(ctx, &context->packet);
 		return nn_return_to_pod(ctx, context, source, nn_hairpin_answer(ctx));

@@ -52,7 +52,8 @@ NN_INLINE void nn_frag_key_of(const struct nn_packet *packet, __u32 ifindex, str
 	key->protocol = packet->ip_version == 4 ? packet->tuple.protocol : 0;
 }
 
-/* Ports and protocol of the first fragment, if it was let through. */
+/* Ports and protocol of the first fragment, if it was let through. Fragments may come in any order (RFC 791, RFC 8200): what
+ * becomes of one that comes before the first is nn_police_lone_fragment's to say. */
 NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *packet)
 {
 	struct nn_frag_entry *first;
@@ -62,8 +63,10 @@ NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *p
 		return NN_DROP_INVALID_PACKET;
 	nn_frag_key_of(packet, ctx->ifindex, &key);
 	first = bpf_map_lookup_elem(&nn_frag, &key);
-	if (!first)
-		return NN_DROP_FRAGMENT_NOT_FOUND;
+	if (!first) {
+		packet->lone_fragment = 1;
+		return packet->quoted ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
+	}
 	if (packet->fragment_offset < first->headers)
 		return NN_DROP_INVALID_PACKET;
 	packet->tuple.sport = first->sport;

@@ -38,6 +38,7 @@ struct nn_packet {
 	__u8 icmp_code;
 	__u8 first_fragment; /* of several */
 	__u8 later_fragment; /* no ports in this one */
+	__u8 lone_fragment; /* and the first one has not passed here */
 	__u8 hop_limit;
 	__u8 quoted; /* in an ICMP error, which may have no more of it than the ports (RFC 792) */
 };

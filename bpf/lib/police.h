@@ -94,8 +94,21 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	return 0;
 }
 
+/* Whoever forwards a packet may report about it: routers and nodes. A pod forwards nothing, so it is believed about what was
+ * sent to itself alone: an error by a third pod would end other pods' connections, or cut their packets small. */
+NN_INLINE int nn_is_believed(const struct nn_context *context, const struct nn_tuple *quoted)
+{
+	const struct nn_addr *sender = &context->packet.tuple.saddr;
+
+	if (nn_addr_equal(sender, &quoted->daddr))
+		return 1;
+	if (context->is_local || nn_endpoint_lookup(sender))
+		return 0;
+	return nn_is_reserved(nn_identity_of(sender));
+}
+
 /* An ICMP error about one of this endpoint's own flows belongs to that flow (CT_RELATED) and shares its verdict. The
- * packet inside travelled the other way: it came from whom the error is sent to. Returns 0, a drop code, or 1 when the
+ * packet inside travelled the other way: it came from whom the error is sent to, and went to the sender or through it. Returns 0, a drop code, or 1 when the
  * error is about no such flow and is judged by itself. */
 NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 {
@@ -115,7 +128,8 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 		return 1;
 	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
 	nn_ct_key_of(&inner.tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
-	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner.tuple.saddr, &context->packet.tuple.daddr))
+	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner.tuple.saddr, &context->packet.tuple.daddr) ||
+	    !nn_is_believed(context, &inner.tuple))
 		return 1;
 	entry = nn_ct_lookup(&key, context->endpoint_id, context->now);
 	if (!entry)
@@ -185,6 +199,19 @@ NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
 	return nn_police_new(ctx, context, &key, nn_policy_revision(), now);
 }
 
+/* A later fragment before its first one has no ports, so no policy can be asked. It passes where none is to be asked: the first
+ * one is judged when it comes, and without that the receiver throws the others away. To a Service it would need a backend. */
+NN_INLINE int nn_police_lone_fragment(const struct nn_context *context)
+{
+	__u8 isolated = context->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
+
+	if (nn_config.enforce_policy && (context->subject_flags & isolated))
+		return NN_DROP_FRAGMENT_NOT_FOUND;
+	if (context->direction == NN_EGRESS && nn_is_service_address(&context->packet.tuple.daddr))
+		return NN_DROP_FRAGMENT_NOT_FOUND;
+	return 0;
+}
+
 /* May this packet pass between the pod and its peer? Tracks the flow, asks the policy where that is due, and reports.
  * Returns 0, a drop code, or an nn_service_step for what a pod sends to a Service. */
 NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *endpoint)
@@ -194,6 +221,8 @@ NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, const
 	context->endpoint_id = endpoint->endpoint_id;
 	context->subject = endpoint->identity;
 	context->subject_flags = endpoint->flags;
+	if (context->packet.lone_fragment)
+		return nn_police_lone_fragment(context);
 	if (nn_is_icmp_error(&context->packet))
 		result = nn_police_related(ctx);
 	return result <= 0 ? result : nn_police_flow(ctx);

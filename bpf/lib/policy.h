@@ -6,6 +6,7 @@
 #include "common.h"
 
 #define NN_POLICY_FULL_PREFIX 96
+#define NN_IDENTITY_FIRST_POD 256 /* enum nn_identity */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -53,6 +54,12 @@ NN_INLINE __u32 nn_identity_of(const struct nn_addr *addr)
 	struct nn_ipcache_entry *entry = bpf_map_lookup_elem(&nn_ipcache, &key);
 
 	return entry ? entry->identity : NN_IDENTITY_WORLD;
+}
+
+/* Not a pod's: the node, other nodes, the world. 0 is a pod whose labels are not known yet. */
+NN_INLINE int nn_is_reserved(__u32 identity)
+{
+	return identity != 0 && identity < NN_IDENTITY_FIRST_POD;
 }
 
 NN_INLINE __u32 nn_region_of(const struct nn_addr *addr)

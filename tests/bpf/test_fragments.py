@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from ipaddress import ip_address
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -16,7 +17,7 @@ from nodenet.abi import DropReason
 from nodenet.bpf.packet_run import run_packet
 from nodenet.model import Direction
 
-from .conftest import POD_MAC, TC_OK, TC_SHOT, Datapath
+from .conftest import OTHER_IFINDEX, POD_MAC, TC_OK, TC_REDIRECT, TC_SHOT, Datapath
 
 pytestmark = pytest.mark.kernel
 
@@ -192,3 +193,67 @@ def test_an_atomic_fragment_is_a_whole_packet(datapath: Datapath) -> None:
     assert wire.verdict(wire.piece(17, 0, bytes(UDP(sport=1, dport=53)) + b"odd", more=False)) == TC_OK
     assert wire.why(wire.piece(6, 0, tcp("S", 81), more=False)) == DropReason.POLICY_DENIED
     assert wire.why(wire.piece(17, 24, bytes(8), more=False)) == UNKNOWN_FIRST
+
+
+def test_fragments_pass_in_any_order_where_no_policy_is_asked(wire: Wire) -> None:
+    pieces = [
+        wire.piece(17, 0, udp(99) + bytes(16), more=True),
+        wire.piece(17, 24, bytes(24), more=True),
+        wire.piece(17, 48, bytes(3), more=False),
+    ]
+    inwards = [
+        wire.piece(17, 0, udp(99) + bytes(16), more=True, inwards=True),
+        wire.piece(17, 24, bytes(24), more=True, inwards=True),
+        wire.piece(17, 48, bytes(3), more=False, inwards=True),
+    ]
+    # Isolated for one direction: the other one goes on.
+    wire.isolate(INGRESS)
+    for order in ((2, 1, 0), (0, 2, 1)):
+        wire.number = next(_numbers)
+        assert [wire.verdict(pieces[at]) for at in order] == [TC_OK] * 3
+    assert [wire.verdict(inwards[at], True) for at in (2, 1, 0)] == [TC_SHOT] * 3
+    wire.isolate(EGRESS)
+    assert [wire.verdict(inwards[at], True) for at in (2, 1, 0)] == [TC_OK] * 3
+
+
+@pytest.mark.parametrize("flags", [INGRESS, EGRESS, INGRESS | EGRESS, 0], ids=["ingress", "egress", "both", "none"])
+@both_ways
+def test_a_lone_fragment_needs_a_direction_without_policy(wire: Wire, flags: int, inwards: bool) -> None:
+    """Also where a rule allows the peer everything: which rule, only the first fragment can say."""
+    wire.isolate(flags)
+    wire.datapath.allow(CLIENT, SERVER, Direction.EGRESS)
+    wire.datapath.allow(CLIENT, SERVER, Direction.INGRESS)
+    lone = wire.piece(17, 800, bytes(8), more=False, inwards=inwards)
+    if flags & (INGRESS if inwards else EGRESS):
+        assert wire.why(lone, inwards) == UNKNOWN_FIRST
+    else:
+        assert wire.verdict(lone, inwards) == TC_OK
+        assert wire.datapath.events() == []
+    assert not list(wire.datapath.tables["nn_ct"].items())  # it opens no flow
+
+
+def test_both_pods_of_a_node_judge_a_lone_fragment(wire: Wire) -> None:
+    """The sender's policy and the receiver's, each by itself."""
+    lone = wire.piece(17, 800, bytes(8), more=False)
+    for sender, receiver, wanted in ((0, INGRESS, TC_SHOT), (EGRESS, 0, TC_SHOT), (INGRESS, EGRESS, TC_REDIRECT)):
+        wire.isolate(sender)
+        wire.datapath.endpoint(wire.peer, SERVER, number=2, ifindex=OTHER_IFINDEX, flags=receiver)
+        assert wire.verdict(lone) == wanted, (sender, receiver)
+
+
+def test_a_lone_fragment_to_a_service_has_no_backend(wire: Wire) -> None:
+    wire.isolate(0)
+    service, hairpin = ("10.96.0.10", "169.254.42.1") if wire.version == 4 else ("fd00:96::10", "100::1")
+    wire.datapath.tables["nn_frontend"].update(
+        abi.FrontendKey(ip_address(service), 0, 0, 0), abi.FrontendEntry(0, 0, 0)
+    )
+    for target in (service, hairpin):
+        assert wire.why(wire.piece(17, 800, bytes(8), more=False, to=target)) == UNKNOWN_FIRST
+
+
+def test_a_lone_fragment_does_not_start_inside_its_header(wire: Wire) -> None:
+    wire.isolate(0)
+    for protocol, least in ((6, 20), (132, 12), (17, 8)):
+        for at in (8, 16, 24):
+            lone = wire.piece(protocol, at, bytes(16), more=False)
+            assert wire.verdict(lone) == (TC_OK if at >= least else TC_SHOT), (protocol, at)
