@@ -242,6 +242,20 @@ class FrontendEntry(NamedTuple):
         return cls(*struct.unpack("=IIHH", data))
 
 
+class MemberKey(NamedTuple):
+    """nn_member_key"""
+
+    service_id: int
+    backend_id: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=II", *self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*struct.unpack("=II", data))
+
+
 class AddressPort(NamedTuple):
     """nn_backend_entry and nn_revnat_entry."""
 
@@ -316,13 +330,14 @@ class LbFlowEntry(NamedTuple):
     service_id: int
     last_seen: int
     opening: int
+    slot: int
 
     def pack(self) -> bytes:
-        return struct.pack("=16sHHIIIB3x", pack_addr(self.backend), _swap(self.port), *self[2:])
+        return struct.pack("=16sHHIIIBxH", pack_addr(self.backend), _swap(self.port), *self[2:])
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        backend, port, *rest = struct.unpack("=16sHHIIIB3x", data)
+        backend, port, *rest = struct.unpack("=16sHHIIIBxH", data)
         return cls(unpack_addr(backend), _swap(port), *rest)
 
 
@@ -452,6 +467,7 @@ MAPS: dict[str, MapSpec] = {
     "nn_policy": MapSpec(PolicyKey, U32),
     "nn_frontend": MapSpec(FrontendKey, FrontendEntry),
     "nn_backend": MapSpec(U32, AddressPort),
+    "nn_member": MapSpec(MemberKey, AddressPort),
     "nn_revnat": MapSpec(U32, AddressPort),
     "nn_ct": MapSpec(CtKey, CtEntry),
     "nn_lb_flow": MapSpec(CtKey, LbFlowEntry),

@@ -157,7 +157,7 @@ class _Dump:
     def lines(self, name: str) -> Iterator[str]:
         render = getattr(self, f"_{name.removeprefix('nn_')}", self._plain)
         entries = [(_key_order(key), render(key, value)) for key, value in self._tables[name].items()]
-        if name in ("nn_backend", "nn_revnat", "nn_policy"):
+        if name in ("nn_backend", "nn_member", "nn_revnat", "nn_policy"):
             # Their keys are numbers, which are nobody's business.
             return iter(sorted(text for _, text in entries))
         return (text for _, text in sorted(entries))
@@ -179,6 +179,9 @@ class _Dump:
 
     def _backend(self, key: Any, value: Any) -> str:
         return _address_port(value)
+
+    def _member(self, key: Any, value: Any) -> str:
+        return f"{self._service(key.service_id)}: {_address_port(value)}"
 
     def _revnat(self, key: Any, value: Any) -> str:
         return f"{_address_port(value)}: {self._service(key.value)}"

@@ -170,6 +170,13 @@ struct nn_backend_entry {
 	__u8 pad;
 };
 
+/* A backend that is in a Service: the value is its nn_backend_entry. UDP only: flows and sockets without a connection
+ * ask whether their backend is still one of their own Service's. */
+struct nn_member_key {
+	__u32 rev_nat_index;
+	__u32 backend_id;
+};
+
 /* rev_nat_index -> the Service address that clients used. */
 struct nn_revnat_entry {
 	struct nn_addr addr;
@@ -188,7 +195,8 @@ struct nn_lb_flow_entry {
 	__u32 rev_nat_index;
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
 	__u8 opening; /* TCP: nothing but SYNs so far */
-	__u8 pad[3];
+	__u8 pad;
+	__u16 slot; /* where the frontend had the backend */
 };
 
 /* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. nn_sock_choice

@@ -29,6 +29,16 @@ struct {
 	__type(value, struct nn_revnat_entry);
 } nn_revnat SEC(".maps");
 
+/* Which backends a UDP Service has: those in its slots, and those that finish their work and get no new flows. User space
+ * adds a member before it is in a slot and removes it after it has left its slot, so that a member is never missed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct nn_member_key);
+	__type(value, struct nn_backend_entry);
+} nn_member SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
@@ -65,7 +75,16 @@ struct nn_lb_choice {
 	struct nn_backend_entry backend;
 	__u32 backend_id;
 	__u32 rev_nat_index;
+	__u16 slot;
 };
+
+/* The backend if it is one of this UDP Service's, else 0. It may be another Service's at the same time. */
+NN_INLINE struct nn_backend_entry *nn_lb_member(__u32 rev_nat_index, __u32 backend_id)
+{
+	struct nn_member_key key = { .rev_nat_index = rev_nat_index, .backend_id = backend_id };
+
+	return bpf_map_lookup_elem(&nn_member, &key);
+}
 
 NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
 {
@@ -101,23 +120,28 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 		key.slot = 1;
 		slot = bpf_map_lookup_elem(&nn_frontend, &key);
 	}
+	choice->slot = key.slot;
 	return slot ? nn_lb_backend(slot->backend_id, choice) : NN_DROP_BACKEND_NOT_FOUND;
 }
 
-/* Datagrams of one unconnected socket stay with one backend for as long as it is there, as conntrack keeps them under
+/* Datagrams of one unconnected socket stay with one backend while the Service has it, as conntrack keeps them under
  * kube-proxy: what speaks QUIC or DTLS over sendto() must not change its peer when a Service is scaled. */
 NN_INLINE int nn_lb_choose_for_socket(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
 				      struct nn_lb_choice *choice)
 {
 	struct nn_frontend_key master_key = { .addr = *addr, .port = port, .protocol = protocol };
 	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &master_key);
+	struct nn_backend_entry *member;
 	struct nn_sock_revnat_key key;
 	__u32 *held;
 	int result;
 
 	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
 	held = master && master->count ? bpf_map_lookup_elem(&nn_sock_choice, &key) : 0;
-	if (held && nn_lb_backend(*held, choice) > 0) {
+	member = held ? nn_lb_member(master->rev_nat_index, *held) : 0;
+	if (member) {
+		choice->backend = *member;
+		choice->backend_id = *held;
 		choice->rev_nat_index = master->rev_nat_index;
 		return 1;
 	}

@@ -36,13 +36,26 @@ NN_INLINE int nn_is_syn(const struct nn_packet *packet)
 	return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
 }
 
-/* Is the flow's backend one of some Service still? Numbers may be given anew, so the address counts. */
-NN_INLINE int nn_backend_lives(const struct nn_lb_flow_entry *flow)
+/* A number may stand for another backend later, so compare the address. */
+NN_INLINE int nn_is_backend_of(const struct nn_backend_entry *backend, const struct nn_lb_flow_entry *flow)
 {
-	__u32 id = flow->backend_id;
-	struct nn_backend_entry *backend = bpf_map_lookup_elem(&nn_backend, &id);
-
 	return backend && backend->port == flow->port && nn_addr_equal(&backend->addr, &flow->backend);
+}
+
+/* Is the backend still in the slot of its Service? If it moved to another slot, this says no: for a SYN that is sent
+ * again, another choice does no harm. */
+NN_INLINE int nn_service_has_slot(const struct nn_tuple *tuple, const struct nn_lb_flow_entry *flow)
+{
+	struct nn_frontend_key key = { .addr = tuple->daddr,
+				       .port = tuple->dport,
+				       .protocol = tuple->protocol,
+				       .slot = flow->slot };
+	struct nn_frontend_entry *slot = flow->slot ? bpf_map_lookup_elem(&nn_frontend, &key) : 0;
+	__u32 id = flow->backend_id;
+
+	if (!slot || slot->backend_id != id)
+		return 0;
+	return nn_is_backend_of(bpf_map_lookup_elem(&nn_backend, &id), flow);
 }
 
 NN_INLINE void nn_service_use(struct nn_context *context, struct nn_lb_flow_entry *flow, __u32 now)
@@ -55,7 +68,7 @@ NN_INLINE void nn_service_use(struct nn_context *context, struct nn_lb_flow_entr
 }
 
 /* A packet of a flow that has its backend already? An established connection keeps it whatever becomes of the backend;
- * datagrams only while it is there. A SYN is nn_service_choose's: connections without a Service pay nothing here. */
+ * datagrams only while the backend is in this Service. A SYN is nn_service_choose's: connections without a Service pay nothing here. */
 NN_INLINE int nn_service_follow(struct nn_context *context, const struct nn_ct_key *key, __u32 now)
 {
 	struct nn_lb_flow_entry *flow;
@@ -66,7 +79,8 @@ NN_INLINE int nn_service_follow(struct nn_context *context, const struct nn_ct_k
 	if (!flow || flow->endpoint_id != context->endpoint_id)
 		return 0;
 	if (key->protocol == IPPROTO_UDP &&
-	    ((__s32)(now - flow->last_seen) > NN_LB_FLOW_DATAGRAM || !nn_backend_lives(flow)))
+	    ((__s32)(now - flow->last_seen) > NN_LB_FLOW_DATAGRAM ||
+	     !nn_is_backend_of(nn_lb_member(flow->rev_nat_index, flow->backend_id), flow)))
 		return 0;
 	if (flow->opening)
 		flow->opening = 0;
@@ -132,7 +146,8 @@ NN_GLOBAL int nn_service_choose(void)
 	context->translated = 1;
 	flow = bpf_map_lookup_elem(&nn_lb_flow, &key);
 	if (flow && flow->opening && flow->endpoint_id == context->endpoint_id && nn_is_syn(&context->packet) &&
-	    (__s32)(now - flow->last_seen) <= NN_LB_FLOW_OPENING && nn_backend_lives(flow)) {
+	    (__s32)(now - flow->last_seen) <= NN_LB_FLOW_OPENING &&
+	    nn_service_has_slot(&context->packet.tuple, flow)) {
 		nn_service_use(context, flow, now);
 		return 0;
 	}
@@ -144,6 +159,7 @@ NN_GLOBAL int nn_service_choose(void)
 	first.endpoint_id = context->endpoint_id;
 	first.backend_id = choice.backend_id;
 	first.rev_nat_index = choice.rev_nat_index;
+	first.slot = choice.slot;
 	first.last_seen = now;
 	first.opening = nn_is_syn(&context->packet);
 	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &key);

@@ -68,6 +68,8 @@ class Datapath:
             "nn_lb_flow": max(1, config.ct_entries // 2),
             "nn_frontend": config.service_entries,
             "nn_revnat": config.service_entries,
+            # Each member has a slot of nn_frontend, but for backends that finish their work.
+            "nn_member": config.service_entries,
             "nn_backend": config.backend_entries,
             "nn_endpoint": config.endpoint_entries,
             "nn_ipcache": config.ipcache_entries,

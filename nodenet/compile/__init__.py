@@ -101,6 +101,7 @@ def _state(services: ServiceTables, policies: PolicyTables, endpoints: EndpointT
         {
             "nn_frontend": services.frontends,
             "nn_backend": services.backends,
+            "nn_member": services.members,
             "nn_revnat": services.revnat,
             "nn_policy": policies.policy,
             "nn_cidr": policies.cidr,

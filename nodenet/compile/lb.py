@@ -1,4 +1,4 @@
-"""Every Service of the cluster -> frontends, backends and revnat.
+"""Every Service of the cluster -> frontends, backends, members and revnat.
 
 What each Service claims is remembered with the objects that it was compiled from. A change compiles the Services
 it concerns, settles who has the addresses that they claim, and copies the tables that it changes.
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
+from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey, MemberKey
 from nodenet.compile.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, frontends_of
 from nodenet.compile.slots import Slots, arrange
 from nodenet.compile.state import ServicePortName, Table
-from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Service
+from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
 
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.
 MAX_BACKENDS = 0xFFFF
@@ -29,13 +29,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceTables:
-    """The three maps of the Services, the names of their numbers, and what could not be followed.
+    """The four maps of the Services, the names of their numbers, and what could not be followed.
 
     `slots` tells which backend_ids sit in slots 1, 2, ... of each frontend: the start of the next compilation.
     """
 
     frontends: Table
     backends: Table
+    members: Table
     revnat: Table
     names: Mapping[int, ServicePortName]
     slots: Slots
@@ -86,7 +87,7 @@ class ServiceCompiler:
             self._ids.backends.keep(set(known.tables.backends.values()))
 
 
-_EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), ())
+_EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), ())
 
 
 @dataclass(slots=True)
@@ -185,6 +186,7 @@ class _Changes(NamedTuple):
 
     frontends: dict[Any, Any]
     backends: dict[Any, Any]
+    members: dict[Any, Any]
     revnat: dict[Any, Any]
     names: dict[Any, Any]
     slots: dict[Any, Any]
@@ -197,7 +199,7 @@ class _Run:
         self._known = known
         self._ids = ids
         self._slots = slots
-        self._changes = _Changes({}, {}, {}, {}, {})
+        self._changes = _Changes({}, {}, {}, {}, {}, {})
         self._gone: list[AddressPort] = []
         self._left: dict[int, AddressPort] = {}
 
@@ -210,8 +212,12 @@ class _Run:
         last = self._slots.get(address, ()) if self._slots else ()
         service_id = self._ids.services.number(address)
         chosen = self._use(new.backends) if new is not None else []
+        draining = self._use(new.draining) if new is not None else []
+        if address.protocol == Protocol.UDP:
+            self._join(service_id, [*chosen, *draining], old, new)
         if old is not None:
             self._leave(old.backends)
+            self._leave(old.draining)
         slots = arrange(chosen[:MAX_BACKENDS], last) if new is not None else ()
         if new is None:
             del known.held[address]
@@ -244,6 +250,7 @@ class _Run:
         known.tables = ServiceTables(
             evolve(last.frontends, changes.frontends),
             evolve(last.backends, changes.backends),
+            evolve(last.members, changes.members),
             evolve(last.revnat, changes.revnat),
             evolve(last.names, changes.names),
             evolve(last.slots, changes.slots),
@@ -260,6 +267,14 @@ class _Run:
             known[number] = users + 1
             numbers.append(number)
         return numbers
+
+    def _join(self, service_id: int, numbers: Sequence[int], old: Frontend | None, new: Frontend | None) -> None:
+        """The members of a UDP Service. `numbers`: those of new's backends and draining ones, in this order."""
+        before = (*old.backends, *old.draining) if old is not None else ()
+        after = dict(zip(numbers, (*new.backends, *new.draining), strict=True)) if new is not None else {}
+        for backend in before:
+            self._changes.members[MemberKey(service_id, self._ids.backends.number(backend))] = None
+        self._changes.members.update({MemberKey(service_id, number): backend for number, backend in after.items()})
 
     def _leave(self, backends: Iterable[AddressPort]) -> None:
         for backend in backends:

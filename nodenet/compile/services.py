@@ -25,11 +25,16 @@ Candidates = dict[tuple[IPAddress, int], int]
 
 
 class Frontend(NamedTuple):
-    """One address and port that clients use. `backends` is sorted and without duplicates."""
+    """One address and port that clients use. `backends` is sorted and without duplicates.
+
+    `draining`, UDP only: endpoints that terminate but still serve, while others are ready. They get no new flows, and
+    keep those that they have.
+    """
 
     address: AddressPort
     name: ServicePortName
     backends: tuple[AddressPort, ...]
+    draining: tuple[AddressPort, ...] = ()
 
 
 def has_frontends(service: Service) -> bool:
@@ -57,10 +62,13 @@ def _frontend(ref: ObjectRef, port: ServicePort, address: IPAddress, candidates:
     family = [(target, rank) for target, rank in candidates.items() if target[0].version == version]
     best = min(map(itemgetter(1), family), default=_READY)
     targets = sorted(target for target, rank in family if rank == best)
+    # kube-proxy keeps UDP flows of endpoints that serve, ready or not.
+    draining = sorted(target for target, rank in family if rank != best) if port.protocol == Protocol.UDP else ()
     return Frontend(
         AddressPort(address, port.port, port.protocol),
         ServicePortName(ref, port.name, port.port, port.protocol),
         tuple(AddressPort(addr, number, port.protocol) for addr, number in targets),
+        tuple(AddressPort(addr, number, port.protocol) for addr, number in draining),
     )
 
 

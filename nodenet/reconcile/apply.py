@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
-from nodenet.abi import FrontendKey
+from nodenet.abi import FrontendKey, MemberKey
 from nodenet.errors import NodenetError, TableFullError
 from nodenet.reconcile.plan import Write
 
@@ -120,8 +120,10 @@ def _is_full(error: BaseException) -> bool:
 class _Dependants:
     """Which of the writes to come must not be made, after some had no room.
 
-    Services: every write of a frontend that has no room or whose backend or reverse entry has none, and the deletes of
-    backends and reverse entries that a frontend left as it was still uses. Policy: regions come most specific first,
+    Services: every write of a frontend that has no room or whose backend, member or reverse entry has none, and the
+    deletes of backends, members and reverse entries that a frontend left as it was still uses.
+
+    Policy: regions come most specific first,
     and one that is missing would leave its addresses to a wider one: no region is written or deleted after it. Allows
     are independent of each other, and nothing that narrows depends on one.
     """
@@ -133,7 +135,7 @@ class _Dependants:
         self._frontends: set[FrontendKey] = set()
         # Frontends by what their writes refer to.
         self._users: dict[tuple[str, int], set[FrontendKey]] = defaultdict(set)
-        self._used: dict[str, set[int]] | None = None
+        self._used: dict[str, set[Any]] | None = None
 
     def begin(self, writes: Iterable[Write]) -> None:
         if self._begun:
@@ -142,6 +144,7 @@ class _Dependants:
         for write in writes:
             if write.table == "nn_frontend" and write.value is not None:
                 master = _master(write)
+                self._users["nn_member", write.value.service_id].add(master)
                 if write.key.slot:
                     self._users["nn_backend", write.value.backend_id].add(master)
                 else:
@@ -152,6 +155,8 @@ class _Dependants:
             self._frontends.add(_master(write))
         elif write.table in ("nn_backend", "nn_revnat"):
             self._frontends |= self._users[write.table, write.key.value]
+        elif write.table == "nn_member":
+            self._frontends |= self._users[write.table, write.key.service_id]
         elif write.table == "nn_cidr":
             self._regions = True
 
@@ -160,14 +165,19 @@ class _Dependants:
             return _master(write) in self._frontends
         if write.table in ("nn_backend", "nn_revnat"):
             return write.is_delete and write.key.value in self._still_used()[write.table]
+        if write.table == "nn_member":
+            return write.is_delete and write.key in self._still_used()[write.table]
         return write.table == "nn_cidr" and self._regions
 
-    def _still_used(self) -> dict[str, set[int]]:
+    def _still_used(self) -> dict[str, set[Any]]:
         """Asked for when every frontend has been written that will be."""
         if self._used is None:
             entries = self._held.get("nn_frontend", {})
             self._used = {
                 "nn_backend": {entry.backend_id for key, entry in entries.items() if key.slot},
+                "nn_member": {
+                    MemberKey(entry.service_id, entry.backend_id) for key, entry in entries.items() if key.slot
+                },
                 "nn_revnat": {entry.service_id for key, entry in entries.items() if not key.slot},
             }
         return self._used

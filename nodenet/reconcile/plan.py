@@ -1,7 +1,9 @@
 """The difference between what the maps must hold and what they hold, in an order that is right after every write.
 
 Services: at every instant slots 1..count of a frontend point at backends that exist, and at those of the old or the new
-set alone. Policy: for one endpoint and direction nothing is let through, or cut, that the old and the new state agree
+set alone. What a slot of a UDP Service points at is a member of that Service.
+
+Policy: for one endpoint and direction nothing is let through, or cut, that the old and the new state agree
 on (docs/decisions/0002 says where that ends: several identities that change at once).
 """
 
@@ -16,7 +18,7 @@ from nodenet.compile.evolved import Evolved
 Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]
 
-SERVICE_TABLES = ("nn_frontend", "nn_backend", "nn_revnat")
+SERVICE_TABLES = ("nn_frontend", "nn_backend", "nn_member", "nn_revnat")
 POLICY_TABLES = ("nn_state", "nn_policy", "nn_cidr", "nn_ipcache", "nn_endpoint")
 
 STATE_KEY = U32(0)
@@ -43,7 +45,7 @@ def plan(desired: Tables, actual: Tables) -> list[Write]:
 
 
 def plan_services(desired: Tables, actual: Tables) -> list[Write]:
-    """Frontends gone -> backends and revnat new -> frontends changed -> backends and revnat gone."""
+    """Frontends gone -> backends, members and revnat new -> frontends changed -> members, backends and revnat gone."""
     wanted = {name: desired.get(name, {}) for name in SERVICE_TABLES}
     held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
     if all(wanted[name] is held[name] for name in SERVICE_TABLES):
@@ -57,8 +59,10 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
         *closed,
         *gone,
         *backends,
+        *_upserts("nn_member", wanted["nn_member"], held["nn_member"]),
         *_upserts("nn_revnat", wanted["nn_revnat"], held["nn_revnat"]),
         *changed,
+        *_deletes("nn_member", wanted["nn_member"], held["nn_member"]),
         *_deletes("nn_backend", wanted["nn_backend"], held["nn_backend"]),
         *_deletes("nn_revnat", wanted["nn_revnat"], held["nn_revnat"]),
     ]

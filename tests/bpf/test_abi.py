@@ -137,6 +137,7 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         {"backend_id": "backend_id", "service_id": "rev_nat_index", "backends": "count", "flags": "flags"},
     ),
     "nn_backend_entry": (abi.AddressPort(ONES, 1, 2), {n: n for n in ("addr", "port", "protocol")}),
+    "nn_member_key": (abi.MemberKey(1, 2), {"service_id": "rev_nat_index", "backend_id": "backend_id"}),
     "nn_revnat_entry": (abi.AddressPort(ONES, 1, 2), {n: n for n in ("addr", "port", "protocol")}),
     "nn_ct_key": (
         abi.CtKey(ONES, ONES, 1, 2, 3),
@@ -148,7 +149,7 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
     "nn_lb_flow_entry": (
-        abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6),
+        abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6, 7),
         {n: n for n in abi.LbFlowEntry._fields if n != "service_id"} | {"service_id": "rev_nat_index"},
     ),
     "nn_sock_revnat_key": (abi.SockRevnatKey(1, ONES, 2, 3), {n: n for n in ("cookie", "addr", "port", "protocol")}),

@@ -57,7 +57,7 @@ class World:
         self.datapath.endpoint(self.pod, CLIENT, number=1, flags=flags)
 
     def serve(self, service: str, number: int, *backends: str, target: int = TARGET) -> None:
-        """Both protocols of the port, with these backends alone."""
+        """Both protocols of the port, with these backends in their slots. Earlier ones are draining until `leave`."""
         tables, address = self.datapath.tables, ip_address(service)
         tables["nn_frontend"].update(abi.FrontendKey(address, 0, 0, 0), abi.FrontendEntry(0, 0, 0))
         tables["nn_revnat"].update(abi.U32(number), abi.AddressPort(address, PORT, 6))
@@ -65,6 +65,9 @@ class World:
             for slot, backend in enumerate(backends, 1):
                 key = abi.U32(self.backend_id(backend, protocol))
                 tables["nn_backend"].update(key, abi.AddressPort(ip_address(backend), target, protocol))
+                if protocol == 17:
+                    member = abi.AddressPort(ip_address(backend), target, protocol)
+                    tables["nn_member"].update(abi.MemberKey(number, key.value), member)
                 entry = abi.FrontendEntry(key.value, number, 0)
                 tables["nn_frontend"].update(abi.FrontendKey(address, PORT, protocol, slot), entry)
             master = abi.FrontendEntry(0, number, len(backends))
@@ -73,7 +76,12 @@ class World:
     def backend_id(self, backend: str, protocol: int) -> int:
         return int(ip_address(backend)) % 1000 * 100 + protocol
 
+    def leave(self, backend: str, number: int = SERVICE_ID) -> None:
+        """The backend is no longer this Service's; it exists, as another Service has it."""
+        self.datapath.tables["nn_member"].delete(abi.MemberKey(number, self.backend_id(backend, 17)))
+
     def forget(self, backend: str) -> None:
+        self.leave(backend)
         for protocol in PROTOCOLS:
             self.datapath.tables["nn_backend"].delete(abi.U32(self.backend_id(backend, protocol)))
 
@@ -282,10 +290,45 @@ def test_datagrams_leave_a_backend_that_is_gone(world: World) -> None:
     assert ends(world.into(world.answer(udp(TARGET, SPORT), world.farther)))[0] == world.service
 
 
+def test_datagrams_leave_a_backend_that_left_their_service_alone(world: World) -> None:
+    world.serve(world.other, OTHER_SERVICE_ID, world.far)
+    for service in (world.service, world.other):
+        assert world.out(world.call(udp(), service)).dst == world.far
+    world.serve(world.service, SERVICE_ID, world.farther)
+    world.leave(world.far)
+    assert world.out(world.call(udp())).dst == world.farther
+    assert world.out(world.call(udp(), world.other)).dst == world.far
+
+
+def test_datagrams_to_a_service_that_lost_its_last_backend_are_dropped(world: World) -> None:
+    world.serve(world.other, OTHER_SERVICE_ID, world.far)
+    world.out(world.call(udp()))
+    world.serve(world.service, SERVICE_ID)
+    world.leave(world.far)
+    world.refused(world.call(udp()), DropReason.SERVICE_BACKEND_NOT_FOUND)
+
+
+def test_a_syn_again_leaves_a_backend_that_left_its_service(world: World) -> None:
+    world.serve(world.other, OTHER_SERVICE_ID, world.far)
+    assert world.out(world.call(syn())).dst == world.far
+    world.serve(world.service, SERVICE_ID, world.farther)
+    assert world.out(world.call(syn())).dst == world.farther
+    world.out(world.call(ack()))
+    world.serve(world.service, SERVICE_ID, world.far)
+    assert world.out(world.call(ack())).dst == world.farther
+
+
+def test_a_syn_again_keeps_its_backend_when_the_service_grows(world: World) -> None:
+    first = {sport: world.out(world.call(syn(sport))).dst for sport in range(SPORT, SPORT + 20)}
+    world.serve(world.service, SERVICE_ID, world.far, world.farther, world.near)
+    assert {sport: world.out(world.call(syn(sport))).dst for sport in first} == first
+
+
 def test_a_backends_number_given_anew_is_not_the_backend(world: World) -> None:
     world.out(world.call(udp()))
-    key = abi.U32(world.backend_id(world.far, 17))
-    world.datapath.tables["nn_backend"].update(key, abi.AddressPort(ip_address(world.farther), TARGET, 17))
+    key, other = abi.U32(world.backend_id(world.far, 17)), abi.AddressPort(ip_address(world.farther), TARGET, 17)
+    world.datapath.tables["nn_backend"].update(key, other)
+    world.datapath.tables["nn_member"].update(abi.MemberKey(SERVICE_ID, key.value), other)
     assert world.out(world.call(udp())).dst == world.farther
 
 

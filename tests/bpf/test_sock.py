@@ -201,7 +201,9 @@ def test_datagrams_of_one_socket_keep_their_backend_when_the_service_is_scaled(s
 
     def scale(count: int) -> None:
         for slot in range(1, count + 1):
-            tables["nn_backend"].update(abi.U32(slot), abi.AddressPort(ip_address(LOCAL[4]), 8999 + slot, 17))
+            backend = abi.AddressPort(ip_address(LOCAL[4]), 8999 + slot, 17)
+            tables["nn_backend"].update(abi.U32(slot), backend)
+            tables["nn_member"].update(abi.MemberKey(SERVICE_ID, slot), backend)
             tables["nn_frontend"].update(abi.FrontendKey(address, 53, 17, slot), abi.FrontendEntry(slot, SERVICE_ID, 0))
         tables["nn_frontend"].update(abi.FrontendKey(address, 53, 17, 0), abi.FrontendEntry(0, SERVICE_ID, count))
 

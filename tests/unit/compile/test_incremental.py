@@ -76,7 +76,8 @@ class Cluster:
 
 
 def as_tables(compiled: ServiceTables) -> dict[str, Any]:
-    return dict(zip(SERVICE_TABLES, (compiled.frontends, compiled.backends, compiled.revnat), strict=True))
+    tables = (compiled.frontends, compiled.backends, compiled.members, compiled.revnat)
+    return dict(zip(SERVICE_TABLES, tables, strict=True))
 
 
 def meaning(compiled: ServiceTables) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def meaning(compiled: ServiceTables) -> dict[str, Any]:
         "masters": {key: entry for key, entry in compiled.frontends.items() if not key.slot},
         "slots": {key: sorted(slots) for key, slots in compiled.slots.items()},
         "backends": compiled.backends,
+        "members": compiled.members,
         "revnat": compiled.revnat,
         "names": compiled.names,
         "warnings": compiled.warnings,

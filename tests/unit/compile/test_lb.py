@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
 from nodenet.compile.ids import Ids
-from nodenet.compile.lb import ServiceTables, compile_services
+from nodenet.compile.lb import ServiceCompiler, ServiceTables, compile_services
 from nodenet.compile.slots import arrange, restore
 from nodenet.model import EndpointSlice, Service
 from tests.unit.compile.build import TCP, UDP, service, slice_, target
@@ -122,6 +122,46 @@ def test_two_services_share_a_backend_and_it_goes_with_the_last() -> None:
     assert len(both.backends) == 1
     assert len(compiled(one, two, slice_("one", "10.0.0.1")).backends) == 1
     assert not compiled(one, two).backends
+
+
+def members(tables: ServiceTables, vip: str, port: int = 53) -> set[str]:
+    """The addresses that are members of the UDP Service at this address."""
+    (number,) = (k.value for k, v in tables.revnat.items() if v == AddressPort(ip_address(vip), port, UDP))
+    return {str(backend.addr) for key, backend in tables.members.items() if key.service_id == number}
+
+
+DNS = (("dns", UDP, 53),)
+
+
+def test_members_are_kept_for_each_udp_service_by_itself() -> None:
+    ports = (*DNS, ("dns-tcp", TCP, 53))
+    one, two = service("one", VIP, ports=ports), service("two", "10.96.0.11", ports=ports)
+    slices = slice_("one", "10.0.0.1", "10.0.0.2", ports=ports), slice_("two", "10.0.0.1", ports=ports)
+    tables = compiled(one, two, *slices)
+    assert (members(tables, VIP), members(tables, "10.96.0.11")) == ({"10.0.0.1", "10.0.0.2"}, {"10.0.0.1"})
+    assert {backend.protocol for backend in tables.members.values()} == {UDP}
+    for key, backend in tables.members.items():
+        assert tables.backends[U32(key.backend_id)] == backend
+    gone = compiled(one, two, slice_("one", "10.0.0.2", ports=ports), slices[1])
+    assert (members(gone, VIP), members(gone, "10.96.0.11")) == ({"10.0.0.2"}, {"10.0.0.1"})
+
+
+def test_an_endpoint_that_finishes_its_work_keeps_its_flows_and_gets_no_new_ones() -> None:
+    web = service("web", VIP, ports=DNS)
+    serving, ended = target("10.0.0.1", False, True, True), target("10.0.0.3", False, False, True)
+    unready = target("10.0.0.4", ready=False)
+    tables = compiled(web, slice_("web", serving, "10.0.0.2", ended, unready, ports=DNS))
+    assert answers(tables, port=53, protocol=UDP) == ["10.0.0.2:53"]
+    assert members(tables, VIP) == {"10.0.0.1", "10.0.0.2"}
+
+
+def test_an_address_that_changes_hands_has_the_members_of_its_new_service() -> None:
+    compiler = ServiceCompiler(Ids())
+    a, b = service("a", VIP, ports=DNS), service("b", VIP, ports=DNS)
+    slices = {s.ref: s for s in (slice_("a", "10.0.0.1", ports=DNS), slice_("b", "10.0.0.2", ports=DNS))}
+    assert members(compiler.compile({a.ref: a, b.ref: b}, slices), VIP) == {"10.0.0.1"}
+    assert members(compiler.compile({b.ref: b}, slices), VIP) == {"10.0.0.2"}
+    assert not compiler.compile({}, slices).members
 
 
 def test_an_address_claimed_twice_goes_to_the_first_by_name_and_is_told() -> None:

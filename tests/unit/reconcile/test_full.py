@@ -25,7 +25,7 @@ from nodenet.model import Direction
 from nodenet.reconcile.apply import ApplyError, FullError, apply
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, plan_policy, plan_services
 from nodenet.testing import FakeTable, Fault, FaultyTable
-from tests.unit.compile.build import service, slice_, store_of
+from tests.unit.compile.build import UDP, service, slice_, store_of
 
 NAMES = (*SERVICE_TABLES, *POLICY_TABLES)
 
@@ -108,6 +108,28 @@ def test_frontends_wait_for_what_they_refer_to(table: str) -> None:
     # b went, and with it room came: what is left fits step by step.
     assert frontend(2) not in kernel.held()["nn_frontend"]
     kernel.tables[table].max_entries += 3
+    kernel.services(new)
+    assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
+
+
+def test_a_udp_frontend_waits_for_its_members() -> None:
+    ports = [("", UDP, 53)]
+
+    def wanted(*ips: str) -> Tables:
+        objects = service("a", "10.96.0.1", ports=ports), slice_("a", *ips, ports=ports)
+        return Compiler().compile(store_of(*objects).snapshot(), LocalNode("node1"))[0].tables
+
+    old, new = wanted("10.0.1.1", "10.0.1.2"), wanted("10.0.1.2", "10.0.1.3", "10.0.1.4")
+    kernel = Kernel(old)
+    kernel.tables["nn_member"].max_entries = 3
+    with pytest.raises(FullError, match="nn_member"):
+        kernel.services(new)
+    # The Service is as it was, and what its slots lead to is still a member.
+    held = kernel.held()
+    assert held["nn_frontend"] == old["nn_frontend"]
+    assert old["nn_member"].items() <= held["nn_member"].items()
+    assert kernel.dangling() == []
+    kernel.tables["nn_member"].max_entries = 5
     kernel.services(new)
     assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
 

@@ -19,6 +19,7 @@ from nodenet.abi import (
     FrontendEntry,
     FrontendKey,
     LpmKey,
+    MemberKey,
     PolicyKey,
     State,
 )
@@ -68,7 +69,8 @@ class Node:
         services, slices = ({o.ref: o for o in objects} for objects in cluster)
         compiled = compile_services(services, slices, self.ids, self.slots)  # type: ignore[arg-type]
         self.slots = compiled.slots
-        return {"nn_frontend": compiled.frontends, "nn_backend": compiled.backends, "nn_revnat": compiled.revnat}
+        tables = (compiled.frontends, compiled.backends, compiled.members, compiled.revnat)
+        return dict(zip(SERVICE_TABLES, tables, strict=True))
 
     def bring(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
         desired = self.desired(cluster)
@@ -90,6 +92,9 @@ def leads_to(tables: Tables) -> dict[tuple[Any, ...], set[AddressPort]]:
         for slot in range(1, entry.backends + 1):
             number = tables["nn_frontend"][key._replace(slot=slot)].backend_id
             ends.add(tables["nn_backend"][U32(number)])
+            if key.protocol == UDP:
+                member = tables["nn_member"][MemberKey(entry.service_id, number)]
+                assert member == tables["nn_backend"][U32(number)]
         assert U32(entry.service_id) in tables["nn_revnat"]
         found[key[:3]] = ends
     return found
@@ -101,6 +106,7 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
     node = Node()
     node.bring(old)
     held = node.held()
+    kept = dict(held["nn_member"])
     before = leads_to(held)
     desired = node.desired(new)
     after = leads_to(desired)
@@ -114,6 +120,8 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
             assert ends <= before.get(frontend, set()) | after.get(frontend, set())
             if before.get(frontend) and after.get(frontend):
                 assert ends, "it had an answer before, and has one after"
+        stay = kept.items() & desired["nn_member"].items()
+        assert stay <= held["nn_member"].items(), "a backend that stays is a member all the time"
         for addr, _, _ in before.keys() & after.keys():
             assert FrontendKey(addr, 0, 0, 0) in held["nn_frontend"], "unserved ports are refused all the time"
     assert held == desired
