@@ -53,6 +53,14 @@ NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *ad
 	return NN_REFUSE;
 }
 
+/* sendmsg4 runs for send() on a connected AF_INET6 socket with an IPv4-mapped peer, and shows the backend as its target. */
+NN_INLINE int nn_sock_is_connected(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk && sk->state == BPF_TCP_ESTABLISHED;
+}
+
 /* Fills in the backend's address and port. Returns NN_ALLOW or NN_REFUSE. */
 NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int datagram)
 {
@@ -65,8 +73,11 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 
 	result = datagram ? nn_lb_choose_for_socket(cookie, addr, *port, protocol, &choice) :
 			    nn_lb_choose(addr, *port, protocol, 0, &choice);
-	if (result == 0)
+	if (result == 0) {
+		if (!datagram || !nn_sock_is_connected(ctx))
+			nn_sock_forget(cookie, addr, *port, protocol);
 		return NN_ALLOW;
+	}
 	if (result < 0)
 		return nn_sock_refuse(ctx, addr, *port, choice.rev_nat_index, result, datagram);
 	*addr = choice.backend.addr;

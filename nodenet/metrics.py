@@ -59,6 +59,8 @@ class Sample:
     reconcile_errors: int = 0
     # Map -> writes.
     writes: Mapping[str, int] = field(default_factory=dict)
+    # Connected UDP sockets whose backend left their Service.
+    sockets_ended: int = 0
     # Seconds since the epoch; 0: never yet.
     last_sync: float = 0.0
     watches: Mapping[str, WatchCount] = field(default_factory=dict)
@@ -122,6 +124,11 @@ class Metrics(Collector):
         yield from _flows(sample)
         yield from _reconcile(sample)
         yield from _watches(sample)
+        yield _counter(
+            "nodenet_service_sockets_ended",
+            "Connected UDP sockets that were ended because their backend left the Service.",
+            {(): sample.sockets_ended},
+        )
 
     def text(self) -> bytes:
         """The exposition format. Calls the source: use a worker thread."""

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from nodenet import abi
 from nodenet.agent import attachment
+from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
@@ -86,7 +87,7 @@ class Node:
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.features = probe.features()
+        self.features = features()
         self.report.missing = [
             {"feature": f.name, "without": f"{f.purpose}: without it, {f.without}"}
             for f in self.features

@@ -21,6 +21,9 @@ def udp(name, host=None, port=0, family=None):
     s.settimeout(2)
     if host is not None:
         s.bind((host, port))
+def listen(name, host, port):
+    named[name] = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+def tcp(name, host, port): named[name] = socket.create_connection((host, port), 2)
 def connect(name, host, port): named[name].connect((host, port))
 def peer(name): return named[name].getpeername()[:2]
 def own(name): return named[name].getsockname()[:2]

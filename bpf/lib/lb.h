@@ -151,6 +151,19 @@ NN_INLINE int nn_lb_choose_for_socket(__u64 cookie, const struct nn_addr *addr, 
 	return result;
 }
 
+/* A UDP socket calls an address directly that it was given by a Service before: what comes from there is not the Service's
+ * any more. TCP sockets connect once. */
+NN_INLINE void nn_sock_forget(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol)
+{
+	struct nn_sock_revnat_key key;
+
+	if (protocol != IPPROTO_UDP)
+		return;
+	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
+	if (bpf_map_lookup_elem(&nn_sock_revnat, &key))
+		bpf_map_delete_elem(&nn_sock_revnat, &key);
+}
+
 /* Which Service a socket asked for when it was given this backend; 0: none. */
 NN_INLINE __u32 nn_sock_revnat_index(__u64 cookie, const struct nn_addr *backend, __be16 port, __u8 protocol)
 {

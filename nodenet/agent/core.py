@@ -13,10 +13,13 @@ from nodenet import abi
 from nodenet.agent.addresses import OwnAddresses
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints, key_of
+from nodenet.agent.features import SOCK_DESTROY
 from nodenet.agent.host import Admitted, Host, admit
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
+from nodenet.agent.sockets import Place, SocketKeeper
 from nodenet.agent.waiting import pod_known, policies_known
+from nodenet.bpf.probe import available
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.cni.hooks import Wired
 from nodenet.cni.server import CniServer
@@ -53,6 +56,13 @@ class Agent:
         self.host = Host()
         self.routes = RouteKeeper(self.host.sync_routes, config.resync_seconds)
         self.store = Store()
+        self.sockets = SocketKeeper(
+            self._places,
+            datapath.tables["nn_sock_revnat"],
+            self._service_name,
+            config.resync_seconds,
+            available(datapath.features, SOCK_DESTROY),
+        )
         self.endpoints = Endpoints(
             config.run_dir,
             self.host,
@@ -66,6 +76,8 @@ class Agent:
         # Of the last compilation, for people and metrics.
         self.snapshot = Snapshot()
         self.names = Names()
+        # Of the compilation before that: the names of Services that are gone.
+        self._last_names = Names()
         self.desired = DesiredState()
         self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset())
         self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name))
@@ -89,6 +101,7 @@ class Agent:
             hooks=Hooks(
                 restore=self.compiler.restore,
                 settled=self.compiler.settle,
+                members=self.sockets.members,
                 ran=lambda seconds, failed: self.metrics.reconciled(seconds, failed),
             ),
             resync_seconds=config.resync_seconds,
@@ -115,6 +128,7 @@ class Agent:
                     tasks.create_task(self._watch(kind), name=f"watch {kind}")
                 tasks.create_task(self.loop.run(), name="reconcile")
                 tasks.create_task(self.routes.keep(self._wanted_routes, lambda: self._changed), name="routes")
+                tasks.create_task(self.sockets.keep(), name="sockets")
                 tasks.create_task(self._upkeep(), name="upkeep")
                 tasks.create_task(self._keep_endpoints(), name="endpoints")
                 tasks.create_task(self.addresses.keep(), name="addresses")
@@ -195,6 +209,7 @@ class Agent:
         desired, names = self.compiler.compile(snapshot, local)
         for warning in set(names.warnings) - set(self.names.warnings):
             log.warning("%s", warning)
+        self._last_names = self.names
         self.snapshot, self.names, self.desired = snapshot, names, desired
         cookies = {cookie: key for key, cookie in self.endpoints.cookies.items()}
         self.pipeline.names = self._table_builder.build(snapshot, names, local, cookies, _identities(desired))
@@ -209,6 +224,15 @@ class Agent:
                 await self.endpoints.look()
             except (NodenetError, OSError) as error:
                 log.warning("endpoints could not be looked at: %s", error)
+
+    def _places(self) -> list[Place]:
+        """Namespaces whose sockets our programs translate: this one and every endpoint's, each once."""
+        pods = {e.netns: str(e.pod) for e in self.store.snapshot().endpoints.values()}
+        return [Place(f"node {self.config.node_name}", None), *(Place(f"pod {pod}", n) for n, pod in pods.items())]
+
+    def _service_name(self, number: int) -> str:
+        found = self.names.services.get(number) or self._last_names.services.get(number)
+        return f"Service {found.ref}" if found else f"Service number {number}"
 
     def _wanted_routes(self) -> Wanted | None:
         return wanted_routes(self.store.snapshot(), self.config.node_name) if self.store.synced else None
@@ -274,6 +298,7 @@ class Agent:
                 found.append(f"{kind}: {stats.undecodable} versions of objects could not be read; the log names them")
         found += self.endpoints.unpoliced.values()
         found += self.routes.problems
+        found += self.sockets.problems
         if self.loop.stats.failing:
             found.append(f"maps: {self.loop.stats.last_error}")
         return found

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nodenet import abi
+from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
@@ -35,7 +36,7 @@ class Datapath:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.features = probe.features()
+        self.features = features()
         probe.require(self.features)
         self.cgroup = config.cgroup or cgroup2_root()
         if not self.cgroup.is_dir():

@@ -39,6 +39,7 @@ class AgentSource:
             reconcile_runs=stats.runs,
             reconcile_errors=stats.errors,
             writes=dict(stats.writes),
+            sockets_ended=agent.sockets.ended,
             last_sync=stats.last_sync,
             watches={
                 kind.value: WatchCount(count.events, count.lists, count.errors + count.undecodable)

@@ -92,6 +92,7 @@ class AgentProvider:
                 for kind, s in agent.client.stats.items()
             },
             "objects": agent.objects(),
+            "sockets": {"ended": agent.sockets.ended},
             "flows": {
                 "seen": agent.pipeline.ring.seen,
                 "lost": agent.pipeline.ring.lost,

@@ -37,7 +37,8 @@ def probe(output: Format) -> None:
     """What this kernel offers. Exit code 3 when something that nodenet needs is missing."""
     from dataclasses import asdict
 
-    from nodenet.bpf.probe import features, require
+    from nodenet.agent.features import features
+    from nodenet.bpf.probe import require
 
     found = features()
     columns = [

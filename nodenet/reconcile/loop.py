@@ -35,11 +35,13 @@ class Hooks:
     """What the owner of the compiler and of the names wants to hear.
 
     In the worker thread: `restore`, what the maps hold, before the first compilation; `settled`, all writes of the last
-    one are made. In the event loop: `ran`, how many seconds a run took and whether anything failed.
+    one are made. In the event loop: `members`, what nn_member holds after a run that wrote the Services as far as there
+    was room; `ran`, how many seconds a run took and whether anything failed.
     """
 
     restore: Callable[[Tables], None] = lambda tables: None
     settled: Callable[[], None] = lambda: None
+    members: Callable[[Mapping[Any, Any]], None] = lambda members: None
     ran: Callable[[float, bool], None] = lambda seconds, failed: None
 
 
@@ -178,6 +180,8 @@ class ReconcileLoop:
                     self._doubtful.add(error.table)
             else:
                 outcome.groups.append(group)
+            if group is _SERVICES and "nn_member" not in self._unread:
+                outcome.members = self._held["nn_member"]
         if not outcome.errors:
             self._hooks.settled()
 
@@ -214,6 +218,8 @@ class ReconcileLoop:
         if outcome.drift.total():
             stats.drift += outcome.drift.total()
             log.warning("resync: maps changed by somebody else, entries: %s", dict(+outcome.drift))
+        if outcome.members is not None:
+            self._hooks.members(outcome.members)
         for error in outcome.errors:
             stats.errors += 1
             stats.last_error = _text(error)
@@ -243,6 +249,8 @@ class _Outcome:
     writes: Counter[str] = field(default_factory=Counter)
     drift: Counter[str] = field(default_factory=Counter)
     groups: list[_Group] = field(default_factory=list)
+    # nn_member after the writes. A later run changes a copy.
+    members: Mapping[Any, Any] | None = None
     errors: list[Exception] = field(default_factory=list)
 
     def failed(self, error: Exception) -> None:

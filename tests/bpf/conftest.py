@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from nodenet.bpf.packet_run import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, 
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
+from tests.sockclient import SocketProcess
+
+from .sockworld import World
 
 # BPF_PROG_TEST_RUN runs on the loopback device.
 TEST_IFINDEX = 1
@@ -132,3 +136,35 @@ def datapath(loaded_datapath: Datapath) -> Datapath:
     """Empty maps, no events."""
     loaded_datapath.reset()
     return loaded_datapath
+
+
+@contextmanager
+def sock_world(datapath: Datapath, cgroup: Path, netns: str, version: int, mapped: bool = False) -> Iterator[World]:
+    """The socket programs on a cgroup with one process in it."""
+    loader.attach_cgroup(datapath.loaded, cgroup, datapath.pins)
+    try:
+        with SocketProcess(netns, cgroup) as process:
+            yield World(datapath, process, version, mapped)
+    finally:
+        for link in datapath.pins.links.iterdir():
+            link.unlink()
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def world(request: pytest.FixtureRequest, datapath: Datapath, cgroup: Path, netns: str) -> Iterator[World]:
+    with sock_world(datapath, cgroup, netns, request.param) as found:
+        yield found
+
+
+@pytest.fixture
+def mapped(datapath: Datapath, cgroup: Path, netns: str) -> Iterator[World]:
+    """IPv4 Services and clients that are AF_INET6 sockets."""
+    with sock_world(datapath, cgroup, netns, 4, mapped=True) as found:
+        yield found
+
+
+@pytest.fixture(params=["ipv4", "ipv6", "mapped"])
+def any_world(request: pytest.FixtureRequest, datapath: Datapath, cgroup: Path, netns: str) -> Iterator[World]:
+    version = 6 if request.param == "ipv6" else 4
+    with sock_world(datapath, cgroup, netns, version, mapped=request.param == "mapped") as found:
+        yield found

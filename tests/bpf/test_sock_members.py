@@ -2,70 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-from ipaddress import ip_address
-from pathlib import Path
-
 import pytest
 
-from nodenet import abi
-from nodenet.bpf import loader
-from tests.sockclient import SocketProcess
-
-from .conftest import Datapath
+from .sockworld import ONE, PORT, TWO, World
 
 pytestmark = pytest.mark.kernel
-
-LOCAL = {4: "127.0.0.1", 6: "::1"}
-ONE, TWO = 1, 2
-SERVICES = {4: {ONE: "10.96.0.10", TWO: "10.96.0.11"}, 6: {ONE: "fd00:96::10", TWO: "fd00:96::11"}}
-PORT, UDP = 53, 17
-
-
-class World:
-    """Servers on ports of the loopback, Services in front of them, and a process that asks."""
-
-    def __init__(self, datapath: Datapath, process: SocketProcess, version: int) -> None:
-        self.tables = datapath.tables
-        self.process = process
-        self.version = version
-        self.local = LOCAL[version]
-        self._slots: dict[int, tuple[int, ...]] = {}
-
-    def address(self, service: int, mapped: bool = False) -> str:
-        return ("::ffff:" if mapped else "") + SERVICES[self.version][service]
-
-    def server(self, port: int) -> None:
-        self.process.do("udp", f"server{port}", self.local, port)
-
-    def serve(self, service: int, *ports: int, draining: tuple[int, ...] = ()) -> None:
-        """The Service's backends from now on, written in the agent's order. A backend's number is its port, and none is
-        ever removed: another Service may have it."""
-        address, tables = ip_address(SERVICES[self.version][service]), self.tables
-        for port in (*ports, *draining):
-            backend = abi.AddressPort(ip_address(self.local), port, UDP)
-            tables["nn_backend"].update(abi.U32(port), backend)
-            tables["nn_member"].update(abi.MemberKey(service, port), backend)
-        tables["nn_revnat"].update(abi.U32(service), abi.AddressPort(address, PORT, UDP))
-        for slot, port in enumerate(ports, 1):
-            entry = abi.FrontendEntry(port, service, 0)
-            tables["nn_frontend"].update(abi.FrontendKey(address, PORT, UDP, slot), entry)
-        tables["nn_frontend"].update(abi.FrontendKey(address, PORT, UDP, 0), abi.FrontendEntry(0, service, len(ports)))
-        for port in set(self._slots.get(service, ())) - {*ports, *draining}:
-            tables["nn_member"].delete(abi.MemberKey(service, port))
-        self._slots[service] = (*ports, *draining)
-
-    def ask(self, name: str, service: int, mapped: bool = False) -> None:
-        self.process.do("sendto", name, "ask", self.address(service, mapped), PORT)
-
-
-@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
-def world(request: pytest.FixtureRequest, datapath: Datapath, cgroup: Path, netns: str) -> Iterator[World]:
-    loader.attach_cgroup(datapath.loaded, cgroup, datapath.pins)
-    with ExitStack() as stack:
-        stack.callback(lambda: [link.unlink() for link in datapath.pins.links.iterdir()])
-        yield World(datapath, stack.enter_context(SocketProcess(netns, cgroup)), request.param)
 
 
 @pytest.fixture
@@ -75,7 +16,7 @@ def asked(world: World) -> World:
         world.server(port)
     world.serve(ONE, 9001)
     world.serve(TWO, 9001)
-    world.process.do("udp", "s", None, 0, world.version)
+    world.client("s")
     world.ask("s", ONE)
     assert world.process.do("receive", "server9001")[0] == "ask"
     return world
@@ -103,7 +44,7 @@ def test_datagrams_stay_with_a_backend_that_finishes_its_work(asked: World) -> N
     asked.serve(ONE, 9002, draining=(9001,))
     asked.ask("s", ONE)
     assert asked.process.do("receive", "server9001")[0] == "ask"
-    asked.process.do("udp", "new", None, 0, asked.version)
+    asked.client("new")
     asked.ask("new", ONE)
     assert asked.process.do("receive", "server9002")[0] == "ask"
     asked.serve(ONE, 9002)
@@ -120,19 +61,32 @@ def test_datagrams_stay_with_a_backend_whose_slot_moved(asked: World) -> None:
     assert asked.process.do("receive", "server9001")[0] == "ask"
 
 
-def test_a_mapped_address_of_an_ipv6_socket_leaves_too(datapath: Datapath, cgroup: Path, netns: str) -> None:
-    loader.attach_cgroup(datapath.loaded, cgroup, datapath.pins)
-    try:
-        with SocketProcess(netns, cgroup) as process:
-            world = World(datapath, process, 4)
-            for port in (9001, 9002):
-                world.server(port)
-            process.do("udp", "s", None, 0, 6)
-            for backend in (9001, 9002):
-                world.serve(ONE, backend)
-                world.ask("s", ONE, mapped=True)
-                assert process.do("answer", f"server{backend}") == "ask"
-                assert process.do("receive", "s") == ["ask", [world.address(ONE, mapped=True), PORT]]
-    finally:
-        for link in datapath.pins.links.iterdir():
-            link.unlink()
+def test_a_mapped_address_of_an_ipv6_socket_leaves_too(mapped: World) -> None:
+    for port in (9001, 9002):
+        mapped.server(port)
+    mapped.client("s")
+    for backend in (9001, 9002):
+        mapped.serve(ONE, backend)
+        mapped.ask("s", ONE)
+        assert mapped.process.do("answer", f"server{backend}") == "ask"
+        assert mapped.process.do("receive", "s") == ["ask", [mapped.address(ONE), PORT]]
+
+
+def test_answers_name_who_was_asked_last_the_service_or_the_backend_itself(any_world: World) -> None:
+    any_world.server(9001)
+    any_world.serve(ONE, 9001)
+    any_world.client("s")
+    service, backend = [any_world.address(ONE), PORT], [any_world.backend(), 9001]
+    for target in (service, backend, service):
+        any_world.process.do("sendto", "s", "ask", *target)
+        assert any_world.process.do("answer", "server9001") == "ask"
+        assert any_world.process.do("receive", "s") == ["ask", target]
+    # A connected one sends without an address: that is no direct call.
+    any_world.process.do("connect", "s", *service)
+    for _ in range(2):
+        any_world.process.do("send", "s", "ask")
+        assert any_world.process.do("answer", "server9001") == "ask"
+        assert any_world.process.do("receive", "s") == ["ask", service]
+    assert any_world.process.do("peer", "s") == service
+    any_world.process.do("connect", "s", *backend)
+    assert any_world.process.do("peer", "s") == backend

@@ -17,7 +17,7 @@ from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES
 from nodenet.store import Kind, Op, Snapshot, Store
 from nodenet.testing import FakeClock, FakeTable, Fault, FaultyTable
-from tests.unit.compile.build import endpoint, pod, service, slice_, store_of
+from tests.unit.compile.build import UDP, endpoint, pod, service, slice_, store_of
 
 LOCAL = LocalNode("node1")
 NAMES = (*SERVICE_TABLES, *POLICY_TABLES)
@@ -37,12 +37,13 @@ class Agent:
         self.compiler = Compiler()
         self.clock = clock or FakeClock()
         self.compiled: list[int] = []
+        self.members: list[Any] = []
         self.loop = ReconcileLoop(
             self.snapshot,
             self.compile,
             tables,
             self.clock,
-            hooks=Hooks(self.compiler.restore, self.compiler.settle),
+            hooks=Hooks(self.compiler.restore, self.compiler.settle, self.members.append),
             run_blocking=self.at_once,
         )
 
@@ -134,6 +135,30 @@ async def test_a_restart_writes_nothing_that_was_right() -> None:
         assert loop.stats.first_writes.total() == 0
         await second.change(service("t", "10.96.0.2"))
         assert loop.stats.writes == {"nn_frontend": 2, "nn_revnat": 1}
+
+
+async def test_members_are_told_as_the_kernel_has_them() -> None:
+    ports = [("", UDP, 53)]
+    inner = fake_tables(nn_revnat=2)
+    fault = Fault(1 << 20)
+    agent = Agent(some_store(), {name: FaultyTable(table, fault) for name, table in inner.items()})
+    async with agent.running() as loop:
+        await within(loop.wait_for(agent.store.revision))
+        await agent.change(service("dns", "10.96.0.2", ports=ports))
+        await agent.change(slice_("dns", "10.0.1.1", "10.0.1.2", ports=ports))
+        assert {backend.addr.packed[3] for backend in agent.members[-1].values()} == {1, 2}
+        # A Service without room is left as it was; what left the other one is told all the same.
+        agent.store.apply(Op.ADDED, service("more", "10.96.0.3", ports=ports))
+        await agent.change(slice_("dns", "10.0.1.2", ports=ports))
+        assert loop.stats.failing
+        assert agent.members[-1] == dict(inner["nn_member"].items())
+        assert {backend.addr.packed[3] for backend in agent.members[-1].values()} == {2}
+        # The second write fails, the new member's: nobody knows whether it was made.
+        told = len(agent.members)
+        fault.at = fault.writes + 1
+        await agent.change(slice_("dns", "10.0.1.3", ports=ports))
+        assert "nn_member: set" in loop.stats.last_error
+        assert len(agent.members) == told
 
 
 async def test_a_failed_write_is_named_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
