@@ -113,11 +113,17 @@ _FIELDS: dict[Kind, str] = {
 }
 
 
+# Removed pods that are remembered: the kubelet asks for one's network for some minutes at most.
+_REMOVED_PODS = 8192
+
+
 class Store:
     """Holds the newest version of every object. Not safe for several threads: one task writes, Snapshots are shared."""
 
     def __init__(self) -> None:
         self.revision = 0
+        # UIDs of the pods that were removed last. A UID is never given to another object.
+        self._removed: dict[str, None] = {}
         self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in Kind}
         self._views: dict[Kind, Mapping[Any, Any]] = {}
         self._missing = set(Kind)
@@ -147,16 +153,20 @@ class Store:
         if op is Op.DELETED:
             return self.delete(kind, key)
         objects = self._objects[kind]
-        if objects.get(key) == obj:
+        old = objects.get(key)
+        if old == obj:
             return False
         objects[key] = obj
+        self._note_removal(old, obj)
         self._changed(kind)
         return True
 
     def delete(self, kind: Kind, key: tuple[str, str]) -> bool:
         """Forget one object by its name (an AttachmentKey for an endpoint). Returns whether it was there."""
-        if self._objects[kind].pop(key, None) is None:
+        old = self._objects[kind].pop(key, None)
+        if old is None:
             return False
+        self._note_removal(old)
         self._changed(kind)
         return True
 
@@ -176,8 +186,14 @@ class Store:
         if new == old:
             return first
         self._objects[kind] = new
+        for key, gone in old.items():
+            self._note_removal(gone, new.get(key))
         self._changed(kind)
         return True
+
+    def pod_is_removed(self, uid: str) -> bool:
+        """Whether a pod of this UID was here and is gone for good: an ADD for it need not wait. Safe for threads."""
+        return uid in self._removed
 
     def snapshot(self) -> Snapshot:
         """The present state. Costs one copy of each kind that changed since the last call."""
@@ -185,6 +201,14 @@ class Store:
             if kind not in self._views:
                 self._views[kind] = MappingProxyType(dict(objects))
         return Snapshot(self.revision, **{_FIELDS[kind]: view for kind, view in self._views.items()})
+
+    def _note_removal(self, old: StoredObject | None, new: StoredObject | None = None) -> None:
+        """`new` has the name of `old`; a recreated pod has another UID."""
+        if not isinstance(old, Pod) or (isinstance(new, Pod) and new.uid == old.uid):
+            return
+        self._removed[old.uid] = None
+        if len(self._removed) > _REMOVED_PODS:
+            del self._removed[next(iter(self._removed))]
 
     def _changed(self, kind: Kind) -> None:
         self.revision += 1

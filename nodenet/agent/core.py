@@ -18,10 +18,11 @@ from nodenet.agent.host import Admitted, Host, admit
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.sockets import Place, SocketKeeper
-from nodenet.agent.waiting import pod_known, policies_known
+from nodenet.agent.waiting import pod_known, policies_known, refuse_removed
 from nodenet.bpf.probe import available
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.cni.hooks import Wired
+from nodenet.cni.request import Request
 from nodenet.cni.server import CniServer
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names
 from nodenet.config import Config
@@ -89,6 +90,7 @@ class Agent:
             config.run_dir,
             self.endpoint_added,
             self.endpoint_deleted,
+            expected=self.pod_expected,
             admit=self.endpoint_wired,
             healthy=self.cni_trouble,
             networks=self.pod_networks,
@@ -141,6 +143,10 @@ class Agent:
             self.host.close()
 
     # Endpoints
+
+    def pod_expected(self, request: Request) -> None:
+        """CNI ADD, in its worker thread, before anything is made."""
+        refuse_removed(self.store, request.pod, request.pod_uid)
 
     def endpoint_wired(self, wired: Wired) -> None:
         """CNI ADD, in its worker thread: from here on the pod's packets meet our programs."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from nodenet.cni.errors import CniError, Code
 from nodenet.kube.client import KindStats
-from nodenet.model import Endpoint
+from nodenet.model import Endpoint, ObjectRef
 from nodenet.store import Kind, Store
 
 # Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object. As long again for
@@ -21,10 +21,12 @@ _LOOK_SECONDS = 0.1
 async def pod_known(
     store: Store, endpoint: Endpoint, changed: Callable[[], asyncio.Event], seconds: float = POD_SECONDS
 ) -> None:
-    """Until the Store has the endpoint's pod. `changed` gives the event of the Store's next change."""
+    """Until the Store has the endpoint's pod, or saw its removal. `changed` gives the event of the Store's next
+    change."""
     try:
         async with asyncio.timeout(seconds):
             while not _is_known(store, endpoint):
+                refuse_removed(store, endpoint.pod, endpoint.pod_uid)
                 await changed().wait()
     except TimeoutError as error:
         raise CniError(
@@ -32,6 +34,12 @@ async def pod_known(
             f"pod {endpoint.pod}: the Kubernetes API has not shown it within {seconds:g} s, "
             "so its policies are not known",
         ) from error
+
+
+def refuse_removed(store: Store, pod: ObjectRef, uid: str) -> None:
+    """Raises CniError when the API removed the pod: the kubelet learns of that as we did. From any thread."""
+    if uid and store.pod_is_removed(uid):
+        raise CniError(Code.TRY_AGAIN, f"pod {pod} (UID {uid}): the Kubernetes API has removed it")
 
 
 async def policies_known(stats: Mapping[Kind, KindStats], endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:

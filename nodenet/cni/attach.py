@@ -65,8 +65,8 @@ class Attacher:
     hooks: Hooks
     step: Step = lambda name: None
 
-    def attach(self, job: Job, sets: Sequence[RangeSet], crashed: bool) -> Added:
-        """Make the attachment, which must be held (Records.busy), and have the agent police it. `sets` are where its
+    def attach(self, job: Job, sets: Sequence[RangeSet], crashed: bool) -> tuple[Added, Wired]:
+        """Make the attachment, which must be held (Records.busy), up to where an agent polices it. `sets` are where its
         addresses come from, unless they are another plugin's; `crashed`: a verb that was killed may have left some.
         What was made is on `job.undo`. Raises CniError, OSError, LinkError."""
         self.step("begin")
@@ -78,12 +78,9 @@ class Attacher:
                 _refuse_second(job)
                 leases = self._lease(job, sets, search=crashed)
             added = self._wire(job, leases)
-        self.step("enforce")
         is_gateway = job.conf.is_gateway
         gateways = frozenset(lease.gateway for lease in leases if lease.gateway) if is_gateway else frozenset()
-        self.hooks.enforce(Wired(added.endpoint, self.node, job.pod, gateways))
-        self.step("done")
-        return added
+        return added, Wired(added.endpoint, self.node, job.pod, gateways)
 
     def _delegated(self, job: Job) -> tuple[Job, list[Lease]]:
         """Addresses from another IPAM plugin, outside the agent's turns: it may take its time."""

@@ -34,12 +34,11 @@ def _wanted() -> None:
 class Hooks:
     """What an agent adds. `healthy` says in a sentence what is wrong, or ""; `networks` are the node's pod networks.
 
-    An ADD is wired inside `turn`; what it waits for (`enforce`, another IPAM plugin, duplicate detection) is outside.
-    `wanted` raises CniError when nobody waits for an ADD any more. It is called while the attachment is held and before
-    anything is made, so that no ADD comes after the DEL of a runtime that has given it up.
+    An ADD is wired inside `turn`; what it waits for (the agent, another IPAM plugin, duplicate detection) is outside.
+    `wanted` raises CniError when an ADD is of no use any more: its caller or its pod is gone. It is called while the
+    attachment is held and before anything is made, so that no ADD comes after the DEL of a runtime that gave it up.
     """
 
-    enforce: Callable[[Wired], None] = nothing
     forget: Callable[[Endpoint], None] = nothing
     healthy: Callable[[], str] = str
     networks: Networks | None = None

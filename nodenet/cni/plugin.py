@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from nodenet.cni.attach import Added, Attacher, Job, Step
 from nodenet.cni.conf import NetConf
 from nodenet.cni.detach import Detacher
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.hooks import ALONE, Hooks
+from nodenet.cni.hooks import ALONE, Hooks, Wired
 from nodenet.cni.owner import Owner
 from nodenet.cni.podcidrs import sets_of
 from nodenet.cni.protocol import Reply
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from nodenet.cni.delegate import Delegate
 
 log = logging.getLogger("nodenet.cni")
+# An ADD up to its one stop, and to its end.
+Adding = Generator[Wired, None, Added]
 
 
 class Plugin:
@@ -52,9 +54,21 @@ class Plugin:
         return self._node
 
     def add(self, request: Request, hooks: Hooks = ALONE) -> Added:
-        """Attach a container. Raises CniError; then nothing of this attachment is left.
+        """Attach a container. Raises CniError; then nothing of this attachment is left."""
+        steps = self.adding(request, hooks)
+        next(steps)
+        try:
+            next(steps)
+        except StopIteration as end:
+            added: Added = end.value
+            return added
+        raise AssertionError("an ADD has one stop")
 
-        `enforce` is called when all is made and recorded; what it raises undoes the ADD.
+    def adding(self, request: Request, hooks: Hooks = ALONE) -> Adding:
+        """ADD with one stop, where all is made and recorded: there an agent does its part.
+
+        What is thrown in at the stop undoes the ADD. Another thread may continue it, in the same network namespace,
+        while this Plugin does nothing else. Raises CniError; then nothing of this attachment is left.
         """
         conf = configuration.parse(request.stdin, request.args)
         owner = Owner(request.container_id, request.ifname)
@@ -71,7 +85,10 @@ class Plugin:
             undo = stack.enter_context(ExitStack())
             job = Job(conf, request, owner, records, pod_netns, pod, undo)
             attacher = Attacher(self.node, self._run(conf), hooks, self._step)
-            added = attacher.attach(job, sets, crashed)
+            added, wired = attacher.attach(job, sets, crashed)
+            self._step("enforce")
+            yield wired
+            self._step("done")
             undo.pop_all()
             return added
 

@@ -1,8 +1,8 @@
 """The agent's side of the CNI executable: a unix socket, threads that take the calls, and the agent's hooks.
 
-Each thread accepts a call, runs the verb with its own rtnetlink socket and answers: no event loop stands between them,
-which a pod's start would wait for. What the threads share (leases, endpoint files) is guarded by file locks, which hold
-against an executable that works alone as well.
+Each thread accepts a call, runs the verb with an rtnetlink socket of its own and answers: no event loop stands between
+them, which a pod's start would wait for. ADDs, which may have to wait for the agent, are in adds.py. What the threads
+share (leases, endpoint files) is guarded by file locks, which hold against an executable that works alone as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nodenet.cni import protocol, sockets
+from nodenet.cni.adds import Adds, Agent
 from nodenet.cni.attach import Step
+from nodenet.cni.calls import Call, Plugins, words
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.hooks import Hooks, Wired, nothing
@@ -28,7 +30,7 @@ from nodenet.cni.plugin import Plugin
 from nodenet.cni.podcidrs import Networks
 from nodenet.cni.protocol import ProtocolError, Reply
 from nodenet.cni.request import Request, parse
-from nodenet.errors import CannotRunError, NodenetError
+from nodenet.errors import CannotRunError
 from nodenet.model import Endpoint
 
 Hook = Callable[[Endpoint], Awaitable[None]]
@@ -48,11 +50,14 @@ _QUIET_SECONDS = 10.0
 # eight a burst of 100 took half as long again (python -m perf.cni). DELs wait in the kernel most of the time: they take
 # no turns.
 _WIRING = 2
+# Threads that no ADD takes: a DEL, and whatever else comes, finds one.
+_KEPT_FREE = 4
 
 
 class CniServer:
     """Serves the CNI executable on `<run_dir>/cni.sock`.
 
+    `expected(request)` is called before an ADD makes anything: a CniError that it raises is the answer.
     `admit(wired)` is called when all is wired and recorded, and then `on_add(endpoint)` is awaited, before ADD answers:
     together they put the endpoint's policy in force. What either raises undoes the ADD: a CniError keeps its code, a
     timeout is code 11, anything else code 105; then `on_del` is awaited for the same endpoint. `on_del(endpoint)` is
@@ -71,6 +76,7 @@ class CniServer:
         on_add: Hook,
         on_del: Hook,
         *,
+        expected: Callable[[Request], None] = nothing,
         admit: Callable[[Wired], None] = nothing,
         hook_seconds: float = 30.0,
         workers: int = 16,
@@ -81,14 +87,17 @@ class CniServer:
     ) -> None:
         self.path = run_dir / "cni.sock"
         self._run_dir = run_dir
-        self._admit, self._on_add, self._on_del = admit, on_add, on_del
+        self._expected, self._on_del = expected, on_del
         self._hook_seconds = hook_seconds
-        self._step = step
         self._on_health = healthy
         self._done = done
         turns = threading.BoundedSemaphore(_WIRING)
-        self._hook_set = Hooks(self._enforce, self._forget, self._healthy, networks, turn=lambda: turns)
+        self._hook_set = Hooks(self._forget, self._healthy, networks, turn=lambda: turns)
         self._workers = workers
+        self._plugins = Plugins(lambda: Plugin(run_dir, step))
+        agent = Agent(admit, on_add, on_del, hook_seconds)
+        most = max(1, workers - _KEPT_FREE)
+        self._adds = Adds(most, agent, self._plugins, self._hooks_of, self._answer)
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
         # Set once: no more than what has arrived is read; what is not done yet is refused.
@@ -106,6 +115,7 @@ class CniServer:
             raise CannotRunError(f"{self.path}: another agent of this node listens there", "stop it first")
         sock = sockets.listen(self.path, _BACKLOG)
         self._listener = sock
+        self._adds.start(self._loop)
         self._threads = [
             threading.Thread(target=self._take_calls, args=(sock,), name=f"cni_{number}")
             for number in range(self._workers)
@@ -115,7 +125,7 @@ class CniServer:
 
     async def close(self, grace: float = 5.0) -> None:
         """Stop listening, let the calls that came end within `grace` seconds, and remove the socket. Those that still
-        wait then, for a hook or for a thread, are refused with code 11, and their ADDs undone."""
+        wait then, for a hook or for their turn, are refused with code 11, and their ADDs undone."""
         if self._listener is None:
             return
         self._closing = True
@@ -127,42 +137,44 @@ class CniServer:
         late = await asyncio.to_thread(self._join, grace)
         self._refusing = True
         while late:
+            self._adds.refuse_all()
             for hook in list(self._hooks):
                 hook.cancel()
             late = await asyncio.to_thread(self._join, _AGAIN_SECONDS)
+        await asyncio.to_thread(self._adds.close)
+        self._plugins.close()
         self._listener.close()
         self._listener = None
 
     def _join(self, seconds: float) -> bool:
-        """Wait for the threads; whether one is at work still."""
+        """Wait for the threads and the ADDs; whether one is at work still."""
         deadline = time.monotonic() + seconds
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return any(thread.is_alive() for thread in self._threads)
+            thread.join(left())
+        return any(thread.is_alive() for thread in self._threads) | self._adds.join(left)
 
     def _take_calls(self, listener: socket.socket) -> None:
         """One thread: call after call, until the listener is shut."""
-        plugin = Plugin(self._run_dir, self._step)
-        try:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError as error:
-                    if error.errno == errno.EINVAL:
-                        return
-                    self._complain(error)
-                    time.sleep(_AGAIN_SECONDS)
-                    continue
-                self._open.add(connection)
-                if self._closing:
-                    sockets.end_request(connection)
-                try:
-                    self._answer(connection, plugin)
-                finally:
-                    self._open.discard(connection)
-                    connection.close()
-        finally:
-            plugin.close()
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return
+                self._complain(error)
+                time.sleep(_AGAIN_SECONDS)
+                continue
+            self._open.add(connection)
+            if self._closing:
+                sockets.end_request(connection)
+            try:
+                self._serve(connection)
+            except Exception:
+                log.exception("a CNI call failed")
 
     def _complain(self, error: OSError) -> None:
         """Of all threads' tries one is logged now and then."""
@@ -171,8 +183,22 @@ class CniServer:
             self._complained = now
             log.error("CNI calls cannot be taken: %s", error)
 
-    def _answer(self, connection: socket.socket, plugin: Plugin) -> None:
-        """One call. Never raises: its thread is to take the next one."""
+    def _serve(self, connection: socket.socket) -> None:
+        """One call, to its end unless it is an ADD that has to wait."""
+        request = self._receive(connection)
+        if request is None:
+            self._close(connection)
+            return
+        call = Call(connection, request)
+        if request.verb == "ADD":
+            self._adds.take(call)
+            return
+        if request.verb == "DEL":
+            self._adds.abandon(call.owner)
+        self._answer(call, self._work(call))
+
+    def _receive(self, connection: socket.socket) -> Request | None:
+        """The request; None when there is none to do."""
         deadline = time.monotonic() + REQUEST_SECONDS
 
         def receive() -> bytes:
@@ -182,22 +208,30 @@ class CniServer:
         try:
             environment, stdin = protocol.read_request(receive)
             try:
-                request = parse(environment, stdin)
+                return parse(environment, stdin)
             except CniError as error:
                 sockets.send(connection, REQUEST_SECONDS, failure(stdin, error))
-                return
-            started = time.monotonic()
-            reply = self._work(request, plugin, connection)
-            seconds = time.monotonic() - started
-            try:
-                sockets.send(connection, REQUEST_SECONDS, reply)
-            finally:
-                # It was done, whether its caller is there to hear of it or not.
-                self._tell(request, reply, seconds)
         except (OSError, ProtocolError) as error:
             log.warning("CNI call ended early: %s", error)
+        return None
+
+    def _answer(self, call: Call, reply: Reply) -> None:
+        """The end of a call. Never raises: its thread is to take the next one."""
+        seconds = time.monotonic() - call.began
+        try:
+            sockets.send(call.connection, REQUEST_SECONDS, reply)
+        except OSError as error:
+            log.warning("CNI call ended early: %s", error)
+        try:
+            # It was done, whether its caller is there to hear of it or not.
+            self._tell(call.request, reply, seconds)
         except Exception:
-            log.exception("a CNI call failed")
+            log.exception("a CNI call could not be counted")
+        self._close(call.connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        self._open.discard(connection)
+        connection.close()
 
     def _tell(self, request: Request, reply: Reply, seconds: float) -> None:
         """Count and log a call, after its answer: a pod's start does not wait for a log."""
@@ -208,39 +242,30 @@ class CniServer:
         else:
             log.warning("%s: %s", who, reply.stdout.decode(errors="replace"))
 
-    def _work(self, request: Request, plugin: Plugin, connection: socket.socket) -> Reply:
-        """One verb, with the hooks. Never raises."""
+    def _work(self, call: Call) -> Reply:
+        """One verb that is no ADD, with the hooks. Never raises."""
+        if self._refusing:
+            return failure(call.request.stdin, CniError(Code.TRY_AGAIN, "the agent is stopping"))
+        plugin = self._plugins.take()
         try:
-            if self._refusing:
-                return failure(request.stdin, CniError(Code.TRY_AGAIN, "the agent is stopping"))
-            return plugin.run(request, replace(self._hook_set, wanted=lambda: sockets.require_caller(connection)))
-        except Exception as error:
-            log.exception("%s %s %s failed", request.verb, request.container_id, request.ifname)
-            return failure(request.stdin, CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}"))
+            return plugin.run(call.request, self._hooks_of(call))
+        except Exception as error:  # noqa: BLE001 - it becomes the call's answer
+            return call.failed(error)
+        finally:
+            self._plugins.give(plugin)
 
-    def _enforce(self, wired: Wired) -> None:
-        endpoint = wired.endpoint
-        try:
-            try:
-                self._admit(wired)
-            except (NodenetError, OSError) as error:
-                raise CniError(Code.AGENT_FAILED, f"the agent failed with {_words(endpoint)}: {error}") from error
-            self._await_hook(self._on_add, endpoint)
-        except CniError:
-            try:
-                self._await_hook(self._on_del, endpoint)
-            except CniError as error:
-                log.warning("after a failed ADD of %s: %s", endpoint.pod, error)
-            raise
+    def _hooks_of(self, call: Call) -> Hooks:
+        def wanted() -> None:
+            sockets.require_caller(call.connection)
+            self._expected(call.request)
+
+        return replace(self._hook_set, wanted=wanted)
 
     def _forget(self, endpoint: Endpoint) -> None:
-        self._await_hook(self._on_del, endpoint)
+        self._await(lambda: self._on_del(endpoint), words(endpoint))
 
     def _healthy(self) -> str:
         return self._await(self._on_health, "the agent's health") if self._on_health else ""
-
-    def _await_hook(self, hook: Hook, endpoint: Endpoint) -> None:
-        self._await(lambda: hook(endpoint), _words(endpoint))
 
     def _await(self, hook: Callable[[], Awaitable[_T]], what: str) -> _T:
         """Run a hook on the event loop and wait for it. Raises CniError alone."""
@@ -275,7 +300,3 @@ class CniServer:
             raise CniError(Code.AGENT_FAILED, f"the agent failed with {what}: {error}") from error
         finally:
             self._hooks.discard(future)
-
-
-def _words(endpoint: Endpoint) -> str:
-    return f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"

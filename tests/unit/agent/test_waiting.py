@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from nodenet.agent.waiting import pod_known, policies_known
+from nodenet import store as store_module
+from nodenet.agent.waiting import pod_known, policies_known, refuse_removed
 from nodenet.cni.errors import CniError, Code
 from nodenet.kube.client import KindStats
 from nodenet.store import API_KINDS, Kind, Op, Store
@@ -25,6 +27,55 @@ async def test_a_pod_is_waited_for_and_then_asked_for_again() -> None:
     store.apply(Op.ADDED, pod("web", "10.0.1.9"))
     event.set()
     await waiting
+
+
+@pytest.mark.parametrize("removal", ["event", "list", "recreated"])
+async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
+    store, event = Store(), asyncio.Event()
+    gone = pod("web", "10.0.1.9")
+    store.apply(Op.ADDED, gone)
+    waiting = asyncio.create_task(pod_known(store, replace(ENDPOINT, pod_uid="another"), lambda: event, 5))
+    await asyncio.sleep(0)
+    if removal == "event":
+        store.delete(Kind.POD, gone.ref)
+    elif removal == "list":
+        store.replace(Kind.POD, [])
+    else:
+        store.apply(Op.ADDED, replace(gone, uid="another"))
+    refuse_removed(store, gone.ref, "")
+    refuse_removed(store, gone.ref, "never seen")
+    if removal == "recreated":
+        event.set()
+        await waiting
+        store.delete(Kind.POD, gone.ref)
+    for uid in (gone.uid, "another")[: 1 + (removal == "recreated")]:
+        with pytest.raises(CniError, match=f"UID {uid}.: the Kubernetes API has removed it") as refused:
+            await pod_known(store, replace(ENDPOINT, pod_uid=uid), lambda: asyncio.Event(), 5)
+        assert refused.value.code == Code.TRY_AGAIN
+    waiting.cancel()
+
+
+async def test_a_removal_ends_a_wait() -> None:
+    """A pod of the same name is there: the old one, then the next. Neither is the endpoint's."""
+    store, event = Store(), asyncio.Event()
+    mine = pod("web", "10.0.1.9")
+    store.apply(Op.ADDED, replace(mine, uid="before"))
+    waiting = asyncio.create_task(pod_known(store, replace(ENDPOINT, pod_uid=mine.uid), lambda: event, 5))
+    await asyncio.sleep(0)
+    store.apply(Op.MODIFIED, mine)
+    store.apply(Op.MODIFIED, replace(mine, uid="after"))
+    event.set()
+    with pytest.raises(CniError, match="has removed it"):
+        await waiting
+
+
+def test_removed_pods_are_forgotten_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_REMOVED_PODS", 3)
+    store = Store()
+    for number in range(5):
+        store.apply(Op.ADDED, replace(pod("web", "10.0.1.9"), uid=f"u{number}"))
+    store.delete(Kind.POD, pod("web", "10.0.1.9").ref)
+    assert [number for number in range(5) if store.pod_is_removed(f"u{number}")] == [2, 3, 4]
 
 
 @pytest.mark.parametrize("kind", [Kind.NETWORK_POLICY, Kind.NAMESPACE, Kind.POD])

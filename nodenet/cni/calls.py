@@ -1,0 +1,68 @@
+"""One call of the executable at an agent's server, and the plugins that do the calls' work."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nodenet.cni.conf import failure
+from nodenet.cni.errors import CniError, Code
+from nodenet.cni.owner import Owner
+from nodenet.cni.plugin import Plugin
+from nodenet.cni.protocol import Reply
+from nodenet.cni.request import Request
+from nodenet.model import Endpoint
+
+log = logging.getLogger("nodenet.cni")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """A request, and the connection that its answer goes to. `began` is of the monotonic clock."""
+
+    connection: socket.socket
+    request: Request
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.request.container_id, self.request.ifname)
+
+    def failed(self, error: Exception) -> Reply:
+        """The answer for what a verb raised. What is no CniError is a fault of ours, and logged."""
+        request = self.request
+        if not isinstance(error, CniError):
+            log.error("%s %s %s failed", request.verb, request.container_id, request.ifname, exc_info=error)
+            error = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}")
+        return failure(request.stdin, error)
+
+
+class Plugins:
+    """Plugins with their rtnetlink sockets: each is used by one call at a time. Safe for threads."""
+
+    def __init__(self, make: Callable[[], Plugin]) -> None:
+        self._make = make
+        self._idle: deque[Plugin] = deque()
+
+    def take(self) -> Plugin:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
+
+    def give(self, plugin: Plugin) -> None:
+        self._idle.append(plugin)
+
+    def close(self) -> None:
+        """None may be in use."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def words(endpoint: Endpoint) -> str:
+    """An endpoint for people."""
+    return f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"
