@@ -13,6 +13,10 @@ from nodenet.errors import BadInputError
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+# Nodes of one text with every alias written out: an anchor of anchors doubles with each line ("billion laughs").
+MAX_NODES = 2_000_000
+# The C loader recurses without a check of its own: a text of 100,000 brackets ends the process.
+MAX_DEPTH = 250
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -52,6 +56,43 @@ class Manifest:
         return f"{self.kind} {self.namespace + '/' if self.namespace else ''}{self.name}"
 
 
+def documents(text: str) -> list[object]:
+    """The documents of a YAML text as plain values. Raises yaml.YAMLError, also for a text that is nested too deeply,
+    or that its aliases make too large or endless."""
+    _require_bounded(text)
+    return list(yaml.load_all(text, Loader=_Loader))
+
+
+def _require_bounded(text: str) -> None:
+    """Count the nodes of what the text says without building it: an alias counts as many as its anchor."""
+    sizes: dict[str, int] = {}
+    # Anchor and nodes so far of each collection that is open; the outermost is the text itself.
+    stack: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            stack.append((event.anchor, 1))
+            if len(stack) > MAX_DEPTH:
+                raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
+            continue
+        if isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            anchor, size = stack.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        elif isinstance(event, yaml.AliasEvent):
+            if any(open_anchor == event.anchor for open_anchor, _ in stack):
+                raise yaml.YAMLError(f"the anchor {event.anchor!r} contains itself")
+            # The loader reports an anchor that is not there.
+            anchor, size = None, sizes.get(str(event.anchor), 1)
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        outer, before = stack[-1]
+        stack[-1] = (outer, before + size)
+        if before + size > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values when its aliases are written out")
+
+
 def load(paths: Iterable[Path]) -> list[Manifest]:
     """Every object of the files and of the folders' .yaml, .yml and .json files (recursively, sorted by path).
 
@@ -75,7 +116,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _read(file: Path) -> Iterator[Manifest]:
     try:
-        documents = list(yaml.load_all(file.read_text(), Loader=_Loader))
+        found = documents(file.read_text())
     except UnicodeDecodeError as error:
         raise BadInputError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
@@ -86,10 +127,10 @@ def _read(file: Path) -> Iterator[Manifest]:
         raise BadInputError(f"{file}:{where} not YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise BadInputError(f"{file}: not YAML: {error}") from error
-    for number, document in enumerate(documents, 1):
+    for number, document in enumerate(found, 1):
         if document is None:
             continue
-        source = str(file) if len(documents) == 1 else f"{file} (document {number})"
+        source = str(file) if len(found) == 1 else f"{file} (document {number})"
         yield from _objects(document, source)
 
 

@@ -28,7 +28,7 @@ from nodenet.lab.cni_runtime import Runtime
 from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.run import run as run_controllers
 from nodenet.lab.files import LabFiles, LabState
-from nodenet.lab.guard import GuardedApi
+from nodenet.lab.guard import LabAccess, new_tokens
 from nodenet.lab.kubelet import Kubelet
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.lab.pod_api import ClientPodApi
@@ -52,7 +52,9 @@ class Lab:
         self._state = state
         self._report = report
         self._started = time.time()
-        self._api: ApiServer = GuardedApi([str(network) for network in state.plan.service_cidrs])
+        self._tokens = new_tokens(node.name for node in state.plan.nodes)
+        services = [str(network) for network in state.plan.service_cidrs]
+        self._api = ApiServer(services, access=LabAccess(self._tokens.users()))
         self._slots = asyncio.Semaphore(_SLOTS)
 
     async def run(self) -> None:
@@ -68,7 +70,7 @@ class Lab:
             asyncio.TaskGroup() as group,
         ):
             port = server.ports[0]
-            files.write_all(plan, port)
+            files.write_all(plan, port, self._tokens)
             files.write_state(replace(self._state, pid=os.getpid(), port=port))
             self._report({"progress": f"API endpoint: http://127.0.0.1:{port}"})
             endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)

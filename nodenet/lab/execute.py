@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +53,8 @@ def become(lab: str, pod: Mapping[str, Any], services: Sequence[Mapping[str, Any
     hosts.unlink()
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUTS) == 0:
         socket.sethostname(pod["metadata"]["name"][:64])
+    if refused := pods.left_out(pod):
+        print(f"nodenet: not set, a host's program would load code by it: {', '.join(refused)}", file=sys.stderr)
     environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | pods.environment(pod, services)
     try:
         os.execvpe(command[0], list(command), environment)

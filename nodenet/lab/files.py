@@ -1,7 +1,7 @@
 """The files of a lab's folder: what `up` writes for the daemon, the agents, the plugin and kubectl, and reads back.
 
 lab.json                the plan's inputs, the daemon's pid and port
-kubeconfig              for people: the API on 127.0.0.1
+kubeconfig              for people: the API on 127.0.0.1, and the administrator's token (readable by root alone)
 daemon.log, lab.sock    the daemon's log and control socket
 <node>/agent.yaml, kubeconfig, agent.log, agent.sock, cni.sock, endpoints/, bpf/
 <node>/cni/10-nodenet.conflist, ipam/, results/
@@ -10,6 +10,7 @@ daemon.log, lab.sock    the daemon's log and control socket
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
 from nodenet.lab import cgroups, layout, names
+from nodenet.lab.guard import Tokens
 from nodenet.lab.layout import LabPlan, NodePlan
 
 NETWORK = "nodenet"
@@ -110,15 +112,17 @@ def running(lab: str) -> LabState:
     return state
 
 
-def write_all(plan: LabPlan, port: int) -> None:
-    """Everything that the agents, the plugins and kubectl read."""
+def write_all(plan: LabPlan, port: int, tokens: Tokens) -> None:
+    """Everything that the agents, the plugins and kubectl read. Files with a token are readable by root alone."""
     files = LabFiles(plan.name)
-    _write(files.kubeconfig, yaml.safe_dump(kubeconfig(plan.name, f"http://127.0.0.1:{port}")))
+    own = kubeconfig(plan.name, f"http://127.0.0.1:{port}", tokens.admin)
+    _write(files.kubeconfig, yaml.safe_dump(own), 0o600)
     server = f"http://{layout.url_host(plan.api_addresses[0])}:{layout.API_PORT}"
     for node in plan.nodes:
         folder = files.node(node.name)
         (folder / "cni" / "ipam").mkdir(parents=True, exist_ok=True)
-        _write(folder / "kubeconfig", yaml.safe_dump(kubeconfig(plan.name, server)))
+        of_agent = kubeconfig(plan.name, server, tokens.agents[node.name])
+        _write(folder / "kubeconfig", yaml.safe_dump(of_agent), 0o600)
         _write(folder / "agent.yaml", yaml.safe_dump(agent_config(plan, node), sort_keys=False))
         _write(files.conflist(node.name), json.dumps(conflist(plan, node), indent=2) + "\n")
 
@@ -155,22 +159,24 @@ def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
     return {"cniVersion": _CNI_VERSION, "name": NETWORK, "plugins": [plugin]}
 
 
-def kubeconfig(lab: str, server: str) -> dict[str, Any]:
-    """No credentials: guard.py tells the host's users apart, and the fabric is reached by the lab's processes alone."""
+def kubeconfig(lab: str, server: str, token: str) -> dict[str, Any]:
+    """With the bearer token that the fabric asks for; on 127.0.0.1 the socket's owner is enough (guard.py)."""
     name = f"nodenet-{lab}"
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": name, "cluster": {"server": server}}],
-        "users": [{"name": name, "user": {}}],
+        "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         "current-context": name,
     }
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a file."""
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Whole or not at all: a reader never sees half a file, nor one with wider permissions than `mode`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
     new.replace(path)

@@ -1,46 +1,63 @@
-"""Who may use the lab's API from the host: root and the user who runs the lab, told by the owner of the TCP socket.
+"""Who may use a lab's API: on the loopback interface root and the user who runs the lab, elsewhere whoever has a token.
 
-A client of the API decides what runs inside pods as root, so other users of the machine must be kept out. kubectl sends
-no token over plain HTTP; on the loopback interface the kernel itself knows who is at the other end.
+A client of the API decides what runs inside pods as root, so other users of the machine must be kept out, and processes
+inside pods too: they reach the fabric. kubectl sends no token over plain HTTP; on the loopback interface the kernel
+itself knows who is at the other end.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
-from nodenet.lab.apiserver.server import ApiServer
+from nodenet.lab.apiserver.access import ADMIN, Access, User, reader
+from nodenet.lab.apiserver.status import ApiError
+from nodenet.store import API_KINDS
 
 _LOOPBACK = "127.0.0.1"
 _TCP = Path("/proc/net/tcp")
 
 
-class GuardedApi(ApiServer):
-    """An ApiServer that answers others on 127.0.0.1 with 403. The fabric is reached from the lab's namespaces alone."""
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The secrets of one lab: the administrator's and, by node, its agent's. New for each start of a lab."""
 
-    def app(self) -> web.Application:
-        app = super().app()
-        app.middlewares.append(_only_owner)
-        return app
+    admin: str
+    agents: dict[str, str]
+
+    def users(self) -> dict[str, User]:
+        """An agent may read what agents watch, and write nothing."""
+        return {self.admin: ADMIN} | {
+            token: reader(f"nodenet-agent:{node}", API_KINDS) for node, token in self.agents.items()
+        }
 
 
-@web.middleware
-async def _only_owner(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    transport = request.transport
-    peer = transport.get_extra_info("peername") if transport is not None else None
-    own = transport.get_extra_info("sockname") if transport is not None else None
-    if own is not None and own[0] == _LOOPBACK and (peer is None or not _allowed(peer, own)):
-        message = "only root and the user who started this lab may use its API"
-        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403}
-        return web.json_response(status | {"metadata": {}, "message": message}, status=403)
-    return await handler(request)
+def new_tokens(nodes: Iterable[str]) -> Tokens:
+    return Tokens(secrets.token_urlsafe(32), {node: secrets.token_urlsafe(32) for node in nodes})
+
+
+class LabAccess(Access):
+    """On 127.0.0.1 the owner of the client's socket decides (403 for others); a token is good there as well."""
+
+    def user(self, request: web.Request) -> User:
+        transport = request.transport
+        peer = transport.get_extra_info("peername") if transport is not None else None
+        own = transport.get_extra_info("sockname") if transport is not None else None
+        if own is None or own[0] != _LOOPBACK:
+            return super().user(request)
+        if peer is not None and _allowed(peer, own):
+            return ADMIN
+        found = self._bearer(request)
+        if found is None:
+            raise ApiError(403, "Forbidden", "only root and the user who started this lab may use its API")
+        return found
 
 
 def _allowed(peer: tuple[str, int], own: tuple[str, int]) -> bool:

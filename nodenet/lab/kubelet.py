@@ -35,8 +35,6 @@ class PodApi(Protocol):
         """For ever: every pod bound to the node, now and after each change; False: it is gone."""
         ...
 
-    async def services(self) -> list[Object]: ...
-
     async def set_status(self, pod: Object, status: Mapping[str, Any]) -> None:
         """Merge into status. Nothing happens when that very pod (by uid) no longer exists."""
         ...
@@ -164,9 +162,8 @@ class PodWorker:
             return await self._kubelet.runtime.add(self._attachment())
 
     async def _start(self) -> Any:
-        environment = pods.environment(self.pod, await self._kubelet.api.services())
         async with self._kubelet.slots:
-            return await self._sandbox.start(pods.ports(self.pod), environment)
+            return await self._sandbox.start(pods.ports(self.pod))
 
     async def _retried(self, reason: str, step: Callable[[], Any]) -> Any:
         """`step`, again and again with backoff; each failure is told in the pod's status."""

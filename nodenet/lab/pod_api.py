@@ -40,9 +40,6 @@ class ClientPodApi:
                 if error.code != _EXPIRED:
                     raise
 
-    async def services(self) -> list[Object]:
-        return (await self._client.list("Service")).items
-
     async def set_status(self, pod: Object, status: Mapping[str, Any]) -> None:
         metadata = pod["metadata"]
         body = {"metadata": {"uid": metadata["uid"]}, "status": dict(status)}

@@ -104,10 +104,34 @@ def _variable_name(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
+# Variables that choose what the dynamic linker, a shell or an interpreter loads and runs. A pod's commands are programs
+# of the host and run as root.
+_LOADS_CODE = (
+    "LD_", "GLIBC_", "GCONV_PATH", "LOCPATH", "NLSPATH", "MALLOC_", "PATH", "IFS", "ENV", "BASH", "SHELLOPTS", "PS4",
+    "PROMPT_COMMAND", "PYTHON", "PERL", "RUBY", "NODE_", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS",
+    "OPENSSL_", "SSLKEYLOGFILE", "CURL_HOME", "GIT_", "EDITOR", "VISUAL", "PAGER", "LESSOPEN", "LESSCLOSE", "HOME",
+    "XDG_", "TERMINFO", "TERMCAP", "HOSTALIASES", "RES_OPTIONS", "LOCALDOMAIN", "TMPDIR",
+)  # fmt: skip
+
+
+def loads_code(variable: str) -> bool:
+    """Whether this variable could make a program of the host run other code. So could one whose name is no plain name:
+    bash takes functions from such ones."""
+    return variable.startswith(_LOADS_CODE) or not variable.isidentifier() or not variable.isascii()
+
+
+def left_out(pod: Object) -> list[str]:
+    """The variables of the first container's `env` that `environment` leaves out."""
+    return [entry["name"] for entry in pod["spec"]["containers"][0].get("env") or () if loads_code(entry["name"])]
+
+
 def environment(pod: Object, services: Iterable[Object]) -> dict[str, str]:
-    """The first container's environment: Services, HOSTNAME, then what its own `env` says (values and fieldRef)."""
+    """The first container's environment: Services, HOSTNAME, then what its own `env` says (values and fieldRef), but
+    for variables that choose which code runs."""
     found = service_environment(pod, services) | {"HOSTNAME": pod["metadata"]["name"]}
     for entry in pod["spec"]["containers"][0].get("env") or ():
+        if loads_code(entry["name"]):
+            continue
         value = entry.get("value")
         if value is None:
             value = _field(pod, entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", ""))

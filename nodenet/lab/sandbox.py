@@ -8,7 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nodenet.errors import CannotRunError
@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 _STANDIN = Path(__file__).with_name("standin.py")
 # -I -S -E: nothing of the environment and no site packages: it starts in 20 ms and stays small.
 PYTHON = (sys.executable, "-I", "-S", "-E")
+# Nothing of the pod's: the stand-in is a program of the host, and starts as root. What a pod's `env` says would decide
+# which libraries the dynamic linker loads into it, and what the shell that enters the cgroup runs first.
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 # Seconds until a stand-in has its ports open, and until it has ended.
 _START = 10.0
 _STOP = 2.0
@@ -48,16 +51,14 @@ class Sandbox:
         if not self.host_network and not netns.exists(self.netns):
             netns.create(self.netns)
 
-    async def start(self, ports: Sequence[Port], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    async def start(self, ports: Sequence[Port]) -> subprocess.Popen[bytes]:
         """Start the stand-in; it answers on every port when this returns. Raises CannotRunError with its reason."""
         read, write = os.pipe()
         argv = [*PYTHON, str(_STANDIN), "--name", self._name, "--ready-fd", str(write)]
         for port in ports:
             argv += ["--port", str(port)]
         try:
-            self._server = await asyncio.to_thread(
-                process.spawn, self.place, argv, env=dict(environment), pass_fds=(write,)
-            )
+            self._server = await asyncio.to_thread(process.spawn, self.place, argv, env=ENVIRONMENT, pass_fds=(write,))
         finally:
             os.close(write)
         report = await _line(read)

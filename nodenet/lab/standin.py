@@ -27,6 +27,8 @@ _CHUNK = 65536
 # A client that sends and never reads is not read from beyond this many waiting bytes.
 _MAX_WAITING = 1 << 20
 _MAX_HEAD = 65536
+# Who answers clients: no user of the system has this number. It is not nobody's, which pods' processes may use.
+_USER = 64999
 
 
 class Connection:
@@ -242,9 +244,19 @@ def main(argv: list[str]) -> int:
                 continue
             _tell(ready, f"error: port {port}/{protocol}: {error.strerror}")
             return 1
+    _drop_root()
     _tell(ready, report)
     server.run()
     return 0
+
+
+def _drop_root() -> None:
+    """Ports are open: nothing that follows needs root, and what follows reads clients' bytes. With the user ids all
+    capabilities go."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(_USER, _USER, _USER)
+        os.setresuid(_USER, _USER, _USER)
 
 
 def _tell(fd: int, line: str) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,62 @@ def test_other_users_of_the_machine_are_refused(shop: Lab) -> None:
         check=True,
     )
     assert done.stdout == "403\n"
+
+
+HOSTILE = """
+apiVersion: v1
+kind: Pod
+metadata: {name: hostile}
+spec:
+  containers:
+  - name: c
+    image: x
+    ports: [{containerPort: 80}]
+    env: [{name: LD_PRELOAD, value: /nonexistent.so}, {name: PYTHONPATH, value: /tmp}, {name: COLOUR, value: red}]
+"""
+
+
+@pytest.fixture
+def hostile(shop: Lab, tmp_path: Path) -> Iterator[str]:
+    """A pod outside all policies; gives its node."""
+    manifest = tmp_path / "hostile.yaml"
+    manifest.write_text(HOSTILE)
+    shop("apply", "-f", manifest)
+    try:
+        until(lambda: shop.pods("default", "hostile")[0]["status"]["phase"] == "Running", "the pod runs")
+        yield str(shop.pods("default", "hostile")[0]["spec"]["nodeName"])
+    finally:
+        shop("delete", "pod", "hostile", "-n", "default")
+
+
+def test_a_pod_has_no_say_in_the_api_without_a_token(shop: Lab, hostile: str) -> None:
+    """Processes in pods reach the fabric. Of this machine's files they can read what any user can."""
+    folder = f"/run/nodenet/lab/{shop.name}"
+    script = (
+        "cd /; for verb in GET DELETE; do curl -m 5 -s -o /dev/null -w '%{http_code} ' -X $verb "
+        "http://172.30.0.1:6443/apis/networking.k8s.io/v1/networkpolicies; done; "
+        f"cat {folder}/kubeconfig {folder}/node*/kubeconfig 2>&1 | grep -c denied"
+    )
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = shop.exec("default", "hostile", *nobody, "sh", "-c", script)
+    assert done.stdout.split() == ["401", "401", "3"], hostile
+
+
+def test_a_pods_env_does_not_reach_the_stand_in_and_clients_do_not_reach_root(shop: Lab, hostile: str) -> None:
+    group = next(Path("/sys/fs/cgroup").glob(f"**/nodenet.{shop.name}/{hostile}/pods/default.hostile"))
+    (pid,) = (group / "cgroup.procs").read_text().split()
+    # The shell that enters the cgroup adds the folder that it is in.
+    found = set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")[:-1]) - {b"PWD=/"}
+    assert found == {b"PATH=/usr/sbin:/usr/bin:/sbin:/bin", b"LANG=C.UTF-8"}
+    rights = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert rights["Uid"].split() == rights["Gid"].split() == ["64999"] * 4
+    assert rights["Groups"].strip() == ""
+    assert int(rights["CapPrm"], 16) == int(rights["CapEff"], 16) == 0
+    done = shop.exec("default", "hostile", "sh", "-c", "echo $COLOUR ${LD_PRELOAD-unset} ${PYTHONPATH-unset}")
+    assert done.stdout == "red unset unset\n"
+    assert "LD_PRELOAD, PYTHONPATH" in done.stderr
+    address = shop.pods("default", "hostile")[0]["status"]["podIP"]
+    assert shop.fetch("default", "hostile", f"http://{address}/") == "hostile"
 
 
 def test_exec_is_inside_the_pod(shop: Lab) -> None:

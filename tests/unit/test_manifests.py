@@ -56,3 +56,32 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInputError, match="not UTF-8"):
         load([path])
+
+
+def _laughs(first: str, line: str) -> str:
+    """Each line names the one before it ten times."""
+    rest = (f"a{n + 1}: &a{n + 1} " + line.format(f"*a{n}," * 10) for n in range(9))
+    return "\n".join([f"a0: {first}", *rest, ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (_laughs("&a0 [x]", "[{}]"), "more than 2000000 values"),
+        (_laughs("&a0 {k: v}", "{{<<: [{}]}}"), "more than 2000000 values"),
+        ("a: &a [1, *a]\n", "the anchor 'a' contains itself"),
+        ("a: &a {b: {c: *a}}\n", "the anchor 'a' contains itself"),
+        ("a: " + "[" * 100_000 + "]" * 100_000, "nested more than 250 deep"),
+        ("- " * 100_000 + "x", "nested more than 250 deep"),
+        ("{" + "? {" * 1000, "nested more than"),
+    ],
+)  # fmt: skip
+def test_a_text_that_grows_without_end_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(BadInputError, match=sentence):
+        load([write(tmp_path, "a.yaml", text)])
+
+
+def test_anchors_and_merge_keys_are_read(tmp_path: Path) -> None:
+    text = POD % "x" + "spec: {a: &a {k: [1, 2]}, b: *a, c: {<<: *a, l: &b 3}, d: *b}\n"
+    (manifest,) = load([write(tmp_path, "a.yaml", text)])
+    assert manifest.data["spec"] == {"a": {"k": [1, 2]}, "b": {"k": [1, 2]}, "c": {"k": [1, 2], "l": 3}, "d": 3}

@@ -9,6 +9,7 @@ import msgspec
 import yaml
 from aiohttp import web
 
+from nodenet import manifests
 from nodenet.lab.apiserver import protobuf
 from nodenet.lab.apiserver.registry import DeleteOptions, Options, Unknown
 from nodenet.lab.apiserver.resources import BY_PLURAL, Resource
@@ -108,12 +109,19 @@ async def body_of(request: web.Request, resource: Resource, *, empty: bool = Fal
     if "cbor" in request.content_type:
         raise ApiError(415, "UnsupportedMediaType", f"the lab reads JSON and YAML, not {request.content_type}")
     try:
-        found = yaml.safe_load(text) if "yaml" in request.content_type else msgspec.json.decode(text)
-    except (msgspec.DecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        found = _yaml(text.decode()) if "yaml" in request.content_type else msgspec.json.decode(text)
+    except (msgspec.DecodeError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"the object provided is unrecognized: {error}", resource) from error
     if not isinstance(found, dict) and not (lists and isinstance(found, list)):
         raise bad_request(f"expected an object, got {type(found).__name__}", resource)
     return found
+
+
+def _yaml(text: str) -> object:
+    found = manifests.documents(text)
+    if len(found) != 1:
+        raise yaml.YAMLError(f"expected one document, got {len(found)}")
+    return found[0]
 
 
 def check_kind(body: Any, target: Target) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from nodenet.lab.apiserver.access import Access
 from nodenet.lab.apiserver.addresses import NODE_PORTS, ServiceAddresses
 from nodenet.lab.apiserver.client import LocalClient
 from nodenet.lab.apiserver.http import Api
@@ -27,8 +28,8 @@ BOOKMARK_SECONDS = 10.0
 class ApiServer:
     """The endpoint of one lab. `service_cidrs`: one network, or one of each family, the primary one first.
 
-    `clock` gives UNIX seconds. `token`: the bearer token that HTTP clients need, empty: none. `history` is how many
-    changes of each kind are remembered for watchers. Raises ValueError when a CIDR cannot be read.
+    `clock` gives UNIX seconds. `access`: who may use it over HTTP; without it everybody may do everything. `history` is
+    how many changes of each kind are remembered for watchers. Raises ValueError when a CIDR cannot be read.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ApiServer:
         service_cidrs: Sequence[str | IPNetwork] = SERVICE_CIDRS,
         clock: Callable[[], float] = time.time,
         *,
-        token: str = "",
+        access: Access | None = None,
         node_ports: range = NODE_PORTS,
         history: int = HISTORY,
         bookmark_seconds: float = BOOKMARK_SECONDS,
@@ -49,12 +50,12 @@ class ApiServer:
         )
         self.client = LocalClient(self.registry)
         self._clock = clock
-        self._token = token
+        self._access = access or Access()
         self._bookmark_seconds = bookmark_seconds
 
     def app(self) -> web.Application:
         """A new application; several may serve the same objects. Run it with handler_cancellation, as `serve` does."""
-        return Api(self.registry, self._clock, self._bookmark_seconds, self._token).app()
+        return Api(self.registry, self._clock, self._bookmark_seconds, self._access).app()
 
 
 @dataclass(frozen=True, slots=True)

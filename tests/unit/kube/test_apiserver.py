@@ -7,6 +7,7 @@ import contextlib
 
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
+from nodenet.lab.apiserver.access import ADMIN, Access
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.model import ObjectRef
 from nodenet.store import API_KINDS, Kind, Snapshot, Store
@@ -65,7 +66,7 @@ class Fed:
 
 
 async def test_a_store_follows_the_endpoint() -> None:
-    api = ApiServer(token="secret")
+    api = ApiServer(access=Access({"secret": ADMIN}))
     await api.client.create(a_pod("first"))
     async with (
         serve(api, addresses=[("127.0.0.1", 0)]) as server,

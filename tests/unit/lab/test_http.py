@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from nodenet.lab.apiserver.access import ADMIN, Access
 from nodenet.lab.apiserver.protobuf import MAGIC
 from nodenet.lab.apiserver.server import ApiServer, serve
 
@@ -205,7 +206,7 @@ async def test_unknown_fields_become_warnings(http: aiohttp.ClientSession) -> No
 
 
 async def test_a_token_is_needed_when_there_is_one() -> None:
-    api = ApiServer(token="secret")
+    api = ApiServer(access=Access({"secret": ADMIN}))
     async with serve(api, addresses=[("127.0.0.1", 0)]) as server, aiohttp.ClientSession(server.urls[0]) as session:
         async with session.get(PODS) as response:
             assert response.status == 401

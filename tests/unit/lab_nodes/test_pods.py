@@ -90,3 +90,24 @@ def test_a_condition_that_did_not_change_keeps_its_time() -> None:
     first = {**pod, "status": pods.waiting_status(pod, "one", "X", "")}
     second = pods.waiting_status(first, "two", "X", "")
     assert {c["lastTransitionTime"] for c in second["conditions"]} == {"one"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LD_PRELOAD",
+        "LD_AUDIT",
+        "PATH",
+        "PYTHONPATH",
+        "BASH_ENV",
+        "BASH_FUNC_ls%%",
+        "ENV",
+        "GLIBC_TUNABLES",
+        "IFS",
+        "A B",
+    ],
+)
+def test_a_variable_that_chooses_code_does_not_reach_a_program_of_the_host(name: str) -> None:
+    pod = make.pod("a", env=[{"name": name, "value": "/tmp/evil"}, {"name": "PORT", "value": "1"}])
+    assert pods.environment(pod, []) == {"HOSTNAME": "a", "PORT": "1"}
+    assert pods.left_out(pod) == [name]
