@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from netpolicy.holders import UNKNOWN, Standing
 from netpolicy.types import IPAddress, IPNetwork, LabelSet, NamedPort, NetworkPolicy, Protocol, Selector
 
 
@@ -32,6 +33,7 @@ class Pod:
     host_network: bool = False
     node: str = ""
     workload: str = ""
+    standing: Standing = UNKNOWN
 
     @classmethod
     def of(
@@ -44,6 +46,7 @@ class Pod:
         host_network: bool = False,
         node: str = "",
         workload: str = "",
+        standing: Standing = UNKNOWN,
     ) -> Pod:
         """Build a Pod from plain labels; named ports are found among `ports`."""
         declared = tuple(ports)
@@ -57,7 +60,18 @@ class Pod:
             host_network,
             node,
             workload or name,
+            standing,
         )
+
+    @property
+    def holds_addresses(self) -> bool:
+        """Whether `ips` are this pod's own (see netpolicy.holders). Finished pods are not in a Cluster."""
+        return not self.host_network
+
+    @property
+    def claim(self) -> tuple[Standing, str, str]:
+        """Compares pods that show one address: the greatest has it."""
+        return self.standing, self.namespace, self.name
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

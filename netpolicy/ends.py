@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
 
+from netpolicy.addresses import parse_address
 from netpolicy.cluster import Cluster, ContainerPort, Pod, Service, ServicePort
 from netpolicy.evaluate import Party, Traffic
+from netpolicy.holders import holders
 from netpolicy.matrix import parse_port, parties
 from netpolicy.selectors import matches
 from netpolicy.types import IPAddress
@@ -106,9 +107,9 @@ def _ends(cluster: Cluster, text: str, which: str, default: str) -> list[Pod | P
 
 
 def _at(cluster: Cluster, address: IPAddress) -> Pod | Party:
-    for pod in cluster.pods:
-        if address in pod.ips and not pod.host_network:
-            return pod
+    pod = holders(cluster.pods).get(address)
+    if pod is not None:
+        return pod
     for node in cluster.nodes:
         if address in node.addresses:
             return Party(f"node {node.name}", None, address, node.name, host=True)
@@ -155,6 +156,6 @@ def _targets(ports: Iterable[ContainerPort], wanted: ServicePort) -> list[int]:
 
 def _address(text: str) -> IPAddress | None:
     try:
-        return ip_address(text)
+        return parse_address(text)
     except ValueError:
         return None

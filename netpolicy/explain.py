@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netpolicy.evaluate import Evaluator, Party, Reason, Traffic, Verdict, port_matches, ports_match
@@ -14,6 +14,7 @@ from netpolicy.types import (
     Peer,
     PolicyRef,
     PortRule,
+    Problem,
     Requirement,
     Rule,
     RuleRef,
@@ -85,7 +86,8 @@ def _side(
                 misses.append(Miss(policy.ref, None, False, False, f"has no {direction} rules: it allows nothing"))
             for index, rule in enumerate(rules):
                 ref = policy.rule_ref(direction, index)
-                misses.append(_miss(evaluator, policy.ref, ref, rule, other, destination, traffic))
+                miss = _miss(evaluator, policy.ref, ref, rule, other, destination, traffic)
+                misses.append(_with_problems(miss, policy.problems_of(direction, index)))
         misses.sort(key=lambda miss: (not miss.peer_matches, not miss.port_matches, miss.rule is None))
         missing = (
             f"an {direction} rule {_OTHER_SIDE[direction]} {describe(other)} on {traffic}, in a policy that selects "
@@ -153,6 +155,13 @@ def _miss(
         parts.append(f"ports: {reasons}")
     held = f"{side} matches, " if peer_ok else "the port matches, " if port_ok else ""
     return Miss(policy, ref, peer_ok, port_ok, held + " and ".join(parts))
+
+
+def _with_problems(miss: Miss, problems: tuple[Problem, ...]) -> Miss:
+    """A part that could not be read may be why the rule does not match: that comes first."""
+    if not problems:
+        return miss
+    return replace(miss, text=f"could not be read: {'; '.join(map(str, problems))} (as read: {miss.text})")
 
 
 def _why_not_port(port: PortRule, traffic: Traffic, destination: Party) -> str:

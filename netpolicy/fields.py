@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from netpolicy.types import PolicyError
+from netpolicy.types import PolicyError, UnknownFieldError
 
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -83,12 +83,13 @@ class Field:
             raise self.expected("one of " + ", ".join(words))
         return str(self.value)
 
-    def only(self, known: Collection[str], strict: bool) -> bool:
-        """Whether the mapping has unknown keys; in strict reading they are refused, as kubectl has them refused."""
-        unknown = [key for key in self.mapping() if key not in known]
-        if unknown and strict:
-            raise self.child(unknown[0]).error(f"unknown field; expected one of {', '.join(known)}")
-        return bool(unknown)
+    def only(self, known: Collection[str]) -> Field:
+        """Itself. Raises UnknownFieldError when the mapping has another key."""
+        for key in self.mapping():
+            if key not in known:
+                field = self.child(key)
+                raise UnknownFieldError(field.object, field.path, f"unknown field; expected one of {', '.join(known)}")
+        return self
 
 
 def port_number(field: Field) -> int:

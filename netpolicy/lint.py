@@ -177,6 +177,12 @@ def _width(peer: Peer) -> str:
     return f"every address ({peer.block})" if peer.block is not None else "every pod of every namespace"
 
 
+def _unreadable(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
+    """Of objects from an API server: manifests with such parts are refused before."""
+    for problem in policy.problems:
+        yield Finding(policy.ref, "unreadable", problem.field, f"{problem.message}: {problem.effect}")
+
+
 def _ignored_rules(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
     for direction, rules in ((Direction.INGRESS, policy.ingress), (Direction.EGRESS, policy.egress)):
         if rules and direction not in policy.directions:
@@ -249,6 +255,8 @@ def _dns_port(port: PortRule, traffic: Traffic) -> bool:
 def _dns_peer(policy: NetworkPolicy, peer: Peer, cluster: Cluster) -> bool:
     if peer.block is not None:
         return True
+    if peer.pods is None and peer.namespaces is None:
+        return False
     if peer.namespaces is None:
         return policy.namespace == _DNS_NAMESPACE
     if matches(peer.namespaces, namespace_labels(cluster.namespaces, _DNS_NAMESPACE)):
@@ -309,4 +317,5 @@ _CHECKS: tuple[Callable[[NetworkPolicy, Cluster], Iterator[Finding]], ...] = (
     _block_covers_pods,
     _wide,
     _ignored_rules,
+    _unreadable,
 )

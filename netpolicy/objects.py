@@ -7,12 +7,13 @@ the objects (at least one). They have the labels that the controller adds and a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address, ip_network
 from typing import Any
 
+from netpolicy.addresses import parse_address, parse_network
 from netpolicy.cluster import Cluster, ContainerPort, Node, Pod, Service, ServicePort
 from netpolicy.fields import Field, labels, port_number
-from netpolicy.parse import network_policy
+from netpolicy.holders import Standing
+from netpolicy.parse import network_policy, read
 from netpolicy.types import IPAddress, IPNetwork, NetworkPolicy, Operator, Protocol, Requirement, Selector
 
 Object = Mapping[str, Any]
@@ -23,6 +24,7 @@ _FINISHED = ("Succeeded", "Failed")
 
 def cluster(objects: Iterable[Object], namespace: str = "default", strict: bool = True) -> Cluster:
     """Read every object; `namespace` is for those that name none. Raises PolicyError for the first that is wrong.
+    Not `strict`, for objects of an API server: NetworkPolicies are read as far as they can be (`parse.read`).
 
     Kinds that say nothing about policy are listed in `skipped`. Of two objects with the same name the later counts.
     """
@@ -36,7 +38,7 @@ def cluster(objects: Iterable[Object], namespace: str = "default", strict: bool 
     for obj in everything:
         kind = obj.get("kind")
         if kind == "NetworkPolicy":
-            policy = network_policy(obj, strict)
+            policy = network_policy(obj) if strict else read(obj).policy
             policies[policy.ref] = policy
         elif kind == "Namespace":
             root = _root(obj)
@@ -80,6 +82,17 @@ def _pod(root: Field, spec: Field) -> Pod:
         spec.child("hostNetwork").value is True,
         str(spec.child("nodeName").value or ""),
         _owner(metadata, own),
+        _standing(metadata, status),
+    )
+
+
+def _standing(metadata: Field, status: Field) -> Standing:
+    ready = [item for item in status.child("conditions").items() if item.child("type").value == "Ready"]
+    return Standing.of(
+        metadata.child("deletionTimestamp").value,
+        ready[0].child("status").value if ready else None,
+        status.child("startTime").value,
+        metadata.child("creationTimestamp").value,
     )
 
 
@@ -194,13 +207,13 @@ def _namespace(metadata: Field) -> str:
 
 def _address(field: Field) -> IPAddress:
     try:
-        return ip_address(field.text())
+        return parse_address(field.text())
     except ValueError:
         raise field.expected("an IP address") from None
 
 
 def _network(field: Field) -> IPNetwork:
     try:
-        return ip_network(field.text(), strict=False)
+        return parse_network(field.text())
     except ValueError:
         raise field.expected("a CIDR") from None

@@ -1,14 +1,20 @@
 """networking.k8s.io/v1 NetworkPolicy objects -> NetworkPolicy, checked and defaulted as the API server does it.
 
 The rules are those of the API reference and of the API server's own validation of this kind.
+
+One parser, two ways to use it. `read` never refuses an object: what it cannot read isolates and allows nothing, and is
+listed. It is for objects that an API server has accepted, perhaps a newer one. `network_policy` raises for the first
+problem: it is for manifests, whose author can correct them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import ip_network
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
+from netpolicy.addresses import parse_network
 from netpolicy.fields import (
     Field,
     is_dns_label,
@@ -20,13 +26,16 @@ from netpolicy.fields import (
     port_number,
 )
 from netpolicy.types import (
+    NOTHING,
     Direction,
     IPBlock,
     IPNetwork,
     NetworkPolicy,
     Operator,
     Peer,
+    PolicyError,
     PortRule,
+    Problem,
     Protocol,
     Requirement,
     Rule,
@@ -39,79 +48,177 @@ _SPEC = ("podSelector", "policyTypes", "ingress", "egress")
 _PEER = ("podSelector", "namespaceSelector", "ipBlock")
 _PORT = ("protocol", "port", "endPort")
 
+# What becomes of a part that cannot be read. Each makes the policy allow less, never more.
+NO_PEER = "this peer matches nothing"
+NO_PORT = "this port matches nothing"
+NO_RULE = "this rule allows nothing"
+NO_RULES = "no rule of this direction allows anything"
+NO_POLICY = "no rule of this policy allows anything"
+EVERY_POD = "the policy isolates every pod of its namespace, and allows nothing"
+BOTH = "the policy isolates in both directions"
 
-def network_policy(obj: Mapping[str, Any], strict: bool = True) -> NetworkPolicy:
-    """Read one object. Raises PolicyError for what the API server would refuse.
+T = TypeVar("T")
 
-    `strict` also refuses unknown fields, which is what kubectl asks for and what a manifest's author wants to hear.
-    Without it (for objects that come from an API server, perhaps a newer one) unknown fields are passed over, and a
-    peer made of nothing else matches nobody: the rule never opens more than it says.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A policy, and everything that an API server or `kubectl --validate=strict` would refuse, in the order met."""
+
+    policy: NetworkPolicy
+    errors: tuple[PolicyError, ...]
+
+
+def network_policy(obj: Mapping[str, Any]) -> NetworkPolicy:
+    """Read one object. Raises PolicyError for the first thing that the API server would refuse, unknown fields
+    included, as kubectl has them refused."""
+    found = read(obj)
+    for error in found.errors:
+        raise error
+    return found.policy
+
+
+def read(obj: Mapping[str, Any]) -> Reading:
+    """Read one object as far as it can be read. Raises PolicyError only when it has no name."""
     metadata = Field("NetworkPolicy", "metadata", obj.get("metadata")).present()
     name = metadata.child("name")
-    if not is_dns_subdomain(name.text()):
+    if not name.text():
         raise name.expected("a DNS name (a-z 0-9 - .)")
     namespace = metadata.child("namespace")
-    if not namespace.absent and not is_dns_label(namespace.text()):
-        raise namespace.expected("a DNS label (a-z 0-9 -, at most 63)")
-    where = namespace.value or "default"
+    where = "default" if namespace.absent else namespace.text()
+    reader = _Reader()
+    if not is_dns_subdomain(name.text()):
+        reader.errors.append(name.expected("a DNS name (a-z 0-9 - .)"))
+    if not is_dns_label(where):
+        reader.errors.append(namespace.expected("a DNS label (a-z 0-9 -, at most 63)"))
     root = Field(f"NetworkPolicy {where}/{name.value}", "", obj)
     for key, wanted in (("apiVersion", API_VERSION), ("kind", "NetworkPolicy")):
-        field = root.child(key)
-        if not field.absent and field.value != wanted:  # items of an API list carry neither
-            raise field.expected(wanted)
-    labels(root.child("metadata").child("labels"))
-    root.only(("apiVersion", "kind", "metadata", "spec", "status"), strict)
-    return _spec(root.child("spec"), where, name.value, strict)
+        word = root.child(key)
+        if not word.absent and word.value != wanted:  # items of an API list carry neither
+            reader.errors.append(word.expected(wanted))
+    reader.check(lambda: labels(root.child("metadata").child("labels")))
+    reader.check(lambda: root.only(("apiVersion", "kind", "metadata", "spec", "status")))
+    policy = reader.spec(root.child("spec"), where, name.value)
+    return Reading(policy, tuple(reader.errors))
 
 
-def _spec(spec: Field, namespace: str, name: str, strict: bool) -> NetworkPolicy:
-    spec.only(_SPEC, strict)
-    ingress = tuple(_rule(item, "from", strict) for item in spec.child("ingress").items())
-    egress = tuple(_rule(item, "to", strict) for item in spec.child("egress").items())
-    return NetworkPolicy(
-        namespace,
-        name,
-        selector(spec.child("podSelector"), strict),
-        _directions(spec.child("policyTypes"), bool(egress)),
-        ingress,
-        egress,
-    )
+@dataclass(slots=True)
+class _Reader:
+    """Reads part by part. A part that raises is noted with its effect, and the caller goes on without it."""
+
+    errors: list[PolicyError] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def attempt(self, effect: str, read: Callable[[], T]) -> T | None:
+        """The part, or None when it cannot be read."""
+        try:
+            return read()
+        except PolicyError as error:
+            self.errors.append(error)
+            self.problems.append(Problem(error.field, error.message, effect))
+            return None
+
+    def check(self, read: Callable[[], object]) -> None:
+        """For what the API server would refuse and what still can be read: it says what it says."""
+        try:
+            read()
+        except PolicyError as error:
+            self.errors.append(error)
+
+    def spec(self, spec: Field, namespace: str, name: str) -> NetworkPolicy:
+        if self.attempt(f"{EVERY_POD}; {BOTH}", spec.mapping) is None:
+            return NetworkPolicy(namespace, name, Selector(), frozenset(Direction), problems=tuple(self.problems))
+        known = self.attempt(NO_POLICY, lambda: spec.only(_SPEC))
+        pods = self.attempt(EVERY_POD, lambda: self.selector(spec.child("podSelector")))
+        ingress, egress = self._rules(spec.child("ingress"), "from"), self._rules(spec.child("egress"), "to")
+        directions = self._directions(spec.child("policyTypes"), bool(egress))
+        if known is None or pods is None:
+            # A field that is not known may narrow every rule. Pods that the policy may not mean get none of its rules.
+            ingress, egress = tuple(NOTHING for _ in ingress), tuple(NOTHING for _ in egress)
+        selector = Selector() if pods is None else pods
+        return NetworkPolicy(namespace, name, selector, directions, ingress, egress, tuple(self.problems))
+
+    def _directions(self, types: Field, has_egress_rules: bool) -> frozenset[Direction]:
+        def named() -> frozenset[Direction]:
+            items = list(types.items())
+            if len(items) > len(_POLICY_TYPES):
+                raise types.expected("at most two policy types")
+            return frozenset(_POLICY_TYPES[item.one_of(tuple(_POLICY_TYPES))] for item in items)
+
+        found = self.attempt(BOTH, named)
+        if found is None:
+            return frozenset(Direction)
+        return found or (frozenset(Direction) if has_egress_rules else frozenset({Direction.INGRESS}))
+
+    def _rules(self, section: Field, side: str) -> tuple[Rule, ...]:
+        """A section that is no list counts as one rule that allows nothing: it is there, and so egress isolates."""
+        items = self.attempt(NO_RULES, lambda: list(section.items()))
+        return (NOTHING,) if items is None else tuple(self._rule(item, side) for item in items)
+
+    def _rule(self, rule: Field, side: str) -> Rule:
+        if self.attempt(NO_RULE, lambda: rule.present().only(("ports", side))) is None:
+            return NOTHING
+        peers = self.attempt(NO_RULE, lambda: list(rule.child(side).items()))
+        ports = self.attempt(NO_RULE, lambda: list(rule.child("ports").items()))
+        if peers is None or ports is None:
+            return NOTHING
+        matched = [self.attempt(NO_PEER, partial(self._peer, item)) for item in peers]
+        opened = [self.attempt(NO_PORT, partial(_port, item)) for item in ports]
+        found = tuple(port for port in opened if port is not None)
+        if ports and not found:
+            return NOTHING  # without ports it would mean every port
+        return Rule(tuple(peer or Peer() for peer in matched), found)
+
+    def _peer(self, peer: Field) -> Peer:
+        peer.present().only(_PEER)
+        pods, namespaces, block = (peer.child(key) for key in _PEER)
+        if not block.absent and not (pods.absent and namespaces.absent):
+            raise block.error("ipBlock stands alone: not together with podSelector or namespaceSelector")
+        if pods.absent and namespaces.absent and block.absent:
+            raise peer.error("expected podSelector, namespaceSelector or ipBlock")
+        return Peer(
+            None if pods.absent else self.selector(pods),
+            None if namespaces.absent else self.selector(namespaces),
+            None if block.absent else _block(block),
+        )
+
+    def selector(self, selector: Field) -> Selector:
+        """metav1.LabelSelector; absent and empty both match everything (a caller for whom absent differs asks first).
+
+        The syntax of keys and values is checked, but what breaks it is read all the same: API servers keep such
+        selectors in old objects, and they compare with pods' labels like any other.
+        """
+        selector.only(("matchLabels", "matchExpressions"))
+        found = []
+        wanted = selector.child("matchLabels")
+        for key in sorted(wanted.mapping()):
+            value = wanted.at(key)
+            self.check(partial(label_key, wanted, key))
+            found.append(Requirement(key, Operator.IN, (self._value(value),)))
+        found += [self._requirement(item) for item in selector.child("matchExpressions").items()]
+        return Selector(tuple(found))
+
+    def _value(self, value: Field) -> str:
+        text = value.text()
+        self.check(lambda: label_value(value))
+        return text
+
+    def _requirement(self, item: Field) -> Requirement:
+        item.present().only(("key", "operator", "values"))
+        key = item.child("key")
+        text = key.text()
+        self.check(lambda: label_key(key, text))
+        operator = Operator(item.child("operator").one_of(tuple(Operator)))
+        values = item.child("values")
+        found = tuple(sorted({self._value(value) for value in values.items()}))
+        if operator in (Operator.IN, Operator.NOT_IN) and not found:
+            raise values.error(f"operator {operator} needs at least one value")
+        if operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST) and found:
+            raise values.error(f"operator {operator} takes no values, got {list(found)}")
+        return Requirement(text, operator, found)
 
 
-def _directions(field: Field, has_egress_rules: bool) -> frozenset[Direction]:
-    types = list(field.items())
-    if len(types) > len(_POLICY_TYPES):
-        raise field.expected("at most two policy types")
-    if types:
-        return frozenset(_POLICY_TYPES[item.one_of(tuple(_POLICY_TYPES))] for item in types)
-    return frozenset(Direction) if has_egress_rules else frozenset({Direction.INGRESS})
-
-
-def _rule(rule: Field, peers: str, strict: bool) -> Rule:
-    rule.present().only(("ports", peers), strict)
-    return Rule(
-        tuple(_peer(item, strict) for item in rule.child(peers).items()),
-        tuple(_port(item, strict) for item in rule.child("ports").items()),
-    )
-
-
-def _peer(peer: Field, strict: bool) -> Peer:
-    newer = peer.present().only(_PEER, strict)
-    pods, namespaces, block = (peer.child(key) for key in _PEER)
-    if not block.absent and not (pods.absent and namespaces.absent):
-        raise block.error("ipBlock stands alone: not together with podSelector or namespaceSelector")
-    if pods.absent and namespaces.absent and block.absent and not newer:
-        raise peer.error("expected podSelector, namespaceSelector or ipBlock")
-    return Peer(
-        None if pods.absent else selector(pods, strict),
-        None if namespaces.absent else selector(namespaces, strict),
-        None if block.absent else _block(block, strict),
-    )
-
-
-def _port(port: Field, strict: bool) -> PortRule:
-    port.present().only(_PORT, strict)
+def _port(port: Field) -> PortRule:
+    port.present().only(_PORT)
     protocol, number, end = (port.child(key) for key in _PORT)
     named = Protocol.TCP if protocol.absent else Protocol(protocol.one_of(tuple(Protocol)))
     if number.absent:
@@ -130,8 +237,9 @@ def _port(port: Field, strict: bool) -> PortRule:
     return PortRule(named, first, port_number(end))
 
 
-def _block(block: Field, strict: bool) -> IPBlock:
-    block.only(("cidr", "except"), strict)
+def _block(block: Field) -> IPBlock:
+    """One except that cannot be read makes the whole block unreadable: without it the block would allow more."""
+    block.only(("cidr", "except"))
     cidr = _cidr(block.child("cidr"))
     excepts = []
     for item in block.child("except").items():
@@ -144,40 +252,8 @@ def _block(block: Field, strict: bool) -> IPBlock:
 
 
 def _cidr(field: Field) -> IPNetwork:
-    """An address and a length; bits beyond the length are ignored, leading zeros too, as the API server reads it."""
     text = field.text()
-    address, slash, length = text.partition("/")
-    if "." in address and ":" not in address:
-        address = ".".join(part.lstrip("0") or "0" if part else "" for part in address.split("."))
     try:
-        if not slash or not length.isascii() or not length.isdigit():
-            raise ValueError
-        network = ip_network(f"{address}/{length}", strict=False)
+        return parse_network(text)
     except ValueError:
         raise field.expected("a CIDR such as 10.0.0.0/8 or 2001:db8::/64") from None
-    if network.version == 6 and (network.network_address.ipv4_mapped is not None or "%" in address):
-        raise field.expected("an IPv4 CIDR as a.b.c.d/n, or an IPv6 CIDR")
-    return network
-
-
-def selector(field: Field, strict: bool = True) -> Selector:
-    """metav1.LabelSelector; absent and empty both match everything (a caller for whom absent differs asks first)."""
-    field.only(("matchLabels", "matchExpressions"), strict)
-    wanted = labels(field.child("matchLabels"))
-    found = [Requirement(key, Operator.IN, (value,)) for key, value in sorted(wanted.items())]
-    found += [_requirement(item, strict) for item in field.child("matchExpressions").items()]
-    return Selector(tuple(found))
-
-
-def _requirement(item: Field, strict: bool) -> Requirement:
-    item.present().only(("key", "operator", "values"), strict)
-    key = item.child("key")
-    label_key(key, key.text())
-    operator = Operator(item.child("operator").one_of(tuple(Operator)))
-    values = item.child("values")
-    found = tuple(sorted({label_value(value) for value in values.items()}))
-    if operator in (Operator.IN, Operator.NOT_IN) and not found:
-        raise values.error(f"operator {operator} needs at least one value")
-    if operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST) and found:
-        raise values.error(f"operator {operator} takes no values, got {list(found)}")
-    return Requirement(key.value, operator, found)

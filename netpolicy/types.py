@@ -25,6 +25,10 @@ class PolicyError(ValueError):
         self.message = message
 
 
+class UnknownFieldError(PolicyError):
+    """A field that this version of the engine does not know: a mistake in a manifest, or one of a newer API."""
+
+
 class Direction(StrEnum):
     """Traffic direction as the selected pod sees it."""
 
@@ -102,7 +106,7 @@ class IPBlock:
 class Peer:
     """One entry of from/to. `pods` alone means the policy's own namespace; with `namespaces` both must match.
 
-    A peer with nothing set (made of fields of a newer API) matches nobody.
+    A peer with nothing set (one that could not be read) matches nobody.
     """
 
     pods: Selector | None = None
@@ -143,6 +147,29 @@ class Rule:
     ports: tuple[PortRule, ...] = ()
 
 
+# What stands for a rule that could not be read: its peer matches nobody.
+NOTHING = Rule((Peer(),))
+
+
+class Problem(NamedTuple):
+    """A part of an object that could not be read, and what the engine does instead: `effect`, a clause."""
+
+    field: str
+    message: str
+    effect: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}: {self.effect}"
+
+    def concerns(self, direction: Direction, index: int) -> bool:
+        """Whether one rule allows less because of it: a part of the rule, its whole section, or the policy."""
+        _, _, path = self.field.partition(".")
+        section, _, rest = path.replace("[", ".", 1).partition(".")
+        if section not in tuple(Direction):
+            return section != "policyTypes"
+        return section == direction and (not rest or rest.partition("]")[0] == str(index))
+
+
 class PolicyRef(NamedTuple):
     """The name of a policy."""
 
@@ -168,7 +195,10 @@ class RuleRef:
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """One policy. `directions` are its policyTypes, defaulted; rules of a direction not in it have no effect."""
+    """One policy. `directions` are its policyTypes, defaulted; rules of a direction not in it have no effect.
+
+    `problems`: the parts that could not be read. They isolate, and allow nothing.
+    """
 
     namespace: str
     name: str
@@ -176,6 +206,7 @@ class NetworkPolicy:
     directions: frozenset[Direction]
     ingress: tuple[Rule, ...] = ()
     egress: tuple[Rule, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @property
     def ref(self) -> PolicyRef:
@@ -189,6 +220,10 @@ class NetworkPolicy:
 
     def rule_ref(self, direction: Direction, index: int) -> RuleRef:
         return RuleRef(self.namespace, self.name, direction, index)
+
+    def problems_of(self, direction: Direction, index: int) -> tuple[Problem, ...]:
+        """Why one rule allows less than it says: its own unread parts, and those that concern every rule."""
+        return tuple(problem for problem in self.problems if problem.concerns(direction, index))
 
 
 class NamedPort(NamedTuple):

@@ -31,11 +31,14 @@ class MapUsage:
 
 @dataclass(frozen=True, slots=True)
 class WatchCount:
-    """What one watch of the Kubernetes API has brought since the start."""
+    """What one watch of the Kubernetes API has brought since the start; how many objects of now have parts that could
+    not be read; and the age of the server's last byte in seconds (None before the first)."""
 
     events: int = 0
     lists: int = 0
     errors: int = 0
+    unread: int = 0
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,18 @@ def _watches(sample: Sample) -> Iterator[Metric]:
         yield _counter(
             f"nodenet_api_watch_{name}", text, {kind: getattr(c, name) for kind, c in sample.watches.items()}, "kind"
         )
+    yield _gauge(
+        "nodenet_api_unread_objects",
+        "Objects with parts that could not be read. A NetworkPolicy among them isolates and allows less.",
+        {kind: count.unread for kind, count in sample.watches.items()},
+        "kind",
+    )
+    yield _gauge(
+        "nodenet_api_last_byte_age_seconds",
+        "Since the Kubernetes API last sent anything on a watch; a living watch brings a bookmark about once a minute.",
+        {kind: count.age for kind, count in sample.watches.items() if count.age is not None},
+        "kind",
+    )
 
 
 def _direction(number: int) -> str:

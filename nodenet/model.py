@@ -11,6 +11,8 @@ from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from netpolicy.holders import Standing
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Labels = Mapping[str, str]
@@ -75,17 +77,33 @@ class Pod:
     phase: str = "Pending"
     named_ports: tuple[NamedPort, ...] = ()
     workload: tuple[str, str] | None = None
+    # A label could not be read: no selector can be trusted with this pod.
+    labels_unread: bool = False
+    # Only decides between pods that show one address. Two pods that differ in it alone are equal, so that a pod that
+    # becomes ready does not count as changed (the Store knows when it matters).
+    standing: Standing = field(default=Standing(), compare=False)
 
     @property
     def finished(self) -> bool:
         """A Succeeded or Failed pod no longer owns its address (KEP-1287's terminal phases)."""
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def holds_addresses(self) -> bool:
+        """Whether `ips` are this pod's own now (see netpolicy.holders)."""
+        return not self.host_network and not self.finished
+
+    @property
+    def claim(self) -> tuple[Standing, bool, ObjectRef]:
+        """Compares pods that show one address: the greatest has it."""
+        return self.standing, self.phase == "Running", self.ref
+
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
     name: str
     labels: Labels
+    labels_unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from netpolicy.types import NetworkPolicy
-from nodenet.model import Endpoint, EndpointSlice, Namespace, Node, ObjectRef, Pod, Service
+from nodenet.model import Endpoint, EndpointSlice, IPAddress, Namespace, Node, ObjectRef, Pod, Service
 
 StoredObject = Pod | Namespace | Node | Service | EndpointSlice | NetworkPolicy | Endpoint
 
@@ -117,6 +117,30 @@ _FIELDS: dict[Kind, str] = {
 _REMOVED_PODS = 8192
 
 
+class _Claims:
+    """How many pods show each address. Where two do, their standing decides, and a change of it is a change."""
+
+    def __init__(self, pods: Iterable[Pod] = ()) -> None:
+        self._count: dict[IPAddress, int] = {}
+        for pod in pods:
+            self.replaced(None, pod)
+
+    def replaced(self, before: Pod | None, after: Pod | None) -> None:
+        for pod, change in ((before, -1), (after, 1)):
+            for address in pod.ips if pod is not None and pod.holds_addresses else ():
+                count = self._count.get(address, 0) + change
+                if count:
+                    self._count[address] = count
+                else:
+                    del self._count[address]
+
+    def decide(self, before: object, after: object) -> bool:
+        """Whether another standing of an otherwise unchanged pod may give an address to another pod."""
+        if not isinstance(before, Pod) or not isinstance(after, Pod) or before.standing == after.standing:
+            return False
+        return any(self._count.get(address, 0) > 1 for address in after.ips)
+
+
 class Store:
     """Holds the newest version of every object. Not safe for several threads: one task writes, Snapshots are shared."""
 
@@ -127,6 +151,7 @@ class Store:
         self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in Kind}
         self._views: dict[Kind, Mapping[Any, Any]] = {}
         self._missing = set(Kind)
+        self._claims = _Claims()
 
     @property
     def synced(self) -> bool:
@@ -153,20 +178,24 @@ class Store:
         if op is Op.DELETED:
             return self.delete(kind, key)
         objects = self._objects[kind]
-        old = objects.get(key)
-        if old == obj:
-            return False
+        before = objects.get(key)
         objects[key] = obj
-        self._note_removal(old, obj)
+        if isinstance(obj, Pod):
+            self._claims.replaced(before, obj)
+        if before == obj and not self._claims.decide(before, obj):
+            return False
+        self._note_removal(before, obj)
         self._changed(kind)
         return True
 
     def delete(self, kind: Kind, key: tuple[str, str]) -> bool:
         """Forget one object by its name (an AttachmentKey for an endpoint). Returns whether it was there."""
-        old = self._objects[kind].pop(key, None)
-        if old is None:
+        before = self._objects[kind].pop(key, None)
+        if before is None:
             return False
-        self._note_removal(old)
+        if kind is Kind.POD:
+            self._claims.replaced(before, None)
+        self._note_removal(before)
         self._changed(kind)
         return True
 
@@ -183,9 +212,11 @@ class Store:
                 new.setdefault(key, old[key])
         first = kind in self._missing
         self._missing.discard(kind)
-        if new == old:
-            return first
         self._objects[kind] = new
+        if kind is Kind.POD:
+            self._claims = _Claims(pod for pod in new.values() if isinstance(pod, Pod))
+        if new == old and not any(self._claims.decide(old[key], obj) for key, obj in new.items()):
+            return first
         for key, gone in old.items():
             self._note_removal(gone, new.get(key))
         self._changed(kind)

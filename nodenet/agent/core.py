@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nodenet import abi
 from nodenet.agent.addresses import OwnAddresses
+from nodenet.agent.api_health import watch_trouble
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.agent.features import SOCK_DESTROY
@@ -297,11 +298,7 @@ class Agent:
         if not self.store.synced:
             missing = ", ".join(self.store.missing)
             found.append(f"waiting for the first list of: {missing}")
-        for kind, stats in self.client.stats.items():
-            if stats.error:
-                found.append(f"watch of {kind}: {stats.error}")
-            if stats.undecodable:
-                found.append(f"{kind}: {stats.undecodable} versions of objects could not be read; the log names them")
+        found += watch_trouble(self.client.stats, time.monotonic())
         found += self.endpoints.unpoliced.values()
         found += self.routes.problems
         found += self.sockets.problems

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 
 from netpolicy import explain as engine
+from netpolicy.addresses import parse_address
 from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.holders import holders
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.compile.policy import label_set
 from nodenet.errors import BadInputError
@@ -36,12 +37,12 @@ def _party(snapshot: Snapshot, text: str) -> Party:
             raise BadInputError(f"pod {text}: the agent knows no such pod", "kubectl get pods -A")
         return _of_pod(pod)
     try:
-        address = ip_address(text)
+        address = parse_address(text)
     except ValueError as error:
         raise BadInputError(f"{text!r}: expected namespace/pod or an address") from error
-    for pod in snapshot.pods.values():
-        if address in pod.ips and not pod.finished and not pod.host_network:
-            return _of_pod(pod)
+    holder = holders(snapshot.pods.values()).get(address)
+    if holder is not None:
+        return _of_pod(holder)
     for node in snapshot.nodes.values():
         if address in node.addresses:
             return Party(node.name, address=address, node=node.name, host=True)
@@ -49,5 +50,7 @@ def _party(snapshot: Snapshot, text: str) -> Party:
 
 
 def _of_pod(pod: Pod) -> Party:
+    if pod.labels_unread:
+        raise BadInputError(f"pod {pod.ref}: a label could not be read, so it is isolated", "see nodenet status")
     labels = None if pod.host_network else label_set(pod, ())
     return Party(str(pod.ref), labels, pod.ips[0] if pod.ips else None, pod.node_name, pod.host_network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from nodenet.abi import MetricsEntry, MetricsKey
@@ -42,7 +43,13 @@ class AgentSource:
             sockets_ended=agent.sockets.ended,
             last_sync=stats.last_sync,
             watches={
-                kind.value: WatchCount(count.events, count.lists, count.errors + count.undecodable)
+                kind.value: WatchCount(
+                    count.events,
+                    count.lists,
+                    count.errors + count.undecodable,
+                    len(count.unread),
+                    count.age(time.monotonic()),
+                )
                 for kind, count in agent.client.stats.items()
             },
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodenet import abi
 from nodenet.agent import attachment
+from nodenet.agent.api_health import as_rows
 from nodenet.agent.explain import explain
 from nodenet.flow.types import RESERVED_NAMES
 from nodenet.model import Direction, Protocol
@@ -42,7 +43,7 @@ class AgentProvider:
         return self._agent.healthy()
 
     def _cut_off(self) -> bool:
-        """Whether the API server has been out of reach for long: what is in force is what was known then."""
+        """Whether the API server has been out of reach or silent for long: what is in force is what was known then."""
         return any(stats.cut_off(time.monotonic()) for stats in self._agent.client.stats.values())
 
     def rows(self, resource: str) -> Iterable[Row]:
@@ -87,10 +88,7 @@ class AgentProvider:
                 "lastSync": stats.last_sync,
                 "drift": stats.drift,
             },
-            "api": {
-                kind.value: {"events": s.events, "lists": s.lists, "errors": s.errors, "error": s.error}
-                for kind, s in agent.client.stats.items()
-            },
+            "api": as_rows(agent.client.stats, time.monotonic()),
             "objects": agent.objects(),
             "sockets": {"ended": agent.sockets.ended},
             "flows": {

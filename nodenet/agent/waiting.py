@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from nodenet.cni.errors import CniError, Code
-from nodenet.kube.client import KindStats
+from nodenet.kube.health import KindStats
 from nodenet.model import Endpoint, ObjectRef
 from nodenet.store import Kind, Store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from nodenet.compile import policy, slots
@@ -12,7 +13,7 @@ from nodenet.compile.ipcache import compile_ipcache
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyTables, compile_policy
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
-from nodenet.model import Labels
+from nodenet.model import Labels, Namespace, ObjectRef, Pod
 from nodenet.store import Snapshot
 
 __all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePortName", "Table", "compile_once"]
@@ -45,30 +46,31 @@ class Compiler:
     def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
         """Raises OverflowError when a space of numbers is full."""
         services = self._services.compile(snapshot.services, snapshot.slices)
-        policies = self._policies(snapshot, local)
+        pods = self._remember("pods", (snapshot.pods, snapshot.namespaces), _with_unread_labels)
+        policies = self._policies(snapshot, pods, local)
         endpoints = self._remember(
             "endpoints",
-            (snapshot.endpoints, snapshot.pods, policies.identities, policies.flags, local.enforce_policy),
+            (snapshot.endpoints, pods, policies.identities, policies.flags, local.enforce_policy),
             compile_endpoints,
         )
         ipcache = self._remember(
             "ipcache",
-            (snapshot.pods, snapshot.nodes, policies.identities, endpoints.identities, local),
+            (pods, snapshot.nodes, policies.identities, endpoints.identities, local),
             compile_ipcache,
         )
         return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
 
-    def _policies(self, snapshot: Snapshot, local: LocalNode) -> PolicyTables:
+    def _policies(self, snapshot: Snapshot, pods: Mapping[ObjectRef, Pod], local: LocalNode) -> PolicyTables:
         if self._held:
-            policy.restore(self.ids, snapshot.pods, snapshot.policies.values(), *self._held.values())
+            policy.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
             self._held = {}
         namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
-        subjects = local_pods(snapshot.endpoints, snapshot.pods)
+        subjects = local_pods(snapshot.endpoints, pods)
 
         def run(pods: Any, namespaces: Any, policies: Any, subjects: Any, enforce: bool) -> PolicyTables:
             return compile_policy(pods, namespaces, policies.values(), subjects, self.ids, enforce)
 
-        inputs = (snapshot.pods, namespaces, snapshot.policies, subjects, local.enforce_policy)
+        inputs = (pods, namespaces, snapshot.policies, subjects, local.enforce_policy)
         return self._remember("policies", inputs, run)
 
     def _remember(self, part: str, inputs: tuple[Any, ...], run: Callable[..., T]) -> T:
@@ -90,6 +92,17 @@ def compile_once(snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Na
 def _same(old: object, new: object) -> bool:
     """Mappings are compared by identity: the store hands out the same one while nothing changed."""
     return old is new or (not isinstance(new, Mapping) and old == new)
+
+
+def _with_unread_labels(
+    pods: Mapping[ObjectRef, Pod], namespaces: Mapping[ObjectRef, Namespace]
+) -> Mapping[ObjectRef, Pod]:
+    """A namespace whose labels cannot all be read: no namespaceSelector can be trusted with its pods, as if it were
+    their own labels. The same mapping where there is none, as always with a real API server."""
+    unread = {namespace.name for namespace in namespaces.values() if namespace.labels_unread}
+    if not unread:
+        return pods
+    return {ref: replace(pod, labels_unread=True) if ref.namespace in unread else pod for ref, pod in pods.items()}
 
 
 def _namespace_labels(namespaces: Mapping[Any, Any]) -> dict[str, Labels]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from netpolicy.holders import holders
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Table
 from nodenet.model import Identity, IPAddress, Node, ObjectRef, Pod
@@ -17,7 +18,8 @@ def compile_ipcache(
     local: LocalNode,
 ) -> Table:
     """The newest knowledge wins: an endpoint record of this node over a node's address over a pod's status over a
-    gateway, which is a guess: with another IPAM the first address of a pod network is some pod's.
+    gateway, which is a guess: with another IPAM the first address of a pod network is some pod's. Of several pods that
+    show one address `holders` chooses; if the labels of that one cannot be read, the address has no identity.
 
     `identities` by pod are the policy compiler's, `local_identities` by address are those of this node's endpoints,
     where 0 means that the pod is not known: its address is then nobody's, whatever an older pod's status says.
@@ -26,10 +28,7 @@ def compile_ipcache(
         (node, int(Identity.HOST if node.name == local.name else Identity.REMOTE_NODE)) for node in nodes.values()
     ]
     found = {address: whose for node, whose in whose_nodes for address in gateways(node)}
-    for pod in sorted(pods.values(), key=_precedence):
-        identity = identities.get(pod.ref)
-        if identity and not pod.finished and not pod.host_network:
-            found.update(dict.fromkeys(pod.ips, identity))
+    found |= {address: identities.get(pod.ref, 0) for address, pod in holders(pods.values()).items()}
     for node, whose in whose_nodes:
         found.update(dict.fromkeys(node.addresses, whose))
     found.update(dict.fromkeys(local.addresses, int(Identity.HOST)))
@@ -41,8 +40,3 @@ def compile_ipcache(
 def gateways(node: Node) -> Iterable[IPAddress]:
     """The bridge address of each of the node's pod networks: its first one, as host-local's default gateway is."""
     return (cidr.network_address + 1 for cidr in node.pod_cidrs if cidr.num_addresses > 2)
-
-
-def _precedence(pod: Pod) -> tuple[bool, ObjectRef]:
-    """Weakest first: of two pods that show one address, the running one has it."""
-    return pod.phase == "Running", pod.ref

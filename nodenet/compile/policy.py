@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from netpolicy.holders import holders
 from netpolicy.regions import Prefix, Region, Regions, of_policies, partition
 from netpolicy.resolve import ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
@@ -119,13 +120,15 @@ def compile_policy(
 def identities(
     pods: Mapping[ObjectRef, Pod], policies: Iterable[NetworkPolicy], local: Collection[ObjectRef] = ()
 ) -> dict[ObjectRef, LabelSet]:
-    """The label set that stands for each pod. hostNetwork pods are their node and have none."""
+    """The label set that stands for each pod. hostNetwork pods are their node and have none; nor has a pod whose labels
+    cannot all be read: no selector matches it, and its endpoint is isolated.
+    """
     without = HIGH_CARDINALITY_LABELS.difference(_told_apart(policies))
     wanted = set(local)
     return {
         ref: label_set(pod, without)
         for ref, pod in pods.items()
-        if not pod.host_network and (not pod.finished or ref in wanted)
+        if not pod.host_network and not pod.labels_unread and (not pod.finished or ref in wanted)
     }
 
 
@@ -153,11 +156,12 @@ def restore(
     """
     held = {key.addr: value.value for key, value in ipcache.items()}
     by_pod, told_apart = identities(pods, policies), _told_apart(policies)
+    whose = holders(pods.values())
     ids.identities.restore(
         (IdentityKey(labels, told_apart), held[ip])
         for ref, labels in sorted(by_pod.items(), key=lambda item: item[0])
         for ip in pods[ref].ips
-        if ip in held
+        if ip in held and whose.get(ip) is pods[ref]
     )
     ids.regions.restore(_held_regions(cidr))
 
@@ -177,7 +181,7 @@ def _number_regions(regions: Regions, ids: Ids) -> Regions:
 
 def _addresses(pods: Mapping[ObjectRef, Pod], identity_of: Mapping[ObjectRef, LabelSet]) -> list[tuple[Any, LabelSet]]:
     return [
-        (address, labels) for ref, labels in identity_of.items() if not pods[ref].finished for address in pods[ref].ips
+        (address, identity_of[pod.ref]) for address, pod in holders(pods.values()).items() if pod.ref in identity_of
     ]
 
 

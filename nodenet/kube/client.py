@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,8 @@ import msgspec
 from nodenet.kube import schema
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.decode import DecodeError, decode, name_of
+from nodenet.kube.health import AnswerError, KindStats, Recovery, Trouble
+from nodenet.kube.sockets import watched_socket
 from nodenet.model import ObjectRef
 from nodenet.store import API_KINDS, Delta, Kind, Listing, Op, Removal, StoredObject, StoreEvent
 
@@ -40,54 +42,21 @@ PATHS: dict[Kind, str] = {
 PAGE_SIZE = 500
 # The API server ends a watch after this long; ours differ, so that they do not all come back in one second.
 WATCH_SECONDS = (240, 480)
-# Bookmarks come about once a minute: a watch that says nothing for so long is a dead connection.
-IDLE_SECONDS = 150.0
+# Bookmarks come about once a minute, at most 75 s apart: a watch that brings nothing for so long may be dead behind a
+# proxy that keeps its own side open. It is asked for again.
+IDLE_SECONDS = 90.0
 REQUEST_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
-# A watch that has failed for this long is no passing thing: what the agent knows is getting old.
-CUT_OFF_SECONDS = 30.0
-# A watch that the server ends sooner than this, without a word, is trouble.
-SHORT_WATCH_SECONDS = 5.0
-FIRST_BACKOFF_SECONDS = 0.1
-LAST_BACKOFF_SECONDS = 30.0
 # A watch refused with one of these may be tried again from where it was; any other status means: list again.
 _PASSING = (401, 403, 429, 500, 502, 503)
 
 
-@dataclass(slots=True)
-class KindStats:
-    """What happened to one kind's watch. `error` is why it is not connected now, or ""; `failing_since` is when that
-    began, in seconds of the monotonic clock, 0 while it is connected.
-    """
-
-    lists: int = 0
-    watches: int = 0
-    events: int = 0
-    undecodable: int = 0
-    errors: int = 0
-    error: str = ""
-    failing_since: float = 0.0
-
-    def cut_off(self, now: float) -> bool:
-        """Whether it has failed for longer than an API server needs to start again."""
-        return bool(self.failing_since) and now - self.failing_since > CUT_OFF_SECONDS
-
-
 class _RelistError(Exception):
-    """What the server told cannot be continued from: list again."""
-
-
-class _AnswerError(Exception):
-    """An HTTP status or a Status object that is no answer. `after`: seconds to wait, as the server asked."""
-
-    def __init__(self, code: int, message: str, after: float = 0.0) -> None:
-        super().__init__(f"{code} {message}".rstrip())
-        self.code = code
-        self.after = after
+    """What the server sent cannot be continued from: list again."""
 
 
 # What may happen to a connection, each handled by trying again.
-_TROUBLE = (_RelistError, _AnswerError, aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError)
+_TROUBLE = (_RelistError, AnswerError, aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError)
 
 
 class KubeClient:
@@ -106,12 +75,12 @@ class KubeClient:
         self._access = access
         self._page_size = page_size
         self._idle_seconds = idle_seconds
-        self._sleep = sleep
+        self._recovery = Recovery(sleep)
         self._spread = spread
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(ssl=self._access.ssl or True, limit=0)
+        connector = aiohttp.TCPConnector(ssl=self._access.ssl or True, limit=0, socket_factory=watched_socket)
         self._session = aiohttp.ClientSession(connector=connector)
         return self
 
@@ -126,15 +95,15 @@ class KubeClient:
         """Everything that happens to objects of one kind, for ever: first a Listing, then changes, and a Listing again
         whenever changes may have been missed. Never raises for what a server or a network does."""
         version: str | None = None
-        trouble = _Trouble(kind, self._access.server, self.stats[kind], self._spread)
+        trouble = Trouble(kind, self._access.server, self.stats[kind], self._recovery, self._spread)
         while True:
             try:
                 if version is None:
                     listing, version = await self._list(kind)
-                    trouble.over()
+                    trouble.listed()
                     yield listing
                 trouble.watching()
-                async for new_version, event in self._watch(kind, version):
+                async for new_version, event in self._watch(kind, version, trouble.connected):
                     trouble.over()
                     version = new_version or version
                     if event is not None:
@@ -143,32 +112,39 @@ class KubeClient:
             except _TROUBLE as error:
                 version = None if _must_relist(error) else version
                 pause = trouble.began(error)
-            if pause:
-                await self._sleep(pause)
+            if pause and await self._recovery.wait(pause):
+                trouble.woken()
 
     async def _list(self, kind: Kind) -> tuple[Listing, str]:
         """All pages of a list. The resourceVersion is that of the moment that all of them show."""
         objects: list[StoredObject] = []
         keep: list[ObjectRef] = []
+        seen: set[ObjectRef] = set()
         params = {"limit": str(self._page_size)}
         while True:
-            async with self._get(PATHS[kind], params) as response:
+            async with self._get(kind, params) as response:
                 page = msgspec.json.decode(await response.read(), type=schema.ListPage)
             for raw in page.items or ():
                 try:
-                    obj = decode(kind, raw).obj
+                    found = decode(kind, raw)
                 except DecodeError as error:
                     self._report(kind, error)
                     keep += [error.ref] if error.ref else []
                 else:
-                    objects += [obj] if obj is not None else []
+                    self.stats[kind].note(kind, found.ref, found.unread)
+                    seen.add(found.ref)
+                    objects += [found.obj] if found.obj is not None else []
             version = page.metadata.resource_version or "0"
             if not page.metadata.continue_:
                 self.stats[kind].lists += 1
+                for gone in self.stats[kind].unread.keys() - seen - set(keep):
+                    del self.stats[kind].unread[gone]
                 return Listing(kind, tuple(objects), tuple(keep)), version
             params["continue"] = page.metadata.continue_
 
-    async def _watch(self, kind: Kind, version: str) -> AsyncIterator[tuple[str, StoreEvent | None]]:
+    async def _watch(
+        self, kind: Kind, version: str, connected: Callable[[], None]
+    ) -> AsyncIterator[tuple[str, StoreEvent | None]]:
         """One watch until the server ends it: the resourceVersion to go on from, and what happened (None: nothing)."""
         low, high = WATCH_SECONDS
         params = {
@@ -177,9 +153,10 @@ class KubeClient:
             "resourceVersion": version,
             "timeoutSeconds": str(int(low + (high - low) * self._spread())),
         }
-        async with self._get(PATHS[kind], params, self._idle_seconds) as response:
+        async with self._get(kind, params, self._idle_seconds) as response:
             self.stats[kind].watches += 1
-            lines = _lines(response.content)
+            connected()
+            lines = _lines(response.content, partial(self._heard, kind))
             while True:
                 try:
                     line = await anext(lines, None)
@@ -194,7 +171,7 @@ class KubeClient:
     def _event(self, kind: Kind, event: schema.WatchEvent) -> tuple[str, StoreEvent | None]:
         if event.type == "ERROR":
             status = msgspec.json.decode(event.object, type=schema.Status)
-            raise _AnswerError(status.code or 500, status.message or status.reason or "")
+            raise AnswerError(status.code or 500, status.message or status.reason or "")
         if event.type == "BOOKMARK":
             return msgspec.json.decode(event.object, type=schema.Named).metadata.resource_version or "", None
         if event.type not in tuple(Op):
@@ -202,6 +179,7 @@ class KubeClient:
         try:
             if event.type == Op.DELETED:
                 ref, version = name_of(kind, event.object)
+                self.stats[kind].note(kind, ref, ())
                 return version, Removal(kind, ref)
             decoded = decode(kind, event.object)
         except DecodeError as error:
@@ -209,35 +187,46 @@ class KubeClient:
             if event.type == Op.DELETED:
                 raise _RelistError("something without a readable name was deleted") from error
             return error.version, None
+        self.stats[kind].note(kind, decoded.ref, decoded.unread)
         if decoded.obj is None:
             return decoded.version, Removal(kind, decoded.ref)
         return decoded.version, Delta(Op(event.type), decoded.obj)
 
     def _report(self, kind: Kind, error: DecodeError) -> None:
+        """An object of which nothing can be used."""
+        if error.ref is not None:
+            text = f"{error}: its last readable version stays in force"
+            self.stats[kind].note(kind, error.ref, (text,))
+            return
         self.stats[kind].undecodable += 1
-        log.warning("left out, its last readable version stays in force: %s", error)
+        self.stats[kind].nameless += 1
+        log.warning("left out: %s", error)
+
+    def _heard(self, kind: Kind) -> None:
+        self.stats[kind].last_byte = time.monotonic()
 
     @asynccontextmanager
     async def _get(
-        self, path: str, params: dict[str, str], read_seconds: float = REQUEST_SECONDS
+        self, kind: Kind, params: dict[str, str], read_seconds: float = REQUEST_SECONDS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose answer is 200; _AnswerError says what else it was."""
+        """A GET whose answer is 200; AnswerError says what else it was."""
         assert self._session is not None, "KubeClient is used outside of its `async with`"
         headers = {"Accept": "application/json"}
         token = self._access.bearer()
         if token:
             headers["Authorization"] = f"Bearer {token}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
-        url, name = self._access.server + path, self._access.server_name
+        url, name = self._access.server + PATHS[kind], self._access.server_name
         async with self._session.get(
             url, params=params, headers=headers, server_hostname=name, timeout=timeout
         ) as response:
+            self._heard(kind)
             if response.status != 200:
                 raise await _answer_error(response)
             yield response
 
 
-async def _answer_error(response: aiohttp.ClientResponse) -> _AnswerError:
+async def _answer_error(response: aiohttp.ClientResponse) -> AnswerError:
     body = await response.content.read(1 << 16)
     try:
         status = msgspec.json.decode(body, type=schema.Status)
@@ -245,68 +234,21 @@ async def _answer_error(response: aiohttp.ClientResponse) -> _AnswerError:
     except msgspec.DecodeError:
         message = response.reason or ""
     after = response.headers.get("Retry-After", "")
-    return _AnswerError(response.status, message, float(after) if after.isdigit() else 0.0)
-
-
-class _Trouble:
-    """How often in a row one kind's watch failed, how long to wait therefore, and what people are told of it."""
-
-    def __init__(self, kind: Kind, server: str, stats: KindStats, spread: Callable[[], float]) -> None:
-        self._kind = kind
-        self._server = server
-        self._stats = stats
-        self._spread = spread
-        self._failures = 0
-        self._since = 0.0
-        self._silent = True
-
-    def watching(self) -> None:
-        """A watch is asked for."""
-        self._since = asyncio.get_running_loop().time()
-        self._silent = True
-
-    def over(self) -> None:
-        """Something came."""
-        if self._stats.error:
-            log.info("%s: %s: connected again", self._server, self._kind)
-        self._failures, self._stats.error, self._silent = 0, "", False
-        self._stats.failing_since = 0.0
-
-    def began(self, error: Exception) -> float:
-        """Returns seconds to wait. The same trouble is told once."""
-        self._stats.errors += 1
-        text = str(error) or type(error).__name__
-        level = logging.DEBUG if text == self._stats.error else logging.WARNING
-        log.log(level, "%s: %s: %s; trying again", self._server, self._kind, text)
-        self._stats.error = text
-        self._stats.failing_since = self._stats.failing_since or time.monotonic()
-        return max(self._pause(), error.after if isinstance(error, _AnswerError) else 0.0)
-
-    def ended(self) -> float:
-        """A watch came to its end, as each does every few minutes. Returns seconds to wait before the next."""
-        if self._silent and asyncio.get_running_loop().time() - self._since < SHORT_WATCH_SECONDS:
-            return self._pause()
-        self.over()
-        return 0.0
-
-    def _pause(self) -> float:
-        """Doubles with every failure; somewhere in the upper half, so that many agents do not come at once."""
-        limit = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 16), LAST_BACKOFF_SECONDS)
-        self._failures += 1
-        return limit * (0.5 + 0.5 * self._spread())
+    return AnswerError(response.status, message, float(after) if after.isdigit() else 0.0)
 
 
 def _must_relist(error: Exception) -> bool:
     """After a broken line an event may be lost; after a refusal (410 Gone above all) the version is of no use."""
-    if isinstance(error, _AnswerError):
+    if isinstance(error, AnswerError):
         return error.code not in _PASSING
     return isinstance(error, _RelistError | msgspec.DecodeError)
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Lines of any length. What a cut connection leaves unfinished is dropped."""
+async def _lines(content: aiohttp.StreamReader, heard: Callable[[], None]) -> AsyncIterator[bytes]:
+    """Lines of any length. What a cut connection leaves unfinished is dropped. `heard`: called for all that arrives."""
     rest: list[bytes] = []
     async for chunk in content.iter_any():
+        heard()
         first, *others = chunk.split(b"\n")
         rest.append(first)
         for part in others:

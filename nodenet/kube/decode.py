@@ -1,4 +1,9 @@
-"""JSON of the Kubernetes API -> model. Lenient about what is absent, strict about what is there and wrong."""
+"""JSON of the Kubernetes API -> model. Lenient about what is absent, strict about what is there and wrong.
+
+Element by element: what is wrong is left out and named (`Decoded.unread`), the rest of the object counts. Where leaving
+something out could let more through, the object says so in the model: a NetworkPolicy isolates and allows less (see
+netpolicy.parse), a Pod or Namespace has `labels_unread`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,17 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from typing import Any
 
 import msgspec
 
 from netpolicy import parse
+from netpolicy.addresses import parse_address, parse_network
+from netpolicy.holders import Standing
 from netpolicy.types import PolicyError
 from nodenet import model
 from nodenet.kube import schema
+from nodenet.kube.salvage import Unread, salvage
 from nodenet.model import IPAddress, IPNetwork, ObjectRef, Protocol, ServiceType
 from nodenet.store import Kind, StoredObject
 
@@ -38,35 +45,46 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`obj` None: an object that says nothing to us (an EndpointSlice of no Service)."""
+    """`obj` None: an object that says nothing to us (an EndpointSlice of no Service). `unread`: what was left out of
+    it, a sentence each."""
 
     ref: ObjectRef
     version: str
     obj: StoredObject | None
+    unread: tuple[str, ...] = ()
 
 
-class _FieldError(ValueError):
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}")
+Unreads = list[Unread]
 
 
 def decode(kind: Kind, raw: bytes | msgspec.Raw) -> Decoded:
-    """One object. Raises DecodeError."""
+    """One object. Raises DecodeError for what has no name or is no JSON."""
+    unread: Unreads = []
     try:
-        parsed = _DECODERS[kind].decode(raw)
-        metadata: schema.ObjectName = _metadata(kind, raw) if isinstance(parsed, dict) else parsed.metadata
-    except msgspec.DecodeError as error:
+        parsed, metadata = _parse(kind, raw, unread)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _unreadable(kind, raw, str(error)) from error
-    ref = _ref(kind, metadata)
-    if ref is None:
-        raise DecodeError(kind, None, "metadata.name: required")
+    ref = None if metadata is None else _ref(kind, metadata)
+    if metadata is None or ref is None:
+        raise DecodeError(kind, None, "; ".join(map(str, unread)) or "metadata.name: required")
     version = metadata.resource_version or ""
     try:
-        return Decoded(ref, version, _BUILDERS[kind](ref, parsed))
-    except _FieldError as error:
-        raise DecodeError(kind, ref, str(error), version) from error
+        obj = _BUILDERS[kind](ref, parsed, unread)
     except PolicyError as error:
         raise DecodeError(kind, ref, f"{error.field}: {error.message}", version) from error
+    return Decoded(ref, version, obj, tuple(map(str, unread)))
+
+
+def _parse(kind: Kind, raw: bytes | msgspec.Raw, unread: Unreads) -> tuple[Any, schema.ObjectName | None]:
+    """The object as its struct (a NetworkPolicy: as a dict), and its metadata."""
+    decoder = _DECODERS[kind]
+    try:
+        parsed = decoder.decode(raw)
+    except msgspec.ValidationError:
+        parsed = salvage(msgspec.json.decode(raw), decoder.type, unread)
+    if isinstance(parsed, dict):
+        return parsed, _metadata(kind, raw)
+    return parsed, None if parsed is None else parsed.metadata
 
 
 def name_of(kind: Kind, raw: bytes | msgspec.Raw) -> tuple[ObjectRef, str]:
@@ -81,7 +99,7 @@ def name_of(kind: Kind, raw: bytes | msgspec.Raw) -> tuple[ObjectRef, str]:
 def _metadata(kind: Kind, raw: bytes | msgspec.Raw) -> schema.ObjectName:
     try:
         return _NAMED.decode(raw).metadata
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DecodeError(kind, None, str(error)) from error
 
 
@@ -102,55 +120,71 @@ def _ref(kind: Kind, metadata: schema.ObjectName) -> ObjectRef | None:
 
 @lru_cache(maxsize=1 << 16)
 def _parse_ip(text: str) -> IPAddress:
-    return ip_address(text)
+    return parse_address(text)
 
 
-def _ip(path: str, text: str) -> IPAddress:
+def _ip(path: str, text: str, unread: Unreads) -> IPAddress | None:
     try:
         return _parse_ip(text)
     except ValueError:
-        raise _FieldError(path, f"expected an IP address, got {text!r}") from None
+        unread.append(Unread(path, f"expected an IP address, got {text!r}"))
+        return None
 
 
-def _network(path: str, text: str) -> IPNetwork:
+def _network(path: str, text: str, unread: Unreads) -> IPNetwork | None:
     try:
-        return ip_network(text, strict=False)
+        return parse_network(text)
     except ValueError:
-        raise _FieldError(path, f"expected a network in CIDR form, got {text!r}") from None
+        unread.append(Unread(path, f"expected a network in CIDR form, got {text!r}"))
+        return None
 
 
-def _protocol(path: str, text: str | None) -> Protocol:
+def _protocol(path: str, text: str | None, unread: Unreads) -> Protocol | None:
     name = text or "TCP"
-    if name not in ("TCP", "UDP", "SCTP"):
-        raise _FieldError(path, f"expected TCP, UDP or SCTP, got {name!r}")
-    return Protocol[name]
+    if name in ("TCP", "UDP", "SCTP"):
+        return Protocol[name]
+    unread.append(Unread(path, f"expected TCP, UDP or SCTP, got {name!r}"))
+    return None
 
 
-def _port(path: str, number: int) -> int:
-    if not 1 <= number <= 65535:
-        raise _FieldError(path, f"expected 1-65535, got {number}")
-    return number
+def _port(path: str, number: int, unread: Unreads) -> int | None:
+    if 1 <= number <= 65535:
+        return number
+    unread.append(Unread(path, f"expected 1-65535, got {number}"))
+    return None
 
 
-def _pod(ref: ObjectRef, pod: schema.Pod) -> model.Pod:
+def _labels_unread(unread: Unreads) -> bool:
+    return any(entry.path.startswith("metadata.labels") for entry in unread)
+
+
+def _pod(ref: ObjectRef, pod: schema.Pod, unread: Unreads) -> model.Pod:
     spec = pod.spec or schema.PodSpec()
     status = pod.status or schema.PodStatus()
     texts = [entry.ip for entry in status.pod_ips or () if entry.ip] or ([status.pod_ip] if status.pod_ip else [])
+    ips = [_ip(f"status.podIPs[{index}].ip", text, unread) for index, text in enumerate(texts)]
     annotations = pod.metadata.annotations or {}
     return model.Pod(
         ref=ref,
         uid=annotations.get(MIRROR_ANNOTATION) or pod.metadata.uid or "",
         labels=pod.metadata.labels or {},
         node_name=spec.node_name or "",
-        ips=tuple(_ip(f"status.podIPs[{index}].ip", text) for index, text in enumerate(texts)),
+        ips=tuple(ip for ip in ips if ip is not None),
         host_network=bool(spec.host_network),
         phase=status.phase or "Pending",
-        named_ports=tuple(_named_ports(spec)),
+        named_ports=tuple(_named_ports(spec, unread)),
         workload=_workload(pod.metadata),
+        labels_unread=_labels_unread(unread),
+        standing=Standing.of(
+            pod.metadata.deletion_timestamp,
+            next((entry.status for entry in status.conditions or () if entry.type == "Ready"), None),
+            status.start_time,
+            pod.metadata.creation_timestamp,
+        ),
     )
 
 
-def _named_ports(spec: schema.PodSpec) -> Iterable[model.NamedPort]:
+def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedPort]:
     """Ports that have a name: of the containers, and of the init containers that go on running (KEP-753)."""
     groups = [("containers", index, container) for index, container in enumerate(spec.containers or ())]
     groups += [
@@ -162,8 +196,10 @@ def _named_ports(spec: schema.PodSpec) -> Iterable[model.NamedPort]:
         for number, port in enumerate(container.ports or ()):
             if port.name:
                 path = f"spec.{field}[{index}].ports[{number}]"
-                protocol = _protocol(f"{path}.protocol", port.protocol)
-                yield model.NamedPort(port.name, _port(f"{path}.containerPort", port.container_port), protocol)
+                found = _port(f"{path}.containerPort", port.container_port, unread)
+                protocol = _protocol(f"{path}.protocol", port.protocol, unread)
+                if found is not None and protocol is not None:
+                    yield model.NamedPort(port.name, found, protocol)
 
 
 def _workload(metadata: schema.Metadata) -> tuple[str, str] | None:
@@ -179,59 +215,61 @@ def _workload(metadata: schema.Metadata) -> tuple[str, str] | None:
     return ("CronJob", cron[1]) if cron else (kind, name)
 
 
-def _namespace(ref: ObjectRef, namespace: schema.Namespace) -> model.Namespace:
-    return model.Namespace(ref.name, namespace.metadata.labels or {})
+def _namespace(ref: ObjectRef, namespace: schema.Namespace, unread: Unreads) -> model.Namespace:
+    return model.Namespace(ref.name, namespace.metadata.labels or {}, _labels_unread(unread))
 
 
-def _node(ref: ObjectRef, node: schema.Node) -> model.Node:
+def _node(ref: ObjectRef, node: schema.Node, unread: Unreads) -> model.Node:
     spec = node.spec or schema.NodeSpec()
-    cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
-    addresses = (node.status.addresses if node.status else None) or []
+    texts = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
+    cidrs = [_network(f"spec.podCIDRs[{index}]", text, unread) for index, text in enumerate(texts)]
+    addresses = [
+        _ip(f"status.addresses[{index}].address", entry.address, unread)
+        for index, entry in enumerate((node.status.addresses if node.status else None) or ())
+        if entry.type == "InternalIP" and entry.address
+    ]
     return model.Node(
         ref.name,
-        tuple(
-            _ip(f"status.addresses[{index}].address", entry.address)
-            for index, entry in enumerate(addresses)
-            if entry.type == "InternalIP" and entry.address
-        ),
-        tuple(_network(f"spec.podCIDRs[{index}]", text) for index, text in enumerate(cidrs)),
+        tuple(address for address in addresses if address is not None),
+        tuple(cidr for cidr in cidrs if cidr is not None),
         node.metadata.labels or {},
     )
 
 
-def _service(ref: ObjectRef, service: schema.Service) -> model.Service:
+def _service(ref: ObjectRef, service: schema.Service, unread: Unreads) -> model.Service:
     spec = service.spec or schema.ServiceSpec()
     try:
         kind = ServiceType(spec.type or "ClusterIP")
     except ValueError:
-        raise _FieldError("spec.type", f"expected one of {', '.join(ServiceType)}, got {spec.type!r}") from None
+        message = f"expected one of {', '.join(ServiceType)}, got {spec.type!r}: served at its cluster IPs alone"
+        unread.append(Unread("spec.type", message))
+        kind = ServiceType.CLUSTER_IP
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
     if kind is ServiceType.EXTERNAL_NAME or "None" in texts:
         texts = []
+    addresses = [_ip(f"spec.clusterIPs[{index}]", text, unread) for index, text in enumerate(texts) if text]
     return model.Service(
         ref,
         kind,
-        tuple(_ip(f"spec.clusterIPs[{index}]", text) for index, text in enumerate(texts) if text),
-        _ports("spec.ports", spec.ports),
+        tuple(address for address in addresses if address is not None),
+        tuple(_ports("spec.ports", spec.ports, unread)),
         service.metadata.labels or {},
         bool(spec.publish_not_ready_addresses),
     )
 
 
-def _ports(path: str, ports: list[schema.Port] | None) -> tuple[model.ServicePort, ...]:
+def _ports(path: str, ports: list[schema.Port] | None, unread: Unreads) -> Iterable[model.ServicePort]:
     """A port without a number ("all ports" of an EndpointSlice) is left out: it joins nothing."""
-    return tuple(
-        model.ServicePort(
-            port.name or "",
-            _protocol(f"{path}[{index}].protocol", port.protocol),
-            _port(f"{path}[{index}].port", port.port),
-        )
-        for index, port in enumerate(ports or ())
-        if port.port is not None
-    )
+    for index, port in enumerate(ports or ()):
+        if port.port is None:
+            continue
+        number = _port(f"{path}[{index}].port", port.port, unread)
+        protocol = _protocol(f"{path}[{index}].protocol", port.protocol, unread)
+        if number is not None and protocol is not None:
+            yield model.ServicePort(port.name or "", protocol, number)
 
 
-def _slice(ref: ObjectRef, slice_: schema.EndpointSlice) -> model.EndpointSlice | None:
+def _slice(ref: ObjectRef, slice_: schema.EndpointSlice, unread: Unreads) -> model.EndpointSlice | None:
     name = (slice_.metadata.labels or {}).get(SERVICE_NAME_LABEL)
     if not name:
         return None
@@ -240,19 +278,31 @@ def _slice(ref: ObjectRef, slice_: schema.EndpointSlice) -> model.EndpointSlice 
     return model.EndpointSlice(
         ref,
         ObjectRef(ref.namespace, name),
-        _ports("ports", slice_.ports),
-        tuple(_endpoint(ref, index, endpoint) for index, endpoint in enumerate(endpoints)),
+        tuple(_ports("ports", slice_.ports, unread)),
+        tuple(
+            found
+            for index, endpoint in enumerate(endpoints)
+            if (found := _endpoint(ref, index, endpoint, unread)) is not None
+        ),
     )
 
 
-def _endpoint(ref: ObjectRef, index: int, endpoint: schema.SliceEndpoint) -> model.SliceEndpoint:
-    """Conditions that are absent: ready counts as true, serving as ready says, terminating as false (KEP-1672)."""
+def _endpoint(
+    ref: ObjectRef, index: int, endpoint: schema.SliceEndpoint, unread: Unreads
+) -> model.SliceEndpoint | None:
+    """Conditions that are absent: ready counts as true, serving as ready says, terminating as false (KEP-1672).
+
+    None when the first address cannot be read: the API gives no meaning to further ones.
+    """
     conditions = endpoint.conditions or schema.Conditions()
     ready = conditions.ready is not False
     target = endpoint.target_ref
     path = f"endpoints[{index}].addresses"
+    addresses = [_ip(f"{path}[{number}]", text, unread) for number, text in enumerate(endpoint.addresses or ())]
+    if addresses and addresses[0] is None:
+        return None
     return model.SliceEndpoint(
-        tuple(_ip(f"{path}[{number}]", text) for number, text in enumerate(endpoint.addresses or ())),
+        tuple(address for address in addresses if address is not None),
         ready,
         ready if conditions.serving is None else conditions.serving,
         bool(conditions.terminating),
@@ -263,9 +313,11 @@ def _endpoint(ref: ObjectRef, index: int, endpoint: schema.SliceEndpoint) -> mod
     )
 
 
-def _policy(ref: ObjectRef, obj: Any) -> StoredObject:
+def _policy(ref: ObjectRef, obj: Any, unread: Unreads) -> StoredObject:
     """Items of a list come without kind and apiVersion."""
-    return parse.network_policy({"apiVersion": parse.API_VERSION, "kind": "NetworkPolicy", **obj}, strict=False)
+    policy = parse.read({"apiVersion": parse.API_VERSION, "kind": "NetworkPolicy", **obj}).policy
+    unread += [Unread(problem.field, f"{problem.message}: {problem.effect}") for problem in policy.problems]
+    return policy
 
 
 _NAMED = msgspec.json.Decoder(schema.Named)
@@ -278,7 +330,7 @@ _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     Kind.ENDPOINT_SLICE: msgspec.json.Decoder(schema.EndpointSlice, strict=False),
     Kind.NETWORK_POLICY: msgspec.json.Decoder(dict[str, Any]),
 }
-_BUILDERS: dict[Kind, Callable[[ObjectRef, Any], StoredObject | None]] = {
+_BUILDERS: dict[Kind, Callable[[ObjectRef, Any, Unreads], StoredObject | None]] = {
     Kind.POD: _pod,
     Kind.NAMESPACE: _namespace,
     Kind.NODE: _node,

@@ -24,6 +24,8 @@ class ObjectName(Struct):
 
 class Metadata(ObjectName):
     uid: str | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[Owner] | None = None
@@ -57,8 +59,15 @@ class PodIP(Struct):
     ip: str | None = None
 
 
+class PodCondition(Struct):
+    type: str | None = None
+    status: str | None = None
+
+
 class PodStatus(Struct):
     phase: str | None = None
+    start_time: str | None = None
+    conditions: list[PodCondition] | None = None
     pod_ip: str | None = msgspec.field(default=None, name="podIP")
     pod_ips: list[PodIP] | None = msgspec.field(default=None, name="podIPs")
 

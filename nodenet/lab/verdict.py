@@ -12,6 +12,7 @@ from typing import Any
 
 from netpolicy import cluster, explain, matrix, objects
 from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.holders import holders
 from netpolicy.types import Protocol
 from nodenet.errors import NodenetError
 from nodenet.lab import find
@@ -77,9 +78,9 @@ def outside(all_objects: Iterable[Object], address: str) -> bool:
 def _party(read: cluster.Cluster, text: str) -> Party:
     """A pod by its address, a node by its own, or somewhere outside."""
     address = ip_address(text)
-    for pod in read.pods:
-        if address in pod.ips and not pod.host_network:
-            return Party.of(pod, address)
+    pod = holders(read.pods).get(address)
+    if pod is not None:
+        return Party.of(pod, address)
     for node in read.nodes:
         if address in node.addresses:
             return Party(node.name, address=address, node=node.name, host=True)

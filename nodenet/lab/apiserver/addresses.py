@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
+from netpolicy.addresses import parse_address
 from nodenet.lab.apiserver.status import Cause, invalid
 from nodenet.model import IPNetwork
 
@@ -75,7 +76,7 @@ class ServiceAddresses:
 
     def _families(self, spec: Obj, old: Obj | None) -> list[Cause]:
         given = [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP", "")] if ip and ip != "None"]
-        families = list(spec.get("ipFamilies") or [_FAMILY[ip_address(ip).version] for ip in given])
+        families = list(spec.get("ipFamilies") or [_FAMILY[parse_address(ip).version] for ip in given])
         if spec.get("clusterIP") == "None" and not spec.get("selector") and not (families or "ipFamilyPolicy" in spec):
             # Without a selector nobody here knows the endpoints' families: the API allows both.
             spec.update(ipFamilyPolicy="RequireDualStack", ipFamilies=[*self.families, *_missing(self.families)])
@@ -110,7 +111,7 @@ class ServiceAddresses:
         for index, family in enumerate(spec["ipFamilies"]):
             network = self._networks[family]
             if index < len(given):
-                address = ip_address(given[index])
+                address = parse_address(given[index])
                 owner = self._by_ip.get(str(address), ref)
                 if address not in network:
                     message = f"provided IP is not in the valid range. The range of valid IPs is {network}"

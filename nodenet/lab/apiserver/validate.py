@@ -6,9 +6,9 @@ The rules are those of kubernetes pkg/apis/*/validation, for the fields that the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
 from typing import Any
 
+from netpolicy.addresses import parse_address, parse_network
 from nodenet.lab.apiserver import names, policy
 from nodenet.lab.apiserver.selectors import from_object, matches
 from nodenet.lab.apiserver.status import Cause, duplicate, forbidden, invalid, required, unsupported
@@ -167,13 +167,12 @@ def _job(obj: Obj) -> list[Cause]:
 
 
 def _is_address(text: str, version: int = 0) -> bool:
-    for cls, number in ((IPv4Address, 4), (IPv6Address, 6)):
-        try:
-            cls(text)
-        except AddressValueError:
-            continue
-        return version in (0, number)
-    return False
+    """As API servers check stored addresses: leading zeros pass, and an IPv4-mapped address is IPv4."""
+    try:
+        found = parse_address(text)
+    except ValueError:
+        return False
+    return version in (0, found.version)
 
 
 _FAMILIES = {"IPv4": 4, "IPv6": 6}
@@ -223,7 +222,7 @@ def _node(obj: Obj) -> list[Cause]:
     cidrs = spec.get("podCIDRs") or []
     for index, text in enumerate(cidrs):
         try:
-            ip_network(text)
+            parse_network(text)
         except ValueError as error:
             found.append(invalid(f"spec.podCIDRs[{index}]", text, f"must be a valid CIDR: {error}"))
     if spec.get("podCIDR") and cidrs and cidrs[0] != spec["podCIDR"]:

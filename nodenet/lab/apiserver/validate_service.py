@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
 from typing import Any
 
+from netpolicy.addresses import parse_address, parse_network
 from nodenet.lab.apiserver import names
 from nodenet.lab.apiserver.status import Cause, duplicate, forbidden, invalid, required, unsupported
 from nodenet.lab.apiserver.validate_values import PROTOCOLS, check_choice, check_port
@@ -81,7 +81,7 @@ def _addresses(spec: Obj) -> list[Cause]:
 
 def _is_ip(text: str) -> bool:
     try:
-        ip_address(text)
+        parse_address(text)
     except ValueError:
         return False
     return True
@@ -89,10 +89,10 @@ def _is_ip(text: str) -> bool:
 
 def _is_cidr(text: str) -> bool:
     try:
-        ip_network(text.strip(), strict=False)
+        parse_network(text.strip())
     except ValueError:
         return False
-    return "/" in text
+    return True
 
 
 def _ports(spec: Obj) -> list[Cause]:

@@ -10,7 +10,7 @@ import pytest
 from nodenet import store as store_module
 from nodenet.agent.waiting import pod_known, policies_known, refuse_removed
 from nodenet.cni.errors import CniError, Code
-from nodenet.kube.client import KindStats
+from nodenet.kube.health import KindStats
 from nodenet.store import API_KINDS, Kind, Op, Store
 from tests.unit.compile.build import endpoint, pod
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
+from netpolicy.holders import Standing
 from netpolicy.parse import network_policy
 from nodenet.abi import U32, AddressKey, EndpointFlag, LpmKey
 from nodenet.compile import Compiler, LocalNode, compile_once
 from nodenet.compile.endpoints import ISOLATED
-from nodenet.model import Identity
+from nodenet.compile.ids import IdentityKey, Ids
+from nodenet.compile.policy import restore
+from nodenet.model import Identity, Namespace
 from nodenet.store import AttachmentKey, Op
 from tests.unit.compile.build import endpoint, node, pod, service, slice_, store_of
 
@@ -125,3 +130,49 @@ def test_what_a_change_does_not_touch_is_the_same_object() -> None:
     third = compiler.compile(store.snapshot(), LOCAL)[0].tables
     assert third["nn_frontend"] is second["nn_frontend"]
     assert third["nn_ipcache"] != second["nn_ipcache"]
+
+
+def test_of_two_pods_with_one_address_the_live_one_gives_the_identity() -> None:
+    """Of another node: here an endpoint record would decide. An ipBlock with a named port follows the same pod."""
+    live = pod("live", "10.0.2.5", labels={"app": "good"}, standing=Standing(ready=True))
+    for name in ("a-ghost", "z-ghost"):
+        for ghost in (Standing(lasting=False, ready=True), Standing()):
+            store = store_of(live, pod(name, "10.0.2.5", labels={"app": "bad"}, standing=ghost))
+            state, names = compile_once(store.snapshot(), LOCAL)
+            number = identity(state.tables["nn_ipcache"], "10.0.2.5")
+            assert number is not None
+            assert names.identities[number].mapping == {"app": "good"}
+            # The live pod terminates: the address is no longer its own.
+            store.apply(Op.MODIFIED, replace(live, phase="Succeeded"))
+            state, names = compile_once(store.snapshot(), LOCAL)
+            number = identity(state.tables["nn_ipcache"], "10.0.2.5")
+            assert number is not None
+            assert names.identities[number].mapping == {"app": "bad"}
+
+
+def test_numbers_are_restored_by_the_pod_that_has_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = pod("live", "10.0.2.5", labels={"app": "good"}, standing=Standing(ready=True))
+    ghost = pod("a-ghost", "10.0.2.5", labels={"app": "bad"})
+    restored: list[tuple[IdentityKey, int]] = []
+    ids = Ids()
+    monkeypatch.setattr(type(ids.identities), "restore", lambda _self, pairs: restored.extend(pairs))
+    ipcache = {LpmKey.host(ip_address("10.0.2.5")): U32(4711)}
+    restore(ids, {p.ref: p for p in (live, ghost)}, (), ipcache, {})
+    assert [(key.labels.mapping, number) for key, number in restored] == [({"app": "good"}, 4711)]
+
+
+def test_labels_that_cannot_be_read_isolate_and_match_nobody() -> None:
+    """The pod's own, or its namespace's. The address has no identity, whatever else shows it."""
+    ghost = pod("ghost", "10.0.1.9", "10.0.2.5", labels={"app": "x"})
+    for unread in (
+        (pod("web", "10.0.1.9", labels_unread=True, standing=Standing(ready=True)), endpoint(1, "web", "10.0.1.9")),
+        (Namespace("default", {}, labels_unread=True), pod("web", "10.0.1.9"), endpoint(1, "web", "10.0.1.9")),
+    ):
+        state, names = compile_once(store_of(ghost, *unread).snapshot(), LOCAL)
+        entry = state.tables["nn_endpoint"][AddressKey(ip_address("10.0.1.9"))]
+        assert (entry.identity, entry.flags) == (0, int(ISOLATED))
+        assert identity(state.tables["nn_ipcache"], "10.0.1.9") is None
+        assert names.unknown_endpoints == {AttachmentKey("container1", "eth0")}
+    remote = pod("far", "10.0.2.5", labels_unread=True, standing=Standing(ready=True))
+    tables = compile_once(store_of(ghost, remote).snapshot(), LOCAL)[0].tables
+    assert identity(tables["nn_ipcache"], "10.0.2.5") is None

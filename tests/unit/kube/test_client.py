@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from nodenet.kube.client import CUT_OFF_SECONDS, PATHS, KubeClient
+from nodenet.agent.api_health import watch_trouble
+from nodenet.kube.client import IDLE_SECONDS, PATHS, KubeClient
 from nodenet.kube.config import ClusterAccess
+from nodenet.kube.health import CUT_OFF_SECONDS, LAST_BACKOFF_SECONDS, STALE_SECONDS
 from nodenet.model import Namespace, ObjectRef
 from nodenet.store import API_KINDS, Delta, Kind, Listing, Op, Removal
 from tests.unit.kube.api import (
@@ -80,7 +82,8 @@ async def test_what_cannot_be_continued_is_listed_again(gone: Any) -> None:
         assert found[0] == listing()
         assert found[-1] == listing("z")
         assert client.stats[Kind.NAMESPACE].errors == 1
-        assert len(pauses.seconds) == 1
+        # After 410 Gone the list comes at once.
+        assert len(pauses.seconds) == (0 if gone in (410, [GONE]) else 1)
         await settled(script, 2)
     assert [q["resourceVersion"] for q in script.watch_queries][1:] in ([], ["30"])
 
@@ -89,6 +92,109 @@ async def settled(script: Script, watches: int) -> None:
     """The generator asks for the next watch only when somebody asks for the next event."""
     await asyncio.sleep(0)
     assert len(script.watch_queries) <= watches
+
+
+async def test_a_server_that_says_410_again_and_again_is_not_hammered() -> None:
+    """The first list comes at once; when that does not help, the pauses grow although each list succeeds."""
+    script = Script([page(version="7")], [410, 410, [GONE], 410, [event("ADDED", namespace("a"))], 410, [HOLD]])
+    async with watching(script) as (_, events, pauses):
+        assert (await take(events, 6))[:5] == [listing()] * 5
+        assert pauses.seconds == [0.1, 0.2, 0.4]
+        # Something came: the next 410 is the first again.
+        await take(events, 1)
+        assert pauses.seconds == [0.1, 0.2, 0.4]
+
+
+async def test_410_after_an_outage_lists_at_once() -> None:
+    script = Script([page(version="7"), page(version="9")], [503] * 9 + [410, [HOLD]])
+    async with watching(script) as (_, events, pauses):
+        await take(events, 2)
+        assert len(pauses.seconds) == 9
+        assert max(pauses.seconds) == LAST_BACKOFF_SECONDS <= 5
+
+
+async def test_one_kind_that_gets_through_wakes_the_others() -> None:
+    """Pods wait for long; namespaces are served again: pods are asked for at once, and their pauses begin anew."""
+    waiting, forever = asyncio.Event(), asyncio.Event()
+    serving_again = Script([(403, {"code": 403}), page(namespace("a"))])
+
+    async def sleep(seconds: float) -> None:
+        if seconds >= 0.4:
+            waiting.set()
+            await forever.wait()
+
+    starting = Script([(503, b"")] * 3 + [(403, {"code": 403}), page()])
+    async with serving(starting) as pods_url, serving(serving_again) as url:
+        access = ClusterAccess(pods_url)
+        async with KubeClient(access, sleep=sleep, spread=lambda: 1.0) as client:
+            pods = client.watch(Kind.POD)
+            first = asyncio.ensure_future(anext(pods))
+            await waiting.wait()
+            assert not first.done()
+            client._access = ClusterAccess(url)
+            namespaces = client.watch(Kind.NAMESPACE)
+            assert await take(namespaces, 1) == [listing("a")]
+            client._access = access
+            async with asyncio.timeout(5):
+                assert await first == Listing(Kind.POD, ())
+            await pods.aclose()  # type: ignore[attr-defined]
+            await namespaces.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_connected_watch_is_no_trouble_before_its_first_event() -> None:
+    """On a quiet cluster the first event may be a minute away."""
+    script = Script([page(version="7")], [503, [HOLD]])
+    async with watching(script) as (client, events, _):
+        stats = client.stats[Kind.NAMESPACE]
+        await take(events, 1)
+        waiting = asyncio.ensure_future(anext(events))
+        async with asyncio.timeout(5):
+            while stats.watches < 1 or stats.error:  # noqa: ASYNC110 the statistics are what is tested
+                await asyncio.sleep(0)
+        assert (stats.errors, stats.events, stats.failing_since) == (1, 0, 0.0)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+
+
+async def test_the_age_of_the_last_byte_is_known() -> None:
+    """Headers, lists and pieces of lines count; silence makes it stale, and so does a failure."""
+    script = Script([page(version="7")], [[bookmark("8"), b'{"type": ', HOLD]])
+    async with watching(script) as (client, events, _):
+        stats = client.stats[Kind.NAMESPACE]
+        assert stats.age(time.monotonic()) is None
+        before = time.monotonic()
+        await take(events, 1)
+        assert before <= stats.last_byte <= time.monotonic()
+        assert not stats.cut_off(stats.last_byte + STALE_SECONDS)
+        assert stats.cut_off(stats.last_byte + STALE_SECONDS + 1)
+        assert list(watch_trouble(client.stats, stats.last_byte + STALE_SECONDS)) == []
+        (sentence,) = watch_trouble(client.stats, stats.last_byte + STALE_SECONDS + 1)
+        assert sentence == "watch of Namespace: the API server has sent nothing for 111 s"
+    # A silent watch is asked for again before silence counts as trouble.
+    assert IDLE_SECONDS < STALE_SECONDS
+
+
+async def test_every_connection_is_probed() -> None:
+    script = Script([page(version="7")], [[HOLD]])
+    async with watching(script) as (client, events, _):
+        await take(events, 1)
+        assert client._session is not None
+        assert client._session.connector is not None
+        factory = client._session.connector._socket_factory  # type: ignore[attr-defined]
+        with factory((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))) as found:
+            assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, interval, probes, unacknowledged = (
+                found.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (
+                    socket.TCP_KEEPIDLE,
+                    socket.TCP_KEEPINTVL,
+                    socket.TCP_KEEPCNT,
+                    socket.TCP_USER_TIMEOUT,
+                )
+            )
+    assert idle + interval * probes <= 30
+    assert unacknowledged <= 30_000
 
 
 async def test_a_page_token_that_expired_begins_the_list_again() -> None:
@@ -155,12 +261,29 @@ async def test_a_silent_connection_is_given_up() -> None:
 
 async def test_what_cannot_be_read_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     bad = {"metadata": {"name": "bad", "resourceVersion": "12", "labels": 7}}
-    script = Script([page(namespace("a"), bad, {"metadata": {}}, version="7")])
-    script.watches = [[event("MODIFIED", bad), event("ADDED", namespace("b", "13"))], [HOLD]]
+    gone = {"metadata": {"name": "gone", "labels": 7}}
+    script = Script([page(namespace("a"), gone, version="6"), page(namespace("a"), bad, {"metadata": {}}, version="7")])
+    script.watches = [
+        410,
+        [event("MODIFIED", bad), event("ADDED", namespace("b", "13")), event("DELETED", bad)],
+        [HOLD],
+    ]
+    unread = Namespace("bad", {}, labels_unread=True)
     async with watching(script) as (client, events, _):
-        assert await take(events, 2) == [listing("a", keep=("bad",)), Delta(Op.ADDED, Namespace("b", {}))]
-        assert client.stats[Kind.NAMESPACE].undecodable == 3
-    assert "Namespace bad: Expected `object | null`, got `int` - at `$.metadata.labels`" in caplog.text
+        stats = client.stats[Kind.NAMESPACE]
+        await take(events, 1)
+        assert list(stats.unread) == [ObjectRef("", "gone")]
+        assert await take(events, 3) == [
+            Listing(Kind.NAMESPACE, (Namespace("a", {}), unread)),
+            Delta(Op.MODIFIED, unread),
+            Delta(Op.ADDED, Namespace("b", {})),
+        ]
+        assert stats.unread == {ObjectRef("", "bad"): ("metadata.labels: Expected `object | null`, got `int`",)}
+        # The same words about the same object: once.
+        assert (stats.undecodable, stats.nameless) == (3, 1)
+        await take(events, 1)
+        assert stats.unread == {}
+    assert caplog.text.count("Namespace bad: could not be read: metadata.labels: Expected") == 1
     assert "Namespace without a name: metadata.name: required" in caplog.text
 
 

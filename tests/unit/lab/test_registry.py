@@ -188,6 +188,23 @@ async def test_a_policy_tells_the_problems_of_every_rule(client: LocalClient) ->
     ]
 
 
+async def test_addresses_that_api_servers_accept_are_accepted(client: LocalClient) -> None:
+    """Leading zeros and IPv4-mapped prefixes: their older checks take them, and what they store reaches the agent."""
+    cidrs = ["::ffff:192.168.0.0/112", "010.0.0.0/8"]
+    created = await client.create(policy(ingress=[{"from": [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]}]))
+    assert [peer["ipBlock"]["cidr"] for peer in created["spec"]["ingress"][0]["from"]] == cidrs
+    for family, addresses in (("IPv4", ["010.0.0.1", "::ffff:10.0.0.1"]), ("IPv6", ["2001:0db8::00001"])):
+        slice_ = {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": family.lower(), "namespace": "default"},
+            "addressType": family,
+            "endpoints": [{"addresses": [address]} for address in addresses],
+            "ports": [],
+        }
+        assert (await client.create(slice_))["metadata"]["name"] == family.lower()
+
+
 async def test_a_wrong_type_is_a_bad_request_with_its_path(client: LocalClient) -> None:
     error = await refused(client, deployment(replicas="3"))
     assert error.code == 400

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from ipaddress import ip_address
+
+from netpolicy.holders import Standing, holders
 from nodenet.model import ObjectRef
 from nodenet.store import API_KINDS, AttachmentKey, Delta, Kind, Listing, Op, Removal, Store
 from tests.unit.compile.build import endpoint, node, pod, service, slice_, store_of
@@ -54,3 +57,24 @@ def test_events_of_every_shape() -> None:
     assert store.feed(Delta(Op.ADDED, endpoint(1, "web", "10.0.0.1")))
     assert list(store.snapshot().endpoints) == [AttachmentKey("container1", "eth0")]
     assert store.snapshot().namespaces[ObjectRef("", "default")].name == "default"
+
+
+def test_a_pods_standing_is_a_change_only_where_two_pods_show_one_address() -> None:
+    """A pod that becomes ready costs nothing; one that thereby gets an address is a change."""
+    ready, terminating = Standing(ready=True), Standing(lasting=False)
+    store = store_of(pod("a", "10.0.0.1"))
+    assert not store.apply(Op.MODIFIED, pod("a", "10.0.0.1", standing=ready))
+    assert not store.replace(Kind.POD, (pod("a", "10.0.0.1", standing=terminating),))
+    store.apply(Op.ADDED, pod("b", "10.0.0.1", "fd00::1"))
+    # The snapshot has the newest standing, also that which was no change when it came.
+    assert holders(store.snapshot().pods.values())[ip_address("10.0.0.1")].ref.name == "b"
+    assert store.apply(Op.MODIFIED, pod("b", "10.0.0.1", "fd00::1", standing=terminating))
+    assert store.apply(Op.MODIFIED, pod("a", "10.0.0.1", standing=ready))
+    assert holders(store.snapshot().pods.values())[ip_address("10.0.0.1")].ref.name == "a"
+    assert store.replace(Kind.POD, (pod("a", "10.0.0.1"), pod("b", "10.0.0.1", "fd00::1", standing=ready)))
+    assert holders(store.snapshot().pods.values())[ip_address("10.0.0.1")].ref.name == "b"
+    # hostNetwork and finished pods claim nothing, and a deleted one no longer does.
+    store.apply(Op.ADDED, pod("host", "10.0.0.1", host_network=True))
+    store.apply(Op.ADDED, pod("done", "10.0.0.1", phase="Failed"))
+    store.delete(Kind.POD, ("default", "b"))
+    assert not store.apply(Op.MODIFIED, pod("a", "10.0.0.1", standing=ready))

@@ -1,0 +1,46 @@
+"""What `nodenet status` says about the watches of the Kubernetes API. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nodenet.kube.health import STALE_SECONDS, KindStats
+from nodenet.store import Kind
+
+# Objects that are named one by one; how many more there are is said too.
+SHOWN = 20
+
+
+def watch_trouble(stats: Mapping[Kind, KindStats], now: float) -> Iterator[str]:
+    """What is wrong now, a sentence each. `now` is in seconds of the monotonic clock."""
+    for kind, found in stats.items():
+        age = found.age(now)
+        if found.error:
+            yield f"watch of {kind}: {found.error}"
+        elif age is not None and age > STALE_SECONDS:
+            yield f"watch of {kind}: the API server has sent nothing for {age:.0f} s"
+    # A copy: this runs beside the event loop, which goes on changing them.
+    unread = [(kind, *item) for kind, found in stats.items() for item in tuple(found.unread.items())]
+    yield from (f"could not be read: {kind} {ref}: {'; '.join(parts)}" for kind, ref, parts in unread[:SHOWN])
+    if len(unread) > SHOWN:
+        yield f"could not be read: {len(unread) - SHOWN} more objects; the log names them"
+    for kind, found in stats.items():
+        if found.nameless:
+            yield f"{kind}: {found.nameless} versions of objects without a readable name; the log has them"
+
+
+def as_rows(stats: Mapping[Kind, KindStats], now: float) -> dict[str, Any]:
+    """By kind, for `status -o json`. `lastByteSeconds`: the age of the server's last byte, null before the first."""
+    rows = {}
+    for kind, found in stats.items():
+        age = found.age(now)
+        rows[kind.value] = {
+            "events": found.events,
+            "lists": found.lists,
+            "errors": found.errors,
+            "error": found.error,
+            "unread": len(found.unread),
+            "lastByteSeconds": None if age is None else round(age, 1),
+        }
+    return rows
