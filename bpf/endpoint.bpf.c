@@ -2,6 +2,7 @@
 /* tc programs on the node's side of every pod's veth pair. The hooks are reversed: what the pod sends (its egress)
  * arrives at tc ingress, what it receives (its ingress) leaves at tc egress. */
 #include "lib/hairpin.h"
+#include "lib/neighbour.h"
 #include "lib/police.h"
 
 /* Straight into the other pod's namespace. The frame may have been addressed to the gateway. */
@@ -49,7 +50,7 @@ NN_INLINE int nn_to_service(struct __sk_buff *ctx, struct nn_context *context, i
 /* A kernel says something on every link as soon as that is up, before the pod's address is known here: nobody is told. */
 NN_INLINE int nn_link_control_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 {
-	int result = nn_check_link_control(ctx, &context->packet);
+	int result = nn_check_link_control(ctx);
 
 	if (result == NN_DROP_ENDPOINT_NOT_READY) {
 		nn_count(-result, NN_EGRESS, ctx->len);
@@ -68,6 +69,8 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	source = nn_owner(ctx, &context->packet.tuple.saddr);
 	if (!source)
 		return nn_drop(ctx, context, NN_DROP_INVALID_SOURCE_IP);
+	if (nn_is_igmp_query(ctx, &context->packet))
+		return nn_drop(ctx, context, NN_DROP_MULTICAST);
 	if (nn_is_hairpin_addr(&context->packet.tuple.daddr)) {
 		if (context->packet.lone_fragment)
 			return nn_drop(ctx, context, NN_DROP_FRAGMENT_NOT_FOUND);
@@ -153,6 +156,20 @@ NN_INLINE int nn_not_for_pod(struct __sk_buff *ctx, struct nn_context *context, 
 	return TC_ACT_SHOT;
 }
 
+/* Routers do not advertise themselves to pods: their routes are the plugin's. What hosts say to routers is not for pods, and
+ * would be a way from one pod to all others that no policy is asked about. */
+NN_INLINE int nn_link_control_to_pod(struct __sk_buff *ctx, struct nn_context *context)
+{
+	const struct nn_packet *packet = &context->packet;
+
+	if (nn_is_forbidden_control(packet))
+		return nn_drop(ctx, context, NN_DROP_FORBIDDEN_ICMPV6);
+	if (packet->icmp_type == NN_ND_NEIGHBOUR_SOLICITATION || packet->icmp_type == NN_ND_NEIGHBOUR_ADVERTISEMENT ||
+	    packet->icmp_type == NN_ICMPV6_MLD_QUERY)
+		return TC_ACT_OK;
+	return nn_not_for_pod(ctx, context, 0);
+}
+
 NN_INLINE int nn_ingress(struct __sk_buff *ctx, struct nn_context *context)
 {
 	struct nn_endpoint_entry *target;
@@ -166,12 +183,8 @@ NN_INLINE int nn_ingress(struct __sk_buff *ctx, struct nn_context *context)
 	result = nn_parse_ip(ctx, &context->packet, layer);
 	if (result < 0)
 		return nn_drop(ctx, context, result);
-	if (nn_is_link_control(&context->packet)) {
-		/* Routers do not advertise themselves to pods: their routes are the plugin's. */
-		result = context->packet.icmp_type == NN_ND_ROUTER_ADVERTISEMENT ||
-			 context->packet.icmp_type == NN_ND_REDIRECT;
-		return result ? nn_drop(ctx, context, NN_DROP_FORBIDDEN_ICMPV6) : TC_ACT_OK;
-	}
+	if (nn_is_link_control(&context->packet))
+		return nn_link_control_to_pod(ctx, context);
 	target = nn_endpoint_lookup(&context->packet.tuple.daddr);
 	if (!target || target->ifindex != ctx->ifindex)
 		return nn_not_for_pod(ctx, context, target != 0);
