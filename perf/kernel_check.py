@@ -218,7 +218,9 @@ def refused(node: Node, version: int) -> None:
     with node.socket("client", version, socket.SOCK_STREAM) as client:
         code = client.connect_ex((SERVICE[version], 81))
     assert code == expected, f"connect: {errno.errorcode.get(code, code)}, not {errno.errorcode[expected]}"
-    (event,) = node.drops()
+    drops = node.drops()
+    assert len(drops) == 1, drops
+    (event,) = drops
     assert -event.reason == abi.DropReason.SERVICE_BACKEND_NOT_FOUND, f"drop reason {event.reason}"
 
 
