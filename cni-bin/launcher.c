@@ -426,6 +426,6 @@ int main(int argc, char **argv)
 	if (agent >= 0)
 		return ask(agent, text);
 	if (conf.require_agent && verb && !strcmp(verb, "ADD"))
-		fail(TRY_AGAIN, "no agent listens at %s, and requireAgent is set", conf.socket);
+		fail(TRY_AGAIN, "no agent listens at %s, and without it the pod's policies would not hold (requireAgent)", conf.socket);
 	alone(text, argv);
 }

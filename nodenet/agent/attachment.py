@@ -65,9 +65,7 @@ def attach(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism
     wrong = missing(link, ifindex, programs, how)
     if how is Mechanism.CLSACT:
         for name in wrong:
-            program = tc.Program(HOOKS[name].clsact, programs[name], name)
-            for sentence in tc.attach_all(link, ifindex, [program]):
-                log.warning("%s", sentence)
+            _attach_filter(link, ifindex, programs, name)
         return len(wrong)
     for name in wrong:
         tcx.attach(ifindex, HOOKS[name].tcx, programs[name])
@@ -75,6 +73,30 @@ def attach(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism
         if tc.detach(link, ifindex, hook.clsact, name):
             log.info("interface %d: program %s is attached by tcx now, its filter was removed", ifindex, name)
     return len(wrong)
+
+
+def attach_absent(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> int:
+    """Attach each program whose side of a veth has none of ours, of no build: a pod that the plugin alone made. As long
+    as no map speaks of it, they let nothing through. How many were attached. Raises LinkError, OSError."""
+    how = how or mechanism()
+    filters = {(entry.hook, entry.name) for entry in tc.attached(link, ifindex)}
+    by_tcx = {(entry.side, entry.name) for entry in tcx.attached(ifindex)} if how is Mechanism.TCX else set()
+    absent = [
+        name
+        for name, hook in HOOKS.items()
+        if (hook.clsact, name) not in filters and (hook.tcx, tcx.kernel_name(name)) not in by_tcx
+    ]
+    for name in absent:
+        if how is Mechanism.TCX:
+            tcx.attach(ifindex, HOOKS[name].tcx, programs[name])
+        else:
+            _attach_filter(link, ifindex, programs, name)
+    return len(absent)
+
+
+def _attach_filter(link: Link, ifindex: int, programs: Mapping[str, int], name: str) -> None:
+    for sentence in tc.attach_all(link, ifindex, [tc.Program(HOOKS[name].clsact, programs[name], name)]):
+        log.warning("%s", sentence)
 
 
 def missing(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> list[str]:

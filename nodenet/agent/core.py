@@ -111,6 +111,8 @@ class Agent:
         )
         # Of ADDs between their two halves.
         self._admitted: dict[AttachmentKey, Admitted] = {}
+        # Programs attached to what the plugin alone made, before anything else.
+        self._isolated = 0
         self.ready = asyncio.Event()
         # Seconds from the start of the process, interpreter and imports included.
         self.ready_after = 0.0
@@ -121,6 +123,7 @@ class Agent:
     async def run(self) -> None:
         """Bring the node up to date and keep it so. Raises what cannot be mended by trying again."""
         await self.endpoints.read()
+        self._isolated = await self.endpoints.isolate()
         await self.addresses.look()
         reader = self.datapath.read_events(self.pipeline.receive)
         event_loop = asyncio.get_running_loop()
@@ -182,7 +185,7 @@ class Agent:
         """Maps first, then programs: none is attached before it finds its rules. What the plugin alone did before this
         agent listened is taken over after that."""
         await self.loop.wait_for(0)
-        attached = await self.endpoints.attach_all()
+        attached = self._isolated + await self.endpoints.attach_all()
         sockets = await asyncio.to_thread(self.datapath.attach_sockets)
         await asyncio.to_thread(self.datapath.forget_old)
         await self.cni.start()

@@ -34,6 +34,8 @@ class Wires(Protocol):
 
     async def attach(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int: ...
 
+    async def isolate(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int: ...
+
     async def exists(self, endpoint: Endpoint) -> bool: ...
 
 
@@ -74,6 +76,11 @@ class Endpoints:
         self.cookies = dict(zip(map(key_of, found), cookies, strict=True))
         self._store.replace(Kind.ENDPOINT, found)
 
+    async def isolate(self) -> int:
+        """At the start, before the API has said anything: what the plugin alone made has no programs, and with them it
+        is cut off until its rules are known. How many were attached. Never raises for a veth."""
+        return sum([await self._isolate(endpoint) for endpoint in self._of_store()])
+
     async def attach_all(self) -> int:
         """Both programs on every endpoint of the Store; how many were not right already. Never raises for a veth."""
         return sum([await self._attach(endpoint) for endpoint in self._store.snapshot().endpoints.values()])
@@ -99,6 +106,8 @@ class Endpoints:
             return attached
         known = self._of_store()
         new = [record for record in await self._readable() if record.endpoint not in known]
+        # First of all: their rules come after that.
+        attached += sum([await self._isolate(record.endpoint) for record in new])
         found = [record.endpoint for record in new if await self._adopt(record)]
         for endpoint in self._of_store():
             # A record is there before an ADD is told to the agent, and until a DEL was.
@@ -106,7 +115,6 @@ class Endpoints:
                 log.info("endpoint of %s was taken away without the agent", endpoint.pod)
                 self.deleted(key_of(endpoint))
         if found:
-            # They have run until now: their rules first, so that nothing is cut that is allowed.
             await self._in_force()
         return attached + sum([await self._attach(endpoint) for endpoint in found])
 
@@ -122,6 +130,14 @@ class Endpoints:
         log.info("endpoint of %s was made without the agent: it is policed now", endpoint.pod)
         self.added(endpoint, cookie)
         return True
+
+    async def _isolate(self, endpoint: Endpoint) -> int:
+        try:
+            return await self._host.isolate(endpoint, self._programs)
+        except (NodenetError, OSError) as error:
+            # `_attach`, which comes after this, says what is not policed.
+            log.debug("endpoint of %s: %s", endpoint.pod, error)
+            return 0
 
     async def _attach(self, endpoint: Endpoint) -> int:
         key = key_of(endpoint)

@@ -60,6 +60,10 @@ class Host:
         """Put both programs on the endpoint's veth; how many were not right already."""
         return await self._call(attachment.attach, endpoint.host_ifindex, programs)
 
+    async def isolate(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int:
+        """Put both programs on a veth that has none; how many were put there."""
+        return await self._call(attachment.attach_absent, endpoint.host_ifindex, programs)
+
     async def exists(self, endpoint: Endpoint) -> bool:
         """Whether the veth is still there under its index and name."""
         return await self._call(_exists, endpoint)

@@ -60,6 +60,11 @@ class _QueryOptions(ctypes.Structure):
     )
 
 
+def kernel_name(function: str) -> str:
+    """What the kernel keeps of a function's name (BPF_OBJ_NAME_LEN)."""
+    return function[:15]
+
+
 def available() -> bool:
     """Whether this kernel has tcx. Raises OSError where the question is not permitted (CAP_NET_ADMIN)."""
     try:

@@ -38,7 +38,12 @@ def cni() -> None:
 @click.option("--bridge", default="cni0", show_default=True, help="Bridge that the pods are on.")
 @click.option("--mtu", type=int, default=0, show_default=True, help="MTU of pods and bridge; 0: the kernel's default.")
 @click.option("--agent-socket", default="/run/nodenet/cni.sock", show_default=True, help="The agent's CNI socket.")
-@click.option("--require-agent", is_flag=True, help="No pod starts while the agent is away (error 11, try again).")
+@click.option(
+    "--require-agent/--no-require-agent",
+    default=True,
+    show_default=True,
+    help="No pod starts while the agent is away (error 11, try again); or the plugin alone, without policies.",
+)
 @_cache_dir
 @output_option
 def install(

@@ -13,6 +13,10 @@ from nodenet.cni.patience import heed, leave_orderly
 from nodenet.cni.protocol import Reply
 from nodenet.cni.request import Request, parse
 
+# What is not done without an agent where requireAgent is set. A pod can be removed, and looked at, without one: the
+# agent finds out by the endpoint files.
+_WITH_AGENT = {"ADD": Code.TRY_AGAIN, "STATUS": Code.NOT_AVAILABLE}
+
 
 def main() -> int:
     """Do what the environment says; the exit status. Standard output is the specification's, always."""
@@ -30,9 +34,12 @@ def run(environment: dict[str, str], stdin: bytes) -> Reply:
         request = parse(environment, stdin)
         if request.verb == "VERSION":
             return Reply(0, version_answer(stdin).encode())
-        if _requires_agent(stdin):
-            code = Code.NOT_AVAILABLE if request.verb == "STATUS" else Code.TRY_AGAIN
-            raise CniError(code, "the agent of this node is not running, and requireAgent is set")
+        if request.verb in _WITH_AGENT and _requires_agent(stdin):
+            raise CniError(
+                _WITH_AGENT[request.verb],
+                "the agent of this node is not running, and without it the pod's policies would not hold",
+                "start the agent; requireAgent false in the CNI configuration has pods start without one",
+            )
         return _run(request)
     except CniError as error:
         return failure(stdin, error)

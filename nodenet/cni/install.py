@@ -45,7 +45,7 @@ class Options:
     bridge: str = "cni0"
     mtu: int = 0
     agent_socket: str = DEFAULT_SOCKET
-    require_agent: bool = False
+    require_agent: bool = True
     data_dir: str = "/var/lib/cni/networks"
 
 

@@ -86,7 +86,9 @@ def node(bpf_cache: Path) -> Iterator[Node]:
         netns.create(name)
         stack.callback(netns.delete, name)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nnrt")))
-        options = Options((SUBNET,), agent_socket=str(folder / "cni.sock"), data_dir=str(folder / "leases"))
+        options = Options(
+            (SUBNET,), agent_socket=str(folder / "cni.sock"), data_dir=str(folder / "leases"), require_agent=False
+        )
         install(folder / "bin", folder / "net.d", options, bpf_cache)
         yield Node(name, folder)
 

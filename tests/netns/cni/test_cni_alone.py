@@ -298,6 +298,19 @@ class TestExecutable:
         assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
         assert world.left() == []
 
+    def test_require_agent_keeps_no_pod_from_going(self, world: Any) -> None:
+        """The agent was there when it came, and is away: a pod can be removed, looked at, and collected."""
+        pods, conf = [world.pod(), world.pod()], world.conf(requireAgent=True)
+        results = [json.loads(world.execute("ADD", f"c{n}", pod).stdout) for n, pod in enumerate(pods)]
+        checked = world.conf(requireAgent=True, prevResult=results[0])
+        assert world.execute("CHECK", "c0", pods[0], checked).returncode == 0
+        deleted = world.execute("DEL", "c0", pods[0], conf)
+        assert (deleted.returncode, deleted.stdout, deleted.stderr) == (0, b"", b"")
+        assert world.interfaces(pods[0]) == ["lo"]
+        collected = world.execute("GC", "", "", world.conf(requireAgent=True, **{"cni.dev/valid-attachments": []}))
+        assert (collected.returncode, collected.stdout) == (0, b"")
+        assert world.left() == []
+
     def test_bad_input_is_json_too(self, world: Any) -> None:
         done = world.execute("ADD", "c1", world.pod(), b"{nonsense")
         assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 6)

@@ -135,6 +135,27 @@ def test_a_removed_program_is_missed_and_put_back(pair: Veth, make: Make, how: M
     assert not pair.passes(to_pod=removed == "endpoint_ingress")
 
 
+@pytest.mark.parametrize("how", BOTH)
+def test_only_a_side_without_any_build_of_ours_gets_a_program(pair: Veth, make: Make, how: Mechanism) -> None:
+    """A new agent isolates what the plugin alone made at once, and leaves the programs of the build before until its
+    maps are filled."""
+    old, new = make(NEXT), make(SHOT)
+
+    def isolate() -> int:
+        return netns.call(pair.node, attachment.attach_absent, pair.link, pair.ifindex, new)
+
+    pair.attach(old, how)
+    assert isolate() == 0
+    assert pair.passes(to_pod=True)
+    if how is Mechanism.TCX:
+        assert netns.call(pair.node, tcx.detach, pair.ifindex, tcx.Side.EGRESS, "endpoint_ingres")
+    else:
+        assert tc.detach(pair.link, pair.ifindex, tc.Hook.EGRESS, "endpoint_ingress")
+    assert isolate() == 1
+    assert not pair.passes(to_pod=True)
+    assert pair.passes(to_pod=False)
+
+
 def test_others_programs_run_behind_ours_and_stay(pair: Veth, make: Make) -> None:
     programs = make(SHOT)
     theirs = load("somebody", OK)

@@ -33,6 +33,12 @@ class Veths:
             raise LinkError(f"cannot attach to {endpoint.host_ifname}", errno.ENOMEM)
         return 2
 
+    async def isolate(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int:
+        self.log.append(f"isolate {endpoint.pod.name}")
+        if endpoint.host_ifindex not in self.alive or endpoint.host_ifindex in self.refusing:
+            raise LinkError(f"cannot attach to {endpoint.host_ifname}", errno.ENODEV)
+        return 0
+
     async def exists(self, endpoint: Endpoint) -> bool:
         return endpoint.host_ifindex in self.alive
 
@@ -95,7 +101,16 @@ async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: N
     assert await node.endpoints.look() == 2
     assert node.known() == ["web-2"]
     assert node.endpoints.cookies == {AttachmentKey("c2", "eth0"): 1002}
-    assert node.veths.log == ["in force", "attach web-2"]
+    assert node.veths.log == ["isolate web-2", "in force", "attach web-2"]
+
+
+async def test_what_the_plugin_alone_made_is_isolated_before_anything_else(node: Node) -> None:
+    node.wired(1)
+    node.wired(2)
+    await node.endpoints.read()
+    node.veths.refusing.add(1)
+    assert await node.endpoints.isolate() == 0
+    assert node.veths.log == ["isolate web-1", "isolate web-2"]
 
 
 async def test_an_attachment_that_a_verb_works_on_is_left_to_it(node: Node) -> None:

@@ -151,3 +151,14 @@ def test_leases_command(tmp_path: Path) -> None:
     ]
     table = CliRunner().invoke(cni, arguments[:-2]).stdout
     assert "net      10.5.0.2  c1         eth0       shop       web" in table
+
+
+@pytest.mark.parametrize(("flags", "required"), [((), True), (("--no-require-agent",), False)])
+def test_no_pod_starts_without_an_agent_unless_somebody_says_so(
+    tmp_path: Path, cache: Path, flags: tuple[str, ...], required: bool
+) -> None:
+    argv = ["--bin-dir", str(tmp_path), "--conf-dir", str(tmp_path), "--cache-dir", str(cache), *flags]
+    done = CliRunner().invoke(cni, ["install", *argv])
+    assert done.exit_code == 0, done.output
+    (plugin,) = json.loads((tmp_path / CONFLIST).read_text())["plugins"]
+    assert plugin["requireAgent"] is required
