@@ -112,7 +112,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Everything a question about policy needs. `skipped` names the objects that say nothing about policy."""
+    """Everything a question about policy needs. `skipped` names the objects that say nothing about policy.
+
+    `dormant`: pods that a workload may make, and makes none of now (replicas 0). `custom`: those of `skipped` whose
+    kind is not Kubernetes' own; they may make pods in a way that is not known here.
+    """
 
     pods: tuple[Pod, ...] = ()
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -120,3 +124,5 @@ class Cluster:
     services: tuple[Service, ...] = ()
     nodes: tuple[Node, ...] = ()
     skipped: tuple[str, ...] = ()
+    dormant: tuple[Pod, ...] = ()
+    custom: tuple[str, ...] = ()

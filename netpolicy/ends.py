@@ -98,7 +98,7 @@ def _ends(cluster: Cluster, text: str, which: str, default: str) -> list[Pod | P
         )
     namespace, slash, name = text.rpartition("/")
     namespace = namespace if slash else default
-    pods = [pod for pod in cluster.pods if pod.namespace == namespace]
+    pods = [pod for pod in (*cluster.pods, *cluster.dormant) if pod.namespace == namespace]
     found = [pod for pod in pods if pod.name == name] or [pod for pod in pods if pod.workload == name]
     if not found:
         known = ", ".join(sorted({pod.workload for pod in pods})) or "no pods"

@@ -6,7 +6,7 @@ Checks that look at pods are made only where the input has pods, those about add
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netpolicy.cluster import Cluster, Pod
@@ -52,7 +52,8 @@ class Finding:
 
 
 def lint(cluster: Cluster) -> list[Finding]:
-    """Every finding, by policy and field."""
+    """Every finding, by policy and field. A policy may be for pods that a workload makes at another time."""
+    cluster = replace(cluster, pods=cluster.pods + cluster.dormant)
     found = [
         finding
         for policy in sorted(cluster.policies, key=lambda p: p.ref)
@@ -69,7 +70,14 @@ def _selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Findin
     elsewhere = sorted({p.namespace for p in _pods(cluster) if matches(policy.selector, p.labels.mapping)})
     hint = f"; pods with these labels are in {', '.join(elsewhere)}" if elsewhere and policy.selector.keys else ""
     message = f"selects no pod in namespace {policy.namespace} (podSelector {policy.selector}){hint}"
+    message += _may_be_custom(policy.namespace, cluster)
     yield Finding(policy.ref, "selects-nothing", "spec.podSelector", message)
+
+
+def _may_be_custom(namespace: str, cluster: Cluster) -> str:
+    """A custom resource without a pod template may make pods all the same."""
+    near = [name for name in cluster.custom if name.partition(" ")[2].startswith(f"{namespace}/")]
+    return f"; whether {near[0]} makes such pods is not known here" if near else ""
 
 
 def _named_port_missing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:

@@ -1,8 +1,5 @@
-"""Kubernetes objects (decoded JSON or YAML) -> Cluster. A workload stands for the pods that its controller would make.
-
-Pods of a workload are named `<workload>-<number>` from 0: one for each replica, for a DaemonSet one for each Node among
-the objects (at least one). They have the labels that the controller adds and a policy could name.
-"""
+"""Kubernetes objects (decoded JSON or YAML) -> Cluster. A workload stands for the pods that its controller would make
+(see workloads.py)."""
 
 from __future__ import annotations
 
@@ -10,21 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from netpolicy.addresses import parse_address, parse_network
-from netpolicy.cluster import Cluster, ContainerPort, Node, Pod, Service, ServicePort
+from netpolicy.cluster import Cluster, Node, Pod, Service, ServicePort
 from netpolicy.fields import Field, labels, port_number
 from netpolicy.holders import Standing
 from netpolicy.parse import network_policy, read
 from netpolicy.types import IPAddress, IPNetwork, NetworkPolicy, Operator, Protocol, Requirement, Selector
+from netpolicy.workloads import Made, container_ports, made_by
 
 Object = Mapping[str, Any]
 
-_WORKLOADS = {"Deployment": "replicas", "StatefulSet": "replicas", "ReplicaSet": "replicas", "Job": "parallelism"}
 _FINISHED = ("Succeeded", "Failed")
 
 
-def cluster(objects: Iterable[Object], namespace: str = "default", strict: bool = True) -> Cluster:
+def cluster(
+    objects: Iterable[Object], namespace: str = "default", strict: bool = True, *, live: bool = False
+) -> Cluster:
     """Read every object; `namespace` is for those that name none. Raises PolicyError for the first that is wrong.
     Not `strict`, for objects of an API server: NetworkPolicies are read as far as they can be (`parse.read`).
+
+    `live`: the real pods are among the objects, and workloads add none.
 
     Kinds that say nothing about policy are listed in `skipped`. Of two objects with the same name the later counts.
     """
@@ -32,41 +33,76 @@ def cluster(objects: Iterable[Object], namespace: str = "default", strict: bool 
     policies: dict[tuple[str, str], NetworkPolicy] = {}
     services: dict[tuple[str, str], Service] = {}
     namespaces: dict[str, Mapping[str, str]] = {}
-    skipped = []
-    everything = [_with_namespace(obj, namespace) for obj in objects]
+    skipped, custom, workloads = [], [], []
+    everything = [_with_namespace(obj, namespace) for obj in _unpacked(objects)]
     nodes = tuple(node(obj) for obj in everything if obj.get("kind") == "Node")
     for obj in everything:
-        kind = obj.get("kind")
+        root = _root(obj)
+        # A custom resource may have the name of a kind of Kubernetes' own (Knative's Service). A NetworkPolicy of
+        # another group is refused: its author would believe that it was checked.
+        kind = "" if _is_custom(obj) and obj.get("kind") != "NetworkPolicy" else obj.get("kind")
         if kind == "NetworkPolicy":
             policy = network_policy(obj) if strict else read(obj).policy
             policies[policy.ref] = policy
         elif kind == "Namespace":
-            root = _root(obj)
             namespaces[str(root.child("metadata").child("name").value)] = labels(root.child("metadata").child("labels"))
         elif kind == "Service":
             found = service(obj)
             services[found.namespace, found.name] = found
-        elif kind == "Pod" or kind == "DaemonSet" or kind in _WORKLOADS:
-            pods |= {(p.namespace, p.name): p for p in pods_of(obj, nodes)}
+        elif kind == "Pod":
+            if root.child("status").child("phase").value not in _FINISHED:
+                pod = _pod(root, root.child("spec"))
+                pods[pod.namespace, pod.name] = pod
         elif kind != "Node":
-            skipped.append(_root(obj).object)
+            made = made_by(root, _namespace(root.child("metadata")), len(nodes))
+            if made is not None:
+                workloads.append(made)
+            else:
+                skipped.append(root.object)
+                custom += [root.object] if _is_custom(obj) else []
+    dormant = _add_workloads(pods, workloads, live)
     return Cluster(
-        tuple(pods.values()), namespaces, tuple(policies.values()), tuple(services.values()), nodes, tuple(skipped)
+        tuple(pods.values()),
+        namespaces,
+        tuple(policies.values()),
+        tuple(services.values()),
+        nodes,
+        tuple(skipped),
+        dormant,
+        tuple(custom),
     )
 
 
-def pods_of(obj: Object, nodes: Iterable[Node] = ()) -> list[Pod]:
-    """The pods that an object of kind Pod or of a workload kind stands for; none for a finished Pod."""
-    root = _root(obj)
-    spec, kind = root.child("spec"), obj.get("kind")
-    if kind == "Pod":
-        found = _pod(root, spec)
-        return [] if root.child("status").child("phase").value in _FINISHED else [found]
-    count = max(1, len(list(nodes)))
-    if kind != "DaemonSet":
-        field = spec.child(_WORKLOADS[str(kind)])
-        count = 1 if field.absent else field.number()
-    return [_replica(root, spec.child("template"), index) for index in range(count)]
+def _add_workloads(pods: dict[tuple[str, str], Pod], workloads: Iterable[Made], live: bool) -> tuple[Pod, ...]:
+    """Adds the pods that workloads stand for, and returns the dormant ones: those that no workload makes now.
+
+    `live`: the input has the real pods, so what a workload without any stands for is dormant.
+    """
+    real = {(pod.namespace, pod.workload) for pod in pods.values()}
+    dormant: list[Pod] = []
+    for made in workloads:
+        dormant += made.dormant
+        if not live:
+            pods |= {(pod.namespace, pod.name): pod for pod in made.pods}
+        else:
+            dormant += [pod for pod in made.pods[:1] if (pod.namespace, pod.workload) not in real]
+    return tuple(dormant)
+
+
+def _unpacked(objects: Iterable[Object]) -> Iterator[Object]:
+    """A List stands for its items."""
+    for obj in objects:
+        items = obj.get("items")
+        if str(obj.get("kind")).endswith("List") and isinstance(items, list):
+            yield from _unpacked(item for item in items if isinstance(item, Mapping))
+        else:
+            yield obj
+
+
+def _is_custom(obj: Object) -> bool:
+    """Whether its kind is none of Kubernetes' own: it may make pods in a way that is not known here."""
+    group, slash, _ = str(obj.get("apiVersion") or "").rpartition("/")
+    return bool(slash) and "." in group and not group.endswith(".k8s.io")
 
 
 def _pod(root: Field, spec: Field) -> Pod:
@@ -78,7 +114,7 @@ def _pod(root: Field, spec: Field) -> Pod:
         metadata.child("name").text(),
         own,
         tuple(_address(field) for field in addresses if field.value),
-        tuple(_container_ports(spec)),
+        tuple(container_ports(spec)),
         spec.child("hostNetwork").value is True,
         str(spec.child("nodeName").value or ""),
         _owner(metadata, own),
@@ -104,43 +140,6 @@ def _owner(metadata: Field, own: Mapping[str, str]) -> str:
             return name.removesuffix("-" + own.get("pod-template-hash", " "))
         return name
     return ""
-
-
-def _replica(root: Field, template: Field, index: int) -> Pod:
-    metadata, spec = root.child("metadata"), template.child("spec")
-    workload, kind = metadata.child("name").text(), root.mapping().get("kind")
-    own = labels(template.child("metadata").child("labels"))
-    name = f"{workload}-{index}"
-    if kind == "StatefulSet":
-        own |= {"statefulset.kubernetes.io/pod-name": name, "apps.kubernetes.io/pod-index": str(index)}
-    if kind == "Job":
-        own |= {"batch.kubernetes.io/job-name": workload, "job-name": workload}
-    return Pod.of(
-        _namespace(metadata),
-        name,
-        own,
-        ports=tuple(_container_ports(spec)),
-        host_network=spec.child("hostNetwork").value is True,
-        workload=workload,
-    )
-
-
-def _container_ports(spec: Field) -> Iterator[ContainerPort]:
-    """Declared ports of the containers, and of init containers that keep running beside them (KEP-753)."""
-    containers = list(spec.child("containers").items())
-    containers += [c for c in spec.child("initContainers").items() if c.child("restartPolicy").value == "Always"]
-    seen = set()
-    for container in containers:
-        for item in container.child("ports").items():
-            protocol = item.child("protocol")
-            port = ContainerPort(
-                port_number(item.child("containerPort")),
-                Protocol.TCP if protocol.absent else Protocol(protocol.one_of(tuple(Protocol))),
-                "" if item.child("name").absent else item.child("name").text(),
-            )
-            if port not in seen:
-                seen.add(port)
-                yield port
 
 
 def service(obj: Object) -> Service:

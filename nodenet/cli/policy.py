@@ -39,7 +39,8 @@ _LAB = click.option("--lab", "lab_name", metavar="NAME", help="Ask a running lab
 def policy() -> None:
     """Compute, explain and check NetworkPolicies.
 
-    Manifests of Deployments and the like stand for their pods: one per replica, named WORKLOAD-0, WORKLOAD-1 and so on.
+    Manifests with a pod template (Deployments, CronJobs, custom kinds too) stand for their pods: one per replica, named
+    WORKLOAD-0, WORKLOAD-1 and so on.
     """
 
 

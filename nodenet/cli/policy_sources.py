@@ -13,6 +13,8 @@ from nodenet import manifests
 from nodenet.errors import BadInputError
 
 _LAB_KINDS = ("Node", "Namespace", "Pod", "Service", "NetworkPolicy")
+# They make pods; those that have none now may have a policy that waits for them. (A ReplicaSet is a Deployment's.)
+_LAB_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
 
 def from_files(paths: Sequence[Path], namespace: str) -> Cluster:
@@ -32,11 +34,14 @@ def from_lab(name: str) -> Cluster:
     from nodenet.lab.client import LabClient
 
     client = LabClient(name)
-    return _read([obj for kind in _LAB_KINDS for obj in client.objects(kind)], "default", strict=False)
+    kinds = (*_LAB_KINDS, *_LAB_WORKLOADS)
+    return _read([obj for kind in kinds for obj in client.objects(kind)], "default", strict=False, live=True)
 
 
-def _read(data: Iterable[dict[str, Any]], namespace: str, strict: bool, source: str = "") -> Cluster:
+def _read(
+    data: Iterable[dict[str, Any]], namespace: str, strict: bool, source: str = "", live: bool = False
+) -> Cluster:
     try:
-        return objects.cluster(data, namespace, strict)
+        return objects.cluster(data, namespace, strict, live=live)
     except PolicyError as error:
         raise BadInputError(f"{source}{error}", "correct this field, as the API server would refuse it too") from error

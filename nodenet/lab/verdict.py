@@ -33,7 +33,7 @@ def everything(client: LabClient) -> list[Object]:
 
 def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> list[matrix.Cell]:
     """The matrix that policy alone gives for the pods that have an address."""
-    read = objects.cluster(all_objects)
+    read = objects.cluster(all_objects, strict=False, live=True)
     ports = None if asked is None else [cluster.ContainerPort(p.number, Protocol(p.protocol)) for p in asked]
     running = [pod for pod in read.pods if pod.ips]
     return matrix.matrix_for(running, read.policies, read.namespaces, ports)
@@ -52,7 +52,7 @@ def differences(wanted: Iterable[matrix.Cell], real: Iterable[matrix.Cell]) -> l
 
 def explanation(all_objects: Iterable[Object], source: Object, destination: Object | str, port: Port) -> dict[str, Any]:
     """netpolicy's explanation, as plain data, for a pod and another pod, or an address."""
-    read = objects.cluster(all_objects)
+    read = objects.cluster(all_objects, strict=False, live=True)
     by_name = {str(pod): pod for pod in read.pods}
     source_pod = by_name[find.full_name(source)]
     if isinstance(destination, str):
@@ -70,7 +70,7 @@ def explanation(all_objects: Iterable[Object], source: Object, destination: Obje
 
 def outside(all_objects: Iterable[Object], address: str) -> bool:
     """Whether `address` is none of the lab's own: no pod's and no node's."""
-    read = objects.cluster(obj for obj in all_objects if obj["kind"] in ("Pod", "Node"))
+    read = objects.cluster((obj for obj in all_objects if obj["kind"] in ("Pod", "Node")), strict=False)
     own = {ip for pod in read.pods for ip in pod.ips} | {ip for node in read.nodes for ip in node.addresses}
     return ip_address(address) not in own
 
