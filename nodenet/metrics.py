@@ -64,6 +64,8 @@ class Sample:
     writes: Mapping[str, int] = field(default_factory=dict)
     # Connected UDP sockets whose backend left their Service.
     sockets_ended: int = 0
+    # What somebody else took away and the agent put back -> how many.
+    repairs: Mapping[str, int] = field(default_factory=dict)
     # Seconds since the epoch; 0: never yet.
     last_sync: float = 0.0
     watches: Mapping[str, WatchCount] = field(default_factory=dict)
@@ -131,6 +133,12 @@ class Metrics(Collector):
             "nodenet_service_sockets_ended",
             "Connected UDP sockets that were ended because their backend left the Service.",
             {(): sample.sockets_ended},
+        )
+        yield _counter(
+            "nodenet_repairs",
+            "Programs, pins and map entries that were gone or changed by somebody else, and were put back.",
+            sample.repairs,
+            "what",
         )
 
     def text(self) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 
@@ -97,6 +97,31 @@ def attach_absent(link: Link, ifindex: int, programs: Mapping[str, int], how: Me
 def _attach_filter(link: Link, ifindex: int, programs: Mapping[str, int], name: str) -> None:
     for sentence in tc.attach_all(link, ifindex, [tc.Program(HOOKS[name].clsact, programs[name], name)]):
         log.warning("%s", sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is not as it should be on a veth. `missing`: names of our programs that are not attached. `before`: by name
+    of ours, numbers of others' programs that see its packets first and may pass them on without it."""
+
+    missing: tuple[str, ...] = ()
+    before: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def inspect(link: Link, ifindex: int, wanted: Mapping[str, int], how: Mechanism | None = None) -> Inspection | None:
+    """Look at a veth; `wanted` are the kernel's numbers of our programs by name. None when the interface is gone."""
+    found = attached_ids(link, ifindex, how)
+    missing = tuple(name for name in HOOKS if wanted[name] not in found[name])
+    before = {}
+    for name, hook in HOOKS.items():
+        ahead = tuple(found[name][: found[name].index(wanted[name])]) if name not in missing else ()
+        if hook.tcx is tcx.Side.INGRESS and (xdp := tcx.xdp_program(ifindex)):
+            ahead = (xdp, *ahead)
+        if ahead:
+            before[name] = ahead
+    if missing and link.get(ifindex) is None:
+        return None
+    return Inspection(missing, before)
 
 
 def missing(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> list[str]:

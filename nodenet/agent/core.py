@@ -16,6 +16,7 @@ from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.agent.features import SOCK_DESTROY
 from nodenet.agent.host import Admitted, Host, admit
+from nodenet.agent.integrity import Integrity
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.sockets import Place, SocketKeeper
@@ -72,6 +73,14 @@ class Agent:
             datapath.loaded.programs,
             changed=self._wake,
             in_force=lambda: self.loop.wait_for(self.store.revision),
+        )
+        self.integrity = Integrity(
+            self.host,
+            datapath,
+            datapath.loaded.programs,
+            lambda: list(self.store.snapshot().endpoints.values()),
+            self.endpoints.repair,
+            lambda: self.loop.stats.drift,
         )
         self.compiler = Compiler()
         self.addresses = OwnAddresses(self.host.local_addresses, lambda: self.loop.trigger())
@@ -138,6 +147,7 @@ class Agent:
                 tasks.create_task(self._upkeep(), name="upkeep")
                 tasks.create_task(self._keep_endpoints(), name="endpoints")
                 tasks.create_task(self.addresses.keep(), name="addresses")
+                tasks.create_task(self.integrity.keep(self.ready), name="integrity")
                 tasks.create_task(self._look_for_events(reader), name="events")
                 tasks.create_task(self._become_ready(), name="ready")
         finally:
@@ -303,6 +313,8 @@ class Agent:
             found.append(f"waiting for the first list of: {missing}")
         found += watch_trouble(self.client.stats, time.monotonic())
         found += self.endpoints.unpoliced.values()
+        found += self.integrity.problems
+        found += self.integrity.recent()
         found += self.routes.problems
         found += self.sockets.problems
         if self.loop.stats.failing:

@@ -86,6 +86,10 @@ class Datapath:
         """Put the socket programs on the node's cgroup; names of those that were not right already."""
         return loader.attach_cgroup(self.loaded, self.cgroup, self.pins)
 
+    def check_pins(self) -> loader.PinCheck:
+        """Pins that were gone are made again."""
+        return loader.check_pins(self.loaded, {name: table.fd for name, table in self.tables.items()}, self.pins)
+
     def forget_old(self) -> None:
         """Once every endpoint has the new programs, unpin those of other builds."""
         loader.prune(self.loaded, self.pins)

@@ -85,6 +85,11 @@ class Endpoints:
         """Both programs on every endpoint of the Store; how many were not right already. Never raises for a veth."""
         return sum([await self._attach(endpoint) for endpoint in self._store.snapshot().endpoints.values()])
 
+    async def repair(self, endpoint: Endpoint) -> int:
+        """Put both programs on an endpoint that has lost one; how many were put back. Where that fails, `unpoliced`
+        says so and `look` tries again."""
+        return await self._attach(endpoint) if endpoint in self._of_store() else 0
+
     def added(self, endpoint: Endpoint, cookie: int) -> None:
         """For the next compilation."""
         self.cookies = {**self.cookies, key_of(endpoint): cookie}

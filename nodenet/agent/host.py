@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 from nodenet.agent import attachment
+from nodenet.bpf import loader
 from nodenet.cni.hooks import Wired
 from nodenet.link import addresses, routes
-from nodenet.link.handle import Link
+from nodenet.link.handle import Link, LinkError
 from nodenet.model import Endpoint, IPAddress, IPNetwork
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,13 @@ class Host:
         """Put both programs on a veth that has none; how many were put there."""
         return await self._call(attachment.attach_absent, endpoint.host_ifindex, programs)
 
+    async def inspect(
+        self, endpoints: Sequence[Endpoint], programs: Mapping[str, int]
+    ) -> dict[Endpoint, attachment.Inspection | None]:
+        """What is not right on each endpoint's veth (attachment.inspect); None where it is gone. Where the kernel
+        refuses an answer, nothing is known, and the endpoint is left out."""
+        return await self._call(_inspect, tuple(endpoints), programs)
+
     async def exists(self, endpoint: Endpoint) -> bool:
         """Whether the veth is still there under its index and name."""
         return await self._call(_exists, endpoint)
@@ -75,6 +83,19 @@ class Host:
     async def sync_routes(self, desired: Mapping[IPNetwork, IPAddress], own: Iterable[IPAddress]) -> routes.SyncResult:
         """Routes to the other nodes' pod networks, over the interface that has this node's own address."""
         return await self._call(_sync_routes, dict(desired), frozenset(own))
+
+
+def _inspect(
+    link: Link, endpoints: Sequence[Endpoint], programs: Mapping[str, int]
+) -> dict[Endpoint, attachment.Inspection | None]:
+    wanted = {name: loader.program_id(programs[name]) for name in attachment.HOOKS}
+    found: dict[Endpoint, attachment.Inspection | None] = {}
+    for endpoint in endpoints:
+        try:
+            found[endpoint] = attachment.inspect(link, endpoint.host_ifindex, wanted)
+        except (LinkError, OSError) as error:
+            log.warning("programs of %s could not be read: %s", endpoint.host_ifname, error)
+    return found
 
 
 def _exists(link: Link, endpoint: Endpoint) -> bool:

@@ -41,6 +41,7 @@ class AgentSource:
             reconcile_errors=stats.errors,
             writes=dict(stats.writes),
             sockets_ended=agent.sockets.ended,
+            repairs=dict(agent.integrity.repairs),
             last_sync=stats.last_sync,
             watches={
                 kind.value: WatchCount(

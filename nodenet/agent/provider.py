@@ -89,6 +89,7 @@ class AgentProvider:
                 "drift": stats.drift,
             },
             "api": as_rows(agent.client.stats, time.monotonic()),
+            "repairs": dict(agent.integrity.repairs),
             "objects": agent.objects(),
             "sockets": {"ended": agent.sockets.ended},
             "flows": {

@@ -9,6 +9,7 @@ at once on one folder are not safe: the agent holds a lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -264,23 +265,28 @@ def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
         cgroup_id = os.fstat(fd).st_ino
         for name, attach_type in CGROUP_PROGRAMS.items():
             path = pins.links / name
-            if path.exists() and _adopt_link(path, loaded.programs[name], cgroup_id, changed, name):
+            where = (cgroup_id, attach_type)
+            if path.exists() and _adopt_link(path, loaded.programs[name], where, changed, name):
                 continue
             link = libbpf.check(lib.bpf_link_create(loaded.programs[name], fd, attach_type, None), f"attach {name}")
-            libbpf.check(lib.bpf_obj_pin(link, str(path).encode()), f"pin link {name}")
-            os.close(link)
+            try:
+                libbpf.check(lib.bpf_obj_pin(link, str(path).encode()), f"pin link {name}")
+            finally:
+                # Without a pin the program is detached with this descriptor: no half of an attachment stays.
+                os.close(link)
             changed.append(name)
     finally:
         os.close(fd)
     return changed
 
 
-def _adopt_link(path: Path, program: int, cgroup_id: int, changed: list[str], name: str) -> bool:
-    """Make a pinned link right. False: it is on another cgroup, or its cgroup is gone; it was removed."""
+def _adopt_link(path: Path, program: int, where: tuple[int, int], changed: list[str], name: str) -> bool:
+    """Make a pinned link right. False: it is not at this cgroup and attach type (detached, or its cgroup is gone, or it
+    is something else); it was unpinned."""
     link = libbpf.obj_get(str(path))
     try:
         info = libbpf.info(link, libbpf.CgroupLinkInfo)
-        if info.cgroup_id != cgroup_id:
+        if (info.cgroup_id, info.attach_type) != where:
             path.unlink()
             return False
         if info.prog_id != libbpf.info(program, libbpf.ProgInfo).id:
@@ -289,6 +295,55 @@ def _adopt_link(path: Path, program: int, cgroup_id: int, changed: list[str], na
         return True
     finally:
         os.close(link)
+
+
+@dataclass(frozen=True, slots=True)
+class PinCheck:
+    """What `check_pins` found: names that were pinned again, and sentences about what it leaves to a person."""
+
+    repinned: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def check_pins(loaded: Loaded, maps: Mapping[str, int], pins: Pins) -> PinCheck:
+    """Compare the pins with what this process has open (`maps`: descriptors by name). A pin that is gone is made again:
+    the next agent starts from it. One that leads to something else is only reported: a person put it there. Programs
+    and maps in use do not need pins; the links of the socket programs do (attach_cgroup)."""
+    if not _is_bpffs(pins.root):
+        words = f"{pins.root} is not in a BPF file system any more: programs on pods' interfaces go on, Services at the"
+        return PinCheck(problems=(f"{words} socket do not; mount it again and restart the agent",))
+    repinned: list[str] = []
+    problems: list[str] = []
+    wanted = {f"map {name}": (fd, pins.map(name)) for name, fd in maps.items()}
+    wanted |= {f"program {name}": (fd, pins.progs / loaded.key / name) for name, fd in loaded.programs.items()}
+    for name, (fd, path) in wanted.items():
+        try:
+            if _is_pinned(fd, path):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            libbpf.check(libbpf.lib().bpf_obj_pin(fd, str(path).encode()), f"pin {name}")
+            repinned.append(name)
+        except OSError as error:
+            problems.append(f"{name}: its pin {path} is wrong: {error.strerror}")
+    return PinCheck(tuple(repinned), tuple(problems))
+
+
+def _is_pinned(fd: int, path: Path) -> bool:
+    """Whether the object behind a descriptor is pinned there; False when nothing is. Raises OSError when something
+    else is."""
+    try:
+        pinned = libbpf.obj_get(str(path))
+    except FileNotFoundError:
+        return False
+    try:
+        # Maps and programs tell their number at the same place (struct bpf_map_info, bpf_prog_info); other kinds of
+        # object have another type there.
+        mine, other = libbpf.info(fd, libbpf.MapInfo), libbpf.info(pinned, libbpf.MapInfo)
+    finally:
+        os.close(pinned)
+    if (mine.type, mine.id) != (other.type, other.id):
+        raise FileExistsError(errno.EEXIST, "it leads to another object")
+    return True
 
 
 def prune(loaded: Loaded, pins: Pins) -> None:

@@ -87,6 +87,17 @@ def program_ids(ifindex: int, side: Side) -> list[int]:
         raise
 
 
+def xdp_program(ifindex: int) -> int:
+    """The number of the XDP program on an interface, 0 for none or when the interface is gone. It sees what arrives
+    before any program of ours does."""
+    number = c_uint32()
+    code = libbpf.lib().bpf_xdp_query_id(ifindex, 0, ctypes.byref(number))
+    if code in (-errno.ENODEV, -errno.ENOENT):
+        return 0
+    libbpf.check(code, f"XDP program of interface {ifindex}")
+    return int(number.value)
+
+
 def attached(ifindex: int) -> list[Attached]:
     """Every program on both sides of an interface, ours and others', in the order in which they run."""
     return [

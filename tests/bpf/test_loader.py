@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -163,6 +164,87 @@ def test_cgroup_links_are_adopted_updated_and_moved(pins: loader.Pins, bpf_cache
         child.rmdir()
     loader.close(first)
     loader.close(second)
+
+
+@pytest.fixture
+def held(pins: loader.Pins, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, dict[str, int]]]:
+    """Loaded programs, and the descriptors of two maps, as an agent holds them."""
+    loaded = load(pins, bpf_cache)
+    tables = [BpfTable(name, pins.map(name)) for name in ("nn_backend", "nn_revnat")]
+    yield loaded, {table.name: table.fd for table in tables}
+    for table in tables:
+        table.close()
+    loader.close(loaded)
+
+
+def test_a_pin_that_is_gone_is_made_again(
+    pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]], bpf_cache: Path
+) -> None:
+    loaded, maps = held
+    assert loader.check_pins(loaded, maps, pins) == loader.PinCheck()
+    pins.map("nn_backend").unlink()
+    shutil.rmtree(pins.progs / loaded.key)
+    found = loader.check_pins(loaded, maps, pins)
+    assert found.problems == ()
+    assert found.repinned == ("map nn_backend", *(f"program {name}" for name in loaded.programs))
+    assert loader.check_pins(loaded, maps, pins) == loader.PinCheck()
+    again = load(pins, bpf_cache)
+    assert again.adopted, "the next agent starts from the pins"
+    assert ids(again) == ids(loaded)
+    loader.close(again)
+
+
+def test_a_pin_of_another_object_is_reported_and_left_alone(
+    pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]]
+) -> None:
+    loaded, maps = held
+    program = pins.progs / loaded.key / "endpoint_egress"
+    for path, other in ((pins.map("nn_backend"), maps["nn_revnat"]), (program, maps["nn_revnat"])):
+        path.unlink()
+        libbpf.check(libbpf.lib().bpf_obj_pin(other, str(path).encode()), "pin")
+    found = loader.check_pins(loaded, maps, pins)
+    assert found.repinned == ()
+    assert found.problems == (
+        f"map nn_backend: its pin {pins.map('nn_backend')} is wrong: it leads to another object",
+        f"program endpoint_egress: its pin {program} is wrong: it leads to another object",
+    )
+
+
+def test_pins_outside_a_bpf_file_system_are_one_problem(
+    tmp_path: Path, held: tuple[loader.Loaded, dict[str, int]]
+) -> None:
+    (problem,) = loader.check_pins(*held, loader.Pins(tmp_path)).problems
+    assert f"{tmp_path} is not in a BPF file system any more" in problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_socket_program_that_is_detached_or_swapped_is_attached_again(
+    pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]], cgroup: Path
+) -> None:
+    loaded, _ = held
+    loader.attach_cgroup(loaded, cgroup, pins)
+    link = libbpf.obj_get(str(pins.links / "sock_connect6"))
+    libbpf.check(libbpf.lib().bpf_link_detach(link), "detach")
+    os.close(link)
+    assert loader.attach_cgroup(loaded, cgroup, pins) == ["sock_connect6"]
+    (pins.links / "sock_connect4").unlink()
+    (pins.links / "sock_sendmsg4").rename(pins.links / "sock_connect4")
+    assert loader.attach_cgroup(loaded, cgroup, pins) == ["sock_connect4", "sock_sendmsg4"]
+    assert loader.attach_cgroup(loaded, cgroup, pins) == []
+
+
+def test_a_link_that_cannot_be_pinned_leaves_no_descriptor_and_no_program(
+    tmp_path: Path, pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]], cgroup: Path
+) -> None:
+    loaded, _ = held
+    elsewhere = loader.Pins(tmp_path)
+    elsewhere.links.mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(OSError, match="pin link sock_connect4"):
+            loader.attach_cgroup(loaded, cgroup, elsewhere)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert loader.attach_cgroup(loaded, cgroup, pins) == list(loader.CGROUP_PROGRAMS)
 
 
 def test_folder_outside_a_bpf_file_system_is_refused(tmp_path: Path, bpf_cache: Path) -> None:

@@ -33,6 +33,7 @@ SAMPLE = Sample(
     reconcile_errors=1,
     writes={"nn_policy": 12},
     sockets_ended=2,
+    repairs={"program": 3, "pin": 1},
     last_sync=1700000000.5,
     watches={"Pod": WatchCount(9, 1, 2, 3, 4.5)},
 )
@@ -88,6 +89,8 @@ def test_everything_that_is_known_is_shown():
         ("nodenet_reconcile_errors_total",): 1,
         ("nodenet_map_writes_total", "nn_policy"): 12,
         ("nodenet_service_sockets_ended_total",): 2,
+        ("nodenet_repairs_total", "program"): 3,
+        ("nodenet_repairs_total", "pin"): 1,
         ("nodenet_reconcile_last_success_timestamp_seconds",): 1700000000.5,
         ("nodenet_api_watch_events_total", "Pod"): 9,
         ("nodenet_api_watch_errors_total", "Pod"): 2,

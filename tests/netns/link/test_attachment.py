@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
@@ -242,3 +243,78 @@ def test_a_gone_interface_has_none(pair: Veth, make: Make) -> None:
     assert pair.missing(programs) == list(HOOKS)
     with pytest.raises(OSError, match="No such device"):
         pair.attach(programs)
+
+
+def inspect(pair: Veth, programs: dict[str, int], how: Mechanism) -> attachment.Inspection | None:
+    wanted = {name: loader.program_id(fd) for name, fd in programs.items()}
+    return netns.call(pair.node, attachment.inspect, pair.link, pair.ifindex, wanted, how)
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("name", list(HOOKS))
+def test_a_program_that_is_taken_away_is_seen_and_put_back(pair: Veth, make: Make, how: Mechanism, name: str) -> None:
+    programs = make(SHOT)
+    pair.attach(programs, how)
+    assert inspect(pair, programs, how) == attachment.Inspection()
+    if how is Mechanism.TCX:
+        assert netns.call(pair.node, tcx.detach, pair.ifindex, HOOKS[name].tcx, name[:15])
+    else:
+        assert netns.call(pair.node, tc.detach, pair.link, pair.ifindex, HOOKS[name].clsact, name)
+    assert inspect(pair, programs, how) == attachment.Inspection((name,))
+    assert pair.passes(to_pod=name == "endpoint_ingress")
+    assert pair.attach(programs, how) == 1
+    assert inspect(pair, programs, how) == attachment.Inspection()
+    assert not pair.passes(to_pod=name == "endpoint_ingress")
+
+
+def test_a_qdisc_that_is_deleted_takes_both_filters_with_it(pair: Veth, make: Make) -> None:
+    programs = make(SHOT)
+    pair.attach(programs, Mechanism.CLSACT)
+    netns.run(pair.node, ["tc", "qdisc", "del", "dev", "v0", "clsact"], check=True)
+    assert inspect(pair, programs, Mechanism.CLSACT) == attachment.Inspection(tuple(HOOKS))
+    assert pair.attach(programs, Mechanism.CLSACT) == 2
+    assert inspect(pair, programs, Mechanism.CLSACT) == attachment.Inspection()
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("name", list(HOOKS))
+def test_a_program_in_front_of_ours_is_seen(
+    pair: Veth, make: Make, how: Mechanism, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = make(SHOT)
+    pair.attach(ours, how)
+    foreign = load("foreign", OK)
+    try:
+        number = loader.program_id(foreign)
+        if how is Mechanism.TCX:
+            netns.call(pair.node, tcx.attach, pair.ifindex, HOOKS[name].tcx, foreign)
+        else:
+            # At the same priority: the newest filter is asked first.
+            monkeypatch.setattr(tc, "_HANDLE", 2)
+            netns.call(pair.node, tc.attach, pair.link, pair.ifindex, HOOKS[name].clsact, foreign, "foreign")
+        assert inspect(pair, ours, how) == attachment.Inspection((), {name: (number,)})
+        assert pair.passes(to_pod=name == "endpoint_ingress"), "it is a way past our program"
+    finally:
+        os.close(foreign)
+
+
+def test_an_xdp_program_in_front_of_ours_is_seen(pair: Veth, make: Make) -> None:
+    ours = make(NEXT)
+    pair.attach(ours)
+    xdp = load("foreign", 2, kind=6)
+    try:
+        # XDP_FLAGS_SKB_MODE
+        attach = ctypes.CDLL("libbpf.so.1").bpf_xdp_attach
+        assert netns.call(pair.node, attach, pair.ifindex, xdp, 1 << 1, None) == 0
+        number = loader.program_id(xdp)
+        assert inspect(pair, ours, Mechanism.TCX) == attachment.Inspection((), {"endpoint_egress": (number,)})
+    finally:
+        os.close(xdp)
+
+
+def test_a_veth_that_is_gone_lacks_nothing(pair: Veth, make: Make) -> None:
+    programs = make(NEXT)
+    pair.attach(programs)
+    pair.link.delete("v0")
+    for how in BOTH:
+        assert inspect(pair, programs, how) is None
