@@ -90,3 +90,33 @@ def test_answers_name_who_was_asked_last_the_service_or_the_backend_itself(any_w
     assert any_world.process.do("peer", "s") == service
     any_world.process.do("connect", "s", *backend)
     assert any_world.process.do("peer", "s") == backend
+
+
+def test_two_services_of_one_socket_are_given_different_backends(any_world: World) -> None:
+    for port in (9001, 9002):
+        any_world.server(port)
+    any_world.serve(ONE, 9001)
+    any_world.serve(TWO, 9001, 9002)
+    for number in range(8):
+        name = f"s{number}"
+        any_world.client(name)
+        for service in (ONE, TWO):
+            any_world.ask(name, service)
+        # Both questions are out before an answer comes.
+        for port in (9002, 9001):
+            any_world.process.do("answer", f"server{port}")
+        for service in (TWO, ONE):
+            assert any_world.process.do("receive", name) == ["ask", [any_world.address(service), PORT]]
+
+
+def test_backends_are_chosen_evenly(world: World) -> None:
+    """A choice that avoids some backends must not prefer others."""
+    ports = range(9001, 9005)
+    for port in ports:
+        world.server(port)
+    world.serve(ONE, *ports)
+    for number in range(40):
+        world.client(f"s{number}")
+        world.ask(f"s{number}", ONE)
+    chosen = {v.value for k, v in world.tables["nn_sock_choice"].items() if str(k.addr) == world.address(ONE)}
+    assert chosen == set(ports)
