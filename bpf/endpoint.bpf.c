@@ -44,6 +44,8 @@ NN_INLINE int nn_to_service(struct __sk_buff *ctx, struct nn_context *context, i
 		return NN_HAIRPIN;
 	context->translated = 1;
 	result = nn_rewrite_destination(ctx, &context->packet, &context->backend, context->backend_port);
+	if (result == 0 && context->source_port)
+		result = nn_lb_port_apply(ctx);
 	return result < 0 ? result : nn_police_flow(ctx);
 }
 
@@ -96,6 +98,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 		return TC_ACT_OK;
 	context->direction = NN_INGRESS;
 	context->translated = 0;
+	context->source_port = 0;
 	context->src_identity = source->identity;
 	context->is_local = 1;
 	result = nn_police(ctx, context, target);

@@ -5,7 +5,7 @@
 #include <linux/errno.h>
 
 #include "lib/events.h"
-#include "lib/lb.h"
+#include "lib/sock_lb.h"
 
 /* bits/socket.h: libc's headers are not for this target. */
 #define NN_AF_INET 2
@@ -71,8 +71,10 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 	struct nn_lb_choice choice;
 	int result;
 
-	result = datagram ? nn_lb_choose_for_socket(cookie, addr, *port, protocol, &choice) :
+	result = datagram ? nn_lb_choose_for_socket(ctx, cookie, addr, *port, &choice) :
 			    nn_lb_choose(addr, *port, protocol, 0, &choice);
+	if (result == NN_LB_LEAVE)
+		return NN_ALLOW;
 	if (result == 0) {
 		if (!datagram || !nn_sock_is_connected(ctx))
 			nn_sock_forget(cookie, addr, *port, protocol);

@@ -87,6 +87,7 @@ class CtFlag(IntFlag):
     FIN_REPLY = 4
     RST = 8
     TRANSLATED = 16
+    PORT = 32
 
 
 class CtStatus(IntEnum):
@@ -331,14 +332,33 @@ class LbFlowEntry(NamedTuple):
     last_seen: int
     opening: int
     slot: int
+    source_port: int
 
     def pack(self) -> bytes:
-        return struct.pack("=16sHHIIIBxH", pack_addr(self.backend), _swap(self.port), *self[2:])
+        source_port = _swap(self.source_port)
+        return struct.pack("=16sHHIIIBxHH2x", pack_addr(self.backend), _swap(self.port), *self[2:-1], source_port)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        backend, port, *rest = struct.unpack("=16sHHIIIBxH", data)
-        return cls(unpack_addr(backend), _swap(port), *rest)
+        backend, port, *rest = struct.unpack("=16sHHIIIBxHH2x", data)
+        found = cls(unpack_addr(backend), _swap(port), *rest)
+        return found._replace(source_port=_swap(found.source_port))
+
+
+class LbPortEntry(NamedTuple):
+    """nn_lb_port_entry; its key is a CtKey with the port that replaced the pod's own."""
+
+    service_id: int
+    port: int
+    endpoint_id: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=IHH", self.service_id, _swap(self.port), self.endpoint_id)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        service_id, port, endpoint_id = struct.unpack("=IHH", data)
+        return cls(service_id, _swap(port), endpoint_id)
 
 
 class SockRevnatKey(NamedTuple):
@@ -471,6 +491,7 @@ MAPS: dict[str, MapSpec] = {
     "nn_revnat": MapSpec(U32, AddressPort),
     "nn_ct": MapSpec(CtKey, CtEntry),
     "nn_lb_flow": MapSpec(CtKey, LbFlowEntry),
+    "nn_lb_port": MapSpec(CtKey, LbPortEntry),
     "nn_sock_revnat": MapSpec(SockRevnatKey, U32),
     "nn_sock_choice": MapSpec(SockRevnatKey, U32),
     "nn_metrics": MapSpec(MetricsKey, MetricsEntry),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,11 +51,13 @@ for line in sys.stdin:
 class SocketProcess:
     """`do` runs one step. A step that fails raises OSError here with the same errno (a timeout: ETIMEDOUT)."""
 
-    def __init__(self, netns: str, cgroup: Path | None = None) -> None:
-        prefix = ["nsenter", f"--net=/run/netns/{netns}", sys.executable, "-I", "-S", "-c", _CLIENT]
-        self._process = subprocess.Popen(
-            [*prefix, str(cgroup or "")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, prefix: Sequence[str], cgroup: Path | None = None) -> None:
+        command = [*prefix, sys.executable, "-I", "-S", "-c", _CLIENT, str(cgroup or "")]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    @classmethod
+    def inside(cls, netns: str, cgroup: Path) -> Self:
+        return cls(["nsenter", f"--net=/run/netns/{netns}"], cgroup)
 
     def do(self, step: str, *arguments: Any) -> Any:
         """Names of steps and their arguments: the functions of the client."""

@@ -55,6 +55,8 @@ struct nn_config {
 	__u8 refuse_errno; /* the kernel has bpf_set_retval (5.18): connect() fails with ECONNREFUSED, else EPERM */
 	__u8 trace_events; /* 0: drops alone */
 	__u8 preemptible; /* PREEMPT_RT: a program may be put aside for another one on its CPU */
+	__u8 pad[3];
+	__u64 netns_cookie; /* of the node's own network namespace; 0: the kernel does not tell it (5.14 does) */
 };
 
 /* Address of a local pod -> its attachment. */
@@ -125,6 +127,7 @@ enum nn_ct_flags {
 	NN_CT_FIN_REPLY = 4,
 	NN_CT_RST = 8,
 	NN_CT_TRANSLATED = 16, /* the pod's packets name a Service: so must what is sent to the pod */
+	NN_CT_PORT = 32, /* ... and come from another port: see nn_lb_port */
 };
 
 struct nn_ct_entry {
@@ -197,6 +200,15 @@ struct nn_lb_flow_entry {
 	__u8 opening; /* TCP: nothing but SYNs so far */
 	__u8 pad;
 	__u16 slot; /* where the frontend had the backend */
+	__be16 source_port; /* instead of the pod's own; 0: it is kept */
+	__u8 pad2[2];
+};
+
+/* UDP: (pod and the port that replaced its own, backend) -> the pod's own port, and the Service that it asked from it. */
+struct nn_lb_port_entry {
+	__u32 rev_nat_index;
+	__be16 port;
+	__u16 endpoint_id; /* as in nn_ct_entry */
 };
 
 /* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. nn_sock_choice

@@ -45,6 +45,7 @@ struct nn_context {
 	__u8 is_local; /* it came from an endpoint of this node, so src_identity is known */
 	__u8 pad;
 	__be16 backend_port;
+	__be16 source_port; /* to the Service: replaces the pod's own port. From it: the pod's own port. 0: it stays. */
 	struct nn_addr backend; /* of a packet to a Service, once it is chosen */
 	__u64 cookie;
 	__u64 time; /* ns of CLOCK_MONOTONIC, once for all that asks: reading the clock costs as much as a lookup */

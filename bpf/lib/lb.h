@@ -46,14 +46,6 @@ struct {
 	__type(value, struct nn_sock_revnat_entry);
 } nn_sock_revnat SEC(".maps");
 
-/* (socket, frontend) -> backend_id: see nn_lb_choose_for_socket. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct nn_sock_revnat_key);
-	__type(value, __u32);
-} nn_sock_choice SEC(".maps");
-
 NN_INLINE int nn_is_service_address(const struct nn_addr *addr)
 {
 	struct nn_frontend_key key = { .addr = *addr };
@@ -76,7 +68,6 @@ struct nn_lb_choice {
 	__u32 backend_id;
 	__u32 rev_nat_index;
 	__u16 slot;
-	__u8 shared; /* this socket uses the backend for another Service too */
 };
 
 /* The backend if it is one of this UDP Service's, else 0. It may be another Service's at the same time. */
@@ -134,71 +125,6 @@ NN_INLINE __u32 nn_sock_revnat_index(__u64 cookie, const struct nn_addr *backend
 	nn_sock_revnat_key_of(&key, cookie, backend, port, protocol);
 	entry = bpf_map_lookup_elem(&nn_sock_revnat, &key);
 	return entry ? entry->rev_nat_index : 0;
-}
-
-#define NN_CHOICES 4
-
-/* A backend that this socket does not use for another Service: recvmsg() shows the backend alone, so answers of two
- * Services that share it cannot be told apart. If every one that is tried is in use, the last one is taken, and
- * `shared` is set. Returns as nn_lb_choose does. */
-NN_INLINE int nn_lb_choose_apart(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
-				 struct nn_lb_choice *choice)
-{
-	__u32 number = bpf_get_prandom_u32();
-	__u32 other;
-	int result = 0;
-
-#pragma unroll
-	for (int i = 0; i < NN_CHOICES; i++) {
-		result = nn_lb_choose(addr, port, protocol, number + i, choice);
-		if (result <= 0)
-			return result;
-		other = nn_sock_revnat_index(cookie, &choice->backend.addr, choice->backend.port, protocol);
-		choice->shared = other && other != choice->rev_nat_index;
-		if (!choice->shared)
-			break;
-	}
-	return result;
-}
-
-/* Datagrams of one unconnected socket stay with one backend while the Service has it, as conntrack keeps them under
- * kube-proxy: what speaks QUIC or DTLS over sendto() must not change its peer when a Service is scaled. */
-NN_INLINE int nn_lb_choose_for_socket(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
-				      struct nn_lb_choice *choice)
-{
-	struct nn_frontend_key master_key = { .addr = *addr, .port = port, .protocol = protocol };
-	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &master_key);
-	struct nn_backend_entry *member;
-	struct nn_sock_revnat_key key;
-	__u32 *held;
-	int result;
-
-	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
-	held = master && master->count ? bpf_map_lookup_elem(&nn_sock_choice, &key) : 0;
-	member = held ? nn_lb_member(master->rev_nat_index, *held) : 0;
-	if (member) {
-		choice->backend = *member;
-		choice->backend_id = *held;
-		choice->rev_nat_index = master->rev_nat_index;
-		return 1;
-	}
-	result = nn_lb_choose_apart(cookie, addr, port, protocol, choice);
-	if (result > 0)
-		bpf_map_update_elem(&nn_sock_choice, &key, &choice->backend_id, BPF_ANY);
-	return result;
-}
-
-/* A UDP socket calls an address directly that it was given by a Service before: what comes from there is not the Service's
- * any more. TCP sockets connect once. */
-NN_INLINE void nn_sock_forget(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol)
-{
-	struct nn_sock_revnat_key key;
-
-	if (protocol != IPPROTO_UDP)
-		return;
-	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
-	if (bpf_map_lookup_elem(&nn_sock_revnat, &key))
-		bpf_map_delete_elem(&nn_sock_revnat, &key);
 }
 
 #endif

@@ -67,6 +67,16 @@ NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, 
 	return 0;
 }
 
+/* What comes to the pod is from whom it asked, on the port from which it asked. Returns 0 or a drop code. */
+NN_INLINE int nn_answers(struct nn_context *context, const struct nn_ct_key *key, const struct nn_ct_entry *entry)
+{
+	context->answers = 1;
+	if (!(entry->flags & NN_CT_PORT))
+		return 0;
+	context->source_port = nn_lb_port_of(key, context->endpoint_id);
+	return context->source_port ? 0 : NN_DROP_CT_UNKNOWN_STATE;
+}
+
 /* A packet of a flow that is known. Returns 0 or a drop code. */
 NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			      struct nn_ct_entry *entry, __u32 revision, __u32 now)
@@ -74,8 +84,12 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	int result;
 
 	if (context->direction == NN_EGRESS && key->protocol != IPPROTO_TCP &&
-	    ((entry->flags & NN_CT_TRANSLATED) || context->translated))
+	    ((entry->flags & NN_CT_TRANSLATED) || context->translated)) {
+		/* The pod's own socket has the port that another one's datagrams were given (nn_lb_port_choose). */
+		if (((entry->flags & NN_CT_PORT) != 0) != (context->source_port != 0))
+			return NN_DROP_CT_UNKNOWN_STATE;
 		nn_ct_answer_to(entry, context);
+	}
 	context->is_reply = entry->direction != context->direction;
 	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
 	context->rule_id = entry->rule_id;
@@ -83,8 +97,11 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	result = nn_judge_again(ctx, context, key, entry, revision);
 	if (result < 0)
 		return result;
-	if (context->direction == NN_INGRESS)
-		context->answers = (entry->flags & NN_CT_TRANSLATED) != 0;
+	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
+		result = nn_answers(context, key, entry);
+		if (result < 0)
+			return result;
+	}
 	/* One report per packet, where it is delivered; what leaves for elsewhere is reported by whoever delivers it. */
 	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
 	    context->direction == NN_INGRESS) {
@@ -136,8 +153,9 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 		return 1;
 	context->ct_status = NN_CT_RELATED;
 	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
-		context->answers = 1;
 		context->rev_nat_index = entry->rev_nat_index;
+		if (nn_answers(context, &key, entry) < 0)
+			return NN_DROP_CT_UNKNOWN_STATE;
 	}
 	if (entry->revision == nn_policy_revision())
 		return 0;

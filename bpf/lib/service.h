@@ -7,7 +7,7 @@
 #define NN_SERVICE_H
 
 #include "conntrack.h"
-#include "lb.h"
+#include "lb_port.h"
 #include "link.h"
 #include "rewrite.h"
 
@@ -62,6 +62,7 @@ NN_INLINE void nn_service_use(struct nn_context *context, struct nn_lb_flow_entr
 {
 	context->backend = flow->backend;
 	context->backend_port = flow->port;
+	context->source_port = flow->source_port;
 	context->rev_nat_index = flow->rev_nat_index;
 	if (flow->last_seen != now)
 		flow->last_seen = now;
@@ -104,7 +105,18 @@ NN_INLINE __u32 nn_service_number(const struct nn_ct_key *flow)
 	return number;
 }
 
-/* The flow's backend, or the next one, where another connection has these ends already (nn_ct_clashes). */
+/* Where another flow has these ends already, a datagram leaves from another port. A pod that calls itself does not meet its
+ * own address (hairpin.h). Returns 0 or a drop code. */
+NN_INLINE int nn_service_port(struct nn_context *context, const struct nn_ct_key *key, __u32 number, __u32 now)
+{
+	if (nn_addr_equal(&key->remote, &key->pod) || !nn_lb_port_is_needed(context, key, now))
+		return 0;
+	context->backend = key->remote;
+	context->backend_port = key->remote_port;
+	return nn_lb_port_choose(number);
+}
+
+/* The flow's backend. A connection gets the next one, where another connection has these ends (nn_ct_clashes). */
 NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key, struct nn_lb_choice *choice, __u32 now)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
@@ -120,6 +132,8 @@ NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key,
 			return result < 0 ? result : NN_DROP_IS_A_CLUSTERIP;
 		key->remote = choice->backend.addr;
 		key->remote_port = choice->backend.port;
+		if (key->protocol == IPPROTO_UDP)
+			return nn_service_port(context, key, number, now);
 		taken = nn_ct_lookup(key, context->endpoint_id, now);
 		if (!taken || !nn_ct_clashes(taken, context))
 			return 0;
@@ -160,6 +174,7 @@ NN_GLOBAL int nn_service_choose(void)
 	first.backend_id = choice.backend_id;
 	first.rev_nat_index = choice.rev_nat_index;
 	first.slot = choice.slot;
+	first.source_port = context->source_port;
 	first.last_seen = now;
 	first.opening = nn_is_syn(&context->packet);
 	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &key);
@@ -172,7 +187,9 @@ NN_GLOBAL int nn_service_answer(struct __sk_buff *ctx)
 	struct nn_context *context = nn_context_now();
 	struct nn_revnat_entry *frontend;
 	struct nn_revnat_entry service;
+	struct nn_addr pod;
 	__u32 index;
+	int result;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
@@ -182,7 +199,13 @@ NN_GLOBAL int nn_service_answer(struct __sk_buff *ctx)
 		return NN_DROP_BACKEND_NOT_FOUND;
 	service = *frontend;
 	if (nn_is_icmp_error(&context->packet))
-		return nn_rewrite_quoted(ctx, &context->packet, &service.addr, service.port);
+		return nn_rewrite_quoted(ctx, &context->packet, &service.addr, service.port, context->source_port);
+	if (context->source_port) {
+		pod = context->packet.tuple.daddr;
+		result = nn_rewrite_destination(ctx, &context->packet, &pod, context->source_port);
+		if (result < 0)
+			return result;
+	}
 	return nn_rewrite_source(ctx, &context->packet, &service.addr, service.port);
 }
 

@@ -15,6 +15,7 @@ from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.config import Config
 from nodenet.errors import CannotRunError
+from nodenet.link.handle import Link
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Datapath:
             redirect_peer=config.redirect_peer and redirect_peer,
             refuse_errno=probe.available(self.features, "helper set_retval"),
             trace_events=config.flow_events,
+            netns_cookie=netns_cookie(),
         )
         sizes = {
             "nn_ct": config.ct_entries,
@@ -102,6 +104,15 @@ class Datapath:
         for table in self.tables.values():
             table.close()
         loader.close(self.loaded)
+
+
+def netns_cookie() -> int:
+    """The kernel's number of this process's network namespace, which is the node's; 0 before Linux 5.14."""
+    try:
+        with Link() as link:
+            return link.netns_cookie()
+    except OSError:
+        return 0
 
 
 def kernel_release() -> str:

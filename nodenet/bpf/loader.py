@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ _CONFIG_SECTION = ".rodata.config"
 # Every map of ours is named so in the kernel too (at most 15 characters); libbpf's own, such as .rodata, are not.
 _MAP_PREFIX = b"nn_"
 # Written by the programs alone, so nobody fills them anew: connections, and what the socket programs translated.
-_CARRIED_MAPS = ("nn_ct", "nn_lb_flow", "nn_sock_revnat", "nn_sock_choice")
+_CARRIED_MAPS = ("nn_ct", "nn_lb_flow", "nn_lb_port", "nn_sock_revnat", "nn_sock_choice")
 
 
 def softirqs_are_preemptible() -> bool:
@@ -55,11 +56,13 @@ class DatapathConfig:
     refuse_errno: bool = True
     trace_events: bool = True
     preemptible: bool = field(default_factory=softirqs_are_preemptible)
+    # Of the node's own network namespace: sockets in others are pods'. 0: not known.
+    netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         switches = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events, self.preemptible)
-        return bytes(switches)
+        return struct.pack("=5B3xQ", *switches, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ def sock_world(datapath: Datapath, cgroup: Path, netns: str, version: int, mappe
     """The socket programs on a cgroup with one process in it."""
     loader.attach_cgroup(datapath.loaded, cgroup, datapath.pins)
     try:
-        with SocketProcess(netns, cgroup) as process:
+        with SocketProcess.inside(netns, cgroup) as process:
             yield World(datapath, process, version, mapped)
     finally:
         for link in datapath.pins.links.iterdir():

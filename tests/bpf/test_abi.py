@@ -149,8 +149,12 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
     "nn_lb_flow_entry": (
-        abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6, 7),
+        abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6, 7, 8),
         {n: n for n in abi.LbFlowEntry._fields if n != "service_id"} | {"service_id": "rev_nat_index"},
+    ),
+    "nn_lb_port_entry": (
+        abi.LbPortEntry(1, 2, 3),
+        {"service_id": "rev_nat_index", "port": "port", "endpoint_id": "endpoint_id"},
     ),
     "nn_sock_revnat_key": (abi.SockRevnatKey(1, ONES, 2, 3), {n: n for n in ("cookie", "addr", "port", "protocol")}),
     "nn_metrics_key": (abi.MetricsKey(1, 2), {"reason": "reason", "direction": "direction"}),
@@ -218,7 +222,11 @@ def test_reserved_identities(btfs: list[Btf]) -> None:
 def test_configuration_has_the_size_of_its_struct(btfs: list[Btf]) -> None:
     size, members = first((btf.struct("nn_config") for btf in btfs), "nn_config")
     assert len(DatapathConfig().pack()) == size
-    assert list(members) == [f for f in DatapathConfig.__dataclass_fields__ if f != "sizes"]
+    names = [name for name in members if not name.startswith("pad")]
+    assert names == [f for f in DatapathConfig.__dataclass_fields__ if f != "sizes"]
+    cookie = DatapathConfig(netns_cookie=0x0102030405060708).pack()
+    at = members["netns_cookie"]
+    assert cookie[at.offset : at.offset + at.size] == bytes(range(8, 0, -1))
 
 
 @given(st.ip_addresses())

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Which backend the datagrams of a socket go to, and what the socket remembers of it. */
+#ifndef NN_SOCK_LB_H
+#define NN_SOCK_LB_H
+
+#include "lb.h"
+
+#define NN_CHOICES 4
+/* Not the number of a backend. */
+#define NN_LB_BY_PACKET 0
+/* nn_lb_choose_for_socket: the datagram keeps the Service's address until it leaves the pod (service.h). */
+#define NN_LB_LEAVE 2
+
+/* (socket, frontend) -> backend_id, or NN_LB_BY_PACKET: see nn_lb_choose_for_socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct nn_sock_revnat_key);
+	__type(value, __u32);
+} nn_sock_choice SEC(".maps");
+
+/* The node's own sockets have no interface of ours, where a datagram could be translated. */
+NN_INLINE int nn_sock_is_pods(struct bpf_sock_addr *ctx)
+{
+	return nn_config.netns_cookie && bpf_get_netns_cookie(ctx) != nn_config.netns_cookie;
+}
+
+/* A backend that this socket does not use for another Service: recvmsg() shows the backend alone, so answers of two
+ * Services that share it cannot be told apart. If every one that is tried is in use, the last one is taken, and
+ * `shared` is set. Returns as nn_lb_choose does. */
+NN_INLINE int nn_lb_choose_apart(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
+				 struct nn_lb_choice *choice, int *shared)
+{
+	__u32 number = bpf_get_prandom_u32();
+	__u32 other;
+	int result = 0;
+
+#pragma unroll
+	for (int i = 0; i < NN_CHOICES; i++) {
+		result = nn_lb_choose(addr, port, protocol, number + i, choice);
+		if (result <= 0)
+			return result;
+		other = nn_sock_revnat_index(cookie, &choice->backend.addr, choice->backend.port, protocol);
+		*shared = other && other != choice->rev_nat_index;
+		if (!*shared)
+			break;
+	}
+	return result;
+}
+
+/* Datagrams of one unconnected socket stay with one backend while the Service has it, as conntrack keeps them under
+ * kube-proxy: what speaks QUIC or DTLS over sendto() must not change its peer when a Service is scaled. Where the socket
+ * has the backend for another Service already, a pod's datagrams are translated one by one at its interface:
+ * there the answers can be told apart. Returns as nn_lb_choose does, or NN_LB_LEAVE. */
+NN_INLINE int nn_lb_choose_for_socket(struct bpf_sock_addr *ctx, __u64 cookie, const struct nn_addr *addr, __be16 port,
+				      struct nn_lb_choice *choice)
+{
+	__u8 protocol = ctx->protocol;
+	struct nn_frontend_key master_key = { .addr = *addr, .port = port, .protocol = protocol };
+	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &master_key);
+	struct nn_backend_entry *member;
+	struct nn_sock_revnat_key key;
+	int result, shared = 0;
+	__u32 *held;
+
+	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
+	held = master && master->count ? bpf_map_lookup_elem(&nn_sock_choice, &key) : 0;
+	if (held && *held == NN_LB_BY_PACKET)
+		return NN_LB_LEAVE;
+	member = held ? nn_lb_member(master->rev_nat_index, *held) : 0;
+	if (member) {
+		choice->backend = *member;
+		choice->backend_id = *held;
+		choice->rev_nat_index = master->rev_nat_index;
+		return 1;
+	}
+	result = nn_lb_choose_apart(cookie, addr, port, protocol, choice, &shared);
+	if (result <= 0)
+		return result;
+	if (shared && nn_sock_is_pods(ctx)) {
+		choice->backend_id = NN_LB_BY_PACKET;
+		result = NN_LB_LEAVE;
+	}
+	bpf_map_update_elem(&nn_sock_choice, &key, &choice->backend_id, BPF_ANY);
+	return result;
+}
+
+/* A UDP socket calls an address directly that it was given by a Service before: what comes from there is not the Service's
+ * any more. TCP sockets connect once. */
+NN_INLINE void nn_sock_forget(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol)
+{
+	struct nn_sock_revnat_key key;
+
+	if (protocol != IPPROTO_UDP)
+		return;
+	nn_sock_revnat_key_of(&key, cookie, addr, port, protocol);
+	if (bpf_map_lookup_elem(&nn_sock_revnat, &key))
+		bpf_map_delete_elem(&nn_sock_revnat, &key);
+}
+
+#endif
