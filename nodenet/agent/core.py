@@ -232,7 +232,9 @@ class Agent:
         self._last_names = self.names
         self.snapshot, self.names, self.desired = snapshot, names, desired
         cookies = {cookie: key for key, cookie in self.endpoints.cookies.items()}
-        self.pipeline.names = self._table_builder.build(snapshot, names, local, cookies, _identities(desired))
+        self.pipeline.names = self._table_builder.build(
+            snapshot, names, local, cookies, _identities(desired), now=time.monotonic_ns()
+        )
         return desired
 
     async def _keep_endpoints(self) -> None:

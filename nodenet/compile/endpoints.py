@@ -58,7 +58,7 @@ def compile_endpoints(
     table: dict[AddressKey, EndpointEntry] = {}
     found: dict[IPAddress, int] = {}
     unknown = set()
-    for key, endpoint in sorted(endpoints.items(), key=lambda item: _precedence(item[1], pods)):
+    for key, endpoint in sorted(endpoints.items(), key=lambda item: precedence(item[1], pods)):
         pod = pod_of(endpoint, pods)
         identity = identities.get(pod.ref, Identity.UNKNOWN) if pod else Identity.UNKNOWN
         if not identity:
@@ -74,8 +74,8 @@ def compile_endpoints(
     return EndpointTables(dict(sorted(table.items(), key=_order)), found, frozenset(unknown))
 
 
-def _precedence(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> tuple[bool, int, str, str]:
-    """Weakest first. Interface indexes grow, so the larger one was made later."""
+def precedence(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> tuple[bool, int, str, str]:
+    """Orders endpoints that hold one address, weakest first. Interface indexes grow: the larger one was made later."""
     return pod_of(endpoint, pods) is not None, endpoint.host_ifindex, endpoint.container_id, endpoint.ifname
 
 

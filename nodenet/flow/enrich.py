@@ -16,8 +16,8 @@ def enrich(event: Event, names: NameTable, clock_offset: int, number: int) -> Fl
     if decode.is_socket(event):
         source, event = _socket_source(event, names)
     else:
-        source = _party(event.saddr, event.src_identity, names)
-    destination = _party(event.daddr, event.dst_identity, names)
+        source = _party(event.saddr, event.src_identity, event.time, names)
+    destination = _party(event.daddr, event.dst_identity, event.time, names)
     verdict = decode.verdict(event)
     rule = names.rules.get(event.rule_id) if event.rule_id else None
     source_service, destination_service = _services(event, names)
@@ -35,9 +35,12 @@ def enrich(event: Event, names: NameTable, clock_offset: int, number: int) -> Fl
     )
 
 
-def _party(address: IPAddress, identity: int, names: NameTable) -> Party:
-    """Who has this address. The identity is the event's: it is what the datapath judged by."""
+def _party(address: IPAddress, identity: int, time: int, names: NameTable) -> Party:
+    """Who had this address at that time. The identity is the event's: it is what the datapath judged by."""
     known = names.addresses.get(address)
+    past = names.past.get(address) if names.past else None
+    if past is not None and past.fits(known, identity, time):
+        known = past.party
     if known is not None:
         return known if not identity or known.identity == identity else known._replace(identity=identity)
     if not identity:
@@ -49,7 +52,9 @@ def _socket_source(event: Event, names: NameTable) -> tuple[Party, Event]:
     """The pod whose socket it was, and the event with its address: a socket call comes before there is a packet."""
     pod = names.netns_cookies.get(event.cookie) or names.endpoints.get(event.endpoint_id)
     if pod is None:
-        return _UNKNOWN, event
+        # The endpoint is gone; a socket that was bound says its address.
+        known = None if event.saddr.is_unspecified else _party(event.saddr, 0, event.time, names)
+        return known or _UNKNOWN, event
     own = next((ip for ip in pod.ips if ip.version == event.ip_version), None)
     if own is None or not event.saddr.is_unspecified:
         return pod, event

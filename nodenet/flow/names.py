@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from netpolicy.holders import holders
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, RuleRef
+from nodenet.compile.endpoints import pod_of, precedence
 from nodenet.compile.state import LocalNode, Names, ServicePortName
+from nodenet.flow.past import PastNames
 from nodenet.flow.types import (
     RESERVED,
     NameTable,
@@ -16,7 +19,7 @@ from nodenet.flow.types import (
     ServiceName,
     Workload,
 )
-from nodenet.model import Identity, IPAddress, ObjectRef, Pod, Service
+from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod, Service
 from nodenet.store import AttachmentKey, Snapshot
 
 # Cilium's label for a pod's namespace, which hubble users filter by.
@@ -29,6 +32,9 @@ class NameTableBuilder:
     def __init__(self) -> None:
         self._parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
         self._services = _ServiceNames({}, {})
+        # Of this node's endpoints, with the name that each had last.
+        self._local: dict[AttachmentKey, Party] = {}
+        self._past = PastNames()
 
     def build(
         self,
@@ -37,32 +43,28 @@ class NameTableBuilder:
         node: LocalNode,
         netns_cookies: Mapping[int, AttachmentKey] | None = None,
         identities: Mapping[IPAddress, int] | None = None,
+        *,
+        now: int,
     ) -> NameTable:
         """The table for one Snapshot. `netns_cookies`: whose network namespace (SO_NETNS_COOKIE) is which endpoint's.
 
         `identities` are the compiled ipcache's host entries, so that a socket event's ends have their numbers too.
+        `now`: nanoseconds of CLOCK_MONOTONIC.
         """
         numbers = identities or {}
-        endpoint_ids = {endpoint.pod: endpoint.endpoint_id for endpoint in snapshot.endpoints.values()}
-        parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
-        addresses = dict(_node_addresses(snapshot, node))
-        for ref, pod in snapshot.pods.items():
-            if pod.host_network or pod.finished or not pod.ips:
-                continue
-            party = self._party(pod, endpoint_ids.get(ref, 0), numbers.get(pod.ips[0], 0))
-            parties[ref] = (pod, party.endpoint_id, party)
-            addresses.update((ip, party) for ip in pod.ips)
-        self._parties = parties
-        local = {e.endpoint_id: parties[e.pod][2] for e in snapshot.endpoints.values() if e.pod in parties}
+        pods = self._pods(snapshot, numbers)
+        past = self._past.update(pods, now)
         if not self._services.is_of(snapshot.services, names.services):
             self._services = _ServiceNames(snapshot.services, names.services)
-        cookies = netns_cookies or {}
-        owners = {cookie: snapshot.endpoints.get(key) for cookie, key in cookies.items()}
+        # As in the ipcache: an endpoint of this node over a node's address over a pod's status.
+        local_addresses = {ip for endpoint in snapshot.endpoints.values() for ip in endpoint.ips}
+        of_nodes = {ip: party for ip, party in _node_addresses(snapshot, node) if ip not in local_addresses}
         return NameTable(
-            addresses=addresses,
+            addresses={**pods, **of_nodes},
+            past=past,
             identities={number: _identity_party(number, labels) for number, labels in names.identities.items()},
-            endpoints=local,
-            netns_cookies={c: parties[e.pod][2] for c, e in owners.items() if e is not None and e.pod in parties},
+            endpoints={snapshot.endpoints[key].endpoint_id: party for key, party in self._local.items()},
+            netns_cookies={c: self._local[key] for c, key in (netns_cookies or {}).items() if key in self._local},
             services=self._services.numbers,
             frontends=self._services.frontends,
             service_addresses=self._services.addresses,
@@ -74,9 +76,41 @@ class NameTableBuilder:
             },
         )
 
-    def _party(self, pod: Pod, endpoint_id: int, identity: int) -> Party:
+    def _pods(self, snapshot: Snapshot, numbers: Mapping[IPAddress, int]) -> dict[IPAddress, Party]:
+        """Who has which pod address: what `holders` says, and over it this node's endpoints, whose pods keep their
+        names although the API shows them no longer or as finished."""
+        found: dict[IPAddress, Party] = {}
+        parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
+        endpoint_ids = {endpoint.pod: endpoint.endpoint_id for endpoint in snapshot.endpoints.values()}
+        for address, pod in holders(snapshot.pods.values()).items():
+            party = self._party(pod, endpoint_ids.get(pod.ref, 0), numbers.get(pod.ips[0], 0), pod.ips)
+            parties[pod.ref] = (pod, party.endpoint_id, party)
+            found[address] = party
+        local: dict[AttachmentKey, Party] = {}
+        for key, endpoint in sorted(snapshot.endpoints.items(), key=lambda item: precedence(item[1], snapshot.pods)):
+            known = pod_of(endpoint, snapshot.pods)
+            identity = numbers.get(endpoint.ips[0], 0) if endpoint.ips else 0
+            if known is not None:
+                party = self._party(known, endpoint.endpoint_id, identity, known.ips or endpoint.ips)
+                parties[known.ref] = (known, party.endpoint_id, party)
+            elif endpoint.pod.name:
+                party = self._local.get(key) or _bare_party(endpoint)
+            else:
+                continue
+            local[key] = party
+            found.update(dict.fromkeys(endpoint.ips, party))
+        self._parties, self._local = parties, local
+        return found
+
+    def _party(self, pod: Pod, endpoint_id: int, identity: int, ips: tuple[IPAddress, ...]) -> Party:
         known = self._parties.get(pod.ref)
-        if known is not None and known[0] is pod and known[1] == endpoint_id and known[2].identity == identity:
+        if (
+            known is not None
+            and known[0] is pod
+            and known[1] == endpoint_id
+            and known[2].identity == identity
+            and known[2].ips == ips
+        ):
             return known[2]
         return Party(
             identity,
@@ -85,8 +119,14 @@ class NameTableBuilder:
             _labels(pod.ref.namespace, pod.labels.items()),
             (Workload(*pod.workload),) if pod.workload else (),
             endpoint_id,
-            pod.ips,
+            ips,
         )
+
+
+def _bare_party(endpoint: Endpoint) -> Party:
+    """A pod that the API has not shown yet, or no longer: its record has its name."""
+    namespace, name = endpoint.pod
+    return Party(0, namespace, name, _labels(namespace, ()), (), endpoint.endpoint_id, endpoint.ips)
 
 
 class _ServiceNames:

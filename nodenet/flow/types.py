@@ -64,6 +64,26 @@ class Party(NamedTuple):
     ips: tuple[IPAddress, ...] = ()
 
 
+class Past(NamedTuple):
+    """The pod that had an address until `gone`. Its name is used until `until`; ns of CLOCK_MONOTONIC, as in events."""
+
+    party: Party
+    gone: int
+    until: int
+
+    def fits(self, known: Party | None, identity: int, time: int) -> bool:
+        """Whether an event of that time is this pod's, and not that of `known`, who has the address now. `identity` is
+        what the datapath judged by: none or world when it had forgotten the pod too."""
+        if time >= self.until:
+            return False
+        if known is None:
+            return identity in (self.party.identity, Identity.UNKNOWN, Identity.WORLD)
+        if time < self.gone:
+            return True
+        # The table is newer than the maps: for a moment they still judge by the old identity.
+        return identity == self.party.identity != known.identity and identity != Identity.UNKNOWN
+
+
 class ServiceName(NamedTuple):
     """A Service."""
 
@@ -125,6 +145,8 @@ class NameTable:
     """What numbers and addresses in events mean at one moment. Built by `flow.names`, replaced as a whole."""
 
     addresses: Mapping[IPAddress, Party] = field(default_factory=dict)
+    # Who had an address a short time ago (see flow.past).
+    past: Mapping[IPAddress, Past] = field(default_factory=dict)
     # For an address that is not known (any more): what its identity still says.
     identities: Mapping[int, Party] = field(default_factory=dict)
     # This node's endpoints: by their number, and by the cookie of their network namespace (socket events carry it).

@@ -57,8 +57,8 @@ NAMES = Names(
 NODE = LocalNode("node1", frozenset({ip_address("10.0.0.254")}))
 
 
-def build(builder=None, snapshot=SNAPSHOT, **more):
-    return (builder or NameTableBuilder()).build(snapshot, NAMES, NODE, identities={WEB_IP: 300}, **more)
+def build(builder=None, snapshot=SNAPSHOT, now=0, **more):
+    return (builder or NameTableBuilder()).build(snapshot, NAMES, NODE, identities={WEB_IP: 300}, now=now, **more)
 
 
 def test_a_pod_has_all_its_names():
