@@ -17,6 +17,8 @@ from nodenet.abi import LOST_EVENTS, DropReason, MetricsEntry, MetricsKey
 from nodenet.errors import CannotRunError
 from nodenet.model import Direction
 
+# After so long a connection without a request is closed.
+IDLE_SECONDS = 15.0
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _CNI_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
@@ -261,8 +263,14 @@ def _reason(number: int) -> str:
 def app(metrics: Metrics, source: Source) -> web.Application:
     """/metrics, /healthz (the agent does its work), /readyz (endpoints and Services are in force)."""
 
+    reading: asyncio.Task[bytes] | None = None
+
     async def show(_request: web.Request) -> web.Response:
-        body = await asyncio.to_thread(metrics.text)
+        # A scrape counts the entries of every map: those who ask meanwhile get the same answer.
+        nonlocal reading
+        if reading is None or reading.done():
+            reading = asyncio.create_task(asyncio.to_thread(metrics.text))
+        body = await asyncio.shield(reading)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_request: web.Request) -> web.Response:
@@ -284,7 +292,7 @@ class MetricsServer:
     """Serves `app` on one address until it is stopped."""
 
     def __init__(self, metrics: Metrics, source: Source) -> None:
-        self._runner = web.AppRunner(app(metrics, source), access_log=None)
+        self._runner = web.AppRunner(app(metrics, source), access_log=None, keepalive_timeout=IDLE_SECONDS)
 
     async def start(self, address: str) -> int:
         """Listen on host:port (port 0: any free one). Returns the port. Raises CannotRunError when it is in use."""

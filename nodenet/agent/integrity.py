@@ -116,7 +116,9 @@ class Integrity:
                 continue
             if seen.missing and (count := await self._repair(endpoint)):
                 names = " and ".join(seen.missing)
-                self._note("program", count, f"{names} of {endpoint.pod} ({endpoint.host_ifname}) was not attached")
+                self._note(
+                    "program", count, f"the interface of {endpoint.pod} ({endpoint.host_ifname}) had lost {names}"
+                )
             problems += _foreign(endpoint, seen)
         self._gone = frozenset(endpoint for endpoint, seen in found.items() if seen is None)
         return problems
@@ -130,7 +132,7 @@ class Integrity:
         except OSError as error:
             return [*pins.problems, f"socket programs are not attached: {error}"]
         if sockets:
-            self._note("socket program", len(sockets), f"{', '.join(sockets)} was not attached to the node's cgroup")
+            self._note("socket program", len(sockets), f"the node's cgroup had lost {', '.join(sockets)}")
         return list(pins.problems)
 
     def _note(self, what: str, count: int, sentence: str) -> None:

@@ -15,7 +15,7 @@ from nodenet.link import netns
 from nodenet.link.handle import Link
 from tests.e2e.labs import Lab, nodenet, until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
 
 def status(lab: Lab) -> Any:
@@ -59,7 +59,10 @@ def test_programs_of_every_pod(shop: Lab) -> None:
     for name in names:
         take_away(shop, name)
     until(lambda: {name: programs(shop, name) for name in names} == attached, "all are back")
-    until(lambda: repaired(shop, "program", before, "was not attached: put back"), "it is told")
+    until(
+        lambda: repaired(shop, "program", before, "had lost endpoint_egress and endpoint_ingress: put back"),
+        "it is told",
+    )
     assert status(shop)["repairs"]["program"] - before["repairs"].get("program", 0) == 2 * len(names)
 
 
@@ -71,7 +74,7 @@ def test_socket_programs(shop: Lab, how: str) -> None:
         subprocess.run(["bpftool", "link", "detach", "pinned", link], check=True)
     else:
         link.unlink()
-    until(lambda: repaired(shop, "socket program", before, "sock_connect4 was not attached to the node"), "it is told")
+    until(lambda: repaired(shop, "socket program", before, "the node's cgroup had lost sock_connect4"), "it is told")
     cgroup = status(shop)["datapath"]["cgroup"]
     shown = subprocess.run(["bpftool", "-j", "cgroup", "show", cgroup], capture_output=True, check=True)
     assert sum(entry["name"] == "sock_connect4" for entry in json.loads(shown.stdout)) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -134,5 +136,38 @@ async def test_http():
         second = MetricsServer(Metrics(source), source)
         with pytest.raises(CannotRunError, match=f"metrics_address 127.0.0.1:{port}"):
             await second.start(f"127.0.0.1:{port}")
+    finally:
+        await server.stop()
+
+
+async def test_scrapes_at_once_read_the_maps_once():
+    class Slow(Scripted):
+        reads = 0
+        begun, go_on = threading.Event(), threading.Event()
+
+        def sample(self) -> Sample:
+            self.reads += 1
+            self.begun.set()
+            assert self.go_on.wait(10)
+            return super().sample()
+
+    source = Slow()
+    server = MetricsServer(Metrics(source), source)
+    port = await server.start("127.0.0.1:0")
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+
+            async def scrape() -> str:
+                async with session.get("/metrics") as answer:
+                    return await answer.text()
+
+            asking = [asyncio.create_task(scrape()) for _ in range(20)]
+            assert await asyncio.to_thread(source.begun.wait, 10)
+            async with session.get("/healthz") as answer:
+                assert answer.status == 200
+            source.go_on.set()
+            texts = set(await asyncio.gather(*asking))
+        assert all("nodenet_flows_seen_total 30.0" in text for text in texts)
+        assert source.reads <= 2, "those that ask after the first is answered read again"
     finally:
         await server.stop()

@@ -90,7 +90,7 @@ async def test_a_missing_program_is_put_back_counted_and_told_for_an_hour(caplog
     assert node.repaired == ["p1"]
     assert node.integrity.repairs == {"program": 1}
     (sentence,) = node.integrity.recent()
-    assert "endpoint_egress of shop/p1 (veth1) was not attached: put back" in sentence
+    assert "the interface of shop/p1 (veth1) had lost endpoint_egress: put back" in sentence
     assert "veth1" in caplog.text
     node.now = module.SHOWN_SECONDS + 1
     assert node.integrity.recent() == []
