@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from nodenet.lab.apiserver.resources import BY_KIND
+from nodenet.lab.client import LabClient
 from tests.e2e.labs import Lab, nodenet, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
@@ -199,6 +201,43 @@ def test_a_denied_probe_names_the_policies_and_the_drop(shop: Lab) -> None:
     assert "denied: attacker/mallory -> shop/db-0 5432/TCP" in done.stdout
     assert "isolated by shop/back, shop/default-deny" in done.stdout
     assert "dropped it on ingress: POLICY_DENIED by shop/back, shop/default-deny" in done.stdout
+
+
+def test_a_ghost_with_a_pods_address_changes_nothing(shop: Lab) -> None:
+    """A pod of a node that is away still shows an address that another pod has: not Ready, whatever it is called."""
+    client = LabClient(shop.name)
+    web = shop.pods("shop", "web-")[0]["status"]["podIP"]
+    mallory = shop.pods("attacker", "mallory")[0]["status"]["podIP"]
+    pods = BY_KIND["Pod"]
+    ghosts = {"a-ghost": ("ghost", web), "zz-ghost": ("web", mallory)}
+
+    def known() -> set[int]:
+        agents = json.loads(nodenet("status", "--lab", shop.name, "-o", "json").stdout)
+        return {agent["objects"]["pods"] for agent in agents}
+
+    until(lambda: len(known()) == 1, "both agents know the same pods")
+    (before,) = known()
+    try:
+        for name, (app, address) in ghosts.items():
+            spec = {"nodeName": "away", "containers": [{"name": "c", "image": "x"}]}
+            metadata = {"name": name, "namespace": "shop", "labels": {"app": app}}
+            client.writer().create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+            found = dict(client.get(pods, "shop", name))
+            found["status"] = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
+            client._request("PUT", pods.path("shop", name, "status"), found)
+        until(lambda: known() == {before + 2}, "both agents know both ghosts")
+        for node in ("node1", "node2"):
+            rows = json.loads(nodenet("ipcache", "list", "--lab", shop.name, "--node", node, "-o", "json").stdout)
+            owners = {row["ip"]: row["labels"] for row in rows if row["ip"] in (web, mallory)}
+            assert "app=web" in owners[web], owners
+            assert "ns=attacker" in owners[mallory], owners
+        assert shop.json("probe", "--from", "shop/web", "--to", "svc/api.shop")["allowed"]
+        question = ("probe", "--from", "attacker/mallory", "--to", "svc/api.shop", "--timeout", "0.3")
+        assert shop(*question, check=False).returncode == 1
+    finally:
+        for name in ghosts:
+            client._request("DELETE", f"{pods.path('shop', name)}?gracePeriodSeconds=0")
+    until(lambda: known() == {before}, "the ghosts are gone")
 
 
 def test_a_udp_service_answers(shop: Lab) -> None:
