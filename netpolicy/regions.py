@@ -12,12 +12,23 @@ IPv4 lives inside IPv6 as ::ffff:0:0/96, as in the kernel's maps.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from netpolicy.types import Direction, IPAddress, IPBlock, IPNetwork, LabelSet, NetworkPolicy, PortRule
+from netpolicy.types import (
+    Direction,
+    IPAddress,
+    IPBlock,
+    IPNetwork,
+    LabelSet,
+    NetworkPolicy,
+    PolicyRef,
+    PortRule,
+    Rule,
+)
 
 _V4_BITS = 0xFFFF << 32
 
@@ -119,23 +130,73 @@ def partition(prefixes: Iterable[Prefix]) -> tuple[Region, ...]:
     return tuple(Region(prefix, tuple(holes[prefix])) for prefix in ordered)
 
 
-def of_policies(policies: Iterable[NetworkPolicy], pods: Iterable[tuple[IPAddress, LabelSet]] = ()) -> Regions:
-    """The regions that these policies' blocks need.
+class Blocks:
+    """The prefixes that policies' blocks cut the address space by. Policies come and go."""
 
-    `pods` matters only where an egress rule joins an ipBlock with a named port: the name means a number per destination
-    pod, so that pod's address in the block becomes a region of its own.
-    """
-    cuts: set[Prefix] = set()
-    named: list[tuple[IPBlock, PortRule]] = []
+    def __init__(self) -> None:
+        self._cuts: Counter[Prefix] = Counter()
+        self._named: dict[PolicyRef, list[tuple[IPBlock, PortRule]]] = {}
+
+    @property
+    def cuts(self) -> Set[Prefix]:
+        return self._cuts.keys()
+
+    @property
+    def names_ports(self) -> bool:
+        """Whether an egress rule joins an ipBlock with a named port: then `hosts` matters."""
+        return bool(self._named)
+
+    def change(self, old: NetworkPolicy | None, new: NetworkPolicy | None) -> bool:
+        """One policy is another now. Returns whether the cuts or the named ports may be others."""
+        if old is not None:
+            self._cuts.subtract(_cuts_of(old))
+            for prefix in _cuts_of(old):
+                if not self._cuts[prefix]:
+                    del self._cuts[prefix]
+        if new is not None:
+            self._cuts.update(_cuts_of(new))
+        before = self._named.pop(old.ref, []) if old is not None else []
+        after = _named_of(new) if new is not None else []
+        if new is not None and after:
+            self._named[new.ref] = after
+        return (_cuts_of(old) if old else []) != (_cuts_of(new) if new else []) or before != after
+
+    def hosts(self, pods: Iterable[tuple[IPAddress, LabelSet]]) -> dict[Prefix, LabelSet]:
+        """The pods whose address becomes a region of its own: in a rule that joins an ipBlock with a named port, the
+        name means a number per destination pod."""
+        named = [pair for pairs in self._named.values() for pair in pairs]
+        return {
+            Prefix.host(address): pod
+            for address, pod in pods
+            if any(address in block and pod.ports_named(str(port.port), port.protocol) for block, port in named)
+        }
+
+
+def of_policies(policies: Iterable[NetworkPolicy], pods: Iterable[tuple[IPAddress, LabelSet]] = ()) -> Regions:
+    """The regions that these policies' blocks need. `pods`: see Blocks.hosts."""
+    blocks = Blocks()
     for policy in policies:
-        for direction in policy.directions:
-            for rule in policy.rules(direction):
-                blocks = [peer.block for peer in rule.peers if peer.block is not None]
-                cuts.update(Prefix.of(net) for block in blocks for net in (block.cidr, *block.excepts))
-                if direction is Direction.EGRESS:
-                    named += [(block, port) for block in blocks for port in rule.ports if isinstance(port.port, str)]
-    hosts: dict[Prefix, LabelSet] = {}
-    for address, pod in pods if named else ():
-        if any(address in block and pod.ports_named(str(port.port), port.protocol) for block, port in named):
-            hosts[Prefix.host(address)] = pod
-    return Regions(partition(cuts | hosts.keys()), hosts)
+        blocks.change(None, policy)
+    hosts = blocks.hosts(pods) if blocks.names_ports else {}
+    return Regions(partition(blocks.cuts | hosts.keys()), hosts)
+
+
+def _rules_of(policy: NetworkPolicy) -> Iterator[tuple[Direction, Rule]]:
+    return ((direction, rule) for direction in policy.directions for rule in policy.rules(direction))
+
+
+def _cuts_of(policy: NetworkPolicy) -> list[Prefix]:
+    blocks = (peer.block for _, rule in _rules_of(policy) for peer in rule.peers if peer.block is not None)
+    return [Prefix.of(network) for block in blocks for network in (block.cidr, *block.excepts)]
+
+
+def _named_of(policy: NetworkPolicy) -> list[tuple[IPBlock, PortRule]]:
+    return [
+        (peer.block, port)
+        for direction, rule in _rules_of(policy)
+        if direction is Direction.EGRESS
+        for peer in rule.peers
+        if peer.block is not None
+        for port in rule.ports
+        if isinstance(port.port, str)
+    ]

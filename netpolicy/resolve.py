@@ -6,14 +6,26 @@ allowed when an entry matches for its peer's label set, for the region of its pe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from netpolicy.regions import Regions
-from netpolicy.selectors import Index, Namespaces, matches
-from netpolicy.types import Direction, LabelSet, NetworkPolicy, Peer, PolicyRef, PortRule, Protocol, Rule, RuleRef
+from netpolicy.regions import Prefix, Regions
+from netpolicy.selectors import Index, matches, peer_selects
+from netpolicy.types import (
+    Direction,
+    IPBlock,
+    LabelSet,
+    NamedPort,
+    NetworkPolicy,
+    Peer,
+    PolicyRef,
+    PortRule,
+    Protocol,
+    Rule,
+    RuleRef,
+)
 
 ANY = 0
 PORT_BITS = 16
@@ -47,49 +59,190 @@ class _Ports(NamedTuple):
 
 
 _ALL_PORTS = _Ports(None, 0, 0)
+_Entries = list[tuple[EntryKey, RuleRef]]
+
+
+@dataclass(slots=True)
+class _Selection:
+    """The label sets that the peers of some rules select, and the policies that have such rules."""
+
+    namespace: str
+    peers: tuple[Peer, ...]
+    numbers: set[int] = field(default_factory=set)
+    users: set[PolicyRef] = field(default_factory=set)
+
+    def selects(self, group: LabelSet, namespaces: Mapping[str, Mapping[str, str]]) -> bool:
+        return any(peer_selects(peer, self.namespace, group, namespaces) for peer in self.peers)
 
 
 class Resolver:
-    """Policies, label sets and regions of one moment; resolves many subjects and shares what they have in common."""
+    """Policies, label sets, namespaces and regions, and what they mean for subjects. All of them may change.
 
-    def __init__(
-        self,
-        policies: Iterable[NetworkPolicy],
-        namespaces: Namespaces,
-        groups: Mapping[int, LabelSet],
-        regions: Regions,
-    ) -> None:
-        self._groups = groups
+    Tell it what changed, then ask `resolve`. A ResolvedPolicy is the same object as before if no change concerns it.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, LabelSet] = {}
+        self._regions = Regions()
+        self._index = Index()
+        self._policies: dict[str, dict[str, NetworkPolicy]] = {}
+        self._selections: dict[tuple[str, tuple[Peer, ...]], _Selection] = {}
+        # Policies with an egress rule that names a port: it means what each destination pod calls so.
+        self._name_ports: set[PolicyRef] = set()
+        self._blocks: dict[PolicyRef, tuple[IPBlock, ...]] = {}
+        # What each policy gives a subject; only the subject's named ports make a difference.
+        self._parts: dict[PolicyRef, dict[tuple[Direction, tuple[NamedPort, ...]], _Entries]] = {}
+        # Since the last `resolve`: policies that may give other entries, and namespaces with other policies.
+        self._dirty: set[PolicyRef] = set()
+        self._repoliced: set[str] = set()
+        self._matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
+        self._resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
+
+    def change_groups(self, added: Mapping[int, LabelSet], gone: Iterable[int]) -> None:
+        """Label sets by number. A number of `gone` may come back in `added` with another meaning."""
+        for number in gone:
+            group = self._groups.pop(number)
+            self._index.remove(number, group)
+            for selection in self._selections.values():
+                if number in selection.numbers:
+                    selection.numbers.discard(number)
+                    self._dirty |= selection.users
+            self._named_ports_of(group)
+        for number, group in added.items():
+            self._groups[number] = group
+            self._index.add(number, group)
+        if self._selections:
+            for number, group in added.items():
+                self._select(number, group)
+
+    def _select(self, number: int, group: LabelSet) -> None:
+        for selection in self._selections.values():
+            if selection.selects(group, self._index.namespaces):
+                selection.numbers.add(number)
+                self._dirty |= selection.users
+        self._named_ports_of(group)
+
+    def _named_ports_of(self, group: LabelSet) -> None:
+        if group.named_ports:
+            self._dirty |= self._name_ports
+
+    def change_namespaces(self, changed: Mapping[str, Mapping[str, str] | None]) -> None:
+        """The labels that namespaces have now; None for one that is gone."""
+        for name, labels in changed.items():
+            before = self._index.labels_of(name)
+            self._index.relabel(name, labels)
+            after = self._index.labels_of(name)
+            for selection in self._selections.values():
+                # Only a selector of namespaces whose answer changes selects other label sets.
+                if any(
+                    peer.namespaces is not None and matches(peer.namespaces, before) != matches(peer.namespaces, after)
+                    for peer in selection.peers
+                ):
+                    self._select_again(selection)
+
+    def _select_again(self, selection: _Selection) -> None:
+        numbers = {number for peer in selection.peers for number in self._index.select(peer, selection.namespace)}
+        if numbers != selection.numbers:
+            selection.numbers = numbers
+            self._dirty |= selection.users
+
+    def change_policies(self, changed: Mapping[PolicyRef, NetworkPolicy | None]) -> None:
+        """New versions of policies; None for one that is gone."""
+        for ref, policy in changed.items():
+            namespace = self._policies.setdefault(ref.namespace, {})
+            old = namespace.pop(ref.name, None)
+            if policy is not None:
+                namespace[ref.name] = policy
+            self._blocks.pop(ref, None)
+            self._name_ports.discard(ref)
+            if policy is not None:
+                self._note_parts(policy)
+            before, after = _peer_lists(old), _peer_lists(policy)
+            for peers in after - before:
+                self._selection(ref.namespace, peers).users.add(ref)
+            for peers in before - after:
+                self._leave(ref, peers)
+            self._dirty.add(ref)
+            if old is None or policy is None or old.selector != policy.selector:
+                self._repoliced.add(ref.namespace)
+
+    def _note_parts(self, policy: NetworkPolicy) -> None:
+        rules = [(direction, rule) for direction in policy.directions for rule in policy.rules(direction)]
+        blocks = tuple(peer.block for _, rule in rules for peer in rule.peers if peer.block is not None)
+        if blocks:
+            self._blocks[policy.ref] = blocks
+        if any(d is Direction.EGRESS and isinstance(port.port, str) for d, rule in rules for port in rule.ports):
+            self._name_ports.add(policy.ref)
+
+    def _selection(self, namespace: str, peers: tuple[Peer, ...]) -> _Selection:
+        selection = self._selections.get((namespace, peers))
+        if selection is None:
+            selection = self._selections[namespace, peers] = _Selection(namespace, peers)
+            self._select_again(selection)
+        return selection
+
+    def _leave(self, ref: PolicyRef, peers: tuple[Peer, ...]) -> None:
+        selection = self._selections[ref.namespace, peers]
+        selection.users.discard(ref)
+        if not selection.users:
+            del self._selections[ref.namespace, peers]
+
+    def change_regions(self, regions: Regions, changed: Collection[Prefix]) -> None:
+        """The regions of all policies' blocks, numbered. `changed`: prefixes whose region came, went or is another."""
         self._regions = regions
-        self._index = Index(groups, namespaces)
-        self._policies: dict[str, list[NetworkPolicy]] = {}
-        for policy in sorted(policies, key=lambda p: p.ref):
-            self._policies.setdefault(policy.namespace, []).append(policy)
-        self._numbers: dict[tuple[str, tuple[Peer, ...]], list[int]] = {}
-        self._resolved: dict[object, ResolvedPolicy] = {}
+        for ref, blocks in self._blocks.items():
+            if any(Prefix.of(block.cidr).covers(prefix) for block in blocks for prefix in changed):
+                self._dirty.add(ref)
 
-    def resolve(self, subject: LabelSet) -> ResolvedPolicy:
-        """The policy of every pod with this label set."""
-        policies = [p for p in self._policies.get(subject.namespace, ()) if matches(p.selector, subject.mapping)]
-        # The same policies and the same named ports give the same answer: the other labels no longer matter.
-        key = (tuple(p.ref for p in policies), subject.named_ports)
-        if key not in self._resolved:
-            self._resolved[key] = self._resolve(subject, policies)
-        return self._resolved[key]
+    def resolve(self, subjects: Iterable[LabelSet]) -> list[ResolvedPolicy]:
+        """What holds for every pod with each of these label sets. What is not asked for is forgotten."""
+        for ref in self._dirty:
+            self._parts.pop(ref, None)
+        matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
+        resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
+        answers = []
+        for subject in subjects:
+            known = None if subject.namespace in self._repoliced else self._matching.get(subject)
+            refs = matching[subject] = self._policies_of(subject) if known is None else known
+            # The same policies and the same named ports give the same answer: the other labels no longer matter.
+            key = (refs, subject.named_ports)
+            if key not in resolved:
+                old = self._resolved.get(key) if self._dirty.isdisjoint(refs) else None
+                resolved[key] = self._resolve(subject, refs) if old is None else old
+            answers.append(resolved[key])
+        self._matching, self._resolved = matching, resolved
+        self._dirty.clear()
+        self._repoliced.clear()
+        return answers
 
-    def _resolve(self, subject: LabelSet, policies: list[NetworkPolicy]) -> ResolvedPolicy:
+    def _policies_of(self, subject: LabelSet) -> tuple[PolicyRef, ...]:
+        policies = self._policies.get(subject.namespace, {})
+        return tuple(sorted(p.ref for p in policies.values() if matches(p.selector, subject.mapping)))
+
+    def _resolve(self, subject: LabelSet, refs: tuple[PolicyRef, ...]) -> ResolvedPolicy:
+        policies = [self._policies[ref.namespace][ref.name] for ref in refs]
         isolated: dict[Direction, tuple[PolicyRef, ...]] = {}
         entries: dict[EntryKey, RuleRef] = {}
         for direction in Direction:
-            refs = tuple(p.ref for p in policies if direction in p.directions)
-            if refs:
-                isolated[direction] = refs
-            for policy in policies:
-                for index, rule in enumerate(policy.rules(direction)):
-                    ref = policy.rule_ref(direction, index)
-                    for peer, ports in self._rule(policy.namespace, direction, rule, subject):
-                        entries.setdefault(EntryKey(peer, direction, *ports), ref)
+            isolating = tuple(policy.ref for policy in policies if direction in policy.directions)
+            if isolating:
+                isolated[direction] = isolating
+            # The first rule of an entry is named, so the last policy is written first.
+            for policy in reversed(policies):
+                entries.update(self._part(policy, direction, subject))
         return ResolvedPolicy(isolated, entries)
+
+    def _part(self, policy: NetworkPolicy, direction: Direction, subject: LabelSet) -> _Entries:
+        parts = self._parts.setdefault(policy.ref, {})
+        key = (direction, subject.named_ports)
+        if key not in parts:
+            found: dict[EntryKey, RuleRef] = {}
+            for index, rule in enumerate(policy.rules(direction)):
+                ref = policy.rule_ref(direction, index)
+                for peer, ports in self._rule(policy.namespace, direction, rule, subject):
+                    found.setdefault(EntryKey(peer, direction, *ports), ref)
+            parts[key] = list(found.items())
+        return parts[key]
 
     def _rule(
         self, namespace: str, direction: Direction, rule: Rule, subject: LabelSet
@@ -112,16 +265,11 @@ class Resolver:
         """Numbers of the label sets and regions that peers match; ANY alone when there are none."""
         if not peers:
             return [ANY]
-        key = (namespace, peers)
-        if key not in self._numbers:
-            found: set[int] = set()
-            for peer in peers:
-                if peer.block is not None:
-                    found.update(self._regions.numbers[region] for region in self._regions.inside(peer.block))
-                else:
-                    found |= self._index.select(peer, namespace)
-            self._numbers[key] = sorted(found)
-        return self._numbers[key]
+        found = set(self._selections[namespace, peers].numbers)
+        for peer in peers:
+            if peer.block is not None:
+                found.update(self._regions.numbers[region] for region in self._regions.inside(peer.block))
+        return sorted(found)
 
     def _named_egress(self, port: PortRule, namespace: str, peers: tuple[Peer, ...]) -> Iterator[tuple[int, _Ports]]:
         """A port name towards others means what each destination pod calls so; the world outside has no names."""
@@ -136,15 +284,11 @@ class Resolver:
                     yield from ((self._regions.numbers[region], prefix) for prefix in _named(port, pod))
 
 
-def resolve(
-    subject: LabelSet,
-    policies: Iterable[NetworkPolicy],
-    namespaces: Namespaces,
-    groups: Mapping[int, LabelSet],
-    regions: Regions,
-) -> ResolvedPolicy:
-    """Resolve one subject. `groups` are all label sets by number, `regions` those of these policies, numbered."""
-    return Resolver(policies, namespaces, groups, regions).resolve(subject)
+def _peer_lists(policy: NetworkPolicy | None) -> set[tuple[Peer, ...]]:
+    """The lists of peers of a policy's rules, without those that mean everyone."""
+    if policy is None:
+        return set()
+    return {rule.peers for direction in policy.directions for rule in policy.rules(direction) if rule.peers}
 
 
 def _named(port: PortRule, pod: LabelSet) -> tuple[_Ports, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from netpolicy.types import LabelSet, Operator, Peer, Requirement, Selector, namespace_labels
 
 Namespaces = Mapping[str, Mapping[str, str]]
+_K = TypeVar("_K")
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
@@ -40,19 +42,47 @@ def peer_selects(peer: Peer, policy_namespace: str, pod: LabelSet, namespaces: N
 
 
 class Index:
-    """Many label sets by number, arranged so that a selector is a few set operations instead of a scan."""
+    """Many label sets by number, arranged so that a selector is a few set operations instead of a scan.
 
-    def __init__(self, groups: Mapping[int, LabelSet], namespaces: Namespaces) -> None:
-        self._all = frozenset(groups)
+    Label sets come and go; so do the labels of namespaces.
+    """
+
+    def __init__(self) -> None:
         self._pairs: dict[tuple[str, str], set[int]] = defaultdict(set)
         self._keys: dict[str, set[int]] = defaultdict(set)
         self._by_namespace: dict[str, set[int]] = defaultdict(set)
-        for number, group in groups.items():
-            self._by_namespace[group.namespace].add(number)
-            for pair in group.labels:
-                self._pairs[pair].add(number)
-                self._keys[pair[0]].add(number)
-        self._namespaces = {name: namespace_labels(namespaces, name) for name in self._by_namespace}
+        self._namespaces: dict[str, Mapping[str, str]] = {}
+
+    def add(self, number: int, group: LabelSet) -> None:
+        """A further label set. Its namespace has no labels but its name until `relabel` says more."""
+        self._by_namespace[group.namespace].add(number)
+        self._namespaces.setdefault(group.namespace, namespace_labels({}, group.namespace))
+        for pair in group.labels:
+            self._pairs[pair].add(number)
+            self._keys[pair[0]].add(number)
+
+    def remove(self, number: int, group: LabelSet) -> None:
+        """The reverse of `add`."""
+        _discard(self._by_namespace, group.namespace, number)
+        for pair in group.labels:
+            _discard(self._pairs, pair, number)
+            _discard(self._keys, pair[0], number)
+
+    def relabel(self, namespace: str, labels: Mapping[str, str] | None) -> None:
+        """A namespace has these labels from now on; None: it is gone."""
+        if labels is None and namespace not in self._by_namespace:
+            self._namespaces.pop(namespace, None)
+        else:
+            self._namespaces[namespace] = namespace_labels({namespace: labels or {}}, namespace)
+
+    def labels_of(self, namespace: str) -> Mapping[str, str]:
+        """What selectors of namespaces are compared with."""
+        return self._namespaces.get(namespace) or namespace_labels({}, namespace)
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """`labels_of` every namespace that has one of the label sets."""
+        return self._namespaces
 
     def select(self, peer: Peer, policy_namespace: str) -> frozenset[int]:
         """Numbers of the label sets that the peer's selectors match."""
@@ -62,9 +92,9 @@ class Index:
         if peer.namespaces is None:
             scope |= self._by_namespace.get(policy_namespace, set())
         else:
-            for name, labels in self._namespaces.items():
-                if matches(peer.namespaces, labels):
-                    scope |= self._by_namespace[name]
+            for name, numbers in self._by_namespace.items():
+                if matches(peer.namespaces, self._namespaces[name]):
+                    scope |= numbers
         for requirement in peer.pods.requirements if peer.pods else ():
             scope = self._narrow(scope, requirement)
         return frozenset(scope)
@@ -82,3 +112,9 @@ class Index:
 
     def _union(self, key: str, values: Iterable[str]) -> set[int]:
         return set[int]().union(*(self._pairs.get((key, value), set()) for value in values))
+
+
+def _discard(sets: dict[_K, set[int]], key: _K, number: int) -> None:
+    sets[key].discard(number)
+    if not sets[key]:
+        del sets[key]

@@ -11,7 +11,7 @@ from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_p
 from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import compile_ipcache
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
-from nodenet.compile.policy import PolicyTables, compile_policy
+from nodenet.compile.policy import PolicyCompiler, PolicyTables
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
 from nodenet.model import Labels, Namespace, ObjectRef, Pod
 from nodenet.store import Snapshot
@@ -31,6 +31,7 @@ class Compiler:
     def __init__(self, ids: Ids | None = None) -> None:
         self.ids = ids or Ids()
         self._services = ServiceCompiler(self.ids)
+        self._policy = PolicyCompiler(self.ids)
         self._held: Mapping[str, Table] = {}
         self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
@@ -67,11 +68,8 @@ class Compiler:
         namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
         subjects = local_pods(snapshot.endpoints, pods)
 
-        def run(pods: Any, namespaces: Any, policies: Any, subjects: Any, enforce: bool) -> PolicyTables:
-            return compile_policy(pods, namespaces, policies.values(), subjects, self.ids, enforce)
-
         inputs = (pods, namespaces, snapshot.policies, subjects, local.enforce_policy)
-        return self._remember("policies", inputs, run)
+        return self._remember("policies", inputs, self._policy.compile)
 
     def _remember(self, part: str, inputs: tuple[Any, ...], run: Callable[..., T]) -> T:
         """Run one part, or give its last result when its inputs are the same. A failed run is not remembered."""

@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey, MemberKey
-from nodenet.compile.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, frontends_of
 from nodenet.compile.slots import Slots, arrange
 from nodenet.compile.state import ServicePortName, Table
+from nodenet.evolved import Evolved, evolve
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
 
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.

@@ -7,12 +7,13 @@ must find its peers' addresses under the region numbers that they had before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from netpolicy.holders import holders
-from netpolicy.regions import Prefix, Region, Regions, of_policies, partition
+from netpolicy.regions import Blocks, Prefix, Region, Regions, partition
 from netpolicy.resolve import ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
@@ -20,6 +21,7 @@ from netpolicy.types import NamedPort as PolicyNamedPort
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.ids import IdentityKey, Ids
+from nodenet.evolved import changed_keys, evolve
 from nodenet.model import Direction, IPNetwork, Labels, ObjectRef, Pod, Protocol
 
 # Labels whose values differ from pod to pod or from rollout to rollout. They are part of a pod's identity only when a
@@ -45,7 +47,8 @@ _FLAGS = {
 _PROTOCOLS = {protocol: int(Protocol[protocol.name]) for protocol in PolicyProtocol}
 _NAMED_PROTOCOLS = {Protocol[protocol.name]: protocol for protocol in PolicyProtocol}
 
-_Shape = tuple[int, tuple[int, Direction, int, int], U32]
+# (prefixlen, peer, direction, protocol, port): a PolicyKey but for the subject.
+_Shape = dict[tuple[int, int, int, int, int], U32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,61 +78,268 @@ def compile_policy(
     ids: Ids,
     enforce: bool = True,
 ) -> PolicyTables:
-    """Compile for the node whose endpoints are those of the pods `local` (names not among `pods` are left out).
+    """One compilation from nothing: see PolicyCompiler."""
+    return PolicyCompiler(ids).compile(pods, namespaces, {policy.ref: policy for policy in policies}, local, enforce)
 
-    `enforce` False: identities only; nothing is isolated and nothing needs allowing.
-    """
-    identity_of = identities(pods, policies, local)
-    told_apart = _told_apart(policies)
-    keys = {labels: IdentityKey(labels, told_apart) for labels in sorted(set(identity_of.values()), key=_order)}
-    numbers = {labels: ids.identities.number(key) for labels, key in keys.items()}
-    groups = {number: labels for labels, number in numbers.items()}
-    subjects = sorted({numbers[identity_of[ref]] for ref in local if ref in identity_of})
-    enforced = policies if enforce else []
-    regions = _number_regions(of_policies(enforced, _addresses(pods, identity_of)), ids)
-    resolver = Resolver(enforced, namespaces, groups, regions)
-    table: dict[PolicyKey, U32] = {}
-    flags: dict[int, EndpointFlag] = {}
-    isolating: dict[int, Mapping[Direction, tuple[PolicyRef, ...]]] = {}
-    rules: dict[RuleRef, int] = {}
-    # Subjects under the same policies share a resolution: its entries are translated once. (The resolver keeps them all
-    # alive, so that an id means one of them.)
-    shapes: dict[int, list[_Shape]] = {}
-    for subject in subjects:
-        resolved = resolver.resolve(groups[subject])
-        flags[subject] = _flags(resolved.isolated)
-        isolating[subject] = {_DIRECTIONS[direction]: refs for direction, refs in resolved.isolated.items()}
-        if id(resolved) not in shapes:
-            shapes[id(resolved)] = _shape(resolved, rules, ids)
-        table.update((PolicyKey(bits, subject, *rest), value) for bits, rest, value in shapes[id(resolved)])
-    ids.identities.keep(set(keys.values()))
-    ids.regions.keep(set(regions.regions))
-    ids.rules.keep(rules.keys())
-    return PolicyTables(
-        policy=table,
-        cidr={LpmKey.of(region.prefix.network): U32(number) for region, number in regions.numbers.items()},
-        identities={ref: numbers[labels] for ref, labels in identity_of.items()},
-        flags=flags,
-        rules={number: ref for ref, number in rules.items()},
-        labels=groups,
-        regions={number: region.prefix.network for region, number in regions.numbers.items()},
-        isolating=isolating,
-    )
+
+class PolicyCompiler:
+    """Compiles the policies of one Snapshot after the other. Tables are the same objects where nothing changed, else
+    evolved from those before (nodenet.evolved)."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+        self._known: _Known | None = None
+
+    def compile(
+        self,
+        pods: Mapping[ObjectRef, Pod],
+        namespaces: Mapping[str, Labels],
+        policies: Mapping[Any, NetworkPolicy],
+        local: Collection[ObjectRef],
+        enforce: bool = True,
+    ) -> PolicyTables:
+        """Compile for the node whose endpoints are those of the pods `local` (names not among `pods` are left out).
+
+        `enforce` False: identities only; nothing is isolated and nothing needs allowing. Raises OverflowError when a
+        space of numbers is full; the next compilation then starts from nothing.
+        """
+        known, self._known = self._known, None
+        told_apart = _told_apart(policies.values()) if known is None or policies is not known.policies else None
+        if known is None or known.enforce != enforce or told_apart not in (None, known.told_apart):
+            # Which labels count is part of every identity: nothing of what is known holds.
+            known = _Known(self._ids, told_apart or _told_apart(policies.values()), enforce)
+        known.update(pods, namespaces, policies, local)
+        self._known = known
+        return known.tables
+
+
+class _Known:
+    """What the last compilation knew. Changed by the next one: worthless when that fails half way."""
+
+    def __init__(self, ids: Ids, told_apart: tuple[str, ...], enforce: bool) -> None:
+        self._ids = ids
+        self.told_apart = told_apart
+        self.enforce = enforce
+        self.policies: Mapping[Any, NetworkPolicy] = {}
+        self.tables = PolicyTables({}, {}, {}, {}, {}, {}, {}, {})
+        self._without = HIGH_CARDINALITY_LABELS.difference(told_apart)
+        self._pods: Mapping[ObjectRef, Pod] = {}
+        self._namespaces: Mapping[str, Labels] = {}
+        self._local: Collection[ObjectRef] = ()
+        self._label_sets: dict[ObjectRef, LabelSet] = {}
+        self._numbers: dict[LabelSet, int] = {}
+        # How many pods have a label set, and how many shapes name a rule.
+        self._users: Counter[LabelSet] = Counter()
+        self._rule_users: Counter[RuleRef] = Counter()
+        self._blocks = Blocks()
+        self._regions = Regions()
+        self._resolver = Resolver()
+        # By subject; subjects under the same policies share an object.
+        self._resolved: dict[int, ResolvedPolicy] = {}
+        self._shapes: dict[int, _Shape] = {}
+
+    def update(
+        self,
+        pods: Mapping[ObjectRef, Pod],
+        namespaces: Mapping[str, Labels],
+        policies: Mapping[Any, NetworkPolicy],
+        local: Collection[ObjectRef],
+    ) -> None:
+        """Bring `tables` up to date."""
+        first = not self._pods and not self.policies
+        changes = _Changes()
+        concerned = {**dict.fromkeys(changed_keys(self._pods, pods))}
+        if local is not self._local:
+            concerned.update(dict.fromkeys({*self._local} ^ {*local}))
+        self._change_pods(pods, concerned, {*local}, changes)
+        spaces = changed_keys(self._namespaces, namespaces)
+        self._resolver.change_namespaces({name: namespaces.get(name) for name in spaces})
+        self._resolver.change_groups(changes.groups, [n for n in changes.gone if n in self.tables.labels])
+        cut = self._change_policies(policies)
+        moved = pods is not self._pods and self._blocks.names_ports
+        self._pods, self._namespaces, self._local = pods, namespaces, local
+        if cut or moved:
+            self._change_regions(changes)
+        self._change_subjects(changes)
+        self._finish(changes, first)
+
+    def _change_pods(
+        self, pods: Mapping[ObjectRef, Pod], concerned: Iterable[ObjectRef], local: set[ObjectRef], changes: _Changes
+    ) -> None:
+        """Label sets and identities. New label sets get their numbers in a fixed order: two that hash alike must get
+        the same ones on every node."""
+        new: dict[ObjectRef, LabelSet] = {}
+        for ref in concerned:
+            pod, old = pods.get(ref), self._label_sets.pop(ref, None)
+            labels = label_set(pod, self._without) if pod is not None and _has_identity(pod, local) else None
+            if labels is not None:
+                new[ref] = labels
+                self._users[labels] += 1
+            elif old is not None:
+                changes.identities[ref] = None
+            if old is not None:
+                self._users[old] -= 1
+                changes.left.add(old)
+        self._label_sets.update(new)
+        for labels in sorted({labels for labels in new.values() if labels not in self._numbers}, key=_order):
+            number = self._ids.identities.number(IdentityKey(labels, self.told_apart))
+            self._numbers[labels] = number
+            changes.groups[number] = labels
+        for labels in changes.left:
+            if not self._users[labels]:
+                del self._users[labels]
+                number = self._numbers.pop(labels)
+                self._ids.identities.retire(IdentityKey(labels, self.told_apart))
+                changes.gone[number] = None
+        changes.identities.update({ref: self._numbers[labels] for ref, labels in new.items()})
+
+    def _change_policies(self, policies: Mapping[Any, NetworkPolicy]) -> bool:
+        """Returns whether the regions may be others."""
+        cut = False
+        if self.enforce:
+            changed = {PolicyRef(*ref): policies.get(ref) for ref in changed_keys(self.policies, policies)}
+            for ref, policy in changed.items():
+                cut |= self._blocks.change(self.policies.get(ref), policy)
+            self._resolver.change_policies(changed)
+        self.policies = policies
+        return cut
+
+    def _change_regions(self, changes: _Changes) -> None:
+        hosts = self._blocks.hosts(_addresses(self._pods, self._label_sets)) if self._blocks.names_ports else {}
+        found = Regions(partition(self._blocks.cuts | hosts.keys()), hosts)
+        before, after = self._regions.numbers, {region: self._ids.regions.number(region) for region in found.regions}
+        gone = [region for region in before if region not in after]
+        for region in gone:
+            self._ids.regions.retire(region)
+            changes.cidr[LpmKey.of(region.prefix.network)] = None
+            changes.regions[before[region]] = None
+        come = [region for region in after if region not in before]
+        for region in come:
+            changes.cidr[LpmKey.of(region.prefix.network)] = U32(after[region])
+            changes.regions[after[region]] = region.prefix.network
+        prefixes = {region.prefix for region in (*gone, *come)}
+        prefixes.update(p for p in {*self._regions.pods, *hosts} if self._regions.pods.get(p) != hosts.get(p))
+        self._regions = found.numbered(after)
+        self._resolver.change_regions(self._regions, prefixes)
+
+    def _change_subjects(self, changes: _Changes) -> None:
+        """Entries of the subjects whose policy is another now."""
+        labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
+        subjects = sorted(labels)
+        resolved = dict(zip(subjects, self._resolver.resolve([labels[n] for n in subjects]), strict=True))
+        shapes: dict[int, _Shape] = {}
+        for subject in [*subjects, *(gone for gone in self._resolved if gone not in resolved)]:
+            new, old = resolved.get(subject), self._resolved.get(subject)
+            if new is old:
+                continue
+            before, after = self._shapes.get(subject, {}), {}
+            if new is not None:
+                after = shapes.get(id(new)) or shapes.setdefault(id(new), self._shape(new))
+            self._shapes[subject] = after
+            if new is None:
+                del self._shapes[subject]
+            self._count_rules(old, new, changes)
+            for key, value in after.items():
+                if before.get(key) != value:
+                    changes.policy[PolicyKey(key[0], subject, *key[1:])] = value
+            for key in before:
+                if key not in after:
+                    changes.policy[PolicyKey(key[0], subject, *key[1:])] = None
+        changes.has_other_policies = any(resolved.get(n) is not old for n, old in self._resolved.items()) or len(
+            resolved
+        ) != len(self._resolved)
+        self._resolved = resolved
+
+    def _count_rules(self, old: ResolvedPolicy | None, new: ResolvedPolicy | None, changes: _Changes) -> None:
+        for ref in {*new.entries.values()} if new is not None else ():
+            self._rule_users[ref] += 1
+            changes.rules.add(ref)
+        for ref in {*old.entries.values()} if old is not None else ():
+            self._rule_users[ref] -= 1
+            changes.rules.add(ref)
+
+    def _shape(self, resolved: ResolvedPolicy) -> _Shape:
+        """Entries but for the subject. Numbers rules that are new."""
+        found: _Shape = {}
+        values: dict[int, U32] = {}
+        for key, ref in resolved.entries.items():
+            # Rules are compared by identity first: the same object comes by thousands of times.
+            value = values.get(id(ref))
+            if value is None:
+                value = values[id(ref)] = U32(self._ids.rules.number(ref))
+            direction = _DIRECTIONS[key.direction]
+            if key.protocol is None:
+                found[POLICY_BITS_DIRECTION, key.peer, direction, 0, 0] = value
+            else:
+                bits = POLICY_BITS_PROTOCOL + key.port_bits
+                found[bits, key.peer, direction, _PROTOCOLS[key.protocol], key.port] = value
+        return found
+
+    def _finish(self, changes: _Changes, first: bool) -> None:
+        last = self.tables
+        rules: dict[int, RuleRef | None] = {}
+        for ref in changes.rules:
+            used = self._rule_users[ref] > 0
+            rules[self._ids.rules.number(ref)] = ref if used else None
+            if not used:
+                del self._rule_users[ref]
+                self._ids.rules.retire(ref)
+        flags, isolating = last.flags, last.isolating
+        if changes.has_other_policies:
+            flags = {subject: _flags(resolved.isolated) for subject, resolved in self._resolved.items()}
+            isolating = {
+                subject: {_DIRECTIONS[direction]: refs for direction, refs in resolved.isolated.items()}
+                for subject, resolved in self._resolved.items()
+            }
+        self.tables = PolicyTables(
+            policy=evolve(last.policy, changes.policy),
+            cidr=evolve(last.cidr, changes.cidr),
+            identities=evolve(last.identities, changes.identities),
+            flags=last.flags if flags == last.flags else flags,
+            rules=evolve(last.rules, rules),
+            labels=evolve(last.labels, {**changes.gone, **changes.groups}),
+            regions=evolve(last.regions, changes.regions),
+            isolating=last.isolating if isolating == last.isolating else isolating,
+        )
+        if first:
+            self._forget_others()
+
+    def _forget_others(self) -> None:
+        """What was restored or left behind by a failed run, and is not wanted. All that is wanted has a number."""
+        self._ids.identities.keep({IdentityKey(labels, self.told_apart) for labels in self._numbers})
+        self._ids.regions.keep({*self._regions.regions})
+        self._ids.rules.keep(self._rule_users.keys())
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What one compilation changes; None: the entry goes."""
+
+    identities: dict[ObjectRef, int | None] = field(default_factory=dict)
+    # Label sets that lost a pod.
+    left: set[LabelSet] = field(default_factory=set)
+    groups: dict[int, LabelSet] = field(default_factory=dict)
+    gone: dict[int, None] = field(default_factory=dict)
+    policy: dict[PolicyKey, U32 | None] = field(default_factory=dict)
+    cidr: dict[LpmKey, U32 | None] = field(default_factory=dict)
+    regions: dict[int, IPNetwork | None] = field(default_factory=dict)
+    # Rules that a subject got or lost.
+    rules: set[RuleRef] = field(default_factory=set)
+    has_other_policies: bool = False
+
+
+def _has_identity(pod: Pod, local: Collection[ObjectRef]) -> bool:
+    """hostNetwork pods are their node. A finished pod counts only while its endpoint is here. A pod whose labels cannot
+    all be read has none: no selector matches it, and its endpoint is isolated."""
+    return not pod.host_network and not pod.labels_unread and (not pod.finished or pod.ref in local)
 
 
 def identities(
     pods: Mapping[ObjectRef, Pod], policies: Iterable[NetworkPolicy], local: Collection[ObjectRef] = ()
 ) -> dict[ObjectRef, LabelSet]:
-    """The label set that stands for each pod. hostNetwork pods are their node and have none; nor has a pod whose labels
-    cannot all be read: no selector matches it, and its endpoint is isolated.
-    """
+    """The label set that stands for each pod that has an identity."""
     without = HIGH_CARDINALITY_LABELS.difference(_told_apart(policies))
-    wanted = set(local)
-    return {
-        ref: label_set(pod, without)
-        for ref, pod in pods.items()
-        if not pod.host_network and not pod.labels_unread and (not pod.finished or ref in wanted)
-    }
+    return {ref: label_set(pod, without) for ref, pod in pods.items() if _has_identity(pod, local)}
 
 
 def label_set(pod: Pod, without: Collection[str] = HIGH_CARDINALITY_LABELS) -> LabelSet:
@@ -175,10 +385,6 @@ def _mapped(key: LpmKey) -> bytes:
     return key.pack()[4:]
 
 
-def _number_regions(regions: Regions, ids: Ids) -> Regions:
-    return regions.numbered({region: ids.regions.number(region) for region in regions.regions})
-
-
 def _addresses(pods: Mapping[ObjectRef, Pod], identity_of: Mapping[ObjectRef, LabelSet]) -> list[tuple[Any, LabelSet]]:
     return [
         (address, identity_of[pod.ref]) for address, pod in holders(pods.values()).items() if pod.ref in identity_of
@@ -202,26 +408,6 @@ def _flags(isolated: Collection[PolicyDirection]) -> EndpointFlag:
     for direction in isolated:
         flags |= _FLAGS[direction]
     return flags
-
-
-def _shape(resolved: ResolvedPolicy, rules: dict[RuleRef, int], ids: Ids) -> list[_Shape]:
-    """Entries but for the subject: (prefixlen, what follows the subject, value). Numbers new rules in `rules`."""
-    found: list[_Shape] = []
-    values: dict[int, U32] = {}
-    for key, ref in resolved.entries.items():
-        # Rules are compared by identity first: the same object comes by thousands of times.
-        value = values.get(id(ref))
-        if value is None:
-            if ref not in rules:
-                rules[ref] = ids.rules.number(ref)
-            value = values[id(ref)] = U32(rules[ref])
-        direction = _DIRECTIONS[key.direction]
-        if key.protocol is None:
-            found.append((POLICY_BITS_DIRECTION, (key.peer, direction, 0, 0), value))
-        else:
-            rest = (key.peer, direction, _PROTOCOLS[key.protocol], key.port)
-            found.append((POLICY_BITS_PROTOCOL + key.port_bits, rest, value))
-    return found
 
 
 def _order(labels: LabelSet) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
-from nodenet.compile.evolved import Evolved
+from nodenet.evolved import Evolved
 
 Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]

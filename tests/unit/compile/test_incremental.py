@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nodenet.abi import AddressPort, FrontendKey
 from nodenet.compile import lb
-from nodenet.compile.evolved import Evolved, evolve
+from nodenet.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids, Numbering, Space
 from nodenet.compile.lb import ServiceCompiler, ServiceTables, compile_services
 from nodenet.compile.slots import Slots, restore

@@ -1,0 +1,201 @@
+"""What one change of a cluster costs the agent: CPU time from the store's delta to planned writes and flow names.
+
+    python -m perf.changes [--pods 10000 50000] [--policies 1000] [-o json]
+
+Clusters of several sizes are built in one process; the same changes are made in each. Nothing is written to a kernel.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Any
+
+import click
+
+from netpolicy.types import Direction, NetworkPolicy, Operator, Peer, PortRule, Protocol, Requirement, Rule, Selector
+from nodenet.compile import Compiler, LocalNode
+from nodenet.flow.names import NameTableBuilder
+from nodenet.model import Endpoint, Namespace, Node, ObjectRef, Pod
+from nodenet.reconcile.plan import Tables, Write, plan
+from nodenet.store import Kind, Op, Store
+
+NODE = "node1"
+NAMESPACES = 50
+LABEL_SETS = 500
+LOCAL_PODS = 100
+TEAMS = 5
+_FIRST_ADDRESS = int(IPv4Address("10.0.0.0"))
+_SEED = 1
+# How often each change is made; the median counts.
+_ROUNDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """CPU milliseconds of one kind of change, and how many writes it plans."""
+
+    pods: int
+    change: str
+    median_ms: float
+    worst_ms: float
+    writes: int
+
+
+class Engine:
+    """Store, compiler, plan and flow names as the agent joins them."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self._compiler = Compiler()
+        self._names = NameTableBuilder()
+        self._held: Tables = {}
+        self._local = LocalNode(NODE)
+
+    def run(self) -> list[Write]:
+        """Compile what the store has now and plan it; the writes count as made."""
+        snapshot = self.store.snapshot()
+        desired, names = self._compiler.compile(snapshot, self._local)
+        identities = {key.addr: value.value for key, value in desired.tables["nn_ipcache"].items()}
+        self._names.build(snapshot, names, self._local, {}, identities)
+        writes = plan(desired.tables, self._held)
+        self._held = {**self._held, **desired.tables}
+        self._compiler.settle()
+        return writes
+
+    @property
+    def tables(self) -> Tables:
+        return self._held
+
+
+def pod(number: int, label_set: int | None = None, node: str = "") -> Pod:
+    """Pod `number` with one of LABEL_SETS label sets; the first LOCAL_PODS run on this node."""
+    app = (number if label_set is None else label_set) % LABEL_SETS
+    name = f"p{number}"
+    return Pod(
+        ObjectRef(f"ns{app % NAMESPACES}", name),
+        f"uid-{name}",
+        {"app": f"a{app // NAMESPACES}", "tier": "front" if app % 2 else "back"},
+        node or (NODE if number < LOCAL_PODS else f"node{2 + number % 100}"),
+        (IPv4Address(_FIRST_ADDRESS + 256 + number),),
+        phase="Running",
+    )
+
+
+def namespace(number: int, team: int) -> Namespace:
+    return Namespace(f"ns{number}", {"team": f"t{team % TEAMS}", "kubernetes.io/metadata.name": f"ns{number}"})
+
+
+def policy(number: int, port: int = 8080) -> NetworkPolicy:
+    """Ingress to one application from the namespaces of a team and from the neighbours, on a few ports."""
+    space, app = number % NAMESPACES, number // NAMESPACES % (LABEL_SETS // NAMESPACES)
+    team = Peer(namespaces=_equals("team", f"t{(number + number // LABEL_SETS) % TEAMS}"))
+    near = Peer(pods=_equals("tier", "front"))
+    ports = tuple(PortRule(Protocol.TCP, port + step) for step in range(6))
+    rules = (Rule((team,), ports), Rule((near,), (PortRule(Protocol.UDP, 53),)))
+    selector = _equals("app", f"a{app}")
+    return NetworkPolicy(f"ns{space}", f"np{number}", selector, frozenset({Direction.INGRESS}), rules)
+
+
+def _equals(key: str, value: str) -> Selector:
+    return Selector((Requirement(key, Operator.IN, (value,)),))
+
+
+def build(pods: int, policies: int) -> Engine:
+    """An engine that knows a cluster of that size; it has not compiled yet."""
+    engine = Engine()
+    everyone = [pod(number) for number in range(pods)]
+    engine.store.replace(Kind.POD, everyone)
+    engine.store.replace(Kind.NAMESPACE, [namespace(number, number) for number in range(NAMESPACES)])
+    engine.store.replace(Kind.NODE, [Node(f"node{n}", (IPv4Address(_FIRST_ADDRESS + n),), ()) for n in range(1, 102)])
+    engine.store.replace(Kind.NETWORK_POLICY, [policy(number) for number in range(policies)])
+    engine.store.replace(Kind.SERVICE, [])
+    engine.store.replace(Kind.ENDPOINT_SLICE, [])
+    engine.store.replace(Kind.ENDPOINT, [_endpoint(number, p) for number, p in enumerate(everyone[:LOCAL_PODS], 1)])
+    return engine
+
+
+def _endpoint(number: int, of: Pod) -> Endpoint:
+    mac = f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+    return Endpoint(
+        number, of.uid, "eth0", f"/run/netns/{of.uid}", f"veth{number}", number, mac, of.ips, of.ref, of.uid
+    )
+
+
+def changes(store: Store, pods: int) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """(name, what makes the change in its nth round)"""
+    chance = random.Random(_SEED)
+    far = range(LOCAL_PODS, min(pods, 4000))
+    yield "a further pod, labels known", lambda n: store.apply(Op.ADDED, pod(1_000_000 + n, n))
+    yield "a pod goes", lambda n: store.apply(Op.DELETED, pod(1_000_000 + n, n))
+    yield "a pod gets another known label set", lambda n: _relabel(store, chance.choice(far), n)
+    yield "a pod's status changes", lambda n: _touch(store, chance.choice(far))
+    yield "a policy changes a port", lambda n: store.apply(Op.MODIFIED, policy(n * 7, 9000 + n))
+    yield "a further policy", lambda n: store.apply(Op.ADDED, replace(policy(n * 7 + 3), name=f"more{n}"))
+    yield "a policy goes", lambda n: store.apply(Op.DELETED, replace(policy(n * 7 + 3), name=f"more{n}"))
+    yield "a namespace changes its team", lambda n: store.apply(Op.MODIFIED, namespace(n, n + 1))
+    yield "nothing that a map shows", lambda n: store.apply(Op.MODIFIED, Namespace(f"ns{n}", _noise(n)))
+
+
+def _relabel(store: Store, number: int, turn: int) -> object:
+    old = pod(number)
+    other = pod(number, (number + NAMESPACES * (1 + turn % 3)) % LABEL_SETS)
+    return store.apply(Op.MODIFIED, replace(other, ref=old.ref))
+
+
+def _touch(store: Store, number: int) -> object:
+    found = store.snapshot().pods[pod(number).ref]
+    return store.apply(Op.MODIFIED, replace(found, phase="Pending" if found.phase == "Running" else "Running"))
+
+
+def _noise(number: int) -> Mapping[str, str]:
+    labels = namespace(number, number + 1).labels
+    return {**labels, "noise": "1"}
+
+
+def measure(pods: int, policies: int) -> list[Row]:
+    """Every change in a cluster of that size. The first row is the compilation from nothing."""
+    engine = build(pods, policies)
+    gc.collect()
+    started = time.process_time()
+    writes = engine.run()
+    rows = [_row(pods, "from nothing", [time.process_time() - started], [len(writes)])]
+    for name, change in changes(engine.store, pods):
+        took, planned = [], []
+        for turn in range(_ROUNDS):
+            started = time.process_time()
+            change(turn)
+            planned.append(len(engine.run()))
+            took.append(time.process_time() - started)
+        rows.append(_row(pods, name, took, planned))
+    return rows
+
+
+def _row(pods: int, name: str, took: list[float], writes: list[int]) -> Row:
+    ms = [1000 * seconds for seconds in took]
+    return Row(pods, name, round(statistics.median(ms), 2), round(max(ms), 2), int(statistics.median(writes)))
+
+
+@click.command()
+@click.option("--pods", "sizes", type=click.IntRange(1000), multiple=True, default=(10_000, 50_000), show_default=True)
+@click.option("--policies", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("-o", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def main(sizes: tuple[int, ...], policies: int, output: str) -> None:
+    """CPU milliseconds of one change, store to planned writes."""
+    rows: list[Any] = [row for size in sizes for row in measure(size, policies)]
+    if output == "json":
+        click.echo(json.dumps([{key: getattr(row, key) for key in Row.__slots__} for row in rows]))
+        return
+    click.echo(f"{'pods':>7}  {'change':<38}{'median ms':>10}{'worst ms':>10}{'writes':>8}")
+    for row in rows:
+        click.echo(f"{row.pods:>7}  {row.change:<38}{row.median_ms:>10}{row.worst_ms:>10}{row.writes:>8}")
+
+
+if __name__ == "__main__":
+    main()
