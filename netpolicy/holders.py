@@ -58,6 +58,11 @@ class Holder(Protocol):
 P = TypeVar("P", bound=Holder)
 
 
+def holder(pods: Iterable[P]) -> P:
+    """The one of several pods (at least one) that has the address which all of them show."""
+    return max(pods, key=lambda pod: pod.claim)
+
+
 def holders(pods: Iterable[P]) -> dict[IPAddress, P]:
     """Every pod address, with the pod that has it."""
     found: dict[IPAddress, P] = {}

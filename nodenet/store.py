@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
+from operator import is_
 from typing import Any, NamedTuple
 
 from netpolicy.types import NetworkPolicy
+from nodenet.evolved import Evolved, evolve
 from nodenet.model import Endpoint, EndpointSlice, IPAddress, Namespace, Node, ObjectRef, Pod, Service
 
 StoredObject = Pod | Namespace | Node | Service | EndpointSlice | NetworkPolicy | Endpoint
@@ -149,7 +150,9 @@ class Store:
         # UIDs of the pods that were removed last. A UID is never given to another object.
         self._removed: dict[str, None] = {}
         self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in Kind}
-        self._views: dict[Kind, Mapping[Any, Any]] = {}
+        self._views: dict[Kind, Mapping[Any, Any]] = {kind: Evolved({}) for kind in Kind}
+        # Changes that no Snapshot shows yet; None: the object is gone.
+        self._pending: dict[Kind, dict[tuple[str, str], Any]] = {}
         self._missing = set(Kind)
         self._claims = _Claims()
 
@@ -180,12 +183,13 @@ class Store:
         objects = self._objects[kind]
         before = objects.get(key)
         objects[key] = obj
+        self._show(kind, {key: obj})
         if isinstance(obj, Pod):
             self._claims.replaced(before, obj)
         if before == obj and not self._claims.decide(before, obj):
             return False
         self._note_removal(before, obj)
-        self._changed(kind)
+        self.revision += 1
         return True
 
     def delete(self, kind: Kind, key: tuple[str, str]) -> bool:
@@ -196,7 +200,8 @@ class Store:
         if kind is Kind.POD:
             self._claims.replaced(before, None)
         self._note_removal(before)
-        self._changed(kind)
+        self._show(kind, {key: None})
+        self.revision += 1
         return True
 
     def replace(self, kind: Kind, objects: Iterable[StoredObject], keep: Iterable[tuple[str, str]] = ()) -> bool:
@@ -213,13 +218,14 @@ class Store:
         first = kind in self._missing
         self._missing.discard(kind)
         self._objects[kind] = new
+        self._show(kind, {**dict.fromkeys(old.keys() - new.keys()), **new})
         if kind is Kind.POD:
             self._claims = _Claims(pod for pod in new.values() if isinstance(pod, Pod))
         if new == old and not any(self._claims.decide(old[key], obj) for key, obj in new.items()):
             return first
         for key, gone in old.items():
             self._note_removal(gone, new.get(key))
-        self._changed(kind)
+        self.revision += 1
         return True
 
     def pod_is_removed(self, uid: str) -> bool:
@@ -227,10 +233,10 @@ class Store:
         return uid in self._removed
 
     def snapshot(self) -> Snapshot:
-        """The present state. Costs one copy of each kind that changed since the last call."""
-        for kind, objects in self._objects.items():
-            if kind not in self._views:
-                self._views[kind] = MappingProxyType(dict(objects))
+        """The present state. Costs what changed since the last call."""
+        for kind, changes in self._pending.items():
+            self._views[kind] = evolve(self._views[kind], changes, is_)
+        self._pending.clear()
         return Snapshot(self.revision, **{_FIELDS[kind]: view for kind, view in self._views.items()})
 
     def _note_removal(self, old: StoredObject | None, new: StoredObject | None = None) -> None:
@@ -241,6 +247,7 @@ class Store:
         if len(self._removed) > _REMOVED_PODS:
             del self._removed[next(iter(self._removed))]
 
-    def _changed(self, kind: Kind) -> None:
-        self.revision += 1
-        self._views.pop(kind, None)
+    def _show(self, kind: Kind, changes: Mapping[tuple[str, str], Any]) -> None:
+        """In the next Snapshot. A pod that is equal but for its standing is shown too, so that the standing is right
+        when another pod shows the same address."""
+        self._pending.setdefault(kind, {}).update(changes)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from nodenet.compile import policy, slots
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
 from nodenet.compile.ids import Ids
-from nodenet.compile.ipcache import compile_ipcache
+from nodenet.compile.ipcache import IpcacheCompiler
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
@@ -32,6 +32,7 @@ class Compiler:
         self.ids = ids or Ids()
         self._services = ServiceCompiler(self.ids)
         self._policy = PolicyCompiler(self.ids)
+        self._ipcache = IpcacheCompiler()
         self._held: Mapping[str, Table] = {}
         self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
@@ -57,7 +58,7 @@ class Compiler:
         ipcache = self._remember(
             "ipcache",
             (pods, snapshot.nodes, policies.identities, endpoints.identities, local),
-            compile_ipcache,
+            self._ipcache.compile,
         )
         return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
 

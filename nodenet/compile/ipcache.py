@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
-from netpolicy.holders import holders
+from netpolicy.holders import holder
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Table
+from nodenet.evolved import changed_keys, evolve
 from nodenet.model import Identity, IPAddress, Node, ObjectRef, Pod
+
+_NOWHERE = LocalNode("")
 
 
 def compile_ipcache(
@@ -17,26 +21,98 @@ def compile_ipcache(
     local_identities: Mapping[IPAddress, int],
     local: LocalNode,
 ) -> Table:
-    """The newest knowledge wins: an endpoint record of this node over a node's address over a pod's status over a
-    gateway, which is a guess: with another IPAM the first address of a pod network is some pod's. Of several pods that
-    show one address `holders` chooses; if the labels of that one cannot be read, the address has no identity.
+    """One compilation from nothing: see IpcacheCompiler."""
+    return IpcacheCompiler().compile(pods, nodes, identities, local_identities, local)
 
-    `identities` by pod are the policy compiler's, `local_identities` by address are those of this node's endpoints,
-    where 0 means that the pod is not known: its address is then nobody's, whatever an older pod's status says.
+
+class IpcacheCompiler:
+    """Compiles the addresses of one Snapshot after the other; a table is evolved from the one before.
+
+    The newest knowledge wins: an endpoint record of this node over a node's address over a pod's status over a
+    gateway, which is a guess: with another IPAM the first address of a pod network is some pod's. Of several pods that
+    show one address `holder` chooses; if the labels of that one cannot be read, the address has no identity.
     """
-    whose_nodes = [
-        (node, int(Identity.HOST if node.name == local.name else Identity.REMOTE_NODE)) for node in nodes.values()
-    ]
-    found = {address: whose for node, whose in whose_nodes for address in gateways(node)}
-    found |= {address: identities.get(pod.ref, 0) for address, pod in holders(pods.values()).items()}
-    for node, whose in whose_nodes:
-        found.update(dict.fromkeys(node.addresses, whose))
-    found.update(dict.fromkeys(local.addresses, int(Identity.HOST)))
-    found.update(local_identities)
-    ordered = sorted(found, key=lambda address: (address.version, int(address)))
-    return {LpmKey.host(address): U32(found[address]) for address in ordered if found[address]}
+
+    def __init__(self) -> None:
+        self._pods: Mapping[ObjectRef, Pod] = {}
+        self._nodes: Mapping[ObjectRef, Node] = {}
+        self._identities: Mapping[ObjectRef, int] = {}
+        self._local_identities: Mapping[IPAddress, int] = {}
+        self._local = _NOWHERE
+        # Pods by the addresses that they show.
+        self._claims: dict[IPAddress, dict[ObjectRef, Pod]] = {}
+        self._gateways: Mapping[IPAddress, int] = {}
+        self._node_addresses: Mapping[IPAddress, int] = {}
+        self._table: Table = {}
+
+    def compile(
+        self,
+        pods: Mapping[ObjectRef, Pod],
+        nodes: Mapping[ObjectRef, Node],
+        identities: Mapping[ObjectRef, int],
+        local_identities: Mapping[IPAddress, int],
+        local: LocalNode,
+    ) -> Table:
+        """`identities` by pod are the policy compiler's, `local_identities` by address are those of this node's
+        endpoints, where 0 means that the pod is not known: its address has no identity then, whatever an older pod's
+        status says.
+        """
+        touched: dict[IPAddress, None] = {}
+        for ref in changed_keys(self._pods, pods):
+            touched.update(self._claim(ref, self._pods.get(ref), pods.get(ref)))
+        for ref in changed_keys(self._identities, identities):
+            pod = pods.get(ref)
+            touched.update(dict.fromkeys(pod.ips if pod is not None else ()))
+        if nodes is not self._nodes or local.name != self._local.name:
+            touched.update(self._place_nodes(nodes, local.name))
+        touched.update(dict.fromkeys(_different(self._local_identities, local_identities)))
+        touched.update(dict.fromkeys(local.addresses ^ self._local.addresses))
+        self._pods, self._nodes, self._identities = pods, nodes, identities
+        self._local_identities, self._local = local_identities, local
+        ordered = sorted(touched, key=lambda address: (address.version, int(address)))
+        changes = {LpmKey.host(address): self._value(address) for address in ordered}
+        self._table = evolve(self._table, changes)
+        return self._table
+
+    def _claim(self, ref: ObjectRef, old: Pod | None, new: Pod | None) -> Iterable[tuple[IPAddress, None]]:
+        for address in old.ips if old is not None else ():
+            others = self._claims.get(address, {})
+            if others.pop(ref, None) is not None and not others:
+                del self._claims[address]
+            yield address, None
+        if new is not None and new.holds_addresses:
+            for address in new.ips:
+                self._claims.setdefault(address, {})[ref] = new
+                yield address, None
+
+    def _place_nodes(self, nodes: Mapping[ObjectRef, Node], name: str) -> Iterable[tuple[IPAddress, None]]:
+        whose = [(n, int(Identity.HOST if n.name == name else Identity.REMOTE_NODE)) for n in nodes.values()]
+        guesses = {address: number for node, number in whose for address in gateways(node)}
+        addresses = {address: number for node, number in whose for address in node.addresses}
+        touched = [*_different(self._gateways, guesses), *_different(self._node_addresses, addresses)]
+        self._gateways, self._node_addresses = guesses, addresses
+        return ((address, None) for address in touched)
+
+    def _value(self, address: IPAddress) -> U32 | None:
+        if address in self._local_identities:
+            number = self._local_identities[address]
+        elif address in self._local.addresses:
+            number = int(Identity.HOST)
+        elif address in self._node_addresses:
+            number = self._node_addresses[address]
+        elif address in self._claims:
+            number = self._identities.get(holder(self._claims[address].values()).ref, 0)
+        else:
+            number = self._gateways.get(address, 0)
+        return U32(number) if number else None
 
 
 def gateways(node: Node) -> Iterable[IPAddress]:
     """The bridge address of each of the node's pod networks: its first one, as host-local's default gateway is."""
     return (cidr.network_address + 1 for cidr in node.pod_cidrs if cidr.num_addresses > 2)
+
+
+def _different(old: Mapping[IPAddress, int], new: Mapping[IPAddress, int]) -> Iterable[IPAddress]:
+    if old is new:
+        return ()
+    return [address for address in dict.fromkeys(chain(old, new)) if old.get(address) != new.get(address)]

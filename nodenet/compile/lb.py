@@ -16,7 +16,7 @@ from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, frontends_of
 from nodenet.compile.slots import Slots, arrange
 from nodenet.compile.state import ServicePortName, Table
-from nodenet.evolved import Evolved, evolve
+from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
 
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.
@@ -311,16 +311,5 @@ class _Run:
 
 
 def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> list[ObjectRef]:
-    """The names whose object is another, is new or is gone. The store keeps the object while it does not change."""
-    if old is new:
-        return []
-    found = []
-    added = 0
-    for ref, obj in new.items():
-        last = old.get(ref)
-        if last is not obj and last != obj:
-            found.append(ref)
-            added += last is None
-    if len(old) + added != len(new):
-        found.extend(ref for ref in old if ref not in new)
-    return found
+    """The names whose object is another, is new or is gone."""
+    return [ref for ref in changed_keys(old, new) if old.get(ref) != new.get(ref)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from nodenet.compile.state import DesiredState
 from nodenet.errors import NodenetError
+from nodenet.evolved import Draft
 from nodenet.reconcile.apply import ApplyError, FullError, Table, apply, read
 from nodenet.reconcile.clock import Clock, RealClock
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, Write, differences, plan_policy, plan_services
@@ -199,10 +200,14 @@ class ReconcileLoop:
     def _bring(self, group: _Group, wanted: Tables, outcome: _Outcome) -> None:
         writes = group.plan(wanted, self._held)
         if writes:
-            copies = {name: dict(self._held[name]) for name in {write.table for write in writes}}
-            self._held.update(copies)
-            held: dict[str, Any] = {**self._held, **copies}
-            apply(writes, self._tables, held, outcome.writes)
+            drafts = {name: Draft(self._held[name]) for name in {write.table for write in writes}}
+            held: dict[str, Any] = {**self._held, **drafts}
+            try:
+                apply(writes, self._tables, held, outcome.writes)
+            finally:
+                # Written as far as the drafts say. What was reached takes the place of its draft below.
+                self._held.update(drafts)
+                self._held.update({name: dict(drafts[name]) for name in drafts if name not in wanted})
         # Equal now: the same object, so that the next plan sees it without comparing.
         self._held.update({name: wanted[name] for name in group.tables if name in wanted})
 

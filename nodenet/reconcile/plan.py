@@ -9,7 +9,7 @@ on (docs/decisions/0002 says where that ends: several identities that change at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
@@ -151,17 +151,24 @@ def _most_specific_first(write: Write) -> int:
 def _upserts(name: str, wanted: Table, held: Table) -> list[Write]:
     if wanted is held:
         return []
-    if isinstance(wanted, Evolved) and wanted.follows(held):
-        return [Write(name, key, wanted[key]) for key in wanted.changed if key in wanted]
+    known = _may_differ(wanted, held)
+    if known is not None:
+        return [Write(name, key, wanted[key]) for key in known if key in wanted and held.get(key) != wanted[key]]
     return [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
 
 
 def _deletes(name: str, wanted: Table, held: Table) -> list[Write]:
     if wanted is held:
         return []
-    if isinstance(wanted, Evolved) and wanted.follows(held):
-        return [Write(name, key) for key in wanted.changed if key not in wanted]
+    known = _may_differ(wanted, held)
+    if known is not None:
+        return [Write(name, key) for key in known if key not in wanted and key in held]
     return [Write(name, key) for key in held if key not in wanted]
+
+
+def _may_differ(wanted: Table, held: Table) -> Collection[Any] | None:
+    """The keys that may differ, where the tables know; None: any."""
+    return wanted.changed_since(held) if isinstance(wanted, Evolved) else None
 
 
 def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
