@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from nodenet.abi import AddressPort, SockRevnatKey
-from nodenet.compile.evolved import Evolved
 from nodenet.errors import NodenetError
+from nodenet.evolved import Evolved
 from nodenet.link.netlink import RefusedError
 from nodenet.link.sockdiag import ESTABLISHED, SockDiag, Socket
 from nodenet.model import Protocol as IPProtocol
@@ -98,7 +98,8 @@ def lost(before: Members | None, after: Members) -> bool:
         return False
     if before is None:
         return True
-    keys = after.changed if isinstance(after, Evolved) and after.follows(before) else before
+    known = after.changed_since(before) if isinstance(after, Evolved) else None
+    keys = before if known is None else known
     return any(key in before and after.get(key) != before[key] for key in keys)
 
 

@@ -48,7 +48,7 @@ _PROTOCOLS = {protocol: int(Protocol[protocol.name]) for protocol in PolicyProto
 _NAMED_PROTOCOLS = {Protocol[protocol.name]: protocol for protocol in PolicyProtocol}
 
 # (prefixlen, peer, direction, protocol, port): a PolicyKey but for the subject.
-_Shape = dict[tuple[int, int, int, int, int], U32]
+_Shape = dict[tuple[int, int, Direction, int, int], U32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 from nodenet.abi import AddressPort, MemberKey
 from nodenet.agent import sockets
 from nodenet.agent.sockets import Ended, SocketKeeper, Sweep, lost
-from nodenet.compile.evolved import evolve
+from nodenet.evolved import evolve
 
 A, B = AddressPort(ip_address("10.0.0.1"), 53, 17), AddressPort(ip_address("10.0.0.2"), 53, 17)
 ONE, TWO = MemberKey(1, 7), MemberKey(2, 7)

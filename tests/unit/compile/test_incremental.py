@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from nodenet.abi import AddressPort, FrontendKey
 from nodenet.compile import lb
-from nodenet.evolved import Evolved, evolve
 from nodenet.compile.ids import Ids, Numbering, Space
 from nodenet.compile.lb import ServiceCompiler, ServiceTables, compile_services
 from nodenet.compile.slots import Slots, restore
+from nodenet.evolved import Evolved, evolve
 from nodenet.model import EndpointSlice, ObjectRef, Service
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from tests.unit.compile.build import TCP, UDP, service, slice_, target

@@ -1,0 +1,143 @@
+"""After any sequence of changes the maps are those that compiling from nothing gives, and the plan knows what changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netpolicy.holders import Standing
+from netpolicy.parse import network_policy
+from netpolicy.types import NetworkPolicy
+from nodenet.compile import Compiler, LocalNode, compile_once
+from nodenet.compile.policy import HIGH_CARDINALITY_LABELS
+from nodenet.evolved import Draft
+from nodenet.model import Endpoint, NamedPort, Namespace, Node, ObjectRef, Pod, Protocol
+from nodenet.reconcile.apply import apply
+from nodenet.reconcile.plan import plan
+from nodenet.store import AttachmentKey, Kind, Op, Store
+from nodenet.testing import fake_tables
+from tests.unit.netpolicy.strategies import NAMESPACES, labels, rules, selectors
+
+NODE = "node1"
+LOCAL = LocalNode(NODE, frozenset({ip_address("10.9.0.1")}))
+ADDRESSES = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1", "10.1.0.1"]
+REFS = st.builds(ObjectRef, st.sampled_from(NAMESPACES), st.sampled_from("ab"))
+POD_LABELS = st.builds(
+    lambda plain, busy: plain | busy,
+    labels(),
+    st.sampled_from([{}, {}, {min(HIGH_CARDINALITY_LABELS): "1"}, {min(HIGH_CARDINALITY_LABELS): "2"}]),
+)
+PORTS = st.lists(
+    st.sampled_from([NamedPort("http", 80, Protocol.TCP), NamedPort("dns", 53, Protocol.UDP)]), max_size=2, unique=True
+)
+
+
+def _pod(ref: ObjectRef, found: dict[str, str], ips: list[str], ports: list[NamedPort], phase: str, ready: bool) -> Pod:
+    standing = Standing(ready=ready)
+    addresses = tuple(map(ip_address, ips))
+    return Pod(ref, f"uid-{ref.name}", found, NODE, addresses, phase == "host", phase, tuple(ports), standing=standing)
+
+
+PODS = st.builds(
+    _pod,
+    REFS,
+    POD_LABELS,
+    st.lists(st.sampled_from(ADDRESSES), max_size=2, unique=True),
+    PORTS,
+    st.sampled_from(["Running", "Running", "Pending", "Succeeded", "host"]),
+    st.booleans(),
+)
+SPACES = st.builds(Namespace, st.sampled_from(NAMESPACES), labels())
+NODES = st.builds(
+    lambda name, ips, cidr: Node(name, tuple(map(ip_address, ips)), (ip_network(cidr),)),
+    st.sampled_from([NODE, "node2"]),
+    st.lists(st.sampled_from(["10.0.0.3", "10.9.0.2", "10.9.0.3"]), max_size=2, unique=True),
+    st.sampled_from(["10.1.0.0/24", "10.2.0.0/24"]),
+)
+
+
+@st.composite
+def policy(draw: st.DrawFn) -> NetworkPolicy:
+    namespace, name = draw(st.tuples(st.sampled_from(NAMESPACES), st.sampled_from("pq")))
+    selector = draw(selectors())
+    if draw(st.integers(0, 9)) == 0:
+        # This label tells pods apart from now on: every identity becomes another.
+        selector = {"matchExpressions": [{"key": min(HIGH_CARDINALITY_LABELS), "operator": "Exists"}]}
+    spec: dict[str, Any] = {"podSelector": selector, "policyTypes": ["Ingress", "Egress"]}
+    spec["ingress"] = draw(st.lists(rules("from"), max_size=2))
+    spec["egress"] = draw(st.lists(rules("to"), max_size=2))
+    return network_policy({"metadata": {"namespace": namespace, "name": name}, "spec": spec})
+
+
+ENDPOINTS = st.builds(
+    lambda ref, number, ip: Endpoint(
+        number, f"c{number}", "eth0", "", f"v{number}", number, "02:00:00:00:00:01", (ip_address(ip),), ref
+    ),
+    REFS,
+    st.integers(1, 3),
+    st.sampled_from(ADDRESSES),
+)
+GONE = st.one_of(
+    st.tuples(st.sampled_from([Kind.POD]), REFS),
+    st.tuples(
+        st.sampled_from([Kind.NETWORK_POLICY]),
+        st.builds(ObjectRef, st.sampled_from(NAMESPACES), st.sampled_from("pq")),
+    ),
+    st.tuples(st.sampled_from([Kind.NAMESPACE]), st.builds(lambda n: ObjectRef("", n), st.sampled_from(NAMESPACES))),
+    st.tuples(st.sampled_from([Kind.ENDPOINT]), st.builds(lambda n: AttachmentKey(f"c{n}", "eth0"), st.integers(1, 3))),
+)
+STEPS = st.lists(st.lists(PODS | PODS | SPACES | NODES | policy() | ENDPOINTS | GONE, max_size=4), max_size=8)
+
+
+def _store() -> Store:
+    store = Store()
+    for kind in Kind:
+        store.replace(kind, [])
+    return store
+
+
+def _change(store: Store, change: Any) -> None:
+    if isinstance(change, tuple) and isinstance(change[0], Kind):
+        store.delete(*change)
+    else:
+        store.apply(Op.MODIFIED, change)
+
+
+def _plain(tables: Any) -> dict[str, dict[Any, Any]]:
+    return {name: dict(table.items()) for name, table in tables.items()}
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, st.lists(st.booleans(), min_size=8, max_size=8))
+def test_the_maps_are_those_of_a_compilation_from_nothing(steps: list[list[Any]], settled: list[bool]) -> None:
+    store, compiler = _store(), Compiler()
+    held: dict[str, Any] = {}
+    kernel = fake_tables()
+    for changes, is_settled in zip(steps, settled, strict=False):
+        for change in changes:
+            _change(store, change)
+        snapshot = store.snapshot()
+        desired, names = compiler.compile(snapshot, LOCAL)
+        # A second store that never saw another state than this one.
+        fresh = _store()
+        for kind, objects in store._objects.items():
+            fresh.replace(kind, objects.values())
+        expected, expected_names = compile_once(fresh.snapshot(), LOCAL)
+        assert _plain(desired.tables) == _plain(expected.tables)
+        assert names.isolated_by == expected_names.isolated_by
+        assert dict(names.rules.items()) == dict(expected_names.rules.items())
+        assert dict(names.identities.items()) == dict(expected_names.identities.items())
+        assert dict(names.regions.items()) == dict(expected_names.regions.items())
+        if is_settled:
+            # What the plan takes from the tables' own knowledge of their changes makes the kernel right.
+            writes = plan(desired.tables, held)
+            drafts = {name: Draft(held.get(name, {})) for name in {write.table for write in writes}}
+            apply(writes, kernel, drafts, Counter())
+            held = {**held, **drafts, **desired.tables}
+            compiler.settle()
+            for name, table in expected.tables.items():
+                assert dict(kernel[name].items()) == dict(table.items()), name
