@@ -1,4 +1,4 @@
-"""After any sequence of changes the maps are those that compiling from nothing gives, and the plan knows what changed."""
+"""After any sequence of changes the maps are those of a compilation from nothing, and the plan knows what changed."""
 
 from __future__ import annotations
 
