@@ -92,6 +92,10 @@ def test_others_stay(two: World, netns: str) -> None:
     assert all(connected(two, name) for name in ("other", "direct", "again", "new"))
     two.ask("unconnected", ONE)
     assert two.process.do("receive", "server9002")[0] == "ask"
+    # No Service has the backend any more: those that no Service brought there still stay.
+    two.serve(TWO, 9002)
+    assert look(two, netns).ended.total() == 1
+    assert [connected(two, name) for name in ("other", "direct", "again", "new")] == [False, True, True, True]
 
 
 def test_a_backend_that_finishes_its_work_keeps_its_sockets(two: World, netns: str) -> None:
