@@ -130,6 +130,18 @@ def test_an_ipv6_extension_header_ends_inside(datapath: Datapath, first: int, in
             assert why in (DropReason.INVALID_IPV6_EXTENSION_HEADER, INVALID)
 
 
+@pytest.mark.parametrize("protocol", [47, 50, 59], ids=["gre", "esp", "none"])
+def test_an_extension_header_ends_inside_also_in_front_of_what_is_not_read(datapath: Datapath, protocol: int) -> None:
+    wire = Wire(datapath, 6)
+    datapath.allow(CLIENT, SERVER, Direction.EGRESS)
+    options = struct.pack("!BBBB", protocol, 2, 1, 4) + bytes(20)
+    for head in (b"", struct.pack("!BBHI", 60, 0, 1, 9)):
+        outer = 44 if head else 60
+        assert wire.verdict(wire.frame(outer, head + options + bytes(8))) == TC_OK
+        lying = wire.frame(outer, head + options + bytes(8), cut=16)
+        assert wire.why(lying) == DropReason.INVALID_IPV6_EXTENSION_HEADER
+
+
 def test_length_0_is_big_tcp_alone(wire: Wire) -> None:
     """Only a TCP packet that a device has yet to segment may be longer than its length field can say."""
 
