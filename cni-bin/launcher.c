@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -50,11 +51,19 @@ __attribute__((used)) static const char mark[] = "nodenet's CNI plugin, with " A
 
 static struct config conf = { .socket = DEFAULT_SOCKET, .version = NEWEST };
 
+/* Whoever starts us may have made the other side's descriptors non-blocking: wait for what there is none of yet. */
+static bool again(int fd, short what)
+{
+	struct pollfd wanted = { .fd = fd, .events = what };
+
+	return errno == EINTR || (errno == EAGAIN && poll(&wanted, 1, -1) >= 0);
+}
+
 static void write_all(int fd, const char *data, size_t len)
 {
 	while (len) {
 		ssize_t done = write(fd, data, len);
-		if (done < 0 && errno != EINTR)
+		if (done < 0 && !again(fd, POLLOUT))
 			exit(1);
 		if (done > 0) {
 			data += done;
@@ -96,7 +105,8 @@ static int read_all(int fd, size_t limit, struct bytes *into)
 		if (!into->at)
 			break;
 		ssize_t got = read(fd, into->at + into->len, room - into->len);
-		if (got < 0 && errno == EINTR)
+		/* From the agent's socket EAGAIN says that its time is over. */
+		if (got < 0 && (errno == EINTR || (fd == 0 && again(fd, POLLIN))))
 			continue;
 		if (got <= 0)
 			return got ? errno : 0;
@@ -109,9 +119,15 @@ static int read_all(int fd, size_t limit, struct bytes *into)
 
 /* --- The scanner: RFC 8259 as far as it takes to find the keys of the outermost object. ------------------------- */
 
+/* strchr finds the NUL that ends its string too: a NUL of the input is none of these. */
+static bool is_one_of(char c, const char *chars)
+{
+	return c && strchr(chars, c);
+}
+
 static void skip_space(struct cursor *c)
 {
-	while (c->at < c->end && strchr(" \t\r\n", *c->at) && *c->at)
+	while (c->at < c->end && is_one_of(*c->at, " \t\r\n"))
 		c->at++;
 }
 
@@ -238,8 +254,10 @@ static bool skip_value(struct cursor *c)
 				return false;
 			c->at++;
 		} else {
-			while (c->at < c->end && !strchr(",:]}[{\" \t\r\n", *c->at))
+			/* Whatever else it is, one character at least: each turn gets nearer to the end. */
+			do
 				c->at++;
+			while (c->at < c->end && !is_one_of(*c->at, ",:]}[{\" \t\r\n"));
 		}
 	} while (depth);
 	return true;
@@ -247,7 +265,7 @@ static bool skip_value(struct cursor *c)
 
 static bool read_member(struct cursor *c, struct config *into)
 {
-	char key[16], text[sizeof(into->socket) + 1];
+	char key[16] = "", text[sizeof(into->socket) + 1] = "";
 	size_t key_len = 0, len = 0;
 
 	if (!string(c, key, sizeof(key), &key_len) || !take(c, ':'))
@@ -267,7 +285,8 @@ static bool read_member(struct cursor *c, struct config *into)
 	if (key_len == 10 && !memcmp(key, "cniVersion", 10) && c->at < c->end && *c->at == '"') {
 		if (!string(c, text, sizeof(text), &len))
 			return false;
-		bool plain = len > 0 && len < sizeof(into->version) && strspn(text, "0123456789.") >= len;
+		/* A NUL among its characters ends the span before `len`. */
+		bool plain = len > 0 && len < sizeof(into->version) && strspn(text, "0123456789.") == len;
 		if (plain) {
 			memcpy(into->version, text, len);
 			into->version[len] = '\0';

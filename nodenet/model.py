@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from netpolicy.holders import Standing
+from nodenet.endpoint import Endpoint as Endpoint
+from nodenet.endpoint import IPAddress as IPAddress
+from nodenet.endpoint import IPNetwork as IPNetwork
+from nodenet.endpoint import ObjectRef as ObjectRef
 
-IPAddress = IPv4Address | IPv6Address
-IPNetwork = IPv4Network | IPv6Network
 Labels = Mapping[str, str]
 
 
@@ -44,16 +45,6 @@ class Identity(IntEnum):
     WORLD = 2
     REMOTE_NODE = 6
     KUBE_APISERVER = 7
-
-
-class ObjectRef(NamedTuple):
-    """The name of a namespaced object; cluster-scoped ones have an empty namespace."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
 class NamedPort(NamedTuple):
@@ -164,25 +155,3 @@ class EndpointSlice:
     service: ObjectRef
     ports: tuple[ServicePort, ...]
     endpoints: tuple[SliceEndpoint, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A pod's attachment on this node: what the CNI plugin made and the agent polices.
-
-    `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
-    this node's number for it (1-65535). `bridged`: its frames stay on the bridge, because its configuration asks
-    something of the bridge itself (VLANs, isolated ports, its MAC check).
-    """
-
-    endpoint_id: int
-    container_id: str
-    ifname: str
-    netns: str
-    host_ifname: str
-    host_ifindex: int
-    mac: str
-    ips: tuple[IPAddress, ...]
-    pod: ObjectRef
-    pod_uid: str = ""
-    bridged: bool = False

@@ -25,8 +25,8 @@ from nodenet.cni.hooks import Hooks, Wired
 from nodenet.cni.owner import Owner
 from nodenet.cni.plugin import Adding, Plugin
 from nodenet.cni.protocol import Reply
+from nodenet.endpoint import Endpoint
 from nodenet.errors import NodenetError
-from nodenet.model import Endpoint
 
 log = logging.getLogger("nodenet.cni")
 # ADDs that wait for the agent at once: each keeps some files open.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 
-from nodenet.cni.conf import failure, version_answer
+from nodenet.cni.conf import decode, failure, version_answer
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.patience import heed, leave_orderly
 from nodenet.cni.protocol import Reply
@@ -60,8 +59,5 @@ def _run(request: Request) -> Reply:
 
 
 def _requires_agent(stdin: bytes) -> bool:
-    try:
-        data = json.loads(stdin)
-    except ValueError:
-        return False
-    return isinstance(data, dict) and data.get("requireAgent") is True
+    """Raises CniError when the configuration is none."""
+    return decode(stdin).get("requireAgent") is True

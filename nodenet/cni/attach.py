@@ -22,9 +22,9 @@ from nodenet.cni.reboot import reclaim
 from nodenet.cni.records import Record, Records
 from nodenet.cni.request import Request
 from nodenet.cni.resolv import read_resolv_conf
+from nodenet.endpoint import Endpoint
 from nodenet.errors import NodenetError
 from nodenet.link.handle import Interface, Link, LinkError
-from nodenet.model import Endpoint
 
 # Called with the name of each step before it is done. Tests fail it there.
 Step = Callable[[str], None]

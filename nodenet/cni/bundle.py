@@ -29,8 +29,14 @@ from nodenet.cni.patterns import patterns
 from nodenet.errors import CannotRunError
 
 LAUNCHER, ALONE = "nodenet", "alone"
+# An encoding is imported when its name is first used: none is found by looking at imports. Ours needs UTF-8 alone; the
+# rest is small, and what the library comes to use where it guesses one.
+_CODECS = (
+    *("utf_8", "ascii", "latin_1", "utf_8_sig", "unicode_escape", "raw_unicode_escape"),
+    *("utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le"),
+)
 # Modules that the plugin's own process starts from; what they import comes along.
-_ROOTS = ("nodenet.cni.alone", "nodenet.cni.plugin", "encodings.utf_8", "encodings.ascii", "encodings.latin_1")
+_ROOTS = ("nodenet.cni.alone", "nodenet.cni.plugin", *(f"encodings.{name}" for name in _CODECS))
 # Reached only by code that the plugin never runs, or in need of extension modules that libpython has not built in.
 _EXCLUDED = (
     *("_aix_support", "_ctypes", "_hashlib", "asyncio", "bz2", "ctypes", "difflib", "distutils", "doctest", "email"),

@@ -15,7 +15,7 @@ from nodenet.cni.owner import Owner
 from nodenet.cni.plugin import Plugin
 from nodenet.cni.protocol import Reply
 from nodenet.cni.request import Request
-from nodenet.model import Endpoint
+from nodenet.endpoint import Endpoint
 
 log = logging.getLogger("nodenet.cni")
 

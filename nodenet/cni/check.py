@@ -13,9 +13,9 @@ from nodenet.cni.prevresult import PrevAddress, PrevResult
 from nodenet.cni.records import Records
 from nodenet.cni.request import Request
 from nodenet.cni.routes import PodRoute
+from nodenet.endpoint import IPNetwork
 from nodenet.link import addresses, bridge, netns, nft, routes, sysctl
 from nodenet.link.handle import Interface, Link
-from nodenet.model import IPNetwork
 
 _MAIN_TABLE = 254
 _V6_METRIC = 1024

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from nodenet.cni import jsontext
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.keys import BRIDGE_KEYS, DEFAULT_SOCKET, IPAM_KEYS, Key
 from nodenet.cni.owner import Owner
@@ -21,9 +22,11 @@ from nodenet.cni.prevresult import PrevResult
 from nodenet.cni.protocol import Reply
 from nodenet.cni.ranges import RangeSet, range_sets
 from nodenet.cni.routes import PodRoute
-from nodenet.model import IPAddress
+from nodenet.endpoint import IPAddress
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+# Characters of a wrong value that an error repeats.
+_SHOWN = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
 IPAM_TYPES = ("host-local", "nodenet")
 # The verbs that came after 0.3.1, with the first version that has them.
@@ -147,8 +150,8 @@ def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, n
 def decode(stdin: bytes) -> dict[str, Any]:
     """The configuration as plain JSON. Raises CniError with code 6."""
     try:
-        data = json.loads(stdin)
-    except (ValueError, RecursionError) as error:
+        data = jsontext.loads(stdin)
+    except ValueError as error:
         raise CniError(Code.DECODE_FAILURE, f"standard input: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise CniError(Code.DECODE_FAILURE, f"standard input: expected a JSON object, got {type(data).__name__}")
@@ -299,4 +302,6 @@ def _address(where: str, text: str) -> IPAddress:
 
 
 def _bad(where: str, key: str, expected: str, got: object) -> CniError:
-    return CniError(Code.BAD_CONFIG, f"{where}: {key}: {expected}, got {json.dumps(got)}")
+    shown = json.dumps(got)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return CniError(Code.BAD_CONFIG, f"{where}: {key}: {expected}, got {shown}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
+from nodenet.cni import jsontext
 from nodenet.cni.child import run
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
@@ -24,7 +25,7 @@ from nodenet.cni.ipam import Lease
 from nodenet.cni.prevresult import PrevResult
 from nodenet.cni.request import Request
 from nodenet.cni.routes import PodRoute
-from nodenet.model import IPAddress
+from nodenet.endpoint import IPAddress
 
 log = logging.getLogger("nodenet.cni")
 # The versions whose results are alike: lists of ips and routes.
@@ -148,8 +149,8 @@ class Delegate:
 
     def _error(self, verb: str, status: int, out: bytes) -> CniError:
         """The delegate's error as it is, code and all; one of ours when it is not in the specification's shape."""
-        with suppress(ValueError, RecursionError):
-            body = json.loads(out)
+        with suppress(ValueError):
+            body = jsontext.loads(out)
             if isinstance(body, dict) and type(body.get("code")) is int and isinstance(body.get("msg"), str):
                 return CniError(body["code"], body["msg"], str(body.get("details") or ""))
         ended = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
@@ -160,8 +161,8 @@ class Delegate:
 
     def _read(self, out: bytes) -> Answer:
         try:
-            body = json.loads(out)
-        except (ValueError, RecursionError) as error:
+            body = jsontext.loads(out)
+        except ValueError as error:
             raise self._failed("ADD", f"its result is not JSON: {_shown(out)}") from error
         if not isinstance(body, dict):
             raise self._failed("ADD", f"its result is not an object: {_shown(out)}")

@@ -14,9 +14,9 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Owner, Store
 from nodenet.cni.reboot import reclaim
 from nodenet.cni.records import Crashed, Record, Records
+from nodenet.endpoint import Endpoint, IPAddress
 from nodenet.link import netns
 from nodenet.link.handle import Link, LinkError
-from nodenet.model import Endpoint, IPAddress
 
 if TYPE_CHECKING:
     from nodenet.cni.delegate import Delegate

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from nodenet.cni.podcidrs import Networks
+from nodenet.endpoint import Endpoint, IPAddress
 from nodenet.link.handle import Link
-from nodenet.model import Endpoint, IPAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from nodenet.cni.owner import Owner
+from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
-from nodenet.model import IPAddress
 
 # Bytes: a longer log is made anew. That is some 60,000 changes.
 _LONGEST = 1 << 22

@@ -30,8 +30,8 @@ from nodenet.cni.index import Index
 from nodenet.cni.owner import Owner
 from nodenet.cni.patience import pause
 from nodenet.cni.ranges import Range, RangeSet
+from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
-from nodenet.model import IPAddress
 
 __all__ = ["Lease", "Owner", "Store", "allocate", "release"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ranges import RangeSet, range_sets
-from nodenet.model import IPNetwork
+from nodenet.endpoint import IPNetwork
 
 # Gives the networks, none when they are not known yet.
 Networks = Callable[[], Sequence[IPNetwork]]

@@ -8,7 +8,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
 from nodenet.cni.routes import PodRoute, routes
-from nodenet.model import IPAddress
+from nodenet.endpoint import IPAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nodenet.model import IPAddress, IPNetwork
+from nodenet.endpoint import IPAddress, IPNetwork
 
 
 @dataclass(frozen=True, slots=True)

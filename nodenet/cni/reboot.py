@@ -16,9 +16,9 @@ from pathlib import Path
 
 from nodenet.cni.errors import naming
 from nodenet.cni.ipam import Store
+from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
 from nodenet.link.everywhere import addresses_everywhere
-from nodenet.model import IPAddress
 
 log = logging.getLogger("nodenet.cni")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

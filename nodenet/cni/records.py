@@ -25,8 +25,8 @@ from typing import Any
 from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.owner import Owner
 from nodenet.cni.patience import pause
+from nodenet.endpoint import Endpoint, ObjectRef
 from nodenet.link import smallfile
-from nodenet.model import Endpoint, ObjectRef
 
 MAX_ENDPOINT_ID = 65535
 # Seconds that a verb waits for another one on the same attachment.

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from nodenet.cni.child import run
 from nodenet.cni.errors import CniError
-from nodenet.model import IPAddress
+from nodenet.endpoint import IPAddress
 
 log = logging.getLogger("nodenet.cni")
 _CHAIN_LENGTH = 28

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nodenet.cni.errors import CniError, Code
-from nodenet.model import ObjectRef
+from nodenet.endpoint import ObjectRef
 
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 # What each verb needs of the environment, beside CNI_COMMAND (SPEC.md 1.1.0, section 2).

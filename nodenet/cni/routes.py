@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nodenet.model import IPAddress, IPNetwork
+from nodenet.endpoint import IPAddress, IPNetwork
 
 # Numbers of a 1.1 route (SPEC.md 1.1.0, "Success"), and the largest value of each.
 _NUMBERS = {"mtu": 65535, "advmss": 65535, "priority": 2**32 - 1, "table": 2**32 - 1, "scope": 255}

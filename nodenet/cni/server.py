@@ -30,8 +30,8 @@ from nodenet.cni.plugin import Plugin
 from nodenet.cni.podcidrs import Networks
 from nodenet.cni.protocol import ProtocolError, Reply
 from nodenet.cni.request import Request, parse
+from nodenet.endpoint import Endpoint
 from nodenet.errors import CannotRunError
-from nodenet.model import Endpoint
 
 Hook = Callable[[Endpoint], Awaitable[None]]
 _T = TypeVar("_T")

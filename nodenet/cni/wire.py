@@ -18,9 +18,9 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Lease, Owner
 from nodenet.cni.patience import pause
 from nodenet.cni.routes import PodRoute
+from nodenet.endpoint import IPAddress
 from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
 from nodenet.link.handle import Interface, Link, LinkError, change
-from nodenet.model import IPAddress
 
 _IPV6 = Path("/proc/sys/net/ipv6")
 # ip link: ADDR_GEN_MODE none. A bridge port needs no link-local address, and none means no DAD and MLD chatter.
@@ -250,7 +250,9 @@ def _wait_for_dad(ifname: str) -> None:
     """In the pod's namespace: until no address of the interface is tentative. LinkError when one is taken."""
     deadline = time.monotonic() + _DAD_SECONDS
     while True:
-        rows = [line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
+        # An interface's name may hold any byte.
+        table = Path("/proc/thread-self/net/if_inet6").read_text("utf-8", "surrogateescape")
+        rows = [line.split() for line in table.splitlines()]
         flags = {row[0]: int(row[4], 16) for row in rows if row[5] == ifname}
         for address, flag in flags.items():
             if flag & _DUPLICATE:

@@ -8,10 +8,10 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 
+from nodenet.endpoint import IPAddress
 from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
 from nodenet.link.netlink import Request
-from nodenet.model import IPAddress
 
 IPInterface = IPv4Interface | IPv6Interface
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nodenet.endpoint import IPAddress
 from nodenet.link import addresses
 from nodenet.link.handle import Link, LinkError
-from nodenet.model import IPAddress
 
 _PROC = Path("/proc")
 
@@ -57,7 +57,14 @@ def _of_processes() -> Iterator[Path]:
 
 def _mounted() -> Iterator[Path]:
     """Mount points of namespaces (proc(5), mountinfo): /run/netns and whatever else a runtime uses."""
-    for line in (_PROC / "self/mountinfo").read_text().splitlines():
-        fields, _, kind = line.partition(" - ")
-        if kind.startswith("nsfs ") and "net:[" in fields.split()[3]:
-            yield Path(fields.split()[4].encode().decode("unicode_escape"))
+    for line in (_PROC / "self/mountinfo").read_bytes().splitlines():
+        fields, _, kind = line.partition(b" - ")
+        if kind.startswith(b"nsfs ") and b"net:[" in fields.split()[3]:
+            yield Path(os.fsdecode(_unescaped(fields.split()[4])))
+
+
+def _unescaped(text: bytes) -> bytes:
+    """The kernel writes space, tab, newline and backslash of a path as a backslash and three octal digits; all other
+    bytes as they are, whatever a path's encoding."""
+    first, *rest = text.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)

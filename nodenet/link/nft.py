@@ -18,9 +18,9 @@ import struct
 from collections.abc import Iterable
 from ipaddress import ip_network
 
+from nodenet.endpoint import IPAddress, IPNetwork
 from nodenet.link.handle import LinkError
 from nodenet.link.netlink import attribute, attributes, nested, string, text
-from nodenet.model import IPAddress, IPNetwork
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10

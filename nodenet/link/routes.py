@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
+from nodenet.endpoint import IPAddress, IPNetwork
 from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
 from nodenet.link.netlink import Request
-from nodenet.model import IPAddress, IPNetwork
 
 # "who added it" of rtnetlink(7), as other routing daemons have one; `ip route show proto 110` lists ours.
 PROTOCOL = 110

@@ -16,9 +16,9 @@ from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Self
 
+from nodenet.endpoint import IPAddress
 from nodenet.link import netns
 from nodenet.link.netlink import Netlink, RefusedError, Request
-from nodenet.model import IPAddress
 
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY, _DESTROY = 20, 21

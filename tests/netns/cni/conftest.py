@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -36,6 +37,8 @@ class World:
     folder: Path
     program: Path | None = None
     pods: list[Path] = field(default_factory=list)
+    # `call` starts the executable, which does it alone: nothing else shows what the frozen file lacks.
+    frozen: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -67,8 +70,24 @@ class World:
         }
 
     def call(self, verb: str, container: str, pod: str = "", conf: bytes | None = None, args: str = "") -> Reply:
-        """One verb in this process, without an agent."""
+        """One verb without an agent: in this process, or by the frozen file."""
+        if self.frozen:
+            environment = self.env(verb, container, pod, args)
+            # A node's environment and locale, whatever they are.
+            environment |= {"PATH": os.environ["PATH"], "LC_ALL": "de_DE.ISO-8859-15", "PYTHONUTF8": "0"}
+            done = netns.run(
+                self.node, [self.alone], env=environment, input=conf or self.conf(), capture_output=True, timeout=60
+            )
+            assert b"Traceback" not in done.stderr, done.stderr
+            return Reply(done.returncode, done.stdout)
         return netns.call(self.node, alone.run, self.env(verb, container, pod, args), conf or self.conf())
+
+    @property
+    def alone(self) -> Path:
+        """What the executable starts where no agent listens."""
+        assert self.program is not None
+        (found,) = self.program.parent.glob(".nodenet-*/alone")
+        return found
 
     def failing(self, verb: str, container: str, pod: str, step: Step, conf: bytes | None = None) -> Reply:
         """One verb with something happening before each step."""
@@ -126,9 +145,21 @@ def program(tmp_path_factory: pytest.TempPathFactory, bpf_cache: Path) -> Path:
     return folder / "nodenet"
 
 
+# Tests that call verbs without an agent run twice: on the source, and on the frozen file.
+_TWICE = ("test_cni_alone", "test_verbs", "test_keys", "test_delegation", "test_moved_over", "test_chain", "test_fuzz")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # What a test changes in this process, the frozen file does not see.
+    wanted = metafunc.module.__name__.rpartition(".")[2] in _TWICE and "monkeypatch" not in metafunc.fixturenames
+    if wanted and "world" in metafunc.fixturenames:
+        metafunc.parametrize("world", ["source", "frozen"], indirect=True)
+
+
 @pytest.fixture
-def world(tmp_path: Path, program: Path) -> Iterator[World]:
-    made = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), tmp_path, program)
+def world(tmp_path: Path, program: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    frozen = getattr(request, "param", "source") == "frozen"
+    made = World(netns.create(f"nntest-{uuid.uuid4().hex[:8]}"), tmp_path, program, frozen=frozen)
     try:
         yield made
     finally:

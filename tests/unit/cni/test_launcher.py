@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nodenet.cni import bundle, protocol
+from nodenet.errors import CannotRunError
 
 CONF = {"cniVersion": "1.0.0", "name": "net", "type": "nodenet"}
 
@@ -29,15 +30,32 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+KEY = "0123456789ab"
+# What is found in memory ends the program, with a report.
+SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
 @pytest.fixture(scope="module")
 def launcher(folder: Path) -> Path:
     """The launcher, and beside it a program that says that it was started instead, with its standard input."""
     target = folder / "nodenet"
-    bundle._compile_launcher("0123456789ab", target)
-    alone = folder / bundle.folder_name("0123456789ab") / "alone"
+    bundle._compile_launcher(KEY, target)
+    alone = folder / bundle.folder_name(KEY) / "alone"
     alone.parent.mkdir()
     alone.write_text('#!/bin/sh\nprintf "alone %s " "$CNI_COMMAND"; cat\n')
     alone.chmod(0o755)
+    return target
+
+
+@pytest.fixture(scope="module")
+def watched(launcher: Path) -> Path:
+    """The launcher with checks of every access to memory."""
+    target = launcher.with_name("watched")
+    source = str(bundle.source_dir() / "launcher.c")
+    try:
+        bundle._cc([*SANITIZERS, *bundle._defines(KEY), source, "-o", str(target)])
+    except CannotRunError as error:
+        pytest.skip(f"the compiler's sanitizers are not installed: {error}")
     return target
 
 
@@ -185,6 +203,94 @@ def test_the_socket_is_found_wherever_it_is(
 def test_any_input_ends_in_the_other_program_or_in_an_error(launcher: Path, text: bytes) -> None:
     status, out = call(launcher, text)
     assert (status == 0 and out == b"alone ADD " + text) or json.loads(out)["code"] in (5, 7, 11)
+
+
+WHOLE = json.dumps(
+    CONF
+    | {
+        "agentSocket": "/nowhere/\U0001f600.sock",
+        "requireAgent": False,
+        "ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}]]},
+    }
+    | {"prevResult": {"ips": [{"address": 'a\\"b'}], "n": -1.5e3}}
+).encode()
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_configuration_ends_it_soon_and_touches_no_foreign_memory(watched: Path, data: st.DataObject) -> None:
+    """Cut off, with bytes put in (NUL above all), taken out, doubled, or other ones."""
+    text = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        piece = data.draw(
+            st.sampled_from([b"\0", b"\\", b'"', b"\\u", b"\\ud83d", b"\\u0000", b"{", b"[", b"]", b"}", b",", b":"])
+            | st.binary(min_size=1, max_size=3)
+        )
+        change = data.draw(st.sampled_from(["insert", "replace", "remove", "cut", "double"]))
+        if change == "insert":
+            text[at:at] = piece
+        elif change == "replace":
+            text[at : at + len(piece)] = piece
+        elif change == "remove":
+            del text[at : at + 3]
+        elif change == "cut":
+            del text[at:]
+        else:
+            text[at:at] = text[at : at + 20]
+    status, out = call(watched, bytes(text))
+    assert (status == 0 and out == b"alone ADD " + bytes(text)) or json.loads(out)["code"] in (5, 7, 11)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"ipam":{\0}}',
+        b'{"ipam":[\0',
+        b'{"a":\0}',
+        b'\0{"a":1}',
+        b'{"a"\0:1}',
+        b'{"a":1\0}',
+        b'{"cniVersion":"1.0.0\0\0\0","agentSocket":"/x"}',
+        b'{"cniVersion":"' + b"1" * 300 + b'"}',
+        b'{"' + b"k" * 300 + b'":1}',
+        b'{"agentSocket":"' + b"\\" * 3,
+        b'{"agentSocket":"/\\ud83d\\ude',
+        b'{"requireAgent":tru',
+        b"[" * (protocol.MAX_STDIN - 1),
+        b'{"a":' + b"[" * (protocol.MAX_STDIN - 10),
+        b'{"a":' + b"\0" * (protocol.MAX_STDIN - 10),
+        b'{"a":"' + b"\\" * (protocol.MAX_STDIN - 10),
+        b'{"a":' + b"]" * 1000,
+    ],
+    ids=lambda text: repr(text[:24]),
+)
+def test_nothing_makes_it_turn_for_ever(watched: Path, text: bytes) -> None:
+    status, out = call(watched, text)
+    assert (status == 0 and out == b"alone ADD " + text) or json.loads(out)["code"] in (5, 7, 11)
+
+
+def test_descriptors_that_do_not_block(folder: Path, launcher: Path) -> None:
+    """A runtime's pipes: the configuration comes late, and the answer is more than the pipe holds."""
+    answer = b"x" * 300_000
+    stdin, feed = os.pipe()
+    drain, stdout = os.pipe()
+    for end in (stdin, stdout):
+        os.set_blocking(end, False)
+    with agent(folder / "n.sock", protocol.pack_reply(protocol.Reply(0, answer))):
+        conf = json.dumps(CONF | {"agentSocket": str(folder / "n.sock")}).encode()
+        with subprocess.Popen([launcher], stdin=stdin, stdout=stdout, env={"CNI_COMMAND": "ADD"}) as process:
+            os.close(stdin)
+            os.close(stdout)
+            waits = Path(f"/proc/{process.pid}/wchan")
+            while process.poll() is None and "poll" not in waits.read_text():
+                pass
+            os.write(feed, conf[:20])
+            os.write(feed, conf[20:])
+            os.close(feed)
+            with os.fdopen(drain, "rb") as got:
+                assert got.read() == answer
+        assert process.returncode == 0
 
 
 def test_a_person_who_starts_it_is_told_what_it_is(launcher: Path) -> None:
