@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from netpolicy.types import IPAddress
 
@@ -74,3 +74,31 @@ def holders(pods: Iterable[P]) -> dict[IPAddress, P]:
             if other is not pod and pod.claim > other.claim:
                 found[address] = pod
     return found
+
+
+class Claims(Generic[P]):
+    """Which pods show which address; pods come and go by name."""
+
+    def __init__(self) -> None:
+        self._pods: dict[IPAddress, dict[tuple[str, str], P]] = {}
+
+    def change(self, ref: tuple[str, str], old: P | None, new: P | None) -> set[IPAddress]:
+        """One pod is another now. Returns the addresses whose holder may be another too."""
+        touched: set[IPAddress] = set()
+        if old is not None and old.holds_addresses:
+            for address in old.ips:
+                others = self._pods[address]
+                others.pop(ref, None)
+                if not others:
+                    del self._pods[address]
+            touched.update(old.ips)
+        if new is not None and new.holds_addresses:
+            for address in new.ips:
+                self._pods.setdefault(address, {})[ref] = new
+            touched.update(new.ips)
+        return touched
+
+    def holder(self, address: IPAddress) -> P | None:
+        """The pod that has the address; None when no pod shows it."""
+        claims = self._pods.get(address)
+        return holder(claims.values()) if claims else None

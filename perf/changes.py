@@ -62,8 +62,7 @@ class Engine:
         """Compile what the store has now and plan it; the writes count as made."""
         snapshot = self.store.snapshot()
         desired, names = self._compiler.compile(snapshot, self._local)
-        identities = {key.addr: value.value for key, value in desired.tables["nn_ipcache"].items()}
-        self._names.build(snapshot, names, self._local, {}, identities)
+        self._names.build(snapshot, names, self._local, {}, desired.tables["nn_ipcache"], now=time.monotonic_ns())
         writes = plan(desired.tables, self._held)
         self._held = {**self._held, **desired.tables}
         self._compiler.settle()

@@ -35,7 +35,7 @@ from nodenet.flow.ring import Ring
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
 from nodenet.metrics import Metrics
-from nodenet.model import Endpoint, IPAddress, IPNetwork, ObjectRef
+from nodenet.model import Endpoint, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.rpc.feed import Feed, new_origin
 from nodenet.rpc.observer import ServerInfo
@@ -233,7 +233,7 @@ class Agent:
         self.snapshot, self.names, self.desired = snapshot, names, desired
         cookies = {cookie: key for key, cookie in self.endpoints.cookies.items()}
         self.pipeline.names = self._table_builder.build(
-            snapshot, names, local, cookies, _identities(desired), now=time.monotonic_ns()
+            snapshot, names, local, cookies, desired.tables.get("nn_ipcache"), now=time.monotonic_ns()
         )
         return desired
 
@@ -333,7 +333,3 @@ def _process_age() -> float:
     """Seconds since this process was started: proc(5), field 22 of stat, in clock ticks since boot."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-
-
-def _identities(desired: DesiredState) -> dict[IPAddress, int]:
-    return {key.addr: value.value for key, value in desired.tables.get("nn_ipcache", {}).items()}

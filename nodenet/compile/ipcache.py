@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
-from netpolicy.holders import holder
+from netpolicy.holders import Claims
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Table
 from nodenet.evolved import changed_keys, evolve
@@ -39,8 +39,7 @@ class IpcacheCompiler:
         self._identities: Mapping[ObjectRef, int] = {}
         self._local_identities: Mapping[IPAddress, int] = {}
         self._local = _NOWHERE
-        # Pods by the addresses that they show.
-        self._claims: dict[IPAddress, dict[ObjectRef, Pod]] = {}
+        self._claims: Claims[Pod] = Claims()
         self._gateways: Mapping[IPAddress, int] = {}
         self._node_addresses: Mapping[IPAddress, int] = {}
         self._table: Table = {}
@@ -59,7 +58,7 @@ class IpcacheCompiler:
         """
         touched: dict[IPAddress, None] = {}
         for ref in changed_keys(self._pods, pods):
-            touched.update(self._claim(ref, self._pods.get(ref), pods.get(ref)))
+            touched.update(dict.fromkeys(self._claims.change(ref, self._pods.get(ref), pods.get(ref))))
         for ref in changed_keys(self._identities, identities):
             pod = pods.get(ref)
             touched.update(dict.fromkeys(pod.ips if pod is not None else ()))
@@ -73,17 +72,6 @@ class IpcacheCompiler:
         changes = {LpmKey.host(address): self._value(address) for address in ordered}
         self._table = evolve(self._table, changes)
         return self._table
-
-    def _claim(self, ref: ObjectRef, old: Pod | None, new: Pod | None) -> Iterable[tuple[IPAddress, None]]:
-        for address in old.ips if old is not None else ():
-            others = self._claims.get(address, {})
-            if others.pop(ref, None) is not None and not others:
-                del self._claims[address]
-            yield address, None
-        if new is not None and new.holds_addresses:
-            for address in new.ips:
-                self._claims.setdefault(address, {})[ref] = new
-                yield address, None
 
     def _place_nodes(self, nodes: Mapping[ObjectRef, Node], name: str) -> Iterable[tuple[IPAddress, None]]:
         whose = [(n, int(Identity.HOST if n.name == name else Identity.REMOTE_NODE)) for n in nodes.values()]
@@ -100,10 +88,9 @@ class IpcacheCompiler:
             number = int(Identity.HOST)
         elif address in self._node_addresses:
             number = self._node_addresses[address]
-        elif address in self._claims:
-            number = self._identities.get(holder(self._claims[address].values()).ref, 0)
         else:
-            number = self._gateways.get(address, 0)
+            pod = self._claims.holder(address)
+            number = self._gateways.get(address, 0) if pod is None else self._identities.get(pod.ref, 0)
         return U32(number) if number else None
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from netpolicy.holders import holders
+from netpolicy.holders import Claims
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, RuleRef
+from nodenet.abi import U32, LpmKey
 from nodenet.compile.endpoints import pod_of, precedence
-from nodenet.compile.state import LocalNode, Names, ServicePortName
+from nodenet.compile.state import LocalNode, Names
+from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.flow.past import PastNames
+from nodenet.flow.service_names import ServiceNames
 from nodenet.flow.types import (
     RESERVED,
     NameTable,
     Party,
     PolicyMatch,
     PolicyName,
-    ServiceName,
     Workload,
 )
-from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod, Service
+from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod
 from nodenet.store import AttachmentKey, Snapshot
 
 # Cilium's label for a pod's namespace, which hubble users filter by.
@@ -27,13 +29,26 @@ NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
 
 
 class NameTableBuilder:
-    """Makes NameTables and remembers what it made of each pod: a change costs little more than what changed."""
+    """Makes NameTables, each from the one before: a change costs little more than what changed."""
 
     def __init__(self) -> None:
+        self._snapshot = Snapshot()
+        self._names = Names()
+        self._node = LocalNode("")
+        self._ipcache: Mapping[LpmKey, U32] = {}
+        self._claims: Claims[Pod] = Claims()
         self._parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
-        self._services = _ServiceNames({}, {})
-        # Of this node's endpoints, with the name that each had last.
+        # Of this node's endpoints: the name that each had last, and by address.
         self._local: dict[AttachmentKey, Party] = {}
+        self._local_addresses: Mapping[IPAddress, Party] = {}
+        self._nodes: Mapping[IPAddress, Party] = {}
+        # Addresses of pods alone, and those of nodes over them.
+        self._pods: Mapping[IPAddress, Party] = Evolved({})
+        self._addresses: Mapping[IPAddress, Party] = Evolved({})
+        self._identities: Mapping[int, Party] = Evolved({})
+        self._rules: Mapping[int, PolicyName] = Evolved({})
+        self._isolated_by: Mapping[tuple[int, int], tuple[PolicyName, ...]] = {}
+        self._services = ServiceNames()
         self._past = PastNames()
 
     def build(
@@ -42,65 +57,102 @@ class NameTableBuilder:
         names: Names,
         node: LocalNode,
         netns_cookies: Mapping[int, AttachmentKey] | None = None,
-        identities: Mapping[IPAddress, int] | None = None,
+        ipcache: Mapping[LpmKey, U32] | None = None,
         *,
         now: int,
     ) -> NameTable:
         """The table for one Snapshot. `netns_cookies`: whose network namespace (SO_NETNS_COOKIE) is which endpoint's.
 
-        `identities` are the compiled ipcache's host entries, so that a socket event's ends have their numbers too.
-        `now`: nanoseconds of CLOCK_MONOTONIC.
+        `ipcache` is the compiled table, so that a socket event's ends have their numbers too. `now`: nanoseconds of
+        CLOCK_MONOTONIC.
         """
-        numbers = identities or {}
-        pods = self._pods(snapshot, numbers)
-        past = self._past.update(pods, now)
-        if not self._services.is_of(snapshot.services, names.services):
-            self._services = _ServiceNames(snapshot.services, names.services)
-        # As in the ipcache: an endpoint of this node over a node's address over a pod's status.
-        local_addresses = {ip for endpoint in snapshot.endpoints.values() for ip in endpoint.ips}
-        of_nodes = {ip: party for ip, party in _node_addresses(snapshot, node) if ip not in local_addresses}
+        self._place(snapshot, node, ipcache or {})
+        self._name_policies(snapshot, names)
+        self._services.update(snapshot.services, names.services)
+        self._snapshot, self._names, self._node = snapshot, names, node
         return NameTable(
-            addresses={**pods, **of_nodes},
-            past=past,
-            identities={number: _identity_party(number, labels) for number, labels in names.identities.items()},
+            addresses=self._addresses,
+            past=self._past.update(self._pods, now),
+            identities=self._identities,
             endpoints={snapshot.endpoints[key].endpoint_id: party for key, party in self._local.items()},
             netns_cookies={c: self._local[key] for c, key in (netns_cookies or {}).items() if key in self._local},
             services=self._services.numbers,
             frontends=self._services.frontends,
             service_addresses=self._services.addresses,
-            rules={number: _rule_name(ref, snapshot.policies) for number, ref in names.rules.items()},
-            isolated_by={
-                (identity, int(direction)): tuple(PolicyName(p.namespace, p.name) for p in policies)
-                for identity, directions in names.isolated_by.items()
-                for direction, policies in directions.items()
-            },
+            rules=self._rules,
+            isolated_by=self._isolated_by,
         )
 
-    def _pods(self, snapshot: Snapshot, numbers: Mapping[IPAddress, int]) -> dict[IPAddress, Party]:
-        """Who has which pod address: what `holders` says, and over it this node's endpoints, whose pods keep their
-        names although the API shows them no longer or as finished."""
-        found: dict[IPAddress, Party] = {}
-        parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
+    def _place(self, snapshot: Snapshot, node: LocalNode, ipcache: Mapping[LpmKey, U32]) -> None:
+        """Who has which address. As in the ipcache: an endpoint of this node over a node's address over a pod's
+        status, of which `holders` chooses."""
+        before = self._snapshot
+        touched: set[IPAddress] = set()
+        for ref in changed_keys(before.pods, snapshot.pods):
+            touched |= self._claims.change(ref, before.pods.get(ref), snapshot.pods.get(ref))
+            self._parties.pop(ref, None)
+        for key in changed_keys(self._ipcache, ipcache):
+            pod = self._claims.holder(key.addr)
+            touched.update(pod.ips if pod is not None else ())
+        self._ipcache = ipcache
+        if touched or snapshot.endpoints is not before.endpoints or snapshot.pods is not before.pods:
+            touched |= self._place_endpoints(snapshot)
+        if snapshot.nodes is not before.nodes or node != self._node:
+            of_nodes = dict(_node_addresses(snapshot, node))
+            touched.update(a for a in {*self._nodes, *of_nodes} if self._nodes.get(a) is not of_nodes.get(a))
+            self._nodes = of_nodes
         endpoint_ids = {endpoint.pod: endpoint.endpoint_id for endpoint in snapshot.endpoints.values()}
-        for address, pod in holders(snapshot.pods.values()).items():
-            party = self._party(pod, endpoint_ids.get(pod.ref, 0), numbers.get(pod.ips[0], 0), pod.ips)
-            parties[pod.ref] = (pod, party.endpoint_id, party)
-            found[address] = party
+        pods = {address: self._pod_at(address, endpoint_ids) for address in touched}
+        self._pods = evolve(self._pods, pods)
+        over = {a: self._nodes[a] for a in touched if a in self._nodes and a not in self._local_addresses}
+        self._addresses = evolve(self._addresses, {**pods, **over})
+
+    def _pod_at(self, address: IPAddress, endpoint_ids: Mapping[ObjectRef, int]) -> Party | None:
+        local = self._local_addresses.get(address)
+        if local is not None:
+            return local
+        pod = self._claims.holder(address)
+        return self._party(pod, endpoint_ids.get(pod.ref, 0), self._number(pod.ips[0]), pod.ips) if pod else None
+
+    def _number(self, address: IPAddress) -> int:
+        found = self._ipcache.get(LpmKey.host(address))
+        return found.value if found is not None else 0
+
+    def _place_endpoints(self, snapshot: Snapshot) -> set[IPAddress]:
+        """This node's pods keep their names although the API shows them no longer or as finished. Returns the addresses
+        whose name is another now."""
         local: dict[AttachmentKey, Party] = {}
+        found: dict[IPAddress, Party] = {}
         for key, endpoint in sorted(snapshot.endpoints.items(), key=lambda item: precedence(item[1], snapshot.pods)):
             known = pod_of(endpoint, snapshot.pods)
-            identity = numbers.get(endpoint.ips[0], 0) if endpoint.ips else 0
             if known is not None:
+                identity = self._number(endpoint.ips[0]) if endpoint.ips else 0
                 party = self._party(known, endpoint.endpoint_id, identity, known.ips or endpoint.ips)
-                parties[known.ref] = (known, party.endpoint_id, party)
             elif endpoint.pod.name:
                 party = self._local.get(key) or _bare_party(endpoint)
             else:
                 continue
             local[key] = party
             found.update(dict.fromkeys(endpoint.ips, party))
-        self._parties, self._local = parties, local
-        return found
+        before = self._local_addresses
+        self._local, self._local_addresses = local, found
+        return {address for address in {*before, *found} if before.get(address) is not found.get(address)}
+
+    def _name_policies(self, snapshot: Snapshot, names: Names) -> None:
+        before = self._names
+        numbers = changed_keys(before.identities, names.identities)
+        self._identities = evolve(self._identities, {n: _identity_party(n, names.identities.get(n)) for n in numbers})
+        rules = set(changed_keys(before.rules, names.rules))
+        policies = set(changed_keys(self._snapshot.policies, snapshot.policies))
+        if policies:
+            rules.update(n for n, ref in names.rules.items() if (ref.namespace, ref.policy) in policies)
+        self._rules = evolve(self._rules, {n: _rule_name(names.rules.get(n), snapshot.policies) for n in rules})
+        if names.isolated_by is not before.isolated_by:
+            self._isolated_by = {
+                (identity, int(direction)): tuple(PolicyName(p.namespace, p.name) for p in policies_)
+                for identity, directions in names.isolated_by.items()
+                for direction, policies_ in directions.items()
+            }
 
     def _party(self, pod: Pod, endpoint_id: int, identity: int, ips: tuple[IPAddress, ...]) -> Party:
         known = self._parties.get(pod.ref)
@@ -112,7 +164,7 @@ class NameTableBuilder:
             and known[2].ips == ips
         ):
             return known[2]
-        return Party(
+        party = Party(
             identity,
             pod.ref.namespace,
             pod.ref.name,
@@ -121,6 +173,8 @@ class NameTableBuilder:
             endpoint_id,
             ips,
         )
+        self._parties[pod.ref] = (pod, endpoint_id, party)
+        return party
 
 
 def _bare_party(endpoint: Endpoint) -> Party:
@@ -129,32 +183,15 @@ def _bare_party(endpoint: Endpoint) -> Party:
     return Party(0, namespace, name, _labels(namespace, ()), (), endpoint.endpoint_id, endpoint.ips)
 
 
-class _ServiceNames:
-    """What Services and their numbers alone decide: made once for all changes of other objects, such as their
-    endpoints."""
-
-    def __init__(self, services: Mapping[ObjectRef, Service], numbers: Mapping[int, ServicePortName]) -> None:
-        self._sources = (services, numbers)
-        self.numbers = {number: ServiceName(*name.ref) for number, name in numbers.items()}
-        self.frontends: dict[tuple[IPAddress, int, int], ServiceName] = {}
-        self.addresses: dict[IPAddress, ServiceName] = {}
-        for service in services.values():
-            name = ServiceName(*service.ref)
-            for address in service.cluster_ips:
-                self.addresses[address] = name
-                self.frontends.update({(address, port.port, int(port.protocol)): name for port in service.ports})
-
-    def is_of(self, services: Mapping[ObjectRef, Service], numbers: Mapping[int, ServicePortName]) -> bool:
-        return self._sources[0] is services and self._sources[1] is numbers
-
-
 def _labels(namespace: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     found = [f"k8s:{key}={value}" for key, value in labels]
     found.append(f"k8s:{NAMESPACE_LABEL}={namespace}")
     return tuple(sorted(found))
 
 
-def _identity_party(number: int, labels: LabelSet) -> Party:
+def _identity_party(number: int, labels: LabelSet | None) -> Party | None:
+    if labels is None:
+        return None
     return Party(number, labels.namespace, labels=_labels(labels.namespace, labels.labels))
 
 
@@ -167,7 +204,9 @@ def _node_addresses(snapshot: Snapshot, local: LocalNode) -> Iterable[tuple[IPAd
         yield address, RESERVED[Identity.HOST]
 
 
-def _rule_name(ref: RuleRef, policies: Mapping[ObjectRef, NetworkPolicy]) -> PolicyName:
+def _rule_name(ref: RuleRef | None, policies: Mapping[ObjectRef, NetworkPolicy]) -> PolicyName | None:
+    if ref is None:
+        return None
     policy = policies.get(ObjectRef(ref.namespace, ref.policy))
     match = PolicyMatch.NONE if policy is None else _match(policy, ref.direction, ref.index)
     return PolicyName(ref.namespace, ref.policy, f"{ref.direction}[{ref.index}]", match)

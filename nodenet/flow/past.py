@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nodenet.evolved import changed_keys
 from nodenet.flow.types import Party, Past
 from nodenet.model import IPAddress
 
@@ -27,19 +28,17 @@ class PastNames:
 
     def update(self, pods: Mapping[IPAddress, Party], now: int) -> dict[IPAddress, Past]:
         """`pods` is who has which address from now on. Returns the names to use besides."""
-        for address, party in self._pods.items():
-            after = pods.get(address)
-            if after is not party and (after is None or not _same(after, party)):
+        for address in changed_keys(self._pods, pods):
+            before, after = self._pods.get(address), pods.get(address)
+            if before is not None and (after is None or not _same(after, before)):
                 self._past.pop(address, None)
-                self._past[address] = Past(party, now, now + LINGER_NS)
-        expired = [
-            address
-            for address, past in self._past.items()
-            if past.until < now or (address in pods and _same(pods[address], past.party))
-        ]
-        for address in expired:
-            del self._past[address]
-        for address in list(self._past)[: max(0, len(self._past) - MOST)]:
+                self._past[address] = Past(before, now, now + LINGER_NS)
+            past = self._past.get(address)
+            if past is not None and after is not None and _same(after, past.party):
+                del self._past[address]
+        for address, past in list(self._past.items()):
+            if past.until >= now and len(self._past) <= MOST:
+                break
             del self._past[address]
         self._pods = pods
         return dict(self._past)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from netpolicy.parse import network_policy
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, RuleRef
+from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Names, ServicePortName
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.types import PolicyMatch, PolicyName, ServiceName, Workload
@@ -58,7 +59,9 @@ NODE = LocalNode("node1", frozenset({ip_address("10.0.0.254")}))
 
 
 def build(builder=None, snapshot=SNAPSHOT, now=0, **more):
-    return (builder or NameTableBuilder()).build(snapshot, NAMES, NODE, identities={WEB_IP: 300}, now=now, **more)
+    return (builder or NameTableBuilder()).build(
+        snapshot, NAMES, NODE, ipcache={LpmKey.host(WEB_IP): U32(300)}, now=now, **more
+    )
 
 
 def test_a_pod_has_all_its_names():

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pytest
 
 from netpolicy.holders import Standing
+from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Names
 from nodenet.flow import past
 from nodenet.flow.enrich import enrich
@@ -38,10 +39,9 @@ class World:
             endpoints=MappingProxyType({AttachmentKey("c1", "eth0"): endpoint} if endpoint else {}),
         )
         held = any(pod.ips for pod in pods)
-        self.table = self.builder.build(
-            snapshot, Names(), LocalNode("node1"), {4242: AttachmentKey("c1", "eth0")}, {IP: identity} if held else {},
-            now=now,
-        )  # fmt: skip
+        ipcache = {LpmKey.host(IP): U32(identity)} if held else {}
+        cookies = {4242: AttachmentKey("c1", "eth0")}
+        self.table = self.builder.build(snapshot, Names(), LocalNode("node1"), cookies, ipcache, now=now)
 
     def name(self, time: int, identity: int = 0) -> str:
         event = BASE._replace(time=time, saddr=IP, src_identity=identity, endpoint_id=0)

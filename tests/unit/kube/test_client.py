@@ -114,7 +114,7 @@ async def test_410_after_an_outage_lists_at_once() -> None:
 
 
 async def test_one_kind_that_gets_through_wakes_the_others() -> None:
-    """Pods wait for long; namespaces are served again: pods are asked for at once, and their pauses start small again."""
+    """Pods wait for long. Namespaces are served again: pods are asked for at once, and their pauses are small again."""
     waiting, forever = asyncio.Event(), asyncio.Event()
     serving_again = Script([(403, {"code": 403}), page(namespace("a"))])
 
