@@ -3,6 +3,7 @@
  * arrives at tc ingress, what it receives (its ingress) leaves at tc egress. */
 #include "lib/hairpin.h"
 #include "lib/neighbour.h"
+#include "lib/offload.h"
 #include "lib/police.h"
 
 /* Straight into the other pod's namespace. The frame may have been addressed to the gateway. */
@@ -118,10 +119,14 @@ NN_INLINE int nn_egress(struct __sk_buff *ctx, struct nn_context *context)
 	if (layer < 0)
 		return nn_drop(ctx, context, layer);
 	if (layer == NN_LINK_ARP) {
-		result = nn_check_arp(ctx);
+		result = nn_config.check_offload ? nn_check_offload(ctx, &context->packet) : 0;
+		if (result == 0)
+			result = nn_check_arp(ctx);
 		return result < 0 ? nn_drop(ctx, context, result) : TC_ACT_OK;
 	}
 	result = nn_parse_ip(ctx, &context->packet, layer);
+	if (result == 0 && nn_config.check_offload)
+		result = nn_check_offload(ctx, &context->packet);
 	if (result < 0)
 		return nn_drop(ctx, context, result);
 	return nn_from_pod(ctx, context);

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -34,13 +35,13 @@ from nodenet.compile import LocalNode, compile_once
 from nodenet.errors import NodenetError
 from nodenet.kube.decode import decode
 from nodenet.link import addresses, netns
-from nodenet.link.handle import Link
+from nodenet.link.handle import Link, mac_bytes
 from nodenet.model import Endpoint
 from nodenet.reconcile.apply import apply, read
 from nodenet.reconcile.plan import plan
 from nodenet.store import Kind, Op, Store
 from perf.kernel_objects import SERVICE, cni_conf, objects
-from perf.kernel_packets import check_packets
+from perf.kernel_packets import check_packets, frame, udp
 
 PINS = Path("/sys/fs/bpf/nodenet")
 CGROUP = Path("/sys/fs/cgroup")
@@ -53,6 +54,9 @@ SILENCE = 0.6
 _TRIPS = 6
 # asm-generic/socket.h (Linux 5.14)
 _SO_NETNS_COOKIE = 71
+# linux/if_packet.h
+_SOL_PACKET, _PACKET_VNET_HDR = 263, 15
+_UDP = 17
 
 
 @dataclass(slots=True)
@@ -121,7 +125,11 @@ class Node:
     def load(self, redirect_peer: bool) -> None:
         """Programs loaded, attached to the pods and the cgroup, and maps filled from Kubernetes objects."""
         self.unload()
-        config = loader.DatapathConfig(redirect_peer=redirect_peer, refuse_errno=self.has("helper set_retval"))
+        config = loader.DatapathConfig(
+            redirect_peer=redirect_peer,
+            refuse_errno=self.has("helper set_retval"),
+            check_offload=self.has(probe.OFFLOAD),
+        )
         pins = loader.Pins(PINS)
         with self.report.timed("load"):
             loaded = loader.load(build.build_all(CACHE), config, pins)
@@ -272,6 +280,22 @@ def other_source(node: Node, version: int) -> None:
     assert abi.DropReason.INVALID_SOURCE_IP in reasons, f"drop reasons {reasons}"
 
 
+def unfinished_elsewhere(node: Node, version: int) -> None:
+    """A checksum that would be finished in the destination port (PACKET_VNET_HDR) does not leave the pod."""
+    node.drops()
+    packet = frame(node.address("client", version), node.address("web", version), _UDP, udp(5, 8080))
+    macs = bytes(6) + mac_bytes(node.pods["client"].mac)
+    transport = 34 if version == 4 else 54
+    # struct virtio_net_hdr: VIRTIO_NET_HDR_F_NEEDS_CSUM, csum_start, csum_offset
+    header = struct.pack("<BBHHHH", 1, 0, 0, 0, transport, 2)
+    with netns.open_socket(netns.path_of("client"), socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        sock.bind(("eth0", 0))
+        sock.send(header + macs + packet[12:])
+    reasons = [-event.reason for event in node.drops()]
+    assert abi.DropReason.ERROR_WHILE_CORRECTING_L4_CHECKSUM in reasons, f"drop reasons {reasons}"
+
+
 def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
     """Services and policy on one of the two same-node paths."""
     for version in (4, 6):
@@ -284,6 +308,8 @@ def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
         for pod, port, kind in (("other", 8080, socket.SOCK_STREAM), ("client", 8443, socket.SOCK_DGRAM)):
             report.check("policy", f"denied {pod} {port} {family}", partial(denied, node, pod, version, kind, port))
         report.check("policy", f"other's address {family}", partial(other_source, node, version))
+        if node.has(probe.OFFLOAD):
+            report.check("policy", f"unfinished checksum {family}", partial(unfinished_elsewhere, node, version))
         report.check("path", family, partial(took_path, node, version, redirect))
 
 

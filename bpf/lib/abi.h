@@ -35,6 +35,7 @@ enum nn_drop {
 	NN_DROP_POLICY_DENIED = -133,
 	NN_DROP_INVALID_PACKET = -134,
 	NN_DROP_UNSUPPORTED_L3 = -139,
+	NN_DROP_CHECKSUM = -154,
 	NN_DROP_CT_INSERT_FAILED = -155,
 	NN_DROP_INVALID_IPV6_EXTENSION = -156,
 	NN_DROP_BACKEND_NOT_FOUND = -158,
@@ -55,7 +56,8 @@ struct nn_config {
 	__u8 refuse_errno; /* the kernel has bpf_set_retval (5.18): connect() fails with ECONNREFUSED, else EPERM */
 	__u8 trace_events; /* 0: drops alone */
 	__u8 preemptible; /* PREEMPT_RT: a program may be put aside for another one on its CPU */
-	__u8 pad[3];
+	__u8 check_offload; /* the kernel's own packet can be read: BTF and bpf_probe_read_kernel (CAP_PERFMON) */
+	__u8 pad[2];
 	__u64 netns_cookie; /* of the node's own network namespace; 0: the kernel does not tell it (5.14 does) */
 };
 
@@ -128,6 +130,7 @@ enum nn_ct_flags {
 	NN_CT_RST = 8,
 	NN_CT_TRANSLATED = 16, /* the pod's packets name a Service: so must what is sent to the pod */
 	NN_CT_PORT = 32, /* ... and come from another port: see nn_lb_port */
+	NN_CT_OUTSIDE = 64, /* opened with an address of the node's, but not by the node */
 };
 
 struct nn_ct_entry {

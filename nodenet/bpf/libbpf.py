@@ -9,6 +9,7 @@ import ctypes
 import os
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from nodenet.errors import CannotRunError
@@ -133,6 +134,26 @@ def check(result: int | None, what: str) -> int:
 def obj_get(path: str) -> int:
     """A descriptor of a pinned program, map or link."""
     return check(lib().bpf_obj_get(path.encode()), path)
+
+
+class _OpenOptions(ctypes.Structure):
+    """struct bpf_object_open_opts, its first fields (libbpf 1.0)."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("object_name", c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", c_char_p),
+        ("attach_prog_fd", c_uint32),
+        ("kconfig", c_char_p),
+        ("btf_custom_path", c_char_p),
+    )
+
+
+def open_options(*, btf_path: Path) -> Any:
+    """Options of bpf_object__open_file. `btf_path`: a file whose BTF describes the kernel's structs (an ELF object, or
+    raw BTF), in place of /sys/kernel/btf/vmlinux."""
+    return byref(_OpenOptions(sz=ctypes.sizeof(_OpenOptions), btf_custom_path=str(btf_path).encode()))
 
 
 class MapInfo(ctypes.Structure):

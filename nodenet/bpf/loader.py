@@ -56,13 +56,15 @@ class DatapathConfig:
     refuse_errno: bool = True
     trace_events: bool = True
     preemptible: bool = field(default_factory=softirqs_are_preemptible)
+    check_offload: bool = True
     # Of the node's own network namespace: sockets in others are pods'. 0: not known.
     netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        switches = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events, self.preemptible)
-        return struct.pack("=5B3xQ", *switches, self.netns_cookie)
+        policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
+        kernel = (self.preemptible, self.check_offload)
+        return struct.pack("=6B2xQ", *policy, *kernel, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,10 @@ def _carry(name: str, pins: Pins) -> int | None:
 
 def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, replaced: list[str]) -> dict[str, int]:
     lib = libbpf.lib()
-    handle = lib.bpf_object__open_file(str(path).encode(), None)
+    # Where the check of offloads is off, the kernel need not have BTF. The object's own description of the kernel's
+    # structs takes its place: the verifier removes the code that would use it.
+    options = None if config.check_offload else libbpf.open_options(btf_path=path)
+    handle = lib.bpf_object__open_file(str(path).encode(), options)
     if not handle:
         libbpf.check(None, f"open {path}")
     try:

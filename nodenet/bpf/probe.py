@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nodenet.bpf import libbpf, tcx
 from nodenet.errors import CannotRunError
@@ -14,11 +15,18 @@ from nodenet.errors import CannotRunError
 _SCHED_CLS = 3
 _CGROUP_SOCK_ADDR = 18
 _MAP_TYPES = {"hash": 1, "array": 2, "percpu_hash": 5, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27}
+_PROBE_READ_KERNEL = 113
 _REDIRECT_PEER = 155
 _SET_RETVAL = 187
+# What libbpf finds the members of the kernel's structs in; it looks into /boot too, but nodenet does not rely on that.
+_KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 # include/uapi/linux/capability.h
 _CAP_SYS_ADMIN = 21
+_CAP_PERFMON = 38
 _CAP_BPF = 39
+
+# A feature of several parts: the kernel's own packet can be read by a tc program.
+OFFLOAD = "struct sk_buff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +45,29 @@ def _ask(function: Callable[..., int], *arguments: int) -> bool:
     return function(*arguments, None) == 1
 
 
-def _permitted(status: str) -> bool:
-    """Whether this process may ask: CAP_BPF or CAP_SYS_ADMIN, read from the text of /proc/self/status."""
+def _permitted(status: str, capability: int = _CAP_BPF) -> bool:
+    """Whether this process has the capability or CAP_SYS_ADMIN, read from the text of /proc/self/status."""
     for line in status.splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff":
-            return bool(int(value, 16) & (1 << _CAP_BPF | 1 << _CAP_SYS_ADMIN))
+            return bool(int(value, 16) & (1 << capability | 1 << _CAP_SYS_ADMIN))
     return True
+
+
+def _reads_kernel_structs(lib: Any, status: str) -> bool:
+    """Whether a tc program of ours may read the kernel's own packet. The capability is looked at apart: libbpf 1.1 does
+    not know the words with which newer kernels refuse a helper, and takes them for a yes."""
+    return (
+        _KERNEL_BTF.exists()
+        and _permitted(status, _CAP_PERFMON)
+        and _ask(lib.libbpf_probe_bpf_helper, _SCHED_CLS, _PROBE_READ_KERNEL)
+    )
 
 
 def features() -> list[Feature]:
     """Probe the kernel. Raises CannotRunError without CAP_BPF: the kernel would answer no to everything."""
-    if not _permitted(Path("/proc/self/status").read_text()):
+    status = Path("/proc/self/status").read_text()
+    if not _permitted(status):
         raise CannotRunError("not permitted to ask the kernel what it offers: that needs CAP_BPF", "run as root")
     lib = libbpf.lib()
     found = [
@@ -76,6 +95,16 @@ def features() -> list[Feature]:
             needed=False,
             purpose="same-node packets skip the bridge",
             without="they cross the bridge (kernel 5.10 has it)",
+        )
+    )
+    found.append(
+        Feature(
+            OFFLOAD,
+            _reads_kernel_structs(lib, status),
+            needed=False,
+            purpose="a pod's packet leaves as it was judged (CONFIG_DEBUG_INFO_BTF, CAP_PERFMON)",
+            without="unfinished checksums of pods are not checked: a pod with CAP_NET_RAW can change the addresses and "
+            "ports of its packets behind its policy",
         )
     )
     found.append(

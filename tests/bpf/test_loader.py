@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -262,3 +263,34 @@ def test_full_map_is_told_with_its_name_and_key(pins: loader.Pins, bpf_cache: Pa
         table.update(abi.AddressKey(abi.unpack_addr(bytes(15) + b"\2")), entry)
     table.close()
     loader.close(loaded)
+
+
+_WITHOUT_BTF = """
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from nodenet.bpf import build, loader
+from nodenet.errors import CannotRunError
+objects, root = build.build_all(Path(sys.argv[1])), Path(sys.argv[2])
+try:
+    loader.load(objects, loader.DatapathConfig(check_offload=True), loader.Pins(root / "checked"))
+except CannotRunError:
+    print("refused", flush=True)
+loaded = loader.load(objects, loader.DatapathConfig(check_offload=False), loader.Pins(root / "not-checked"))
+print(sorted(loaded.programs))
+"""
+
+
+def test_a_kernel_without_btf_takes_the_programs_without_the_check(bpffs: Path, bpf_cache: Path) -> None:
+    """In a mount namespace where the kernel's description of itself is hidden."""
+    hide = 'mount --bind /dev/null /sys/kernel/btf/vmlinux && exec "$@"'
+    command = [sys.executable, "-c", _WITHOUT_BTF, str(bpf_cache), str(bpffs / "no-btf")]
+    (bpffs / "no-btf").mkdir()
+    try:
+        result = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", hide, "sh", *command], capture_output=True, text=True, check=True
+        )
+    finally:
+        shutil.rmtree(bpffs / "no-btf")
+    assert result.stdout.splitlines() == ["refused", str(sorted([*loader.TC_PROGRAMS, *loader.CGROUP_PROGRAMS]))]

@@ -131,6 +131,5 @@ def test_other_kernels_pay_nothing(datapath: Datapath, bpf_cache: Path) -> None:
 def test_the_kernel_tells(monkeypatch: pytest.MonkeyPatch, version: str, preemptible: bool) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "node", "6", version, "x86_64")))
     assert loader.DatapathConfig().preemptible is preemptible
-    assert loader.DatapathConfig().preemptible is preemptible
     # The fifth switch of struct nn_config.
     assert loader.DatapathConfig().pack()[4] == preemptible
