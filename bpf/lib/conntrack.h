@@ -123,7 +123,8 @@ NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context 
 				     .rev_nat_index = context->rev_nat_index,
 				     .direction = context->direction,
 				     .flags = (context->translated ? NN_CT_TRANSLATED : 0) |
-					      (context->translated && context->source_port ? NN_CT_PORT : 0),
+					      (context->translated && context->source_port ? NN_CT_PORT : 0) |
+					      (context->outside ? NN_CT_OUTSIDE : 0),
 				     .endpoint_id = context->endpoint_id,
 				     .created = now };
 

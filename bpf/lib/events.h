@@ -43,7 +43,7 @@ struct nn_context {
 	__u8 answers; /* the sender's address must become that of the Service `rev_nat_index` */
 	__u8 subject_flags; /* of nn_endpoint_entry */
 	__u8 is_local; /* it came from an endpoint of this node, so src_identity is known */
-	__u8 pad;
+	__u8 outside; /* the source is an address of this node's, but the packet came from elsewhere (origin.h) */
 	__be16 backend_port;
 	__be16 source_port; /* to the Service: replaces the pod's own port. From it: the pod's own port. 0: it stays. */
 	struct nn_addr backend; /* of a packet to a Service, once it is chosen */

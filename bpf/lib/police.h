@@ -3,6 +3,7 @@
 #ifndef NN_POLICE_H
 #define NN_POLICE_H
 
+#include "origin.h"
 #include "service.h"
 
 /* The port that was called: the far one for what the pod opened, its own for what was opened to it. */
@@ -57,6 +58,7 @@ NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, 
 	if (entry->revision == revision)
 		return 0;
 	nn_identify(ctx, context);
+	nn_keep_origin(context, entry);
 	nn_ask(&question, context, key, entry->direction);
 	result = nn_policy_verdict(&question, &rule_id);
 	if (result < 0)
@@ -106,6 +108,7 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
 	    context->direction == NN_INGRESS) {
 		nn_identify(ctx, context);
+		nn_keep_origin(context, entry);
 		nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0);
 	}
 	return 0;
@@ -163,6 +166,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	/* The sender of an error may be a router on the way: the verdict is on the flow's own peer. */
 	if (context->direction == NN_INGRESS)
 		context->src_identity = nn_identity_of(&key.remote);
+	nn_keep_origin(context, entry);
 	nn_ask(&question, context, &key, entry->direction);
 	return nn_policy_verdict(&question, &rule_id);
 }
@@ -177,6 +181,11 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 	context->ct_status = NN_CT_NEW;
 	context->is_reply = 0;
 	nn_identify(ctx, context);
+	if (context->direction == NN_INGRESS && !context->is_local) {
+		result = nn_check_origin(ctx);
+		if (result < 0)
+			return result;
+	}
 	if (context->direction == NN_EGRESS && !context->translated) {
 		/* Most sockets are translated before there is a packet. The others' packets must not leave as they are. */
 		if (context->dst_identity == NN_IDENTITY_WORLD && nn_is_service_address(&key->remote))

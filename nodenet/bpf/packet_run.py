@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import sys
+import struct
 from dataclasses import dataclass
 
 from nodenet.bpf import libbpf
@@ -12,7 +12,7 @@ _ROOM = 256
 # linux/pkt_cls.h. What is let through goes on to others' programs and filters: our programs say UNSPEC, never OK.
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
 # Of struct __sk_buff (linux/bpf.h).
-_GSO_SIZE_OFFSET = 176
+_INGRESS_IFINDEX_OFFSET, _GSO_SIZE_OFFSET = 36, 176
 
 
 class _Options(ctypes.Structure):
@@ -46,9 +46,10 @@ class PacketRun:
     duration: int
 
 
-def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0) -> PacketRun:
+def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0, ingress_ifindex: int = 0) -> PacketRun:
     """Run a tc program over one Ethernet frame. The device is the loopback (ifindex 1). `gso_size`: bytes of
-    each segment that a device has yet to cut the packet into. Raises OSError."""
+    each segment that a device has yet to cut the packet into. `ingress_ifindex`: where the packet came into this
+    node; 0: this node sends it. Raises OSError."""
     source = ctypes.create_string_buffer(packet, len(packet))
     target = ctypes.create_string_buffer(len(packet) + _ROOM)
     options = _Options(
@@ -59,10 +60,10 @@ def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0) 
         data_size_out=len(target),
         repeat=repeat,
     )
-    if gso_size:
-        context = ctypes.create_string_buffer(
-            bytes(_GSO_SIZE_OFFSET) + gso_size.to_bytes(4, sys.byteorder), _GSO_SIZE_OFFSET + 4
-        )
+    if gso_size or ingress_ifindex:
+        context = ctypes.create_string_buffer(_GSO_SIZE_OFFSET + 4)
+        struct.pack_into("=I", context, _INGRESS_IFINDEX_OFFSET, ingress_ifindex)
+        struct.pack_into("=I", context, _GSO_SIZE_OFFSET, gso_size)
         options.ctx_in, options.ctx_size_in = ctypes.addressof(context), len(context)
     libbpf.check(libbpf.lib().bpf_prog_test_run_opts(program, ctypes.byref(options)), "BPF_PROG_TEST_RUN")
     return PacketRun(options.retval, target.raw[: options.data_size_out], options.duration)
