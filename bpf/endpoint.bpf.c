@@ -20,6 +20,17 @@ NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_e
 	return bpf_redirect_peer(ifindex, 0);
 }
 
+/* Not let through. The sender of a connection that cannot go on is told so by a reset, in its own packet's place. */
+NN_INLINE int nn_refuse(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *sender,
+			int reason)
+{
+	int dropped = nn_drop(ctx, context, reason);
+
+	if (!nn_reset_is_due(context, reason) || nn_reset_of(ctx) < 0)
+		return dropped;
+	return nn_deliver_local(ctx, sender);
+}
+
 /* Back into the pod that sent it. */
 NN_INLINE int nn_return_to_pod(struct __sk_buff *ctx, struct nn_context *context,
 			       const struct nn_endpoint_entry *endpoint, int result)
@@ -90,7 +101,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 		nn_remember_fragment(ctx, &context->packet);
 	}
 	if (result < 0)
-		return nn_drop(ctx, context, result);
+		return nn_refuse(ctx, context, source, result);
 	nn_count(NN_METRIC_FORWARDED, NN_EGRESS, ctx->len);
 	if (!nn_config.redirect_peer || (source->flags & NN_ENDPOINT_NO_REDIRECT))
 		return TC_ACT_OK;
@@ -106,7 +117,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (result == 0 && context->answers)
 		result = nn_service_answer(ctx);
 	if (result < 0)
-		return nn_drop(ctx, context, result);
+		return nn_refuse(ctx, context, source, result);
 	nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
 	return nn_deliver_local(ctx, target);
 }

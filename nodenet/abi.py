@@ -90,6 +90,7 @@ class CtFlag(IntFlag):
     TRANSLATED = 16
     PORT = 32
     OUTSIDE = 64
+    UNSURE = 128
 
 
 class CtStatus(IntEnum):
@@ -139,21 +140,23 @@ class AddressKey(NamedTuple):
 
 
 class EndpointEntry(NamedTuple):
-    """nn_endpoint_entry"""
+    """nn_endpoint_entry. `netns`: 1 + the number (nsid) by which the node's namespace knows the pod's; 0: unknown."""
 
     ifindex: int
     identity: int
     endpoint_id: int
     flags: int
     mac: str
+    netns: int = 0
 
     def pack(self) -> bytes:
-        return struct.pack("=IIHBx6s2x", self.ifindex, self.identity, self.endpoint_id, self.flags, pack_mac(self.mac))
+        mac = pack_mac(self.mac)
+        return struct.pack("=IIHBx6sH", self.ifindex, self.identity, self.endpoint_id, self.flags, mac, self.netns)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        ifindex, identity, endpoint_id, flags, mac = struct.unpack("=IIHBx6s2x", data)
-        return cls(ifindex, identity, endpoint_id, flags, unpack_mac(mac))
+        ifindex, identity, endpoint_id, flags, mac, netns = struct.unpack("=IIHBx6sH", data)
+        return cls(ifindex, identity, endpoint_id, flags, unpack_mac(mac), netns)
 
 
 class LpmKey(NamedTuple):

@@ -4,7 +4,7 @@ more, and a pod's start waits for everything that the plugin imports.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -28,7 +28,9 @@ class Endpoint:
 
     `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
     this node's number for it (1-65535). `bridged`: its frames stay on the bridge, because its configuration asks
-    something of the bridge itself (VLANs, isolated ports, its MAC check).
+    something of the bridge itself (VLANs, isolated ports, its MAC check). `netns_id` is the number (nsid) by which the
+    node's namespace knows the pod's, None: not known. The agent asks the kernel for it: it is in no record, and two
+    endpoints that differ in nothing else are equal.
     """
 
     endpoint_id: int
@@ -42,3 +44,4 @@ class Endpoint:
     pod: ObjectRef
     pod_uid: str = ""
     bridged: bool = False
+    netns_id: int | None = field(default=None, compare=False)

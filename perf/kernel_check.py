@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -150,7 +150,8 @@ class Node:
             assert decoded.obj is not None
             store.apply(Op.ADDED, decoded.obj)
         for endpoint in self.pods.values():
-            store.apply(Op.ADDED, endpoint)
+            number = self.link.require(endpoint.host_ifindex).peer_netns
+            store.apply(Op.ADDED, replace(endpoint, netns_id=number))
         own = frozenset(entry.ip for entry in addresses.local(self.link) if not entry.ip.is_loopback)
         state, _ = compile_once(store.snapshot(), LocalNode("node1", own))
         held = read(self.tables, [*state.tables, "nn_state"])
@@ -241,6 +242,36 @@ def direct(node: Node, version: int) -> None:
             client.connect((node.address("web", version), 8080))
 
 
+def picked_up(node: Node, version: int, *, known: bool) -> None:
+    """The server, which may call nobody, speaks first on a connection that conntrack has lost. Where the namespace is
+    not known, its socket is reset."""
+    with (
+        node.socket("web", version, socket.SOCK_STREAM) as server,
+        node.socket("client", version, socket.SOCK_STREAM) as c,
+    ):
+        server.bind((node.address("web", version), 8080))
+        server.listen(4)
+        c.connect((node.address("web", version), 8080))
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(ANSWER)
+            for key, _ in list(node.tables["nn_ct"].items()):
+                node.tables["nn_ct"].delete(key)
+            place = abi.AddressKey(ip_address(node.address("web", version)))
+            entry = node.tables["nn_endpoint"].get(place)
+            if not known:
+                node.tables["nn_endpoint"].update(place, entry._replace(netns=0))
+            try:
+                accepted.sendall(b"news")
+                if known:
+                    assert c.recv(8) == b"news"
+                else:
+                    with contextlib.suppress(ConnectionResetError):
+                        raise AssertionError(f"the socket was not reset, but read {accepted.recv(8)!r}")
+            finally:
+                node.tables["nn_endpoint"].update(place, entry)
+
+
 def denied(node: Node, pod: str, version: int, kind: int, port: int) -> None:
     """Nothing comes through, and the drop is told with its reason and both identities."""
     node.drops()
@@ -305,6 +336,8 @@ def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
         report.check("services", f"udp connected {family}", partial(udp_through, node, version, connected=True))
         report.check("services", f"no backend {family}", partial(refused, node, version))
         report.check("policy", f"allowed {family}", partial(direct, node, version))
+        for known, word in ((True, "lives"), (False, "is reset")):
+            report.check("policy", f"lost by conntrack {word} {family}", partial(picked_up, node, version, known=known))
         for pod, port, kind in (("other", 8080, socket.SOCK_STREAM), ("client", 8443, socket.SOCK_DGRAM)):
             report.check("policy", f"denied {pod} {port} {family}", partial(denied, node, pod, version, kind, port))
         report.check("policy", f"other's address {family}", partial(other_source, node, version))

@@ -29,7 +29,8 @@ def cni_conf() -> bytes:
 
 
 def objects(pods: Mapping[str, Sequence[IPAddress]]) -> list[dict[str, Any]]:
-    """Everything that the API would show. The web pod accepts the client alone, on the Service's two target ports."""
+    """Everything that the API would show. The web pod accepts the client alone, on the Service's two target ports, and
+    calls nobody."""
     return [
         {"kind": "Namespace", "metadata": {"name": "default"}},
         {"kind": "Node", "metadata": {"name": "node1"}, "spec": {"podCIDRs": ["10.77.0.0/24", "fd77::/64"]}},
@@ -84,5 +85,9 @@ def _policy() -> dict[str, Any]:
     return {
         "kind": "NetworkPolicy",
         "metadata": {"name": "web", "namespace": "default"},
-        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": peers, "ports": ports}]},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": peers, "ports": ports}],
+        },
     }

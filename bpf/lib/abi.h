@@ -79,7 +79,7 @@ struct nn_endpoint_entry {
 	__u8 flags;
 	__u8 pad;
 	__u8 mac[6]; /* the pod's side */
-	__u8 pad2[2];
+	__u16 netns; /* 1 + this namespace's number (nsid) of the pod's; 0: not known */
 };
 
 /* Address -> identity, longest prefix. */
@@ -131,6 +131,7 @@ enum nn_ct_flags {
 	NN_CT_TRANSLATED = 16, /* the pod's packets name a Service: so must what is sent to the pod */
 	NN_CT_PORT = 32, /* ... and come from another port: see nn_lb_port */
 	NN_CT_OUTSIDE = 64, /* opened with an address of the node's, but not by the node */
+	NN_CT_UNSURE = 128, /* found in its middle; who opened it is not known, both readings were allowed */
 };
 
 struct nn_ct_entry {

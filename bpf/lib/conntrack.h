@@ -92,21 +92,25 @@ NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 en
 	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(entry, key->protocol) ? 0 : entry;
 }
 
+/* What a packet says about its flow. */
+NN_INLINE __u8 nn_ct_flags_of(const struct nn_packet *packet, int is_reply)
+{
+	__u8 flags = is_reply ? NN_CT_SEEN_REPLY : 0;
+
+	if (packet->tcp_flags & NN_TCP_FIN)
+		flags |= is_reply ? NN_CT_FIN_REPLY : NN_CT_FIN_FORWARD;
+	if (packet->tcp_flags & NN_TCP_RST)
+		flags |= NN_CT_RST;
+	return flags;
+}
+
 /* Note what the packet says about the flow. Returns 1 when user space will want to see it: the first reply, a FIN or
  * a RST. Fields are written only when they change, to keep the cache line shared between CPUs. A packet after a RST
  * takes the RST back: the receiver did not believe it (RFC 5961). */
 NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *packet, int is_reply, __u32 now)
 {
-	__u8 flags = entry->flags, news;
+	__u8 flags = (entry->flags & ~NN_CT_RST) | nn_ct_flags_of(packet, is_reply), news;
 
-	if (is_reply)
-		flags |= NN_CT_SEEN_REPLY;
-	if (packet->tcp_flags & NN_TCP_FIN)
-		flags |= is_reply ? NN_CT_FIN_REPLY : NN_CT_FIN_FORWARD;
-	if (packet->tcp_flags & NN_TCP_RST)
-		flags |= NN_CT_RST;
-	else
-		flags &= ~NN_CT_RST;
 	news = flags & ~entry->flags;
 	if (entry->last_seen != now)
 		entry->last_seen = now;
@@ -117,12 +121,15 @@ NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *pac
 
 NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context *context, __u32 revision, __u32 now)
 {
+	/* A packet may be an answer: of a connection that is found in its middle. */
 	struct nn_ct_entry entry = { .last_seen = now,
 				     .revision = revision,
 				     .rule_id = context->rule_id,
 				     .rev_nat_index = context->rev_nat_index,
-				     .direction = context->direction,
-				     .flags = (context->translated ? NN_CT_TRANSLATED : 0) |
+				     .direction = context->is_reply ? NN_INGRESS + NN_EGRESS - context->direction :
+								   context->direction,
+				     .flags = context->ct_flags |
+					      (context->translated ? NN_CT_TRANSLATED : 0) |
 					      (context->translated && context->source_port ? NN_CT_PORT : 0) |
 					      (context->outside ? NN_CT_OUTSIDE : 0),
 				     .endpoint_id = context->endpoint_id,

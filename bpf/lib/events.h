@@ -44,6 +44,8 @@ struct nn_context {
 	__u8 subject_flags; /* of nn_endpoint_entry */
 	__u8 is_local; /* it came from an endpoint of this node, so src_identity is known */
 	__u8 outside; /* the source is an address of this node's, but the packet came from elsewhere (origin.h) */
+	__u8 ct_flags; /* nn_ct_flags of the entry that is to be made */
+	__u8 pad;
 	__be16 backend_port;
 	__be16 source_port; /* to the Service: replaces the pod's own port. From it: the pod's own port. 0: it stays. */
 	struct nn_addr backend; /* of a packet to a Service, once it is chosen */

@@ -4,22 +4,8 @@
 #define NN_POLICE_H
 
 #include "origin.h"
+#include "pickup.h"
 #include "service.h"
-
-/* The port that was called: the far one for what the pod opened, its own for what was opened to it. */
-NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_context *context,
-		      const struct nn_ct_key *key, __u8 direction)
-{
-	__builtin_memset(question, 0, sizeof(*question));
-	question->subject = context->subject;
-	question->subject_flags = context->subject_flags;
-	question->peer = key->remote;
-	question->peer_identity = context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
-	question->protocol = key->protocol;
-	question->direction = direction;
-	if (key->protocol != IPPROTO_ICMP && key->protocol != IPPROTO_ICMPV6)
-		question->port = direction == NN_EGRESS ? key->remote_port : key->pod_port;
-}
 
 NN_INLINE __u32 nn_policy_revision(void)
 {
@@ -46,26 +32,46 @@ NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
 	}
 }
 
-/* The rules changed since the flow was allowed: judge it once more, as it was opened. A denied entry stays, so that
- * packets of the other direction cannot open it anew. Returns 0 or a drop code. */
+/* Both readings of an entry that is not sure are judged again. It stays so until the sockets say who opened the flow. */
+NN_INLINE int nn_judge_unsure(struct __sk_buff *ctx, struct nn_context *context, struct nn_ct_entry *entry)
+{
+	int result = nn_pickup(ctx);
+
+	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	if (result < 0 || (context->ct_flags & NN_CT_UNSURE))
+		return result;
+	entry->direction = context->is_reply ? NN_INGRESS + NN_EGRESS - context->direction : context->direction;
+	entry->flags &= ~NN_CT_UNSURE;
+	return 0;
+}
+
+/* The rules changed since the flow was allowed: judge it once more, as it was opened. A denied entry stays for as long as
+ * either side goes on sending, so that packets of the other direction cannot open the flow again. Returns 0 or a drop
+ * code. */
 NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			     struct nn_ct_entry *entry, __u32 revision)
 {
 	struct nn_policy_question question;
-	__u32 rule_id = 0;
 	int result;
 
 	if (entry->revision == revision)
 		return 0;
 	nn_identify(ctx, context);
 	nn_keep_origin(context, entry);
-	nn_ask(&question, context, key, entry->direction);
-	result = nn_policy_verdict(&question, &rule_id);
-	if (result < 0)
+	if (entry->flags & NN_CT_UNSURE) {
+		result = nn_judge_unsure(ctx, context, entry);
+	} else {
+		context->ct_flags = 0;
+		nn_ask(&question, context, key, entry->direction);
+		result = nn_policy_verdict(&question, &context->rule_id);
+	}
+	if (result < 0) {
+		if (entry->last_seen != context->now)
+			entry->last_seen = context->now;
 		return result;
-	entry->rule_id = rule_id;
+	}
+	entry->rule_id = context->rule_id;
 	entry->revision = revision;
-	context->rule_id = rule_id;
 	return 0;
 }
 
@@ -171,7 +177,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	return nn_policy_verdict(&question, &rule_id);
 }
 
-/* The first packet of a flow. Returns 0, a drop code, or NN_SERVICE_NEW. */
+/* The first packet of a flow, or the first one since its entry was lost. Returns 0, a drop code, or NN_SERVICE_NEW. */
 NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			    __u32 revision, __u32 now)
 {
@@ -180,6 +186,7 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 
 	context->ct_status = NN_CT_NEW;
 	context->is_reply = 0;
+	context->ct_flags = 0;
 	nn_identify(ctx, context);
 	if (context->direction == NN_INGRESS && !context->is_local) {
 		result = nn_check_origin(ctx);
@@ -194,10 +201,20 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 		context->rev_nat_index =
 			nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol);
 	}
-	nn_ask(&question, context, key, context->direction);
-	result = nn_policy_verdict(&question, &context->rule_id);
+	if (nn_is_midstream(context)) {
+		result = nn_pickup(ctx);
+		context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	} else {
+		nn_ask(&question, context, key, context->direction);
+		result = nn_policy_verdict(&question, &context->rule_id);
+	}
 	if (result < 0)
 		return result;
+	/* The node's address stands for others too, whom it masquerades. An answer to it passes, but tells nothing of who they
+	 * are: what comes from them is judged by where it came in. */
+	if (nn_is_midstream(context) && context->direction == NN_EGRESS && context->dst_identity == NN_IDENTITY_HOST &&
+	    (context->is_reply || (context->ct_flags & NN_CT_UNSURE)))
+		return 0;
 	result = nn_ct_create(key, context, revision, now);
 	if (result == 0 && nn_config.trace_events)
 		nn_send_event(ctx, NN_EVENT_POLICY_VERDICT, 0, 0);

@@ -14,14 +14,14 @@ class FrozenInstanceError(AttributeError):
 
 
 class Field:
-    __slots__ = ("default", "default_factory")
+    __slots__ = ("compare", "default", "default_factory")
 
-    def __init__(self, default=MISSING, default_factory=MISSING):
-        self.default, self.default_factory = default, default_factory
+    def __init__(self, default=MISSING, default_factory=MISSING, compare=True):
+        self.default, self.default_factory, self.compare = default, default_factory, compare
 
 
-def field(*, default=MISSING, default_factory=MISSING):
-    return Field(default, default_factory)
+def field(*, default=MISSING, default_factory=MISSING, compare=True):
+    return Field(default, default_factory, compare)
 
 
 def dataclass(cls=None, /, *, frozen=False, slots=False):
@@ -88,8 +88,10 @@ def _methods(names, fields, frozen):
         if hasattr(self, "__post_init__"):
             self.__post_init__()
 
+    compared = [name for name in names if fields[name].compare]
+
     def values(self):
-        return tuple([getattr(self, name) for name in names])
+        return tuple([getattr(self, name) for name in compared])
 
     def __repr__(self):
         return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

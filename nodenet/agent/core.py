@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -170,7 +171,7 @@ class Agent:
         """CNI ADD, all wired: return when the endpoint's own policy is in force."""
         admitted = self._admitted.pop(key_of(endpoint))
         self.addresses.gained(admitted.gateways)
-        self.endpoints.added(endpoint, admitted.cookie)
+        self.endpoints.added(replace(endpoint, netns_id=admitted.netns_id), admitted.cookie)
         if endpoint.pod.name:
             await pod_known(self.store, endpoint, lambda: self._changed)
             await policies_known(self.client.stats, endpoint)

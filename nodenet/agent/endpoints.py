@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +38,8 @@ class Wires(Protocol):
     async def isolate(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int: ...
 
     async def exists(self, endpoint: Endpoint) -> bool: ...
+
+    async def netns_id(self, endpoint: Endpoint) -> int | None: ...
 
 
 class Endpoints:
@@ -71,7 +74,8 @@ class Endpoints:
         None has its programs yet."""
         for problem in await asyncio.to_thread(recover, self._run_dir):
             log.warning("%s", problem)
-        found = [record.endpoint for record in await self._readable() if await self._lives(record.endpoint)]
+        alive = [record.endpoint for record in await self._readable() if await self._lives(record.endpoint)]
+        found = [await self._numbered(endpoint) for endpoint in alive]
         cookies = [await asyncio.to_thread(netns_cookie, endpoint.netns) for endpoint in found]
         self.cookies = dict(zip(map(key_of, found), cookies, strict=True))
         self._store.replace(Kind.ENDPOINT, found)
@@ -127,6 +131,7 @@ class Endpoints:
         endpoint = record.endpoint
         if not await self._lives(endpoint):
             return False
+        endpoint = await self._numbered(endpoint)
         cookie = await asyncio.to_thread(netns_cookie, endpoint.netns)
         # Nothing is awaited from here on: a DEL that begins now tells the agent after this. A verb at work ends with a
         # change of the folder.
@@ -171,6 +176,10 @@ class Endpoints:
             return True
         self._tell(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
         return False
+
+    async def _numbered(self, endpoint: Endpoint) -> Endpoint:
+        """With the number of its namespace, in which the programs look up its sockets."""
+        return replace(endpoint, netns_id=await self._host.netns_id(endpoint))
 
     def _tell(self, problem: str) -> None:
         """Once each."""

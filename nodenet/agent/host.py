@@ -28,9 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`cookie` is 0 where the kernel does not tell it; `gateways` are addresses that the node has for certain."""
+    """`cookie` is 0 where the kernel does not tell it, `netns_id` is the Endpoint's; `gateways` are addresses that the
+    node has for certain."""
 
     cookie: int
+    netns_id: int | None
     gateways: frozenset[IPAddress]
 
 
@@ -76,6 +78,10 @@ class Host:
         """Whether the veth is still there under its index and name."""
         return await self._call(_exists, endpoint)
 
+    async def netns_id(self, endpoint: Endpoint) -> int | None:
+        """The number by which this namespace knows the pod's; None where its veth is gone or the kernel gives none."""
+        return await self._call(_netns_id, endpoint.host_ifindex)
+
     async def local_addresses(self) -> frozenset[IPAddress]:
         """Every address of this node's own namespace, without loopback's."""
         return await self._call(_local_addresses)
@@ -103,15 +109,21 @@ def _exists(link: Link, endpoint: Endpoint) -> bool:
     return found is not None and found.name == endpoint.host_ifname
 
 
+def _netns_id(link: Link, ifindex: int) -> int | None:
+    found = link.get(ifindex)
+    return None if found is None else found.peer_netns
+
+
 def _local_addresses(link: Link) -> frozenset[IPAddress]:
     return frozenset(entry.ip for entry in addresses.local(link) if not entry.ip.is_loopback)
 
 
 def admit(wired: Wired, programs: Mapping[str, int]) -> Admitted:
     """In a CNI worker thread, with its own sockets: what an ADD needs before the maps. Both programs on the new veth,
-    and the cookie of the pod's namespace."""
+    and the cookie and number of the pod's namespace."""
     attachment.attach_new(wired.node, wired.endpoint.host_ifindex, programs)
-    return Admitted(wired.pod.netns_cookie(), wired.gateways)
+    number = _netns_id(wired.node, wired.endpoint.host_ifindex)
+    return Admitted(wired.pod.netns_cookie(), number, wired.gateways)
 
 
 def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:

@@ -69,9 +69,15 @@ def compile_endpoints(
         for ip in endpoint.ips:
             found[ip] = int(identity)
             table[AddressKey(ip)] = EndpointEntry(
-                endpoint.host_ifindex, int(identity), endpoint.endpoint_id, int(flag), endpoint.mac
+                endpoint.host_ifindex, int(identity), endpoint.endpoint_id, int(flag), endpoint.mac, _netns(endpoint)
             )
     return EndpointTables(dict(sorted(table.items(), key=_order)), found, frozenset(unknown))
+
+
+def _netns(endpoint: Endpoint) -> int:
+    """nn_endpoint_entry.netns: 0 where the number is not known, or does not fit into 16 bits."""
+    number = endpoint.netns_id
+    return 0 if number is None or number >= 0xFFFF else number + 1
 
 
 def precedence(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> tuple[bool, int, str, str]:

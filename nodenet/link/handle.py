@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,7 +27,7 @@ NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 # rtnetlink(7), linux/if_link.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _LINK, IFLA_MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
-IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
+IFLA_LINKINFO, IFLA_NET_NS_FD, _LINK_NETNSID = 18, 28, 37
 INFO_KIND, INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 BRPORT_STATE, BRPORT_MODE = 1, 4
 # asm-generic/socket.h
@@ -46,7 +46,11 @@ class LinkError(CannotRunError):
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface as the kernel shows it. `kind` is "" for physical ones; `master` and `peer` are indexes or 0."""
+    """An interface as the kernel shows it. `kind` is "" for physical ones; `master` and `peer` are indexes or 0.
+
+    `peer_netns` is the number (nsid) by which this namespace knows the one of the peer, None where the peer is in this
+    namespace. The kernel gives it when it is first asked for, and keeps it for as long as the other namespace lives.
+    """
 
     index: int
     name: str
@@ -59,6 +63,7 @@ class Interface:
     peer: int
     port_state: int
     hairpin: bool
+    peer_netns: int | None
 
 
 class Link:
@@ -222,4 +227,11 @@ def _interface(body: bytes) -> Interface:
         peer=netlink.number(found, _LINK),
         port_state=netlink.number(port, BRPORT_STATE),
         hairpin=netlink.number(port, BRPORT_MODE) != 0,
+        peer_netns=_netns_id(found),
     )
+
+
+def _netns_id(found: Mapping[int, bytes]) -> int | None:
+    """Without the attribute the peer is in the same namespace; negative: the kernel had no number to give."""
+    number = int.from_bytes(found.get(_LINK_NETNSID, b"\xff"), sys.byteorder, signed=True)
+    return number if number >= 0 else None

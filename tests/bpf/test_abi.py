@@ -123,8 +123,8 @@ D = model.Direction.EGRESS
 LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     "nn_endpoint_key": (abi.AddressKey(ONES), {"addr": "addr"}),
     "nn_endpoint_entry": (
-        abi.EndpointEntry(1, 2, 3, 4, MAC),
-        {"ifindex": "ifindex", "identity": "identity", "endpoint_id": "endpoint_id", "flags": "flags", "mac": "mac"},
+        abi.EndpointEntry(1, 2, 3, 4, MAC, 5),
+        {n: n for n in ("ifindex", "identity", "endpoint_id", "flags", "mac", "netns")},
     ),
     "nn_lpm_key": (abi.LpmKey(9, ONES), {"prefixlen": "prefixlen", "addr": "addr"}),
     "nn_policy_key": (

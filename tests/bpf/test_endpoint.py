@@ -520,4 +520,5 @@ def test_closed_flow_is_forgotten_soon(pair: Pair) -> None:
     assert entry.flags == abi.CtFlag.SEEN_REPLY | abi.CtFlag.FIN_FORWARD | abi.CtFlag.FIN_REPLY
     pair.isolate(EGRESS)
     rewrite(pair.datapath, last_seen=monotonic() - 30)
-    assert pair.datapath.sent(pair.out(tcp("A"))) == TC_SHOT
+    run = pair.datapath.run("endpoint_egress", pair.out(tcp("A")))
+    assert (run.verdict, Ether(run.packet)[TCP].flags) == (TC_REDIRECT, "R")

@@ -88,7 +88,7 @@ def test_a_first_fragment_holds_its_fixed_header(wire: Wire, inwards: bool) -> N
     wire.datapath.allow(CLIENT, SERVER, direction)
     whole = {6: 20, 132: 12}
     for protocol, least in whole.items():
-        body = tcp("A") + bytes(12)
+        body = tcp("S") + bytes(12)
         for size in range(8, 33, 8):
             piece = wire.piece(protocol, 0, body[:size], more=True, inwards=inwards)
             assert wire.verdict(piece, inwards) == (TC_OK if size >= least else TC_SHOT), (protocol, size)
@@ -119,6 +119,7 @@ def test_only_the_last_fragment_has_another_length_than_a_multiple_of_8(wire: Wi
 @both_ways
 def test_no_later_fragment_writes_over_the_headers(wire: Wire, inwards: bool) -> None:
     """The published first fragment is whole; what follows starts inside it."""
+    assert wire.verdict(wire.piece(6, 0, tcp("S"), more=False, inwards=inwards), inwards) == TC_OK
     assert wire.verdict(wire.piece(6, 0, tcp("A") + bytes(12), more=True, inwards=inwards), inwards) == TC_OK
     for at in (8, 16):
         assert wire.why(wire.piece(6, at, tcp("S", 81)[at:], more=False, inwards=inwards), inwards) == INVALID

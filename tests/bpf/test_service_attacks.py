@@ -161,7 +161,7 @@ def test_a_direct_packet_into_a_translated_connection_passes_as_what_it_is(world
     world.out(world.call(syn()))
     assert world.out(world.ip(src=world.pod, dst=world.far) / ack(dport=TARGET)).dst == world.far
     assert world.entry(world.far).service_id == SERVICE_ID
-    world.refused(world.ip(src=world.pod, dst=world.far) / ack(dport=PORT), DropReason.POLICY_DENIED)
+    world.refused(world.ip(src=world.pod, dst=world.far) / ack(dport=PORT), DropReason.POLICY_DENIED, reset=True)
 
 
 def test_odd_flags_open_nothing_that_policy_has_not_seen(world: World) -> None:

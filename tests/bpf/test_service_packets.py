@@ -111,10 +111,12 @@ class World:
             assert bytes(result) == recomputed(result)
         return result
 
-    def refused(self, packet: Packet, reason: DropReason) -> abi.Event:
-        """The event of a packet that the pod may not send."""
+    def refused(self, packet: Packet, reason: DropReason, *, reset: bool = False) -> abi.Event:
+        """The event of a packet that the pod may not send; whether its connection is `reset`."""
         self.datapath.events()
-        assert self.datapath.sent(packet) == TC_SHOT
+        run = self.datapath.run("endpoint_egress", packet)
+        assert run.verdict == (TC_REDIRECT if reset else TC_SHOT)
+        assert not reset or Ether(run.packet)[TCP].flags == "R"
         event = self.datapath.events()[-1]
         assert (event.type, -event.reason) == (EventType.DROP, reason)
         return event

@@ -42,6 +42,9 @@ class Veths:
     async def exists(self, endpoint: Endpoint) -> bool:
         return endpoint.host_ifindex in self.alive
 
+    async def netns_id(self, endpoint: Endpoint) -> int | None:
+        return endpoint.host_ifindex + 100
+
 
 class Node:
     def __init__(self, run_dir: Path) -> None:
@@ -89,6 +92,17 @@ async def test_cookies_are_known_before_the_first_compilation(node: Node) -> Non
     await node.endpoints.read()
     assert node.endpoints.cookies == {AttachmentKey("c1", "eth0"): 1001}
     assert node.known() == ["web-1"]
+
+
+async def test_the_namespaces_number_is_asked_of_the_kernel_for_whatever_is_taken_over(node: Node) -> None:
+    """The records have none: they may be older than this agent."""
+    node.wired(1)
+    await node.endpoints.read()
+    node.wired(2)
+    assert await node.endpoints.look() == 2
+    assert await node.endpoints.look() == 0  # and the number makes no known endpoint a new one
+    found = node.store.snapshot().endpoints.values()
+    assert {endpoint.endpoint_id: endpoint.netns_id for endpoint in found} == {1: 101, 2: 102}
 
 
 async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: Node) -> None:

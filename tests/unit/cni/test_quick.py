@@ -47,6 +47,7 @@ def made(request: pytest.FixtureRequest) -> Any:
     @library.dataclass(frozen=True, slots=True)
     class Named(Point):
         name: str = "p"
+        note: int = library.field(default=0, compare=False)
 
     @library.dataclass
     class Loose:
@@ -70,6 +71,9 @@ def test_dataclasses(made: Any) -> None:
     assert made.replace(point, y=7).total == 8
     assert hash(made.Named(1, 2, (), "a")) == hash(made.Named(1, 2, (), "a"))
     assert made.Named(1).name == "p"
+    noted = made.Named(1, 2, (), "a", note=5)
+    assert (noted.note, noted) == (5, made.Named(1, 2, (), "a"))
+    assert hash(noted) == hash(made.Named(1, 2, (), "a"))
     assert not hasattr(point, "__dict__")
     with pytest.raises(AttributeError):
         point.x = 3

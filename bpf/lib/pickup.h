@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* A TCP packet in the middle of a connection of which conntrack has no entry: it was evicted, it expired, its map was
+ * replaced, the pod ran before its programs, its endpoint has another number. The packet alone does not say who opened the
+ * connection. Both readings are judged: the sender of the packet opened it, or it answers what the other side opened. Where
+ * they differ, the pod's own sockets decide. Datagrams have no such middle: each one without an entry opens a flow. */
+#ifndef NN_PICKUP_H
+#define NN_PICKUP_H
+
+#include "conntrack.h"
+#include "policy.h"
+
+#define NN_TCP_HEADER 20
+#define NN_TCP_ACK_SEQUENCE_OFFSET 8
+#define NN_RESET_TTL 64
+
+/* The port that was called: the far one for what the pod opened, its own for what was opened to it. */
+NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_context *context,
+		      const struct nn_ct_key *key, __u8 direction)
+{
+	__builtin_memset(question, 0, sizeof(*question));
+	question->subject = context->subject;
+	question->subject_flags = context->subject_flags;
+	question->peer = key->remote;
+	question->peer_identity = context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
+	question->protocol = key->protocol;
+	question->direction = direction;
+	if (key->protocol != IPPROTO_ICMP && key->protocol != IPPROTO_ICMPV6)
+		question->port = direction == NN_EGRESS ? key->remote_port : key->pod_port;
+}
+
+/* A SYN alone opens a connection, and everything else of TCP belongs to one that is open. A translated packet is one to a
+ * Service: no Service opens a connection. */
+NN_INLINE int nn_is_midstream(const struct nn_context *context)
+{
+	const struct nn_packet *packet = &context->packet;
+
+	return packet->tuple.protocol == IPPROTO_TCP && !context->translated &&
+	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) != NN_TCP_SYN;
+}
+
+/* The TCP state of the pod's socket for these ends, or of the listener that they reach; 0: none. */
+NN_INLINE int nn_socket_state(struct __sk_buff *ctx, struct bpf_sock_tuple *ends, __u32 size, __u32 netns)
+{
+	struct bpf_sock *sock = bpf_skc_lookup_tcp(ctx, ends, size, netns, 0);
+	int state;
+
+	if (!sock)
+		return 0;
+	state = sock->state;
+	bpf_sk_release(sock);
+	return state;
+}
+
+/* Who opened the connection, by the pod's own sockets: NN_INGRESS, NN_EGRESS, or 0 where they do not say. A listener on the
+ * pod's port says that the other side did; it is looked up from an address and port that no connection has, because the
+ * connection's own socket would hide it. A socket that is bound to a device is not found. */
+NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *key)
+{
+	struct nn_endpoint_entry *endpoint;
+	struct bpf_sock_tuple ends = {};
+	__u32 size, netns;
+	int state;
+
+	if (!key) /* the verifier of older kernels wants to see it */
+		return 0;
+	endpoint = nn_endpoint_lookup(&key->pod);
+	if (!endpoint || !endpoint->netns)
+		return 0;
+	netns = endpoint->netns - 1;
+	if (nn_addr_is_v4(&key->pod)) {
+		size = sizeof(ends.ipv4);
+		ends.ipv4.saddr = key->remote.word[3];
+		ends.ipv4.daddr = key->pod.word[3];
+		ends.ipv4.sport = key->remote_port;
+		ends.ipv4.dport = key->pod_port;
+	} else {
+		size = sizeof(ends.ipv6);
+		__builtin_memcpy(ends.ipv6.saddr, &key->remote, sizeof(ends.ipv6.saddr));
+		__builtin_memcpy(ends.ipv6.daddr, &key->pod, sizeof(ends.ipv6.daddr));
+		ends.ipv6.sport = key->remote_port;
+		ends.ipv6.dport = key->pod_port;
+	}
+	state = nn_socket_state(ctx, &ends, size, netns);
+	if (state == BPF_TCP_SYN_SENT)
+		return NN_EGRESS;
+	if (state == BPF_TCP_NEW_SYN_RECV)
+		return NN_INGRESS;
+	/* TIME_WAIT has nothing left to say. A listener alone is no connection. */
+	if (!state || state == BPF_TCP_TIME_WAIT || state == BPF_TCP_LISTEN)
+		return 0;
+	if (size == sizeof(ends.ipv4)) {
+		ends.ipv4.saddr = 0;
+		ends.ipv4.sport = 0;
+	} else {
+		__builtin_memset(ends.ipv6.saddr, 0, sizeof(ends.ipv6.saddr));
+		ends.ipv6.sport = 0;
+	}
+	return nn_socket_state(ctx, &ends, size, netns) == BPF_TCP_LISTEN ? NN_INGRESS : NN_EGRESS;
+}
+
+/* Judge a packet of nn_is_midstream, once nn_identify knows both ends. Sets what the flow's entry is to say: whether the
+ * packet is a reply, the rule, and NN_CT_UNSURE where both readings are allowed and the sockets do not say which one is
+ * right: the next change of the rules asks both again. Returns 0 or a drop code; with NN_CT_UNSURE: the readings differ
+ * and nothing decides. */
+NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_policy_question question;
+	__u32 own_rule, answer_rule;
+	int own, answer, opener;
+	struct nn_ct_key key;
+	__u8 direction;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	direction = context->direction;
+	nn_ct_key_of(&context->packet.tuple, direction, &key);
+	nn_ask(&question, context, &key, direction);
+	own = nn_policy_verdict(&question, &own_rule);
+	nn_ask(&question, context, &key, NN_INGRESS + NN_EGRESS - direction);
+	answer = nn_policy_verdict(&question, &answer_rule);
+	/* What only a rule allows to open is not opened by a SYN-ACK. */
+	if (own_rule && (context->packet.tcp_flags & NN_TCP_SYN))
+		own = NN_DROP_POLICY_DENIED;
+	context->is_reply = 0;
+	context->ct_flags = 0;
+	if (own < 0 && answer < 0)
+		return own;
+	opener = nn_who_opened(ctx, &key);
+	if (!opener) {
+		context->ct_flags = NN_CT_UNSURE | nn_ct_flags_of(&context->packet, 0);
+		context->rule_id = own_rule;
+		if (own < 0)
+			return own;
+		return answer < 0 ? NN_DROP_CT_UNKNOWN_STATE : 0;
+	}
+	context->is_reply = opener != direction;
+	context->ct_flags = nn_ct_flags_of(&context->packet, context->is_reply);
+	context->rule_id = context->is_reply ? answer_rule : own_rule;
+	return context->is_reply ? answer : own;
+}
+
+/* Is the sender of a dropped packet to be reset? Its connection cannot go on, and without a reset it would wait for its
+ * timeouts. Only a packet's own sender is reset, whose address and MAC were checked: nobody can end another one's. */
+NN_INLINE int nn_reset_is_due(const struct nn_context *context, int reason)
+{
+	const struct nn_packet *packet = &context->packet;
+
+	return (reason == NN_DROP_CT_UNKNOWN_STATE || reason == NN_DROP_POLICY_DENIED) &&
+	       (context->ct_flags & NN_CT_UNSURE) && !nn_is_fragment(packet) &&
+	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_RST | NN_TCP_ACK)) == NN_TCP_ACK;
+}
+
+/* A TCP header behind the pseudo header that its checksum covers. The pseudo header of IPv4 is the same sum: the prefix of
+ * a mapped address adds 0xffff, which is 0 in ones' complement. */
+struct nn_reset {
+	struct nn_addr saddr;
+	struct nn_addr daddr;
+	__be32 length;
+	__be32 protocol;
+	struct {
+		__be16 sport;
+		__be16 dport;
+		__be32 sequence;
+		__be32 acknowledged;
+		__u8 offset;
+		__u8 flags;
+		__be16 window;
+		__u16 checksum;
+		__be16 urgent;
+	} tcp;
+};
+
+NN_INLINE __u16 nn_checksum_of(void *data, __u32 size)
+{
+	__u32 sum = bpf_csum_diff(0, 0, data, size, 0);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+NN_INLINE int nn_store_reset_ip(struct __sk_buff *ctx, const struct nn_packet *packet)
+{
+	const struct nn_tuple *tuple = &packet->tuple;
+
+	if (packet->ip_version == 4) {
+		struct iphdr ip = { .version = 4,
+				    .ihl = sizeof(ip) / 4,
+				    .tot_len = bpf_htons(sizeof(ip) + NN_TCP_HEADER),
+				    .ttl = NN_RESET_TTL,
+				    .protocol = IPPROTO_TCP,
+				    .saddr = tuple->daddr.word[3],
+				    .daddr = tuple->saddr.word[3] };
+
+		ip.check = nn_checksum_of(&ip, sizeof(ip));
+		return bpf_skb_store_bytes(ctx, ETH_HLEN, &ip, sizeof(ip), 0);
+	} else {
+		struct ipv6hdr ip = { .version = 6,
+				      .payload_len = bpf_htons(NN_TCP_HEADER),
+				      .nexthdr = IPPROTO_TCP,
+				      .hop_limit = NN_RESET_TTL };
+
+		__builtin_memcpy(&ip.saddr, &tuple->daddr, sizeof(ip.saddr));
+		__builtin_memcpy(&ip.daddr, &tuple->saddr, sizeof(ip.daddr));
+		return bpf_skb_store_bytes(ctx, ETH_HLEN, &ip, sizeof(ip), 0);
+	}
+}
+
+/* Make of a packet the reset that answers it, as its receiver would send it (RFC 9293, 3.10.7). Returns 0 or a negative
+ * number: then it is no reset, and only to be dropped. */
+NN_GLOBAL int nn_reset_of(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_reset reset = {};
+	__u8 mac[ETH_ALEN];
+	__u32 at;
+
+	if (!context)
+		return -1;
+	at = ETH_HLEN + (context->packet.ip_version == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	if (bpf_skb_load_bytes(ctx, context->packet.offset + NN_TCP_ACK_SEQUENCE_OFFSET, &reset.tcp.sequence, 4) < 0 ||
+	    bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN) < 0)
+		return -1;
+	reset.saddr = context->packet.tuple.daddr;
+	reset.daddr = context->packet.tuple.saddr;
+	reset.length = bpf_htonl(NN_TCP_HEADER);
+	reset.protocol = bpf_htonl(IPPROTO_TCP);
+	reset.tcp.sport = context->packet.tuple.dport;
+	reset.tcp.dport = context->packet.tuple.sport;
+	reset.tcp.offset = NN_TCP_HEADER / 4 << 4;
+	reset.tcp.flags = NN_TCP_RST;
+	reset.tcp.checksum = nn_checksum_of(&reset, sizeof(reset));
+	if (bpf_skb_change_tail(ctx, at + NN_TCP_HEADER, 0) < 0 || nn_store_reset_ip(ctx, &context->packet) < 0 ||
+	    bpf_skb_store_bytes(ctx, offsetof(struct ethhdr, h_source), mac, ETH_ALEN, 0) < 0)
+		return -1;
+	return bpf_skb_store_bytes(ctx, at, &reset.tcp, sizeof(reset.tcp), 0);
+}
+
+#endif
