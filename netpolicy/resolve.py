@@ -45,11 +45,16 @@ class EntryKey(NamedTuple):
 class ResolvedPolicy:
     """All that holds for one subject. A direction without isolating policies lets everything through.
 
-    Where several rules give the same entry, the first in the order of policy name and index is named.
+    Where several rules give the same entry, the first in the order of policy name and index is named. `policies` are
+    those that select the subject. `changed`: the keys whose entries differ from those of `since`, what held before;
+    without a `since` every entry may be new.
     """
 
+    policies: tuple[PolicyRef, ...]
     isolated: Mapping[Direction, tuple[PolicyRef, ...]]
     entries: Mapping[EntryKey, RuleRef]
+    since: ResolvedPolicy | None = field(default=None, compare=False, repr=False)
+    changed: Collection[EntryKey] = field(default=(), compare=False, repr=False)
 
 
 class _Ports(NamedTuple):
@@ -59,7 +64,8 @@ class _Ports(NamedTuple):
 
 
 _ALL_PORTS = _Ports(None, 0, 0)
-_Entries = list[tuple[EntryKey, RuleRef]]
+_Entries = dict[EntryKey, RuleRef]
+_PartKey = tuple[Direction, tuple[NamedPort, ...]]
 
 
 @dataclass(slots=True)
@@ -91,9 +97,11 @@ class Resolver:
         self._name_ports: set[PolicyRef] = set()
         self._blocks: dict[PolicyRef, tuple[IPBlock, ...]] = {}
         # What each policy gives a subject; only the subject's named ports make a difference.
-        self._parts: dict[PolicyRef, dict[tuple[Direction, tuple[NamedPort, ...]], _Entries]] = {}
-        # Since the last `resolve`: policies that may give other entries, and namespaces with other policies.
+        self._parts: dict[PolicyRef, dict[_PartKey, _Entries]] = {}
+        # Since the last `resolve`: policies that may give other entries, those whose peers select other label sets and
+        # which these are, and namespaces with other policies.
         self._dirty: set[PolicyRef] = set()
+        self._moved: dict[PolicyRef, set[int]] = {}
         self._repoliced: set[str] = set()
         self._matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
         self._resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
@@ -106,7 +114,7 @@ class Resolver:
             for selection in self._selections.values():
                 if number in selection.numbers:
                     selection.numbers.discard(number)
-                    self._dirty |= selection.users
+                    self._move(selection, {number})
             self._named_ports_of(group)
         for number, group in added.items():
             self._groups[number] = group
@@ -119,7 +127,7 @@ class Resolver:
         for selection in self._selections.values():
             if selection.selects(group, self._index.namespaces):
                 selection.numbers.add(number)
-                self._dirty |= selection.users
+                self._move(selection, {number})
         self._named_ports_of(group)
 
     def _named_ports_of(self, group: LabelSet) -> None:
@@ -142,9 +150,14 @@ class Resolver:
 
     def _select_again(self, selection: _Selection) -> None:
         numbers = {number for peer in selection.peers for number in self._index.select(peer, selection.namespace)}
-        if numbers != selection.numbers:
+        moved = numbers ^ selection.numbers
+        if moved:
             selection.numbers = numbers
-            self._dirty |= selection.users
+            self._move(selection, moved)
+
+    def _move(self, selection: _Selection, numbers: set[int]) -> None:
+        for ref in selection.users:
+            self._moved.setdefault(ref, set()).update(numbers)
 
     def change_policies(self, changed: Mapping[PolicyRef, NetworkPolicy | None]) -> None:
         """New versions of policies; None for one that is gone."""
@@ -196,8 +209,10 @@ class Resolver:
 
     def resolve(self, subjects: Iterable[LabelSet]) -> list[ResolvedPolicy]:
         """What holds for every pod with each of these label sets. What is not asked for is forgotten."""
-        for ref in self._dirty:
-            self._parts.pop(ref, None)
+        # A named port of an egress rule concerns label sets that no peer need select.
+        self._dirty |= self._moved.keys() & self._name_ports
+        stale = {ref: self._parts.pop(ref, {}) for ref in self._dirty}
+        changed = {ref: self._move_parts(ref, numbers) for ref, numbers in self._moved.items() if ref not in stale}
         matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
         resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
         answers = []
@@ -207,11 +222,20 @@ class Resolver:
             # The same policies and the same named ports give the same answer: the other labels no longer matter.
             key = (refs, subject.named_ports)
             if key not in resolved:
-                old = self._resolved.get(key) if self._dirty.isdisjoint(refs) else None
-                resolved[key] = self._resolve(subject, refs) if old is None else old
+                old = self._resolved.get(key)
+                if old is None:
+                    resolved[key] = self._resolve(subject, refs)
+                elif any(ref in stale or ref in changed for ref in refs):
+                    resolved[key] = self._resolve_again(subject, old, stale, changed)
+                else:
+                    resolved[key] = old
             answers.append(resolved[key])
+        # What held before that is not needed any more.
+        for answer in self._resolved.values():
+            object.__setattr__(answer, "since", None)
         self._matching, self._resolved = matching, resolved
         self._dirty.clear()
+        self._moved.clear()
         self._repoliced.clear()
         return answers
 
@@ -221,33 +245,92 @@ class Resolver:
 
     def _resolve(self, subject: LabelSet, refs: tuple[PolicyRef, ...]) -> ResolvedPolicy:
         policies = [self._policies[ref.namespace][ref.name] for ref in refs]
-        isolated: dict[Direction, tuple[PolicyRef, ...]] = {}
         entries: dict[EntryKey, RuleRef] = {}
         for direction in Direction:
-            isolating = tuple(policy.ref for policy in policies if direction in policy.directions)
-            if isolating:
-                isolated[direction] = isolating
             # The first rule of an entry is named, so the last policy is written first.
             for policy in reversed(policies):
                 entries.update(self._part(policy, direction, subject))
-        return ResolvedPolicy(isolated, entries)
+        return ResolvedPolicy(refs, _isolated(policies), entries)
+
+    def _resolve_again(
+        self,
+        subject: LabelSet,
+        old: ResolvedPolicy,
+        stale: Mapping[PolicyRef, Mapping[_PartKey, _Entries]],
+        changed: Mapping[PolicyRef, Mapping[_PartKey, Collection[EntryKey]]],
+    ) -> ResolvedPolicy:
+        """As `_resolve`, for the same policies: only entries that changed are looked at. `stale` is what policies gave
+        before, `changed` the keys of what others gave that is different now."""
+        policies = [self._policies[ref.namespace][ref.name] for ref in old.policies]
+        keys: dict[EntryKey, None] = {}
+        for policy in policies:
+            for direction in Direction:
+                place = (direction, subject.named_ports)
+                if policy.ref in stale:
+                    before = stale[policy.ref].get(place, {})
+                    keys.update(_different(before, self._part(policy, direction, subject)))
+                elif policy.ref in changed:
+                    keys.update(dict.fromkeys(changed[policy.ref].get(place, ())))
+        entries = {**old.entries}
+        for key in keys:
+            parts = (self._part(policy, key.direction, subject) for policy in policies)
+            ref = next((part[key] for part in parts if key in part), None)
+            if ref is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = ref
+        return ResolvedPolicy(old.policies, _isolated(policies), entries, old, tuple(keys))
+
+    def _move_parts(self, ref: PolicyRef, numbers: set[int]) -> dict[_PartKey, Collection[EntryKey]]:
+        """Bring what a policy gives up to date after its peers came to select, or not to select, these label sets.
+        Returns the keys that changed."""
+        policy = self._policies[ref.namespace][ref.name]
+        changed: dict[_PartKey, Collection[EntryKey]] = {}
+        for place, part in self._parts.get(ref, {}).items():
+            direction, named_ports = place
+            before = {key: rule for key, rule in part.items() if key.peer in numbers}
+            after = self._entries(policy, direction, named_ports, numbers)
+            changed[place] = _different(before, after)
+            for key in changed[place]:
+                if key in after:
+                    part[key] = after[key]
+                else:
+                    del part[key]
+        return changed
 
     def _part(self, policy: NetworkPolicy, direction: Direction, subject: LabelSet) -> _Entries:
         parts = self._parts.setdefault(policy.ref, {})
         key = (direction, subject.named_ports)
         if key not in parts:
-            found: dict[EntryKey, RuleRef] = {}
-            for index, rule in enumerate(policy.rules(direction)):
-                ref = policy.rule_ref(direction, index)
-                for peer, ports in self._rule(policy.namespace, direction, rule, subject):
-                    found.setdefault(EntryKey(peer, direction, *ports), ref)
-            parts[key] = list(found.items())
+            parts[key] = self._entries(policy, direction, subject.named_ports)
         return parts[key]
 
+    def _entries(
+        self,
+        policy: NetworkPolicy,
+        direction: Direction,
+        named_ports: tuple[NamedPort, ...],
+        only: Collection[int] | None = None,
+    ) -> _Entries:
+        """What a policy gives a subject with these named ports; with `only` what it gives for these peers alone."""
+        found: _Entries = {}
+        for index, rule in enumerate(policy.rules(direction)):
+            ref = policy.rule_ref(direction, index)
+            for peer, ports in self._rule(policy.namespace, direction, rule, named_ports, only):
+                found.setdefault(EntryKey(peer, direction, *ports), ref)
+        return found
+
     def _rule(
-        self, namespace: str, direction: Direction, rule: Rule, subject: LabelSet
+        self,
+        namespace: str,
+        direction: Direction,
+        rule: Rule,
+        named_ports: tuple[NamedPort, ...],
+        only: Collection[int] | None,
     ) -> Iterator[tuple[int, _Ports]]:
         numbers = self._peers(namespace, rule.peers)
+        if only is not None:
+            numbers = [number for number in numbers if number in only]
         if not rule.ports:
             yield from ((number, _ALL_PORTS) for number in numbers)
             return
@@ -255,8 +338,9 @@ class Resolver:
             if not isinstance(port.port, str):
                 prefixes = _prefixes(port)
             elif direction is Direction.INGRESS:
-                prefixes = _named(port, subject)
+                prefixes = _named(port, named_ports)
             else:
+                # Policies with such a rule are never asked for some peers alone.
                 yield from self._named_egress(port, namespace, rule.peers)
                 continue
             yield from ((number, prefix) for number in numbers for prefix in prefixes)
@@ -276,12 +360,24 @@ class Resolver:
         everyone: Iterable[int] = sorted(self._groups)
         for number in everyone if not peers else self._peers(namespace, peers):
             if number in self._groups:
-                yield from ((number, prefix) for prefix in _named(port, self._groups[number]))
+                yield from ((number, prefix) for prefix in _named(port, self._groups[number].named_ports))
         for block in (peer.block for peer in peers if peer.block is not None):
             for region in self._regions.inside(block):
                 pod = self._regions.pods.get(region.prefix)
                 if pod is not None:
-                    yield from ((self._regions.numbers[region], prefix) for prefix in _named(port, pod))
+                    yield from ((self._regions.numbers[region], prefix) for prefix in _named(port, pod.named_ports))
+
+
+def _isolated(policies: Iterable[NetworkPolicy]) -> dict[Direction, tuple[PolicyRef, ...]]:
+    found = {d: tuple(policy.ref for policy in policies if d in policy.directions) for d in Direction}
+    return {direction: refs for direction, refs in found.items() if refs}
+
+
+def _different(before: _Entries, after: _Entries) -> dict[EntryKey, None]:
+    """The keys of the entries that one has alone, or that both have for different rules."""
+    found = dict.fromkeys(key for key, ref in after.items() if before.get(key) != ref)
+    found.update(dict.fromkeys(key for key in before if key not in after))
+    return found
 
 
 def _peer_lists(policy: NetworkPolicy | None) -> set[tuple[Peer, ...]]:
@@ -291,8 +387,9 @@ def _peer_lists(policy: NetworkPolicy | None) -> set[tuple[Peer, ...]]:
     return {rule.peers for direction in policy.directions for rule in policy.rules(direction) if rule.peers}
 
 
-def _named(port: PortRule, pod: LabelSet) -> tuple[_Ports, ...]:
-    return tuple(_Ports(port.protocol, number, PORT_BITS) for number in pod.ports_named(str(port.port), port.protocol))
+def _named(port: PortRule, named_ports: tuple[NamedPort, ...]) -> tuple[_Ports, ...]:
+    found = (p.port for p in named_ports if p.name == port.port and p.protocol is port.protocol)
+    return tuple(_Ports(port.protocol, number, PORT_BITS) for number in found)
 
 
 def _prefixes(port: PortRule) -> tuple[_Ports, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from netpolicy.holders import holders
 from netpolicy.regions import Blocks, Prefix, Region, Regions, partition
-from netpolicy.resolve import ResolvedPolicy, Resolver
+from netpolicy.resolve import EntryKey, ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import NamedPort as PolicyNamedPort
@@ -46,9 +46,6 @@ _FLAGS = {
 }
 _PROTOCOLS = {protocol: int(Protocol[protocol.name]) for protocol in PolicyProtocol}
 _NAMED_PROTOCOLS = {Protocol[protocol.name]: protocol for protocol in PolicyProtocol}
-
-# (prefixlen, peer, direction, protocol, port): a PolicyKey but for the subject.
-_Shape = dict[tuple[int, int, Direction, int, int], U32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +125,15 @@ class _Known:
         self._local: Collection[ObjectRef] = ()
         self._label_sets: dict[ObjectRef, LabelSet] = {}
         self._numbers: dict[LabelSet, int] = {}
-        # How many pods have a label set, and how many shapes name a rule.
+        # How many pods have a label set.
         self._users: Counter[LabelSet] = Counter()
-        self._rule_users: Counter[RuleRef] = Counter()
         self._blocks = Blocks()
         self._regions = Regions()
         self._resolver = Resolver()
         # By subject; subjects under the same policies share an object.
         self._resolved: dict[int, ResolvedPolicy] = {}
-        self._shapes: dict[int, _Shape] = {}
+        # The numbered rules, by policy.
+        self._rules: dict[PolicyRef, tuple[RuleRef, ...]] = {}
 
     def update(
         self,
@@ -155,7 +152,7 @@ class _Known:
         spaces = changed_keys(self._namespaces, namespaces)
         self._resolver.change_namespaces({name: namespaces.get(name) for name in spaces})
         self._resolver.change_groups(changes.groups, [n for n in changes.gone if n in self.tables.labels])
-        cut = self._change_policies(policies)
+        cut = self._change_policies(policies, changes)
         moved = pods is not self._pods and self._blocks.names_ports
         self._pods, self._namespaces, self._local = pods, namespaces, local
         if cut or moved:
@@ -193,7 +190,7 @@ class _Known:
                 changes.gone[number] = None
         changes.identities.update({ref: self._numbers[labels] for ref, labels in new.items()})
 
-    def _change_policies(self, policies: Mapping[Any, NetworkPolicy]) -> bool:
+    def _change_policies(self, policies: Mapping[Any, NetworkPolicy], changes: _Changes) -> bool:
         """Returns whether the regions may be others."""
         cut = False
         if self.enforce:
@@ -201,6 +198,7 @@ class _Known:
             for ref, policy in changed.items():
                 cut |= self._blocks.change(self.policies.get(ref), policy)
             self._resolver.change_policies(changed)
+            changes.policies.update(changed)
         self.policies = policies
         return cut
 
@@ -227,65 +225,47 @@ class _Known:
         labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
         subjects = sorted(labels)
         resolved = dict(zip(subjects, self._resolver.resolve([labels[n] for n in subjects]), strict=True))
-        shapes: dict[int, _Shape] = {}
-        for subject in [*subjects, *(gone for gone in self._resolved if gone not in resolved)]:
+        values: dict[RuleRef, U32] = {}
+        for subject in dict.fromkeys((*subjects, *self._resolved)):
             new, old = resolved.get(subject), self._resolved.get(subject)
             if new is old:
                 continue
-            before, after = self._shapes.get(subject, {}), {}
-            if new is not None:
-                after = shapes.get(id(new)) or shapes.setdefault(id(new), self._shape(new))
-            self._shapes[subject] = after
-            if new is None:
-                del self._shapes[subject]
-            self._count_rules(old, new, changes)
-            for key, value in after.items():
-                if before.get(key) != value:
-                    changes.policy[PolicyKey(key[0], subject, *key[1:])] = value
-            for key in before:
-                if key not in after:
-                    changes.policy[PolicyKey(key[0], subject, *key[1:])] = None
-        changes.has_other_policies = any(resolved.get(n) is not old for n, old in self._resolved.items()) or len(
-            resolved
-        ) != len(self._resolved)
+            changes.has_other_policies = True
+            after = new.entries if new is not None else {}
+            keys: Iterable[EntryKey] = after
+            if new is not None and old is not None and new.since is old:
+                keys = new.changed
+            elif old is not None:
+                keys = {**old.entries, **after}
+            for key in keys:
+                ref = after.get(key)
+                if ref is not None and ref not in values:
+                    values[ref] = U32(self._ids.rules.number(ref))
+                changes.policy[_policy_key(subject, key)] = values[ref] if ref is not None else None
         self._resolved = resolved
 
-    def _count_rules(self, old: ResolvedPolicy | None, new: ResolvedPolicy | None, changes: _Changes) -> None:
-        for ref in {*new.entries.values()} if new is not None else ():
-            self._rule_users[ref] += 1
-            changes.rules.add(ref)
-        for ref in {*old.entries.values()} if old is not None else ():
-            self._rule_users[ref] -= 1
-            changes.rules.add(ref)
-
-    def _shape(self, resolved: ResolvedPolicy) -> _Shape:
-        """Entries but for the subject. Numbers rules that are new."""
-        found: _Shape = {}
-        values: dict[int, U32] = {}
-        for key, ref in resolved.entries.items():
-            # Rules are compared by identity first: the same object comes by thousands of times.
-            value = values.get(id(ref))
-            if value is None:
-                value = values[id(ref)] = U32(self._ids.rules.number(ref))
-            direction = _DIRECTIONS[key.direction]
-            if key.protocol is None:
-                found[POLICY_BITS_DIRECTION, key.peer, direction, 0, 0] = value
-            else:
-                bits = POLICY_BITS_PROTOCOL + key.port_bits
-                found[bits, key.peer, direction, _PROTOCOLS[key.protocol], key.port] = value
-        return found
+    def _name_rules(self, changes: _Changes) -> dict[int, RuleRef | None]:
+        """The numbers of all rules of policies that select a subject."""
+        used = {ref for resolved in self._resolved.values() for ref in resolved.policies}
+        names: dict[int, RuleRef | None] = {}
+        for ref in (used ^ self._rules.keys()) | (changes.policies & used):
+            before = self._rules.pop(ref, ())
+            after = _rules_of(self.policies[ObjectRef(*ref)]) if ref in used else ()
+            if after:
+                self._rules[ref] = after
+            for rule in before:
+                if rule not in after:
+                    names[self._ids.rules.number(rule)] = None
+                    self._ids.rules.retire(rule)
+            names.update({self._ids.rules.number(rule): rule for rule in after})
+        return names
 
     def _finish(self, changes: _Changes, first: bool) -> None:
         last = self.tables
-        rules: dict[int, RuleRef | None] = {}
-        for ref in changes.rules:
-            used = self._rule_users[ref] > 0
-            rules[self._ids.rules.number(ref)] = ref if used else None
-            if not used:
-                del self._rule_users[ref]
-                self._ids.rules.retire(ref)
         flags, isolating = last.flags, last.isolating
+        rules: dict[int, RuleRef | None] = {}
         if changes.has_other_policies:
+            rules = self._name_rules(changes)
             flags = {subject: _flags(resolved.isolated) for subject, resolved in self._resolved.items()}
             isolating = {
                 subject: {_DIRECTIONS[direction]: refs for direction, refs in resolved.isolated.items()}
@@ -308,7 +288,7 @@ class _Known:
         """What was restored or left behind by a failed run, and is not wanted. All that is wanted has a number."""
         self._ids.identities.keep({IdentityKey(labels, self.told_apart) for labels in self._numbers})
         self._ids.regions.keep({*self._regions.regions})
-        self._ids.rules.keep(self._rule_users.keys())
+        self._ids.rules.keep({rule for rules in self._rules.values() for rule in rules})
 
 
 @dataclass(slots=True)
@@ -323,9 +303,21 @@ class _Changes:
     policy: dict[PolicyKey, U32 | None] = field(default_factory=dict)
     cidr: dict[LpmKey, U32 | None] = field(default_factory=dict)
     regions: dict[int, IPNetwork | None] = field(default_factory=dict)
-    # Rules that a subject got or lost.
-    rules: set[RuleRef] = field(default_factory=set)
+    policies: set[PolicyRef] = field(default_factory=set)
+    # Some subject has other entries, or other policies.
     has_other_policies: bool = False
+
+
+def _policy_key(subject: int, key: EntryKey) -> PolicyKey:
+    direction = _DIRECTIONS[key.direction]
+    if key.protocol is None:
+        return PolicyKey(POLICY_BITS_DIRECTION, subject, key.peer, direction, 0, 0)
+    bits = POLICY_BITS_PROTOCOL + key.port_bits
+    return PolicyKey(bits, subject, key.peer, direction, _PROTOCOLS[key.protocol], key.port)
+
+
+def _rules_of(policy: NetworkPolicy) -> tuple[RuleRef, ...]:
+    return tuple(policy.rule_ref(d, index) for d in PolicyDirection for index in range(len(policy.rules(d))))
 
 
 def _has_identity(pod: Pod, local: Collection[ObjectRef]) -> bool:
