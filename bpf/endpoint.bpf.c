@@ -90,7 +90,10 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 			return nn_drop(ctx, context, NN_DROP_FRAGMENT_NOT_FOUND);
 		context->endpoint_id = source->endpoint_id;
 		nn_remember_fragment(ctx, &context->packet);
-		return nn_return_to_pod(ctx, context, source, nn_hairpin_answer(ctx));
+		result = nn_hairpin_answer(ctx);
+		if (result == 0)
+			result = nn_service_answer(ctx);
+		return nn_return_to_pod(ctx, context, source, result);
 	}
 	result = nn_police(ctx, context, source);
 	if (result > 0) {

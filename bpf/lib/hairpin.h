@@ -78,7 +78,8 @@ NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 	return nn_rewrite_source(ctx, &context->packet, &nobody, context->packet.tuple.sport);
 }
 
-/* The pod's answer to nobody: back to the half that called, from the Service's address. Returns 0 or a drop code. */
+/* The pod's answer to nobody: back to the half that called. nn_service_answer gives it the Service's address: the caller does that, so
+ * that one call less is on the stack. Returns 0 or a drop code. */
 NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -86,7 +87,6 @@ NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 	struct nn_ct_entry *entry;
 	struct nn_ct_key key;
 	struct nn_addr pod;
-	int result;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
@@ -98,8 +98,7 @@ NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 		return NN_DROP_CT_UNKNOWN_STATE;
 	nn_ct_touch(entry, &context->packet, 1, context->now);
 	context->rev_nat_index = entry->rev_nat_index;
-	result = nn_rewrite_destination(ctx, &context->packet, &pod, tuple->dport);
-	return result < 0 ? result : nn_service_answer(ctx);
+	return nn_rewrite_destination(ctx, &context->packet, &pod, tuple->dport);
 }
 
 #endif
