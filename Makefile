@@ -2,13 +2,15 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup setup-full demo test lint bpf proto bench test-kernels clean
+.PHONY: help setup setup-full demo test lint bpf proto bench fuzz fuzz-mutants test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
 	@echo "make test    lint, types, import contracts and every test that can run here"
 	@echo "make bench   eBPF beside iptables and nftables on this machine; see perf/README.md"
 	@echo "make test-kernels   load, attach and check the datapath on Linux 5.10 to the newest, in virtual machines"
+	@echo "make fuzz    a million frames through the packet parser, beside what a real kernel delivers of them (FRAMES, SECONDS_AT_MOST)"
+	@echo "make fuzz-mutants   take each fix of the datapath back and let the fuzzer find it"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bpf     compile the eBPF objects into the cache"
 	@echo "make proto   regenerate the gRPC code from nodenet/rpc/proto"
@@ -43,6 +45,15 @@ proto: setup
 
 bench: setup-full
 	@$(VENV)/nodenet bench
+
+FRAMES ?= 1000000
+SECONDS_AT_MOST ?= 900
+
+fuzz: setup
+	@$(VENV)/python -m perf.fuzz --frames $(FRAMES) --seconds $(SECONDS_AT_MOST)
+
+fuzz-mutants: setup
+	@$(VENV)/python -m perf.fuzz --mutant all --seconds 120
 
 clean:
 	@if [ -x $(VENV)/nodenet ]; then $(VENV)/nodenet lab down --all; fi

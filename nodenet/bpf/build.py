@@ -42,19 +42,21 @@ def _compiler_version(clang: str) -> str:
     return subprocess.run([clang, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def _key(program: str, command: list[str]) -> str:
+def _key(program: str, command: list[str], sources: Path) -> str:
     digest = hashlib.sha256("\0".join(command).encode())
     digest.update(_compiler_version(command[0]).encode())
-    for path in [source_dir() / f"{program}.bpf.c", *sorted((source_dir() / "lib").glob("*.h"))]:
+    for path in [sources / f"{program}.bpf.c", *sorted((sources / "lib").glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def build(program: str, cache_dir: Path) -> Path:
-    """The object file of `program`, compiled now unless the cache has it. Raises CannotRunError with clang's words."""
-    source = source_dir() / f"{program}.bpf.c"
+def build(program: str, cache_dir: Path, sources: Path | None = None) -> Path:
+    """The object file of `program`, compiled now unless the cache has it. `sources`: the folder of another tree's
+    (default: our own). Raises CannotRunError with clang's words."""
+    folder = sources or source_dir()
+    source = folder / f"{program}.bpf.c"
     command = [_clang(), *FLAGS, *_include_flags(), "-c", str(source)]
-    target = cache_dir / f"{program}-{_key(program, command)}.o"
+    target = cache_dir / f"{program}-{_key(program, command, folder)}.o"
     if target.exists():
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)

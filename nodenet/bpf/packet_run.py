@@ -15,7 +15,7 @@ TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
 _INGRESS_IFINDEX_OFFSET, _GSO_SIZE_OFFSET = 36, 176
 
 
-class _Options(ctypes.Structure):
+class RunOptions(ctypes.Structure):
     """struct bpf_test_run_opts (libbpf)."""
 
     _fields_ = (
@@ -52,8 +52,8 @@ def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0, 
     node; 0: this node sends it. Raises OSError."""
     source = ctypes.create_string_buffer(packet, len(packet))
     target = ctypes.create_string_buffer(len(packet) + _ROOM)
-    options = _Options(
-        sz=ctypes.sizeof(_Options),
+    options = RunOptions(
+        sz=ctypes.sizeof(RunOptions),
         data_in=ctypes.cast(source, ctypes.c_void_p),
         data_out=ctypes.cast(target, ctypes.c_void_p),
         data_size_in=len(packet),

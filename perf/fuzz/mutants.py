@@ -1,0 +1,121 @@
+"""Takes fixes of the datapath back, one at a time, so that the fuzzer can prove that it would find each again.
+
+A fix may hold in several places, each of which is enough on its own: a mutant takes back all of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nodenet.bpf import build
+from nodenet.errors import BadInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """`old` stands in the file exactly `times` times."""
+
+    file: str
+    old: str
+    new: str
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`finds`: how the way of the finding ends that must come of it (`Finding.way`)."""
+
+    what: str
+    finds: str
+    edits: tuple[Edit, ...]
+
+
+_OVERLAP = (
+    Edit("lib/fragment.h", "packet->fragment_offset < nn_transport_header(packet)", "0"),
+    Edit("lib/fragment.h", "packet->fragment_offset < first->headers", "0"),
+)
+
+_OPTIONS = Edit(
+    "lib/neighbour.h",
+    "return nn_check_options(ctx, packet, is_neighbours ? NN_ND_NEIGHBOUR_SIZE : NN_ND_SOLICITATION_SIZE);",
+    "return 0;",
+)
+
+MUTANTS: Mapping[str, Mutant] = {
+    "trailer": Mutant(
+        "headers are read up to the end of the frame, and later fragments may overlap them",
+        "IPv6: a denied port",
+        (
+            Edit("lib/packet.h", "packet->offset + size > packet->end", "0"),
+            Edit("lib/parse.h", "packet->offset > packet->end", "0"),
+            Edit("lib/parse.h", "packet->offset + nn_transport_header(packet) > packet->end", "0"),
+            *_OVERLAP,
+        ),
+    ),
+    "hidden-syn": Mutant(
+        "a first fragment may end inside TCP's header, where the kernel cuts it to a multiple of 8",
+        "SYN against the direction of a flow",
+        (
+            Edit("lib/fragment.h", "(more && (payload & 7))", "(more && 0)"),
+            Edit("lib/packet.h", "return NN_TCP_HEADER;", "return 14;"),
+            *_OVERLAP,
+        ),
+    ),
+    "flow-direction": Mutant(
+        "a SYN belongs to a flow that the other side opened",
+        "SYN against the direction of a flow",
+        (
+            Edit(
+                "lib/conntrack.h",
+                "return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;",
+                "return 0;",
+            ),
+        ),
+    ),
+    "third-party-error": Mutant(
+        "a pod is believed about the flows of others",
+        "an ICMP error about a flow of others",
+        (Edit("lib/police.h", "!nn_is_believed(context, &inner.tuple)", "0"),),
+    ),
+    "source": Mutant(
+        "a pod may send from the address of another one on the node",
+        "a source address that is not A's",
+        (
+            Edit(
+                "lib/link.h",
+                "return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), endpoint->mac) ?",
+                "return 1 ?",
+            ),
+        ),
+    ),
+    "discovery-payload": Mutant(
+        "a pod's neighbour discovery may carry anything behind its fixed part",
+        "ICMP type 135",
+        (_OPTIONS,),
+    ),
+    "router-advertisement": Mutant(
+        "a pod may call itself a router",
+        "ICMP type 134",
+        (Edit("lib/neighbour.h", "packet->icmp_type == NN_ND_ROUTER_ADVERTISEMENT || ", ""), _OPTIONS),
+    ),
+}
+
+
+@contextmanager
+def sources(mutant: Mutant) -> Iterator[Path]:
+    """A copy of our eBPF sources with the edits. Raises BadInputError for an edit that no longer fits."""
+    with TemporaryDirectory(prefix="nodenet-mutant-") as folder:
+        copy = Path(folder) / "bpf"
+        shutil.copytree(build.source_dir(), copy)
+        for edit in mutant.edits:
+            path = copy / edit.file
+            text = path.read_text()
+            if text.count(edit.old) != edit.times:
+                raise BadInputError(f"{edit.file} has {text.count(edit.old)} times {edit.old!r}, not {edit.times}")
+            path.write_text(text.replace(edit.old, edit.new))
+        yield copy
