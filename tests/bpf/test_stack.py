@@ -1,7 +1,7 @@
-"""Every chain of calls fits into the verifier's 512 bytes of stack, as Linux 5.10 counts them: each frame rounded up to 32.
+"""Every chain of calls fits into the verifier's 512 bytes of stack, as Linux 5.10 counts them.
 
-Newer kernels round to 16: what they take may be refused by the oldest one that nodenet runs on. Read from the objects, so that no other
-kernel is needed to see it.
+5.10 rounds each frame up to 32 bytes, newer kernels to 16: what they take, 5.10 may refuse. Frames and calls are read
+from the objects, so that no other kernel is needed to see it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _read(
         elif opcode == ADD and target in frames:
             function.stack = max(function.stack, -immediate)
             frames.discard(target)
-        elif opcode & 7 == 1 and source == FRAME or opcode & 7 in (2, 3) and target == FRAME:
+        elif (opcode & 7 == 1 and source == FRAME) or (opcode & 7 in (2, 3) and target == FRAME):
             function.stack = max(function.stack, -offset)
 
 
