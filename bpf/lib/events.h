@@ -43,15 +43,16 @@ struct nn_context {
 	__u8 answers; /* the sender's address must become that of the Service `rev_nat_index` */
 	__u8 subject_flags; /* of nn_endpoint_entry */
 	__u8 is_local; /* it came from an endpoint of this node, so src_identity is known */
+	__u8 has_quote; /* `quote` is this packet's */
 	__u8 outside; /* the source is an address of this node's, but the packet came from elsewhere (origin.h) */
 	__u8 ct_flags; /* nn_ct_flags of the entry that is to be made */
-	__u8 pad;
 	__be16 backend_port;
 	__be16 source_port; /* to the Service: replaces the pod's own port. From it: the pod's own port. 0: it stays. */
 	struct nn_addr backend; /* of a packet to a Service, once it is chosen */
 	__u64 cookie;
 	__u64 time; /* ns of CLOCK_MONOTONIC, once for all that asks: reading the clock costs as much as a lookup */
-	__u32 users; /* programs that hold this context; the last member: it is not cleared with the others */
+	__u32 users; /* programs that hold this context; from here on nothing is cleared with the others */
+	struct nn_packet quote; /* what an ICMP error holds, if has_quote is set */
 };
 
 /* One packet's context. Both tc hooks run with bottom halves disabled, so that no other tc program comes between on the

@@ -140,7 +140,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_policy_question question;
-	struct nn_packet inner = { .quoted = 1 };
+	struct nn_packet *inner;
 	const struct nn_addr *own;
 	struct nn_ct_entry *entry;
 	struct nn_ct_key key;
@@ -148,14 +148,19 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
-	inner.offset = context->packet.offset + NN_ICMP_HEADER;
-	inner.end = context->packet.end;
-	if (nn_parse_ip(ctx, &inner, context->packet.ip_version) < 0)
+	/* Not on the stack: with all that calls and is called, 512 bytes would not do. */
+	inner = &context->quote;
+	__builtin_memset(inner, 0, sizeof(*inner));
+	inner->quoted = 1;
+	inner->offset = context->packet.offset + NN_ICMP_HEADER;
+	inner->end = context->packet.end;
+	if (nn_parse_ip(ctx, inner, context->packet.ip_version) < 0)
 		return 1;
+	context->has_quote = 1;
 	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
-	nn_ct_key_of(&inner.tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
-	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner.tuple.saddr, &context->packet.tuple.daddr) ||
-	    !nn_is_believed(context, &inner.tuple))
+	nn_ct_key_of(&inner->tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
+	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner->tuple.saddr, &context->packet.tuple.daddr) ||
+	    !nn_is_believed(context, &inner->tuple))
 		return 1;
 	entry = nn_ct_lookup(&key, context->endpoint_id, context->now);
 	if (!entry)

@@ -116,37 +116,27 @@ NN_SUBPROGRAM int nn_rewrite_destination(struct __sk_buff *ctx, struct nn_packet
 }
 
 /* An ICMP error quotes a packet that its receiver has sent: the quoted destination becomes `addr` and `port`, by which the
- * receiver knows its socket, and the quoted source port `own_port`, if there is one. The ICMP checksum covers the quote; the quoted packet's own checksums are mended where nobody
- * would notice otherwise (IPv4's header). Its transport checksum is left: often it is not quoted, and nobody verifies it. */
-NN_SUBPROGRAM int nn_rewrite_quoted(struct __sk_buff *ctx, struct nn_packet *packet, const struct nn_addr *addr,
-				    __be16 port, __be16 own_port)
+ * receiver knows its socket, and the quoted source port `own_port`, if there is one. The ICMP checksum covers the quote. The
+ * quoted packet's own checksums are mended where a receiver would notice (IPv4's header). Its transport checksum is left: often
+ * it is not quoted, and no receiver verifies it. */
+NN_INLINE int nn_rewrite_quoted(struct __sk_buff *ctx, const struct nn_packet *packet, const struct nn_packet *inner,
+				const struct nn_addr *addr, __be16 port, __be16 own_port)
 {
-	struct nn_packet inner = { .quoted = 1 };
 	struct nn_place at;
-	__u32 ip;
-	int v6;
 
-	if (!packet || !addr)
-		return NN_DROP_INVALID_PACKET;
-	v6 = packet->ip_version == 6;
-	ip = packet->offset + NN_ICMP_HEADER;
-	inner.offset = ip;
-	inner.end = packet->end;
-	if (nn_parse_ip(ctx, &inner, packet->ip_version) < 0)
-		return NN_DROP_INVALID_PACKET;
-	nn_place_destination(&inner, ip, &at);
+	nn_place_destination(inner, packet->offset + NN_ICMP_HEADER, &at);
 	at.checksum = packet->offset + NN_ICMP_CHECKSUM_OFFSET;
 	/* IPv4: what the address adds to the sum, the quoted header's checksum takes away. */
-	if (v6 && nn_rewrite_pseudo(ctx, 6, at.checksum, &inner.tuple.daddr, addr, 0) < 0)
+	if (packet->ip_version == 6 && nn_rewrite_pseudo(ctx, 6, at.checksum, &inner->tuple.daddr, addr, 0) < 0)
 		return NN_DROP_INVALID_PACKET;
-	if (!inner.later_fragment) {
-		if (nn_rewrite_port(ctx, &at, inner.tuple.dport, port, 0) < 0)
+	if (!inner->later_fragment) {
+		if (nn_rewrite_port(ctx, &at, inner->tuple.dport, port, 0) < 0)
 			return NN_DROP_INVALID_PACKET;
-		at.port = inner.offset + NN_SOURCE_PORT_OFFSET;
-		if (own_port && nn_rewrite_port(ctx, &at, inner.tuple.sport, own_port, 0) < 0)
+		at.port = inner->offset + NN_SOURCE_PORT_OFFSET;
+		if (own_port && nn_rewrite_port(ctx, &at, inner->tuple.sport, own_port, 0) < 0)
 			return NN_DROP_INVALID_PACKET;
 	}
-	return nn_rewrite_addr(ctx, packet->ip_version, &at, &inner.tuple.daddr, addr) < 0 ? NN_DROP_INVALID_PACKET : 0;
+	return nn_rewrite_addr(ctx, packet->ip_version, &at, &inner->tuple.daddr, addr) < 0 ? NN_DROP_INVALID_PACKET : 0;
 }
 
 #endif

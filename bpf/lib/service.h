@@ -199,7 +199,10 @@ NN_GLOBAL int nn_service_answer(struct __sk_buff *ctx)
 		return NN_DROP_BACKEND_NOT_FOUND;
 	service = *frontend;
 	if (nn_is_icmp_error(&context->packet))
-		return nn_rewrite_quoted(ctx, &context->packet, &service.addr, service.port, context->source_port);
+		/* nn_police_related has read it: only an error about a flow has an answer's address. */
+		return context->has_quote ? nn_rewrite_quoted(ctx, &context->packet, &context->quote, &service.addr,
+							      service.port, context->source_port)
+					  : NN_DROP_INVALID_PACKET;
 	if (context->source_port) {
 		pod = context->packet.tuple.daddr;
 		result = nn_rewrite_destination(ctx, &context->packet, &pod, context->source_port);
