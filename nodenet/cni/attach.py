@@ -12,7 +12,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nodenet.cni import ipam, result, wire
+from nodenet.cni import ipam, podcidrs, podpool, result, wire
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.hooks import Hooks, Wired
@@ -102,7 +102,9 @@ class Attacher:
             return []
         store = ipam.Store(job.conf.ipam.data_dir, job.conf.name, self.run_dir)
         reclaim(store)
-        leases = ipam.allocate(store, job.owner, sets, job.conf.ipam.requested, search)
+        pods = podcidrs.known(self.run_dir, self.hooks.networks)
+        with podpool.elsewhere(store, self.run_dir, sets, pods) as taken:
+            leases = ipam.allocate(store, job.owner, sets, job.conf.ipam.requested, search, taken)
         job.undo.callback(_undone, ipam.release, store, job.owner, [lease.address.ip for lease in leases])
         return leases
 

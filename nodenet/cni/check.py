@@ -17,7 +17,6 @@ from nodenet.endpoint import IPNetwork
 from nodenet.link import addresses, bridge, netns, nft, routes, sysctl
 from nodenet.link.handle import Interface, Link
 
-_MAIN_TABLE = 254
 _V6_METRIC = 1024
 
 
@@ -36,7 +35,8 @@ def check(node: Link, pod: Link, records: Records, conf: NetConf, request: Reque
 
 
 class Checker:
-    """One CHECK. Later plugins of the chain may have added to prevResult: only what is ours is looked at."""
+    """One CHECK. Later plugins of the chain may have added to prevResult, and changed what they do not tell: the MTU
+    (tuning), the table of a route (sbr). Only what is ours and what they may not change is looked at."""
 
     def __init__(self, node: Link, pod: Link, records: Records, conf: NetConf, request: Request) -> None:
         assert conf.prev is not None
@@ -66,40 +66,33 @@ class Checker:
         wanted = self._prev.interfaces[mine]
         if wanted.mac and inside.mac != wanted.mac:
             yield f"interface {inside.name} has MAC {inside.mac}, prevResult says {wanted.mac}"
-        if wanted.mtu and inside.mtu != wanted.mtu:
-            yield f"interface {inside.name} has MTU {inside.mtu}, prevResult says {wanted.mtu}"
         if not inside.up and not self._conf.container_interface_down:
             yield f"interface {inside.name} is down"
         have = {entry.interface for entry in addresses.local(self._pod, inside.index)}
         for entry in self._ours(mine):
             if entry.address not in have:
                 yield f"interface {inside.name} has no address {entry.address}"
-        wanted_routes = [self._completed(route) for route in self._prev.routes]
-        tables = {route.table or _MAIN_TABLE for route in wanted_routes}
-        present = {
-            (table, route.network, route.gateway, route.metric)
-            for table in tables
-            for route in routes.listed(self._pod, table)
-        }
-        for route in wanted_routes:
+        # A later plugin (sbr) may have moved them to another table.
+        present = {(route.network, route.gateway, route.metric) for route in routes.listed(self._pod, None)}
+        for route in map(self._completed, self._prev.routes):
             if self._expected(route, mine) not in present:
                 via = f" via {route.gateway}" if route.gateway else ""
                 yield f"no route to {route.network}{via}"
 
     def _completed(self, route: PodRoute) -> PodRoute:
-        """Results before 1.1.0 do not tell a route's table and priority: those of the configuration then."""
+        """Results before 1.1.0 do not tell a route's priority: that of the configuration then."""
         for entry in self._conf.ipam.routes if self._conf.ipam else ():
             if entry.network == route.network and (entry.gateway or route.gateway) == route.gateway:
-                return replace(route, table=route.table or entry.table, priority=route.priority or entry.priority)
+                return replace(route, priority=route.priority or entry.priority)
         return route
 
-    def _expected(self, route: PodRoute, mine: int) -> tuple[int, IPNetwork, object, int]:
+    def _expected(self, route: PodRoute, mine: int) -> tuple[IPNetwork, object, int]:
         gateway = route.gateway
         if gateway is None:
             family = route.network.version
             gateway = next((e.gateway for e in self._ours(mine) if e.gateway and e.gateway.version == family), None)
         metric = route.priority or (_V6_METRIC if route.network.version == 6 else 0)
-        return route.table or _MAIN_TABLE, route.network, gateway, metric
+        return route.network, gateway, metric
 
     def _outside(self, inside: Interface | None) -> Iterator[str]:
         conf, node = self._conf, self._node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from nodenet.cni.conf import NetConf
-from nodenet.cni.detach import Detacher
+from nodenet.cni.detach import Detacher, dead_attachments
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Owner, Store
 from nodenet.cni.reboot import reclaim
@@ -22,15 +22,13 @@ def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
     fails, as the specification asks, and then raises CniError that names all of it. Another IPAM plugin does the same
     for its own then.
 
-    An attachment that another verb holds at this moment is left alone.
+    Without a list nothing is known of what is valid: only what is certainly dead is freed, as at an agent's start. An
+    attachment that another verb holds at this moment is left alone.
     """
-    assert conf.valid is not None
     data_dir = conf.ipam.data_dir if conf.ipam else None
     store = Store(data_dir, conf.name, detacher.run_dir) if data_dir else None
     failed = []
-    for owner, netns in sorted(_known(detacher, conf, store).items()):
-        if _is_valid(owner, conf.valid):
-            continue
+    for owner, netns in sorted(_stale(detacher, conf, store).items()):
         try:
             with detacher.records.busy(owner, 0.0, conf.name, data_dir, netns) as crashed:
                 detacher.detach(owner, conf.name, data_dir, netns, crashed=crashed, masqueraded=conf.ip_masq)
@@ -41,7 +39,8 @@ def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
     if store:
         try:
             reclaim(store)
-            _free_damaged(store, detacher.records, conf.valid)
+            if conf.valid is not None:
+                _free_damaged(store, detacher.records, conf.valid)
         except (CniError, OSError) as error:
             failed.append(str(error))
     if conf.delegate:
@@ -60,6 +59,15 @@ def _delegated(conf: NetConf, request: Request, failed: list[str]) -> None:
         if not failed:
             raise
         failed.append(f"IPAM plugin {conf.delegate}: {error}")
+
+
+def _stale(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner, str]:
+    """The attachments to free, with their namespaces' paths or ""."""
+    known = _known(detacher, conf, store)
+    if conf.valid is not None:
+        return {owner: netns for owner, netns in known.items() if not _is_valid(owner, conf.valid)}
+    dead = [*detacher.records.crashed(), *dead_attachments(detacher.node, detacher.records)]
+    return {entry.owner: known[entry.owner] for entry in dead if entry.owner in known}
 
 
 def _known(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner, str]:

@@ -25,6 +25,8 @@ from nodenet.cni.routes import PodRoute
 from nodenet.endpoint import IPAddress
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+# The name of GC's list, and an older one.
+_VALID = ("cni.dev/valid-attachments", "cni.dev/attachments")
 # Characters of a wrong value that an error repeats.
 _SHOWN = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
@@ -251,11 +253,12 @@ def _prev(where: str, data: Mapping[str, Any], verb: str) -> PrevResult | None:
         raise CniError(Code.BAD_CONFIG, f"{where}: prevResult{error}") from error
 
 
-def _valid(where: str, data: Mapping[str, Any]) -> frozenset[Owner]:
-    """GC's list. null is an empty one, as libcni writes it; an absent key is an error, for it would free everything."""
-    key = "cni.dev/valid-attachments"
-    if key not in data:
-        raise _bad(where, key, "required for GC", None)
+def _valid(where: str, data: Mapping[str, Any]) -> frozenset[Owner] | None:
+    """GC's list. null is an empty one, as libcni writes it. An absent key, as libcni has it where a runtime gives no
+    list, is None: it says nothing of what is valid. Specifications before libcni #1101 had another name for it."""
+    key = next((name for name in _VALID if name in data), "")
+    if not key:
+        return None
     if data[key] is not None and not isinstance(data[key], list):
         raise _bad(where, key, "expected a list", data[key])
     found = set()

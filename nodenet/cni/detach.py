@@ -126,7 +126,7 @@ def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint:
     with ExitStack() as stack:
         node = stack.enter_context(Link())
         detacher = Detacher(node, records, run_dir, forget)
-        dead = [*records.crashed(), *_dead(node, records)]
+        dead = [*records.crashed(), *dead_attachments(node, records)]
         for entry in dead:
             try:
                 # Short: who holds it is at work on it.
@@ -149,7 +149,7 @@ def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint:
     return problems
 
 
-def _dead(node: Link, records: Records) -> list[Crashed]:
+def dead_attachments(node: Link, records: Records) -> list[Crashed]:
     """Attachments whose namespace and whose veth are both gone."""
     alive = {interface.name for interface in node.all()}
     found = []

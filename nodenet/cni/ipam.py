@@ -19,7 +19,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
@@ -119,9 +119,9 @@ class Store:
         """Every leased address, by the names of the files alone."""
         return {address for name in self.names() if (address := _parse(name))}
 
-    def full(self, entry: RangeSet) -> bool:
-        """Whether no address of a set is left."""
-        names = self.names()
+    def full(self, entry: RangeSet, elsewhere: Set[str] = frozenset()) -> bool:
+        """Whether no address of a set is left; `elsewhere` are leases of other networks that count too."""
+        names = self.names() | elsewhere
         # Cheap first: fewer files than addresses. Otherwise those of the set are counted.
         return len(names) >= entry.usable and not any(str(address) not in names for address, _ in entry.after(None))
 
@@ -218,9 +218,15 @@ class Store:
 
 
 def allocate(
-    store: Store, owner: Owner, sets: Sequence[RangeSet], requested: Sequence[IPAddress] = (), search: bool = True
+    store: Store,
+    owner: Owner,
+    sets: Sequence[RangeSet],
+    requested: Sequence[IPAddress] = (),
+    search: bool = True,
+    elsewhere: Callable[[IPAddress], bool] = lambda address: False,
 ) -> list[Lease]:
-    """One lease from each set: what the owner has already, else the requested address, else the next free one.
+    """One lease from each set: what the owner has already, else the requested address, else the next free one that is
+    not taken `elsewhere` (podpool.py).
 
     `search` False skips looking for leases that the owner may have: only for one that is known to have none, as it
     reads every lease. All or nothing: after an error no lease is left that was not there before. Raises CniError.
@@ -239,7 +245,7 @@ def allocate(
                 if (mine := next((a for a in held if entry.find(a)), None)) is not None:
                     leases.append(_lease(mine, entry, number))
                     continue
-                new.append(_take(store, owner, number, entry, requested))
+                new.append(_take(store, owner, number, entry, requested, elsewhere))
                 leases.append(new[-1])
         except BaseException:
             for lease in new:
@@ -261,11 +267,24 @@ def release(store: Store, owner: Owner, known: Sequence[IPAddress] | None) -> li
         return [address for address in held if store.release(address, owner)]
 
 
-def _take(store: Store, owner: Owner, number: int, entry: RangeSet, requested: Sequence[IPAddress]) -> Lease:
+def _take(
+    store: Store,
+    owner: Owner,
+    number: int,
+    entry: RangeSet,
+    requested: Sequence[IPAddress],
+    elsewhere: Callable[[IPAddress], bool],
+) -> Lease:
     wanted = [address for address in requested if entry.find(address)]
     if len(wanted) > 1:
         raise CniError(Code.BAD_CONFIG, f"network {store.network}: several addresses requested of {entry}")
-    address = _take_requested(store, owner, wanted[0], entry) if wanted else _take_next(store, owner, number, entry)
+    if wanted and elsewhere(wanted[0]):
+        message = f"network {store.network}: requested address {wanted[0]} is leased in another network of this node"
+        raise CniError(Code.ADDRESS_TAKEN, message)
+    if wanted:
+        address = _take_requested(store, owner, wanted[0], entry)
+    else:
+        address = _take_next(store, owner, number, entry, elsewhere)
     store.remember(number, address)
     return _lease(address, entry, number)
 
@@ -280,12 +299,14 @@ def _take_requested(store: Store, owner: Owner, address: IPAddress, entry: Range
     return address
 
 
-def _take_next(store: Store, owner: Owner, number: int, entry: RangeSet) -> IPAddress:
+def _take_next(
+    store: Store, owner: Owner, number: int, entry: RangeSet, elsewhere: Callable[[IPAddress], bool]
+) -> IPAddress:
     taken: set[str] = set()
     for tries, (address, _) in enumerate(entry.after(store.last(number))):
         if tries == _PROBES:
             taken = store.names()
-        if str(address) not in taken and store.reserve(address, owner):
+        if str(address) not in taken and not elsewhere(address) and store.reserve(address, owner):
             return address
     raise CniError(
         Code.POOL_EXHAUSTED,

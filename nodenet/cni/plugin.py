@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nodenet.cni import conf as configuration
+from nodenet.cni import podcidrs
 from nodenet.cni.attach import Added, Attacher, Job, Step
 from nodenet.cni.conf import NetConf
 from nodenet.cni.detach import Detacher
@@ -137,7 +138,7 @@ class Plugin:
                 sets = sets_of(conf, self._run(conf), hooks.networks)
             except CniError as error:
                 raise CniError(Code.NOT_AVAILABLE, str(error)) from error
-            status(self.node, conf, sets, hooks.healthy, request)
+            status(self.node, conf, sets, podcidrs.known(self._run(conf), hooks.networks), hooks.healthy, request)
 
     def run(self, request: Request, hooks: Hooks = ALONE) -> Reply:
         """One verb from request to reply; a CniError becomes the specification's JSON with exit status 1."""

@@ -45,6 +45,11 @@ def sets_of(conf: NetConf, run_dir: Path, networks: Networks | None) -> tuple[Ra
         raise CniError(Code.BAD_CONFIG, f"network {conf.name}: this node's pod networks: {error}") from error
 
 
+def known(run_dir: Path, networks: Networks | None) -> tuple[IPNetwork, ...]:
+    """The node's pod networks, if the agent or its copy tells them."""
+    return (tuple(networks()) if networks else ()) or _cached(run_dir)
+
+
 def _path(run_dir: Path) -> Path:
     return run_dir / "pod-cidrs"
 

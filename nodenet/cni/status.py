@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from nodenet.cni import podpool
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Store
 from nodenet.cni.ranges import RangeSet
 from nodenet.cni.request import Request
+from nodenet.endpoint import IPNetwork
 from nodenet.link.handle import Link
 
 
-def status(node: Link, conf: NetConf, sets: Sequence[RangeSet], healthy: Callable[[], str], request: Request) -> None:
+def status(
+    node: Link,
+    conf: NetConf,
+    sets: Sequence[RangeSet],
+    pods: Sequence[IPNetwork],
+    healthy: Callable[[], str],
+    request: Request,
+) -> None:
     """Raises CniError: 50 when no ADD can succeed (a range without a free address, a lease folder that is closed to us,
     something in the bridge's place), 51 when the agent is unwell, for then pods that run may suffer too; or what
     another IPAM plugin says."""
@@ -35,8 +44,9 @@ def status(node: Link, conf: NetConf, sets: Sequence[RangeSet], healthy: Callabl
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK) or _read_only(folder):
         raise CniError(Code.NOT_AVAILABLE, f"{where}: leases cannot be written to {store.folder}")
+    elsewhere = podpool.taken_names(store, sets, pods)
     for entry in sets:
-        if store.full(entry):
+        if store.full(entry, elsewhere):
             message = f"{where}: no free address in {entry}: all {entry.usable} are leased"
             raise CniError(Code.NOT_AVAILABLE, message, f"leases are files in {store.folder}")
 

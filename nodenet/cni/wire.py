@@ -130,7 +130,8 @@ def configure_pod(pod: Link, pod_netns: int, conf: NetConf, interface: Interface
 
 
 def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
-    """The pod's routes; a gateway outside the pod's subnets is taken as on the link, as the reference does."""
+    """The pod's routes; a gateway outside the pod's subnets is taken as on the link, as the reference does. Another
+    attachment of the pod may have the same routes: these come beside them."""
     steps = []
     for route in wanted:
         extra = {name: value for name in ("priority", "table", "scope") if (value := getattr(route, name)) is not None}
@@ -138,7 +139,7 @@ def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
         if metrics:
             extra["metrics"] = metrics
         doing = f"cannot add route to {route.network}" + (f" via {route.gateway}" if route.gateway else "")
-        steps.append((doing, routes.added(ifindex, route.network, route.gateway, **extra)))
+        steps.append((doing, routes.added_beside(ifindex, route.network, route.gateway, **extra)))
     pod.batch(*steps)
 
 

@@ -25,6 +25,9 @@ _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _HEADER = struct.Struct("=BBBBBBBBI")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
+_RTA_MULTIPATH = 9
+# struct rtnexthop: length, flags, weight, interface; attributes behind it.
+_NEXT_HOP = struct.Struct("=HBBi")
 # RTAX_MTU and RTAX_ADVMSS, named as the CNI specification does.
 _METRICS = {"mtu": 2, "advmss": 8}
 # A route that the kernel made of another one for one destination.
@@ -56,13 +59,13 @@ class SyncResult:
     failed: dict[IPNetwork, str] = field(default_factory=dict)
 
 
-def listed(link: Link, table: int = _MAIN_TABLE) -> list[Route]:
-    """Every unicast route of a table, both families."""
+def listed(link: Link, table: int | None = _MAIN_TABLE) -> list[Route]:
+    """Every unicast route of a table (None: of all), both families; of a route with several next hops one for each."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         with refusing("cannot list routes"):
             bodies = link.kernel.dump(_GETROUTE, _HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-        found += [route for body in bodies if (route := _route(body, table)) is not None]
+        found += [route for body in bodies for route in _routes(body, table)]
     return found
 
 
@@ -76,6 +79,12 @@ def add(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress | None,
 def added(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
     """The request that `add` makes, for a batch. Attributes: proto, priority, table, scope, metrics (mtu, advmss)."""
     return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE | netlink.EXCL)
+
+
+def added_beside(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
+    """As `added`, also where another interface has a route to the network. The kernel puts an IPv4 one before the
+    others, and makes one route with several next hops of IPv6 ones. EEXIST for one that is there in every respect."""
+    return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE)
 
 
 def sync_routes(
@@ -166,19 +175,30 @@ def _body(
     return body
 
 
-def _route(body: bytes, wanted: int) -> Route | None:
-    """The route of one message; None when it is not a unicast route of the wanted table."""
+def _routes(body: bytes, wanted: int | None) -> Iterator[Route]:
+    """The routes of one message; none when it is not a unicast route of the wanted table."""
     family, prefixlen, _, _, table, protocol, _, kind, flags = _HEADER.unpack_from(body)
     found = netlink.attributes(body, _HEADER.size)
-    if (netlink.number(found, _RTA_TABLE) or table) != wanted or kind != _UNICAST or flags & _CLONED:
-        return None
+    if wanted not in (None, netlink.number(found, _RTA_TABLE) or table) or kind != _UNICAST or flags & _CLONED:
+        return
     network = IPv6Network if family == socket.AF_INET6 else IPv4Network
     packed = found.get(_RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
-    gateway = found.get(_RTA_GATEWAY)
-    return Route(
-        network=network((packed, prefixlen)),
-        gateway=ip_address(gateway) if gateway else None,
-        ifindex=netlink.number(found, _RTA_OIF),
-        protocol=protocol,
-        metric=netlink.number(found, _RTA_PRIORITY),
-    )
+    hops = [(netlink.number(found, _RTA_OIF), found.get(_RTA_GATEWAY))]
+    for ifindex, gateway in _next_hops(found[_RTA_MULTIPATH]) if _RTA_MULTIPATH in found else hops:
+        yield Route(
+            network=network((packed, prefixlen)),
+            gateway=ip_address(gateway) if gateway else None,
+            ifindex=ifindex,
+            protocol=protocol,
+            metric=netlink.number(found, _RTA_PRIORITY),
+        )
+
+
+def _next_hops(data: bytes) -> Iterator[tuple[int, bytes | None]]:
+    offset = 0
+    while offset + _NEXT_HOP.size <= len(data):
+        length, _, _, ifindex = _NEXT_HOP.unpack_from(data, offset)
+        if length < _NEXT_HOP.size:
+            return
+        yield ifindex, netlink.attributes(data[offset : offset + length], _NEXT_HOP.size).get(_RTA_GATEWAY)
+        offset += (length + 3) & ~3

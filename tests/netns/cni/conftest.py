@@ -146,7 +146,15 @@ def program(tmp_path_factory: pytest.TempPathFactory, bpf_cache: Path) -> Path:
 
 
 # Tests that call verbs without an agent run twice: on the source, and on the frozen file.
-_TWICE = ("test_cni_alone", "test_verbs", "test_keys", "test_delegation", "test_moved_over", "test_chain", "test_fuzz")
+_TWICE = (
+    "test_cni_alone",
+    "test_verbs",
+    "test_keys",
+    "test_delegation",
+    "test_moved_over",
+    "test_chain",
+    "test_second_network",
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

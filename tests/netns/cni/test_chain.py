@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -13,8 +14,12 @@ from typing import Any
 
 import pytest
 
+from nodenet.agent import attachment
+from nodenet.agent.attachment import HOOKS
+from nodenet.bpf import tcx
 from nodenet.link import netns
 from nodenet.link.handle import Link
+from tests.netns.link.programs import NEXT, load
 
 PLUGINS = Path("/usr/lib/cni")
 pytestmark = [
@@ -162,4 +167,52 @@ def test_bandwidth_and_a_mac_of_tuning(world: Any) -> None:
     chain.run("CHECK", "c1", pod, result)
     chain.run("DEL", "c1", pod, result)
     assert world.interfaces(pod) == ["lo"]
+    assert world.left() == []
+
+
+def test_check_after_plugins_that_change_what_we_made(world: Any) -> None:
+    """tuning with another MTU, which its result does not tell, and sbr, which moves the routes to a table of their
+    own."""
+    chain = Chain(world, [{"type": "tuning", "mtu": 1300}, {"type": "sbr"}], {}, ranges=[[{"subnet": "10.77.0.0/24"}]])
+    pod = world.pod()
+    result = chain.run("ADD", "c1", pod)
+    with Link(pod) as inside:
+        assert inside.require("eth0").mtu == 1300
+    shown = netns.run(pod, ["ip", "route", "show", "default", "table", "all"], capture_output=True, text=True).stdout
+    assert "default via 10.77.0.1 dev eth0 table 100" in shown
+    chain.run("CHECK", "c1", pod, result)
+    chain.run("DEL", "c1", pod, result)
+    assert world.left() == []
+
+
+def test_a_limit_of_what_a_pod_sends_behind_programs_on_its_veth(world: Any) -> None:
+    """kubernetes.io/egress-bandwidth on a node with an agent: the plugin's ingress discipline finds its place, and
+    sees what our programs let through."""
+    if not tcx.available():
+        pytest.skip("this kernel has no tcx (6.6 has it): clsact takes the place")
+    rates = {"ingressRate": 0, "ingressBurst": 0, "egressRate": 8_000_000, "egressBurst": 800_000}
+    chain = Chain(world, [], {"bandwidth": rates})
+    pod = world.pod()
+    result = chain.run("ADD", "c1", pod)
+    programs = {name: load(name, NEXT) for name in HOOKS}
+
+    def attach() -> None:
+        with Link() as link:
+            host = link.require(result["interfaces"][1]["name"])
+            attachment.attach_new(link, host.index, programs)
+            assert attachment.missing(link, host.index, programs) == []
+
+    netns.call(world.node, attach)
+    for fd in programs.values():
+        os.close(fd)
+    first = chain.plugins.pop()
+    chain.plugins.append({"cniVersion": "1.0.0", "name": "net", "type": "bandwidth"})
+    result = chain.run("ADD", "c1", pod, result)
+    chain.plugins.insert(0, first)
+    with listening(str(world.node), 80):
+        began = time.monotonic()
+        assert send(pod, "10.77.0.1", 80, bytes(BYTES // 2)) == b"ok"
+        # 8 Mbit in all at 8 Mbit/s, less the burst of 0.8 Mbit.
+        assert time.monotonic() - began > 0.6
+    chain.run("DEL", "c1", pod, result)
     assert world.left() == []

@@ -52,7 +52,6 @@ class TestCheck:
             ("pod: ip addr del 10.77.0.2/24 dev eth0", "interface eth0 has no address 10.77.0.2/24"),
             ("pod: ip route del default", "no route to 0.0.0.0/0 via 10.77.0.1"),
             ("pod: ip link set eth0 down", "interface eth0 is down"),
-            ("pod: ip link set eth0 mtu 1300", "interface eth0 has MTU 1300, prevResult says 1500"),
             ("pod: ip link set eth0 address 02:00:00:00:00:09", "interface eth0 has MAC 02:00:00:00:00:09"),
             ("pod: ip link del eth0", "no interface eth0 in"),
             ("node: ip link set HOST nomaster", "is no port of bridge nn0"),
@@ -91,6 +90,25 @@ class TestCheck:
         result["interfaces"].append({"name": "eth9", "sandbox": pod})
         result["ips"].append({"address": "192.0.2.9/24", "interface": 3})
         assert world.call("CHECK", "c1", pod, world.conf(prevResult=result)).status == 0
+
+    def test_what_later_plugins_may_change_without_saying_so(self, world: Any) -> None:
+        """SPEC.md, CHECK: "must allow for a later chained plugin to have modified networking resources"."""
+        pod = world.pod()
+        ipam = json.loads(world.conf())["ipam"] | {"routes": [{"dst": "10.9.0.0/16"}, {"dst": "fd09::/64"}]}
+        result = added(world, "c1", pod, ipam=ipam)
+        for line in (
+            "ip link set eth0 mtu 1300",
+            "ip link set eth0 promisc on txqueuelen 77",
+            "ip route del default; ip route add default via 10.77.0.1 dev eth0 table 100",
+            "ip -6 route del fd09::/64; ip -6 route add fd09::/64 via fd77::1 dev eth0 table 4711",
+            "ip route add 192.0.2.0/24 via 10.77.0.1",
+        ):
+            shell(pod, line)
+            reply = world.call("CHECK", "c1", pod, world.conf(prevResult=result, ipam=ipam))
+            assert (reply.status, reply.stdout) == (0, b""), line
+        shell(pod, "ip route flush table 100")
+        code, message = error(world.call("CHECK", "c1", pod, world.conf(prevResult=result, ipam=ipam)))
+        assert (code, "no route to 0.0.0.0/0 via 10.77.0.1" in message) == (106, True)
 
     def test_its_own_errors(self, world: Any) -> None:
         pod = world.pod()
@@ -163,10 +181,31 @@ class TestGc:
         assert "GC: 1 of them could not be freed: container a eth0" in message
         assert world.interfaces(pods[1]) == ["lo"]
 
-    def test_it_needs_its_list(self, world: Any) -> None:
-        code, message = error(world.call("GC", ""))
-        assert code == 7
-        assert "cni.dev/valid-attachments: required for GC" in message
+    def test_without_a_list_only_what_is_certainly_dead_goes(self, world: Any) -> None:
+        """libcni calls it so where a runtime gives no list. It says nothing of what is valid."""
+        pods = [world.pod(), world.pod()]
+        for name, pod in zip(("lives", "dead"), pods, strict=True):
+            added(world, name, pod)
+        (world.leases / "net/10.77.0.9").write_bytes(b"somebody\r\neth0")
+        assert (world.call("GC", "").status, world.call("GC", "").stdout) == (0, b"")
+        assert len(Records(world.run_dir).all()[0]) == 2
+        netns.delete(world.pods.pop())
+        while len([name for name in world.interfaces(world.node) if name.startswith("veth")]) > 1:
+            """The kernel takes a namespace apart later."""
+        assert world.call("GC", "").status == 0
+        assert [record.owner.container_id for record in Records(world.run_dir).all()[0]] == ["lives"]
+        assert sorted(path.name for path in (world.leases / "net").glob("1*")) == ["10.77.0.2", "10.77.0.9"]
+
+    def test_the_list_by_its_older_name(self, world: Any) -> None:
+        for name in ("keep", "drop"):
+            added(world, name, world.pod())
+        valid = [{"containerID": "keep", "ifname": "eth0"}]
+        assert world.call("GC", "", "", world.conf(**{"cni.dev/attachments": valid})).status == 0
+        assert [record.owner.container_id for record in Records(world.run_dir).all()[0]] == ["keep"]
+        both = {"cni.dev/attachments": [], "cni.dev/valid-attachments": valid}
+        assert world.call("GC", "", "", world.conf(**both)).status == 0
+        assert len(Records(world.run_dir).all()[0]) == 1
+        assert error(world.call("GC", "", "", world.conf(**{"cni.dev/attachments": {}})))[0] == 7
 
     def test_the_executable_speaks_it(self, world: Any) -> None:
         pod = world.pod()
