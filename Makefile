@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup setup-full demo test lint bpf proto bench fuzz fuzz-mutants test-kernels clean
+.PHONY: help setup setup-full demo test lint bpf proto bench fuzz fuzz-mutants soak test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-kernels   load, attach and check the datapath on Linux 5.10 to the newest, in virtual machines"
 	@echo "make fuzz    a million frames through the packet parser, beside what a real kernel delivers of them (FRAMES, SECONDS_AT_MOST)"
 	@echo "make fuzz-mutants   take each fix of the datapath back and let the fuzzer find it"
+	@echo "make soak    a lab of two nodes in trouble for an hour (MINUTES): nothing through, nothing lost, nothing grows"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bpf     compile the eBPF objects into the cache"
 	@echo "make proto   regenerate the gRPC code from nodenet/rpc/proto"
@@ -54,6 +55,11 @@ fuzz: setup
 
 fuzz-mutants: setup
 	@$(VENV)/python -m perf.fuzz --mutant all --seconds 120
+
+MINUTES ?= 60
+
+soak: setup
+	@$(VENV)/python -m perf.soak --minutes $(MINUTES)
 
 clean:
 	@if [ -x $(VENV)/nodenet ]; then $(VENV)/nodenet lab down --all; fi

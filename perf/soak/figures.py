@@ -1,0 +1,131 @@
+"""What an agent holds at a moment, and whether it grew."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nodenet import abi
+from nodenet.bpf.tables import BpfTable
+from nodenet.link import netns
+from perf.soak.trouble import netns_names
+
+# Filled by the agent: after the churn they must hold what they held before. The others are the programs' own.
+COMPILED = ("nn_endpoint", "nn_ipcache", "nn_policy", "nn_cidr", "nn_frontend", "nn_backend", "nn_revnat")
+_WRITTEN = ("nn_ct", "nn_lb_flow", "nn_sock_revnat", "nn_sock_choice")
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one agent at `at` seconds after the start. Memory in KiB. `pid` 0: it was not there at this moment."""
+
+    at: float
+    node: str
+    pid: int
+    healthy: bool
+    rss: int
+    anonymous: int
+    descriptors: int
+    threads: int
+    maps: dict[str, int]
+    namespaces: int
+    nsids: int
+
+
+def take(nodenet: Sequence[str], lab: str, node: str, started: float) -> Figures:
+    status = _status(nodenet, lab, node)
+    pid = int(status.get("pid", 0))
+    try:
+        memory = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        rss, anonymous = (int(memory[name].split()[0]) for name in ("VmRSS", "RssAnon"))
+        threads = int(memory["Threads"])
+    except (OSError, KeyError):  # it was killed meanwhile
+        pid = rss = anonymous = descriptors = threads = 0
+    return Figures(
+        at=round(time.monotonic() - started, 1),
+        node=node,
+        pid=pid,
+        healthy=bool(status.get("healthy")),
+        rss=rss,
+        anonymous=anonymous,
+        descriptors=descriptors,
+        threads=threads,
+        maps=counts(lab, node),
+        namespaces=len(netns_names(lab)),
+        nsids=_nsids(lab, node),
+    )
+
+
+def _status(nodenet: Sequence[str], lab: str, node: str) -> dict[str, Any]:
+    """{} while the agent does not answer."""
+    command = [*nodenet, "status", "--lab", lab, "--node", node, "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {}
+    return found
+
+
+def counts(lab: str, node: str) -> dict[str, int]:
+    """Entries of each map. A map that is just being replaced is left out."""
+    folder = Path(f"/run/nodenet/lab/{lab}/{node}/bpf/maps")
+    found = {}
+    for name in (*COMPILED, *_WRITTEN):
+        if name in abi.MAPS:
+            try:
+                with closing(BpfTable(name, folder / name)) as table:
+                    found[name] = table.count()
+            except OSError:
+                continue
+    return found
+
+
+def _nsids(lab: str, node: str) -> int:
+    """Namespaces that the node's own knows by number: one for each peer of an interface."""
+    done = netns.run(f"nn.{lab}.{node}", ["ip", "netns", "list-id"], capture_output=True, text=True)
+    return len(done.stdout.splitlines())
+
+
+def slope(samples: Sequence[tuple[float, float]]) -> float:
+    """Least squares: units per hour of (second, value)."""
+    count = len(samples)
+    middle_at = sum(at for at, _ in samples) / count
+    middle = sum(value for _, value in samples) / count
+    below = sum((at - middle_at) ** 2 for at, _ in samples)
+    return 3600 * sum((at - middle_at) * (value - middle) for at, value in samples) / below if below else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Of the agent that was never killed, after the warm-up. `judged` is False when there are too few samples."""
+
+    mib_per_hour: float
+    descriptors: tuple[int, int]  # most in the first and in the last quarter
+    threads: tuple[int, int]
+    judged: bool
+
+
+_LEAST_SAMPLES = 12
+
+
+def growth(figures: Sequence[Figures], warm_up: float) -> Growth:
+    kept = [entry for entry in figures if entry.at >= warm_up and entry.pid]
+    if len(kept) < 4:
+        return Growth(0.0, (0, 0), (0, 0), False)
+    quarter = max(len(kept) // 4, 1)
+    first, last = kept[:quarter], kept[-quarter:]
+    return Growth(
+        mib_per_hour=round(slope([(entry.at, entry.rss / _KIB) for entry in kept]), 2),
+        descriptors=(max(e.descriptors for e in first), max(e.descriptors for e in last)),
+        threads=(max(e.threads for e in first), max(e.threads for e in last)),
+        judged=len(kept) >= _LEAST_SAMPLES,
+    )

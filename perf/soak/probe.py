@@ -1,0 +1,105 @@
+"""Runs in a pod: calls its targets all the time. The standard library alone.
+
+    python3 probe.py '[["name", "tcp"|"keep"|"udp", "address", port, allowed], ...]' [SECONDS]
+
+Every SECONDS one JSON line: {name: {"ok", "bad", "slow", "notes"}}, counted from the start, until SIGTERM. What is
+allowed must answer; what is denied must not, neither with data nor with a refusal. `slow`: an answer that took as
+long as a lost and repeated SYN does; it says nothing by itself on a busy machine.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import threading
+import time
+
+EVERY = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
+PATIENCE = 10.0  # for what is allowed
+SILENCE = 0.3  # for what is denied
+SLOW = 0.9
+PAUSE = {"tcp": 0.05, "keep": 0.05, "udp": 0.05}
+NOTES = 20
+
+stopping = threading.Event()
+
+
+class Target(threading.Thread):
+    def __init__(self, name: str, kind: str, address: str, port: int, allowed: bool) -> None:
+        super().__init__(daemon=True)
+        self.label, self.kind, self.peer, self.allowed = name, kind, (address, port), allowed
+        self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.counts = {"ok": 0, "bad": 0, "slow": 0}
+        self.notes: list[str] = []
+        self.kept: socket.socket | None = None
+
+    def run(self) -> None:
+        call = {"tcp": self.connect, "keep": self.keep, "udp": self.datagram}[self.kind]
+        while not stopping.is_set():
+            started = time.monotonic()
+            try:
+                answered, why = call(), ""
+            except ConnectionRefusedError as error:
+                # The pod's own answer: the packet arrived.
+                answered, why = not self.allowed, str(error)
+            except OSError as error:
+                answered, why = False, str(error)
+                self.forget()
+            took = time.monotonic() - started
+            self.counts["ok" if answered == self.allowed else "bad"] += 1
+            self.counts["slow"] += answered and took > SLOW
+            if answered != self.allowed and len(self.notes) < NOTES:
+                stamp = time.strftime("%H:%M:%S")
+                self.notes.append(f"{stamp} {'answered' if answered else 'no answer'} after {took:.2f} s {why}")
+            stopping.wait(PAUSE[self.kind])
+
+    def open(self, kind: int) -> socket.socket:
+        sock = socket.socket(self.family, kind)
+        sock.settimeout(PATIENCE if self.allowed else SILENCE)
+        return sock
+
+    def connect(self) -> bool:
+        with self.open(socket.SOCK_STREAM) as sock:
+            sock.connect(self.peer)
+            sock.sendall(b"GET /hostname HTTP/1.0\r\n\r\n")
+            return sock.recv(1000).startswith(b"HTTP")
+
+    def keep(self) -> bool:
+        if self.kept is None:
+            self.kept = self.open(socket.SOCK_STREAM)
+            self.kept.connect(self.peer)
+        self.kept.sendall(b"x" * 100)
+        left = 100
+        while left:
+            data = self.kept.recv(left)
+            if not data:
+                raise OSError("closed by the server")
+            left -= len(data)
+        return True
+
+    def datagram(self) -> bool:
+        with self.open(socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"hostname", self.peer)
+            return bool(sock.recvfrom(100)[0])
+
+    def forget(self) -> None:
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
+
+
+def main() -> None:
+    targets = [Target(*spec) for spec in json.loads(sys.argv[1])]
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    for target in targets:
+        target.start()
+    while not stopping.is_set():
+        stopping.wait(EVERY)
+        print(json.dumps({t.label: t.counts | {"notes": list(t.notes)} for t in targets}), flush=True)
+    # A call under way may wait for long: it counts no more.
+
+
+if __name__ == "__main__":
+    main()

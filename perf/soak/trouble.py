@@ -1,0 +1,169 @@
+"""What is done to the lab. Each trouble is a thread of its own until `stop` is set; what it raises is kept."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from perf import tools
+from perf.soak import world
+from perf.soak.api import Api
+
+_TABLE = "nodenet_soak"
+_API_PORT = 6443
+_READY_PATIENCE = 60.0
+_SLOW, _NOTES = 5.0, 20
+
+
+class Trouble(threading.Thread):
+    """`count` says how often it was done; `errors` what ended or disturbed it."""
+
+    def __init__(self, stop: threading.Event, seed: int) -> None:
+        super().__init__(daemon=True, name=type(self).__name__)
+        self.stop = stop
+        self.rng = random.Random(f"{seed}{self.name}")
+        self.count = 0
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            try:
+                self.once()
+                self.count += 1
+            except Exception:  # noqa: BLE001 - told in the report, and the run fails
+                self.errors.append(traceback.format_exc(limit=3))
+                self.stop.wait(1)
+
+    def once(self) -> None:
+        raise NotImplementedError
+
+    def pause(self, low: float, high: float) -> None:
+        self.stop.wait(self.rng.uniform(low, high))
+
+
+class Flips(Trouble):
+    """A label of a probe or of a server changes between two values that mean the same to policy."""
+
+    def __init__(self, stop: threading.Event, seed: int, api: Api) -> None:
+        super().__init__(stop, seed)
+        self._api = api
+
+    def once(self) -> None:
+        if self.rng.random() < 0.7:
+            name, kind = self.rng.choice(world.clients())
+            self._api.label(world.NAMESPACE, name, "role", self.rng.choice(world.ROLES[kind]))
+        else:
+            self._api.label(world.NAMESPACE, self.rng.choice(world.servers()), "tier", self.rng.choice(world.TIERS))
+        self.pause(0.1, 1.0)
+
+
+class Churn(Trouble):
+    """Batches of pods, made and deleted by force, some before they have a network. Then an unrelated pod must come."""
+
+    def __init__(self, stop: threading.Event, seed: int, api: Api, outages: Outages, size: int) -> None:
+        super().__init__(stop, seed)
+        self._api, self._outages, self._size = api, outages, size
+        self.made = 0
+        self.ready_seconds: list[float] = []
+        self.late: list[str] = []
+        self.slow: list[str] = []
+
+    def once(self) -> None:
+        objects = world.batch(self.count, self._size)
+        for entry in objects:
+            self._api.create(entry)
+        self.made += self._size
+        self.pause(*self.rng.choice(((0.0, 0.3), (0.3, 2.0), (3.0, 8.0))))
+        for entry in reversed(objects):
+            self._api.delete(entry)
+        self._mark(world.marker(self.count))
+        self.pause(0.0, 2.0)
+
+    def _mark(self, marker: world.Object) -> None:
+        name = marker["metadata"]["name"]
+        outages = self._outages.count_begun
+        started = time.monotonic()
+        self._api.create(marker)
+        self.made += 1
+        while not self._api.is_ready(world.CHURN, name):
+            if time.monotonic() - started > _READY_PATIENCE:
+                self.late.append(f"{time.strftime('%H:%M:%S')} {name} was not Ready in {_READY_PATIENCE:g} s")
+                break
+            if self.stop.wait(0.05):
+                break
+        else:
+            # The agent that makes it may have had no API.
+            took = time.monotonic() - started
+            if outages == self._outages.count_begun and not self._outages.under_way:
+                self.ready_seconds.append(took)
+                if took > _SLOW and len(self.slow) < _NOTES:
+                    since = started - self._outages.ended
+                    self.slow.append(
+                        f"{name} was Ready after {took:.1f} s; the last outage ended {since:.1f} s before it"
+                    )
+        self._api.delete(marker)
+
+
+class Outages(Trouble):
+    """No agent reaches the API for a while: its packets are dropped, no connection is closed."""
+
+    def __init__(self, stop: threading.Event, seed: int, netns: Iterable[str], pauses: tuple[float, float]) -> None:
+        super().__init__(stop, seed)
+        self._netns, self._pauses = tuple(netns), pauses
+        self.count_begun = 0
+        self.under_way = False
+        self.ended = time.monotonic()
+        self.seconds = 0.0
+
+    def once(self) -> None:
+        self.pause(*self._pauses)
+        if self.stop.is_set():
+            return
+        started = time.monotonic()
+        self.count_begun += 1
+        self.under_way = True
+        try:
+            for netns in self._netns:
+                hooks = "".join(
+                    f"add chain inet {_TABLE} {hook} {{ type filter hook {hook} priority 0; }}\n"
+                    f"add rule inet {_TABLE} {hook} tcp {side} {_API_PORT} drop\n"
+                    for hook, side in (("output", "dport"), ("input", "sport"))
+                )
+                tools.run(["nft", "-f", "-"], f"add table inet {_TABLE}\n{hooks}", netns)
+            self.pause(5, 25)
+        finally:
+            for netns in self._netns:
+                tools.run(["nft", "-f", "-"], f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n", netns)
+            self.under_way = False
+            self.ended = time.monotonic()
+            self.seconds += time.monotonic() - started
+
+
+class Kills(Trouble):
+    """kill -9 of one node's agent; the lab starts it again, later and later, so it is started at once instead."""
+
+    def __init__(
+        self, stop: threading.Event, seed: int, nodenet: list[str], lab: str, pauses: tuple[float, float]
+    ) -> None:
+        super().__init__(stop, seed)
+        self._words = [*nodenet, "lab", "agent"]
+        self._lab, self._pauses = lab, pauses
+
+    def once(self) -> None:
+        self.pause(*self._pauses)
+        if self.stop.is_set():
+            return
+        for verb in ("kill", "start"):
+            command = [*self._words, verb, world.KILLED, "--name", self._lab]
+            subprocess.run(command, capture_output=True, text=True, timeout=120, check=verb == "kill")
+            self.pause(0.0, 2.0)
+
+
+def netns_names(lab: str) -> list[str]:
+    """Namespaces of this lab, by name."""
+    return sorted(path.name for path in Path("/run/netns").glob(f"nn.{lab}.*"))
