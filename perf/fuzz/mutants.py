@@ -80,7 +80,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "third-party-error": Mutant(
         "a pod is believed about the flows of others",
         "an ICMP error about a flow of others",
-        (Edit("lib/police.h", "!nn_is_believed(context, &inner.tuple)", "0"),),
+        (Edit("lib/police.h", "if (nn_addr_equal(sender, &quoted->daddr))", "if (sender || quoted)"),),
     ),
     "source": Mutant(
         "a pod may send from the address of another one on the node",
