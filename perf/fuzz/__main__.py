@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -22,12 +24,15 @@ from perf.fuzz.model import reached
 from perf.fuzz.mutants import MUTANTS
 from perf.fuzz.mutants import sources as mutated_sources
 from perf.fuzz.search import BATCH, Finding, Search, Tally, steps_from, way_of
+from perf.fuzz.wire import Wire
 from perf.node import own_mounts
 
 CACHE = Path("/var/cache/nodenet")
 # Of all frames, at least so many must reach an application when nothing is in the way: else a run proves little.
 _LEAST_REACHING = 0.1
 _SHOWN = 8  # frames of a finding
+_WIRE_MUTANT = 20_000
+_wires = itertools.count()
 _HOME = "fuzzhome"
 _LOST = "allowed, and lost"
 
@@ -84,6 +89,18 @@ def hunt(search: Search, maker: Maker, limits: Limits, until: str = "") -> list[
     return found[: limits.findings]
 
 
+def hunt_over_devices(folder: Path, sources: Path | None, seed: int, frames: int) -> tuple[dict[str, int], list[str]]:
+    """Counts, and findings for a person. `frames` 0: nothing is done."""
+    if not frames:
+        return {"frames": 0, "deliveries": 0, "arrived": 0}, []
+    objects = {"endpoint": build.build("endpoint", CACHE, sources)}
+    name = f"wire{next(_wires)}"
+    with ExitStack() as stack:
+        wire = Wire(stack, folder / name, objects, name)
+        lines = wire.hunt(Maker(seed), random.Random(seed), frames)
+        return {"frames": wire.frames, "deliveries": wire.delivered, "arrived": wire.arrived}, lines
+
+
 def report(tally: Tally) -> str:
     """The counts for a person."""
     lines = [
@@ -119,6 +136,7 @@ def show(finding: Finding) -> str:
 @click.option("--sources", type=click.Path(exists=True, path_type=Path), help="The eBPF sources of another tree.")
 @click.option("--replay", type=click.Path(exists=True, path_type=Path), multiple=True, help="Saved findings alone.")
 @click.option("--mutant", type=click.Choice([*MUTANTS, "all"]), multiple=True, help="Must find what a fix prevents.")
+@click.option("--wire", default=20_000, show_default=True, help="Then so many frames with offloads, over devices.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
 def fuzz(
     frames: int,
@@ -129,6 +147,7 @@ def fuzz(
     sources: Path | None,
     replay: tuple[Path, ...],
     mutant: tuple[str, ...],
+    wire: int,
     output: str,
 ) -> None:
     """Try the packet parser against a real kernel: nothing that policy denies may be delivered behind the programs."""
@@ -143,18 +162,29 @@ def fuzz(
             click.echo(f"[fuzz] seed {seed}", err=True)
             found = hunt(search, Maker(seed), limits)
             tally = search.tally
+        over, lines = hunt_over_devices(folder, sources, seed, wire)
     if output == "json":
-        click.echo(json.dumps({"seed": seed, **asdict(tally), "findings": [asdict(finding) for finding in found]}))
+        click.echo(
+            json.dumps(
+                {
+                    "seed": seed,
+                    **asdict(tally),
+                    "findings": [asdict(finding) for finding in found],
+                    "wire": over | {"findings": lines},
+                }
+            )
+        )
     else:
         click.echo(report(tally))
-        click.echo(f"{len(found)} findings (seed {seed})")
+        click.echo("over devices, with offloads: " + ", ".join(f"{count:,} {name}" for name, count in over.items()))
+        click.echo("\n".join([*lines, f"{len(found) + len(lines)} findings (seed {seed})"]))
     if save and found:
         save.mkdir(parents=True, exist_ok=True)
         for number, finding in enumerate(found):
             (save / f"seed{seed}-{number}.json").write_text(finding.as_json())
     if tally.open_sockets < tally.frames * _LEAST_REACHING:
         raise CannotRunError(f"only {tally.open_sockets:,} of {tally.frames:,} frames reached an application's socket")
-    if found:
+    if found or lines:
         sys.exit(1)
 
 
@@ -174,6 +204,14 @@ def _mutants(folder: Path, names: Iterable[str], seed: int, limits: Limits) -> i
     status = 0
     for name in names:
         mutant = MUTANTS[name]
+        with mutated_sources(mutant) as tree:
+            if mutant.wire:
+                over, lines = hunt_over_devices(folder, tree, seed, _WIRE_MUTANT)
+                hits = [line for line in lines if mutant.finds in line]
+                words = f"after {over['frames']:,} frames: {hits[0].splitlines()[0]}" if hits else "NOT FOUND"
+                click.echo(f"{name} ({mutant.what}): {words}")
+                status |= not hits
+                continue
         with mutated_sources(mutant) as tree, searching(folder, tree) as search:
             found = hunt(search, Maker(seed), limits, until=mutant.finds)
             hit = next((finding for finding in found if finding.way.endswith(mutant.finds)), None)

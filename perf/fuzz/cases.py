@@ -44,7 +44,8 @@ def allowed(parts: Parts) -> Case:
     if rng.random() < 0.6:
         packet = parts.packet(version, src, dst, following, segment)
         return Case("allowed", track.name, (parts.frame(track, version, packet),), tag)
-    cut = rng.randrange(40, len(segment) + 8, 8) if len(segment) > 40 else 24
+    # The first one holds an options header and TCP's. Where nothing is left for a second one, it is the whole packet.
+    cut = rng.randrange(32, max(len(segment) + 8, 40), 8)
     pieces = [(0, segment[:cut], True), (cut, segment[cut:], False)] if cut < len(segment) else [(0, segment, False)]
     ident = parts.next_ident()
     packets = [_piece(version, src, dst, following, *piece, ident) for piece in pieces]

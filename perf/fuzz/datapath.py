@@ -47,7 +47,10 @@ _MICROSECONDS = 1000
 class Datapath:
     """Loaded programs with the world's pods and rules in their maps."""
 
-    def __init__(self, root: Path, objects: Mapping[str, Path]) -> None:
+    def __init__(self, root: Path, objects: Mapping[str, Path], places: Mapping[str, int] | None = None) -> None:
+        """`places`: interface indexes of the tracks' local pods, by "NAME a" and "NAME b"; without them everything is
+        on the loopback, and the world's flows are opened."""
+        self._places = places
         self._pins = loader.Pins(root)
         self._pins.make()
         config = loader.DatapathConfig(trace_events=False, sizes=_SMALL)
@@ -70,7 +73,8 @@ class Datapath:
             self._identity(NEIGHBOUR[version], 3001)
             entry = abi.EndpointEntry(_LOOPBACK, 3001, 41, 0, NEIGHBOUR_MAC.hex(":"))
             self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(NEIGHBOUR[version])), entry)
-        self.prime()
+        if places is None:
+            self.prime()
 
     def close(self) -> None:
         for table in self.tables.values():
@@ -81,13 +85,21 @@ class Datapath:
     def _add(self, track: Track) -> None:
         subject = 1000 + track.number
         for version in (4, 6):
-            for address, number, mac, is_local, flag in (
-                (track.a[version], track.number, track.a_mac, track.a_is_local, self._flag(track, "egress")),
-                (track.b[version], track.number + 1, B_MAC, track.b_is_local, self._flag(track, "ingress", "local")),
+            for end, address, number, mac, is_local, flag in (
+                ("a", track.a[version], track.number, track.a_mac, track.a_is_local, self._flag(track, "egress")),
+                (
+                    "b",
+                    track.b[version],
+                    track.number + 1,
+                    B_MAC,
+                    track.b_is_local,
+                    self._flag(track, "ingress", "local"),
+                ),
             ):
                 self._identity(address, 1000 + number)
-                if is_local:
-                    entry = abi.EndpointEntry(_LOOPBACK, 1000 + number, number, flag, mac.hex(":"))
+                place = _LOOPBACK if self._places is None else self._places.get(f"{track.name} {end}", 0)
+                if is_local and place:
+                    entry = abi.EndpointEntry(place, 1000 + number, number, flag, mac.hex(":"))
                     self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
         direction = Direction.EGRESS if track.name == "egress" else Direction.INGRESS
         subject, peer = (subject, subject + 1) if track.name == "egress" else (subject + 1, subject)

@@ -28,11 +28,13 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`finds`: how the way of the finding ends that must come of it (`Finding.way`)."""
+    """`finds`: how the way of the finding ends that must come of it (`Finding.way`), or over devices (`wire`) what
+    its line has in it."""
 
     what: str
     finds: str
     edits: tuple[Edit, ...]
+    wire: bool = False
 
 
 _OVERLAP = (
@@ -92,6 +94,12 @@ MUTANTS: Mapping[str, Mutant] = {
                 "return 1 ?",
             ),
         ),
+    ),
+    "unfinished-checksum": Mutant(
+        "a device may write a packet's checksum anywhere",
+        "a denied port",
+        (Edit("lib/offload.h", "if (is_partial)\n\t\tresult = ", "if (0)\n\t\tresult = "),),
+        wire=True,
     ),
     "discovery-payload": Mutant(
         "a pod's neighbour discovery may carry anything behind its fixed part",

@@ -90,9 +90,8 @@ class Receiver:
         stack.callback(self._epoll.close)
         self._readers: dict[int, tuple[socket.socket, int, int]] = {}
         self._open_sockets(name)
-        self._sender = self._packet_socket(name, 0)
-        self._sender.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-        self._back = self._packet_socket(name, 3)
+        self._sender = packet_socket(stack, name, 0)
+        self._back = packet_socket(stack, name, 3)
         self._sentinel = _PLAIN + build.ether(
             B_MAC,
             TRACKS[1].a_mac,
@@ -139,15 +138,6 @@ class Receiver:
         self._epoll.register(sock, select.EPOLLIN)
         self._readers[sock.fileno()] = (sock, version, protocol)
 
-    def _packet_socket(self, name: str, protocol: int) -> socket.socket:
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._stack.callback(sock.close)
-        sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
-        sock.bind((name, protocol))
-        sock.setblocking(protocol == 0)
-        return sock
-
     def exchange(self, frames: Sequence[Frame]) -> list[Delivery]:
         """Send frames, and give what the sockets got of them. Raises CannotRunError when the end never comes."""
         for frame in frames:
@@ -155,17 +145,22 @@ class Receiver:
             with suppress(OSError):
                 self._sender.send((_offload(frame) if frame.gso_size else _PLAIN) + frame.data)
         self._sender.send(self._sentinel)
+        return self.collect()
+
+    def collect(self, end: bytes = b"") -> list[Delivery]:
+        """What the sockets got up to the last frame: the one from SENTINEL, or the one that carries `end`. Raises
+        CannotRunError when it does not come."""
         found: list[Delivery] = []
         deadline = time.monotonic() + _PATIENCE
-        while not self._drain(found, _PATIENCE):
+        while not self._drain(found, _PATIENCE, end):
             if time.monotonic() > deadline:
                 raise CannotRunError("the last frame of a batch did not arrive", "the machine may be overloaded")
         # Handled in order by one CPU: what comes before the last frame is in its socket by now.
-        self._drain(found, 0)
+        self._drain(found, 0, end)
         self._count_answers()
         return found
 
-    def _drain(self, found: list[Delivery], patience: float) -> bool:
+    def _drain(self, found: list[Delivery], patience: float, end: bytes) -> bool:
         """Read every socket that has something. True when the last frame was among it."""
         seen = False
         for fd, _ in self._epoll.poll(patience):
@@ -181,7 +176,7 @@ class Receiver:
                     self.sockets += 1
                     continue
                 delivery = _delivery(version, protocol, data, address)
-                if delivery.source == SENTINEL:
+                if delivery.source == SENTINEL or (end and delivery.data.endswith(end)):
                     seen = True
                 else:
                     found.append(delivery)
@@ -200,6 +195,20 @@ class Receiver:
             else:
                 continue
             self.answers += protocol == TCP and flags & (SYN | ACK) == SYN | ACK
+
+
+def packet_socket(stack: ExitStack, device: str, protocol: int) -> socket.socket:
+    """Of a device in the current namespace. Protocol 0 sends alone, each frame behind a struct virtio_net_hdr; 3 reads
+    everything that comes in, and does not wait."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    stack.callback(sock.close)
+    sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+    if protocol == 0:
+        sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+    sock.bind((device, protocol))
+    sock.setblocking(protocol == 0)
+    return sock
 
 
 def _delivery(version: int, protocol: int, data: bytes, address: tuple[str, int]) -> Delivery:

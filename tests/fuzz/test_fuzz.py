@@ -32,7 +32,7 @@ def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.kernel
 def test_nothing_comes_past_policy() -> None:
-    result = fuzz("--frames", str(FRAMES), "--seed", "20", "--seconds", "120", "-o", "json")
+    result = fuzz("--frames", str(FRAMES), "--seed", "20", "--seconds", "120", "--wire", "4000", "-o", "json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["findings"] == []
@@ -41,6 +41,9 @@ def test_nothing_comes_past_policy() -> None:
     assert found["open_sockets"] >= FRAMES / 10
     assert found["denied_in_open"] >= FRAMES / 10
     assert found["tagged"] >= FRAMES / 50
+    assert found["wire"]["findings"] == []
+    assert found["wire"]["frames"] >= 4000
+    assert found["wire"]["arrived"] >= 20
 
 
 @pytest.mark.kernel
@@ -52,7 +55,7 @@ def test_what_came_past_policy_once_is_held() -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("name", ["hidden-syn", "third-party-error"])
+@pytest.mark.parametrize("name", ["hidden-syn", "third-party-error", "unfinished-checksum"])
 def test_a_fix_that_is_taken_back_is_found(name: str) -> None:
     result = fuzz("--mutant", name, "--seed", "4", "--seconds", "120")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,170 @@
+"""What a packet costs in this tree beside another one: `python -m perf.cost --base TREE`.
+
+Two parts. BPF_PROG_TEST_RUN: ns for a packet of an established flow, for a SYN and for a first datagram, blocks of both
+trees in turn, so that the machine's noise meets both. And, with --vm KERNEL, instructions per connection in a virtual
+machine (`nodenet bench --vm`), which repeat within 0.3 %. TREE is a checkout; it needs no set-up of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodenet.errors import CannotRunError, NodenetError
+from perf.node import own_mounts
+
+ROOT = Path(__file__).parents[1]
+_WORKER = Path(__file__).parent / "cost_worker.py"
+_MODES = ("ebpf", "ebpf-packet")
+_WORKLOADS = ("crr", "rr", "udp")
+
+
+class Worker:
+    """A process that measures one tree's programs."""
+
+    def __init__(self, stack: ExitStack, tree: Path, pins: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER), str(pins)],
+            env=os.environ | {"PYTHONPATH": str(tree)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        stack.callback(self._process.wait, 30)
+        stack.callback(self._process.kill)
+        self.scenarios: list[str] = json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise CannotRunError(f"a worker ended with {self._process.wait(30)}; its message is above")
+        return line
+
+    def block(self, scenario: str, count: int) -> float:
+        """ns per packet."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([scenario, count]) + "\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+
+def program_costs(base: Path, rounds: int, count: int) -> dict[str, dict[str, Any]]:
+    """{scenario: {"base", "new": least ns, "ratio": median of the rounds' ratios, "ratios": its quartiles}}"""
+    found: dict[str, dict[str, Any]] = {}
+    with own_mounts() as folder, ExitStack() as stack:
+        old = Worker(stack, base, folder / "bpf" / "base")
+        new = Worker(stack, ROOT, folder / "bpf" / "new")
+        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in new.scenarios}
+        for number in range(rounds + 1):
+            for name, seen in pairs.items():
+                order = (old, new) if number % 2 else (new, old)
+                times = {worker: worker.block(name, count) for worker in order}
+                if number:  # the first round warms up
+                    seen.append((times[old], times[new]))
+        for name, seen in pairs.items():
+            ratios = [mine / other for other, mine in seen if other]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            found[name] = {
+                "base": min(other for other, _ in seen),
+                "new": min(mine for _, mine in seen),
+                "ratio": round(middle, 3),
+                "ratios": [round(low, 3), round(high, 3)],
+            }
+    return found
+
+
+def instructions(tree: Path, kernel: str) -> dict[str, float]:
+    """{"ebpf crr": thousand instructions per connection (p10)} of one tree, with direct beside it."""
+    with _environment(tree), tempfile.NamedTemporaryFile(suffix=".json") as report:
+        command = [str(tree / ".venv/bin/python"), "-m", "nodenet", "bench", "--vm", kernel, "--services", "1", "-q"]
+        command += ["--modes", ",".join(("direct", *_MODES)), "--workloads", ",".join(_WORKLOADS)]
+        done = subprocess.run(
+            [*command, "--json", report.name], cwd=tree, capture_output=True, text=True, timeout=1800, check=False
+        )
+        if done.returncode != 0:
+            raise CannotRunError(f"nodenet bench in {tree}: {done.stdout[-500:]}{done.stderr[-500:]}")
+        rows = json.loads(Path(report.name).read_text())["results"]
+    suffix = "_instructions"
+    return {
+        f"{row['mode']} {row['workload'].removesuffix(suffix)}": row["p10"]
+        for row in rows
+        if row["metric"] == "instructions"
+    }
+
+
+@contextlib.contextmanager
+def _environment(tree: Path) -> Iterator[None]:
+    """The other tree runs in this tree's Python environment, but with its own modules: those of the current folder."""
+    place = tree / ".venv"
+    if place.exists():
+        yield
+        return
+    place.symlink_to(ROOT / ".venv")
+    try:
+        yield
+    finally:
+        place.unlink()
+
+
+def text(found: dict[str, Any]) -> str:
+    lines = []
+    programs = found.get("programs", {})
+    if programs:
+        lines.append(f"{'ns per packet (least block)':38} {'base':>7} {'new':>7}  ratio (quartiles of the rounds)")
+    for name, entry in programs.items():
+        low, high = entry["ratios"]
+        lines.append(
+            f"{name:38} {entry['base']:7.0f} {entry['new']:7.0f}  {entry['ratio']:.3f} ({low:.3f} - {high:.3f})"
+        )
+    counted = found.get("instructions")
+    if counted:
+        lines.append(f"{'thousand instructions per connection':38} {'base':>7} {'new':>7}  ratio")
+        for name, value in counted["new"].items():
+            other = counted["base"][name]
+            lines.append(f"{name:38} {other:7.1f} {value:7.1f}  {value / other:.4f}")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option(
+    "--base", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Other tree."
+)
+@click.option("--rounds", default=30, show_default=True, help="Blocks of each scenario and tree.")
+@click.option("--count", default=20_000, show_default=True, help="Packets of one block.")
+@click.option("--vm", help="Count instructions in a virtual machine with this kernel (6.12) too.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write every figure here.")
+def cost(base: Path, rounds: int, count: int, vm: str | None, path: Path | None) -> None:
+    """What a packet costs in this tree, beside another one, as ratios of one run."""
+    base = base.resolve()
+    found: dict[str, Any] = {}
+    if vm:
+        # Before the mounts of the other part, in which this process then stays.
+        found["instructions"] = {"base": instructions(base, vm), "new": instructions(ROOT, vm)}
+    found["programs"] = program_costs(base, rounds, count)
+    if path:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    click.echo(text(found))
+
+
+def main() -> None:
+    try:
+        cost.main(prog_name="python -m perf.cost", standalone_mode=True)
+    except NodenetError as error:
+        click.echo(f"cost: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
