@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nodenet.cni import alone
 from nodenet.cni.conf import NetConf, failure, parse, version_answer
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.keys import BRIDGE_KEYS, IPAM_KEYS
@@ -186,6 +187,42 @@ def test_a_list_is_not_taken_for_a_plugins_configuration(verb: str) -> None:
         parse(stdin, {}, verb)
     assert caught.value.code == Code.BAD_CONFIG
     assert conf(plugins=[]).bridge == "cni0"
+
+
+NO_JSON = {
+    "a byte order mark": '{"cniVersion": "1.0.0"}'.encode("utf-8-sig"),
+    "UTF-16 with one": '{"cniVersion": "1.0.0"}'.encode("utf-16"),
+    "UTF-16 without": '{"cniVersion": "1.0.0"}'.encode("utf-16-le"),
+    "UTF-32 with one": '{"cniVersion": "1.0.0"}'.encode("utf-32"),
+    "UTF-32 without": '{"cniVersion": "1.0.0"}'.encode("utf-32-be"),
+    "latin-1": '{"name": "é"}'.encode("latin-1"),
+    "a NUL": b'{"ipam":{\0}}',
+    "half an escape": b'{"name": "\\ud83d\\u',
+    "a number without end": b'{"mtu": ' + b"1" * 5000 + b"}",
+    "101 deep": b'{"mtu": ' + b"[" * 100 + b"]" * 100 + b"}",
+    "900 deep": b'{"mtu": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "100,000 deep": b'{"mtu": ' + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("stdin", NO_JSON.values(), ids=NO_JSON)
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "VERSION", "STATUS"])
+def test_what_is_no_json_is_code_6_in_every_verb(stdin: bytes, verb: str) -> None:
+    """Also where the message about it is made: the version that it asks for cannot be read."""
+    environment = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/x", "CNI_IFNAME": "eth0"}
+    reply = alone.run(environment, stdin)
+    body = json.loads(reply.stdout)
+    assert (reply.status, body["code"], body["cniVersion"]) == (1, 6, "1.1.0")
+
+
+def test_what_is_just_not_too_deep_is_named_and_cut_short() -> None:
+    deep = json.loads("[" * 90 + "]" * 90)
+    with pytest.raises(CniError, match="mtu: expected 68-65535") as caught:
+        conf(mtu=deep)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(CniError) as caught:
+        conf(mtu="x" * 100_000)
+    assert len(str(caught.value)) < 300
 
 
 def test_gc_has_a_list() -> None:

@@ -162,3 +162,4 @@ def test_no_pod_starts_without_an_agent_unless_somebody_says_so(
     assert done.exit_code == 0, done.output
     (plugin,) = json.loads((tmp_path / CONFLIST).read_text())["plugins"]
     assert plugin["requireAgent"] is required
+    assert Options().require_agent
