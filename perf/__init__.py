@@ -1,1 +1,4 @@
-"""The benchmark, the virtual machines and the kernel matrix: for a checkout, not part of the installed package."""
+"""The benchmark, the virtual machines and the kernel matrix: part of the wheel.
+
+perf.fuzz is not: it works on the C sources of a checkout and shows frames with scapy, a dependency of development.
+"""

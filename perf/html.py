@@ -58,7 +58,7 @@ li { margin: .2rem 0; }
 def require() -> None:
     """Raises CannotRunError when the plotting library is not installed."""
     if find_spec("matplotlib") is None:
-        raise CannotRunError("--html needs matplotlib, which is not installed", "pip install matplotlib")
+        raise CannotRunError("--html needs matplotlib, which the extra bench brings", "pip install 'nodenet[bench]'")
 
 
 def page(report: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:

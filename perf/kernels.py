@@ -69,7 +69,7 @@ def check_kernel(name: str, *, refresh: bool = False, stop: threading.Event | No
         kernel = get_kernel(name, refresh=refresh)
     except CannotRunError as error:
         return Row(name, skipped=str(error))
-    command = [str(ROOT / ".venv/bin/python"), "-m", "perf.kernel_check"]
+    command = [sys.executable, "-m", "perf.kernel_check"]
     try:
         result = run_in_vm(kernel, command, cwd=ROOT, timeout=TIMEOUT, stop=stop)
     except VmError as error:

@@ -54,7 +54,7 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
         if text.startswith(_PROGRESS) and " Services in " not in text and not options["quiet"]:
             print(f"[vm] {text.removeprefix(_PROGRESS)}", file=sys.stderr, flush=True)
 
-    words = [str(ROOT / ".venv/bin/python"), "-m", "perf.vm_bench", json.dumps(settings)]
+    words = [sys.executable, "-m", "perf.vm_bench", json.dumps(settings)]
     apart = settings["workloads"] == [_MEMORY]
     command = f"{_MODULES}; {_CONTROLLER if apart else ''} exec {shlex.join(words)}"
     result = run_in_vm(options["vm"], command, icount=not apart, timeout=TIMEOUT, cwd=ROOT, on_line=line)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nodenet.cli.extras import require
 from nodenet.errors import BadInputError, CannotRunError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     _need_perf()
+    require("bench", "bench")
     _check_outputs(options)
     settings = _settings(options)
     settings.check()
@@ -130,8 +132,12 @@ def show(report: Path, html_file: Path | None, beside: tuple[Path, ...]) -> None
 
 
 def _need_perf() -> None:
-    if find_spec("perf") is None or find_spec("perf.run") is None:
-        raise CannotRunError("the benchmark is not part of this installation", "run it from a checkout of the project")
+    """The wheel brings the package perf. Raises CannotRunError where another project's module of that name hides it
+    (Debian's linux-perf has one)."""
+    import perf
+
+    if not hasattr(perf, "__path__") or find_spec("perf.run") is None:
+        raise CannotRunError(f"{perf.__file__} is not nodenet's package perf, and comes before it on sys.path")
 
 
 def _settings(options: dict[str, Any]) -> Settings:
@@ -242,8 +248,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _in_machine(options: dict[str, Any]) -> dict[str, Any]:
     """Hand over to the virtual machine's runner."""
-    if find_spec("perf.vm_bench") is None:
-        raise CannotRunError("--vm: this build has no runner of virtual machines")
     from perf import vm_bench
 
     return vm_bench.main(options)

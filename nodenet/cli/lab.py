@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nodenet.cli.extras import require
 from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, node_names, say
 from nodenet.cli.lab_objects import apply, delete, get
 from nodenet.cli.lab_traffic import exec_, probe
@@ -55,6 +56,8 @@ def up(
 
     Everything is checked before anything is made; what fails later is taken away again.
     """
+    # Before anything is made: the daemon and the agents need all of it, in processes of their own.
+    require("lab", "lab up")
     from nodenet.lab import apply as applying
     from nodenet.lab import layout
     from nodenet.lab import up as bringing

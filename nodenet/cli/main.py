@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 import click
 
+from nodenet.cli.extras import explained
 from nodenet.cli.program import pasteable
 from nodenet.errors import CannotRunError, NodenetError
 
@@ -19,11 +20,13 @@ class _Lazy(NamedTuple):
 
     target: str
     help: str
+    # Brings the modules that the core installation lacks. Commands of the core import such modules only for --lab.
+    extra: str = "lab"
 
 
 COMMANDS: dict[str, _Lazy] = {
-    "agent": _Lazy("nodenet.cli.agent:agent", "Run the node agent in the foreground."),
-    "bench": _Lazy("nodenet.cli.bench:bench", "Measure eBPF against iptables, nftables and IPVS."),
+    "agent": _Lazy("nodenet.cli.agent:agent", "Run the node agent in the foreground.", "agent"),
+    "bench": _Lazy("nodenet.cli.bench:bench", "Measure eBPF against iptables, nftables and IPVS.", "bench"),
     "bpf": _Lazy("nodenet.cli.bpf:bpf", "Build and inspect the eBPF objects."),
     "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin, show its leases."),
     "completion": _Lazy("nodenet.cli.completion:completion", "Print a shell's completion script."),
@@ -83,6 +86,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except NodenetError as error:
             raise ShownError(error) from error
+        except ModuleNotFoundError as error:
+            name = ctx.invoked_subcommand
+            shown = explained(error, name, COMMANDS[name].extra) if name in COMMANDS else None
+            if shown is None:
+                raise
+            raise ShownError(shown) from error
         except KeyboardInterrupt:
             raise SystemExit(130) from None  # as a shell counts Ctrl-C: 128 + SIGINT
         except BrokenPipeError:

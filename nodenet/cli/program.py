@@ -1,4 +1,4 @@
-"""The words that call this program, for what people paste: `nodenet` where the shell finds it, else the path."""
+"""The words that call this program and its pip, for people to paste: names that the shell finds, else paths."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def pasteable(text: str) -> str:
     """`text` with every `nodenet COMMAND` in it as it can be called here."""
     words = program()
     return text if words == "nodenet" else _WORD.sub(lambda _: words, text)
+
+
+def pip() -> str:
+    """The words that call the pip of this Python: `pip` when the shell finds that one."""
+    found = shutil.which("pip")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "pip"
+    return f"{sys.executable} -m pip"

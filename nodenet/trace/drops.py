@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from nodenet.errors import CannotRunError
+from nodenet.trace.debian import load_bcc
 
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 EVENT = Path("events/skb/kfree_skb/format")
@@ -56,6 +57,7 @@ class DropTracer:
     """
 
     def __init__(self, source: Path) -> None:
+        self._bcc = load_bcc()
         self._format = parse_format(_read_format())
         self._bpf = self._attach(source)
         self._seen: dict[tuple[int, int, int], int] = {}
@@ -83,15 +85,11 @@ class DropTracer:
                 yield Drop(more, reason, function, protocol_name(key.protocol))
 
     def _attach(self, source: Path) -> Any:
-        try:
-            from bcc import BPF
-        except ImportError as error:
-            raise CannotRunError("BCC is not installed", "apt-get install python3-bpfcc") from error
         if not Path(f"/lib/modules/{os.uname().release}/build").exists():
             os.environ.setdefault("BCC_KERNEL_SOURCE", str(source / "kernel"))
         flags = [f"-DNN_{name.upper()}_OFFSET={offset}" for name, offset in self._format.offsets.items()]
         try:
-            bpf = BPF(src_file=str(source / "drops.bcc.c"), cflags=flags)
+            bpf = self._bcc.BPF(src_file=str(source / "drops.bcc.c"), cflags=flags)
             bpf.attach_tracepoint(tp="skb:kfree_skb", fn_name="nn_on_drop")
         except Exception as error:  # BCC raises nothing more precise
             raise CannotRunError(f"BCC cannot trace skb:kfree_skb: {error}", "run as root") from error
