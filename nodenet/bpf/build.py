@@ -1,4 +1,9 @@
-"""Compile bpf/*.bpf.c with clang, with a cache keyed by the content of sources, flags and compiler."""
+"""Compile bpf/*.bpf.c with clang, with a cache keyed by the content of sources, flags and compiler.
+
+    <cache>/<program>-<key of sources and flags>-<key of the compiler>.o
+
+clang is not started, and need not be installed, when the cache has the object.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +29,21 @@ def source_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "bpf"
 
 
-def _clang() -> str:
-    found = shutil.which("clang")
-    if not found:
-        raise CannotRunError("clang is not installed, so the eBPF programs cannot be built", "apt-get install clang")
-    return found
-
-
 def _include_flags() -> list[str]:
     # <asm/types.h> lives in the multiarch folder on Debian and Ubuntu.
     machine = os.uname().machine
     return [f"-I/usr/include/{machine}-linux-gnu"]
 
 
-@cache
-def _compiler_version(clang: str) -> str:
-    return subprocess.run([clang, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+def _compiler_key(clang: str) -> str:
+    """Names this build of the compiler by its file: asking it for its version would mean to start it."""
+    path = Path(clang).resolve()
+    status = path.stat()
+    return hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
 
 
-def _key(program: str, command: list[str], sources: Path) -> str:
-    digest = hashlib.sha256("\0".join(command).encode())
-    digest.update(_compiler_version(command[0]).encode())
+def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
+    digest = hashlib.sha256("\0".join(arguments).encode())
     for path in [sources / f"{program}.bpf.c", *sorted((sources / "lib").glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -52,14 +51,30 @@ def _key(program: str, command: list[str], sources: Path) -> str:
 
 def build(program: str, cache_dir: Path, sources: Path | None = None) -> Path:
     """The object file of `program`, compiled now unless the cache has it. `sources`: the folder of another tree's
-    (default: our own). Raises CannotRunError with clang's words."""
+    (default: our own). Without clang any compiler's object of the same sources will do, the newest first: an image can
+    bring them. Raises CannotRunError with clang's words."""
     folder = sources or source_dir()
     source = folder / f"{program}.bpf.c"
-    command = [_clang(), *FLAGS, *_include_flags(), "-c", str(source)]
-    target = cache_dir / f"{program}-{_key(program, command, folder)}.o"
-    if target.exists():
-        return target
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    arguments = [*FLAGS, *_include_flags(), "-c", str(source)]
+    name = f"{program}-{_sources_key(program, arguments, folder)}"
+    clang = shutil.which("clang")
+    if clang is None:
+        return _built_elsewhere(cache_dir, name)
+    target = cache_dir / f"{name}-{_compiler_key(clang)}.o"
+    if not target.exists():
+        _compile([clang, *arguments], source, target)
+    return target
+
+
+def _built_elsewhere(cache_dir: Path, name: str) -> Path:
+    found = sorted(cache_dir.glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise CannotRunError("clang is not installed, so the eBPF programs cannot be built", "apt-get install clang")
+    return found[-1]
+
+
+def _compile(command: list[str], source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed: two agents may build at once, and a crash leaves no half object.
     draft = target.with_suffix(f".{os.getpid()}.tmp")
     result = subprocess.run([*command, "-o", str(draft)], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
@@ -70,7 +85,6 @@ def build(program: str, cache_dir: Path, sources: Path | None = None) -> Path:
             "the headers come from libbpf-dev and linux-libc-dev",
         )
     draft.rename(target)
-    return target
 
 
 def build_all(cache_dir: Path) -> dict[str, Path]:

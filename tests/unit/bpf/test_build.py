@@ -1,0 +1,97 @@
+"""The cache of compiled objects: when the compiler is started, and when it is not. The compiler is a script here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nodenet.bpf import build
+from nodenet.errors import CannotRunError
+
+_COMPILER = """#!/bin/sh
+echo called >>"$(dirname "$0")/calls"
+while [ "$1" != -o ]; do shift; done
+echo object >"$2"
+"""
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch) -> Path:
+    """A clang that counts its calls, the only program on PATH beside the shell's own."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    clang = folder / "clang"
+    clang.write_text(_COMPILER)
+    clang.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return clang
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    folder = tmp_path / "sources"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "one.bpf.c").write_text("int a;")
+    (folder / "lib" / "b.h").write_text("int b;")
+    return folder
+
+
+def calls(compiler: Path) -> int:
+    found = compiler.with_name("calls")
+    return len(found.read_text().splitlines()) if found.exists() else 0
+
+
+def test_the_compiler_is_not_started_for_what_the_cache_has(tmp_path, compiler, sources):
+    first = build.build("one", tmp_path / "cache", sources)
+    assert (calls(compiler), first.read_text()) == (1, "object\n")
+    assert build.build("one", tmp_path / "cache", sources) == first
+    assert calls(compiler) == 1
+
+
+@pytest.mark.parametrize("changed", ["one.bpf.c", "lib/b.h", "lib/new.h"])
+def test_changed_sources_are_compiled(tmp_path, compiler, sources, changed):
+    first = build.build("one", tmp_path / "cache", sources)
+    (sources / changed).write_text("int c;")
+    assert build.build("one", tmp_path / "cache", sources) != first
+    assert calls(compiler) == 2
+
+
+def test_another_compiler_compiles(tmp_path, compiler, sources):
+    """An upgrade replaces the file: another size, or another time."""
+    first = build.build("one", tmp_path / "cache", sources)
+    compiler.write_text(_COMPILER + "# newer\n")
+    second = build.build("one", tmp_path / "cache", sources)
+    os.utime(compiler, ns=(0, 0))
+    assert len({first, second, build.build("one", tmp_path / "cache", sources)}) == 3
+    assert calls(compiler) == 3
+
+
+def test_other_flags_are_compiled(tmp_path, compiler, sources, monkeypatch):
+    first = build.build("one", tmp_path / "cache", sources)
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DX"))
+    assert build.build("one", tmp_path / "cache", sources) != first
+
+
+def test_a_machine_without_compiler_uses_the_newest_object_of_the_same_sources(
+    tmp_path, compiler, sources, monkeypatch
+):
+    old = build.build("one", tmp_path / "cache", sources)
+    compiler.write_text(_COMPILER + "# newer\n")
+    new = build.build("one", tmp_path / "cache", sources)
+    os.utime(old, ns=(1, 1))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.build("one", tmp_path / "cache", sources) == new
+    (sources / "one.bpf.c").write_text("int changed;")
+    with pytest.raises(CannotRunError, match="clang is not installed"):
+        build.build("one", tmp_path / "cache", sources)
+
+
+def test_an_object_that_does_not_compile_is_not_kept(tmp_path, compiler, sources):
+    compiler.write_text(
+        '#!/bin/sh\necho half >"$(while [ "$1" != -o ]; do shift; done; echo "$2")"\necho no >&2; exit 1'
+    )
+    with pytest.raises(CannotRunError, match="could not compile"):
+        build.build("one", tmp_path / "cache", sources)
+    assert list((tmp_path / "cache").iterdir()) == []
