@@ -68,6 +68,22 @@ MUTANTS: Mapping[str, Mutant] = {
             *_OVERLAP,
         ),
     ),
+    "quote": Mutant(
+        "an ICMP error's quote may lie behind the end of the packet",
+        "an ICMP error that quotes no ports",
+        (Edit("lib/police.h", "inner->end = context->packet.end;", "inner->end = ctx->len;"),),
+    ),
+    "length-zero": Mutant(
+        "an IPv6 packet of length 0 reaches to the end of the frame",
+        "without ports",
+        (
+            Edit(
+                "lib/parse.h",
+                "length = nn_big_tcp_payload(ctx, packet, ip.nexthdr);",
+                "length = ctx->len - packet->offset - sizeof(ip);",
+            ),
+        ),
+    ),
     "flow-direction": Mutant(
         "a SYN belongs to a flow that the other side opened",
         "SYN against the direction of a flow",
