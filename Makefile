@@ -15,7 +15,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bpf     compile the eBPF objects into the cache"
 	@echo "make proto   regenerate the gRPC code from nodenet/rpc/proto"
-	@echo "make clean   remove what the other verbs made: every lab of this machine, .venv, caches"
+	@echo "make clean   remove what the other verbs made: every lab of this machine, .venv, caches; name the packages that stay"
 
 setup:
 	@.ci/setup
@@ -23,8 +23,10 @@ setup:
 setup-full:
 	@.ci/setup full
 
-demo: setup
-	@$(VENV)/python examples/demo.py
+# The exit code is the verb's own, and what stays is said whatever that is.
+demo:
+	@.ci/setup lab
+	@$(VENV)/python examples/demo.py; code=$$?; echo; .ci/left; exit $$code
 
 lint: setup
 	@$(VENV)/ruff check --quiet .
@@ -33,12 +35,13 @@ lint: setup
 	@$(VENV)/lint-imports --no-cache | tail -n 6
 
 test: setup-full lint
-	@$(VENV)/pytest
+	@$(VENV)/pytest; code=$$?; .ci/left; exit $$code
 
 test-kernels: setup-full
 	@$(VENV)/python -m perf.kernels
 
-bpf: setup
+bpf:
+	@.ci/setup lab
 	@$(VENV)/nodenet bpf build
 
 proto: setup
@@ -62,7 +65,8 @@ soak: setup
 	@$(VENV)/python -m perf.soak --minutes $(MINUTES)
 
 clean:
+	@.ci/left packages
 	@if [ -x $(VENV)/nodenet ]; then $(VENV)/nodenet lab down --all; fi
 	@rm -rf /var/cache/nodenet
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
