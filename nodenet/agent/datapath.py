@@ -16,16 +16,16 @@ from nodenet.bpf.tables import BpfTable
 from nodenet.config import Config
 from nodenet.errors import CannotRunError
 from nodenet.link.handle import Link
+from nodenet.mounttable import mounts
 
 log = logging.getLogger(__name__)
 
 
 def cgroup2_root() -> Path:
     """Where the cgroup v2 hierarchy is mounted (on a hybrid layout below /sys/fs/cgroup/unified)."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, mount, fstype, *_ = line.split()
-        if fstype == "cgroup2":
-            return Path(mount)
+    for mount in mounts():
+        if mount.fstype == "cgroup2":
+            return mount.target
     raise CannotRunError(
         "no cgroup v2 hierarchy is mounted: Services cannot be translated at the socket",
         "mount -t cgroup2 none /sys/fs/cgroup/unified",

@@ -13,7 +13,7 @@ from nodenet.errors import BadInputError
 def read_config(path: Path) -> Config:
     """Read and check. Raises BadInputError naming the file and every wrong key."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise BadInputError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:

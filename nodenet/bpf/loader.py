@@ -21,6 +21,7 @@ from pathlib import Path
 from nodenet.bpf import libbpf
 from nodenet.bpf.tables import BpfTable
 from nodenet.errors import CannotRunError
+from nodenet.mounttable import filesystem_of
 
 TC_PROGRAMS = ("endpoint_egress", "endpoint_ingress")
 # Programs on the cgroup with their enum bpf_attach_type.
@@ -118,13 +119,7 @@ class Pins:
 
 
 def _is_bpffs(path: Path) -> bool:
-    best, kind = "", ""
-    target = str(path.resolve())
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, mount, fstype, *_ = line.split()
-        if (target + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best):
-            best, kind = mount, fstype
-    return kind == "bpf"
+    return filesystem_of(path) == "bpf"
 
 
 def build_key(objects: Mapping[str, Path], config: DatapathConfig) -> str:

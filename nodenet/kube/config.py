@@ -66,7 +66,7 @@ def in_cluster(environ: Mapping[str, str], folder: Path) -> ClusterAccess:
 def from_kubeconfig(path: Path) -> ClusterAccess:
     """The current context of a kubeconfig. Raises BadInputError naming file and field."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise BadInputError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

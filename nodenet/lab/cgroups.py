@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nodenet.errors import CannotRunError
 from nodenet.lab import names
+from nodenet.mounttable import mounts
 
 # The lab's own daemon runs here.
 CONTROL = "control"
@@ -16,10 +17,9 @@ CONTROL = "control"
 
 def mount_point() -> Path:
     """Where cgroup v2 is mounted (on a hybrid layout not /sys/fs/cgroup itself). Raises CannotRunError without one."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, target, kind, *_ = line.split(" ")
-        if kind == "cgroup2":
-            return Path(target)
+    for mount in mounts():
+        if mount.fstype == "cgroup2":
+            return mount.target
     raise CannotRunError("cgroup v2 is not mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 

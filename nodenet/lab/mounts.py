@@ -7,6 +7,8 @@ import errno
 import os
 from pathlib import Path
 
+from nodenet.mounttable import mounts
+
 _CLONE_NEWNS = 0x00020000
 _MS_BIND = 1 << 12
 _MS_REC = 1 << 14
@@ -36,10 +38,8 @@ def unmount(target: Path) -> None:
 
 def mount_points(below: Path) -> list[Path]:
     """Mount points at or under `below`, deepest first."""
-    targets = (line.split(" ")[1] for line in Path("/proc/self/mounts").read_text().splitlines())
-    # Space, tab, newline and backslash are written as octal escapes (proc(5)).
-    paths = (Path(target.encode().decode("unicode_escape")) for target in targets)
-    return sorted((p for p in paths if p.is_relative_to(below)), key=lambda p: len(p.parts), reverse=True)
+    paths = [mount.target for mount in mounts() if mount.target.is_relative_to(below)]
+    return sorted(paths, key=lambda path: len(path.parts), reverse=True)
 
 
 def private() -> None:

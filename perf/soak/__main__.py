@@ -32,6 +32,8 @@ from perf.soak.trouble import Churn, Flips, Kills, Outages, Trouble
 
 NODENET = [sys.executable, "-m", "nodenet"]
 _PROBE = Path(__file__).parent / "probe.py"
+# So many errors of one trouble end the soak: its lab is broken, and what follows would prove nothing.
+_MOST_ERRORS = 10
 # After the churn: how long until everything is as it was.
 _SETTLE = 180.0
 
@@ -119,7 +121,7 @@ def soak(lab: str, settings: Settings, stop: threading.Event) -> Result:
         stack.callback(over.set)
         for trouble in troubles:
             trouble.start()
-        _watch(lab, settings, result, probes, stop)
+        _watch(lab, settings, result, probes, troubles, stop)
         over.set()
         for trouble in troubles:
             trouble.join(120)
@@ -152,8 +154,16 @@ def _around(seconds: float) -> tuple[float, float]:
     return seconds / 2, seconds * 1.5
 
 
-def _watch(lab: str, settings: Settings, result: Result, probes: Sequence[Probe], stop: threading.Event) -> None:
-    """Figures every minute, in short runs more often, until the time is over or somebody stops it."""
+def _watch(
+    lab: str,
+    settings: Settings,
+    result: Result,
+    probes: Sequence[Probe],
+    troubles: Sequence[Trouble],
+    stop: threading.Event,
+) -> None:
+    """Figures every minute, in short runs more often, until the time is over, somebody stops it or a trouble fails
+    again and again."""
     started = time.monotonic()
     end = started + settings.minutes * 60
     every = min(60.0, settings.minutes * 60 / 20)
@@ -163,6 +173,8 @@ def _watch(lab: str, settings: Settings, result: Result, probes: Sequence[Probe]
         bad = sum(counts["bad"] for probe in probes for counts in probe.counts.values())
         click.echo(f"[soak] {_line(result.figures[-1])}; wrong so far: {bad}", err=True)
         if stop.wait(min(every, max(end - time.monotonic(), 0))):
+            return
+        if any(len(trouble.errors) >= _MOST_ERRORS for trouble in troubles):
             return
 
 

@@ -13,6 +13,8 @@ from perf.soak.result import Result
 _WARM_UP, _WARM_UP_SHARE = 600.0, 0.25
 # Descriptors and threads come and go with calls.
 _SLACK = 4
+# Samples in a row, a minute apart, in which an agent that is killed now and then may be away.
+_MOST_ABSENT = 3
 _ROWS = 12
 _MAPS = ("nn_endpoint", "nn_ipcache", "nn_policy", "nn_frontend", "nn_ct")
 
@@ -33,6 +35,7 @@ def failures(result: Result) -> list[str]:
         if not counts:
             found.append(f"{pod}: no probe reported")
     found += [f"left over: {entry}" for entry in result.leftover]
+    found += absences(result.figures)
     found += result.troubles.get("late", [])
     change = grown(result)
     if change.judged and change.mib_per_hour > result.settings.mib_per_hour:
@@ -40,6 +43,20 @@ def failures(result: Result) -> list[str]:
     for name, (first, last) in (("descriptors", change.descriptors), ("threads", change.threads)):
         if last > first + _SLACK:
             found.append(f"{name} of the agent grew from {first} to {last}")
+    return found
+
+
+def absences(figures: Sequence[Figures]) -> list[str]:
+    """Nodes whose agent was away: at any time where nothing kills it, else for longer than a restart takes."""
+    found = []
+    for node in world.NODES:
+        longest = current = 0
+        for entry in figures:
+            if entry.node == node:
+                current = 0 if entry.pid else current + 1
+                longest = max(longest, current)
+        if longest > (0 if node == world.WATCHED else _MOST_ABSENT):
+            found.append(f"{node}'s agent did not answer {longest} times, one after the other")
     return found
 
 

@@ -56,6 +56,20 @@ def result(figures: list[Figures] | None = None, **counts: int) -> Result:
     return Result(SETTINGS, probes=pods, figures=hour() if figures is None else figures)
 
 
+def test_an_agent_that_nothing_kills_is_always_there() -> None:
+    figures = hour()
+    figures[30] = replace(figures[30], pid=0)
+    assert failures(result(figures)) == [f"{world.WATCHED}'s agent did not answer 1 times, one after the other"]
+
+
+@pytest.mark.parametrize(("samples", "holds"), [(3, True), (4, False)])
+def test_an_agent_that_is_killed_comes_back(samples: int, holds: bool) -> None:
+    other = [replace(entry, node=world.KILLED) for entry in hour()]
+    for minute in range(20, 20 + samples):
+        other[minute] = replace(other[minute], pid=0)
+    assert (failures(result([*hour(), *other])) == []) is holds
+
+
 def test_a_quiet_hour_holds() -> None:
     assert failures(result()) == []
     assert "nothing got through" in text(result(), [])
