@@ -127,6 +127,8 @@ class Agent:
         # Seconds from the start of the process, interpreter and imports included.
         self.ready_after = 0.0
         self._changed = asyncio.Event()
+        # Routes follow Nodes: a change of anything else need not wake their keeper.
+        self._nodes_changed = asyncio.Event()
         self._table_builder = NameTableBuilder()
         self._lost_events = 0
 
@@ -143,7 +145,7 @@ class Agent:
                 for kind in API_KINDS:
                     tasks.create_task(self._watch(kind), name=f"watch {kind}")
                 tasks.create_task(self.loop.run(), name="reconcile")
-                tasks.create_task(self.routes.keep(self._wanted_routes, lambda: self._changed), name="routes")
+                tasks.create_task(self.routes.keep(self._wanted_routes, lambda: self._nodes_changed), name="routes")
                 tasks.create_task(self.sockets.keep(), name="sockets")
                 tasks.create_task(self._upkeep(), name="upkeep")
                 tasks.create_task(self._keep_endpoints(), name="endpoints")
@@ -216,8 +218,13 @@ class Agent:
 
     async def _watch(self, kind: Kind) -> None:
         async for event in self.client.watch(kind):
+            synced = self.store.synced
             if self.store.feed(event):
                 self._wake()
+                # The last first list makes the Nodes known, whatever it lists.
+                if kind is Kind.NODE or not synced:
+                    self._nodes_changed.set()
+                    self._nodes_changed = asyncio.Event()
 
     def _wake(self) -> None:
         self._changed.set()
