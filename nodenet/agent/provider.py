@@ -87,6 +87,7 @@ class AgentProvider:
                 "lastDurationSeconds": round(stats.last_duration, 4),
                 "lastSync": stats.last_sync,
                 "drift": stats.drift,
+                "compared": stats.compared,
             },
             "api": as_rows(agent.client.stats, time.monotonic()),
             "repairs": dict(agent.integrity.repairs),

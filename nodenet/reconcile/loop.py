@@ -2,6 +2,8 @@
 
 Two groups are brought up to date apart, Services first and then policy, so that trouble with one (a full map, say) does
 not hold up the other. Reading, compiling and writing run in a worker thread: the event loop goes on meanwhile.
+
+The regular comparison (resync) goes on in slices between the runs. After a difference the next run reads all maps.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from nodenet.errors import NodenetError
 from nodenet.evolved import Draft
 from nodenet.reconcile.apply import ApplyError, FullError, Table, apply, read
 from nodenet.reconcile.clock import Clock, RealClock
+from nodenet.reconcile.comparison import Comparison
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, Write, differences, plan_policy, plan_services
 from nodenet.store import Snapshot
 
@@ -29,6 +32,10 @@ LAST_RETRY_SECONDS = 30.0
 LONGEST_REST_SECONDS = 1.0
 # Somebody who waits for a change (a pod's start) ends the rest, unless the run took longer than this.
 LONGEST_HURRIED_RUN_SECONDS = 0.1
+# After a slice of the comparison the next one waits this many times as long as the slice took, and at least the pause:
+# the comparison never takes more than a tenth of a CPU.
+SLICE_REST = 9.0
+SLICE_PAUSE_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,8 @@ class Stats:
     last_sync: float = 0.0
     # Entries that a resync found other than we had left them: somebody else changed our maps.
     drift: int = 0
+    # Comparisons of all the maps that came to their end.
+    compared: int = 0
     # Newest revision whose endpoints and policy are in force, and whose Services are too.
     policy_revision: int = -1
     service_revision: int = -1
@@ -112,6 +121,10 @@ class ReconcileLoop:
         # Tables whose last write failed: it may or may not have been made.
         self._doubtful: set[str] = set()
         self._restored = False
+        self._comparison = Comparison(tables)
+        # Times of the clock's monotonic(): the next try after a failed run, and the comparison's next slice.
+        self._retry_at = 0.0
+        self._slice_at = 0.0
 
     def trigger(self) -> None:
         """Something changed. Cheap: any number of calls before the next run are one run."""
@@ -129,17 +142,28 @@ class ReconcileLoop:
         self._wanted.set()
         next_resync = self._clock.monotonic() + self._resync_seconds
         while True:
-            timeout = self._retry_seconds() if self.stats.failing else next_resync - self._clock.monotonic()
-            await self._clock.wait(self._wanted, max(0.0, timeout))
-            self._wanted.clear()
-            snapshot = self._snapshot_fn()
+            await self._clock.wait(self._wanted, self._idle_seconds(next_resync))
             if self._clock.monotonic() >= next_resync:
                 next_resync = self._clock.monotonic() + self._resync_seconds
-                self._unread.update((*SERVICE_TABLES, *POLICY_TABLES))
-            if snapshot is not None:
-                self._hurry.clear()
-                await self._once(snapshot)
-                await self._rest()
+                self._begin_comparison()
+            snapshot = self._snapshot_fn()
+            if self._wanted.is_set() or (self.stats.failing and self._clock.monotonic() >= self._retry_at):
+                self._wanted.clear()
+                if snapshot is not None:
+                    self._hurry.clear()
+                    await self._once(snapshot)
+                    await self._rest()
+            # After a run too: changes that never end must not keep the comparison from going on.
+            if self._comparison.under_way and self._clock.monotonic() >= self._slice_at:
+                await self._compare()
+
+    def _idle_seconds(self, next_resync: float) -> float:
+        due = next_resync
+        if self.stats.failing:
+            due = min(due, self._retry_at)
+        if self._comparison.under_way:
+            due = min(due, self._slice_at)
+        return max(0.0, due - self._clock.monotonic())
 
     async def _rest(self) -> None:
         # Set by whoever waits for more than that run brought.
@@ -154,14 +178,50 @@ class ReconcileLoop:
     async def _once(self, snapshot: Snapshot) -> None:
         started = self._clock.monotonic()
         outcome = _Outcome()
-        work = asyncio.ensure_future(self._run_blocking(lambda: self._reconcile(snapshot, outcome)))
+        await self._in_thread(lambda: self._reconcile(snapshot, outcome))
+        self._account(snapshot.revision, outcome, started)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        running = asyncio.ensure_future(self._run_blocking(work))
         try:
-            await asyncio.shield(work)
+            await asyncio.shield(running)
         except asyncio.CancelledError:
             # The thread cannot be stopped between two writes: no write is made after `run` has ended.
-            await work
+            await running
             raise
-        self._account(snapshot.revision, outcome, started)
+
+    def _begin_comparison(self) -> None:
+        # Before the first run nothing is held; what is unread is read whole by the next run.
+        if self._restored:
+            self._comparison.begin((*SERVICE_TABLES, *POLICY_TABLES))
+            self._slice_at = self._clock.monotonic()
+
+    async def _compare(self) -> None:
+        """One slice. When a table differs, or cannot be read, the next run reads all of them: the order of the writes
+        that repair is right only if the plan knows what every table holds. Others may have been changed too."""
+        started = self._clock.monotonic()
+        suspects: list[str] = []
+        await self._in_thread(lambda: self._compare_slice(suspects))
+        if suspects:
+            self._unread.update((*SERVICE_TABLES, *POLICY_TABLES))
+        now = self._clock.monotonic()
+        self._slice_at = now + max(SLICE_PAUSE_SECONDS, SLICE_REST * (now - started))
+        if not suspects and not self._comparison.under_way:
+            self.stats.compared += 1
+        if suspects or not self._comparison.under_way:
+            # Repair; or say at the end of the comparison that the maps are right.
+            self._wanted.set()
+
+    def _compare_slice(self, suspects: list[str]) -> None:
+        """In the worker thread."""
+        self._comparison.skip(self._unread)
+        try:
+            found = self._comparison.step(self._held)
+        except ApplyError as error:
+            log.warning("resync: %s; all maps are read again", error)
+            found = error.table
+        if found is not None:
+            suspects.append(found)
 
     def _reconcile(self, snapshot: Snapshot, outcome: _Outcome) -> None:
         """In the worker thread."""
@@ -191,6 +251,7 @@ class ReconcileLoop:
         known = {name: self._held[name] for name in found if name in self._held and name not in self._doubtful}
         outcome.drift.update({name: differences(found[name], table) for name, table in known.items()})
         self._held.update(found)
+        self._comparison.skip(found)
         self._unread.clear()
         self._doubtful.clear()
         if not self._restored:
@@ -200,14 +261,17 @@ class ReconcileLoop:
     def _bring(self, group: _Group, wanted: Tables, outcome: _Outcome) -> None:
         writes = group.plan(wanted, self._held)
         if writes:
+            self._comparison.wrote(writes)
             drafts = {name: Draft(self._held[name]) for name in {write.table for write in writes}}
             held: dict[str, Any] = {**self._held, **drafts}
+            made = False
             try:
                 apply(writes, self._tables, held, outcome.writes)
+                made = True
             finally:
-                # Written as far as the drafts say. What was reached takes the place of its draft below.
-                self._held.update(drafts)
-                self._held.update({name: dict(drafts[name]) for name in drafts if name not in wanted})
+                # What was reached takes the place of its draft below. Written only in part: a dict of its own, because
+                # a draft over a draft for each failed run would grow without end.
+                self._held.update({name: dict(drafts[name]) for name in drafts if not made or name not in wanted})
         # Equal now: the same object, so that the next plan sees it without comparing.
         self._held.update({name: wanted[name] for name in group.tables if name in wanted})
 
@@ -231,6 +295,7 @@ class ReconcileLoop:
             log.error("maps not up to date: %s", stats.last_error, exc_info=_traceback(error))
         if outcome.errors:
             stats.failing += 1
+            self._retry_at = self._clock.monotonic() + self._retry_seconds()
         else:
             self._account_success(outcome)
         self._hooks.ran(stats.last_duration, bool(outcome.errors))

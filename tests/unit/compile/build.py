@@ -66,7 +66,7 @@ def endpoint(number: int, pod_name: str, *ips: str, uid: str = "") -> Endpoint:
         "/run/netns/x",
         f"nn{number}",
         100 + number,
-        f"02:00:00:00:00:{number:02x}",
+        f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}",
         tuple(map(ip_address, ips)),
         ObjectRef("default", pod_name),
         uid,
