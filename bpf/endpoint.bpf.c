@@ -133,13 +133,13 @@ NN_INLINE int nn_egress(struct __sk_buff *ctx, struct nn_context *context)
 	if (layer < 0)
 		return nn_drop(ctx, context, layer);
 	if (layer == NN_LINK_ARP) {
-		result = nn_config.check_offload ? nn_check_offload(ctx, &context->packet) : 0;
+		result = nn_config.kernel_structs ? nn_check_offload(ctx, &context->packet) : 0;
 		if (result == 0)
 			result = nn_check_arp(ctx);
 		return result < 0 ? nn_drop(ctx, context, result) : TC_ACT_OK;
 	}
 	result = nn_parse_ip(ctx, &context->packet, layer);
-	if (result == 0 && nn_config.check_offload)
+	if (result == 0 && nn_config.kernel_structs)
 		result = nn_check_offload(ctx, &context->packet);
 	if (result < 0)
 		return nn_drop(ctx, context, result);

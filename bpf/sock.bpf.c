@@ -4,6 +4,7 @@
  * through the v6 hooks and find IPv4 Services, because maps hold addresses in that very form. */
 #include <linux/errno.h>
 
+#include "lib/accepted.h"
 #include "lib/events.h"
 #include "lib/sock_lb.h"
 
@@ -157,16 +158,33 @@ NN_INLINE int nn_sock_back(struct bpf_sock_addr *ctx, int family)
 	return NN_ALLOW;
 }
 
+/* An accepted socket that was disconnected would connect as one that was accepted: policy could not tell who opened its
+ * connection (pickup.h). Such a connect() is refused. */
+NN_INLINE int nn_sock_connect(struct bpf_sock_addr *ctx, int family)
+{
+	struct tcp_sock *tcp = 0;
+	struct nn_addr addr;
+	__be16 port;
+
+	if (nn_config.kernel_structs && ctx->protocol == IPPROTO_TCP && ctx->sk)
+		tcp = bpf_skc_to_tcp_sock(ctx->sk);
+	if (tcp && (nn_was_accepted(tcp, 1) || (family == NN_AF_INET6 && nn_was_accepted(tcp, 0)))) {
+		nn_sock_read(ctx, &addr, &port, family);
+		return nn_sock_refuse(ctx, &addr, port, 0, NN_DROP_CT_UNKNOWN_STATE, 0);
+	}
+	return nn_sock_out(ctx, family, 0);
+}
+
 SEC("cgroup/connect4")
 int sock_connect4(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_out(ctx, NN_AF_INET, 0);
+	return nn_sock_connect(ctx, NN_AF_INET);
 }
 
 SEC("cgroup/connect6")
 int sock_connect6(struct bpf_sock_addr *ctx)
 {
-	return nn_sock_out(ctx, NN_AF_INET6, 0);
+	return nn_sock_connect(ctx, NN_AF_INET6);
 }
 
 SEC("cgroup/sendmsg4")

@@ -128,7 +128,7 @@ class Node:
         config = loader.DatapathConfig(
             redirect_peer=redirect_peer,
             refuse_errno=self.has("helper set_retval"),
-            check_offload=self.has(probe.OFFLOAD),
+            kernel_structs=self.has(probe.OFFLOAD),
         )
         pins = loader.Pins(PINS)
         with self.report.timed("load"):
@@ -242,7 +242,7 @@ def direct(node: Node, version: int) -> None:
             client.connect((node.address("web", version), 8080))
 
 
-def picked_up(node: Node, version: int, *, known: bool) -> None:
+def picked_up(node: Node, version: int, *, known: bool, listens: bool = True) -> None:
     """The server, which may call nobody, speaks first on a connection that conntrack has lost. Where the namespace is
     not known, its socket is reset."""
     with (
@@ -253,6 +253,8 @@ def picked_up(node: Node, version: int, *, known: bool) -> None:
         server.listen(4)
         c.connect((node.address("web", version), 8080))
         accepted, _ = server.accept()
+        if not listens:
+            server.close()
         with accepted:
             accepted.settimeout(ANSWER)
             for key, _ in list(node.tables["nn_ct"].items()):
@@ -338,6 +340,9 @@ def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
         report.check("policy", f"allowed {family}", partial(direct, node, version))
         for known, word in ((True, "lives"), (False, "is reset")):
             report.check("policy", f"lost by conntrack {word} {family}", partial(picked_up, node, version, known=known))
+        if node.has(probe.OFFLOAD):
+            kept = partial(picked_up, node, version, known=True, listens=False)
+            report.check("policy", f"lost by conntrack, listener closed, lives {family}", kept)
         for pod, port, kind in (("other", 8080, socket.SOCK_STREAM), ("client", 8443, socket.SOCK_DGRAM)):
             report.check("policy", f"denied {pod} {port} {family}", partial(denied, node, pod, version, kind, port))
         report.check("policy", f"other's address {family}", partial(other_source, node, version))

@@ -56,7 +56,7 @@ struct nn_config {
 	__u8 refuse_errno; /* the kernel has bpf_set_retval (5.18): connect() fails with ECONNREFUSED, else EPERM */
 	__u8 trace_events; /* 0: drops alone */
 	__u8 preemptible; /* PREEMPT_RT: a program may be put aside for another one on its CPU */
-	__u8 check_offload; /* the kernel's own packet can be read: BTF and bpf_probe_read_kernel (CAP_PERFMON) */
+	__u8 kernel_structs; /* the kernel's own packet and sockets can be read: BTF and CAP_PERFMON */
 	__u8 pad[2];
 	__u64 netns_cookie; /* of the node's own network namespace; 0: the kernel does not tell it (5.14 does) */
 };

@@ -6,6 +6,7 @@
 #ifndef NN_PICKUP_H
 #define NN_PICKUP_H
 
+#include "accepted.h"
 #include "conntrack.h"
 #include "policy.h"
 
@@ -38,28 +39,43 @@ NN_INLINE int nn_is_midstream(const struct nn_context *context)
 	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) != NN_TCP_SYN;
 }
 
-/* The TCP state of the pod's socket for these ends, or of the listener that they reach; 0: none. */
-NN_INLINE int nn_socket_state(struct __sk_buff *ctx, struct bpf_sock_tuple *ends, __u32 size, __u32 netns)
-{
-	struct bpf_sock *sock = bpf_skc_lookup_tcp(ctx, ends, size, netns, 0);
-	int state;
+/* What a socket says about who opened its connection, besides NN_INGRESS, NN_EGRESS, and 0: nothing. */
+#define NN_ASK_LISTENER 3
 
-	if (!sock)
+NN_INLINE int nn_opener_by_kernel(struct bpf_sock *sock, int v4)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sock);
+
+	if (!tcp)
 		return 0;
-	state = sock->state;
-	bpf_sk_release(sock);
-	return state;
+	return nn_was_accepted(tcp, v4) ? NN_INGRESS : NN_EGRESS;
 }
 
-/* Who opened the connection, by the pod's own sockets: NN_INGRESS, NN_EGRESS, or 0 where they do not say. A listener on the
- * pod's port says that the other side did; it is looked up from an address and port that no connection has, because the
- * connection's own socket would hide it. A socket that is bound to a device is not found. */
+NN_INLINE int nn_opener_by_socket(struct bpf_sock *sock, int v4)
+{
+	switch (sock->state) {
+	case BPF_TCP_SYN_SENT:
+		return NN_EGRESS;
+	case BPF_TCP_NEW_SYN_RECV:
+		return NN_INGRESS;
+	case BPF_TCP_TIME_WAIT: /* has nothing left to say */
+	case BPF_TCP_LISTEN: /* a listener alone is no connection */
+		return 0;
+	}
+	return nn_config.kernel_structs ? nn_opener_by_kernel(sock, v4) : NN_ASK_LISTENER;
+}
+
+/* Who opened the connection, by the pod's own sockets: NN_INGRESS, NN_EGRESS, or 0 where they do not say. A socket that is
+ * bound to a device is not found. Where the kernel's structs cannot be read, a listener on the pod's port says that the other
+ * side opened; it is looked up from an address and port that no connection has, because the connection's own socket would
+ * hide it. */
 NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *key)
 {
 	struct nn_endpoint_entry *endpoint;
 	struct bpf_sock_tuple ends = {};
+	struct bpf_sock *sock;
 	__u32 size, netns;
-	int state;
+	int v4, opener;
 
 	if (!key) /* the verifier of older kernels wants to see it */
 		return 0;
@@ -67,35 +83,39 @@ NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *k
 	if (!endpoint || !endpoint->netns)
 		return 0;
 	netns = endpoint->netns - 1;
-	if (nn_addr_is_v4(&key->pod)) {
-		size = sizeof(ends.ipv4);
+	v4 = nn_addr_is_v4(&key->pod);
+	if (v4) {
 		ends.ipv4.saddr = key->remote.word[3];
 		ends.ipv4.daddr = key->pod.word[3];
 		ends.ipv4.sport = key->remote_port;
 		ends.ipv4.dport = key->pod_port;
 	} else {
-		size = sizeof(ends.ipv6);
 		__builtin_memcpy(ends.ipv6.saddr, &key->remote, sizeof(ends.ipv6.saddr));
 		__builtin_memcpy(ends.ipv6.daddr, &key->pod, sizeof(ends.ipv6.daddr));
 		ends.ipv6.sport = key->remote_port;
 		ends.ipv6.dport = key->pod_port;
 	}
-	state = nn_socket_state(ctx, &ends, size, netns);
-	if (state == BPF_TCP_SYN_SENT)
-		return NN_EGRESS;
-	if (state == BPF_TCP_NEW_SYN_RECV)
-		return NN_INGRESS;
-	/* TIME_WAIT has nothing left to say. A listener alone is no connection. */
-	if (!state || state == BPF_TCP_TIME_WAIT || state == BPF_TCP_LISTEN)
+	size = v4 ? sizeof(ends.ipv4) : sizeof(ends.ipv6);
+	sock = bpf_skc_lookup_tcp(ctx, &ends, size, netns, 0);
+	if (!sock)
 		return 0;
-	if (size == sizeof(ends.ipv4)) {
+	opener = nn_opener_by_socket(sock, v4);
+	bpf_sk_release(sock);
+	if (opener != NN_ASK_LISTENER)
+		return opener;
+	if (v4) {
 		ends.ipv4.saddr = 0;
 		ends.ipv4.sport = 0;
 	} else {
 		__builtin_memset(ends.ipv6.saddr, 0, sizeof(ends.ipv6.saddr));
 		ends.ipv6.sport = 0;
 	}
-	return nn_socket_state(ctx, &ends, size, netns) == BPF_TCP_LISTEN ? NN_INGRESS : NN_EGRESS;
+	sock = bpf_skc_lookup_tcp(ctx, &ends, size, netns, 0);
+	if (!sock)
+		return NN_EGRESS;
+	opener = sock->state == BPF_TCP_LISTEN ? NN_INGRESS : NN_EGRESS;
+	bpf_sk_release(sock);
+	return opener;
 }
 
 /* Judge a packet of nn_is_midstream, once nn_identify knows both ends. Sets what the flow's entry is to say: whether the

@@ -63,7 +63,7 @@ class Datapath:
             redirect_peer=config.redirect_peer and redirect_peer,
             refuse_errno=probe.available(self.features, "helper set_retval"),
             trace_events=config.flow_events,
-            check_offload=probe.available(self.features, probe.OFFLOAD),
+            kernel_structs=probe.available(self.features, probe.OFFLOAD),
             netns_cookie=netns_cookie(),
         )
         sizes = {

@@ -57,14 +57,14 @@ class DatapathConfig:
     refuse_errno: bool = True
     trace_events: bool = True
     preemptible: bool = field(default_factory=softirqs_are_preemptible)
-    check_offload: bool = True
+    kernel_structs: bool = True
     # Of the node's own network namespace: sockets in others are pods'. 0: not known.
     netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
-        kernel = (self.preemptible, self.check_offload)
+        kernel = (self.preemptible, self.kernel_structs)
         return struct.pack("=6B2xQ", *policy, *kernel, self.netns_cookie)
 
 
@@ -196,7 +196,7 @@ def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, re
     lib = libbpf.lib()
     # Where the check of offloads is off, the kernel need not have BTF. The object's own description of the kernel's
     # structs takes its place: the verifier removes the code that would use it.
-    options = None if config.check_offload else libbpf.open_options(btf_path=path)
+    options = None if config.kernel_structs else libbpf.open_options(btf_path=path)
     handle = lib.bpf_object__open_file(str(path).encode(), options)
     if not handle:
         libbpf.check(None, f"open {path}")

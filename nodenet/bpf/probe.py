@@ -102,9 +102,11 @@ def features() -> list[Feature]:
             OFFLOAD,
             _reads_kernel_structs(lib, status),
             needed=False,
-            purpose="a pod's packet leaves as it was judged (CONFIG_DEBUG_INFO_BTF, CAP_PERFMON)",
+            purpose="a pod's packet leaves as it was judged, and its sockets tell who opened a connection "
+            "(CONFIG_DEBUG_INFO_BTF, CAP_PERFMON)",
             without="unfinished checksums of pods are not checked: a pod with CAP_NET_RAW can change the addresses and "
-            "ports of its packets behind its policy",
+            "ports of its packets behind its policy; and of a connection that conntrack lost, the pod that listens on "
+            "its port counts as the one that was called",
         )
     )
     found.append(

@@ -274,10 +274,10 @@ from nodenet.bpf import build, loader
 from nodenet.errors import CannotRunError
 objects, root = build.build_all(Path(sys.argv[1])), Path(sys.argv[2])
 try:
-    loader.load(objects, loader.DatapathConfig(check_offload=True), loader.Pins(root / "checked"))
+    loader.load(objects, loader.DatapathConfig(kernel_structs=True), loader.Pins(root / "checked"))
 except CannotRunError:
     print("refused", flush=True)
-loaded = loader.load(objects, loader.DatapathConfig(check_offload=False), loader.Pins(root / "not-checked"))
+loaded = loader.load(objects, loader.DatapathConfig(kernel_structs=False), loader.Pins(root / "not-checked"))
 print(sorted(loaded.programs))
 """
 

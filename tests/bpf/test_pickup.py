@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address, ip_interface
@@ -76,7 +77,9 @@ class World:
         return made
 
     @contextmanager
-    def connection(self, opener: str, listener: socket.socket | None = None) -> Iterator[None]:
+    def connection(
+        self, opener: str, listener: socket.socket | None = None, *, listens_on: bool = True
+    ) -> Iterator[tuple[socket.socket, socket.socket]]:
         """A real one between the pod and the remote; both ends are in the pod's namespace."""
         with ExitStack() as stack:
             if opener == "pod":
@@ -93,9 +96,9 @@ class World:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 stack.callback(made.close)
             stack.callback(server.close)
-            if opener == "pod":
+            if opener == "pod" or not listens_on:
                 server.close()
-            yield
+            yield client, accepted
 
     def packet(self, opener: str, way: Direction, flags: str = "A", payload: bytes = b"") -> Packet:
         pod, remote = (POD_SERVES, REMOTE_CALLS) if opener == "remote" else (POD_CALLS, REMOTE_SERVES)
@@ -192,6 +195,40 @@ def test_without_a_socket_both_readings_must_allow(
         assert passes == (egress and ingress)
     entries = [entry.flags for _, entry in world.datapath.tables["nn_ct"].items()]
     assert entries == ([CtFlag.UNSURE] * 2 if egress and ingress else [])
+
+
+@pytest.mark.parametrize(("way", "egress", "ingress"), CELLS)
+def test_a_server_that_listens_no_more_was_opened_by_the_other_side(
+    world: World, way: Direction, egress: bool, ingress: bool
+) -> None:
+    world.policy(egress=egress, ingress=ingress)
+    with world.connection("remote", listens_on=False):
+        assert (world.verdict(world.packet("remote", way), way) == TC_OK) == ingress
+
+
+@pytest.mark.parametrize(("way", "egress", "ingress"), CELLS)
+def test_a_client_that_listens_on_its_port_has_opened_its_connection_all_the_same(
+    world: World, way: Direction, egress: bool, ingress: bool
+) -> None:
+    """Or it could have a connection that egress policy cut judged by its ingress rules."""
+    world.policy(egress=egress, ingress=ingress)
+    with world.connection("pod"), world.socket(world.pod, POD_CALLS) as listener:
+        listener.listen()
+        assert (world.verdict(world.packet("pod", way), way) == TC_OK) == egress
+
+
+def test_no_stream_socket_can_pass_for_an_accepted_one(world: World) -> None:
+    """What nn_opener_by_kernel reads is out of its holder's reach."""
+    with world.connection("pod") as ends:
+        for made in ends:
+            for level, option, value in (
+                (socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("4s4si", b"", b"", 1)),
+                (socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("4s4si", b"", b"", 0)),
+                (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, struct.pack("i", 1)),
+                (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, struct.pack("i", 0)),
+            ):
+                with pytest.raises(OSError, match=r"Invalid argument|not available|not supported"):
+                    made.setsockopt(level, option, value)
 
 
 def test_a_listener_without_the_connection_vouches_for_nothing(world: World) -> None:
