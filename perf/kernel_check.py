@@ -268,6 +268,8 @@ def picked_up(node: Node, version: int, *, known: bool, listens: bool = True) ->
                 if known:
                     assert c.recv(8) == b"news"
                 else:
+                    # The client's end goes too, without a FIN that it would repeat: later checks count drops.
+                    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     with contextlib.suppress(ConnectionResetError):
                         raise AssertionError(f"the socket was not reset, but read {accepted.recv(8)!r}")
             finally:

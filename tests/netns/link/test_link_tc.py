@@ -13,7 +13,6 @@ from nodenet.link.handle import Link, LinkError
 from nodenet.link.tc import Hook
 
 from .programs import OK, SHOT, load
-from .rtnl import qdiscs, rtnl
 
 pytestmark = pytest.mark.kernel
 
@@ -29,7 +28,7 @@ def node(two: tuple[str, str]) -> Iterator[tuple[Link, int, str]]:
         yield link, made.index, two[1]
 
 
-def test_attach_replace_and_detach(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
+def test_attach_replace_and_detach(node: tuple[Link, int, str]) -> None:
     link, ifindex, _ = node
     assert tc.attached(link, ifindex) == []
     first, second = load("nn_first", OK), load("nn_second", OK + 1)
@@ -54,7 +53,7 @@ def test_attach_replace_and_detach(two: tuple[str, str], node: tuple[Link, int, 
     assert tc.detach(link, ifindex, Hook.INGRESS, "nn_from_pod")
     assert tc.detach(link, ifindex, Hook.EGRESS, "nn_to_pod")
     assert not tc.detach(link, ifindex, Hook.EGRESS, "nn_to_pod")
-    assert qdiscs(two[0], ifindex) == ["noqueue"]
+    assert [q.get_attr("TCA_KIND") for q in link.ip.get_qdiscs(index=ifindex)] == ["noqueue"]
 
 
 def test_ingress_is_what_arrives_at_the_interface(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
@@ -89,13 +88,12 @@ def test_a_missing_interface_is_told(node: tuple[Link, int, str]) -> None:
     os.close(program)
 
 
-def test_an_ingress_qdisc_gives_way(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
+def test_an_ingress_qdisc_gives_way(node: tuple[Link, int, str]) -> None:
     """It has clsact's place and one side only: a filter for the other one would be put on the wrong side, and take the
     place of the first."""
     link, ifindex, _ = node
     program = load("nn_any", OK)
-    with rtnl(two[0]) as ip:
-        ip.tc("add", "ingress", ifindex, 0xFFFF0000)
+    link.ip.tc("add", "ingress", ifindex, 0xFFFF0000)
     wanted = [tc.Program(Hook.INGRESS, program, "nn_from_pod"), tc.Program(Hook.EGRESS, program, "nn_to_pod")]
     gave_way = tc.attach_all(link, ifindex, wanted)
     assert gave_way == [
@@ -105,6 +103,7 @@ def test_an_ingress_qdisc_gives_way(two: tuple[str, str], node: tuple[Link, int,
         (Hook.INGRESS, "nn_from_pod"),
         (Hook.EGRESS, "nn_to_pod"),
     ]
-    assert qdiscs(two[0], ifindex) == ["noqueue", "clsact"]
+    kinds = [q.get_attr("TCA_KIND") for q in link.ip.get_qdiscs(index=ifindex)]
+    assert kinds == ["noqueue", "clsact"]
     assert tc.attach_all(link, ifindex, wanted) == []
     os.close(program)
