@@ -12,8 +12,8 @@ from typing import Any
 from nodenet.reconcile.apply import ApplyError, Table
 from nodenet.reconcile.plan import Tables, Write
 
-# Entries in one slice. Unpacking and comparing one takes about 10 us, so a slice ends before the 5 ms after which
-# Python lets another thread run.
+# Entries in one slice. Unpacking and comparing one takes about 10 us, so a change that comes during a slice waits for
+# a few milliseconds at most.
 SLICE_ENTRIES = 400
 
 
