@@ -172,15 +172,6 @@ class Blocks:
         }
 
 
-def of_policies(policies: Iterable[NetworkPolicy], pods: Iterable[tuple[IPAddress, LabelSet]] = ()) -> Regions:
-    """The regions that these policies' blocks need. `pods`: see Blocks.hosts."""
-    blocks = Blocks()
-    for policy in policies:
-        blocks.change(None, policy)
-    hosts = blocks.hosts(pods) if blocks.names_ports else {}
-    return Regions(partition(blocks.cuts | hosts.keys()), hosts)
-
-
 def _rules_of(policy: NetworkPolicy) -> Iterator[tuple[Direction, Rule]]:
     return ((direction, rule) for direction in policy.directions for rule in policy.rules(direction))
 

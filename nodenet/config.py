@@ -55,16 +55,6 @@ class Config:
         """gRPC: observer.Observer and nodenet's own service."""
         return self.run_dir / "agent.sock"
 
-    @property
-    def cni_socket(self) -> Path:
-        """The CNI executable's socket."""
-        return self.run_dir / "cni.sock"
-
-    @property
-    def endpoints_dir(self) -> Path:
-        """One JSON file per endpoint, written by the CNI plugin."""
-        return self.run_dir / "endpoints"
-
 
 _POSITIVE = (
     "flow_buffer",

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nodenet.errors import CannotRunError
-from nodenet.lab import cgroups
+from nodenet.link import cgroups
 from perf.modes import Mode
 from perf.node import CGROUP_PREFIX
 

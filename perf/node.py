@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodenet.errors import CannotRunError
-from nodenet.lab import cgroups, mounts
+from nodenet.link import cgroups, mounts
 from perf import tools
 
 BRIDGE = "cni0"

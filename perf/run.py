@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
-from nodenet.lab import cgroups
+from nodenet.link import cgroups
 from perf import environment, load, results, workloads
 from perf.blocks import Sizes
 from perf.ebpf import Ebpf, EbpfPacket, EbpfQuiet

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from nodenet import abi
 from nodenet.agent.features import features
@@ -15,21 +13,10 @@ from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.config import Config
 from nodenet.errors import CannotRunError
+from nodenet.link import cgroups
 from nodenet.link.handle import Link
-from nodenet.mounttable import mounts
 
 log = logging.getLogger(__name__)
-
-
-def cgroup2_root() -> Path:
-    """Where the cgroup v2 hierarchy is mounted (on a hybrid layout below /sys/fs/cgroup/unified)."""
-    for mount in mounts():
-        if mount.fstype == "cgroup2":
-            return mount.target
-    raise CannotRunError(
-        "no cgroup v2 hierarchy is mounted: Services cannot be translated at the socket",
-        "mount -t cgroup2 none /sys/fs/cgroup/unified",
-    )
 
 
 class Datapath:
@@ -39,7 +26,7 @@ class Datapath:
         self.config = config
         self.features = features()
         probe.require(self.features)
-        self.cgroup = config.cgroup or cgroup2_root()
+        self.cgroup = config.cgroup or cgroups.mount_point()
         if not self.cgroup.is_dir():
             raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "it is a path below the cgroup v2 mount")
         self.pins = loader.Pins(config.bpffs)
@@ -114,7 +101,3 @@ def netns_cookie() -> int:
             return link.netns_cookie()
     except OSError:
         return 0
-
-
-def kernel_release() -> str:
-    return os.uname().release

@@ -14,7 +14,7 @@ from nodenet.cni.records import Records
 from nodenet.cni.request import Request
 from nodenet.cni.routes import PodRoute
 from nodenet.endpoint import IPNetwork
-from nodenet.link import addresses, bridge, netns, nft, routes, sysctl
+from nodenet.link import addresses, bridge, nft, routes, sysctl
 from nodenet.link.handle import Interface, Link
 
 _V6_METRIC = 1024
@@ -182,9 +182,3 @@ class Checker:
                 yield f"address {entry.address.ip} is not masqueraded"
         if conf.mac_spoof_check and inside and not nft.checks_source_mac(wire.host_ifname(self._owner)):
             yield f"interface {wire.host_ifname(self._owner)}: source MACs are not checked"
-
-
-def sandbox_exists(request: Request) -> None:
-    """CHECK's own error for a namespace that is gone: code 3, as the specification says."""
-    if not netns.is_namespace(request.netns):
-        raise CniError(Code.UNKNOWN_CONTAINER, f"CNI_NETNS: {request.netns} does not exist")

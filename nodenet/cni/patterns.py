@@ -13,7 +13,6 @@ _parser: Any = importlib.import_module("re._parser")
 _compiler: Any = importlib.import_module("re._compiler")
 
 # Arguments of _sre.compile after the expression itself: flags, code, groups, their numbers by name, names by number.
-Compiled = tuple[int, tuple[int, ...], int, dict[str, int], tuple[str | None, ...]]
 
 
 def patterns(

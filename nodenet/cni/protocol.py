@@ -20,7 +20,6 @@ REPLY_MAGIC = b"NNR1"
 # Bytes: a runtime's configuration with a prevResult is a few thousand.
 MAX_ENVIRONMENT = 1 << 17
 MAX_STDIN = 1 << 22
-MAX_STDOUT = 1 << 22
 
 
 class ProtocolError(Exception):

@@ -14,17 +14,6 @@ from nodenet.model import Identity, IPAddress, Node, ObjectRef, Pod
 _NOWHERE = LocalNode("")
 
 
-def compile_ipcache(
-    pods: Mapping[ObjectRef, Pod],
-    nodes: Mapping[ObjectRef, Node],
-    identities: Mapping[ObjectRef, int],
-    local_identities: Mapping[IPAddress, int],
-    local: LocalNode,
-) -> Table:
-    """One compilation from nothing: see IpcacheCompiler."""
-    return IpcacheCompiler().compile(pods, nodes, identities, local_identities, local)
-
-
 class IpcacheCompiler:
     """Compiles the addresses of one Snapshot after the other; a table is evolved from the one before.
 

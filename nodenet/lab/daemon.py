@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nodenet.errors import NodenetError
-from nodenet.lab import cgroups, control, fabric, files, layout, names, nodes, process
+from nodenet.lab import control, fabric, files, groups, layout, names, nodes, process
 from nodenet.lab.agents import Agent
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.lab.cni_runtime import Runtime
@@ -98,7 +98,7 @@ class Lab:
         folder = self.files.node(node.name)
         place = process.Place(
             names.netns_path(names.node_netns(self.plan.name, node.name)),
-            cgroups.node_system(self.plan.name, node.name),
+            groups.node_system(self.plan.name, node.name),
         )
         changed = asyncio.Event()
         agent = self.agents[node.name] = Agent(node.name, place, folder, changed.set)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nodenet.errors import BadInputError, CannotRunError
-from nodenet.lab import cgroups, find, mounts, names, pods, process
-from nodenet.link import netns
+from nodenet.lab import find, groups, names, pods, process
+from nodenet.link import mounts, netns
 
 _CLONE_NEWUTS = 0x04000000
 _HOSTS = Path("/etc/hosts")
@@ -28,7 +28,7 @@ def place(lab: str, pod: Mapping[str, Any]) -> process.Place:
     metadata, node = pod["metadata"], pod["spec"].get("nodeName", "")
     ref = (metadata["namespace"], metadata["name"])
     name = names.node_netns(lab, node) if pods.host_network(pod) else names.pod_netns(lab, *ref)
-    where = process.Place(names.netns_path(name), cgroups.pod_group(lab, node, *ref))
+    where = process.Place(names.netns_path(name), groups.pod_group(lab, node, *ref))
     if not node or not where.netns.exists() or not where.cgroup.is_dir():
         reason = pods.waiting_message(pod) or f"its phase is {pod.get('status', {}).get('phase', 'Pending')}"
         raise CannotRunError(f"pod {'/'.join(ref)} does not run: {reason}")

@@ -16,9 +16,9 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from nodenet.errors import CannotRunError
-from nodenet.lab import cgroups, mounts, names
+from nodenet.lab import groups, names
 from nodenet.lab.layout import IPInterface, LabPlan, NodePlan
-from nodenet.link import netns
+from nodenet.link import cgroups, mounts, netns
 
 BRIDGE = "fabric0"
 UPLINK = "eth0"
@@ -48,8 +48,8 @@ def _make_node(plan: LabPlan, node: NodePlan) -> None:
     path = netns.create(names.node_netns(plan.name, node.name))
     netns.call(names.fabric_netns(plan.name), _connect, node, path)
     netns.call(path, _configure_node, plan, node)
-    cgroups.make(cgroups.node_system(plan.name, node.name))
-    cgroups.make(cgroups.node_root(plan.name, node.name) / "pods")
+    cgroups.make(groups.node_system(plan.name, node.name))
+    cgroups.make(groups.node_root(plan.name, node.name) / "pods")
     bpffs = names.node_dir(plan.name, node.name) / "bpf"
     bpffs.mkdir(parents=True)
     mounts.mount("bpf", bpffs, "bpf")

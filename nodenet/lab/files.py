@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
-from nodenet.lab import cgroups, layout, names
+from nodenet.lab import groups, layout, names
 from nodenet.lab.guard import Tokens
 from nodenet.lab.layout import LabPlan, NodePlan
+from nodenet.link import cgroups
 
 NETWORK = "nodenet"
 _CNI_VERSION = "1.1.0"
@@ -79,7 +80,7 @@ class LabState:
     @property
     def alive(self) -> bool:
         """Whether the daemon runs: its pid, and that pid inside the lab's own cgroup."""
-        return self.pid in cgroups.processes(cgroups.lab_root(self.plan.name) / cgroups.CONTROL)
+        return self.pid in cgroups.processes(groups.lab_root(self.plan.name) / groups.CONTROL)
 
 
 def write_state(state: LabState) -> None:
@@ -135,7 +136,7 @@ def agent_config(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
         "kubeconfig": str(folder / "kubeconfig"),
         "run_dir": str(folder),
         "bpffs": str(folder / "bpf"),
-        "cgroup": str(cgroups.node_root(plan.name, node.name)),
+        "cgroup": str(groups.node_root(plan.name, node.name)),
         "cluster_name": plan.name,
     }
 

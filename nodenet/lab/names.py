@@ -17,7 +17,6 @@ from nodenet.errors import BadInputError
 
 RUN_ROOT = Path("/run/nodenet/lab")
 NETNS_ROOT = Path("/run/netns")
-DEFAULT_LAB = "lab"
 FABRIC = "fabric"
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nodenet.errors import CannotRunError
-from nodenet.lab import cgroups, names, process
+from nodenet.lab import groups, names, process
 from nodenet.lab.pods import Port
-from nodenet.link import netns
+from nodenet.link import cgroups, netns
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Sandbox:
         self.host_network = host_network
         self.container_id = secrets.token_hex(32)
         self._name = ref[1]
-        self._cgroup = cgroups.pod_group(lab, node, *ref)
+        self._cgroup = groups.pod_group(lab, node, *ref)
         self._server: subprocess.Popen[bytes] | None = None
 
     @property

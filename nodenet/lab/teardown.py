@@ -10,8 +10,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from nodenet.lab import cgroups, mounts, names, pins
-from nodenet.link import netns
+from nodenet.lab import groups, names, pins
+from nodenet.link import cgroups, mounts, netns
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ def namespaces(lab: str) -> list[str]:
 def leftovers(lab: str) -> list[str]:
     """What exists of the lab, as words for a person; empty: nothing does."""
     found = [f"namespace {name}" for name in namespaces(lab)]
-    if cgroups.lab_root(lab).is_dir():
-        found.append(f"cgroup {cgroups.lab_root(lab)}")
+    if groups.lab_root(lab).is_dir():
+        found.append(f"cgroup {groups.lab_root(lab)}")
     if names.lab_dir(lab).exists():
         found.append(f"folder {names.lab_dir(lab)}")
     return found
@@ -38,7 +38,7 @@ def leftovers(lab: str) -> list[str]:
 
 def labs() -> list[str]:
     """Every lab of which something exists."""
-    found = set(cgroups.labs())
+    found = set(groups.labs())
     if names.RUN_ROOT.is_dir():
         found |= {path.name for path in names.RUN_ROOT.iterdir() if path.is_dir()}
     found |= {name.split(".")[1] for name in netns.names() if name.startswith("nn.") and name.count(".") >= 2}
@@ -60,8 +60,8 @@ def down(lab: str) -> bool:
     """
     names.check_lab_name(lab)
     found = bool(leftovers(lab))
-    cgroups.remove(cgroups.lab_root(lab) / cgroups.CONTROL)
-    cgroups.remove(cgroups.lab_root(lab))
+    cgroups.remove(groups.lab_root(lab) / groups.CONTROL)
+    cgroups.remove(groups.lab_root(lab))
     for name in namespaces(lab):
         _end_visitors(name)
     mounted = mounts.mount_points(names.lab_dir(lab))

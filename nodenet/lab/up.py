@@ -16,10 +16,11 @@ from typing import Any
 
 from nodenet.cni import bundle, install
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
-from nodenet.lab import cgroups, files, process, ready, teardown
+from nodenet.lab import files, groups, process, ready, teardown
 from nodenet.lab.client import LabClient
 from nodenet.lab.files import LabFiles, LabState
 from nodenet.lab.layout import LabPlan
+from nodenet.link import cgroups
 
 Say = Callable[[str], None]
 
@@ -93,7 +94,7 @@ def start(plan: LabPlan, mask_size: int, say: Say, deadline: float) -> LabClient
     except FileExistsError as error:
         raise BadInputError(f"lab {plan.name}: another `lab up` is making it") from error
     files.write_state(LabState(plan, mask_size))
-    control = cgroups.make(cgroups.lab_root(plan.name) / cgroups.CONTROL)
+    control = cgroups.make(groups.lab_root(plan.name) / groups.CONTROL)
     read, write = os.pipe()
     with folder.log.open("ab") as output:
         daemon = subprocess.Popen(

@@ -14,14 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from nodenet.errors import CannotRunError
 from nodenet.link import netlink, netns
 from nodenet.link.netlink import Netlink, RefusedError, Request
-
-if TYPE_CHECKING:
-    from pyroute2 import IPRoute
 
 NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 IFF_UP, IFF_PROMISC = 0x1, 0x100
@@ -72,11 +69,8 @@ class Link:
     def __init__(self, target: netns.Target | None = None) -> None:
         self._socket = netns.open_socket(target, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
         self.kernel = Netlink(self._socket)
-        self._pyroute2: Any = None
 
     def close(self) -> None:
-        if self._pyroute2 is not None:
-            self._pyroute2.close()
         self.kernel.close()
 
     def __enter__(self) -> Self:
@@ -93,21 +87,6 @@ class Link:
             return int.from_bytes(self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
         except OSError:
             return 0
-
-    @property
-    def ip(self) -> IPRoute:
-        """pyroute2 on a second handle of the same socket's namespace, for what is rare. Importing it takes 0.15 s, and
-        it must not be used on a thread whose asyncio loop runs."""
-        if self._pyroute2 is None:
-            # linux/sockios.h, SIOCGSKNS: an open file of the namespace that the socket belongs to.
-            import fcntl
-
-            from pyroute2 import IPRoute
-
-            with _closing(fcntl.ioctl(self._socket, 0x894C)) as namespace:
-                other = netns.open_socket(namespace, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
-            self._pyroute2 = IPRoute(fileno=other.detach())
-        return self._pyroute2
 
     def get(self, which: str | int) -> Interface | None:
         """One interface by name or index; None when there is none."""
@@ -197,16 +176,6 @@ def refusing(doing: str) -> Iterator[None]:
         yield
     except RefusedError as error:
         raise LinkError(doing, error.code, error.text) from error
-
-
-@contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    import os
-
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _interface(body: bytes) -> Interface:

@@ -25,9 +25,9 @@ def unshare(flags: int) -> int:
     return _call("unshare", flags)
 
 
-def mount(source: bytes, target: bytes, flags: int) -> int:
-    """mount(2), for bind mounts and changes of propagation."""
-    return _call("mount", source, target, b"none", flags, None)
+def mount(source: bytes, target: bytes, flags: int, kind: bytes = b"none") -> int:
+    """mount(2). Bind mounts and changes of propagation ignore `kind`, the type of the file system."""
+    return _call("mount", source, target, kind, flags, None)
 
 
 def umount2(target: bytes, flags: int) -> int:

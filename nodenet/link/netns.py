@@ -171,11 +171,6 @@ def run(target: Target, argv: Sequence[str | Path], **options: Any) -> subproces
     return call(target, lambda: subprocess.run(argv, check=check, **options))
 
 
-def exec_prefix(target: str | Path) -> list[str]:
-    """Words that run a command inside the namespace, for asyncio.create_subprocess_exec and for people."""
-    return ["nsenter", f"--net={path_of(target)}", "--"]
-
-
 def enter(target: Target) -> None:
     """Move the calling thread into a namespace for good. Raises OSError (EINVAL: the file is no namespace)."""
     with opened(target) as fd:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from nodenet.errors import CannotRunError
+from nodenet.link import mounts
 from nodenet.trace.debian import load_bcc
 
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 EVENT = Path("events/skb/kfree_skb/format")
 PROTOCOLS = {0x0800: "IPv4", 0x86DD: "IPv6", 0x0806: "ARP"}
-_CLONE_NEWNS = 0x00020000
-_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 _FIELD = re.compile(r"field:.*?(\w+);\s*offset:(\d+);\s*size:(\d+);")
 _SYMBOL = re.compile(r'\{ (0x[0-9a-f]+|\d+), "(\w+)" \}')
 
@@ -111,12 +109,10 @@ def _read_format() -> str:
 
 def _mount_tracefs(folder: Path) -> None:
     """In a mount namespace of this process alone: the machine's own mounts stay as they are."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    failed = (
-        libc.unshare(_CLONE_NEWNS)
-        or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-        or libc.mount(b"tracefs", str(folder).encode(), b"tracefs", 0, None)
-    )
-    if failed:
-        reason = os.strerror(ctypes.get_errno())
-        raise CannotRunError(f"no tracefs is mounted, and it cannot be mounted on {folder}: {reason}", "run as root")
+    try:
+        mounts.private()
+        mounts.mount("tracefs", folder, "tracefs")
+    except OSError as error:
+        raise CannotRunError(
+            f"no tracefs is mounted, and it cannot be mounted on {folder}: {error.strerror}", "run as root"
+        ) from error

@@ -23,6 +23,7 @@ import click
 import yaml
 
 from nodenet.errors import CannotRunError, NodenetError
+from nodenet.lab import names
 from perf import tools
 from perf.soak import figures, world
 from perf.soak.api import Api
@@ -114,7 +115,8 @@ def soak(lab: str, settings: Settings, stop: threading.Event) -> Result:
             stack.callback(probe.process.kill)
             probe.start()
         over = threading.Event()
-        outages = Outages(over, settings.seed, [f"nn.{lab}.{n}" for n in world.NODES], _around(settings.outage_every))
+        nodes = [names.node_netns(lab, node) for node in world.NODES]
+        outages = Outages(over, settings.seed, nodes, _around(settings.outage_every))
         churn = Churn(over, settings.seed, api, outages, settings.batch)
         kills = Kills(over, settings.seed, NODENET, lab, _around(settings.kill_every))
         troubles: list[Trouble] = [Flips(over, settings.seed, api), churn, outages, kills]

@@ -13,6 +13,7 @@ from typing import Any
 
 from nodenet import abi
 from nodenet.bpf.tables import BpfTable
+from nodenet.lab import names
 from nodenet.link import netns
 from perf.soak.trouble import netns_names
 
@@ -77,7 +78,7 @@ def _status(nodenet: Sequence[str], lab: str, node: str) -> dict[str, Any]:
 
 def counts(lab: str, node: str) -> dict[str, int]:
     """Entries of each map. A map that is just being replaced is left out."""
-    folder = Path(f"/run/nodenet/lab/{lab}/{node}/bpf/maps")
+    folder = names.node_dir(lab, node) / "bpf" / "maps"
     found = {}
     for name in (*COMPILED, *_WRITTEN):
         if name in abi.MAPS:
@@ -91,7 +92,7 @@ def counts(lab: str, node: str) -> dict[str, int]:
 
 def _nsids(lab: str, node: str) -> int:
     """Namespaces that the node's own knows by number: one for each peer of an interface."""
-    done = netns.run(f"nn.{lab}.{node}", ["ip", "netns", "list-id"], capture_output=True, text=True)
+    done = netns.run(names.node_netns(lab, node), ["ip", "netns", "list-id"], capture_output=True, text=True)
     return len(done.stdout.splitlines())
 
 

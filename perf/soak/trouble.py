@@ -8,8 +8,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 
+from nodenet.lab import names
 from perf import tools
 from perf.soak import world
 from perf.soak.api import Api
@@ -166,4 +166,4 @@ class Kills(Trouble):
 
 def netns_names(lab: str) -> list[str]:
     """Namespaces of this lab, by name."""
-    return sorted(path.name for path in Path("/run/netns").glob(f"nn.{lab}.*"))
+    return sorted(path.name for path in names.NETNS_ROOT.glob(f"{names.netns_prefix(lab)}*"))

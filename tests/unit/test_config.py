@@ -14,7 +14,7 @@ from nodenet.errors import BadInputError
 def test_defaults_and_conversion() -> None:
     config = parse({"node_name": "n1", "kubeconfig": "/k", "resync_seconds": 5, "cgroup": None}, "test")
     assert config == Config("n1", kubeconfig=Path("/k"), resync_seconds=5.0)
-    assert config.cni_socket == Path("/run/nodenet/cni.sock")
+    assert config.agent_socket == Path("/run/nodenet/agent.sock")
 
 
 def test_every_error_is_told_at_once() -> None:

@@ -42,8 +42,8 @@ def test_a_strange_mount_hides_no_other(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from nodenet.agent.datapath import cgroup2_root
-from nodenet.lab import mounts
+from nodenet.link import mounts
+from nodenet.link.cgroups import mount_point
 from nodenet.mounttable import filesystem_of
 mounts.private()
 target = Path(sys.argv[1])
@@ -51,7 +51,7 @@ mounts.mount("none", target, "tmpfs", 0)
 assert mounts.mount_points(target) == [target]
 assert filesystem_of(target / "below") == "tmpfs"
 assert filesystem_of(Path("/proc/self")) == "proc"
-print(cgroup2_root())
+print(mount_point())
 """
     command = [sys.executable, "-c", code, os.fsdecode(odd)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=HERE)

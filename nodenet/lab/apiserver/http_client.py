@@ -1,4 +1,4 @@
-"""Plain requests to the API endpoint for commands: over HTTP from another process, or straight to the registry.
+"""Plain requests to the API endpoint for commands, over HTTP from another process.
 
 Synchronous, on the standard library alone: a command starts quickly.
 """
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from nodenet.errors import CannotRunError
-from nodenet.lab.apiserver.registry import DeleteOptions, Options, Registry, Unknown
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 from nodenet.lab.apiserver.status import ApiError, Cause
 
@@ -110,29 +109,3 @@ def _error(code: int, status: Obj, resource: Resource) -> ApiError:
     message = status.get("message") or f"HTTP status {code}"
     name = details.get("name", "")
     return ApiError(code, status.get("reason", ""), message, resource=resource, name=name, causes=causes)
-
-
-class LocalObjects:
-    """Objects in the API endpoint's own process."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def get(self, resource: Resource, namespace: str, name: str) -> Obj | None:
-        stored = self._registry.storage.get(resource.kind, (namespace if resource.namespaced else "", name))
-        return None if stored is None else stored.decode()
-
-    def create(self, obj: Obj, *, dry_run: bool = False) -> Obj:
-        return self._registry.create(obj, options=Options(dry_run, Unknown.STRICT)).decode()
-
-    def update(self, obj: Obj, *, dry_run: bool = False) -> Obj:
-        return self._registry.update(obj, options=Options(dry_run, Unknown.STRICT)).decode()
-
-    def delete(self, resource: Resource, namespace: str, name: str) -> bool:
-        try:
-            self._registry.delete(resource, namespace, name, DeleteOptions())
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            return False
-        return True

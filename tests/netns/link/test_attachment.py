@@ -20,6 +20,7 @@ from nodenet.link import netns, tc, veth
 from nodenet.link.handle import Link
 
 from .programs import NEXT, OK, SHOT, load
+from .rtnl import qdiscs, rtnl
 
 _TYPE = 0x88B5
 _FRAME = b"\xff" * 6 + bytes(6) + _TYPE.to_bytes(2, "big")
@@ -172,15 +173,16 @@ def test_others_programs_run_behind_ours_and_stay(pair: Veth, make: Make) -> Non
 def test_what_is_let_through_meets_the_queueing_discipline_behind(pair: Veth, make: Make) -> None:
     """The bandwidth plugin's: an ingress qdisc, made after us or before us."""
     pair.attach(make(NEXT))
-    pair.link.ip.tc("add", "ingress", pair.ifindex, 0xFFFF0000)
+    with rtnl(pair.node) as ip:
+        ip.tc("add", "ingress", pair.ifindex, 0xFFFF0000)
     assert pair.passes(to_pod=False)
     drop = load("limit", SHOT)
     limit = {"handle": 1, "fd": drop, "name": "limit", "parent": 0xFFFF0000, "prio": 1, "direct_action": True}
-    pair.link.ip.tc("add-filter", "bpf", pair.ifindex, **limit)
+    with rtnl(pair.node) as ip:
+        ip.tc("add-filter", "bpf", pair.ifindex, **limit)
     assert not pair.passes(to_pod=False)
     assert pair.attach(make(SHOT)) == 2
-    kinds = [q.get_attr("TCA_KIND") for q in pair.link.ip.get_qdiscs(index=pair.ifindex)]
-    assert kinds == ["noqueue", "ingress"]
+    assert qdiscs(pair.node, pair.ifindex) == ["noqueue", "ingress"]
     os.close(drop)
 
 
@@ -191,8 +193,7 @@ def test_filters_of_a_previous_version_go_after_tcx_has_come(pair: Veth, make: M
     pair.attach(old, Mechanism.CLSACT)
     assert pair.attach(new) == 2
     assert tc.attached(pair.link, pair.ifindex) == []
-    kinds = [q.get_attr("TCA_KIND") for q in pair.link.ip.get_qdiscs(index=pair.ifindex)]
-    assert kinds == ["noqueue"]
+    assert qdiscs(pair.node, pair.ifindex) == ["noqueue"]
     assert pair.passes(to_pod=True)
     tc.attach(pair.link, pair.ifindex, tc.Hook.EGRESS, other, "somebody")
     pair.attach(old, Mechanism.TCX)

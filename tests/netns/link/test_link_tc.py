@@ -13,6 +13,7 @@ from nodenet.link.handle import Link, LinkError
 from nodenet.link.tc import Hook
 
 from .programs import OK, SHOT, load
+from .rtnl import qdiscs, rtnl
 
 pytestmark = pytest.mark.kernel
 
@@ -28,7 +29,7 @@ def node(two: tuple[str, str]) -> Iterator[tuple[Link, int, str]]:
         yield link, made.index, two[1]
 
 
-def test_attach_replace_and_detach(node: tuple[Link, int, str]) -> None:
+def test_attach_replace_and_detach(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
     link, ifindex, _ = node
     assert tc.attached(link, ifindex) == []
     first, second = load("nn_first", OK), load("nn_second", OK + 1)
@@ -53,7 +54,7 @@ def test_attach_replace_and_detach(node: tuple[Link, int, str]) -> None:
     assert tc.detach(link, ifindex, Hook.INGRESS, "nn_from_pod")
     assert tc.detach(link, ifindex, Hook.EGRESS, "nn_to_pod")
     assert not tc.detach(link, ifindex, Hook.EGRESS, "nn_to_pod")
-    assert [q.get_attr("TCA_KIND") for q in link.ip.get_qdiscs(index=ifindex)] == ["noqueue"]
+    assert qdiscs(two[0], ifindex) == ["noqueue"]
 
 
 def test_ingress_is_what_arrives_at_the_interface(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
@@ -88,12 +89,13 @@ def test_a_missing_interface_is_told(node: tuple[Link, int, str]) -> None:
     os.close(program)
 
 
-def test_an_ingress_qdisc_gives_way(node: tuple[Link, int, str]) -> None:
+def test_an_ingress_qdisc_gives_way(two: tuple[str, str], node: tuple[Link, int, str]) -> None:
     """It has clsact's place and one side only: a filter for the other one would be put on the wrong side, and take the
     place of the first."""
     link, ifindex, _ = node
     program = load("nn_any", OK)
-    link.ip.tc("add", "ingress", ifindex, 0xFFFF0000)
+    with rtnl(two[0]) as ip:
+        ip.tc("add", "ingress", ifindex, 0xFFFF0000)
     wanted = [tc.Program(Hook.INGRESS, program, "nn_from_pod"), tc.Program(Hook.EGRESS, program, "nn_to_pod")]
     gave_way = tc.attach_all(link, ifindex, wanted)
     assert gave_way == [
@@ -103,7 +105,6 @@ def test_an_ingress_qdisc_gives_way(node: tuple[Link, int, str]) -> None:
         (Hook.INGRESS, "nn_from_pod"),
         (Hook.EGRESS, "nn_to_pod"),
     ]
-    kinds = [q.get_attr("TCA_KIND") for q in link.ip.get_qdiscs(index=ifindex)]
-    assert kinds == ["noqueue", "clsact"]
+    assert qdiscs(two[0], ifindex) == ["noqueue", "clsact"]
     assert tc.attach_all(link, ifindex, wanted) == []
     os.close(program)

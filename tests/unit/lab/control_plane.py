@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from nodenet.lab.apiserver.client import LocalClient
+from nodenet.lab.apiserver.registry import DeleteOptions, Options, Registry, Unknown
+from nodenet.lab.apiserver.resources import Resource
 from nodenet.lab.apiserver.server import ApiServer
 from nodenet.lab.apiserver.status import ApiError
 from nodenet.lab.controllers.kubernetes_service import Endpoint
@@ -44,6 +46,32 @@ def workload(kind: str, name: str, replicas: int | None = 2, **spec: Any) -> Obj
 def service(name: str, *ports: Obj, **spec: Any) -> Obj:
     body = {"selector": {"app": name}, "ports": list(ports) or [{"port": 80, "targetPort": 8080}], **spec}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": body}
+
+
+class LocalObjects:
+    """Objects in the API endpoint's own process."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Obj | None:
+        stored = self._registry.storage.get(resource.kind, (namespace if resource.namespaced else "", name))
+        return None if stored is None else stored.decode()
+
+    def create(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        return self._registry.create(obj, options=Options(dry_run, Unknown.STRICT)).decode()
+
+    def update(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        return self._registry.update(obj, options=Options(dry_run, Unknown.STRICT)).decode()
+
+    def delete(self, resource: Resource, namespace: str, name: str) -> bool:
+        try:
+            self._registry.delete(resource, namespace, name, DeleteOptions())
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return False
+        return True
 
 
 class FakeKubelet:

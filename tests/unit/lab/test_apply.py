@@ -11,12 +11,12 @@ import yaml
 
 from nodenet import manifests
 from nodenet.errors import BadInputError
-from nodenet.lab.apiserver.http_client import HttpObjects, LocalObjects
+from nodenet.lab.apiserver.http_client import HttpObjects
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.lab.apply import ApplySet, apply, delete, prepare
 from nodenet.lab.kinds import judge
 
-from .control_plane import service, workload
+from .control_plane import LocalObjects, service, workload
 
 Obj = dict[str, Any]
 BOUTIQUE = Path(__file__).parents[4] / "shared" / "manifests" / "online-boutique"

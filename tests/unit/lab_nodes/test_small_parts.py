@@ -34,7 +34,7 @@ def test_the_agents_configuration_is_one_that_the_agent_reads() -> None:
     lab = layout.plan("x", 1, layout.IPFamily.IPV4)
     config = parse(files.agent_config(lab, lab.nodes[0]), "agent.yaml")
     assert config.node_name == "node1"
-    assert config.cni_socket == Path("/run/nodenet/lab/x/node1/cni.sock")
+    assert config.run_dir == Path("/run/nodenet/lab/x/node1")
 
 
 def test_a_node_tells_its_networks_and_becomes_ready() -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netpolicy.regions import Prefix, Region, Regions, of_policies, partition
+from netpolicy.regions import Prefix, Region, Regions, partition
 from netpolicy.resolve import port_prefixes
 from netpolicy.types import IPAddress, IPBlock
 from tests.unit.netpolicy.strategies import OUTSIDE, blocks
@@ -65,7 +65,7 @@ def test_a_region_that_two_partitions_share_covers_the_same(names: set[str]) -> 
 
 
 def test_no_policies_no_regions() -> None:
-    assert of_policies([]).regions == ()
+    assert partition([]) == ()
 
 
 @given(st.integers(1, 65535), st.integers(0, 65535))

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from nodenet.errors import CannotRunError
-from nodenet.lab import cgroups
+from nodenet.link import cgroups
 from perf import memory
 from perf.modes import Ipvs, Mode, Nftables
 

@@ -1,12 +1,12 @@
-"""mount(2), umount2(2) and unshare(2), for which Python 3.11 has no call. Raises OSError that names the target."""
+"""Mounts of file systems and folders, and mount namespaces. Raises OSError that names the target."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from pathlib import Path
 
+from nodenet.link import libc
 from nodenet.mounttable import mounts
 
 _CLONE_NEWNS = 0x00020000
@@ -15,14 +15,10 @@ _MS_REC = 1 << 14
 _MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
-
 
 def mount(source: str | Path, target: Path, kind: str, flags: int = 0) -> None:
-    if _libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, None) != 0:
-        raise _error(f"mount of {kind or 'a folder'}", target)
+    if code := libc.mount(os.fsencode(source), os.fsencode(target), flags, kind.encode()):
+        raise _error(code, f"mount of {kind or 'a folder'}", target)
 
 
 def bind(source: Path, target: Path) -> None:
@@ -31,9 +27,9 @@ def bind(source: Path, target: Path) -> None:
 
 def unmount(target: Path) -> None:
     """Lazily: what still has files open there keeps them. Nothing mounted there is no error."""
-    absent = (errno.EINVAL, errno.ENOENT)
-    if _libc.umount2(os.fsencode(target), _MNT_DETACH) != 0 and ctypes.get_errno() not in absent:
-        raise _error("umount", target)
+    code = libc.umount2(os.fsencode(target), _MNT_DETACH)
+    if code not in (0, errno.EINVAL, errno.ENOENT):
+        raise _error(code, "umount", target)
 
 
 def mount_points(below: Path) -> list[Path]:
@@ -44,11 +40,10 @@ def mount_points(below: Path) -> list[Path]:
 
 def private() -> None:
     """Give the calling process a mount namespace of its own, from which nothing reaches the host's."""
-    if _libc.unshare(_CLONE_NEWNS) != 0:
-        raise _error("unshare of mounts", Path("/"))
+    if code := libc.unshare(_CLONE_NEWNS):
+        raise _error(code, "unshare of mounts", Path("/"))
     mount("none", Path("/"), "", _MS_REC | _MS_PRIVATE)
 
 
-def _error(what: str, target: Path) -> OSError:
-    code = ctypes.get_errno()
+def _error(code: int, what: str, target: Path) -> OSError:
     return OSError(code, f"{what}: {os.strerror(code)}", str(target))

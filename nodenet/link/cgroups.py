@@ -1,4 +1,4 @@
-"""A lab's part of the cgroup v2 tree: made, found, emptied and removed by name. Only child groups of our own change."""
+"""Groups of the cgroup v2 tree: found, made, emptied and removed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ import time
 from pathlib import Path
 
 from nodenet.errors import CannotRunError
-from nodenet.lab import names
 from nodenet.mounttable import mounts
-
-# The lab's own daemon runs here.
-CONTROL = "control"
 
 
 def mount_point() -> Path:
@@ -23,32 +19,9 @@ def mount_point() -> Path:
     raise CannotRunError("cgroup v2 is not mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
-def lab_root(lab: str) -> Path:
-    return mount_point() / names.cgroup_root(lab)
-
-
-def node_root(lab: str, node: str) -> Path:
-    return lab_root(lab) / node
-
-
-def node_system(lab: str, node: str) -> Path:
-    """Where the node's agent and its CNI plugins run."""
-    return node_root(lab, node) / "system"
-
-
-def pod_group(lab: str, node: str, namespace: str, pod: str) -> Path:
-    return node_root(lab, node) / "pods" / names.pod_cgroup(namespace, pod)
-
-
 def make(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def labs() -> list[str]:
-    """Names of the labs that have a cgroup, running or left over."""
-    prefix = names.cgroup_root("")
-    return sorted(path.name.removeprefix(prefix) for path in mount_point().glob(f"{prefix}*") if path.is_dir())
 
 
 def processes(root: Path) -> list[int]:
