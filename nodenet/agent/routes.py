@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+from nodenet.backoff import Backoff
 from nodenet.errors import NodenetError
 from nodenet.link.routes import SyncResult
 from nodenet.model import IPAddress, IPNetwork, ObjectRef
@@ -42,7 +43,7 @@ class RouteKeeper:
         self._resync_seconds = resync_seconds
         self._clock = clock
         self._last: Wanted | None = None
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         self._due = 0.0
 
     async def keep(self, wanted: Callable[[], Wanted | None], changed: Callable[[], asyncio.Event]) -> None:
@@ -63,7 +64,7 @@ class RouteKeeper:
         if wanted == self._last and self._clock() < self._due:
             return
         if wanted != self._last:
-            self._retry_seconds = FIRST_RETRY_SECONDS
+            self._backoff.reset()
         self._last = wanted
         problems = await self._try(wanted)
         for problem in problems:
@@ -73,10 +74,9 @@ class RouteKeeper:
             log.info("all routes to other nodes are in place")
         self.problems = problems
         if problems:
-            self._due = self._clock() + min(self._retry_seconds, self._resync_seconds)
-            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+            self._due = self._clock() + min(self._backoff.next(), self._resync_seconds)
         else:
-            self._retry_seconds = FIRST_RETRY_SECONDS
+            self._backoff.reset()
             self._due = self._clock() + self._resync_seconds
 
     async def _try(self, wanted: Wanted) -> list[str]:

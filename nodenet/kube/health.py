@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
+from nodenet.backoff import Backoff
 from nodenet.model import ObjectRef
 from nodenet.store import Kind
 
@@ -115,7 +116,7 @@ class Trouble:
         self._stats = stats
         self._recovery = recovery
         self._spread = spread
-        self._failures = 0
+        self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS)
         self._since = 0.0
         self._silent = True
         self._relisted = False
@@ -137,16 +138,17 @@ class Trouble:
         """A list is complete. It ends no row of lists whose versions are refused at once."""
         self.connected()
         if not self._relisted:
-            self._failures = 0
+            self._backoff.reset()
 
     def over(self) -> None:
         """Something came."""
         self.connected()
-        self._failures, self._silent, self._relisted = 0, False, False
+        self._backoff.reset()
+        self._silent = self._relisted = False
 
     def woken(self) -> None:
         """Another kind got through: try again as if nothing had happened before."""
-        self._failures = 0
+        self._backoff.reset()
 
     def began(self, error: Exception) -> float:
         """Returns seconds to wait. The same trouble is reported once."""
@@ -173,6 +175,4 @@ class Trouble:
 
     def _pause(self) -> float:
         """Doubles with every failure; somewhere in the upper half, so that many agents do not come at once."""
-        limit = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 16), LAST_BACKOFF_SECONDS)
-        self._failures += 1
-        return limit * (0.5 + 0.5 * self._spread())
+        return self._backoff.next() * (0.5 + 0.5 * self._spread())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nodenet.backoff import Backoff
 from nodenet.cni import protocol
 from nodenet.errors import BadInputError, CannotRunError
 from nodenet.lab import process
@@ -70,22 +72,23 @@ class Agent:
 
     async def run(self) -> None:
         """For ever: keep the agent running while it is wanted."""
-        backoff = _BACKOFF_FIRST
+        backoff = Backoff(_BACKOFF_FIRST, _BACKOFF_MOST)
         while True:
             await self._wanted.wait()
             await self._live()
             if time.monotonic() - self._started_at > _LIVED:
-                backoff = _BACKOFF_FIRST
+                backoff.reset()
             if not self._wanted.is_set():
                 continue
             self.restarts += 1
-            log.warning("%s: agent ended with %s, starts again in %.0f s", self.node, self.last_exit, backoff)
+            seconds = backoff.next()
+            log.warning("%s: agent ended with %s, starts again in %.0f s", self.node, self.last_exit, seconds)
             self._skip_backoff.clear()
-            try:
-                async with asyncio.timeout(backoff):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
                     await self._skip_backoff.wait()
-            except TimeoutError:
-                backoff = min(2 * backoff, _BACKOFF_MOST)
+                # Somebody asked for the start, so they expect that it works now.
+                backoff.reset()
 
     async def first_ready(self) -> None:
         """Until it is ready for the first time. Raises CannotRunError with its last words when it ends instead."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from nodenet.backoff import Backoff
 from nodenet.errors import NodenetError
 from nodenet.lab import pods, process
 from nodenet.lab.cni_runtime import Attachment, Runtime
@@ -167,7 +168,7 @@ class PodWorker:
 
     async def _retried(self, reason: str, step: Callable[[], Any]) -> Any:
         """`step`, again and again with backoff; each failure is told in the pod's status."""
-        backoff = _BACKOFF_FIRST
+        backoff = Backoff(_BACKOFF_FIRST, _BACKOFF_MOST)
         while True:
             try:
                 return await step()
@@ -175,23 +176,21 @@ class PodWorker:
                 log.warning("%s: %s: %s", self, reason, error)
                 shown = "ContainerCreating" if reason == "FailedCreatePodSandBox" else reason
                 await self._wait_for(str(error), shown)
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, _BACKOFF_MOST)
+            await asyncio.sleep(backoff.next())
 
     async def _wait_for(self, message: str, reason: str = "ContainerCreating") -> None:
         await self._kubelet.api.set_status(self.pod, pods.waiting_status(self.pod, _now(), reason, message))
 
     async def _end(self) -> None:
         """Stop, detach, remove, and only then let the object go. A step that fails is tried again until it works."""
-        backoff = _BACKOFF_FIRST
+        backoff = Backoff(_BACKOFF_FIRST, _BACKOFF_MOST)
         while True:
             try:
                 await self._take_down()
                 break
             except (NodenetError, OSError) as error:
                 log.warning("%s: taking it down: %s", self, error)
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, _BACKOFF_MOST)
+            await asyncio.sleep(backoff.next())
         log.info("%s: removed", self)
         await self._kubelet.api.finish_deletion(self.pod)
 

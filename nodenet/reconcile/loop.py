@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodenet import backoff
 from nodenet.compile.state import DesiredState
 from nodenet.errors import NodenetError
 from nodenet.evolved import Draft
@@ -172,8 +173,7 @@ class ReconcileLoop:
         await self._clock.wait(sooner, min(took, LONGEST_REST_SECONDS))
 
     def _retry_seconds(self) -> float:
-        doubled: float = FIRST_RETRY_SECONDS * 2.0 ** min(self.stats.failing - 1, 16)
-        return min(doubled, LAST_RETRY_SECONDS)
+        return backoff.pause(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, self.stats.failing - 1)
 
     async def _once(self, snapshot: Snapshot) -> None:
         started = self._clock.monotonic()

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from nodenet.backoff import Backoff
 from nodenet.lab.apiserver.client import LocalClient
 from nodenet.lab.apiserver.status import ApiError
 
@@ -42,7 +43,7 @@ class Worker:
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
         self._keys: dict[Hashable, None] = {}
-        self._failures: dict[Hashable, int] = {}
+        self._failing: dict[Hashable, Backoff] = {}
         self._wake = asyncio.Event()
 
     def add(self, keys: Iterable[Hashable]) -> None:
@@ -74,13 +75,11 @@ class Worker:
             _log.exception("%s %s: not handled", type(self.controller).__name__, key)
             self._again(key)
         else:
-            self._failures.pop(key, None)
+            self._failing.pop(key, None)
 
     def _again(self, key: Hashable) -> None:
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        pause = min(_FIRST_RETRY * 2 ** min(failures, 10), _LAST_RETRY)
-        asyncio.get_running_loop().call_later(pause, self.add, (key,))
+        backoff = self._failing.setdefault(key, Backoff(_FIRST_RETRY, _LAST_RETRY))
+        asyncio.get_running_loop().call_later(backoff.next(), self.add, (key,))
 
 
 class Manager:
