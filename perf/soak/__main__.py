@@ -29,7 +29,7 @@ from perf.soak import figures, world
 from perf.soak.api import Api
 from perf.soak.report import failures, text
 from perf.soak.result import Result, Settings
-from perf.soak.trouble import Churn, Flips, Kills, Outages, Trouble
+from perf.soak.trouble import Churn, Drops, Flips, Kills, Outages, Trouble
 
 NODENET = [sys.executable, "-m", "nodenet"]
 _PROBE = Path(__file__).parent / "probe.py"
@@ -120,7 +120,10 @@ def soak(lab: str, settings: Settings, stop: threading.Event) -> Result:
         churn = Churn(over, settings.seed, api, outages, settings.batch)
         kills = Kills(over, settings.seed, NODENET, lab, _around(settings.kill_every))
         troubles: list[Trouble] = [Flips(over, settings.seed, api), churn, outages, kills]
+        drops = Drops(over, NODENET, lab)
+        stack.callback(drops.finish)
         stack.callback(over.set)
+        drops.start()
         for trouble in troubles:
             trouble.start()
         _watch(lab, settings, result, probes, troubles, stop)
@@ -128,6 +131,8 @@ def soak(lab: str, settings: Settings, stop: threading.Event) -> Result:
         for trouble in troubles:
             trouble.join(120)
         _relabel(api)
+        drops.finish()
+        result.drops = list(drops.lines)
         result.leftover = [] if stop.is_set() else _settled(lab, before)
         for probe in probes:
             if probe.process.poll() is not None:
@@ -147,6 +152,7 @@ def soak(lab: str, settings: Settings, stop: threading.Event) -> Result:
             "outages": outages.count,
             "outageSeconds": round(outages.seconds, 1),
             "kills": kills.count,
+            "log": sorted(line for trouble in troubles for line in trouble.log),
         }
     result.seconds = round(time.monotonic() - started, 1)
     return result

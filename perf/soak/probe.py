@@ -38,7 +38,7 @@ class Target(threading.Thread):
     def run(self) -> None:
         call = {"tcp": self.connect, "keep": self.keep, "udp": self.datagram}[self.kind]
         while not stopping.is_set():
-            started = time.monotonic()
+            started, moment = time.monotonic(), time.time()
             try:
                 answered, why = call(), ""
             except ConnectionRefusedError as error:
@@ -49,9 +49,10 @@ class Target(threading.Thread):
                 self.forget()
             took = time.monotonic() - started
             self.counts["ok" if answered == self.allowed else "bad"] += 1
-            self.counts["slow"] += answered and took > SLOW
-            if answered != self.allowed and len(self.notes) < NOTES:
-                stamp = time.strftime("%H:%M:%S")
+            is_slow = answered and took > SLOW
+            self.counts["slow"] += is_slow
+            if (answered != self.allowed or is_slow) and len(self.notes) < NOTES:
+                stamp = time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03}"
                 self.notes.append(f"{stamp} {'answered' if answered else 'no answer'} after {took:.2f} s {why}")
             stopping.wait(PAUSE[self.kind])
 

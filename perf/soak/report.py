@@ -84,6 +84,7 @@ def text(result: Result, found: Sequence[str]) -> str:
         f"{world.WATCHED}'s agent after the warm-up: {change.mib_per_hour:+.2f} MiB an hour{judged}, descriptors "
         f"{change.descriptors[0]} then {change.descriptors[1]}, threads {change.threads[0]} then {change.threads[1]}"
     )
+    lines += [f"dropped, and allowed: {entry}" for entry in result.drops[:_ROWS]]
     lines += [f"FAILED: {entry}" for entry in found] or ["nothing got through, nothing was lost, nothing grew"]
     return "\n".join(lines)
 

@@ -20,12 +20,14 @@ class Settings:
 
 @dataclass(slots=True)
 class Result:
-    """`probes` is {pod: {target: counts}}; `leftover` what was there after the churn and not before it."""
+    """`probes` is {pod: {target: counts}}; `drops` what the agents told of allowed packets
+    that were dropped; `leftover` what was there after the churn and not before it."""
 
     settings: Settings
     seconds: float = 0.0
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     figures: list[Figures] = field(default_factory=list)
     troubles: dict[str, Any] = field(default_factory=dict)
+    drops: list[str] = field(default_factory=list)
     leftover: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

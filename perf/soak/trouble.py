@@ -7,7 +7,9 @@ import subprocess
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable
+from datetime import datetime
 
 from nodenet.lab import names
 from perf import tools
@@ -18,6 +20,7 @@ _TABLE = "nodenet_soak"
 _API_PORT = 6443
 _READY_PATIENCE = 60.0
 _SLOW, _NOTES = 5.0, 20
+_LOG = 20_000
 
 
 class Trouble(threading.Thread):
@@ -29,6 +32,7 @@ class Trouble(threading.Thread):
         self.rng = random.Random(f"{seed}{self.name}")
         self.count = 0
         self.errors: list[str] = []
+        self.log: deque[str] = deque(maxlen=_LOG)
 
     def run(self) -> None:
         while not self.stop.is_set():
@@ -41,6 +45,10 @@ class Trouble(threading.Thread):
 
     def once(self) -> None:
         raise NotImplementedError
+
+    def note(self, what: str) -> None:
+        """For whoever asks what was done at the moment of a failure."""
+        self.log.append(f"{datetime.now():%H:%M:%S.%f} {what}")
 
     def pause(self, low: float, high: float) -> None:
         self.stop.wait(self.rng.uniform(low, high))
@@ -56,9 +64,11 @@ class Flips(Trouble):
     def once(self) -> None:
         if self.rng.random() < 0.7:
             name, kind = self.rng.choice(world.clients())
-            self._api.label(world.NAMESPACE, name, "role", self.rng.choice(world.ROLES[kind]))
+            label, value = "role", self.rng.choice(world.ROLES[kind])
         else:
-            self._api.label(world.NAMESPACE, self.rng.choice(world.servers()), "tier", self.rng.choice(world.TIERS))
+            name, label, value = self.rng.choice(world.servers()), "tier", self.rng.choice(world.TIERS)
+        self._api.label(world.NAMESPACE, name, label, value)
+        self.note(f"{name} {label}={value}")
         self.pause(0.1, 1.0)
 
 
@@ -75,10 +85,12 @@ class Churn(Trouble):
 
     def once(self) -> None:
         objects = world.batch(self.count, self._size)
+        self.note(f"batch {self.count}")
         for entry in objects:
             self._api.create(entry)
         self.made += self._size
         self.pause(*self.rng.choice(((0.0, 0.3), (0.3, 2.0), (3.0, 8.0))))
+        self.note(f"batch {self.count} deleted")
         for entry in reversed(objects):
             self._api.delete(entry)
         self._mark(world.marker(self.count))
@@ -86,7 +98,8 @@ class Churn(Trouble):
 
     def _mark(self, marker: world.Object) -> None:
         name = marker["metadata"]["name"]
-        outages = self._outages.count_begun
+        # The agent that makes it may have no API.
+        without_api, outages = self._outages.under_way, self._outages.count_begun
         started = time.monotonic()
         self._api.create(marker)
         self.made += 1
@@ -97,9 +110,8 @@ class Churn(Trouble):
             if self.stop.wait(0.05):
                 break
         else:
-            # The agent that makes it may have had no API.
             took = time.monotonic() - started
-            if outages == self._outages.count_begun and not self._outages.under_way:
+            if not without_api and outages == self._outages.count_begun:
                 self.ready_seconds.append(took)
                 if took > _SLOW and len(self.slow) < _NOTES:
                     since = started - self._outages.ended
@@ -127,6 +139,7 @@ class Outages(Trouble):
         started = time.monotonic()
         self.count_begun += 1
         self.under_way = True
+        self.note("outage begins")
         try:
             for netns in self._netns:
                 hooks = "".join(
@@ -140,6 +153,7 @@ class Outages(Trouble):
             for netns in self._netns:
                 tools.run(["nft", "-f", "-"], f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n", netns)
             self.under_way = False
+            self.note("outage ends")
             self.ended = time.monotonic()
             self.seconds += time.monotonic() - started
 
@@ -159,9 +173,40 @@ class Kills(Trouble):
         if self.stop.is_set():
             return
         for verb in ("kill", "start"):
+            self.note(verb)
             command = [*self._words, verb, world.KILLED, "--name", self._lab]
             subprocess.run(command, capture_output=True, text=True, timeout=120, check=verb == "kill")
             self.pause(0.0, 2.0)
+
+
+class Drops(threading.Thread):
+    """What the agents tell of allowed packets that were dropped: a hint when a probe lost something."""
+
+    def __init__(self, stop: threading.Event, nodenet: list[str], lab: str) -> None:
+        super().__init__(daemon=True, name="Drops")
+        ports = [word for port in world.OPEN.values() for word in ("--to-port", str(port))]
+        wanted = ["--verdict", "DROPPED", "--from-label", "app=friend", *ports, "--all-namespaces", "--follow"]
+        self._command = [*nodenet, "observe", "--lab", lab, *wanted]
+        self._over = stop
+        self._process: subprocess.Popen[str] | None = None
+        self.lines: deque[str] = deque(maxlen=_LOG)
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            with subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as process:
+                self._process = process
+                assert process.stdout is not None
+                self.lines.extend(line.rstrip() for line in process.stdout)
+            # It ends when no agent answers.
+            self._over.wait(1)
+
+    def finish(self) -> None:
+        """Once `stop` is set."""
+        if self._process is not None:
+            self._process.terminate()
+        self.join(30)
 
 
 def netns_names(lab: str) -> list[str]:
