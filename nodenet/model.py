@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
 
 from netpolicy.holders import Standing
+from netpolicy.types import NamedPort as NamedPort
 from nodenet.endpoint import Endpoint as Endpoint
 from nodenet.endpoint import IPAddress as IPAddress
 from nodenet.endpoint import IPNetwork as IPNetwork
@@ -45,14 +45,6 @@ class Identity(IntEnum):
     WORLD = 2
     REMOTE_NODE = 6
     KUBE_APISERVER = 7
-
-
-class NamedPort(NamedTuple):
-    """A containerPort that has a name."""
-
-    name: str
-    port: int
-    protocol: Protocol
 
 
 @dataclass(frozen=True, slots=True)

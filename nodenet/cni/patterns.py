@@ -13,11 +13,10 @@ _parser: Any = importlib.import_module("re._parser")
 _compiler: Any = importlib.import_module("re._compiler")
 
 # Arguments of _sre.compile after the expression itself: flags, code, groups, their numbers by name, names by number.
+Compiled = tuple[int, tuple[int, ...], int, dict[str, int], tuple[str | None, ...]]
 
 
-def patterns(
-    found: Mapping[str, Path],
-) -> dict[tuple[str | bytes, int], tuple[int, tuple[int, ...], int, dict[str, int], Any]]:
+def patterns(found: Mapping[str, Path]) -> dict[tuple[str | bytes, int], Compiled]:
     """What re makes of each expression in the plugin's own modules and json's: arguments of _sre.compile by expression
     and flags. Compiling them takes longer than all that the plugin does with them."""
     made = {}

@@ -17,7 +17,6 @@ from netpolicy.regions import Blocks, Prefix, Region, Regions, partition
 from netpolicy.resolve import EntryKey, ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
-from netpolicy.types import NamedPort as PolicyNamedPort
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.ids import IdentityKey, Ids
@@ -45,7 +44,6 @@ _FLAGS = {
     PolicyDirection.EGRESS: EndpointFlag.ISOLATED_EGRESS,
 }
 _PROTOCOLS = {protocol: int(Protocol[protocol.name]) for protocol in PolicyProtocol}
-_NAMED_PROTOCOLS = {Protocol[protocol.name]: protocol for protocol in PolicyProtocol}
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,12 +335,7 @@ def identities(
 def label_set(pod: Pod, without: Collection[str] = HIGH_CARDINALITY_LABELS) -> LabelSet:
     """A pod as a policy sees it, without the labels that no policy can tell apart."""
     labels = {key: value for key, value in pod.labels.items() if key not in without}
-    ports = [
-        PolicyNamedPort(port.name, _NAMED_PROTOCOLS[port.protocol], port.port)
-        for port in pod.named_ports
-        if port.protocol in _NAMED_PROTOCOLS
-    ]
-    return LabelSet.of(pod.ref.namespace, labels, ports)
+    return LabelSet.of(pod.ref.namespace, labels, pod.named_ports)
 
 
 def restore(

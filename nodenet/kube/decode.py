@@ -19,6 +19,7 @@ from netpolicy import parse
 from netpolicy.addresses import parse_address, parse_network
 from netpolicy.holders import Standing
 from netpolicy.types import PolicyError
+from netpolicy.types import Protocol as PolicyProtocol
 from nodenet import model
 from nodenet.kube import schema
 from nodenet.kube.salvage import Unread, salvage
@@ -199,7 +200,7 @@ def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedP
                 found = _port(f"{path}.containerPort", port.container_port, unread)
                 protocol = _protocol(f"{path}.protocol", port.protocol, unread)
                 if found is not None and protocol is not None:
-                    yield model.NamedPort(port.name, found, protocol)
+                    yield model.NamedPort(port.name, PolicyProtocol[protocol.name], found)
 
 
 def _workload(metadata: schema.Metadata) -> tuple[str, str] | None:

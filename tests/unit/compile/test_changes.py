@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from netpolicy.holders import Standing
 from netpolicy.parse import network_policy
-from netpolicy.types import NetworkPolicy
+from netpolicy.types import NetworkPolicy, Protocol
 from nodenet.compile import Compiler, LocalNode, compile_once
 from nodenet.compile.policy import HIGH_CARDINALITY_LABELS
 from nodenet.evolved import Draft
-from nodenet.model import Endpoint, NamedPort, Namespace, Node, ObjectRef, Pod, Protocol
+from nodenet.model import Endpoint, NamedPort, Namespace, Node, ObjectRef, Pod
 from nodenet.reconcile.apply import apply
 from nodenet.reconcile.plan import plan
 from nodenet.store import AttachmentKey, Kind, Op, Store
@@ -32,7 +32,7 @@ POD_LABELS = st.builds(
     st.sampled_from([{}, {}, {min(HIGH_CARDINALITY_LABELS): "1"}, {min(HIGH_CARDINALITY_LABELS): "2"}]),
 )
 PORTS = st.lists(
-    st.sampled_from([NamedPort("http", 80, Protocol.TCP), NamedPort("dns", 53, Protocol.UDP)]), max_size=2, unique=True
+    st.sampled_from([NamedPort("http", Protocol.TCP, 80), NamedPort("dns", Protocol.UDP, 53)]), max_size=2, unique=True
 )
 
 

@@ -6,10 +6,11 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from netpolicy.parse import network_policy
+from netpolicy.types import Protocol
 from nodenet.abi import U32, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.policy import compile_policy, restore
-from nodenet.model import Direction, NamedPort, ObjectRef, Pod, Protocol
+from nodenet.model import Direction, NamedPort, ObjectRef, Pod
 
 WEB, DB, HOST = ObjectRef("shop", "web-0"), ObjectRef("shop", "db-0"), ObjectRef("kube-system", "proxy")
 
@@ -20,7 +21,7 @@ def pod(ref: ObjectRef, ip: str, labels: dict[str, str], **more: Any) -> Pod:
 
 PODS = {
     WEB: pod(WEB, "10.0.0.1", {"app": "web", "pod-template-hash": "abc"}),
-    DB: pod(DB, "10.0.0.2", {"app": "db"}, named_ports=(NamedPort("sql", 5432, Protocol.TCP),)),
+    DB: pod(DB, "10.0.0.2", {"app": "db"}, named_ports=(NamedPort("sql", Protocol.TCP, 5432),)),
     HOST: pod(HOST, "192.0.2.1", {"app": "proxy"}, host_network=True),
 }
 

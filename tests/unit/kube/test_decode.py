@@ -85,9 +85,9 @@ def test_a_pod() -> None:
         False,
         "Running",
         (
-            NamedPort("http", 80, Protocol.TCP),
-            NamedPort("dns", 53, Protocol.UDP),
-            NamedPort("side", 9090, Protocol.TCP),
+            NamedPort("http", PolicyProtocol.TCP, 80),
+            NamedPort("dns", PolicyProtocol.UDP, 53),
+            NamedPort("side", PolicyProtocol.TCP, 9090),
         ),
         ("Deployment", "web"),
     )
@@ -212,7 +212,7 @@ SLICE = {"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports":
                 }
             },
             "spec.containers[0].ports[0].containerPort: Expected `int`",
-            {"named_ports": (NamedPort("c", 1, Protocol.TCP),)},
+            {"named_ports": (NamedPort("c", PolicyProtocol.TCP, 1),)},
         ),
         (
             Kind.POD,

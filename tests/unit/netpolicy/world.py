@@ -15,7 +15,7 @@ from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import U32, AddressKey, EndpointEntry, LpmKey, Record
 from nodenet.compile.ids import Ids
 from nodenet.compile.policy import PolicyTables, compile_policy
-from nodenet.model import NamedPort, ObjectRef, Pod, Protocol
+from nodenet.model import NamedPort, ObjectRef, Pod
 from tests.unit.netpolicy.datapath import Datapath
 
 Obj = dict[str, Any]
@@ -33,7 +33,9 @@ def model_pod(pod: Obj) -> Pod:
         pod["labels"],
         ips=(ipaddress.ip_address(pod["ip"]),),
         phase="Running",
-        named_ports=tuple(NamedPort(name, port, Protocol[protocol]) for port, protocol, name in pod["ports"] if name),
+        named_ports=tuple(
+            NamedPort(name, PolicyProtocol(protocol), port) for port, protocol, name in pod["ports"] if name
+        ),
     )
 
 
