@@ -132,7 +132,7 @@ class Node:
         )
         pins = loader.Pins(PINS)
         with self.report.timed("load"):
-            loaded = loader.load(build.build_all(CACHE), config, pins)
+            loaded = loader.load(build.build_all(CACHE, self.has(probe.CAST_CTX)), config, pins)
         self.report.programs = sorted(loaded.programs)
         self.programs = loaded.programs
         self.tables = {name: BpfTable(name, pins.map(name)) for name in abi.MAPS}

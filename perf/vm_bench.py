@@ -46,7 +46,7 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
     Raises BadInputError for what cannot be had in a virtual machine, CannotRunError where none can run.
     """
     settings = _settings(options)
-    build.build_all(CACHE)
+    build.build_every_variant(CACHE)
     load.build(CACHE)
 
     def line(text: str) -> None:

@@ -30,7 +30,8 @@ class Datapath:
         if not self.cgroup.is_dir():
             raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "it is a path below the cgroup v2 mount")
         self.pins = loader.Pins(config.bpffs)
-        self.loaded = loader.load(build.build_all(config.cache_dir), self._settings(), self.pins)
+        objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
+        self.loaded = loader.load(objects, self._settings(), self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
         for name in self.loaded.replaced_maps:
             copied = self.loaded.carried.get(name)

@@ -49,13 +49,15 @@ def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(program: str, cache_dir: Path, sources: Path | None = None) -> Path:
+def build(program: str, cache_dir: Path, sources: Path | None = None, *, cast_ctx: bool = False) -> Path:
     """The object file of `program`, compiled now unless the cache has it. `sources`: the folder of another tree's
-    (default: our own). Without clang any compiler's object of the same sources will do, the newest first: an image can
+    (default: our own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx alone (bpf/lib/offload.h).
+    Without clang any compiler's object of the same sources will do, the newest first: an image can
     bring them. Raises CannotRunError with clang's words."""
     folder = sources or source_dir()
     source = folder / f"{program}.bpf.c"
-    arguments = [*FLAGS, *_include_flags(), "-c", str(source)]
+    defines = ("-DNN_CAST_CTX",) if cast_ctx else ()
+    arguments = [*FLAGS, *defines, *_include_flags(), "-c", str(source)]
     name = f"{program}-{_sources_key(program, arguments, folder)}"
     clang = shutil.which("clang")
     if clang is None:
@@ -87,6 +89,11 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
     draft.rename(target)
 
 
-def build_all(cache_dir: Path) -> dict[str, Path]:
+def build_all(cache_dir: Path, cast_ctx: bool = False) -> dict[str, Path]:
     """Every object by program name."""
-    return {program: build(program, cache_dir) for program in PROGRAMS}
+    return {program: build(program, cache_dir, cast_ctx=cast_ctx) for program in PROGRAMS}
+
+
+def build_every_variant(cache_dir: Path) -> dict[bool, dict[str, Path]]:
+    """Every object by `cast_ctx`: what any kernel may ask for."""
+    return {cast_ctx: build_all(cache_dir, cast_ctx) for cast_ctx in (False, True)}

@@ -24,11 +24,16 @@ def bpf() -> None:
 )
 @output_option
 def build(cache_dir: Path, output: Format) -> None:
-    """Compile every object that the cache does not have."""
-    from nodenet.bpf.build import build_all
+    """Compile every object that the cache does not have, both for every kernel and for Linux 6.2 and newer."""
+    from nodenet.bpf.build import build_every_variant
 
-    rows = [{"program": name, "object": str(path)} for name, path in build_all(cache_dir).items()]
-    emit(rows, [Column("PROGRAM", "program"), Column("OBJECT", "object")], output)
+    rows = [
+        {"program": name, "castCtx": cast_ctx, "object": str(path)}
+        for cast_ctx, objects in build_every_variant(cache_dir).items()
+        for name, path in objects.items()
+    ]
+    columns = [Column("PROGRAM", "program"), Column("CAST CTX", "castCtx"), Column("OBJECT", "object")]
+    emit(rows, columns, output)
 
 
 @bpf.command()

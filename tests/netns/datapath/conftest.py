@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nodenet import abi
-from nodenet.bpf import build, loader
+from nodenet.bpf import build, loader, probe
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.link import netns, tc
@@ -82,8 +82,11 @@ class Wire:
         return [-event.reason for event in self.events if event.type == abi.EventType.DROP]
 
 
-@pytest.fixture(scope="module")
-def wire(bpffs: Path, bpf_cache: Path) -> Iterator[Wire]:
+@pytest.fixture(scope="module", params=[True, False], ids=["cast", "probe"])
+def wire(bpffs: Path, bpf_cache: Path, request: pytest.FixtureRequest) -> Iterator[Wire]:
+    """Once for each way to read the kernel's own packet."""
+    if request.param and not probe.available(probe.features(), probe.CAST_CTX):
+        pytest.skip("this kernel has no bpf_cast_to_kern_ctx (6.2 has it)")
     with ExitStack() as stack:
         # One CPU's queue keeps the order: what was sent before a marker has been judged when the marker arrives.
         cpus = os.sched_getaffinity(0)
@@ -110,7 +113,8 @@ def wire(bpffs: Path, bpf_cache: Path) -> Iterator[Wire]:
         _ip("-n", node, "link", "set", "cni0", "up")
         netns.call(node, _no_tx_checksums, "eth0")
         pins = loader.Pins(bpffs / "offload")
-        loaded = loader.load(build.build_all(bpf_cache), loader.DatapathConfig(refuse_errno=False), pins)
+        config = loader.DatapathConfig(refuse_errno=False)
+        loaded = loader.load(build.build_all(bpf_cache, request.param), config, pins)
         stack.callback(pins.remove)
         stack.callback(loader.close, loaded)
         with Link(node) as link:
