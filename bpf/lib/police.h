@@ -134,8 +134,8 @@ NN_INLINE int nn_is_believed(const struct nn_context *context, const struct nn_t
 }
 
 /* An ICMP error about one of this endpoint's own flows belongs to that flow (CT_RELATED) and shares its verdict. The
- * packet inside travelled the other way: it came from whom the error is sent to, and went to the sender or through it. Returns 0, a drop code, or 1 when the
- * error is about no such flow and is judged by itself. */
+ * packet inside travelled the other way: it came from whom the error is sent to, and went to the sender or through it.
+ * Returns 0, a drop code, or 1 when the error is about no such flow and is judged by itself. */
 NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -159,8 +159,10 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	context->has_quote = 1;
 	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
 	nn_ct_key_of(&inner->tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
-	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner->tuple.saddr, &context->packet.tuple.daddr) ||
-	    !nn_is_believed(context, &inner->tuple))
+	/* No policy allows it either: the rules say who may call the pod, not who may speak about its other flows. */
+	if (context->direction == NN_INGRESS && !nn_is_believed(context, &inner->tuple))
+		return NN_DROP_INVALID_PACKET;
+	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner->tuple.saddr, &context->packet.tuple.daddr))
 		return 1;
 	entry = nn_ct_lookup(&key, context->endpoint_id, context->now);
 	if (!entry)

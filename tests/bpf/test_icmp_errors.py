@@ -8,7 +8,7 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6Time
 from scapy.packet import Packet, Raw
 
 from nodenet import abi
-from nodenet.abi import CtStatus, DropReason
+from nodenet.abi import DropReason
 from nodenet.model import Direction, Identity
 
 from .conftest import OTHER_IFINDEX, TC_OK, TC_REDIRECT, TC_SHOT, Datapath
@@ -67,7 +67,7 @@ def test_a_third_pod_is_not_believed(scene: Scene, transport: Packet) -> None:
     for error in scene.errors(scene.third, asked):
         assert scene.datapath.received(error) == TC_SHOT, error.summary()
         (event,) = scene.datapath.events()
-        assert (-event.reason, event.ct_status) == (DropReason.POLICY_DENIED, CtStatus.NEW)
+        assert -event.reason == DropReason.INVALID_PACKET_DROPPED
 
 
 @FLOWS
@@ -132,9 +132,23 @@ def test_a_pod_reports_only_what_was_sent_to_itself(scene: Scene) -> None:
             assert scene.datapath.sent(error) == wanted, error.summary()
 
 
-def test_an_error_that_is_not_believed_is_a_plain_packet(scene: Scene) -> None:
-    """Where policy allows the sender everything, nothing is forbidden to it."""
+@pytest.mark.parametrize("flags", [0, INGRESS], ids=["not isolated", "the third pod may call it"])
+def test_no_policy_makes_a_third_pod_believed(scene: Scene, flags: int) -> None:
+    """Who may call the pod is not asked about the pod's flows with others."""
+    scene.datapath.endpoint(scene.victim, VICTIM, number=1, flags=flags)
+    scene.datapath.allow(VICTIM, THIRD, Direction.INGRESS)
     asked = scene.asked(UDP(sport=4444, dport=5353))
     assert scene.datapath.sent(asked) == TC_OK
-    scene.datapath.allow(VICTIM, THIRD, Direction.INGRESS)
-    assert scene.datapath.received(scene.errors(scene.third, asked)[0]) == TC_OK
+    assert scene.datapath.received(scene.layer(src=scene.third, dst=scene.victim) / UDP(sport=1, dport=2)) == TC_OK
+    scene.datapath.events()
+    for error in scene.errors(scene.third, asked):
+        assert scene.datapath.received(error) == TC_SHOT, error.summary()
+        (event,) = scene.datapath.events()
+        assert -event.reason == DropReason.INVALID_PACKET_DROPPED
+
+
+def test_a_pod_may_report_about_what_was_sent_to_itself_without_an_entry(scene: Scene) -> None:
+    """The entry was evicted: the error is a plain packet, and policy decides."""
+    scene.datapath.endpoint(scene.victim, VICTIM, number=1)
+    for error in scene.errors(scene.server, scene.asked(UDP(sport=4444, dport=5353))):
+        assert scene.datapath.received(error) == TC_OK, error.summary()
