@@ -98,18 +98,20 @@ def test_the_next_owner_of_the_address_inherits_nothing(world: World) -> None:
     not_received(world, world.answer(unreachable(world, bytes(sent))), DropReason.POLICY_DENIED)
 
 
-def test_an_error_about_no_flow_of_the_pod_is_an_ordinary_packet(world: World) -> None:
+def test_an_error_about_no_flow_of_the_pod_does_not_reach_it(world: World) -> None:
+    """About what was sent to its own sender it is an ordinary packet; about anything else no policy is asked."""
     world.isolate(INGRESS)
     world.out(world.call(udp()))
     stranger = world.farther
-    for source, target, port in (
-        (world.pod, world.service, PORT),  # as the pod named it: on the wire there is no such packet
-        (world.pod, stranger, TARGET),
-        (stranger, world.far, TARGET),
-        (world.pod, world.far, TARGET + 1),
+    for source, target, port, reason in (
+        # As the pod named it: on the wire there is no such packet.
+        (world.pod, world.service, PORT, DropReason.INVALID_PACKET_DROPPED),
+        (world.pod, stranger, TARGET, DropReason.POLICY_DENIED),
+        (stranger, world.far, TARGET, DropReason.INVALID_PACKET_DROPPED),
+        (world.pod, world.far, TARGET + 1, DropReason.INVALID_PACKET_DROPPED),
     ):
         quoted = bytes(world.ip(src=source, dst=target) / udp(dport=port))
-        not_received(world, world.answer(unreachable(world, quoted), stranger), DropReason.POLICY_DENIED)
+        not_received(world, world.answer(unreachable(world, quoted), stranger), reason)
 
 
 def test_an_error_shares_the_verdict_that_its_flow_has_now(world: World) -> None:
