@@ -20,7 +20,7 @@ NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_e
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* Not let through. The sender of a connection that cannot go on is told so by a reset, in its own packet's place. */
+/* Drop a packet. If its connection cannot go on, turn the packet into a reset and return it to its sender. */
 NN_INLINE int nn_refuse(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *sender,
 			int reason)
 {

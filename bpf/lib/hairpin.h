@@ -78,8 +78,8 @@ NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 	return nn_rewrite_source(ctx, &context->packet, &nobody, context->packet.tuple.sport);
 }
 
-/* The pod's answer to nobody: back to the half that called. nn_service_answer gives it the Service's address: the caller does that, so
- * that one call less is on the stack. Returns 0 or a drop code. */
+/* The pod's answer to the hairpin address: return it to the pod, which is the caller too. The caller of this function then
+ * calls nn_service_answer for the Service's address, so that one call less is on the stack. Returns 0 or a drop code. */
 NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();

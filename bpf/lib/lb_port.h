@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Another source port for datagrams to a Service whose backend the pod already talks to from this port, through another
- * Service or directly. What comes back has the same ends in both cases, so only the port can tell whom it answers. */
+ * Service or directly. What comes back has the same ends in both cases, so only the port tells the two apart. */
 #ifndef NN_LB_PORT_H
 #define NN_LB_PORT_H
 

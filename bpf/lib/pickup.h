@@ -161,7 +161,8 @@ NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
 }
 
 /* Is the sender of a dropped packet to be reset? Its connection cannot go on, and without a reset it would wait for its
- * timeouts. Only a packet's own sender is reset, whose address and MAC were checked: nobody can end another one's. */
+ * timeouts. Only the sender of the packet gets a reset. Its address and MAC were checked, so
+ * a forged packet cannot end the connection of another pod. */
 NN_INLINE int nn_reset_is_due(const struct nn_context *context, int reason)
 {
 	const struct nn_packet *packet = &context->packet;

@@ -75,7 +75,7 @@ NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, 
 	return 0;
 }
 
-/* What comes to the pod is from whom it asked, on the port from which it asked. Returns 0 or a drop code. */
+/* The answer of a backend gets the Service's address, and the port that the pod's socket has. Returns 0 or a drop code. */
 NN_INLINE int nn_answers(struct nn_context *context, const struct nn_ct_key *key, const struct nn_ct_entry *entry)
 {
 	context->answers = 1;
@@ -134,7 +134,7 @@ NN_INLINE int nn_is_believed(const struct nn_context *context, const struct nn_t
 }
 
 /* An ICMP error about one of this endpoint's own flows belongs to that flow (CT_RELATED) and shares its verdict. The
- * packet inside travelled the other way: it came from whom the error is sent to, and went to the sender or through it.
+ * quoted packet travelled the other way: the receiver of the error sent it, to the sender of the error or through it.
  * Returns 0, a drop code, or 1 when the error is about no such flow and is judged by itself. */
 NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 {
@@ -217,8 +217,8 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 	}
 	if (result < 0)
 		return result;
-	/* The node's address stands for others too, whom it masquerades. An answer to it passes, but tells nothing of who they
-	 * are: what comes from them is judged by where it came in. */
+	/* Masqueraded peers have the node's address too. Let an answer to it pass, but make no entry: it would let packets of
+	 * those peers in. They are judged by the interface that they came in by. */
 	if (nn_is_midstream(context) && context->direction == NN_EGRESS && context->dst_identity == NN_IDENTITY_HOST &&
 	    (context->is_reply || (context->ct_flags & NN_CT_UNSURE)))
 		return 0;
