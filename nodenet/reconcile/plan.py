@@ -4,7 +4,8 @@ Services: at every instant slots 1..count of a frontend point at backends that e
 set alone. What a slot of a UDP Service points at is a member of that Service.
 
 Policy: for one endpoint and direction nothing is let through, or cut, that the old and the new state agree
-on (docs/decisions/0002 says where that ends: several identities that change at once).
+on (docs/decisions/0002 says where that ends: several identities that change at once; nodenet.reconcile.bridges keeps
+most of their packets alive).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
 from nodenet.evolved import Evolved
+from nodenet.reconcile.bridges import bridges
 
 Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]
@@ -84,9 +86,13 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
     deletes["nn_cidr"].sort(key=_most_specific_first, reverse=True)
     widened = list(_ends_of_isolation(upserts["nn_endpoint"], held["nn_endpoint"]))
     # Where nothing else changes, that is the whole change.
+    switched = [[write.key for write in upserts[name]] for name in ("nn_endpoint", "nn_ipcache")]
     upserts["nn_endpoint"] = [write for write in upserts["nn_endpoint"] if write not in widened]
+    # After the allows that stay: in a map without much room those come first.
+    bridging = bridges(wanted, held, *switched)
     writes = [
         *upserts["nn_policy"],
+        *(Write("nn_policy", key, value) for key, value in bridging.items()),
         *widened,
         *upserts["nn_cidr"],
         *deletes["nn_cidr"],
@@ -95,6 +101,7 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
         *deletes["nn_endpoint"],
         *deletes["nn_ipcache"],
         *deletes["nn_policy"],
+        *(Write("nn_policy", key) for key in bridging),
     ]
     return _with_revision(writes, any(_changes_verdicts(write, held) for write in writes), actual)
 

@@ -180,12 +180,12 @@ class Kills(Trouble):
 
 
 class Drops(threading.Thread):
-    """What the agents tell of allowed packets that were dropped: a hint when a probe lost something."""
+    """Allowed packets and answers that the agents report as dropped: a hint when a probe lost something."""
 
     def __init__(self, stop: threading.Event, nodenet: list[str], lab: str) -> None:
         super().__init__(daemon=True, name="Drops")
-        ports = [word for port in world.OPEN.values() for word in ("--to-port", str(port))]
-        wanted = ["--verdict", "DROPPED", "--from-label", "app=friend", *ports, "--all-namespaces", "--follow"]
+        ports = [word for port in world.OPEN.values() for word in ("--port", str(port))]
+        wanted = ["--verdict", "DROPPED", "--label", "app=friend", *ports, "--all-namespaces", "--follow"]
         self._command = [*nodenet, "observe", "--lab", lab, *wanted]
         self._over = stop
         self._process: subprocess.Popen[str] | None = None
