@@ -22,6 +22,13 @@ class ObjectRef(NamedTuple):
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
+class AttachmentKey(NamedTuple):
+    """What names an endpoint: the CNI specification's (container id, interface name)."""
+
+    container_id: str
+    ifname: str
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A pod's attachment on this node: what the CNI plugin made and the agent polices.

@@ -47,7 +47,7 @@ class WatchCount:
 class Sample:
     """Everything that is read at a scrape. Counters count since the agent started, `datapath` since the maps were made.
 
-    `objects`: how many of each kind there are (endpoints, identities, policies, services, pods). `flows_lost`: where
+    `objects`: how many of each kind there are (pods, slices, endpoints, identities and so on). `flows_lost`: where
     they were lost -> how many.
     """
 

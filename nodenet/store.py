@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import is_
 from typing import Any, NamedTuple
 
 from netpolicy.types import NetworkPolicy
+from nodenet.endpoint import AttachmentKey
 from nodenet.evolved import Evolved, evolve
+from nodenet.kinds import KINDS, Kind
 from nodenet.model import Endpoint, EndpointSlice, IPAddress, Namespace, Node, ObjectRef, Pod, Service
-
-StoredObject = Pod | Namespace | Node | Service | EndpointSlice | NetworkPolicy | Endpoint
 
 
 class Op(StrEnum):
@@ -23,33 +23,11 @@ class Op(StrEnum):
     DELETED = "DELETED"
 
 
-class Kind(StrEnum):
-    """Everything a Snapshot is made of. ENDPOINT is this node's own record, the others come from the API."""
-
-    POD = "Pod"
-    NAMESPACE = "Namespace"
-    NODE = "Node"
-    SERVICE = "Service"
-    ENDPOINT_SLICE = "EndpointSlice"
-    NETWORK_POLICY = "NetworkPolicy"
-    ENDPOINT = "Endpoint"
-
-
-API_KINDS: tuple[Kind, ...] = tuple(kind for kind in Kind if kind is not Kind.ENDPOINT)
-
-
-class AttachmentKey(NamedTuple):
-    """What names an endpoint: the CNI specification's (container id, interface name)."""
-
-    container_id: str
-    ifname: str
-
-
 class Delta(NamedTuple):
     """One object is new or changed (DELETED: gone)."""
 
     op: Op
-    obj: StoredObject
+    obj: object
 
 
 class Removal(NamedTuple):
@@ -63,7 +41,7 @@ class Listing(NamedTuple):
     """A fresh list. `keep` names what is in it, yet could not be read."""
 
     kind: Kind
-    objects: tuple[StoredObject, ...]
+    objects: tuple[object, ...]
     keep: tuple[tuple[str, str], ...] = ()
 
 
@@ -85,33 +63,6 @@ class Snapshot:
     slices: Mapping[ObjectRef, EndpointSlice] = field(default_factory=dict)
     policies: Mapping[ObjectRef, NetworkPolicy] = field(default_factory=dict)
     endpoints: Mapping[AttachmentKey, Endpoint] = field(default_factory=dict)
-
-
-class _Room(NamedTuple):
-    """Where objects of one type live: their kind and their key."""
-
-    kind: Kind
-    key: Callable[[Any], tuple[str, str]]
-
-
-_ROOMS: dict[type, _Room] = {
-    Pod: _Room(Kind.POD, lambda pod: pod.ref),
-    Namespace: _Room(Kind.NAMESPACE, lambda namespace: ObjectRef("", namespace.name)),
-    Node: _Room(Kind.NODE, lambda node: ObjectRef("", node.name)),
-    Service: _Room(Kind.SERVICE, lambda service: service.ref),
-    EndpointSlice: _Room(Kind.ENDPOINT_SLICE, lambda slice_: slice_.ref),
-    NetworkPolicy: _Room(Kind.NETWORK_POLICY, lambda policy: ObjectRef(policy.namespace, policy.name)),
-    Endpoint: _Room(Kind.ENDPOINT, lambda endpoint: AttachmentKey(endpoint.container_id, endpoint.ifname)),
-}
-_FIELDS: dict[Kind, str] = {
-    Kind.POD: "pods",
-    Kind.NAMESPACE: "namespaces",
-    Kind.NODE: "nodes",
-    Kind.SERVICE: "services",
-    Kind.ENDPOINT_SLICE: "slices",
-    Kind.NETWORK_POLICY: "policies",
-    Kind.ENDPOINT: "endpoints",
-}
 
 
 # Removed pods that are remembered: the kubelet asks for one's network for some minutes at most.
@@ -145,15 +96,16 @@ class _Claims:
 class Store:
     """Holds the newest version of every object. Not safe for several threads: one task writes, Snapshots are shared."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
         self.revision = 0
+        self._kinds = {kind.holds: kind for kind in kinds}
         # UIDs of the pods that were removed last. A UID is never given to another object.
         self._removed: dict[str, None] = {}
-        self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in Kind}
-        self._views: dict[Kind, Mapping[Any, Any]] = {kind: Evolved({}) for kind in Kind}
+        self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in self._kinds.values()}
+        self._views: dict[Kind, Mapping[Any, Any]] = {kind: Evolved({}) for kind in self._kinds.values()}
         # Changes that no Snapshot shows yet; None: the object is gone.
         self._pending: dict[Kind, dict[tuple[str, str], Any]] = {}
-        self._missing = set(Kind)
+        self._missing = set(self._kinds.values())
         self._claims = _Claims()
 
     @property
@@ -164,7 +116,7 @@ class Store:
     @property
     def missing(self) -> tuple[Kind, ...]:
         """The kinds whose first list has not arrived."""
-        return tuple(kind for kind in Kind if kind in self._missing)
+        return tuple(kind for kind in self._kinds.values() if kind in self._missing)
 
     def feed(self, event: StoreEvent) -> bool:
         """Take whatever a source yields: see `apply`, `delete` and `replace`."""
@@ -174,10 +126,10 @@ class Store:
             return self.delete(event.kind, event.key)
         return self.replace(event.kind, event.objects, event.keep)
 
-    def apply(self, op: Op, obj: StoredObject) -> bool:
+    def apply(self, op: Op, obj: object) -> bool:
         """Take one delta. Returns whether anything that a Snapshot shows has changed."""
-        kind, key_of = _ROOMS[type(obj)]
-        key = key_of(obj)
+        kind = self._kinds[type(obj)]
+        key = kind.key(obj)
         if op is Op.DELETED:
             return self.delete(kind, key)
         objects = self._objects[kind]
@@ -197,21 +149,20 @@ class Store:
         before = self._objects[kind].pop(key, None)
         if before is None:
             return False
-        if kind is Kind.POD:
+        if kind.holds is Pod:
             self._claims.replaced(before, None)
         self._note_removal(before)
         self._show(kind, {key: None})
         self.revision += 1
         return True
 
-    def replace(self, kind: Kind, objects: Iterable[StoredObject], keep: Iterable[tuple[str, str]] = ()) -> bool:
+    def replace(self, kind: Kind, objects: Iterable[object], keep: Iterable[tuple[str, str]] = ()) -> bool:
         """Take a fresh list: what it lacks is gone, but for `keep` (listed, yet not readable: the old version stays).
 
         Returns whether a Snapshot shows a change, or may be used for the first time.
         """
-        key_of = next(room.key for room in _ROOMS.values() if room.kind is kind)
         old = self._objects[kind]
-        new = {key_of(obj): obj for obj in objects}
+        new = {kind.key(obj): obj for obj in objects}
         for key in keep:
             if key in old:
                 new.setdefault(key, old[key])
@@ -219,7 +170,7 @@ class Store:
         self._missing.discard(kind)
         self._objects[kind] = new
         self._show(kind, {**dict.fromkeys(old.keys() - new.keys()), **new})
-        if kind is Kind.POD:
+        if kind.holds is Pod:
             self._claims = _Claims(pod for pod in new.values() if isinstance(pod, Pod))
         if new == old and not any(self._claims.decide(old[key], obj) for key, obj in new.items()):
             return first
@@ -237,9 +188,9 @@ class Store:
         for kind, changes in self._pending.items():
             self._views[kind] = evolve(self._views[kind], changes, is_)
         self._pending.clear()
-        return Snapshot(self.revision, **{_FIELDS[kind]: view for kind, view in self._views.items()})
+        return Snapshot(self.revision, **{kind.place: view for kind, view in self._views.items()})
 
-    def _note_removal(self, old: StoredObject | None, new: StoredObject | None = None) -> None:
+    def _note_removal(self, old: object | None, new: object | None = None) -> None:
         """`new` has the name of `old`; a recreated pod has another UID."""
         if not isinstance(old, Pod) or (isinstance(new, Pod) and new.uid == old.uid):
             return

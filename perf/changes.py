@@ -20,11 +20,12 @@ from typing import Any
 import click
 
 from netpolicy.types import Direction, NetworkPolicy, Operator, Peer, PortRule, Protocol, Requirement, Rule, Selector
+from nodenet import kinds
 from nodenet.compile import Compiler, LocalNode
 from nodenet.flow.names import NameTableBuilder
 from nodenet.model import Endpoint, Namespace, Node, ObjectRef, Pod
 from nodenet.reconcile.plan import Tables, Write, plan
-from nodenet.store import Kind, Op, Store
+from nodenet.store import Op, Store
 
 NODE = "node1"
 NAMESPACES = 50
@@ -110,13 +111,13 @@ def build(pods: int, policies: int) -> Engine:
     """An engine that knows a cluster of that size; it has not compiled yet."""
     engine = Engine()
     everyone = [pod(number) for number in range(pods)]
-    engine.store.replace(Kind.POD, everyone)
-    engine.store.replace(Kind.NAMESPACE, [namespace(number, number) for number in range(NAMESPACES)])
-    engine.store.replace(Kind.NODE, [Node(f"node{n}", (IPv4Address(_FIRST_ADDRESS + n),), ()) for n in range(1, 102)])
-    engine.store.replace(Kind.NETWORK_POLICY, [policy(number) for number in range(policies)])
-    engine.store.replace(Kind.SERVICE, [])
-    engine.store.replace(Kind.ENDPOINT_SLICE, [])
-    engine.store.replace(Kind.ENDPOINT, [_endpoint(number, p) for number, p in enumerate(everyone[:LOCAL_PODS], 1)])
+    engine.store.replace(kinds.POD, everyone)
+    engine.store.replace(kinds.NAMESPACE, [namespace(number, number) for number in range(NAMESPACES)])
+    engine.store.replace(kinds.NODE, [Node(f"node{n}", (IPv4Address(_FIRST_ADDRESS + n),), ()) for n in range(1, 102)])
+    engine.store.replace(kinds.NETWORK_POLICY, [policy(number) for number in range(policies)])
+    engine.store.replace(kinds.SERVICE, [])
+    engine.store.replace(kinds.ENDPOINT_SLICE, [])
+    engine.store.replace(kinds.ENDPOINT, [_endpoint(number, p) for number, p in enumerate(everyone[:LOCAL_PODS], 1)])
     return engine
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import IPBlock, NetworkPolicy, Operator, Peer, PortRule, Requirement, Rule, Selector
 from netpolicy.types import Protocol as PolicyProtocol
+from nodenet import kinds
 from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.bpf import loader
@@ -40,7 +41,7 @@ from nodenet.model import (
 )
 from nodenet.model import Service as ApiService
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
-from nodenet.store import Kind, Op, Snapshot, Store
+from nodenet.store import Op, Snapshot, Store
 from perf.modes import Mode
 from perf.node import GATEWAY
 from perf.services import NAMESPACE, TARGET_PORT, Service, ServiceModel
@@ -116,13 +117,13 @@ class Ebpf(Mode):
             endpoints.append(
                 Endpoint(number, pod.name, "eth0", netns, pod.host_ifname, pod.index, pod.mac, ips, ref, pod.name)
             )
-        store.replace(Kind.POD, pods)
-        store.replace(Kind.ENDPOINT, endpoints)
-        store.replace(Kind.NAMESPACE, [Namespace(NAMESPACE, {})])
-        store.replace(Kind.NODE, [Node(NODE, (IPv4Address("10.0.0.1"),), (ip_network("10.244.1.0/24"),))])
-        store.replace(Kind.NETWORK_POLICY, policies(0))
-        store.replace(Kind.SERVICE, [])
-        store.replace(Kind.ENDPOINT_SLICE, [])
+        store.replace(kinds.POD, pods)
+        store.replace(kinds.ENDPOINT, endpoints)
+        store.replace(kinds.NAMESPACE, [Namespace(NAMESPACE, {})])
+        store.replace(kinds.NODE, [Node(NODE, (IPv4Address("10.0.0.1"),), (ip_network("10.244.1.0/24"),))])
+        store.replace(kinds.NETWORK_POLICY, policies(0))
+        store.replace(kinds.SERVICE, [])
+        store.replace(kinds.ENDPOINT_SLICE, [])
 
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
         """What the API would send: the objects that changed. Python's own time, compiling and all, is in the cost."""
@@ -144,10 +145,10 @@ class Ebpf(Mode):
 
     def set_policy_rules(self, count: int) -> Cost:
         """Put `count` further rules beside the few that are always there."""
-        return self._control.change(lambda store: store.replace(Kind.NETWORK_POLICY, policies(count)))
+        return self._control.change(lambda store: store.replace(kinds.NETWORK_POLICY, policies(count)))
 
     def clear(self) -> None:
-        self._control.change(lambda store: (store.replace(Kind.SERVICE, []), store.replace(Kind.ENDPOINT_SLICE, [])))
+        self._control.change(lambda store: (store.replace(kinds.SERVICE, []), store.replace(kinds.ENDPOINT_SLICE, [])))
         self.model = ServiceModel()
 
     def flush(self) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from nodenet import kinds
 from nodenet.compile import Compiler, LocalNode
-from nodenet.store import Kind, Store
+from nodenet.kinds import KINDS
+from nodenet.store import Store
 from perf.ebpf import NODE, api_objects, group
 from perf.modes import real_backends
 from perf.services import build
@@ -22,10 +24,10 @@ def main() -> int:
     count, backends = int(sys.argv[1]), int(sys.argv[2])
     objects = [api_objects(ports) for ports in group(build(count, backends, real_backends(backends)).services).values()]
     store = Store()
-    for kind in Kind:
+    for kind in KINDS:
         store.replace(kind, [])
-    store.replace(Kind.SERVICE, [service for service, _ in objects])
-    store.replace(Kind.ENDPOINT_SLICE, [slice_ for _, slice_ in objects])
+    store.replace(kinds.SERVICE, [service for service, _ in objects])
+    store.replace(kinds.ENDPOINT_SLICE, [slice_ for _, slice_ in objects])
     del objects
     compiler = Compiler()
     desired, names = compiler.compile(store.snapshot(), LocalNode(NODE))

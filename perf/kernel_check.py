@@ -23,7 +23,7 @@ from functools import partial
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
-from nodenet import abi
+from nodenet import abi, kinds
 from nodenet.agent import attachment
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
@@ -39,7 +39,7 @@ from nodenet.link.handle import Link, mac_bytes
 from nodenet.model import Endpoint
 from nodenet.reconcile.apply import apply, read
 from nodenet.reconcile.plan import plan
-from nodenet.store import Kind, Op, Store
+from nodenet.store import Op, Store
 from perf.kernel_objects import SERVICE, cni_conf, objects
 from perf.kernel_packets import check_packets, frame, udp
 
@@ -146,7 +146,7 @@ class Node:
         """What the agent's loop does with the same objects."""
         store = Store()
         for document in objects({name: endpoint.ips for name, endpoint in self.pods.items()}):
-            decoded = decode(Kind(document["kind"]), json.dumps(document).encode())
+            decoded = decode(kinds.BY_NAME[document["kind"]], json.dumps(document).encode())
             assert decoded.obj is not None
             store.apply(Op.ADDED, decoded.obj)
         for endpoint in self.pods.values():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nodenet.kinds import ApiKind
 from nodenet.kube.health import STALE_SECONDS, KindStats
-from nodenet.store import Kind
 
 # Objects that are named one by one; how many more there are is said too.
 SHOWN = 20
 
 
-def watch_trouble(stats: Mapping[Kind, KindStats], now: float) -> Iterator[str]:
+def watch_trouble(stats: Mapping[ApiKind, KindStats], now: float) -> Iterator[str]:
     """What is wrong now, a sentence each. `now` is in seconds of the monotonic clock."""
     for kind, found in stats.items():
         age = found.age(now)
@@ -30,12 +30,12 @@ def watch_trouble(stats: Mapping[Kind, KindStats], now: float) -> Iterator[str]:
             yield f"{kind}: {found.nameless} versions of objects without a readable name; the log has them"
 
 
-def as_rows(stats: Mapping[Kind, KindStats], now: float) -> dict[str, Any]:
+def as_rows(stats: Mapping[ApiKind, KindStats], now: float) -> dict[str, Any]:
     """By kind, for `status -o json`. `lastByteSeconds`: the age of the server's last byte, null before the first."""
     rows = {}
     for kind, found in stats.items():
         age = found.age(now)
-        rows[kind.value] = {
+        rows[kind.name] = {
             "events": found.events,
             "lists": found.lists,
             "errors": found.errors,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from nodenet import abi
+from nodenet import abi, kinds
 from nodenet.agent.addresses import OwnAddresses
 from nodenet.agent.api_health import watch_trouble
 from nodenet.agent.datapath import Datapath
@@ -29,10 +29,12 @@ from nodenet.cni.request import Request
 from nodenet.cni.server import CniServer
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names
 from nodenet.config import Config
+from nodenet.endpoint import AttachmentKey
 from nodenet.errors import NodenetError
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
+from nodenet.kinds import API_KINDS, KINDS, ApiKind
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
 from nodenet.metrics import Metrics
@@ -40,7 +42,7 @@ from nodenet.model import Endpoint, IPNetwork, ObjectRef
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.rpc.feed import Feed, new_origin
 from nodenet.rpc.observer import ServerInfo
-from nodenet.store import API_KINDS, AttachmentKey, Kind, Snapshot, Store
+from nodenet.store import Snapshot, Store
 
 log = logging.getLogger(__name__)
 
@@ -216,13 +218,13 @@ class Agent:
 
     # Down: API to kernel
 
-    async def _watch(self, kind: Kind) -> None:
+    async def _watch(self, kind: ApiKind) -> None:
         async for event in self.client.watch(kind):
             synced = self.store.synced
             if self.store.feed(event):
                 self._wake()
                 # The last first list makes the Nodes known, whatever it lists.
-                if kind is Kind.NODE or not synced:
+                if kind is kinds.NODE or not synced:
                     self._nodes_changed.set()
                     self._nodes_changed = asyncio.Event()
 
@@ -304,13 +306,8 @@ class Agent:
 
     def objects(self) -> dict[str, int]:
         """How many of each kind the agent knows."""
-        return {
-            "pods": len(self.snapshot.pods),
-            "services": len(self.snapshot.services),
-            "policies": len(self.snapshot.policies),
-            "endpoints": len(self.snapshot.endpoints),
-            "identities": len(self.names.identities),
-        }
+        counts = {kind.place: len(getattr(self.snapshot, kind.place)) for kind in KINDS}
+        return counts | {"identities": len(self.names.identities)}
 
     def healthy(self) -> bool:
         return self.ready.is_set() and not self.loop.stats.failing
@@ -319,7 +316,7 @@ class Agent:
         """What is wrong now, a sentence each."""
         found = []
         if not self.store.synced:
-            missing = ", ".join(self.store.missing)
+            missing = ", ".join(map(str, self.store.missing))
             found.append(f"waiting for the first list of: {missing}")
         found += watch_trouble(self.client.stats, time.monotonic())
         found += self.endpoints.unpoliced.values()

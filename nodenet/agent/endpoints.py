@@ -16,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from nodenet import kinds
 from nodenet.agent.host import netns_cookie
 from nodenet.cni.detach import recover
 from nodenet.cni.owner import Owner
 from nodenet.cni.records import Record, Records
+from nodenet.endpoint import AttachmentKey
 from nodenet.errors import NodenetError
 from nodenet.model import Endpoint
-from nodenet.store import AttachmentKey, Kind, Op, Store
+from nodenet.store import Op, Store
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class Endpoints:
         found = [await self._numbered(endpoint) for endpoint in alive]
         cookies = [await asyncio.to_thread(netns_cookie, endpoint.netns) for endpoint in found]
         self.cookies = dict(zip(map(key_of, found), cookies, strict=True))
-        self._store.replace(Kind.ENDPOINT, found)
+        self._store.replace(kinds.ENDPOINT, found)
 
     async def isolate(self) -> int:
         """At the start, before the API has said anything: what the plugin alone made has no programs, and with them it
@@ -104,7 +106,7 @@ class Endpoints:
         """Its wires are cut, or will be: an unknown one is fine."""
         self.cookies = {other: cookie for other, cookie in self.cookies.items() if other != key}
         self.unpoliced.pop(key, None)
-        if self._store.delete(Kind.ENDPOINT, key):
+        if self._store.delete(kinds.ENDPOINT, key):
             self._changed()
 
     async def look(self) -> int:

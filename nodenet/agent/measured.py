@@ -44,7 +44,7 @@ class AgentSource:
             repairs=dict(agent.integrity.repairs),
             last_sync=stats.last_sync,
             watches={
-                kind.value: WatchCount(
+                kind.name: WatchCount(
                     count.events,
                     count.lists,
                     count.errors + count.undecodable,

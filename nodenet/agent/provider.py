@@ -14,9 +14,9 @@ from nodenet import abi
 from nodenet.agent import attachment
 from nodenet.agent.api_health import as_rows
 from nodenet.agent.explain import explain
+from nodenet.endpoint import AttachmentKey
 from nodenet.flow.types import RESERVED_NAMES
 from nodenet.model import Direction, Protocol
-from nodenet.store import AttachmentKey
 
 if TYPE_CHECKING:
     from nodenet.agent.core import Agent

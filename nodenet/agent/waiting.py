@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from nodenet.cni.errors import CniError, Code
+from nodenet.kinds import ApiKind
 from nodenet.kube.health import KindStats
 from nodenet.model import Endpoint, ObjectRef
-from nodenet.store import Kind, Store
+from nodenet.store import Store
 
 # Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object. As long again for
 # broken watches to come back.
 POD_SECONDS = 10.0
-# What decides a pod's policy.
-POLICY_KINDS = (Kind.POD, Kind.NAMESPACE, Kind.NETWORK_POLICY)
 _LOOK_SECONDS = 0.1
 
 
@@ -42,7 +41,7 @@ def refuse_removed(store: Store, pod: ObjectRef, uid: str) -> None:
         raise CniError(Code.TRY_AGAIN, f"pod {pod} (UID {uid}): the Kubernetes API has removed it")
 
 
-async def policies_known(stats: Mapping[Kind, KindStats], endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
+async def policies_known(stats: Mapping[ApiKind, KindStats], endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
     """Until no watch that decides policy is broken: one older than the pod may be missing, and the pod would start
     without it."""
     try:
@@ -61,5 +60,5 @@ def _is_known(store: Store, endpoint: Endpoint) -> bool:
     return pod is not None and endpoint.pod_uid in ("", pod.uid)
 
 
-def _broken(stats: Mapping[Kind, KindStats]) -> list[str]:
-    return [f"{kind}: {error}" for kind in POLICY_KINDS if (error := stats[kind].error)]
+def _broken(stats: Mapping[ApiKind, KindStats]) -> list[str]:
+    return [f"{kind}: {error}" for kind, found in stats.items() if kind.decides_policy and (error := found.error)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from nodenet.abi import AddressKey, EndpointEntry, EndpointFlag
 from nodenet.compile.state import Table
+from nodenet.endpoint import AttachmentKey
 from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod
-from nodenet.store import AttachmentKey
 
 ISOLATED = EndpointFlag.ISOLATED_INGRESS | EndpointFlag.ISOLATED_EGRESS
 

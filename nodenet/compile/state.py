@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from netpolicy.types import LabelSet, PolicyRef, RuleRef
+from nodenet.endpoint import AttachmentKey
 from nodenet.model import Direction, IPAddress, IPNetwork, ObjectRef, Protocol
-from nodenet.store import AttachmentKey
 
 # Keys and values are the records that abi.MAPS names for the map.
 Table = Mapping[Any, Any]

@@ -10,6 +10,7 @@ from netpolicy.types import LabelSet, NetworkPolicy, RuleRef
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.endpoints import pod_of, precedence
 from nodenet.compile.state import LocalNode, Names
+from nodenet.endpoint import AttachmentKey
 from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.flow.past import PastNames
 from nodenet.flow.service_names import ServiceNames
@@ -22,7 +23,7 @@ from nodenet.flow.types import (
     Workload,
 )
 from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod
-from nodenet.store import AttachmentKey, Snapshot
+from nodenet.store import Snapshot
 
 # Cilium's label for a pod's namespace, which hubble users filter by.
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -20,24 +20,16 @@ from typing import Self
 import aiohttp
 import msgspec
 
-from nodenet.kube import schema
+from nodenet.kinds import API_KINDS, ApiKind
+from nodenet.kube import protocol
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.decode import DecodeError, decode, name_of
 from nodenet.kube.health import AnswerError, KindStats, Recovery, Trouble
 from nodenet.kube.sockets import watched_socket
 from nodenet.model import ObjectRef
-from nodenet.store import API_KINDS, Delta, Kind, Listing, Op, Removal, StoredObject, StoreEvent
+from nodenet.store import Delta, Listing, Op, Removal, StoreEvent
 
 log = logging.getLogger(__name__)
-
-PATHS: dict[Kind, str] = {
-    Kind.POD: "/api/v1/pods",
-    Kind.NAMESPACE: "/api/v1/namespaces",
-    Kind.NODE: "/api/v1/nodes",
-    Kind.SERVICE: "/api/v1/services",
-    Kind.ENDPOINT_SLICE: "/apis/discovery.k8s.io/v1/endpointslices",
-    Kind.NETWORK_POLICY: "/apis/networking.k8s.io/v1/networkpolicies",
-}
 
 PAGE_SIZE = 500
 # The API server ends a watch after this long; ours differ, so that they do not all come back in one second.
@@ -65,13 +57,14 @@ class KubeClient:
     def __init__(
         self,
         access: ClusterAccess,
+        kinds: Iterable[ApiKind] = API_KINDS,
         *,
         page_size: int = PAGE_SIZE,
         idle_seconds: float = IDLE_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         spread: Callable[[], float] = random.random,
     ) -> None:
-        self.stats = {kind: KindStats() for kind in API_KINDS}
+        self.stats = {kind: KindStats() for kind in kinds}
         self._access = access
         self._page_size = page_size
         self._idle_seconds = idle_seconds
@@ -91,7 +84,7 @@ class KubeClient:
             await self._session.close()
             self._session = None
 
-    async def watch(self, kind: Kind) -> AsyncIterator[StoreEvent]:
+    async def watch(self, kind: ApiKind) -> AsyncIterator[StoreEvent]:
         """Everything that happens to objects of one kind, for ever: first a Listing, then changes, and a Listing again
         whenever changes may have been missed. Never raises for what a server or a network does."""
         version: str | None = None
@@ -115,15 +108,15 @@ class KubeClient:
             if pause and await self._recovery.wait(pause):
                 trouble.woken()
 
-    async def _list(self, kind: Kind) -> tuple[Listing, str]:
+    async def _list(self, kind: ApiKind) -> tuple[Listing, str]:
         """All pages of a list. The resourceVersion is that of the moment that all of them show."""
-        objects: list[StoredObject] = []
+        objects: list[object] = []
         keep: list[ObjectRef] = []
         seen: set[ObjectRef] = set()
         params = {"limit": str(self._page_size)}
         while True:
             async with self._get(kind, params) as response:
-                page = msgspec.json.decode(await response.read(), type=schema.ListPage)
+                page = msgspec.json.decode(await response.read(), type=protocol.ListPage)
             for raw in page.items or ():
                 try:
                     found = decode(kind, raw)
@@ -143,7 +136,7 @@ class KubeClient:
             params["continue"] = page.metadata.continue_
 
     async def _watch(
-        self, kind: Kind, version: str, connected: Callable[[], None]
+        self, kind: ApiKind, version: str, connected: Callable[[], None]
     ) -> AsyncIterator[tuple[str, StoreEvent | None]]:
         """One watch until the server ends it: the resourceVersion to go on from, and what happened (None: nothing)."""
         low, high = WATCH_SECONDS
@@ -166,14 +159,14 @@ class KubeClient:
                 if line is None:
                     return
                 self.stats[kind].events += 1
-                yield self._event(kind, msgspec.json.decode(line, type=schema.WatchEvent))
+                yield self._event(kind, msgspec.json.decode(line, type=protocol.WatchEvent))
 
-    def _event(self, kind: Kind, event: schema.WatchEvent) -> tuple[str, StoreEvent | None]:
+    def _event(self, kind: ApiKind, event: protocol.WatchEvent) -> tuple[str, StoreEvent | None]:
         if event.type == "ERROR":
-            status = msgspec.json.decode(event.object, type=schema.Status)
+            status = msgspec.json.decode(event.object, type=protocol.Status)
             raise AnswerError(status.code or 500, status.message or status.reason or "")
         if event.type == "BOOKMARK":
-            return msgspec.json.decode(event.object, type=schema.Named).metadata.resource_version or "", None
+            return msgspec.json.decode(event.object, type=protocol.Named).metadata.resource_version or "", None
         if event.type not in tuple(Op):
             raise _RelistError(f"unknown event type {event.type!r}")
         try:
@@ -192,7 +185,7 @@ class KubeClient:
             return decoded.version, Removal(kind, decoded.ref)
         return decoded.version, Delta(Op(event.type), decoded.obj)
 
-    def _report(self, kind: Kind, error: DecodeError) -> None:
+    def _report(self, kind: ApiKind, error: DecodeError) -> None:
         """An object of which nothing can be used."""
         if error.ref is not None:
             text = f"{error}: its last readable version stays in force"
@@ -202,12 +195,12 @@ class KubeClient:
         self.stats[kind].nameless += 1
         log.warning("left out: %s", error)
 
-    def _heard(self, kind: Kind) -> None:
+    def _heard(self, kind: ApiKind) -> None:
         self.stats[kind].last_byte = time.monotonic()
 
     @asynccontextmanager
     async def _get(
-        self, kind: Kind, params: dict[str, str], read_seconds: float = REQUEST_SECONDS
+        self, kind: ApiKind, params: dict[str, str], read_seconds: float = REQUEST_SECONDS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A GET whose answer is 200; AnswerError says what else it was."""
         assert self._session is not None, "KubeClient is used outside of its `async with`"
@@ -216,7 +209,7 @@ class KubeClient:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
-        url, name = self._access.server + PATHS[kind], self._access.server_name
+        url, name = self._access.server + kind.resource.path(), self._access.server_name
         async with self._session.get(
             url, params=params, headers=headers, server_hostname=name, timeout=timeout
         ) as response:
@@ -229,7 +222,7 @@ class KubeClient:
 async def _answer_error(response: aiohttp.ClientResponse) -> AnswerError:
     body = await response.content.read(1 << 16)
     try:
-        status = msgspec.json.decode(body, type=schema.Status)
+        status = msgspec.json.decode(body, type=protocol.Status)
         message = status.message or status.reason or ""
     except msgspec.DecodeError:
         message = response.reason or ""

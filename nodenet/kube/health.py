@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from nodenet.backoff import Backoff
+from nodenet.kinds import ApiKind
 from nodenet.model import ObjectRef
-from nodenet.store import Kind
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class KindStats:
         """Seconds since the last byte; None before the first."""
         return now - self.last_byte if self.last_byte else None
 
-    def note(self, kind: Kind, ref: ObjectRef, unread: Iterable[str]) -> None:
+    def note(self, kind: ApiKind, ref: ObjectRef, unread: Iterable[str]) -> None:
         """What could not be read of an object's newest version. The same is logged once."""
         found = [text if len(text) <= _SENTENCE_LENGTH else f"{text[: _SENTENCE_LENGTH - 3]}..." for text in unread]
         if not found:
@@ -109,7 +109,7 @@ class Trouble:
     """How often in a row one kind's watch failed, how long to wait therefore, and what is reported of it."""
 
     def __init__(
-        self, kind: Kind, server: str, stats: KindStats, recovery: Recovery, spread: Callable[[], float]
+        self, kind: ApiKind, server: str, stats: KindStats, recovery: Recovery, spread: Callable[[], float]
     ) -> None:
         self._kind = kind
         self._server = server

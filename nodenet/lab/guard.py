@@ -17,9 +17,9 @@ from pathlib import Path
 
 from aiohttp import web
 
+from nodenet.kinds import API_KINDS
 from nodenet.lab.apiserver.access import ADMIN, Access, User, reader
 from nodenet.lab.apiserver.status import ApiError
-from nodenet.store import API_KINDS
 
 _LOOPBACK = "127.0.0.1"
 _TCP = Path("/proc/net/tcp")
@@ -34,9 +34,9 @@ class Tokens:
 
     def users(self) -> dict[str, User]:
         """An agent may read what agents watch, and write nothing."""
-        return {self.admin: ADMIN} | {
-            token: reader(f"nodenet-agent:{node}", API_KINDS) for node, token in self.agents.items()
-        }
+        kinds = [kind.name for kind in API_KINDS]
+        agents = {token: reader(f"nodenet-agent:{node}", kinds) for node, token in self.agents.items()}
+        return {self.admin: ADMIN} | agents
 
 
 def new_tokens(nodes: Iterable[str]) -> Tokens:

@@ -15,20 +15,20 @@ from netpolicy.evaluate import Evaluator, Party, Traffic
 from netpolicy.holders import holders
 from netpolicy.types import Protocol
 from nodenet.errors import NodenetError
+from nodenet.kinds import API_KINDS
 from nodenet.lab import find
 from nodenet.lab.client import LabClient
 from nodenet.lab.pods import Port
 
 Object = Mapping[str, Any]
 
-# The kinds that say something about who reaches whom.
-_KINDS = ("Namespace", "Node", "Pod", "Service", "EndpointSlice", "NetworkPolicy")
 # Seconds that a flow may take from the kernel to the agent's ring.
 _FLOW_PATIENCE = 0.5
 
 
 def everything(client: LabClient) -> list[Object]:
-    return [obj for kind in _KINDS for obj in client.objects(kind)]
+    """The objects that decide who reaches whom: those that agents watch."""
+    return [obj for kind in API_KINDS for obj in client.objects(kind.name)]
 
 
 def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> list[matrix.Cell]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from nodenet.kinds import BY_NAME
 from perf.soak.world import Object
 
-_PLURALS = {"Pod": "pods", "Service": "services", "NetworkPolicy": "networkpolicies", "Namespace": "namespaces"}
 _TIMEOUT = 30.0
 
 
@@ -55,10 +55,8 @@ class Api:
 
     @staticmethod
     def _path(entry: Object, named: bool = True) -> str:
-        version, plural = entry["apiVersion"], _PLURALS[entry["kind"]]
-        root = "/api/v1" if version == "v1" else f"/apis/{version}"
-        path = f"{root}/namespaces/{entry['metadata']['namespace']}/{plural}"
-        return f"{path}/{entry['metadata']['name']}" if named else path
+        metadata = entry["metadata"]
+        return BY_NAME[entry["kind"]].resource.path(metadata["namespace"], metadata["name"] if named else "")
 
     def _call(self, verb: str, path: str, body: Object | None = None, kind: str = "application/json") -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -15,10 +15,11 @@ import msgspec
 import pytest
 import yaml
 
+from nodenet import kinds
 from nodenet.compile import LocalNode, compile_once
 from nodenet.kube.decode import decode
 from nodenet.model import Endpoint, ObjectRef
-from nodenet.store import Kind, Op, Store
+from nodenet.store import Op, Store
 from nodenet.testing import dump
 
 FOLDER = Path(__file__).parent
@@ -53,7 +54,7 @@ def test_golden(case: Path, request: pytest.FixtureRequest) -> None:
         if document["kind"] == "Local":
             node = local(document, store)
             continue
-        obj = decode(Kind(document["kind"]), msgspec.json.encode(document)).obj
+        obj = decode(kinds.BY_NAME[document["kind"]], msgspec.json.encode(document)).obj
         assert obj is not None
         store.apply(Op.ADDED, obj)
     state, names = compile_once(store.snapshot(), node)

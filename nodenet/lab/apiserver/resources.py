@@ -1,65 +1,59 @@
-"""The kinds that the lab's API endpoint serves, as one table, and the built-in kinds it knows but does not play."""
+"""The kinds that the lab's API endpoint serves, as one table. Those that agents watch are declared in nodenet.kinds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nodenet import kinds
+from nodenet.kinds import ApiKind, ApiResource
+
 
 @dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(ApiResource):
     """One served kind. `generation` tells whether metadata.generation counts the changes of its spec."""
 
-    group: str
-    version: str
-    kind: str
-    plural: str
     short: tuple[str, ...] = ()
-    namespaced: bool = True
     categories: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ("status",)
     generation: bool = False
 
     @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    @property
     def singular(self) -> str:
         return self.kind.lower()
 
-    @property
-    def qualified(self) -> str:
-        """Plural with the group, as messages and `kubectl` name it: deployments.apps."""
-        return f"{self.plural}.{self.group}" if self.group else self.plural
 
-    @property
-    def base(self) -> str:
-        """The URL prefix of its group and version."""
-        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+def _watched(
+    kind: ApiKind,
+    short: tuple[str, ...] = (),
+    categories: tuple[str, ...] = (),
+    subresources: tuple[str, ...] = ("status",),
+    *,
+    generation: bool = False,
+) -> Resource:
+    """A kind that agents watch too."""
+    api = kind.resource
+    names = (api.group, api.version, api.kind, api.plural, api.namespaced)
+    return Resource(*names, short, categories, subresources, generation)
 
-    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The URL path of a collection, an object or a subresource."""
-        parts = [self.base]
-        if self.namespaced and namespace:
-            parts += ["namespaces", namespace]
-        parts += [part for part in (self.plural, name, subresource) if part]
-        return "/".join(parts)
+
+def _workload(group: str, kind: str, short: tuple[str, ...], subresources: tuple[str, ...]) -> Resource:
+    return Resource(group, "v1", kind, f"{kind.lower()}s", True, short, ("all",), subresources, True)
 
 
 _SCALABLE = ("status", "scale")
 
 RESOURCES: tuple[Resource, ...] = (
-    Resource("", "v1", "Namespace", "namespaces", ("ns",), False, (), ("status", "finalize")),
-    Resource("", "v1", "Node", "nodes", ("no",), False),
-    Resource("", "v1", "Pod", "pods", ("po",), True, ("all",), ("status", "binding")),
-    Resource("", "v1", "Service", "services", ("svc",), True, ("all",)),
-    Resource("apps", "v1", "DaemonSet", "daemonsets", ("ds",), True, ("all",), ("status",), True),
-    Resource("apps", "v1", "Deployment", "deployments", ("deploy",), True, ("all",), _SCALABLE, True),
-    Resource("apps", "v1", "ReplicaSet", "replicasets", ("rs",), True, ("all",), _SCALABLE, True),
-    Resource("apps", "v1", "StatefulSet", "statefulsets", ("sts",), True, ("all",), _SCALABLE, True),
-    Resource("batch", "v1", "Job", "jobs", (), True, ("all",), ("status",), True),
-    Resource("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", (), True, (), (), True),
-    Resource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", ("netpol",), True, (), (), True),
+    _watched(kinds.NAMESPACE, ("ns",), (), ("status", "finalize")),
+    _watched(kinds.NODE, ("no",)),
+    _watched(kinds.POD, ("po",), ("all",), ("status", "binding")),
+    _watched(kinds.SERVICE, ("svc",), ("all",)),
+    _workload("apps", "DaemonSet", ("ds",), ("status",)),
+    _workload("apps", "Deployment", ("deploy",), _SCALABLE),
+    _workload("apps", "ReplicaSet", ("rs",), _SCALABLE),
+    _workload("apps", "StatefulSet", ("sts",), _SCALABLE),
+    _workload("batch", "Job", (), ("status",)),
+    _watched(kinds.ENDPOINT_SLICE, subresources=(), generation=True),
+    _watched(kinds.NETWORK_POLICY, ("netpol",), subresources=(), generation=True),
 )
 BY_KIND: dict[str, Resource] = {resource.kind: resource for resource in RESOURCES}
 BY_PLURAL: dict[tuple[str, str, str], Resource] = {(r.group, r.version, r.plural): r for r in RESOURCES}

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from nodenet import kinds
 from nodenet.agent import endpoints as module
 from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.cni.records import Record, Records
+from nodenet.endpoint import AttachmentKey
 from nodenet.link.handle import LinkError
 from nodenet.model import Endpoint, ObjectRef
-from nodenet.store import AttachmentKey, Kind, Store
+from nodenet.store import Store
 
 
 class Veths:
@@ -170,7 +172,7 @@ async def test_a_folder_that_does_not_change_is_not_read_again(node: Node, monke
 async def test_cookies_are_replaced_as_a_whole(node: Node) -> None:
     """The compiling thread goes through them while the event loop changes them."""
     endpoint = node.wired(1).endpoint
-    node.store.replace(Kind.ENDPOINT, ())
+    node.store.replace(kinds.ENDPOINT, ())
     node.endpoints.added(endpoint, 5)
     seen = node.endpoints.cookies
     node.endpoints.deleted(key_of(endpoint))

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from nodenet import kinds
 from nodenet import store as store_module
 from nodenet.agent.waiting import pod_known, policies_known, refuse_removed
 from nodenet.cni.errors import CniError, Code
+from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.health import KindStats
-from nodenet.store import API_KINDS, Kind, Op, Store
+from nodenet.store import Op, Store
 from tests.unit.compile.build import endpoint, pod
 
 ENDPOINT = endpoint(1, "web", "10.0.1.9")
@@ -37,9 +39,9 @@ async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
     waiting = asyncio.create_task(pod_known(store, replace(ENDPOINT, pod_uid="another"), lambda: event, 5))
     await asyncio.sleep(0)
     if removal == "event":
-        store.delete(Kind.POD, gone.ref)
+        store.delete(kinds.POD, gone.ref)
     elif removal == "list":
-        store.replace(Kind.POD, [])
+        store.replace(kinds.POD, [])
     else:
         store.apply(Op.ADDED, replace(gone, uid="another"))
     refuse_removed(store, gone.ref, "")
@@ -47,7 +49,7 @@ async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
     if removal == "recreated":
         event.set()
         await waiting
-        store.delete(Kind.POD, gone.ref)
+        store.delete(kinds.POD, gone.ref)
     for uid in (gone.uid, "another")[: 1 + (removal == "recreated")]:
         with pytest.raises(CniError, match=f"UID {uid}.: the Kubernetes API has removed it") as refused:
             await pod_known(store, replace(ENDPOINT, pod_uid=uid), lambda: asyncio.Event(), 5)
@@ -74,11 +76,11 @@ def test_removed_pods_are_forgotten_in_their_order(monkeypatch: pytest.MonkeyPat
     store = Store()
     for number in range(5):
         store.apply(Op.ADDED, replace(pod("web", "10.0.1.9"), uid=f"u{number}"))
-    store.delete(Kind.POD, pod("web", "10.0.1.9").ref)
+    store.delete(kinds.POD, pod("web", "10.0.1.9").ref)
     assert [number for number in range(5) if store.pod_is_removed(f"u{number}")] == [2, 3, 4]
 
 
-@pytest.mark.parametrize("kind", [Kind.NETWORK_POLICY, Kind.NAMESPACE, Kind.POD])
+@pytest.mark.parametrize("kind", [kinds.NETWORK_POLICY, kinds.NAMESPACE, kinds.POD])
 async def test_a_broken_watch_of_what_decides_policy_holds_up_an_add(kind: Kind) -> None:
     stats = {kind: KindStats() for kind in API_KINDS}
     stats[kind].error = "503 not now"
@@ -93,5 +95,5 @@ async def test_a_broken_watch_of_what_decides_policy_holds_up_an_add(kind: Kind)
 
 async def test_a_broken_watch_of_services_holds_up_nothing() -> None:
     stats = {kind: KindStats() for kind in API_KINDS}
-    stats[Kind.SERVICE].error = "503 not now"
+    stats[kinds.SERVICE].error = "503 not now"
     await policies_known(stats, ENDPOINT, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
 
+from nodenet.kinds import KINDS
 from nodenet.model import (
     Endpoint,
     EndpointSlice,
@@ -18,7 +19,7 @@ from nodenet.model import (
     ServiceType,
     SliceEndpoint,
 )
-from nodenet.store import Kind, Op, Store, StoredObject
+from nodenet.store import Op, Store
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 
@@ -77,10 +78,10 @@ def node(name: str, *ips: str, cidrs: Iterable[str] = ()) -> Node:
     return Node(name, tuple(map(ip_address, ips)), tuple(map(ip_network, cidrs)))
 
 
-def store_of(*objects: StoredObject) -> Store:
+def store_of(*objects: object) -> Store:
     """A store that has every list."""
     store = Store()
-    for kind in Kind:
+    for kind in KINDS:
         store.replace(kind, ())
     for obj in (Namespace("default", {}), *objects):
         store.apply(Op.ADDED, obj)

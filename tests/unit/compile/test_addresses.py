@@ -14,8 +14,9 @@ from nodenet.compile import Compiler, LocalNode, compile_once
 from nodenet.compile.endpoints import ISOLATED
 from nodenet.compile.ids import IdentityKey, Ids
 from nodenet.compile.policy import restore
+from nodenet.endpoint import AttachmentKey
 from nodenet.model import Identity, Namespace
-from nodenet.store import AttachmentKey, Op
+from nodenet.store import Op
 from tests.unit.compile.build import endpoint, node, pod, service, slice_, store_of
 
 LOCAL = LocalNode("node1", frozenset({ip_address("10.0.1.1")}))

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from netpolicy.holders import Standing
 from netpolicy.parse import network_policy
 from netpolicy.types import NetworkPolicy, Protocol
+from nodenet import kinds
 from nodenet.compile import Compiler, LocalNode, compile_once
 from nodenet.compile.policy import HIGH_CARDINALITY_LABELS
+from nodenet.endpoint import AttachmentKey
 from nodenet.evolved import Draft
+from nodenet.kinds import KINDS, Kind
 from nodenet.model import Endpoint, NamedPort, Namespace, Node, ObjectRef, Pod
 from nodenet.reconcile.apply import apply
 from nodenet.reconcile.plan import plan
-from nodenet.store import AttachmentKey, Kind, Op, Store
+from nodenet.store import Op, Store
 from nodenet.testing import fake_tables
 from tests.unit.netpolicy.strategies import NAMESPACES, labels, rules, selectors
 
@@ -82,20 +85,22 @@ ENDPOINTS = st.builds(
     st.sampled_from(ADDRESSES),
 )
 GONE = st.one_of(
-    st.tuples(st.sampled_from([Kind.POD]), REFS),
+    st.tuples(st.sampled_from([kinds.POD]), REFS),
     st.tuples(
-        st.sampled_from([Kind.NETWORK_POLICY]),
+        st.sampled_from([kinds.NETWORK_POLICY]),
         st.builds(ObjectRef, st.sampled_from(NAMESPACES), st.sampled_from("pq")),
     ),
-    st.tuples(st.sampled_from([Kind.NAMESPACE]), st.builds(lambda n: ObjectRef("", n), st.sampled_from(NAMESPACES))),
-    st.tuples(st.sampled_from([Kind.ENDPOINT]), st.builds(lambda n: AttachmentKey(f"c{n}", "eth0"), st.integers(1, 3))),
+    st.tuples(st.sampled_from([kinds.NAMESPACE]), st.builds(lambda n: ObjectRef("", n), st.sampled_from(NAMESPACES))),
+    st.tuples(
+        st.sampled_from([kinds.ENDPOINT]), st.builds(lambda n: AttachmentKey(f"c{n}", "eth0"), st.integers(1, 3))
+    ),
 )
 STEPS = st.lists(st.lists(PODS | PODS | SPACES | NODES | policy() | ENDPOINTS | GONE, max_size=4), max_size=8)
 
 
 def _store() -> Store:
     store = Store()
-    for kind in Kind:
+    for kind in KINDS:
         store.replace(kind, [])
     return store
 

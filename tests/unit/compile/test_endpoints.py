@@ -8,8 +8,8 @@ import pytest
 
 from nodenet.abi import AddressKey, EndpointEntry
 from nodenet.compile.endpoints import compile_endpoints
+from nodenet.endpoint import AttachmentKey
 from nodenet.model import Endpoint, ObjectRef
-from nodenet.store import AttachmentKey
 
 IPS = (ip_address("10.0.1.5"), ip_address("fd00:1::5"))
 

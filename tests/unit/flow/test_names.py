@@ -11,10 +11,11 @@ from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, RuleRef
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Names, ServicePortName
+from nodenet.endpoint import AttachmentKey
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.types import PolicyMatch, PolicyName, ServiceName, Workload
 from nodenet.model import Direction, Endpoint, Node, ObjectRef, Pod, Protocol, Service, ServicePort, ServiceType
-from nodenet.store import AttachmentKey, Snapshot
+from nodenet.store import Snapshot
 
 WEB_IP, NODE_IP, OTHER_IP = ip_address("10.0.0.1"), ip_address("192.0.2.1"), ip_address("192.0.2.2")
 WEB = Pod(ObjectRef("shop", "web-1"), "u1", {"app": "web"}, "node1", (WEB_IP,), workload=("Deployment", "web"))

@@ -11,13 +11,14 @@ import pytest
 from netpolicy.holders import Standing
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Names
+from nodenet.endpoint import AttachmentKey
 from nodenet.flow import past
 from nodenet.flow.enrich import enrich
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.past import LINGER_NS, PastNames
 from nodenet.flow.types import Party
 from nodenet.model import Endpoint, ObjectRef, Pod
-from nodenet.store import AttachmentKey, Snapshot
+from nodenet.store import Snapshot
 from tests.unit.flow.conftest import BASE
 
 IP, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")

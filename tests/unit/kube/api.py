@@ -11,9 +11,11 @@ from typing import Any
 
 from aiohttp import web
 
+from nodenet import kinds
+from nodenet.kinds import Kind
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
-from nodenet.store import Kind, StoreEvent
+from nodenet.store import StoreEvent
 
 Query = dict[str, str]
 Handler = Callable[[Query], Any]
@@ -123,7 +125,7 @@ async def serving(script: Script, port: int = 0) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def watching(
-    script: Script, kind: Kind = Kind.NAMESPACE, **options: Any
+    script: Script, kind: Kind = kinds.NAMESPACE, **options: Any
 ) -> AsyncIterator[tuple[KubeClient, AsyncIterator[StoreEvent], Pauses]]:
     pauses = Pauses()
     async with (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from nodenet import kinds
+from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
 from nodenet.lab.apiserver.access import ADMIN, Access
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.model import ObjectRef
-from nodenet.store import API_KINDS, Kind, Snapshot, Store
+from nodenet.store import Snapshot, Store
 
 SERVICE = {
     "apiVersion": "v1",
@@ -48,7 +50,7 @@ class Fed:
 
     def __init__(self, client: KubeClient) -> None:
         self.store = Store()
-        self.store.replace(Kind.ENDPOINT, ())
+        self.store.replace(kinds.ENDPOINT, ())
         self._client = client
         self._changed = asyncio.Event()
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from nodenet import kinds
 from nodenet.agent.api_health import watch_trouble
-from nodenet.kube.client import IDLE_SECONDS, PATHS, KubeClient
+from nodenet.kube.client import IDLE_SECONDS, KubeClient
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.health import CUT_OFF_SECONDS, LAST_BACKOFF_SECONDS, STALE_SECONDS
 from nodenet.model import Namespace, ObjectRef
-from nodenet.store import API_KINDS, Delta, Kind, Listing, Op, Removal
+from nodenet.store import Delta, Listing, Op, Removal
 from tests.unit.kube.api import (
     CUT,
     GONE,
@@ -35,7 +36,7 @@ from tests.unit.kube.api import (
 
 def listing(*names: str, keep: tuple[str, ...] = ()) -> Listing:
     objects = tuple(Namespace(name, {}) for name in names)
-    return Listing(Kind.NAMESPACE, objects, tuple(ObjectRef("", name) for name in keep))
+    return Listing(kinds.NAMESPACE, objects, tuple(ObjectRef("", name) for name in keep))
 
 
 async def test_pages_then_a_watch_from_their_version() -> None:
@@ -53,9 +54,9 @@ async def test_pages_then_a_watch_from_their_version() -> None:
             listing("a", "b"),
             Delta(Op.ADDED, Namespace("c", {"team": "x"})),
             Delta(Op.MODIFIED, Namespace("c", {})),
-            Removal(Kind.NAMESPACE, ObjectRef("", "a")),
+            Removal(kinds.NAMESPACE, ObjectRef("", "a")),
         ]
-        assert client.stats[Kind.NAMESPACE].lists == 1
+        assert client.stats[kinds.NAMESPACE].lists == 1
     first, second, watch = script.queries
     assert first == {"limit": "500"}
     assert second == {"limit": "500", "continue": "token"}
@@ -81,7 +82,7 @@ async def test_what_cannot_be_continued_is_listed_again(gone: Any) -> None:
         found = await take(events, 2 if not isinstance(gone, list) or gone == [GONE] else 3)
         assert found[0] == listing()
         assert found[-1] == listing("z")
-        assert client.stats[Kind.NAMESPACE].errors == 1
+        assert client.stats[kinds.NAMESPACE].errors == 1
         # After 410 Gone the list comes at once.
         assert len(pauses.seconds) == (0 if gone in (410, [GONE]) else 1)
         await settled(script, 2)
@@ -127,16 +128,16 @@ async def test_one_kind_that_gets_through_wakes_the_others() -> None:
     async with serving(starting) as pods_url, serving(serving_again) as url:
         access = ClusterAccess(pods_url)
         async with KubeClient(access, sleep=sleep, spread=lambda: 1.0) as client:
-            pods = client.watch(Kind.POD)
+            pods = client.watch(kinds.POD)
             first = asyncio.ensure_future(anext(pods))
             await waiting.wait()
             assert not first.done()
             client._access = ClusterAccess(url)
-            namespaces = client.watch(Kind.NAMESPACE)
+            namespaces = client.watch(kinds.NAMESPACE)
             assert await take(namespaces, 1) == [listing("a")]
             client._access = access
             async with asyncio.timeout(5):
-                assert await first == Listing(Kind.POD, ())
+                assert await first == Listing(kinds.POD, ())
             await pods.aclose()  # type: ignore[attr-defined]
             await namespaces.aclose()  # type: ignore[attr-defined]
 
@@ -145,7 +146,7 @@ async def test_a_connected_watch_is_no_trouble_before_its_first_event() -> None:
     """On a quiet cluster the first event may be a minute away."""
     script = Script([page(version="7")], [503, [HOLD]])
     async with watching(script) as (client, events, _):
-        stats = client.stats[Kind.NAMESPACE]
+        stats = client.stats[kinds.NAMESPACE]
         await take(events, 1)
         waiting = asyncio.ensure_future(anext(events))
         async with asyncio.timeout(5):
@@ -161,7 +162,7 @@ async def test_the_age_of_the_last_byte_is_known() -> None:
     """Headers, lists and pieces of lines count; silence makes it stale, and so does a failure."""
     script = Script([page(version="7")], [[bookmark("8"), b'{"type": ', HOLD]])
     async with watching(script) as (client, events, _):
-        stats = client.stats[Kind.NAMESPACE]
+        stats = client.stats[kinds.NAMESPACE]
         assert stats.age(time.monotonic()) is None
         before = time.monotonic()
         await take(events, 1)
@@ -217,7 +218,7 @@ async def test_a_cut_connection_goes_on_without_a_new_list() -> None:
             Namespace("a", {}),
             Namespace("b", {}),
         ]
-        assert client.stats[Kind.NAMESPACE].error == ""
+        assert client.stats[kinds.NAMESPACE].error == ""
     assert [q["resourceVersion"] for q in script.watch_queries] == ["7", "8"]
     assert len(script.list_queries) == 1
 
@@ -240,7 +241,7 @@ async def test_refusals_are_waited_out_with_growing_pauses() -> None:
         assert pauses.seconds == [0.1, 0.2]
         await take(events, 1)
         assert pauses.seconds[2:] == [0.1, 0.2]
-        assert client.stats[Kind.NAMESPACE].errors == 4
+        assert client.stats[kinds.NAMESPACE].errors == 4
     assert len(script.list_queries) == 3
 
 
@@ -255,7 +256,7 @@ async def test_a_silent_connection_is_given_up() -> None:
     script = Script([page(version="7")], [[HOLD], [event("ADDED", namespace("a"))]])
     async with watching(script, idle_seconds=0.05) as (client, events, _):
         await take(events, 2)
-        assert client.stats[Kind.NAMESPACE].errors == 0
+        assert client.stats[kinds.NAMESPACE].errors == 0
     assert [q["resourceVersion"] for q in script.watch_queries] == ["7", "7"]
 
 
@@ -270,11 +271,11 @@ async def test_what_cannot_be_read_is_named_and_left_out(caplog: pytest.LogCaptu
     ]
     unread = Namespace("bad", {}, labels_unread=True)
     async with watching(script) as (client, events, _):
-        stats = client.stats[Kind.NAMESPACE]
+        stats = client.stats[kinds.NAMESPACE]
         await take(events, 1)
         assert list(stats.unread) == [ObjectRef("", "gone")]
         assert await take(events, 3) == [
-            Listing(Kind.NAMESPACE, (Namespace("a", {}), unread)),
+            Listing(kinds.NAMESPACE, (Namespace("a", {}), unread)),
             Delta(Op.MODIFIED, unread),
             Delta(Op.ADDED, Namespace("b", {})),
         ]
@@ -310,10 +311,10 @@ async def test_a_server_that_is_gone_for_a_while(caplog: pytest.LogCaptureFixtur
     pauses = Waiting()
     access = ClusterAccess(f"http://127.0.0.1:{port}")
     async with KubeClient(access, sleep=pauses, spread=lambda: 1.0) as client:
-        events = client.watch(Kind.NAMESPACE)
+        events = client.watch(kinds.NAMESPACE)
         first = asyncio.ensure_future(anext(events))
         await down.wait()
-        stats = client.stats[Kind.NAMESPACE]
+        stats = client.stats[kinds.NAMESPACE]
         assert stats.error
         assert not stats.cut_off(time.monotonic() + CUT_OFF_SECONDS - 5)
         assert stats.cut_off(time.monotonic() + CUT_OFF_SECONDS)
@@ -332,13 +333,9 @@ async def test_the_token_file_is_read_anew(tmp_path: Any) -> None:
     token.write_text("one\n")
     script = Script([page(), page()], [410])
     async with serving(script) as url, KubeClient(ClusterAccess(url, token_file=token), sleep=Pauses()) as client:
-        events = client.watch(Kind.POD)
+        events = client.watch(kinds.POD)
         await take(events, 1)
         token.write_text("two\n")
         await take(events, 1)
         await events.aclose()  # type: ignore[attr-defined]
     assert [h["Authorization"] for h in script.headers] == ["Bearer one", "Bearer two", "Bearer two"]
-
-
-def test_every_kind_has_a_path() -> None:
-    assert set(PATHS) == set(API_KINDS)

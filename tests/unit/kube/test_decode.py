@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from netpolicy.types import NetworkPolicy, PortRule, Rule
 from netpolicy.types import Protocol as PolicyProtocol
+from nodenet import kinds
+from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.decode import DecodeError, decode
 from nodenet.model import (
     EndpointSlice,
@@ -25,7 +27,6 @@ from nodenet.model import (
     ServiceType,
     SliceEndpoint,
 )
-from nodenet.store import API_KINDS, Kind
 
 
 def decoded(kind: Kind, **obj: Any) -> Any:
@@ -36,17 +37,17 @@ def decoded(kind: Kind, **obj: Any) -> Any:
 @pytest.mark.parametrize("kind", API_KINDS)
 def test_the_least_object(kind: Kind) -> None:
     """Named, and nothing else; then everything null."""
-    extra = {"spec": {"podSelector": {}}} if kind is Kind.NETWORK_POLICY else {}
+    extra = {"spec": {"podSelector": {}}} if kind is kinds.NETWORK_POLICY else {}
     assert decode(kind, json.dumps({"metadata": {"name": "x"}, **extra}).encode()).ref.name == "x"
     nulls = {"spec": None, "status": None, "endpoints": None, "ports": None, "addressType": None}
     labels = {"labels": None, "annotations": None, "ownerReferences": None, "namespace": None}
-    if kind is not Kind.NETWORK_POLICY:
+    if kind is not kinds.NETWORK_POLICY:
         assert decode(kind, json.dumps({"metadata": {"name": "x", **labels}, **nulls}).encode()).version == ""
 
 
 def test_a_pod() -> None:
     pod = decoded(
-        Kind.POD,
+        kinds.POD,
         metadata={
             "uid": "u",
             "labels": {"app": "web", "pod-template-hash": "5d7"},
@@ -95,7 +96,7 @@ def test_a_pod() -> None:
 
 def test_a_pod_with_one_address_and_a_static_one() -> None:
     pod = decoded(
-        Kind.POD,
+        kinds.POD,
         metadata={"uid": "mirror", "annotations": {"kubernetes.io/config.mirror": "static"}},
         status={"podIP": "10.0.0.5", "podIPs": None},
     )
@@ -114,29 +115,29 @@ def test_a_pod_with_one_address_and_a_static_one() -> None:
     ],
 )
 def test_workloads(owner: Any, workload: Any) -> None:
-    assert decoded(Kind.POD, metadata={"ownerReferences": [owner]}).workload == workload
+    assert decoded(kinds.POD, metadata={"ownerReferences": [owner]}).workload == workload
 
 
 def test_a_node() -> None:
     addresses = [{"type": "InternalIP", "address": "192.168.0.1"}, {"type": "Hostname", "address": "node1"}]
-    node = decoded(Kind.NODE, spec={"podCIDR": "10.0.1.0/24"}, status={"addresses": addresses})
+    node = decoded(kinds.NODE, spec={"podCIDR": "10.0.1.0/24"}, status={"addresses": addresses})
     assert node == Node("x", (ip_address("192.168.0.1"),), (ip_network("10.0.1.0/24"),))
-    assert decoded(Kind.NODE, spec={"podCIDRs": ["10.0.1.0/24", "fd00::/64"]}).pod_cidrs[1] == ip_network("fd00::/64")
+    assert decoded(kinds.NODE, spec={"podCIDRs": ["10.0.1.0/24", "fd00::/64"]}).pod_cidrs[1] == ip_network("fd00::/64")
 
 
 def test_services() -> None:
     ports = [{"port": 80, "targetPort": "http", "name": None}, {"port": "53", "protocol": "UDP", "name": "dns"}]
-    service = decoded(Kind.SERVICE, spec={"clusterIP": "10.96.0.1", "type": "LoadBalancer", "ports": ports})
+    service = decoded(kinds.SERVICE, spec={"clusterIP": "10.96.0.1", "type": "LoadBalancer", "ports": ports})
     assert service == Service(
         ObjectRef("ns", "x"),
         ServiceType.LOAD_BALANCER,
         (ip_address("10.96.0.1"),),
         (ServicePort("", Protocol.TCP, 80), ServicePort("dns", Protocol.UDP, 53)),
     )
-    assert decoded(Kind.SERVICE, spec={"clusterIP": "None", "clusterIPs": ["None"]}).cluster_ips == ()
-    assert decoded(Kind.SERVICE, spec={"clusterIP": ""}).cluster_ips == ()
-    assert decoded(Kind.SERVICE, spec={"type": "ExternalName", "externalName": "a.b"}).cluster_ips == ()
-    assert decoded(Kind.SERVICE, spec={"publishNotReadyAddresses": True}).publish_not_ready_addresses
+    assert decoded(kinds.SERVICE, spec={"clusterIP": "None", "clusterIPs": ["None"]}).cluster_ips == ()
+    assert decoded(kinds.SERVICE, spec={"clusterIP": ""}).cluster_ips == ()
+    assert decoded(kinds.SERVICE, spec={"type": "ExternalName", "externalName": "a.b"}).cluster_ips == ()
+    assert decoded(kinds.SERVICE, spec={"publishNotReadyAddresses": True}).publish_not_ready_addresses
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_services() -> None:
 )
 def test_conditions_that_are_absent(conditions: Any, expected: tuple[bool, bool, bool]) -> None:
     slice_ = decoded(
-        Kind.ENDPOINT_SLICE,
+        kinds.ENDPOINT_SLICE,
         metadata={"labels": {"kubernetes.io/service-name": "web"}},
         addressType="IPv4",
         endpoints=[
@@ -173,14 +174,16 @@ def test_conditions_that_are_absent(conditions: Any, expected: tuple[bool, bool,
 
 
 def test_a_slice_of_no_service_and_one_of_names() -> None:
-    assert decoded(Kind.ENDPOINT_SLICE) is None
+    assert decoded(kinds.ENDPOINT_SLICE) is None
     labels = {"labels": {"kubernetes.io/service-name": "web"}}
-    names = decoded(Kind.ENDPOINT_SLICE, metadata=labels, addressType="FQDN", endpoints=[{"addresses": ["a.b"]}])
+    names = decoded(kinds.ENDPOINT_SLICE, metadata=labels, addressType="FQDN", endpoints=[{"addresses": ["a.b"]}])
     assert names.endpoints == ()
 
 
 def test_a_policy_as_an_item_of_a_list() -> None:
-    policy = decoded(Kind.NETWORK_POLICY, spec={"podSelector": {}, "policyTypes": ["Ingress"], "novelty": 1}, status={})
+    policy = decoded(
+        kinds.NETWORK_POLICY, spec={"podSelector": {}, "policyTypes": ["Ingress"], "novelty": 1}, status={}
+    )
     assert isinstance(policy, NetworkPolicy)
     assert (policy.namespace, policy.name) == ("ns", "x")
 
@@ -193,19 +196,19 @@ SLICE = {"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports":
     ("kind", "obj", "message", "rest"),
     [
         (
-            Kind.POD,
+            kinds.POD,
             {"status": {"podIPs": [{"ip": "10.0.0"}, {"ip": "10.0.0.2"}]}},
             "status.podIPs[0].ip: expected an IP address, got '10.0.0'",
             {"ips": (ip_address("10.0.0.2"),)},
         ),
         (
-            Kind.POD,
+            kinds.POD,
             {"spec": {"containers": 7, "nodeName": "n"}},
             "spec.containers: Expected `array | null`, got `int`",
             {"node_name": "n"},
         ),
         (
-            Kind.POD,
+            kinds.POD,
             {
                 "spec": {
                     "containers": [{"ports": [{"name": "a", "containerPort": "b"}, {"name": "c", "containerPort": 1}]}]
@@ -215,33 +218,33 @@ SLICE = {"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports":
             {"named_ports": (NamedPort("c", PolicyProtocol.TCP, 1),)},
         ),
         (
-            Kind.POD,
+            kinds.POD,
             {"metadata": {"labels": {"app": "web", "n": 7}}},
             "metadata.labels[n]: Expected `str`",
             {"labels": {"app": "web"}, "labels_unread": True},
         ),
-        (Kind.NAMESPACE, {"metadata": {"labels": [7]}}, "metadata.labels: Expected", {"labels_unread": True}),
+        (kinds.NAMESPACE, {"metadata": {"labels": [7]}}, "metadata.labels: Expected", {"labels_unread": True}),
         (
-            Kind.SERVICE,
+            kinds.SERVICE,
             {"spec": SERVICE},
             "spec.ports[0].port: expected 1-65535, got 99999",
             {"cluster_ips": (ip_address("10.96.0.1"),), "ports": (ServicePort("", Protocol.UDP, 53),)},
         ),
-        (Kind.SERVICE, {"spec": {"type": "Cluster"}}, "spec.type: expected one of ClusterIP, ", {"ports": ()}),
+        (kinds.SERVICE, {"spec": {"type": "Cluster"}}, "spec.type: expected one of ClusterIP, ", {"ports": ()}),
         (
-            Kind.SERVICE,
+            kinds.SERVICE,
             {"spec": {"ports": [{"port": 1, "protocol": "QUIC"}, {"port": 2}]}},
             "spec.ports[0].protocol: expected TCP, UDP or SCTP, got 'QUIC'",
             {"ports": (ServicePort("", Protocol.TCP, 2),)},
         ),
         (
-            Kind.ENDPOINT_SLICE,
+            kinds.ENDPOINT_SLICE,
             {**SLICE, "endpoints": [{"addresses": ["10.0.0.300", "10.0.0.3"]}, {"addresses": ["10.0.0.4"]}]},
             "endpoints[0].addresses[0]: expected an IP address",
             {"endpoints": (SliceEndpoint((ip_address("10.0.0.4"),)),)},
         ),
         (
-            Kind.ENDPOINT_SLICE,
+            kinds.ENDPOINT_SLICE,
             {
                 **SLICE,
                 "endpoints": [{"addresses": ["10.0.0.3"], "conditions": {"ready": []}}, {"addresses": ["10.0.0.4"]}],
@@ -250,13 +253,13 @@ SLICE = {"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports":
             {"endpoints": (SliceEndpoint((ip_address("10.0.0.4"),)),)},
         ),
         (
-            Kind.NODE,
+            kinds.NODE,
             {"spec": {"podCIDRs": ["ten", "010.0.1.0/24"]}},
             "spec.podCIDRs[0]: expected a network",
             {"pod_cidrs": (ip_network("10.0.1.0/24"),)},
         ),
         (
-            Kind.NETWORK_POLICY,
+            kinds.NETWORK_POLICY,
             {"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 99999}, {"port": 80}]}]}},
             "spec.ingress[0].ports[0].port: expected 1-65535, got 99999: this port matches nothing",
             {"ingress": (Rule((), (PortRule(PolicyProtocol.TCP, 80),)),)},
@@ -283,10 +286,10 @@ def test_one_bad_element_costs_that_element(kind: Kind, obj: Any, message: str, 
 def test_addresses_mean_what_an_api_server_means(text: str, meaning: str) -> None:
     """Leading zeros are decimal (010 is not 8), IPv4-mapped is IPv4: everywhere an address is read."""
     wanted = (ip_address(meaning),)
-    assert decoded(Kind.POD, status={"podIPs": [{"ip": text}]}).ips == wanted
-    assert decoded(Kind.NODE, status={"addresses": [{"type": "InternalIP", "address": text}]}).addresses == wanted
-    assert decoded(Kind.SERVICE, spec={"clusterIPs": [text]}).cluster_ips == wanted
-    assert decoded(Kind.ENDPOINT_SLICE, **SLICE, endpoints=[{"addresses": [text]}]).endpoints[0].addresses == wanted
+    assert decoded(kinds.POD, status={"podIPs": [{"ip": text}]}).ips == wanted
+    assert decoded(kinds.NODE, status={"addresses": [{"type": "InternalIP", "address": text}]}).addresses == wanted
+    assert decoded(kinds.SERVICE, spec={"clusterIPs": [text]}).cluster_ips == wanted
+    assert decoded(kinds.ENDPOINT_SLICE, **SLICE, endpoints=[{"addresses": [text]}]).endpoints[0].addresses == wanted
 
 
 @given(
@@ -312,7 +315,7 @@ def test_whatever_a_named_object_holds_it_is_read(kind: Kind, part: Any) -> None
         obj = {"metadata": {"name": "x", "namespace": "ns"}, "spec": {}, "status": {}}
         obj |= {field: part} if field != "labels" else {"metadata": {"name": "x", "namespace": "ns", "labels": part}}
         assert decode(kind, json.dumps(obj).encode()).ref == ObjectRef(
-            "ns" if kind not in (Kind.NODE, Kind.NAMESPACE) else "", "x"
+            "ns" if kind not in (kinds.NODE, kinds.NAMESPACE) else "", "x"
         )
 
 

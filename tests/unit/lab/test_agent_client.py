@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from nodenet.kinds import Kind
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
 from nodenet.lab.apiserver.server import serve
-from nodenet.store import Kind, Store
+from nodenet.store import Store
 
 from .control_plane import PATIENCE, ControlPlane, control_plane, service, workload
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from nodenet import kinds
 from nodenet.abi import U32, AddressKey, State
 from nodenet.compile import Compiler, DesiredState, LocalNode
+from nodenet.kinds import KINDS
 from nodenet.reconcile.loop import Hooks, ReconcileLoop
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES
-from nodenet.store import Kind, Op, Snapshot, Store
+from nodenet.store import Op, Snapshot, Store
 from nodenet.testing import FakeClock, FakeTable, Fault, FaultyTable
 from tests.unit.compile.build import UDP, endpoint, pod, service, slice_, store_of
 
@@ -92,7 +94,7 @@ def some_store() -> Store:
 
 async def test_nothing_is_written_before_every_list_is_in() -> None:
     store = Store()
-    for kind in list(Kind)[:-1]:
+    for kind in KINDS[:-1]:
         store.replace(kind, ())
     tables = fake_tables()
     agent = Agent(store, tables)
@@ -102,7 +104,7 @@ async def test_nothing_is_written_before_every_list_is_in() -> None:
         await turns()
         assert agent.compiled == []
         assert not list(tables["nn_frontend"].items())
-        store.replace(Kind.ENDPOINT, ())
+        store.replace(kinds.ENDPOINT, ())
         loop.trigger()
         await within(loop.wait_for(store.revision))
     assert len(list(tables["nn_frontend"].items())) == 2

@@ -1,5 +1,5 @@
 """The fields of the Kubernetes API that the agent uses, as msgspec structs. Everything may be absent or null, because
-API servers leave out what is empty; what must be there is checked where it is used (decode.py)."""
+API servers leave out what is empty; what must be there is checked where it is used (build.py)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,6 @@ class Metadata(ObjectName):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[Owner] | None = None
-
-
-class Named(Struct):
-    """Any object, as far as its name goes."""
-
-    metadata: ObjectName
 
 
 class ContainerPort(Struct):
@@ -147,30 +141,3 @@ class EndpointSlice(Struct):
     address_type: str | None = None
     endpoints: list[SliceEndpoint] | None = None
     ports: list[Port] | None = None
-
-
-class ListMetadata(Struct):
-    resource_version: str | None = None
-    continue_: str | None = msgspec.field(default=None, name="continue")
-
-
-class ListPage(Struct):
-    """One page of a list. Items stay raw: one that cannot be read must not spoil the others."""
-
-    metadata: ListMetadata
-    items: list[msgspec.Raw] | None = None
-
-
-class WatchEvent(Struct):
-    """One line of a watch."""
-
-    type: str
-    object: msgspec.Raw
-
-
-class Status(Struct):
-    """What an API server answers instead of what was asked for."""
-
-    code: int | None = None
-    reason: str | None = None
-    message: str | None = None

@@ -1,0 +1,168 @@
+"""The kinds of objects that the agent knows, one declaration each.
+
+Store, API client, status, metrics and the lab read them. A new kind is a declaration here, its struct and build
+function in `nodenet.decode`, its field in `store.Snapshot`, and whoever uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from netpolicy.types import NetworkPolicy
+from nodenet.decode import build, schema
+from nodenet.decode.build import Unreads
+from nodenet.endpoint import AttachmentKey
+from nodenet.model import Endpoint, EndpointSlice, Namespace, Node, ObjectRef, Pod, Service
+
+
+@dataclass(frozen=True, slots=True)
+class ApiResource:
+    """Where the Kubernetes API serves a kind. `group` is "" for the core group; `plural` is the word in URLs."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As manifests write it: v1, apps/v1."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def qualified(self) -> str:
+        """Plural with the group, as messages, `kubectl` and CRDs name it: deployments.apps."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    @property
+    def base(self) -> str:
+        """The URL path of its group and version, which answers with a list of what is served there."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """The URL path of a collection, an object or a subresource. An empty `namespace`: all of them."""
+        parts = [self.base]
+        if self.namespaced and namespace:
+            parts += ["namespaces", namespace]
+        parts += [part for part in (self.plural, name, subresource) if part]
+        return "/".join(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class Kind:
+    """`holds`: the type of its objects in the model; `key` gives an object's name within the kind.
+
+    `place`: the field of store.Snapshot that shows them.
+    """
+
+    holds: type[Any]
+    key: Callable[[Any], tuple[str, str]]
+    place: str
+
+    @property
+    def name(self) -> str:
+        """The kind of manifests; for a record of this node the type's name."""
+        return self.holds.__name__
+
+    def __str__(self) -> str:
+        return self.name
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class ApiKind(Kind):
+    """A kind that the API serves.
+
+    `wire` is what its JSON is read as; `build` makes the object of that and adds to its third argument what could not
+    be read. It returns None for an object that the agent does not need, and raises netpolicy.types.PolicyError for one
+    that cannot be used at all.
+    `optional`: its CustomResourceDefinition may not be installed. The agent then works without it (kube/absence.py).
+    `decides_policy`: a pod may start only when its objects are known.
+    """
+
+    resource: ApiResource
+    wire: Any
+    build: Callable[[ObjectRef, Any, Unreads], object | None]
+    optional: bool = False
+    decides_policy: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.resource.kind
+
+
+def _ref(obj: Any) -> ObjectRef:
+    found: ObjectRef = obj.ref
+    return found
+
+
+def _cluster_name(obj: Any) -> ObjectRef:
+    return ObjectRef("", obj.name)
+
+
+POD = ApiKind(
+    resource=ApiResource("", "v1", "Pod", "pods"),
+    holds=Pod,
+    key=_ref,
+    place="pods",
+    wire=schema.Pod,
+    build=build.pod,
+    decides_policy=True,
+)
+NAMESPACE = ApiKind(
+    resource=ApiResource("", "v1", "Namespace", "namespaces", namespaced=False),
+    holds=Namespace,
+    key=_cluster_name,
+    place="namespaces",
+    wire=schema.Namespace,
+    build=build.namespace,
+    decides_policy=True,
+)
+NODE = ApiKind(
+    resource=ApiResource("", "v1", "Node", "nodes", namespaced=False),
+    holds=Node,
+    key=_cluster_name,
+    place="nodes",
+    wire=schema.Node,
+    build=build.node,
+)
+SERVICE = ApiKind(
+    resource=ApiResource("", "v1", "Service", "services"),
+    holds=Service,
+    key=_ref,
+    place="services",
+    wire=schema.Service,
+    build=build.service,
+)
+ENDPOINT_SLICE = ApiKind(
+    resource=ApiResource("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
+    holds=EndpointSlice,
+    key=_ref,
+    place="slices",
+    wire=schema.EndpointSlice,
+    build=build.endpoint_slice,
+)
+NETWORK_POLICY = ApiKind(
+    resource=ApiResource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
+    holds=NetworkPolicy,
+    key=lambda policy: ObjectRef(policy.namespace, policy.name),
+    place="policies",
+    # netpolicy.parse reads the JSON itself.
+    wire=dict[str, Any],
+    build=build.network_policy,
+    decides_policy=True,
+)
+# This node's own record of an attached pod.
+ENDPOINT = Kind(
+    holds=Endpoint,
+    key=lambda endpoint: AttachmentKey(endpoint.container_id, endpoint.ifname),
+    place="endpoints",
+)
+
+API_KINDS: tuple[ApiKind, ...] = (POD, NAMESPACE, NODE, SERVICE, ENDPOINT_SLICE, NETWORK_POLICY)
+KINDS: tuple[Kind, ...] = (*API_KINDS, ENDPOINT)
+BY_NAME: dict[str, ApiKind] = {kind.name: kind for kind in API_KINDS}

@@ -1,0 +1,40 @@
+"""What the API's protocol wraps around objects: pages of a list, events of a watch, errors; as msgspec structs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nodenet.decode.schema import ObjectName, Struct
+
+
+class Named(Struct):
+    """Any object, as far as its name goes."""
+
+    metadata: ObjectName
+
+
+class ListMetadata(Struct):
+    resource_version: str | None = None
+    continue_: str | None = msgspec.field(default=None, name="continue")
+
+
+class ListPage(Struct):
+    """One page of a list. Items stay raw: one that cannot be read must not spoil the others."""
+
+    metadata: ListMetadata
+    items: list[msgspec.Raw] | None = None
+
+
+class WatchEvent(Struct):
+    """One line of a watch."""
+
+    type: str
+    object: msgspec.Raw
+
+
+class Status(Struct):
+    """What an API server answers instead of what was asked for."""
+
+    code: int | None = None
+    reason: str | None = None
+    message: str | None = None
