@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from nodenet import tables
 from nodenet.errors import BadInputError
 
 
@@ -41,12 +42,13 @@ class Config:
     enforce_policy: bool = True
     # Deliver same-node packets straight into the other pod (bpf_redirect_peer) instead of through the bridge.
     redirect_peer: bool = True
-    ct_entries: int = 131072
-    service_entries: int = 65536
-    backend_entries: int = 65536
-    endpoint_entries: int = 1024
-    ipcache_entries: int = 131072
-    policy_entries: int = 1048576
+    # Sizes of maps: nodenet/tables.py says which map has which key.
+    ct_entries: int = tables.CT.size.entries
+    service_entries: int = tables.FRONTEND.size.entries
+    backend_entries: int = tables.BACKEND.size.entries
+    endpoint_entries: int = tables.ENDPOINT.size.entries
+    ipcache_entries: int = tables.IPCACHE.size.entries
+    policy_entries: int = tables.POLICY.size.entries
     # Seconds between full comparisons of the kernel's maps with what is wanted.
     resync_seconds: float = 60.0
 
@@ -55,17 +57,13 @@ class Config:
         """gRPC: observer.Observer and nodenet's own service."""
         return self.run_dir / "agent.sock"
 
+    @property
+    def map_sizes(self) -> dict[str, int]:
+        """Numbers of entries by name of the map, for the maps that have a key here."""
+        return tables.sizes({key: getattr(self, key) for key in tables.SIZE_KEYS})
 
-_POSITIVE = (
-    "flow_buffer",
-    "ct_entries",
-    "service_entries",
-    "backend_entries",
-    "endpoint_entries",
-    "ipcache_entries",
-    "policy_entries",
-    "resync_seconds",
-)
+
+_POSITIVE = ("flow_buffer", *tables.SIZE_KEYS, "resync_seconds")
 
 
 def parse(data: Mapping[str, Any], source: str) -> Config:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodenet import tables
 from nodenet.abi import (
-    MAPS,
     POLICY_BITS_DIRECTION,
     POLICY_BITS_PROTOCOL,
     V4_PREFIX_BITS,
@@ -29,7 +29,7 @@ class FakeTable:
     def __init__(self, name: str, entries: Mapping[Any, Any] | None = None, max_entries: int = 1 << 30) -> None:
         self.name = name
         self.max_entries = max_entries
-        self._spec = MAPS[name]
+        self._spec = tables.KEYED[name]
         self._entries: dict[bytes, bytes] = {}
         for key, value in (entries or {}).items():
             self.update(key, value)
@@ -100,9 +100,9 @@ class FaultyTable:
         raise OSError(errno.ENOMEM, "out of memory (on purpose)")
 
 
-def fake_tables(tables: Mapping[str, Mapping[Any, Any]] | None = None) -> dict[str, FakeTable]:
-    """One FakeTable for every map of abi.MAPS."""
-    return {name: FakeTable(name, (tables or {}).get(name)) for name in MAPS}
+def fake_tables(entries: Mapping[str, Mapping[Any, Any]] | None = None) -> dict[str, FakeTable]:
+    """One FakeTable for every map that has records."""
+    return {name: FakeTable(name, (entries or {}).get(name)) for name in tables.KEYED}
 
 
 class FakeClock:
@@ -141,17 +141,17 @@ class FakeClock:
         self._sleepers = [(due, over) for due, over in self._sleepers if due > self.now]
 
 
-def dump(tables: Mapping[str, Mapping[Any, Any]], names: Names | None = None) -> str:
+def dump(held: Mapping[str, Mapping[Any, Any]], names: Names | None = None) -> str:
     """Every entry of every table as sorted text, one a line. Numbers that `names` knows are written as what they mean,
     so that the text does not depend on them."""
-    writer = _Dump(tables, names or Names())
-    sections = [[name, *(f"  {line}" for line in writer.lines(name))] for name in sorted(tables) if tables[name]]
+    writer = _Dump(held, names or Names())
+    sections = [[name, *(f"  {line}" for line in writer.lines(name))] for name in sorted(held) if held[name]]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
 
 class _Dump:
-    def __init__(self, tables: Mapping[str, Mapping[Any, Any]], names: Names) -> None:
-        self._tables = tables
+    def __init__(self, held: Mapping[str, Mapping[Any, Any]], names: Names) -> None:
+        self._tables = held
         self._names = names
 
     def lines(self, name: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from functools import partial
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
-from nodenet import abi, kinds
+from nodenet import abi, kinds, tables
 from nodenet.agent import attachment
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
@@ -135,7 +135,7 @@ class Node:
             loaded = loader.load(build.build_all(CACHE, self.has(probe.CAST_CTX)), config, pins)
         self.report.programs = sorted(loaded.programs)
         self.programs = loaded.programs
-        self.tables = {name: BpfTable(name, pins.map(name)) for name in abi.MAPS}
+        self.tables = {name: BpfTable(name, pins.map(name)) for name in tables.KEYED}
         self.reader = EventReader(pins.map("nn_events"), lambda raw: self.events.append(abi.Event.unpack(raw)))
         self.fill()
         for endpoint in self.pods.values():

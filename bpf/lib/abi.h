@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every struct and number that user space sees. Fixed width, explicit padding; nodenet/abi.py mirrors it and a test
+/* Every struct and number that user space sees. Fixed width, explicit padding; nodenet/abi mirrors it, and a test
  * compares the two through BTF. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, so that one struct, one
  * map and one function serve both families. Ports are in network order, everything else in the machine's order. */
 #ifndef NN_ABI_H

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
-from nodenet import abi
+from nodenet import tables
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
 from nodenet.bpf.ringbuf import EventReader
@@ -32,7 +31,7 @@ class Datapath:
         self.pins = loader.Pins(config.bpffs)
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
-        self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
+        self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
         for name in self.loaded.replaced_maps:
             copied = self.loaded.carried.get(name)
             start = "it starts empty" if copied is None else f"{copied} entries were copied"
@@ -46,28 +45,15 @@ class Datapath:
     def _settings(self) -> loader.DatapathConfig:
         config = self.config
         redirect_peer = probe.available(self.features, "helper redirect_peer")
-        settings = loader.DatapathConfig(
+        return loader.DatapathConfig(
             enforce_policy=config.enforce_policy,
             redirect_peer=config.redirect_peer and redirect_peer,
             refuse_errno=probe.available(self.features, "helper set_retval"),
             trace_events=config.flow_events,
             kernel_structs=probe.available(self.features, probe.OFFLOAD),
             netns_cookie=netns_cookie(),
+            sizes=config.map_sizes,
         )
-        sizes = {
-            "nn_ct": config.ct_entries,
-            # A flow to a Service that is translated packet by packet stands in both.
-            "nn_lb_flow": max(1, config.ct_entries // 2),
-            "nn_frontend": config.service_entries,
-            "nn_revnat": config.service_entries,
-            # Each member has a slot of nn_frontend, but for backends that finish their work.
-            "nn_member": config.service_entries,
-            "nn_backend": config.backend_entries,
-            "nn_endpoint": config.endpoint_entries,
-            "nn_ipcache": config.ipcache_entries,
-            "nn_policy": config.policy_entries,
-        }
-        return replace(settings, sizes=sizes)
 
     def program(self, name: str) -> int:
         """Descriptor of a loaded program."""

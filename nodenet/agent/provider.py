@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nodenet import abi
+from nodenet import abi, tables
 from nodenet.agent import attachment
 from nodenet.agent.api_health import as_rows
 from nodenet.agent.explain import explain
@@ -136,8 +136,8 @@ class AgentProvider:
     def _services(self) -> Iterator[Row]:
         """One row per Service port and address, with the backends as the datapath would choose them now."""
         agent = self._agent
-        tables = agent.desired.tables
-        frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
+        desired = agent.desired.tables
+        frontends, backends = desired.get("nn_frontend", {}), desired.get("nn_backend", {})
         for key, entry in frontends.items():
             if key.slot or not key.port:
                 continue
@@ -237,6 +237,9 @@ class AgentProvider:
                 "fill": round(entries / table.max_entries, 4),
                 "key": table.spec.key.__name__,
                 "value": table.spec.value.__name__,
+                "writtenBy": tables.MAPS[name].writer.value,
+                "sizeKey": tables.MAPS[name].size.key,
+                "whenFull": tables.MAPS[name].full,
                 "path": str(self._agent.datapath.pins.map(name)),
             }
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nodenet import tables
 from nodenet.bpf import libbpf
 from nodenet.bpf.tables import BpfTable
 from nodenet.errors import CannotRunError
@@ -38,8 +39,6 @@ CGROUP_PROGRAMS = {
 _CONFIG_SECTION = ".rodata.config"
 # Every map of ours is named so in the kernel too (at most 15 characters); libbpf's own, such as .rodata, are not.
 _MAP_PREFIX = b"nn_"
-# Written by the programs alone, so nobody fills them anew: connections, and what the socket programs translated.
-_CARRIED_MAPS = ("nn_ct", "nn_lb_flow", "nn_lb_port", "nn_sock_revnat", "nn_sock_choice")
 
 
 def softirqs_are_preemptible() -> bool:
@@ -181,7 +180,7 @@ def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
 def _carry(name: str, pins: Pins) -> int | None:
     """Copy what the programs wrote into a map that is replaced; how many entries, or None for a map that the agent
     fills or whose records changed their size. What is written to the old map after this moment is not copied."""
-    if name not in _CARRIED_MAPS:
+    if not tables.MAPS[name].carried:
         return None
     with (
         contextlib.closing(BpfTable(name, pins.map(name))) as old,

@@ -1,4 +1,4 @@
-"""BPF maps as typed tables: records of nodenet.abi in and out."""
+"""BPF maps as typed tables: the records that nodenet.tables declares, in and out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nodenet import abi
+from nodenet import abi, tables
 from nodenet.bpf import libbpf
 from nodenet.errors import TableFullError
 
@@ -18,12 +18,17 @@ _PERCPU_ARRAY = 6
 _PERCPU_TYPES = (5, _PERCPU_ARRAY, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 
 
+def _larger(name: str) -> str:
+    key = tables.MAPS[name].size.key
+    return f"raise {key} in the agent's configuration" if key else "its size cannot be configured"
+
+
 class BpfTable:
     """One pinned map. `items()` is a moment's view: a map that the kernel writes may change while it is read."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
-        self.spec = abi.MAPS[name]
+        self.spec = tables.KEYED[name]
         self.fd = libbpf.obj_get(str(path))
         self.info = libbpf.info(self.fd, libbpf.MapInfo)
         self.max_entries = int(self.info.max_entries)
@@ -129,8 +134,9 @@ class BpfTable:
         result = self._lib.bpf_map_update_elem(self.fd, key.pack(), value.pack(), 0)
         if result == -errno.E2BIG or result == -errno.ENOSPC:
             raise TableFullError(
-                f"map {self.name} is full ({self.max_entries} entries): no room for {key}",
-                "raise its size in the agent's configuration",
+                f"map {self.name} is full ({self.max_entries} entries): no room for {key}; "
+                f"{tables.MAPS[self.name].full}",
+                _larger(self.name),
             )
         libbpf.check(result, f"map {self.name}: update {key}")
 

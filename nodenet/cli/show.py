@@ -84,6 +84,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("FILL", "fill", _percent),
         Column("KEY", "key"),
         Column("VALUE", "value"),
+        Column("WRITTEN BY", "writtenBy"),
+        Column("SIZE KEY", "sizeKey"),
     ),
 }
 

@@ -10,7 +10,7 @@ from netpolicy.types import LabelSet, PolicyRef, RuleRef
 from nodenet.endpoint import AttachmentKey
 from nodenet.model import Direction, IPAddress, IPNetwork, ObjectRef, Protocol
 
-# Keys and values are the records that abi.MAPS names for the map.
+# Keys and values are the records that nodenet.tables declares for the map.
 Table = Mapping[Any, Any]
 
 
@@ -34,7 +34,7 @@ class ServicePortName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """Map name of abi.MAPS -> every entry that it must hold. `nn_state` is not among them.
+    """Name of each map that the compiler fills (nodenet.tables) -> every entry that it must hold.
 
     The order of entries follows from the Snapshots compiled so far and from nothing else.
     """

@@ -17,7 +17,8 @@ from nodenet.reconcile.plan import Write
 
 
 class Table(Protocol):
-    """One map of the kernel, in records of abi.MAPS. Every method raises OSError or NodenetError when it fails."""
+    """One map of the kernel, in its records (nodenet.tables). Every method raises OSError or NodenetError when it
+    fails."""
 
     def items(self) -> Iterable[tuple[Any, Any]]:
         """Every entry, each once, as far as the map did not change meanwhile."""

@@ -16,12 +16,17 @@ from typing import Any, NamedTuple
 from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
 from nodenet.evolved import Evolved
 from nodenet.reconcile.bridges import bridges
+from nodenet.tables import Group, Writer, filled_by, members, steps
 
 Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]
 
-SERVICE_TABLES = ("nn_frontend", "nn_backend", "nn_member", "nn_revnat")
-POLICY_TABLES = ("nn_state", "nn_policy", "nn_cidr", "nn_ipcache", "nn_endpoint")
+SERVICE_TABLES = members(Group.SERVICES)
+# What frontends refer to.
+_BEHIND_FRONTENDS = tuple(name for name in SERVICE_TABLES if name != "nn_frontend")
+POLICY_TABLES = members(Group.POLICY)
+# Without nn_state: its revision follows from the other writes.
+_COMPILED_POLICY = tuple(name for name in POLICY_TABLES if name in filled_by(Writer.COMPILER))
 
 STATE_KEY = U32(0)
 
@@ -52,22 +57,15 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
     held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
     if all(wanted[name] is held[name] for name in SERVICE_TABLES):
         return []
-    backends = _upserts("nn_backend", wanted["nn_backend"], held["nn_backend"])
-    closed = _close_renumbered({w.key.value for w in backends if w.key in held["nn_backend"]}, held["nn_frontend"])
+    sets = {name: _upserts(name, wanted[name], held[name]) for name in _BEHIND_FRONTENDS}
+    deletes = {name: _deletes(name, wanted[name], held[name]) for name in _BEHIND_FRONTENDS}
+    renumbered = {write.key.value for write in sets["nn_backend"] if write.key in held["nn_backend"]}
+    closed = _close_renumbered(renumbered, held["nn_frontend"])
     # What follows builds on the closed master entries.
     frontends = {**held["nn_frontend"], **{w.key: w.value for w in closed}} if closed else held["nn_frontend"]
     gone, changed = _frontends(wanted["nn_frontend"], frontends)
-    return [
-        *closed,
-        *gone,
-        *backends,
-        *_upserts("nn_member", wanted["nn_member"], held["nn_member"]),
-        *_upserts("nn_revnat", wanted["nn_revnat"], held["nn_revnat"]),
-        *changed,
-        *_deletes("nn_member", wanted["nn_member"], held["nn_member"]),
-        *_deletes("nn_backend", wanted["nn_backend"], held["nn_backend"]),
-        *_deletes("nn_revnat", wanted["nn_revnat"], held["nn_revnat"]),
-    ]
+    sets["nn_frontend"], deletes["nn_frontend"] = changed, [*closed, *gone]
+    return _in_order(Group.SERVICES, sets, deletes)
 
 
 def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
@@ -78,8 +76,8 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
     Regions: see netpolicy.regions for why most specific first, and the reverse when they go.
     The revision is odd while established flows may be judged by a mixture: they are judged again after it.
     """
-    wanted = {name: desired.get(name, {}) for name in POLICY_TABLES[1:]}
-    held = {name: actual.get(name, {}) for name in POLICY_TABLES[1:]}
+    wanted = {name: desired.get(name, {}) for name in _COMPILED_POLICY}
+    held = {name: actual.get(name, {}) for name in _COMPILED_POLICY}
     upserts = {name: _upserts(name, wanted[name], held[name]) for name in wanted}
     deletes = {name: _deletes(name, wanted[name], held[name]) for name in wanted}
     upserts["nn_cidr"].sort(key=_most_specific_first)
@@ -90,20 +88,16 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
     upserts["nn_endpoint"] = [write for write in upserts["nn_endpoint"] if write not in widened]
     # After the allows that stay: in a map without much room those come first.
     bridging = bridges(wanted, held, *switched)
-    writes = [
-        *upserts["nn_policy"],
-        *(Write("nn_policy", key, value) for key, value in bridging.items()),
-        *widened,
-        *upserts["nn_cidr"],
-        *deletes["nn_cidr"],
-        *upserts["nn_ipcache"],
-        *upserts["nn_endpoint"],
-        *deletes["nn_endpoint"],
-        *deletes["nn_ipcache"],
-        *deletes["nn_policy"],
-        *(Write("nn_policy", key) for key in bridging),
-    ]
+    upserts["nn_policy"] += [Write("nn_policy", key, value) for key, value in bridging.items()]
+    upserts["nn_policy"] += widened
+    deletes["nn_policy"] += [Write("nn_policy", key) for key in bridging]
+    writes = _in_order(Group.POLICY, upserts, deletes)
     return _with_revision(writes, any(_changes_verdicts(write, held) for write in writes), actual)
+
+
+def _in_order(group: Group, sets: Mapping[str, list[Write]], deletes: Mapping[str, list[Write]]) -> list[Write]:
+    """The writes of each map at the places that its declaration gives (nodenet.tables)."""
+    return [write for step in steps(group) for write in (deletes if step.deletes else sets)[step.table]]
 
 
 def _ends_of_isolation(upserts: Iterable[Write], held: Table) -> Iterator[Write]:

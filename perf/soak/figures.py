@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodenet import abi
+from nodenet import tables
 from nodenet.bpf.tables import BpfTable
 from nodenet.lab import names
 from nodenet.link import netns
 from perf.soak.trouble import netns_names
 
 # Filled by the agent: after the churn they must hold what they held before. The others are the programs' own.
-COMPILED = ("nn_endpoint", "nn_ipcache", "nn_policy", "nn_cidr", "nn_frontend", "nn_backend", "nn_revnat")
-_WRITTEN = ("nn_ct", "nn_lb_flow", "nn_sock_revnat", "nn_sock_choice")
+COMPILED = tables.filled_by(tables.Writer.COMPILER)
+_WRITTEN = tuple(name for name in tables.filled_by(tables.Writer.PROGRAMS) if name in tables.KEYED)
 _KIB = 1024
 
 
@@ -81,12 +81,11 @@ def counts(lab: str, node: str) -> dict[str, int]:
     folder = names.node_dir(lab, node) / "bpf" / "maps"
     found = {}
     for name in (*COMPILED, *_WRITTEN):
-        if name in abi.MAPS:
-            try:
-                with closing(BpfTable(name, folder / name)) as table:
-                    found[name] = table.count()
-            except OSError:
-                continue
+        try:
+            with closing(BpfTable(name, folder / name)) as table:
+                found[name] = table.count()
+        except OSError:
+            continue
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from nodenet import abi
+from nodenet import abi, tables
 from nodenet.bpf import build, libbpf, loader
 from nodenet.bpf.packet_run import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, PacketRun, run_packet
 from nodenet.bpf.ringbuf import EventReader
@@ -41,7 +41,7 @@ class Datapath:
     def __init__(self, root: Path, cache: Path, config: loader.DatapathConfig) -> None:
         self.pins = loader.Pins(root)
         self.loaded = loader.load(build.build_all(cache), config, self.pins)
-        self.tables = {name: BpfTable(name, self.pins.map(name)) for name in abi.MAPS}
+        self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
         self._port = libbpf.obj_get(str(self.pins.map("nn_port")))
         self._events: list[abi.Event] = []
         self._reader = EventReader(self.pins.map("nn_events"), lambda raw: self._events.append(abi.Event.unpack(raw)))

@@ -19,7 +19,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from nodenet import abi
+from nodenet import abi, tables
 from nodenet.bpf import build, loader
 from nodenet.bpf.packet_run import TC_ACT_SHOT, run_packet
 from nodenet.bpf.ringbuf import EventReader
@@ -122,18 +122,18 @@ def node(programs: tuple[loader.Loaded, loader.Pins], request: pytest.FixtureReq
         with Link(name) as link:
             ports = {port: link.require(port).index for port in ("cni0", "eth0", "pod1")}
         ports |= {"nowhere": 0, "lo": LOOPBACK, "gone": 4242, "other pod": ports["eth0"] + 1}
-        tables = {table: BpfTable(table, pins.map(table)) for table in abi.MAPS}
-        for table in tables.values():
+        opened = {table: BpfTable(table, pins.map(table)) for table in tables.KEYED}
+        for table in opened.values():
             stack.callback(table.close)
         events: list[abi.Event] = []
         reader = EventReader(pins.map("nn_events"), lambda raw: events.append(abi.Event.unpack(raw)))
         stack.callback(reader.close)
-        made = Node(name, request.param, ports, loaded, tables, reader, events)
+        made = Node(name, request.param, ports, loaded, opened, reader, events)
         _fill(made)
         yield made
         for table_name in ("nn_ct", "nn_policy", "nn_endpoint", "nn_ipcache", "nn_cidr"):
-            for key, _ in list(tables[table_name].items()):
-                tables[table_name].delete(key)
+            for key, _ in list(opened[table_name].items()):
+                opened[table_name].delete(key)
         made.revision(0)
 
 

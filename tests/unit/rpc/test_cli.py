@@ -92,8 +92,8 @@ async def test_status_and_lists(world):
     assert (code, out) == (0, "node-1: healthy\n  address: 10.0.0.1\n")
     code, out, _ = await run(world, "map", "list")
     assert out.splitlines() == [
-        "NAME   ID  ENTRIES  SIZE   FILL  KEY  VALUE",
-        "nn_ct   3        5    10  50.0%  -    -",
+        "NAME   ID  ENTRIES  SIZE   FILL  KEY  VALUE  WRITTEN BY  SIZE KEY",
+        "nn_ct   3        5    10  50.0%  -    -      -           -",
     ]
     code, out, _ = await run(world, "map", "list", "-o", "json")
     assert json.loads(out) == world.provider.tables["map"]

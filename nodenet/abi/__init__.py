@@ -1,0 +1,62 @@
+"""The structs and numbers of bpf/lib/abi.h, both ways. Only these modules handle bytes of map keys and values.
+
+Records are NamedTuples: they hash and compare in C, which matters when tens of thousands are compared at a restart.
+Addresses are `ipaddress` objects (IPv4 is stored as ::ffff:a.b.c.d), MACs are text, ports are plain numbers.
+tests/bpf/test_abi.py compares every size, offset and enum with the BTF of the built objects. Which map holds which
+records: nodenet/tables.py.
+"""
+
+from __future__ import annotations
+
+from nodenet.abi.events import EVENT_SIZE, Event, MetricsEntry, MetricsKey
+from nodenet.abi.flows import CtEntry, CtKey, LbFlowEntry, LbPortEntry, SockRevnatKey
+from nodenet.abi.numbers import (
+    LOST_EVENTS,
+    POLICY_BITS_DIRECTION,
+    POLICY_BITS_PROTOCOL,
+    V4_PREFIX_BITS,
+    CtFlag,
+    CtStatus,
+    DropReason,
+    EndpointFlag,
+    EventType,
+    ObservationPoint,
+)
+from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
+from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, State
+from nodenet.abi.services import AddressPort, FrontendEntry, FrontendKey, MemberKey
+
+__all__ = [
+    "EVENT_SIZE",
+    "LOST_EVENTS",
+    "POLICY_BITS_DIRECTION",
+    "POLICY_BITS_PROTOCOL",
+    "U32",
+    "V4_PREFIX_BITS",
+    "AddressKey",
+    "AddressPort",
+    "CtEntry",
+    "CtFlag",
+    "CtKey",
+    "CtStatus",
+    "DropReason",
+    "EndpointEntry",
+    "EndpointFlag",
+    "Event",
+    "EventType",
+    "FrontendEntry",
+    "FrontendKey",
+    "LbFlowEntry",
+    "LbPortEntry",
+    "LpmKey",
+    "MemberKey",
+    "MetricsEntry",
+    "MetricsKey",
+    "ObservationPoint",
+    "PolicyKey",
+    "Record",
+    "SockRevnatKey",
+    "State",
+    "pack_addr",
+    "unpack_addr",
+]

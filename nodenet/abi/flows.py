@@ -1,0 +1,115 @@
+"""Records of what the programs remember: connections, translated flows and sockets."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple, Self
+
+from nodenet.abi.packing import pack_addr, swap_port, unpack_addr
+from nodenet.model import Direction, IPAddress
+
+
+class CtKey(NamedTuple):
+    """nn_ct_key: the flow as one pod sees it."""
+
+    pod: IPAddress
+    remote: IPAddress
+    pod_port: int
+    remote_port: int
+    protocol: int
+
+    def pack(self) -> bytes:
+        return struct.pack(
+            "=16s16sHHB3x",
+            pack_addr(self.pod),
+            pack_addr(self.remote),
+            swap_port(self.pod_port),
+            swap_port(self.remote_port),
+            self.protocol,
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        pod, remote, pod_port, remote_port, protocol = struct.unpack("=16s16sHHB3x", data)
+        return cls(unpack_addr(pod), unpack_addr(remote), swap_port(pod_port), swap_port(remote_port), protocol)
+
+
+class CtEntry(NamedTuple):
+    """nn_ct_entry. `last_seen` and `created` are seconds of CLOCK_MONOTONIC."""
+
+    last_seen: int
+    revision: int
+    rule_id: int
+    service_id: int
+    direction: Direction
+    flags: int
+    endpoint_id: int
+    created: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=IIIIBBHI", *self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        last_seen, revision, rule_id, service_id, direction, flags, endpoint_id, created = struct.unpack(
+            "=IIIIBBHI", data
+        )
+        return cls(last_seen, revision, rule_id, service_id, Direction(direction), flags, endpoint_id, created)
+
+
+class LbFlowEntry(NamedTuple):
+    """nn_lb_flow_entry; its key is a CtKey with the Service's address as the remote end. `last_seen`: as in CtEntry."""
+
+    backend: IPAddress
+    port: int
+    endpoint_id: int
+    backend_id: int
+    service_id: int
+    last_seen: int
+    opening: int
+    slot: int
+    source_port: int
+
+    def pack(self) -> bytes:
+        source_port = swap_port(self.source_port)
+        return struct.pack("=16sHHIIIBxHH2x", pack_addr(self.backend), swap_port(self.port), *self[2:-1], source_port)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        backend, port, *rest = struct.unpack("=16sHHIIIBxHH2x", data)
+        found = cls(unpack_addr(backend), swap_port(port), *rest)
+        return found._replace(source_port=swap_port(found.source_port))
+
+
+class LbPortEntry(NamedTuple):
+    """nn_lb_port_entry; its key is a CtKey with the port that replaced the pod's own."""
+
+    service_id: int
+    port: int
+    endpoint_id: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=IHH", self.service_id, swap_port(self.port), self.endpoint_id)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        service_id, port, endpoint_id = struct.unpack("=IHH", data)
+        return cls(service_id, swap_port(port), endpoint_id)
+
+
+class SockRevnatKey(NamedTuple):
+    """nn_sock_revnat_key. `cookie` is the kernel's socket cookie; addr and port are the backend's (nn_sock_choice: the
+    frontend's)."""
+
+    cookie: int
+    addr: IPAddress
+    port: int
+    protocol: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=Q16sHB5x", self.cookie, pack_addr(self.addr), swap_port(self.port), self.protocol)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        cookie, addr, port, protocol = struct.unpack("=Q16sHB5x", data)
+        return cls(cookie, unpack_addr(addr), swap_port(port), protocol)

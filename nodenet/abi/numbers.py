@@ -1,0 +1,76 @@
+"""The numbers of bpf/lib/abi.h: enums, flags and lengths of prefixes."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class DropReason(IntEnum):
+    """Hubble's DropReason numbers; the kernel side returns them negated (enum nn_drop)."""
+
+    INVALID_SOURCE_IP = 132
+    POLICY_DENIED = 133
+    INVALID_PACKET_DROPPED = 134
+    UNSUPPORTED_L3_PROTOCOL = 139
+    ERROR_WHILE_CORRECTING_L4_CHECKSUM = 154
+    CT_MAP_INSERTION_FAILED = 155
+    INVALID_IPV6_EXTENSION_HEADER = 156
+    SERVICE_BACKEND_NOT_FOUND = 158
+    UNKNOWN_CONNECTION_TRACKING_STATE = 163
+    UNSUPPORTED_L2_PROTOCOL = 166
+    IS_A_CLUSTERIP = 174
+    FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND = 175
+    FORBIDDEN_ICMPV6_MESSAGE = 176
+    INVALID_TC_BUFFER = 184
+    MULTICAST_HANDLED = 201
+    DROP_EP_NOT_READY = 203
+
+
+class EndpointFlag(IntFlag):
+    ISOLATED_INGRESS = 1
+    ISOLATED_EGRESS = 2
+    NO_REDIRECT = 4
+
+
+class CtFlag(IntFlag):
+    SEEN_REPLY = 1
+    FIN_FORWARD = 2
+    FIN_REPLY = 4
+    RST = 8
+    TRANSLATED = 16
+    PORT = 32
+    OUTSIDE = 64
+    UNSURE = 128
+
+
+class CtStatus(IntEnum):
+    NEW = 0
+    ESTABLISHED = 1
+    REPLY = 2
+    RELATED = 3
+
+
+class EventType(IntEnum):
+    """Hubble's monitor event types."""
+
+    DROP = 1
+    TRACE = 4
+    POLICY_VERDICT = 5
+    SOCK = 7
+
+
+class ObservationPoint(IntEnum):
+    """Trace sub-types."""
+
+    TO_ENDPOINT = 0
+    TO_STACK = 3
+    FROM_ENDPOINT = 5
+
+
+# Metrics key that counts events the ring buffer had no room for.
+LOST_EVENTS = 255
+# Prefix length of addresses in an LPM key: IPv4 starts after the 96 bits of ::ffff:.
+V4_PREFIX_BITS = 96
+# nn_policy_key.prefixlen when only subject, peer and direction count; then + protocol; then + port bits (0-16).
+POLICY_BITS_DIRECTION = 72
+POLICY_BITS_PROTOCOL = 80

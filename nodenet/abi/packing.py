@@ -1,0 +1,62 @@
+"""How addresses, MACs and ports stand in the structs, and the records that are one number."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple, Protocol, Self
+
+from nodenet.model import IPAddress
+
+_V4_PREFIX = bytes(10) + b"\xff\xff"
+
+
+class Record(Protocol):
+    """One struct of abi.h."""
+
+    def pack(self) -> bytes:
+        """The struct's bytes, as the kernel's map holds them."""
+        ...
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The reverse of `pack`. Raises struct.error when the size is wrong."""
+        ...
+
+
+@lru_cache(maxsize=1 << 16)
+def pack_addr(address: IPAddress) -> bytes:
+    """16 bytes; IPv4 mapped into IPv6."""
+    return _V4_PREFIX + address.packed if address.version == 4 else address.packed
+
+
+@lru_cache(maxsize=1 << 16)
+def unpack_addr(data: bytes) -> IPAddress:
+    return IPv4Address(data[12:]) if data.startswith(_V4_PREFIX) else IPv6Address(data)
+
+
+def pack_mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def unpack_mac(data: bytes) -> str:
+    return data.hex(":")
+
+
+def swap_port(port: int) -> int:
+    """Between network order and x86/arm order: struct formats here are native, ports are big-endian."""
+    return ((port & 0xFF) << 8) | (port >> 8)
+
+
+class U32(NamedTuple):
+    """One __u32: nn_ipcache_entry, nn_cidr_entry, nn_policy_entry, nn_sock_revnat_entry; keys of backend and revnat."""
+
+    value: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=I", self.value)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*struct.unpack("=I", data))

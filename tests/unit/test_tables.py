@@ -1,0 +1,125 @@
+"""The registry of maps agrees with itself, with the configuration, with its readers and with docs/maps.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nodenet import tables
+from nodenet.compile import LocalNode, compile_once
+from nodenet.config import Config
+from nodenet.store import Snapshot
+from nodenet.tables import Group, MapType, Writer
+
+ROOT = Path(__file__).parents[2]
+# The kernel keeps 15 characters of a map's name.
+NAME = re.compile(r"nn_[a-z_]{1,12}")
+# Words of docs/maps.md.
+TYPES = {
+    MapType.HASH: "hash",
+    MapType.ARRAY: "array, 1",
+    MapType.PERCPU_ARRAY: "per-CPU array",
+    MapType.LRU_HASH: "LRU hash",
+    MapType.LPM_TRIE: "LPM",
+    MapType.RINGBUF: "ring buffer",
+}
+LOOP = (Writer.COMPILER, Writer.LOOP)
+
+
+def test_names_are_what_the_kernel_keeps() -> None:
+    assert all(NAME.fullmatch(name) for name in tables.MAPS)
+
+
+def test_what_the_compiler_fills_is_what_it_returns() -> None:
+    desired, _ = compile_once(Snapshot(), LocalNode("n1"))
+    assert set(desired.tables) == set(tables.filled_by(Writer.COMPILER))
+
+
+def test_every_map_of_the_compiler_has_its_places_in_the_order_of_writes() -> None:
+    for group in Group:
+        planned = tables.steps(group)
+        wanted = [one for one in tables.MAPS.values() if one.group is group and one.writer is Writer.COMPILER]
+        assert sorted(planned) == sorted(tables.Step(one.name, deletes) for one in wanted for deletes in (False, True))
+        orders = [one.order for one in wanted if one.order]
+        places = [place for order in orders for place in (order.sets, order.deletes)]
+        assert sorted(places) == list(range(1, len(places) + 1)), "no two steps share a place"
+    assert all((one.group is not None) == (one.writer in LOOP) for one in tables.MAPS.values())
+
+
+def test_maps_of_the_loop_have_records_and_only_those_of_programs_are_carried() -> None:
+    for one in tables.MAPS.values():
+        assert one.records or one.writer not in LOOP
+        assert one.writer is Writer.PROGRAMS or not one.carried
+        assert bool(one.full) == (one.type not in (MapType.ARRAY, MapType.PERCPU_ARRAY)), one.name
+
+
+def test_the_keys_of_sizes_are_those_of_the_configuration() -> None:
+    assert set(tables.SIZE_KEYS) == {field.name for field in fields(Config) if field.name.endswith("_entries")}
+    default = {one.name: one.size.entries for one in tables.MAPS.values() if one.size.key}
+    assert Config("n1").map_sizes == default
+    small = Config("n1", ct_entries=1, policy_entries=5)
+    assert small.map_sizes == {**default, "nn_ct": 1, "nn_lb_flow": 1, "nn_policy": 5}
+
+
+def literals(folder: str) -> Iterator[tuple[str, str]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if (
+                id(node) not in docstrings
+                and isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and NAME.fullmatch(node.value)
+            ):
+                yield str(path.relative_to(ROOT)), node.value
+
+
+# A map and a function of the tracer's own program, and a symbol of the CNI executable.
+FOREIGN = {"nn_drops", "nn_on_drop", "nn_frozen"}
+
+
+@pytest.mark.parametrize("folder", ["nodenet", "perf"])
+def test_every_literal_name_is_a_declared_map(folder: str) -> None:
+    unknown = [(path, name) for path, name in literals(folder) if name not in {*tables.MAPS, *FOREIGN}]
+    assert unknown == []
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading of docs/maps.md, without its head."""
+    section = (ROOT / "docs" / "maps.md").read_text().partition(f"{heading}\n")[2]
+    table = re.findall(r"(?:^\|.*\|\n)+", section, re.MULTILINE)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+def test_the_page_lists_every_map_with_its_type_and_writer() -> None:
+    listed = [(row[0].strip("` "), row[1], row[3]) for row in rows("# Maps")]
+    words = [
+        (
+            one.name,
+            TYPES[one.type] + (", 1" if one.type is MapType.PERCPU_ARRAY and one.size.entries == 1 else ""),
+            "reconcile loop" if one.writer in LOOP else "programs",
+        )
+        for one in tables.MAPS.values()
+    ]
+    assert [(name, kind, "programs" if "programs" in by else by) for name, kind, by in listed] == words
+
+
+def test_the_page_lists_every_size() -> None:
+    words = [
+        [
+            f"`{one.name}`",
+            str(one.size.entries),
+            (f"`{one.size.key}`" + (f" / {one.size.share}" if one.size.share > 1 else "")) if one.size.key else "–",
+            one.full,
+        ]
+        for one in tables.MAPS.values()
+        if one.full
+    ]
+    shown = "\n".join("| " + " | ".join(line) + " |" for line in words)
+    assert rows("## Sizes") == words, f"docs/maps.md, Sizes, must have these lines:\n{shown}"
