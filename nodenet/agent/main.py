@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nodenet.agent.core import Agent
 from nodenet.agent.datapath import Datapath
+from nodenet.agent.memory import keep_trimmed, limit_arenas
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
 from nodenet.errors import CannotRunError, NodenetError
@@ -30,6 +31,7 @@ SWITCH_SECONDS = 0.0005
 def run(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises NodenetError for what cannot run here, a second agent among it."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    limit_arenas()
     try:
         with alone(config.run_dir):
             asyncio.run(_run(config))
@@ -82,8 +84,10 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
     """The agent until it fails or somebody asks for the end."""
     work = asyncio.create_task(agent.run(), name="agent")
     asked = asyncio.create_task(stop.wait(), name="stop")
+    trimming = asyncio.create_task(keep_trimmed(), name="trim")
     await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
+    trimming.cancel()
     if work.done():
         work.result()
     else:
