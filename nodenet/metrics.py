@@ -34,13 +34,15 @@ class MapUsage:
 @dataclass(frozen=True, slots=True)
 class WatchCount:
     """What one watch of the Kubernetes API has brought since the start; how many objects of now have parts that could
-    not be read; and the age of the server's last byte in seconds (None before the first)."""
+    not be read; the age of the server's last byte in seconds (None before the first); and whether the API serves the
+    kind."""
 
     events: int = 0
     lists: int = 0
     errors: int = 0
     unread: int = 0
     age: float | None = None
+    installed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,12 @@ def _watches(sample: Sample) -> Iterator[Metric]:
         "nodenet_api_last_byte_age_seconds",
         "Since the Kubernetes API last sent anything on a watch; a living watch brings a bookmark about once a minute.",
         {kind: count.age for kind, count in sample.watches.items() if count.age is not None},
+        "kind",
+    )
+    yield _gauge(
+        "nodenet_api_kind_installed",
+        "1: the API serves the kind. 0: its CustomResourceDefinition is not installed.",
+        {kind: count.installed for kind, count in sample.watches.items()},
         "kind",
     )
 

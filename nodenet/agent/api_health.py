@@ -30,12 +30,21 @@ def watch_trouble(stats: Mapping[ApiKind, KindStats], now: float) -> Iterator[st
             yield f"{kind}: {found.nameless} versions of objects without a readable name; the log has them"
 
 
+def _state(found: KindStats) -> str:
+    if found.error:
+        return "failing"
+    if not found.installed:
+        return "not installed"
+    return "watched" if found.lists else "not listed yet"
+
+
 def as_rows(stats: Mapping[ApiKind, KindStats], now: float) -> dict[str, Any]:
     """By kind, for `status -o json`. `lastByteSeconds`: the age of the server's last byte, null before the first."""
     rows = {}
     for kind, found in stats.items():
         age = found.age(now)
         rows[kind.name] = {
+            "state": _state(found),
             "events": found.events,
             "lists": found.lists,
             "errors": found.errors,

@@ -50,6 +50,7 @@ class AgentSource:
                     count.errors + count.undecodable,
                     len(count.unread),
                     count.age(time.monotonic()),
+                    count.installed,
                 )
                 for kind, count in agent.client.stats.items()
             },

@@ -22,6 +22,7 @@ import msgspec
 
 from nodenet.kinds import API_KINDS, ApiKind
 from nodenet.kube import protocol
+from nodenet.kube.absence import GONE_SECONDS, Absence
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.decode import DecodeError, decode, name_of
 from nodenet.kube.health import AnswerError, KindStats, Recovery, Trouble
@@ -41,6 +42,10 @@ REQUEST_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 # A watch refused with one of these may be tried again from where it was; any other status means: list again.
 _PASSING = (401, 403, 429, 500, 502, 503)
+
+
+# Every API server that can serve custom resources lists this group.
+_CRD_GROUP = "apiextensions.k8s.io"
 
 
 class _RelistError(Exception):
@@ -89,10 +94,12 @@ class KubeClient:
         whenever changes may have been missed. Never raises for what a server or a network does."""
         version: str | None = None
         trouble = Trouble(kind, self._access.server, self.stats[kind], self._recovery, self._spread)
+        absence = Absence()
         while True:
             try:
                 if version is None:
                     listing, version = await self._list(kind)
+                    absence.listed()
                     trouble.listed()
                     yield listing
                 trouble.watching()
@@ -104,9 +111,49 @@ class KubeClient:
                 pause = trouble.ended()
             except _TROUBLE as error:
                 version = None if _must_relist(error) else version
-                pause = trouble.began(error)
+                report = await self._judged(kind, error, absence)
+                if report is None and self.stats[kind].installed:
+                    yield Listing(kind, ())
+                pause = trouble.began(report) if report else trouble.absent()
             if pause and await self._recovery.wait(pause):
                 trouble.woken()
+
+    async def _judged(self, kind: ApiKind, error: Exception, absence: Absence) -> Exception | None:
+        """What to report of a failed list or watch. None: nothing, because the optional kind is not installed."""
+        if not (kind.optional and isinstance(error, AnswerError) and error.code == 404):
+            absence.unclear()
+            return error
+        if absence.confirmed:
+            return None
+        try:
+            missing = await self._discovery_lacks(kind)
+        except _TROUBLE as unclear:
+            absence.unclear()
+            return unclear
+        if not missing:
+            absence.unclear()
+            return error
+        if absence.missing(time.monotonic()):
+            return None
+        return AnswerError(404, f"not served; its objects stay in force until that lasts {GONE_SECONDS:g} s")
+
+    async def _discovery_lacks(self, kind: ApiKind) -> bool:
+        """Whether the API's discovery documents say that it does not serve the kind. They name what is served, so a
+        server that is not complete, or that is none of Kubernetes, does not pass for one without the kind."""
+        resource = kind.resource
+        try:
+            async with self._get(kind, resource.base) as response:
+                served = msgspec.json.decode(await response.read(), type=protocol.ResourceList)
+        except AnswerError as error:
+            if error.code != 404 or not resource.group:
+                raise
+        else:
+            names = [entry.name for entry in served.resources or ()]
+            return served.kind == "APIResourceList" and resource.plural not in names
+        async with self._get(kind, "/apis") as response:
+            known = msgspec.json.decode(await response.read(), type=protocol.GroupList)
+        groups = {group.name: [v.group_version for v in group.versions or ()] for group in known.groups or ()}
+        return _CRD_GROUP in groups and resource.api_version not in groups.get(resource.group, ())
 
     async def _list(self, kind: ApiKind) -> tuple[Listing, str]:
         """All pages of a list. The resourceVersion is that of the moment that all of them show."""
@@ -115,7 +162,7 @@ class KubeClient:
         seen: set[ObjectRef] = set()
         params = {"limit": str(self._page_size)}
         while True:
-            async with self._get(kind, params) as response:
+            async with self._get(kind, kind.resource.path(), params) as response:
                 page = msgspec.json.decode(await response.read(), type=protocol.ListPage)
             for raw in page.items or ():
                 try:
@@ -146,7 +193,7 @@ class KubeClient:
             "resourceVersion": version,
             "timeoutSeconds": str(int(low + (high - low) * self._spread())),
         }
-        async with self._get(kind, params, self._idle_seconds) as response:
+        async with self._get(kind, kind.resource.path(), params, self._idle_seconds) as response:
             self.stats[kind].watches += 1
             connected()
             lines = _lines(response.content, partial(self._heard, kind))
@@ -200,7 +247,7 @@ class KubeClient:
 
     @asynccontextmanager
     async def _get(
-        self, kind: ApiKind, params: dict[str, str], read_seconds: float = REQUEST_SECONDS
+        self, kind: ApiKind, path: str, params: dict[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A GET whose answer is 200; AnswerError says what else it was."""
         assert self._session is not None, "KubeClient is used outside of its `async with`"
@@ -209,7 +256,7 @@ class KubeClient:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
-        url, name = self._access.server + kind.resource.path(), self._access.server_name
+        url, name = self._access.server + path, self._access.server_name
         async with self._session.get(
             url, params=params, headers=headers, server_hostname=name, timeout=timeout
         ) as response:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nodenet.backoff import Backoff
 from nodenet.kinds import ApiKind
+from nodenet.kube.absence import FIRST_POLL_SECONDS, LAST_POLL_SECONDS
 from nodenet.model import ObjectRef
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class KindStats:
     """What happened to one kind's watch. `error` is why it is not connected now, or ""; `failing_since` is when that
     began, and `last_byte` when the server last sent anything, in seconds of the monotonic clock; 0: not so, or never.
 
+    `installed`: False while the API does not serve an optional kind.
     `unread`: what could not be read of objects that the API has now. `undecodable` counts such versions.
     """
 
@@ -55,6 +57,7 @@ class KindStats:
     error: str = ""
     failing_since: float = 0.0
     last_byte: float = 0.0
+    installed: bool = True
     unread: dict[ObjectRef, tuple[str, ...]] = field(default_factory=dict)
 
     def cut_off(self, now: float) -> bool:
@@ -117,6 +120,7 @@ class Trouble:
         self._recovery = recovery
         self._spread = spread
         self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS)
+        self._polls = Backoff(FIRST_POLL_SECONDS, LAST_POLL_SECONDS)
         self._since = 0.0
         self._silent = True
         self._relisted = False
@@ -137,8 +141,21 @@ class Trouble:
     def listed(self) -> None:
         """A list is complete. It ends no row of lists whose versions are refused at once."""
         self.connected()
+        self._polls.reset()
+        if not self._stats.installed:
+            log.info("%s: %s: installed", self._server, self._kind)
+            self._stats.installed = True
         if not self._relisted:
             self._backoff.reset()
+
+    def absent(self) -> float:
+        """The API answers that the kind is not installed. Returns seconds to wait before the next look."""
+        self.connected()
+        if self._stats.installed:
+            log.info("%s: %s: not installed", self._server, self._kind)
+            self._stats.installed = False
+            self._stats.unread.clear()
+        return self._spread_out(self._polls.next())
 
     def over(self) -> None:
         """Something came."""
@@ -149,6 +166,7 @@ class Trouble:
     def woken(self) -> None:
         """Another kind got through: try again as if nothing had happened before."""
         self._backoff.reset()
+        self._polls.reset()
 
     def began(self, error: Exception) -> float:
         """Returns seconds to wait. The same trouble is reported once."""
@@ -174,5 +192,9 @@ class Trouble:
         return 0.0
 
     def _pause(self) -> float:
-        """Doubles with every failure; somewhere in the upper half, so that many agents do not come at once."""
-        return self._backoff.next() * (0.5 + 0.5 * self._spread())
+        """Doubles with every failure."""
+        return self._spread_out(self._backoff.next())
+
+    def _spread_out(self, seconds: float) -> float:
+        """Somewhere in the upper half, so that many agents do not come at once."""
+        return seconds * (0.5 + 0.5 * self._spread())

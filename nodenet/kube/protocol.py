@@ -32,6 +32,33 @@ class WatchEvent(Struct):
     object: msgspec.Raw
 
 
+class ServedResource(Struct):
+    name: str = ""
+
+
+class ResourceList(Struct):
+    """What a group and version serves, subresources included."""
+
+    kind: str | None = None
+    resources: list[ServedResource] | None = None
+
+
+class GroupVersion(Struct):
+    group_version: str = ""
+
+
+class Group(Struct):
+    name: str = ""
+    versions: list[GroupVersion] | None = None
+
+
+class GroupList(Struct):
+    """/apis: the groups that are served, but for the core group."""
+
+    kind: str | None = None
+    groups: list[Group] | None = None
+
+
 class Status(Struct):
     """What an API server answers instead of what was asked for."""
 

@@ -96,6 +96,7 @@ def test_everything_that_is_known_is_shown():
         ("nodenet_reconcile_last_success_timestamp_seconds",): 1700000000.5,
         ("nodenet_api_watch_events_total", "Pod"): 9,
         ("nodenet_api_watch_errors_total", "Pod"): 2,
+        ("nodenet_api_kind_installed", "Pod"): 1,
         ("nodenet_api_unread_objects", "Pod"): 3,
         ("nodenet_api_last_byte_age_seconds", "Pod"): 4.5,
         ("nodenet_reconcile_duration_seconds_count", "success"): 1,

@@ -1,0 +1,51 @@
+"""When an optional kind counts as not installed, and how often it is asked for while it is not. Pure.
+
+Evidence is a 404 for the kind together with discovery documents that do not name it (client.py asks for both). A 404
+alone proves nothing: a proxy or load balancer in front of the API sends one too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# A kind whose objects are known must be missing for this long, and in so many looks, before they count as deleted. The
+# API deletes a CRD's objects one by one before it stops serving the kind, so watches have normally told of them.
+GONE_SECONDS = 30.0
+GONE_LOOKS = 3
+# Pauses between looks for a kind that is not installed. One look is a GET that is answered with 404: without etcd, and
+# with some 200 bytes. So a policy of a new kind is in force at most half a minute after its CRD.
+FIRST_POLL_SECONDS = 1.0
+LAST_POLL_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Absence:
+    """What has been seen of one optional kind. `confirmed`: it is not installed."""
+
+    confirmed: bool = False
+    _known: bool = False
+    _looks: int = 0
+    _since: float = 0.0
+
+    def listed(self) -> None:
+        """The kind is there."""
+        self._known = True
+        self.unclear()
+        self.confirmed = False
+
+    def unclear(self) -> None:
+        """Any other answer, or none: evidence so far does not count. What is confirmed stays so until a list."""
+        self._looks = 0
+
+    def missing(self, now: float) -> bool:
+        """The API says that it serves no such kind. Returns whether that is confirmed.
+
+        `now`: seconds of the monotonic clock. Without a list before it there is nothing to lose: one look is enough.
+        """
+        if self._looks == 0:
+            self._since = now
+        self._looks += 1
+        if self._known and (self._looks < GONE_LOOKS or now - self._since < GONE_SECONDS):
+            return False
+        self.confirmed, self._known = True, False
+        return True
