@@ -92,6 +92,11 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
     return Config(**values)
 
 
+def is_text(key: str) -> bool:
+    """Whether a key's value is a text or a path. False for an unknown key."""
+    return get_type_hints(Config).get(key) in (str, Path, Path | None)
+
+
 def _convert(value: object, wanted: Any) -> object:
     optional = wanted == (Path | None)
     if optional and value is None:

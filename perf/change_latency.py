@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from nodenet.abi import U32, FrontendKey
 from nodenet.bpf.tables import BpfTable
@@ -122,14 +121,10 @@ class _Watcher:
 def _lab(name: str, resync: float) -> Iterator[LabClient]:
     """A lab of one node without pods."""
     command = [*_NODENET, "lab"]
-    subprocess.run([*command, "up", "--name", name], check=True, stdout=subprocess.DEVNULL, timeout=180)
+    settings = ["--agent-set", f"resync_seconds={resync}"]
+    subprocess.run([*command, "up", "--name", name, *settings], check=True, stdout=subprocess.DEVNULL, timeout=180)
     try:
-        client = LabClient(name)
-        settings = LabFiles(name).node(NODE) / "agent.yaml"
-        settings.write_text(yaml.safe_dump({**yaml.safe_load(settings.read_text()), "resync_seconds": resync}))
-        client.control("POST", f"/agents/{NODE}/restart")
-        _await(lambda: client.control("GET", "/status")["agents"][0]["state"] == "ready", 60)
-        yield client
+        yield LabClient(name)
     finally:
         subprocess.run([*command, "down", "--name", name], check=True, stdout=subprocess.DEVNULL, timeout=120)
 

@@ -15,6 +15,7 @@ from nodenet.cli.extras import require
 from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, node_names, say
 from nodenet.cli.lab_objects import apply, delete, get
 from nodenet.cli.lab_traffic import exec_, probe
+from nodenet.cli.lab_trouble import agent, trouble
 from nodenet.cli.output import Column, Format, emit, emit_document, output_option
 from nodenet.cli.program import pasteable
 
@@ -28,7 +29,7 @@ def lab() -> None:
     """Virtual nodes on this machine: real agents, the real CNI plugin, stand-ins for the pods' containers."""
 
 
-for _command in (apply, delete, get, exec_, probe):
+for _command in (apply, delete, get, exec_, probe, agent, trouble):
     lab.add_command(_command)
 
 
@@ -49,8 +50,29 @@ for _command in (apply, delete, get, exec_, probe):
     metavar="BITS",
     help="Prefix length of each node's IPv4 pod network (24-30).",
 )
+@click.option(
+    "--agent-set",
+    "agent_set",
+    multiple=True,
+    metavar="[NODE:]KEY=VALUE",
+    help="A key of the agents' configuration, map sizes included; may be given several times.",
+)
+@click.option(
+    "--agent-config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="The agents' configuration as YAML; --agent-set goes before it.",
+)
 def up(
-    files: Sequence[Path], nodes: int, ip_family: str, name: str, wait: bool, timeout: float, mask_size: int
+    files: Sequence[Path],
+    nodes: int,
+    ip_family: str,
+    name: str,
+    wait: bool,
+    timeout: float,
+    mask_size: int,
+    agent_set: Sequence[str],
+    agent_config: Path | None,
 ) -> None:
     """Start a lab: nodes, an agent on each, and the pods of the manifests.
 
@@ -59,11 +81,13 @@ def up(
     # Before anything is made: the daemon and the agents need all of it, in processes of their own.
     require("lab", "lab up")
     from nodenet.lab import apply as applying
-    from nodenet.lab import layout
+    from nodenet.lab import layout, settings
     from nodenet.lab import up as bringing
+    from nodenet.lab.files import LabState
 
     started = time.monotonic()
     plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
+    state = LabState(plan, mask_size, settings.parse(agent_set, _mapping(agent_config), plan))
     prepared = applying.prepare(load_manifests(files))
     for skipped in prepared.skipped:
         say(f"skipped: {skipped}")
@@ -71,12 +95,29 @@ def up(
     bringing.check_new(name)
     deadline = started + timeout
     with bringing.or_nothing(name):
-        client = bringing.start(plan, mask_size, say, deadline)
+        client = bringing.start(state, say, deadline)
         if prepared.objects:
             say(_counted(applying.apply(client.writer(), prepared)))
         if wait:
             bringing.wait_ready(client, say, deadline)
     _summary(client, time.monotonic() - started)
+
+
+def _mapping(file: Path | None) -> dict[str, Any]:
+    """The keys of a YAML file. Raises BadInputError that names it."""
+    import yaml
+
+    from nodenet.errors import BadInputError
+
+    if file is None:
+        return {}
+    try:
+        found = yaml.safe_load(file.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInputError(f"{file}: not a YAML file: {error}") from error
+    if not isinstance(found, dict):
+        raise BadInputError(f"{file}: expected keys and values, got {type(found).__name__}")
+    return found
 
 
 def _summary(client: LabClient, seconds: float) -> None:
@@ -173,6 +214,7 @@ def status(name: str, output: Format) -> None:
     lines = [
         f"lab {name}: {'well' if healthy else 'not well'}, {data['ipFamily']}, since {daemon['startedAt']}",
         *(f"  {line}" for line in agents),
+        *(f"  staged: {each['node']}: {each['kind']} {each['what']}" for each in daemon["troubles"]),
         f"  pods: {progress.ready} of {progress.total} ready",
         *(f"  {problem}" for problem in progress.problems),
     ]
@@ -204,14 +246,3 @@ def logs(node: str | None, name: str, tail: int, lines: int) -> None:
     log = folder.node(state.plan.node(node).name) / "agent.log" if node else folder.log
     text = log.read_text(errors="replace") if log.exists() else ""
     click.echo("\n".join(text.splitlines()[-(tail or lines) :]))
-
-
-@lab.command()
-@click.argument("verb", type=click.Choice(["start", "stop", "restart", "kill"]))
-@click.argument("node", shell_complete=node_names)
-@name_option
-def agent(verb: str, node: str, name: str) -> None:
-    """Stop, start, restart or kill -9 the agent of NODE. One that was killed starts again by itself."""
-    from nodenet.lab.client import LabClient
-
-    LabClient(name).control("POST", f"/agents/{node}/{verb}")

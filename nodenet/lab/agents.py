@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ _GRACE = 5.0
 _READY_POLL = 0.05
 _ANSWER = 5.0
 
-VERBS = ("start", "stop", "restart", "kill")
+VERBS = ("start", "stop", "restart", "kill", "pause", "resume")
 
 
 class Agent:
@@ -41,6 +42,7 @@ class Agent:
         self.node = node
         self.restarts = 0
         self.last_exit: int | None = None
+        self.paused = False
         self.ready = asyncio.Event()
         self._place = place
         self._folder = folder
@@ -62,6 +64,8 @@ class Agent:
     def describe(self) -> dict[str, Any]:
         """Its state, for `lab status`."""
         state = "ready" if self.ready.is_set() else "starting" if self.pid else "waiting"
+        if self.paused:
+            state = "paused"
         return {
             "node": self.node,
             "state": state if self._wanted.is_set() else "stopped",
@@ -95,9 +99,17 @@ class Agent:
         await asyncio.shield(self._first)
 
     async def act(self, verb: str) -> None:
-        """Do one of VERBS. `kill` is SIGKILL: the agent then starts again by itself. Raises BadInputError."""
+        """Do one of VERBS. `kill` is SIGKILL: the agent then starts again by itself. `pause` is SIGSTOP: the process
+        keeps its sockets and answers nothing. Raises BadInputError."""
         if verb not in VERBS:
             raise BadInputError(f"agent: unknown verb {verb!r}", f"one of {', '.join(VERBS)}")
+        if verb == "pause" and self.pid is None:
+            raise BadInputError(f"{self.node}: the agent does not run, so it cannot be paused")
+        if verb == "pause":
+            self._signal(signal.SIGSTOP)
+        if verb in ("resume", "stop", "restart"):
+            # A stopped process does not get SIGTERM before it goes on.
+            self._signal(signal.SIGCONT)
         if verb == "stop":
             self._wanted.clear()
         if verb == "kill" and self._process is not None:
@@ -107,6 +119,11 @@ class Agent:
         if verb in ("start", "restart"):
             self._wanted.set()
             self._skip_backoff.set()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid is not None and self._process is not None:
+            self._process.send_signal(number)
+        self.paused = number is signal.SIGSTOP
 
     async def _live(self) -> None:
         """One life of the process."""
@@ -121,6 +138,7 @@ class Agent:
             self.last_exit = await process.wait(self._process)
         finally:
             watcher.cancel()
+            self.paused = False
             self.ready.clear()
             self._changed()
         if not self._first.done():

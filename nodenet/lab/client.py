@@ -71,10 +71,10 @@ class LabClient:
         """For apply.apply and apply.delete."""
         return HttpObjects("127.0.0.1", self._port)
 
-    def control(self, method: str, path: str) -> Any:
-        """A request to the daemon itself (daemon.py's control socket)."""
+    def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """A request to the daemon itself (control.py)."""
         connection = _UnixConnection(str(files.LabFiles(self.lab).socket))
-        return _exchange(connection, method, path, None, {}, self.lab)
+        return _exchange(connection, method, path, body, {}, self.lab)
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT)

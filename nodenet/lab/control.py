@@ -10,27 +10,32 @@ from typing import Any
 
 from aiohttp import web
 
-from nodenet.errors import NodenetError
+from nodenet.errors import BadInputError, NodenetError
 
-Act = Callable[[str, str], Awaitable[None]]
+# Carries out one request of a kind; what it returns goes into the answer.
+Act = Callable[[Mapping[str, Any]], Awaitable[object]]
 
 
 @asynccontextmanager
-async def serve(path: Path, describe: Callable[[], Mapping[str, Any]], act: Act) -> AsyncIterator[None]:
-    """GET /status tells `describe()`; POST /agents/NODE/VERB does `act(NODE, VERB)`."""
+async def serve(path: Path, describe: Callable[[], Mapping[str, Any]], acts: Mapping[str, Act]) -> AsyncIterator[None]:
+    """GET /status answers `describe()`. POST /act/NAME calls that act with the JSON body; its result comes back as
+    {"result": ...}."""
 
     async def status(_: web.Request) -> web.Response:
         return web.json_response(describe())
 
-    async def agent(request: web.Request) -> web.Response:
+    async def act(request: web.Request) -> web.Response:
         try:
-            await act(request.match_info["node"], request.match_info["verb"])
+            wanted = acts.get(request.match_info["name"])
+            if wanted is None:
+                raise BadInputError(f"{request.match_info['name']}: unknown (known: {', '.join(acts)})")
+            return web.json_response({"result": await wanted(await request.json())})
         except NodenetError as error:
-            return web.json_response({"message": str(error)}, status=422)
-        return web.json_response(describe())
+            body = {"message": str(error), "hint": error.hint}
+            return web.json_response(body, status=422 if isinstance(error, BadInputError) else 500)
 
     app = web.Application()
-    app.add_routes([web.get("/status", status), web.post("/agents/{node}/{verb}", agent)])
+    app.add_routes([web.get("/status", status), web.post("/act/{name}", act)])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     previous = os.umask(0o177)

@@ -28,10 +28,12 @@ from nodenet.lab.cni_runtime import Runtime
 from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.run import run as run_controllers
 from nodenet.lab.files import LabFiles, LabState
+from nodenet.lab.gate import Gate, networks_of
 from nodenet.lab.guard import LabAccess, new_tokens
 from nodenet.lab.kubelet import Kubelet
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.lab.pod_api import ClientPodApi
+from nodenet.lab.troubles import Troubles
 from nodenet.link import netns
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,9 @@ class Lab:
         self._started = time.time()
         self._tokens = new_tokens(node.name for node in state.plan.nodes)
         services = [str(network) for network in state.plan.service_cidrs]
-        self._api = ApiServer(services, access=LabAccess(self._tokens.users()))
+        self._gate = Gate(networks_of(state.plan))
+        self._api = ApiServer(services, access=LabAccess(self._tokens.users()), refuse=self._gate.refuse)
+        self._troubles = Troubles(self._api, self._gate, self.agents)
         self._slots = asyncio.Semaphore(_SLOTS)
 
     async def run(self) -> None:
@@ -65,12 +69,13 @@ class Lab:
         self._report({"progress": f"nodes: {made}"})
         listening = await asyncio.to_thread(netns.call, names.fabric_netns(plan.name), _listen, plan)
         async with (
-            serve(self._api, addresses=[("127.0.0.1", 0)], sockets=listening) as server,
-            control.serve(self.files.socket, self.describe, self.act),
+            serve(self._api, addresses=[("127.0.0.1", 0)]) as server,
+            self._gate.serve(server.accept, listening),
+            control.serve(self.files.socket, self.describe, self._troubles.acts()),
             asyncio.TaskGroup() as group,
         ):
             port = server.ports[0]
-            files.write_all(plan, port, self._tokens)
+            files.write_all(self._state, port, self._tokens)
             files.write_state(replace(self._state, pid=os.getpid(), port=port))
             self._report({"progress": f"API endpoint: http://127.0.0.1:{port}"})
             endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)
@@ -87,11 +92,8 @@ class Lab:
             "pid": os.getpid(),
             "startedAt": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "agents": [agent.describe() for agent in self.agents.values()],
+            "troubles": self._troubles.describe(),
         }
-
-    async def act(self, node: str, verb: str) -> None:
-        """POST /agents/NODE/VERB. Raises BadInputError for an unknown node or verb."""
-        await self.agents[self.plan.node(node).name].act(verb)
 
     async def _start_node(self, group: asyncio.TaskGroup, node: NodePlan) -> None:
         await self._api.client.create(nodes.node_object(self.plan, node, _now()))
@@ -130,7 +132,7 @@ class Lab:
 
 
 def _listen(plan: LabPlan) -> list[socket.socket]:
-    """Runs inside the fabric: the API's sockets there. They stay in it wherever they are used."""
+    """Runs inside the fabric: the API's sockets there, bound. They stay in it wherever they are used."""
     found = []
     for address in plan.api_addresses:
         sock = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
@@ -138,7 +140,6 @@ def _listen(plan: LabPlan) -> list[socket.socket]:
         if address.version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((str(address), layout.API_PORT))
-        sock.listen(128)
         sock.setblocking(False)
         found.append(sock)
     return found

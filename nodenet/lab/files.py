@@ -18,13 +18,15 @@ from typing import Any
 import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
-from nodenet.lab import groups, layout, names
+from nodenet.lab import groups, layout, names, settings
 from nodenet.lab.guard import Tokens
 from nodenet.lab.layout import LabPlan, NodePlan
+from nodenet.lab.settings import Settings
 from nodenet.link import cgroups
 
 NETWORK = "nodenet"
 _CNI_VERSION = "1.1.0"
+NO_SETTINGS = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,11 @@ class LabFiles:
 
 @dataclass(frozen=True, slots=True)
 class LabState:
-    """What lab.json says. `pid` and `port` are 0 until the daemon has told them."""
+    """What lab.json says. `pid` and `port` are 0 until the daemon has told them. `agents` is for the agents' files."""
 
     plan: LabPlan
     mask_size: int
+    agents: Settings = NO_SETTINGS
     pid: int = 0
     port: int = 0
 
@@ -84,7 +87,8 @@ class LabState:
 
 
 def write_state(state: LabState) -> None:
-    data = layout.to_json(state.plan, state.mask_size) | {"pid": state.pid, "port": state.port}
+    data = layout.to_json(state.plan, state.mask_size)
+    data |= {"agents": settings.to_json(state.agents), "pid": state.pid, "port": state.port}
     _write(LabFiles(state.plan.name).state, json.dumps(data, indent=2) + "\n")
 
 
@@ -94,7 +98,8 @@ def read_state(lab: str) -> LabState:
     file = LabFiles(lab).state
     try:
         data = json.loads(file.read_text())
-        return LabState(layout.from_json(data), data["nodeCidrMaskSize"], data["pid"], data["port"])
+        agents = settings.from_json(data["agents"])
+        return LabState(layout.from_json(data), data["nodeCidrMaskSize"], agents, data["pid"], data["port"])
     except FileNotFoundError as error:
         raise BadInputError(
             f"lab {lab}: there is no such lab", "nodenet lab up starts one, nodenet lab list shows them"
@@ -113,8 +118,9 @@ def running(lab: str) -> LabState:
     return state
 
 
-def write_all(plan: LabPlan, port: int, tokens: Tokens) -> None:
+def write_all(state: LabState, port: int, tokens: Tokens) -> None:
     """Everything that the agents, the plugins and kubectl read. Files with a token are readable by root alone."""
+    plan = state.plan
     files = LabFiles(plan.name)
     own = kubeconfig(plan.name, f"http://127.0.0.1:{port}", tokens.admin)
     _write(files.kubeconfig, yaml.safe_dump(own), 0o600)
@@ -124,21 +130,22 @@ def write_all(plan: LabPlan, port: int, tokens: Tokens) -> None:
         (folder / "cni" / "ipam").mkdir(parents=True, exist_ok=True)
         of_agent = kubeconfig(plan.name, server, tokens.agents[node.name])
         _write(folder / "kubeconfig", yaml.safe_dump(of_agent), 0o600)
-        _write(folder / "agent.yaml", yaml.safe_dump(agent_config(plan, node), sort_keys=False))
+        _write(folder / "agent.yaml", yaml.safe_dump(agent_config(state, node), sort_keys=False))
         _write(files.conflist(node.name), json.dumps(conflist(plan, node), indent=2) + "\n")
 
 
-def agent_config(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
+def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
     """Keys of nodenet.config.Config. The metrics port is the node's own: each has a namespace."""
+    plan = state.plan
     folder = names.node_dir(plan.name, node.name)
-    return {
+    own = {
         "node_name": node.name,
         "kubeconfig": str(folder / "kubeconfig"),
         "run_dir": str(folder),
         "bpffs": str(folder / "bpf"),
         "cgroup": str(groups.node_root(plan.name, node.name)),
-        "cluster_name": plan.name,
     }
+    return {"cluster_name": plan.name, **state.agents.of(node.name), **own}
 
 
 def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.lab import files, groups, process, ready, teardown
 from nodenet.lab.client import LabClient
 from nodenet.lab.files import LabFiles, LabState
-from nodenet.lab.layout import LabPlan
 from nodenet.link import cgroups
 
 Say = Callable[[str], None]
@@ -82,18 +81,19 @@ def _terminated(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def start(plan: LabPlan, mask_size: int, say: Say, deadline: float) -> LabClient:
+def start(state: LabState, say: Say, deadline: float) -> LabClient:
     """Start the daemon and wait until nodes, API and agents are there; `deadline` is of the monotonic clock.
 
     Raises what the daemon reports, and CannotRunError when it ends or is not done in time. The caller cleans up.
     """
+    plan = state.plan
     teardown.remember_host()
     folder = LabFiles(plan.name)
     try:
         folder.folder.mkdir()
     except FileExistsError as error:
         raise BadInputError(f"lab {plan.name}: another `lab up` is making it") from error
-    files.write_state(LabState(plan, mask_size))
+    files.write_state(state)
     control = cgroups.make(groups.lab_root(plan.name) / groups.CONTROL)
     read, write = os.pipe()
     with folder.log.open("ab") as output:

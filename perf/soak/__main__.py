@@ -23,7 +23,8 @@ import click
 import yaml
 
 from nodenet.errors import CannotRunError, NodenetError
-from nodenet.lab import names
+from nodenet.lab.client import LabClient
+from nodenet.lab.staging import Staging
 from perf import tools
 from perf.soak import figures, world
 from perf.soak.api import Api
@@ -115,10 +116,10 @@ def soak(lab: str, settings: Settings, stop: threading.Event) -> Result:
             stack.callback(probe.process.kill)
             probe.start()
         over = threading.Event()
-        nodes = [names.node_netns(lab, node) for node in world.NODES]
-        outages = Outages(over, settings.seed, nodes, _around(settings.outage_every))
+        staging = Staging(LabClient(lab))
+        outages = Outages(over, settings.seed, staging, _around(settings.outage_every))
         churn = Churn(over, settings.seed, api, outages, settings.batch)
-        kills = Kills(over, settings.seed, NODENET, lab, _around(settings.kill_every))
+        kills = Kills(over, settings.seed, staging, _around(settings.kill_every))
         troubles: list[Trouble] = [Flips(over, settings.seed, api), churn, outages, kills]
         drops = Drops(over, NODENET, lab)
         stack.callback(drops.finish)
@@ -239,7 +240,7 @@ def main_command(
     path: Path | None,
 ) -> None:
     """A lab of two nodes in trouble: pods come and go by force, labels flip, the API is away, an agent is killed."""
-    tools.require("ip", "nft", "nsenter")
+    tools.require("ip", "nsenter")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -13,9 +13,8 @@ from typing import Any
 
 from nodenet import tables
 from nodenet.bpf.tables import BpfTable
-from nodenet.lab import names
+from nodenet.lab import names, teardown
 from nodenet.link import netns
-from perf.soak.trouble import netns_names
 
 # Filled by the agent: after the churn they must hold what they held before. The others are the programs' own.
 COMPILED = tables.filled_by(tables.Writer.COMPILER)
@@ -60,7 +59,7 @@ def take(nodenet: Sequence[str], lab: str, node: str, started: float) -> Figures
         descriptors=descriptors,
         threads=threads,
         maps=counts(lab, node),
-        namespaces=len(netns_names(lab)),
+        namespaces=len(teardown.namespaces(lab)),
         nsids=_nsids(lab, node),
     )
 

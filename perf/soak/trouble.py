@@ -8,16 +8,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable
 from datetime import datetime
 
-from nodenet.lab import names
-from perf import tools
+from nodenet.lab.api_trouble import Mode
+from nodenet.lab.staging import Staging
 from perf.soak import world
 from perf.soak.api import Api
 
-_TABLE = "nodenet_soak"
-_API_PORT = 6443
+_OUTAGES = (Mode.BLACKHOLE, Mode.HANG, Mode.AWAY)
 _READY_PATIENCE = 60.0
 _SLOW, _NOTES = 5.0, 20
 _LOG = 20_000
@@ -122,11 +120,11 @@ class Churn(Trouble):
 
 
 class Outages(Trouble):
-    """No agent reaches the API for a while: its packets are dropped, no connection is closed."""
+    """No agent reaches the API for a while. How that looks differs: packets vanish, nothing answers, nobody listens."""
 
-    def __init__(self, stop: threading.Event, seed: int, netns: Iterable[str], pauses: tuple[float, float]) -> None:
+    def __init__(self, stop: threading.Event, seed: int, staging: Staging, pauses: tuple[float, float]) -> None:
         super().__init__(stop, seed)
-        self._netns, self._pauses = tuple(netns), pauses
+        self._staging, self._pauses = staging, pauses
         self.count_begun = 0
         self.under_way = False
         self.ended = time.monotonic()
@@ -137,21 +135,14 @@ class Outages(Trouble):
         if self.stop.is_set():
             return
         started = time.monotonic()
+        mode = self.rng.choice(_OUTAGES)
         self.count_begun += 1
         self.under_way = True
-        self.note("outage begins")
+        self.note(f"outage begins: {mode}")
         try:
-            for netns in self._netns:
-                hooks = "".join(
-                    f"add chain inet {_TABLE} {hook} {{ type filter hook {hook} priority 0; }}\n"
-                    f"add rule inet {_TABLE} {hook} tcp {side} {_API_PORT} drop\n"
-                    for hook, side in (("output", "dport"), ("input", "sport"))
-                )
-                tools.run(["nft", "-f", "-"], f"add table inet {_TABLE}\n{hooks}", netns)
-            self.pause(5, 25)
+            with self._staging.api(mode):
+                self.pause(5, 25)
         finally:
-            for netns in self._netns:
-                tools.run(["nft", "-f", "-"], f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n", netns)
             self.under_way = False
             self.note("outage ends")
             self.ended = time.monotonic()
@@ -161,12 +152,9 @@ class Outages(Trouble):
 class Kills(Trouble):
     """kill -9 of one node's agent; the lab starts it again, later and later, so it is started at once instead."""
 
-    def __init__(
-        self, stop: threading.Event, seed: int, nodenet: list[str], lab: str, pauses: tuple[float, float]
-    ) -> None:
+    def __init__(self, stop: threading.Event, seed: int, staging: Staging, pauses: tuple[float, float]) -> None:
         super().__init__(stop, seed)
-        self._words = [*nodenet, "lab", "agent"]
-        self._lab, self._pauses = lab, pauses
+        self._staging, self._pauses = staging, pauses
 
     def once(self) -> None:
         self.pause(*self._pauses)
@@ -174,8 +162,7 @@ class Kills(Trouble):
             return
         for verb in ("kill", "start"):
             self.note(verb)
-            command = [*self._words, verb, world.KILLED, "--name", self._lab]
-            subprocess.run(command, capture_output=True, text=True, timeout=120, check=verb == "kill")
+            self._staging.agent(verb, [world.KILLED])
             self.pause(0.0, 2.0)
 
 
@@ -207,8 +194,3 @@ class Drops(threading.Thread):
         if self._process is not None:
             self._process.terminate()
         self.join(30)
-
-
-def netns_names(lab: str) -> list[str]:
-    """Namespaces of this lab, by name."""
-    return sorted(path.name for path in names.NETNS_ROOT.glob(f"{names.netns_prefix(lab)}*"))

@@ -5,7 +5,7 @@ Embed it (this package imports nothing by itself, so that the command line start
     from nodenet.lab.apiserver.server import ApiServer, serve
 
     api = ApiServer(service_cidrs=("10.96.0.0/16", "fd00:10:96::/112"))
-    async with serve(api, addresses=[("127.0.0.1", 0)]) as server:      # or sockets=[a bound, listening socket]
+    async with serve(api, addresses=[("127.0.0.1", 0)]) as server:
         print(server.urls)                                              # ["http://127.0.0.1:40123"]
         await api.client.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}})
         async for event in api.client.watch("Pod"):                     # ADDED for all that exists, then changes

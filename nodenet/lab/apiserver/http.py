@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +15,7 @@ from nodenet.lab.apiserver.registry import Options, PatchType, Registry
 from nodenet.lab.apiserver.resources import GROUPS
 from nodenet.lab.apiserver.status import ApiError
 from nodenet.lab.apiserver.watch import WatchOptions, listing, watch
+from nodenet.lab.apiserver.watches import Watches
 
 Obj = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -25,17 +24,28 @@ MAX_BODY = 3 * 1024 * 1024
 # Far above what the agents of the largest lab need: 200 nodes with six kinds each.
 MAX_WATCHES = 4096
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# Called with the client's address before anything else; raises an ApiError for one that is to get no other answer.
+Refuse = Callable[[str], None]
 
 
 class Api:
     """The handlers. `bookmark_seconds`: how often a quiet watch that allows bookmarks gets one."""
 
-    def __init__(self, registry: Registry, clock: Callable[[], float], bookmark_seconds: float, access: Access) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        clock: Callable[[], float],
+        bookmark_seconds: float,
+        access: Access,
+        watches: Watches,
+        refuse: Refuse,
+    ) -> None:
         self._registry = registry
         self._access = access
         self._clock = clock
         self._bookmark_seconds = bookmark_seconds
-        self._watches: set[asyncio.Task[Any]] = set()
+        self._watches = watches
+        self._refuse = refuse
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[_errors, self._authenticate], client_max_size=MAX_BODY)
@@ -60,6 +70,7 @@ class Api:
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Who it is and whether they may, before anything of the body is read."""
+        self._refuse(client_address(request))
         if request.path in OPEN_PATHS:
             return await handler(request)
         user = self._access.user(request)
@@ -73,8 +84,7 @@ class Api:
         return await handler(request)
 
     async def _stop_watches(self, _app: web.Application) -> None:
-        for task in self._watches:
-            task.cancel()
+        self._watches.stop()
 
     async def _object(self, request: web.Request) -> web.StreamResponse:
         match = request.match_info
@@ -137,27 +147,17 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        async with self._stoppable():
-            try:
+        try:
+            with self._watches.opened(client_address(request)):
                 async for event in watch(self._registry.storage, query, options):
                     await response.write(http_answers.watch_line(target.resource, event, include, self._clock()))
-            except ApiError as error:
-                await response.write(http_answers.error_line(error.to_status()))
-            await response.write_eof()
-        return response
-
-    @asynccontextmanager
-    async def _stoppable(self) -> AsyncIterator[None]:
-        """A watch ends quietly when its client goes away or the endpoint stops."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._watches.add(task)
-        try:
-            yield
+        except ApiError as error:
+            await response.write(http_answers.error_line(error.to_status()))
         except ConnectionResetError:
             _log.debug("a watcher went away")
-        finally:
-            self._watches.discard(task)
+            return response
+        await response.write_eof()
+        return response
 
     async def _post(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         body = await requests.body_of(request, target.resource)
@@ -221,6 +221,12 @@ class Api:
         for stored in found.items:
             self._registry.delete(target.resource, *stored.ref, options)
         return _raw(http_answers.page(target.resource, found))
+
+
+def client_address(request: web.Request) -> str:
+    """The client's IP address; "" when it has gone."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[0]) if peer else ""
 
 
 def _fixed(make: Callable[[], Obj]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,9 +13,10 @@ from aiohttp import web
 from nodenet.lab.apiserver.access import Access
 from nodenet.lab.apiserver.addresses import NODE_PORTS, ServiceAddresses
 from nodenet.lab.apiserver.client import LocalClient
-from nodenet.lab.apiserver.http import Api
+from nodenet.lab.apiserver.http import Api, Refuse
 from nodenet.lab.apiserver.registry import Registry
 from nodenet.lab.apiserver.storage import Storage
+from nodenet.lab.apiserver.watches import Watches
 from nodenet.model import IPNetwork
 
 SERVICE_CIDRS = ("10.96.0.0/16",)
@@ -29,7 +30,8 @@ class ApiServer:
     """The endpoint of one lab. `service_cidrs`: one network, or one of each family, the primary one first.
 
     `clock` gives UNIX seconds. `access`: who may use it over HTTP; without it everybody may do everything. `history` is
-    how many changes of each kind are remembered for watchers. Raises ValueError when a CIDR cannot be read.
+    how many changes of each kind are remembered for watchers. `refuse` is called with each client's address and may
+    raise the ApiError that it gets instead of an answer. Raises ValueError when a CIDR cannot be read.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ApiServer:
         node_ports: range = NODE_PORTS,
         history: int = HISTORY,
         bookmark_seconds: float = BOOKMARK_SECONDS,
+        refuse: Refuse = lambda _host: None,
     ) -> None:
         # Versions begin at the clock: a client that outlives a lab's endpoint asks the next one for a version that
         # is older than its first, is told 410 and lists again, rather than going on in another history.
@@ -52,25 +55,33 @@ class ApiServer:
         self._clock = clock
         self._access = access or Access()
         self._bookmark_seconds = bookmark_seconds
+        self._refuse = refuse
+        self.watches = Watches()
 
     def app(self) -> web.Application:
         """A new application; several may serve the same objects. Run it with handler_cancellation, as `serve` does."""
-        return Api(self.registry, self._clock, self._bookmark_seconds, self._access).app()
+        pace = self._bookmark_seconds
+        return Api(self.registry, self._clock, pace, self._access, self.watches, self._refuse).app()
+
+    def compact(self) -> None:
+        """Forget every change so far, as etcd's compaction does: a watch or list from an older version gets 410."""
+        for log in self.storage.logs.values():
+            log.forget()
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where it listens. `ports` are in the order of the addresses and sockets asked for."""
+    """Where it listens. `ports` are in the order of the addresses asked for. `accept` makes the server's protocol for
+    one more connection, for somebody who listens elsewhere."""
 
     urls: list[str]
     ports: list[int]
+    accept: Callable[[], asyncio.Protocol]
 
 
 @asynccontextmanager
-async def serve(
-    api: ApiServer, *, addresses: Sequence[tuple[str, int]] = (), sockets: Sequence[socket.socket] = ()
-) -> AsyncIterator[Server]:
-    """Serve on host and port pairs (port 0: any free one) and on sockets that are bound already, until left.
+async def serve(api: ApiServer, *, addresses: Sequence[tuple[str, int]] = ()) -> AsyncIterator[Server]:
+    """Serve on host and port pairs (port 0: any free one) until left.
 
     Raises OSError when an address cannot be had. Open watches are ended when it is left.
     """
@@ -79,10 +90,9 @@ async def serve(
     try:
         for host, port in addresses:
             await web.TCPSite(runner, host, port).start()
-        for listening in sockets:
-            await web.SockSite(runner, listening).start()
         names = [name[:2] for name in runner.addresses if isinstance(name, tuple)]
         urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in names]
-        yield Server(urls, [port for _, port in names])
+        assert runner.server is not None
+        yield Server(urls, [port for _, port in names], runner.server)
     finally:
         await runner.cleanup()

@@ -146,7 +146,7 @@ def test_a_token_is_in_files_that_root_alone_may_read(tmp_path: Path, monkeypatc
     old = tmp_path / "x" / "node1"
     old.mkdir(parents=True)
     (old / ".kubeconfig.new").write_text("left by a crash, readable by all")
-    files.write_all(plan, 1234, TOKENS)
+    files.write_all(files.LabState(plan, 24), 1234, TOKENS)
     secrets = {"kubeconfig": TOKENS.admin, "node1/kubeconfig": TOKENS.agents["node1"]}
     for place, token in secrets.items():
         path = tmp_path / "x" / place

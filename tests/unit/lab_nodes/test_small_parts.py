@@ -32,7 +32,7 @@ def test_the_owner_of_a_real_connection_is_found() -> None:
 
 def test_the_agents_configuration_is_one_that_the_agent_reads() -> None:
     lab = layout.plan("x", 1, layout.IPFamily.IPV4)
-    config = parse(files.agent_config(lab, lab.nodes[0]), "agent.yaml")
+    config = parse(files.agent_config(files.LabState(lab, 24), lab.nodes[0]), "agent.yaml")
     assert config.node_name == "node1"
     assert config.run_dir == Path("/run/nodenet/lab/x/node1")
 

@@ -1,0 +1,142 @@
+"""`nodenet lab trouble` and `nodenet lab agent`: failures on purpose, on all nodes or on some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from nodenet.cli.lab_common import name_option, node_names, say
+from nodenet.cli.output import Column, Format, emit, output_option
+
+if TYPE_CHECKING:
+    from nodenet.lab.staging import Staging
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@click.group()
+def trouble() -> None:
+    """Stage failures: no API, a slow one, an agent that hangs. `lab down` ends them all."""
+
+
+def _staging(name: str) -> Staging:
+    from nodenet.lab.client import LabClient
+    from nodenet.lab.staging import Staging
+
+    return Staging(LabClient(name))
+
+
+_for_option = click.option(
+    "--for",
+    "seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="It ends by itself after this time. Default: when somebody ends it.",
+)
+
+
+def _nodes_option(command: _F) -> _F:
+    option = click.option(
+        "--node",
+        "nodes",
+        multiple=True,
+        metavar="NODE",
+        shell_complete=node_names,
+        help="Only for this node and its pods; may be given several times. Default: for all.",
+    )
+    return option(command)
+
+
+@trouble.group()
+def api() -> None:
+    """The way from nodes to the API server. kubectl on this machine, the kubelets and the controllers keep theirs."""
+
+
+def _steady(mode: str, help_: str, *options: Callable[[Any], Any]) -> None:
+    """One command for one mode."""
+
+    def command(name: str, nodes: Sequence[str], seconds: float | None, **values: Any) -> None:
+        from nodenet.lab.api_trouble import ApiTrouble, Mode
+
+        _staging(name).set_api(ApiTrouble(Mode(mode), **values), nodes, seconds)
+
+    for option in (name_option, _nodes_option, _for_option, *options):
+        command = option(command)
+    api.command(mode, help=help_)(command)
+
+
+_steady("away", "No API server: connections are refused, and open ones reset.")
+_steady("blackhole", "Packets vanish: nothing is acknowledged, open connections stay open.")
+_steady("hang", "Connections open and stay open, and nothing answers.")
+_steady(
+    "slow",
+    "Every answer comes late or slowly.",
+    click.option("--latency", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Later by this."),
+    click.option("--rate", type=click.IntRange(min=0), metavar="BYTES", default=0, help="At most this per second."),
+)
+_steady(
+    "error",
+    "Every request is answered with an HTTP error. Open watches go on.",
+    click.option("--code", type=int, default=503, show_default=True, help="The HTTP status."),
+)
+
+
+def _once(event: str, help_: str) -> None:
+    """One command for what happens once."""
+
+    def command(name: str, nodes: Sequence[str]) -> None:
+        from nodenet.lab.api_trouble import Event
+
+        count = _staging(name).api_event(Event(event), nodes)
+        say(f"{count} {'connections' if event == 'reset' else 'watches'} ended")
+
+    for option in (name_option, _nodes_option):
+        command = option(command)
+    api.command(event, help=help_)(command)
+
+
+_once("reset", "Reset every open connection, once (RST).")
+_once("cut-watches", "End every open watch in order, once. It can be continued.")
+_once("expire", "Forget all resourceVersions so far and end every watch with 410 Gone: clients must list again.")
+
+
+@api.command()
+@name_option
+@_nodes_option
+def back(name: str, nodes: Sequence[str]) -> None:
+    """Nodes reach the API again."""
+    _staging(name).api_back(nodes)
+
+
+@click.command()
+@click.argument("verb", type=click.Choice(["start", "stop", "restart", "kill", "pause", "resume"]))
+@click.argument("node", shell_complete=node_names)
+@name_option
+@_for_option
+def agent(verb: str, node: str, name: str, seconds: float | None) -> None:
+    """Stop, start, restart, kill -9, pause (SIGSTOP) or resume the agent of NODE.
+
+    One that was killed starts again by itself. --for is for a pause.
+    """
+    _staging(name).agent(verb, [node], seconds)
+
+
+trouble.add_command(agent)
+
+
+@trouble.command("list")
+@name_option
+@output_option
+def list_(name: str, output: Format) -> None:
+    """What is staged now."""
+    columns = [("NODE", "node"), ("KIND", "kind"), ("TROUBLE", "what"), ("SECONDS-LEFT", "secondsLeft")]
+    emit(_staging(name).list(), [Column(*column) for column in columns], output)
+
+
+@trouble.command()
+@name_option
+def clear(name: str) -> None:
+    """End everything that is staged."""
+    _staging(name).clear()

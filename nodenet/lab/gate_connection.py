@@ -1,0 +1,268 @@
+"""One TCP connection through the gate: what the server writes is held, delayed or paced; what it reads is held.
+
+asyncio's transports and protocols, so that no byte is copied through another socket: aiohttp's protocol gets a
+transport that is ours, and the event loop a protocol that is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nodenet.lab import packet_filter
+from nodenet.lab.api_trouble import ApiTrouble, Mode
+
+_HELD = (Mode.HANG, Mode.BLACKHOLE)
+# Bytes that wait here before the server is asked to stop writing, and before it may go on.
+_HIGH, _LOW = 64 * 1024, 16 * 1024
+# Pieces of a paced stream per second: a slow link delivers a little all the time.
+_PIECES = 20
+# struct linger {on, seconds}: close(2) then sends RST.
+_RESET = struct.pack("@ii", 1, 0)
+
+Entered = Callable[["Connection", str], ApiTrouble | None]
+
+
+class Connection(asyncio.Protocol):
+    """`entered` is called with the client's address and says what is staged for it; `left` at the end.
+
+    `node` is whose connection it is; None: no node's.
+    """
+
+    def __init__(self, inner: asyncio.Protocol, entered: Entered, left: Callable[[Connection], None]) -> None:
+        self.node: str | None = None
+        self._inner = inner
+        self._entered = entered
+        self._left = left
+        self._transport: asyncio.Transport
+        self._outlet: Outlet | None = None
+        self._held = False
+        self._reads = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        packet_filter.detach(transport.get_extra_info("socket"))
+        trouble = self._entered(self, transport.get_extra_info("peername")[0])
+        if trouble is not None and trouble.mode is Mode.AWAY:
+            self.reset()
+            return
+        self._outlet = Outlet(transport, self._inner)
+        self._inner.connection_made(_Transport(self, transport, self._outlet))
+        if trouble is not None:
+            self.apply(trouble)
+
+    def apply(self, trouble: ApiTrouble | None) -> None:
+        """What is staged for this node now; None: nothing."""
+        mode = trouble.mode if trouble is not None else None
+        if mode is Mode.AWAY:
+            self.reset()
+            return
+        sock = self._transport.get_extra_info("socket")
+        if mode is Mode.BLACKHOLE:
+            packet_filter.attach(sock, packet_filter.drop_all())
+        else:
+            packet_filter.detach(sock)
+        self._held = mode in _HELD
+        self._read_or_not()
+        if self._outlet is not None:
+            slow = trouble if mode is Mode.SLOW else None
+            self._outlet.apply(slow, held=self._held)
+
+    def reset(self) -> None:
+        """Both sides see it end at once, the client by a RST."""
+        sock = self._transport.get_extra_info("socket")
+        packet_filter.detach(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def want_reads(self, wanted: bool) -> None:
+        """The server's own flow control."""
+        self._reads = wanted
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._reads and not self._held:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._outlet is not None:
+            self._outlet.transport_full(True)
+
+    def resume_writing(self) -> None:
+        if self._outlet is not None:
+            self._outlet.transport_full(False)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._left(self)
+        if self._outlet is not None:
+            self._outlet.drop()
+            self._inner.connection_lost(error)
+
+
+class Outlet:
+    """What the server wrote and the client may not have yet, in order. A close waits its turn like bytes do."""
+
+    def __init__(self, transport: asyncio.Transport, writer: asyncio.Protocol) -> None:
+        self.closing = False
+        self._transport = transport
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        # When it may go, and the bytes; None closes.
+        self._queue: deque[tuple[float, bytes | None]] = deque()
+        self._size = 0
+        self._slow: ApiTrouble | None = None
+        self._held = False
+        self._line_free = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport_full = self._told_full = False
+
+    @property
+    def waiting(self) -> int:
+        """Bytes."""
+        return self._size
+
+    def apply(self, slow: ApiTrouble | None, *, held: bool) -> None:
+        """`slow` None: at once. What waits is scheduled again by what applies now."""
+        waiting = [data for _, data in self._queue]
+        self._slow, self._held, self._line_free = slow, held, 0.0
+        self._queue.clear()
+        for data in waiting:
+            self._enqueue(data)
+        self._pump()
+
+    def write(self, data: bytes) -> None:
+        if self.closing:
+            return
+        if not (self._queue or self._held or self._slow):
+            self._transport.write(data)
+            return
+        self._size += len(data)
+        self._enqueue(data)
+        self._pump()
+
+    def close(self) -> None:
+        if self.closing:
+            return
+        self.closing = True
+        self._enqueue(None)
+        self._pump()
+
+    def drop(self) -> None:
+        """The connection is over: nothing can go any more."""
+        self._queue.clear()
+        self._size, self.closing = 0, True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def transport_full(self, full: bool) -> None:
+        self._transport_full = full
+        self._tell()
+
+    def _enqueue(self, data: bytes | None) -> None:
+        """Behind what waits already. None: the end, right after the last byte."""
+        if data is None:
+            self._queue.append((self._queue[-1][0] if self._queue else 0.0, None))
+        else:
+            self._queue.extend(self._schedule(data))
+
+    def _schedule(self, data: bytes) -> Iterable[tuple[float, bytes]]:
+        """Each piece with the moment at which its last byte is through."""
+        slow = self._slow
+        if slow is None:
+            return [(0.0, data)]
+        at = max(self._loop.time() + slow.latency, self._line_free)
+        if not slow.rate:
+            self._line_free = at
+            return [(at, data)]
+        size = max(1, slow.rate // _PIECES)
+        found = []
+        for start in range(0, len(data), size):
+            piece = data[start : start + size]
+            at += len(piece) / slow.rate
+            found.append((at, piece))
+        self._line_free = at
+        return found
+
+    def _pump(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._queue and not self._held:
+            at, data = self._queue[0]
+            if at > self._loop.time():
+                self._timer = self._loop.call_at(at, self._pump)
+                break
+            self._queue.popleft()
+            if data is None:
+                self._transport.close()
+                break
+            self._size -= len(data)
+            self._transport.write(data)
+        self._tell()
+
+    def _tell(self) -> None:
+        """pause_writing and resume_writing of the server: it must not fill this process's memory."""
+        limit = _LOW if self._told_full else _HIGH
+        full = self._transport_full or self._size > limit
+        if full != self._told_full:
+            self._told_full = full
+            (self._writer.pause_writing if full else self._writer.resume_writing)()
+
+
+class _Transport(asyncio.Transport):
+    """What the server sees of the connection."""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport, outlet: Outlet) -> None:
+        super().__init__()
+        self._connection = connection
+        self._transport = transport
+        self._outlet = outlet
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._outlet.closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        self._outlet.close()
+
+    def abort(self) -> None:
+        self._outlet.close()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._outlet.write(bytes(data))
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._outlet.write(b"".join(list_of_data))
+
+    def get_write_buffer_size(self) -> int:
+        return self._outlet.waiting + self._transport.get_write_buffer_size()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._transport.set_write_buffer_limits(high, low)
+
+    def pause_reading(self) -> None:
+        self._connection.want_reads(False)
+
+    def resume_reading(self) -> None:
+        self._connection.want_reads(True)
+
+    def is_reading(self) -> bool:
+        return self._transport.is_reading()
+
+    def can_write_eof(self) -> bool:
+        return False

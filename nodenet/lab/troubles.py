@@ -1,0 +1,151 @@
+"""The daemon's side of staged trouble: what is staged now, on which node, and when it ends by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from nodenet.errors import BadInputError
+from nodenet.lab import api_trouble
+from nodenet.lab.agents import Agent
+from nodenet.lab.api_trouble import ApiTrouble, Event
+from nodenet.lab.apiserver.server import ApiServer
+from nodenet.lab.control import Act
+from nodenet.lab.gate import Gate
+
+log = logging.getLogger(__name__)
+
+Request = Mapping[str, Any]
+_MOST_SECONDS = 86400.0
+
+
+class Endings:
+    """What ends by itself, by (node, kind). A later one for the same key takes the place of the earlier one."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str, str], tuple[float, asyncio.Task[None]]] = {}
+
+    def set(self, key: tuple[str, str], seconds: float | None, undo: Callable[[], Awaitable[None]]) -> None:
+        """`seconds` None: it does not end by itself."""
+        self.cancel(key)
+        if seconds is not None:
+            task = asyncio.create_task(self._later(key, seconds, undo), name=f"end of {' '.join(key)}")
+            self._tasks[key] = (time.monotonic() + seconds, task)
+
+    def cancel(self, key: tuple[str, str]) -> None:
+        _, task = self._tasks.pop(key, (0.0, None))
+        if task is not None:
+            task.cancel()
+
+    def left(self, key: tuple[str, str]) -> float | None:
+        """Seconds until it ends by itself; None: it does not."""
+        found = self._tasks.get(key)
+        return max(round(found[0] - time.monotonic(), 1), 0.0) if found else None
+
+    async def _later(self, key: tuple[str, str], seconds: float, undo: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.sleep(seconds)
+        # `undo` cancels what is registered: not this task, which is doing it.
+        self._tasks.pop(key, None)
+        log.info("%s: ends by itself after %g s", " ".join(key), seconds)
+        await undo()
+
+
+class Troubles:
+    """Everything that a request to the control socket can stage. Raises BadInputError for what cannot be."""
+
+    def __init__(self, api: ApiServer, gate: Gate, agents: Mapping[str, Agent]) -> None:
+        self._api = api
+        self._gate = gate
+        self._agents = agents
+        self._staged: dict[str, ApiTrouble] = {}
+        self._endings = Endings()
+
+    def acts(self) -> dict[str, Act]:
+        """By name, for the control socket."""
+        return {"api": self.api, "api-event": self.api_event, "agent": self.agent, "clear": self.clear}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What is staged now, for people: one line for each node and kind."""
+        found = [
+            {"node": node, "kind": "api", "what": str(trouble), "secondsLeft": self._endings.left((node, "api"))}
+            for node, trouble in sorted(self._staged.items())
+        ]
+        found += [
+            {"node": node, "kind": "agent", "what": "paused", "secondsLeft": self._endings.left((node, "agent"))}
+            for node, agent in self._agents.items()
+            if agent.paused
+        ]
+        return found
+
+    async def api(self, request: Request) -> None:
+        """{"nodes", "mode", "latency", "rate", "code", "for"}; mode "back" ends what is staged."""
+        nodes = self._nodes(request)
+        if request.get("mode") == "back":
+            await self._api_back(nodes)
+            return
+        trouble, seconds = api_trouble.from_json(request), seconds_of(request)
+        await self._gate.stage(nodes, trouble)
+        for node in nodes:
+            self._staged[node] = trouble
+            self._endings.set((node, "api"), seconds, partial(self._api_back, [node]))
+        log.info("API of %s: %s", ", ".join(nodes), trouble)
+
+    async def _api_back(self, nodes: Collection[str]) -> None:
+        for node in nodes:
+            self._endings.cancel((node, "api"))
+            self._staged.pop(node, None)
+        await self._gate.stage(nodes, None)
+
+    async def api_event(self, request: Request) -> int:
+        """{"nodes", "event"}; how many connections or watches it ended."""
+        nodes = self._nodes(request)
+        try:
+            event = Event(request.get("event", ""))
+        except ValueError as error:
+            raise BadInputError(f"event: expected one of {', '.join(Event)}, got {request.get('event')!r}") from error
+        if event is Event.RESET:
+            return self._gate.reset(nodes)
+        if event is Event.EXPIRE:
+            self._api.compact()
+        return self._api.watches.cut(lambda host: self._gate.node_of(host) in nodes, expired=event is Event.EXPIRE)
+
+    async def agent(self, request: Request) -> None:
+        """{"nodes", "verb", "for"}: one of agents.VERBS. Only a pause can end by itself."""
+        verb, seconds = str(request.get("verb", "")), seconds_of(request)
+        if seconds is not None and verb != "pause":
+            raise BadInputError("for: only a pause can end by itself")
+        for node in self._nodes(request):
+            agent = self._agents[node]
+            await agent.act(verb)
+            if verb == "pause":
+                self._endings.set((node, "agent"), seconds, partial(agent.act, "resume"))
+            elif not agent.paused:
+                self._endings.cancel((node, "agent"))
+
+    async def clear(self, _request: Request) -> None:
+        """Everything that is staged ends."""
+        await self._api_back(list(self._agents))
+        for node, agent in self._agents.items():
+            self._endings.cancel((node, "agent"))
+            await agent.act("resume")
+
+    def _nodes(self, request: Request) -> Sequence[str]:
+        """Those named; all of them when none is."""
+        known, wanted = list(self._agents), request.get("nodes") or []
+        if not isinstance(wanted, list) or any(node not in known for node in wanted):
+            raise BadInputError(f"nodes: expected some of {', '.join(known)}, got {wanted!r}")
+        return wanted or known
+
+
+def seconds_of(request: Request) -> float | None:
+    """The request's "for". Raises BadInputError."""
+    value = request.get("for")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_SECONDS:
+        raise BadInputError(f"for: expected seconds, more than 0 and at most {_MOST_SECONDS:g}, got {value!r}")
+    return float(value)
