@@ -35,9 +35,11 @@ class Endpoint:
 
     `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
     this node's number for it (1-65535). `bridged`: its frames stay on the bridge, because its configuration asks
-    something of the bridge itself (VLANs, isolated ports, its MAC check). `netns_id` is the number (nsid) by which the
-    node's namespace knows the pod's, None: not known. The agent asks the kernel for it: it is in no record, and two
-    endpoints that differ in nothing else are equal.
+    something of the bridge itself (VLANs, isolated ports, its MAC check).
+
+    `netns_id` is the number (nsid) by which the node's namespace knows the pod's, None: not known. `netns_cookie` is
+    the kernel's number of the pod's namespace in events of sockets (SO_NETNS_COOKIE, Linux 5.14), 0: not known. The
+    agent asks the kernel for both: they are in no record, and endpoints that differ in nothing else are equal.
     """
 
     endpoint_id: int
@@ -52,3 +54,4 @@ class Endpoint:
     pod_uid: str = ""
     bridged: bool = False
     netns_id: int | None = field(default=None, compare=False)
+    netns_cookie: int = field(default=0, compare=False)

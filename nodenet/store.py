@@ -118,6 +118,10 @@ class Store:
         """The kinds whose first list has not arrived."""
         return tuple(kind for kind in self._kinds.values() if kind in self._missing)
 
+    def kind_of(self, event: StoreEvent) -> Kind:
+        """What kind of objects an event is about."""
+        return self._kinds[type(event.obj)] if isinstance(event, Delta) else event.kind
+
     def feed(self, event: StoreEvent) -> bool:
         """Take whatever a source yields: see `apply`, `delete` and `replace`."""
         if isinstance(event, Delta):

@@ -23,17 +23,21 @@ _PAUSE = 9
 
 
 class OwnAddresses:
-    """`known` is replaced at each change, and `changed` called then. `read` asks the kernel. In the event loop."""
+    """`read` asks the kernel; `tell` is called with all of them at each change. In the event loop."""
 
-    def __init__(self, read: Callable[[], Awaitable[frozenset[IPAddress]]], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[frozenset[IPAddress]]],
+        tell: Callable[[frozenset[IPAddress]], None],
+    ) -> None:
         self.known: frozenset[IPAddress] = frozenset()
         self._read = read
-        self._changed = changed
+        self._tell = tell
 
     def gained(self, addresses: frozenset[IPAddress]) -> None:
-        """An ADD has seen to it that the node has these. For the next compilation, which is the caller's to ask for."""
+        """An ADD has seen to it that the node has these."""
         if not addresses <= self.known:
-            self.known |= addresses
+            self._know(self.known | addresses)
 
     async def look(self) -> None:
         """Know what the kernel knows. Raises what `read` does."""
@@ -44,8 +48,11 @@ class OwnAddresses:
             if self.known is before:
                 break
         if found != before:
-            self.known = found
-            self._changed()
+            self._know(found)
+
+    def _know(self, addresses: frozenset[IPAddress]) -> None:
+        self.known = addresses
+        self._tell(addresses)
 
     async def keep(self) -> None:
         """For ever: an address that the node gives up must not stay the host's, for another machine may get it."""

@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from nodenet.cni.records import Record, Records
 from nodenet.endpoint import AttachmentKey
 from nodenet.errors import NodenetError
 from nodenet.model import Endpoint
-from nodenet.store import Op, Store
+from nodenet.store import Delta, Listing, Op, Removal, Snapshot, StoreEvent
 
 log = logging.getLogger(__name__)
 
@@ -44,30 +44,27 @@ class Wires(Protocol):
     async def netns_id(self, endpoint: Endpoint) -> int | None: ...
 
 
-class Endpoints:
-    """`changed` is called after each change of the Store; `in_force` waits until the kernel has what the Store has now.
-    Everything here runs in the event loop."""
+class Enforcer(Protocol):
+    """What is asked of nodenet.engine.Engine."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        host: Wires,
-        store: Store,
-        programs: Mapping[str, int],
-        changed: Callable[[], None],
-        in_force: Callable[[], Awaitable[None]],
-    ) -> None:
-        # SO_NETNS_COOKIE by attachment. Replaced as a whole at each change: the compiling thread reads it.
-        self.cookies: Mapping[AttachmentKey, int] = {}
+    def feed(self, *events: StoreEvent) -> bool: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    async def in_force(self) -> None: ...
+
+
+class Endpoints:
+    """Everything here runs in the event loop."""
+
+    def __init__(self, run_dir: Path, host: Wires, engine: Enforcer, programs: Mapping[str, int]) -> None:
         # Sentences about endpoints whose programs could not be attached; tried again at every look.
         self.unpoliced: dict[AttachmentKey, str] = {}
         self._run_dir = run_dir
         self._records = Records(run_dir)
         self._host = host
-        self._store = store
+        self._engine = engine
         self._programs = programs
-        self._changed = changed
-        self._in_force = in_force
         self._looked_at = 0.0
         self._told: set[str] = set()
 
@@ -78,55 +75,53 @@ class Endpoints:
             log.warning("%s", problem)
         alive = [record.endpoint for record in await self._readable() if await self._lives(record.endpoint)]
         found = [await self._numbered(endpoint) for endpoint in alive]
-        cookies = [await asyncio.to_thread(netns_cookie, endpoint.netns) for endpoint in found]
-        self.cookies = dict(zip(map(key_of, found), cookies, strict=True))
-        self._store.replace(kinds.ENDPOINT, found)
+        self._engine.feed(Listing(kinds.ENDPOINT, tuple(found)))
 
     async def isolate(self) -> int:
         """At the start, before the API has said anything: what the plugin alone made has no programs, and with them it
         is cut off until its rules are known. How many were attached. Never raises for a veth."""
-        return sum([await self._isolate(endpoint) for endpoint in self._of_store()])
+        return sum([await self._isolate(endpoint) for endpoint in self.known()])
 
     async def attach_all(self) -> int:
-        """Both programs on every endpoint of the Store; how many were not right already. Never raises for a veth."""
-        return sum([await self._attach(endpoint) for endpoint in self._store.snapshot().endpoints.values()])
+        """Both programs on every known endpoint; how many were not right already. Never raises for a veth."""
+        return sum([await self._attach(endpoint) for endpoint in self.known()])
 
     async def repair(self, endpoint: Endpoint) -> int:
         """Put both programs on an endpoint that has lost one; how many were put back. Where that fails, `unpoliced`
         says so and `look` tries again."""
-        return await self._attach(endpoint) if endpoint in self._of_store() else 0
+        return await self._attach(endpoint) if endpoint in self.known() else 0
 
-    def added(self, endpoint: Endpoint, cookie: int) -> None:
+    def known(self) -> list[Endpoint]:
+        """All endpoints of this node."""
+        return list(self._engine.snapshot().endpoints.values())
+
+    def added(self, endpoint: Endpoint) -> None:
         """For the next compilation."""
-        self.cookies = {**self.cookies, key_of(endpoint): cookie}
-        if self._store.apply(Op.ADDED, endpoint):
-            self._changed()
+        self._engine.feed(Delta(Op.ADDED, endpoint))
 
     def deleted(self, key: AttachmentKey) -> None:
         """Its wires are cut, or will be: an unknown one is fine."""
-        self.cookies = {other: cookie for other, cookie in self.cookies.items() if other != key}
         self.unpoliced.pop(key, None)
-        if self._store.delete(kinds.ENDPOINT, key):
-            self._changed()
+        self._engine.feed(Removal(kinds.ENDPOINT, key))
 
     async def look(self) -> int:
         """Take over what came and forget what went without the agent; how many programs were attached. Costs one
         stat where nothing changed."""
-        attached = sum([await self._attach(e) for e in self._of_store() if key_of(e) in self.unpoliced])
+        attached = sum([await self._attach(e) for e in self.known() if key_of(e) in self.unpoliced])
         if not self._due():
             return attached
-        known = self._of_store()
+        known = self.known()
         new = [record for record in await self._readable() if record.endpoint not in known]
         # First of all: their rules come after that.
         attached += sum([await self._isolate(record.endpoint) for record in new])
         found = [record.endpoint for record in new if await self._adopt(record)]
-        for endpoint in self._of_store():
+        for endpoint in self.known():
             # A record is there before an ADD is told to the agent, and until a DEL was.
             if not self._file(Owner(endpoint.container_id, endpoint.ifname), "json").exists():
                 log.info("endpoint of %s was taken away without the agent", endpoint.pod)
                 self.deleted(key_of(endpoint))
         if found:
-            await self._in_force()
+            await self._engine.in_force()
         return attached + sum([await self._attach(endpoint) for endpoint in found])
 
     async def _adopt(self, record: Record) -> bool:
@@ -134,13 +129,12 @@ class Endpoints:
         if not await self._lives(endpoint):
             return False
         endpoint = await self._numbered(endpoint)
-        cookie = await asyncio.to_thread(netns_cookie, endpoint.netns)
         # Nothing is awaited from here on: a DEL that begins now tells the agent after this. A verb at work ends with a
         # change of the folder.
         if self._is_held(record.owner) or not self._file(record.owner, "json").exists():
             return False
         log.info("endpoint of %s was made without the agent: it is policed now", endpoint.pod)
-        self.added(endpoint, cookie)
+        self.added(endpoint)
         return True
 
     async def _isolate(self, endpoint: Endpoint) -> int:
@@ -180,17 +174,15 @@ class Endpoints:
         return False
 
     async def _numbered(self, endpoint: Endpoint) -> Endpoint:
-        """With the number of its namespace, in which the programs look up its sockets."""
-        return replace(endpoint, netns_id=await self._host.netns_id(endpoint))
+        """With the numbers of its namespace: for the programs, which look up its sockets in it, and for events."""
+        cookie = await asyncio.to_thread(netns_cookie, endpoint.netns)
+        return replace(endpoint, netns_id=await self._host.netns_id(endpoint), netns_cookie=cookie)
 
     def _tell(self, problem: str) -> None:
         """Once each."""
         if problem not in self._told:
             self._told.add(problem)
             log.warning("%s", problem)
-
-    def _of_store(self) -> list[Endpoint]:
-        return list(self._store.snapshot().endpoints.values())
 
     def _due(self) -> bool:
         try:

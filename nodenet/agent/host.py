@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from nodenet.agent import attachment
@@ -28,11 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`cookie` is 0 where the kernel does not tell it, `netns_id` is the Endpoint's; `gateways` are addresses that the
-    node has for certain."""
+    """An endpoint that has its programs, with both numbers of its namespace. `gateways` are addresses that the node has
+    for certain."""
 
-    cookie: int
-    netns_id: int | None
+    endpoint: Endpoint
     gateways: frozenset[IPAddress]
 
 
@@ -123,7 +122,8 @@ def admit(wired: Wired, programs: Mapping[str, int]) -> Admitted:
     and the cookie and number of the pod's namespace."""
     attachment.attach_new(wired.node, wired.endpoint.host_ifindex, programs)
     number = _netns_id(wired.node, wired.endpoint.host_ifindex)
-    return Admitted(wired.pod.netns_cookie(), number, wired.gateways)
+    endpoint = replace(wired.endpoint, netns_id=number, netns_cookie=wired.pod.netns_cookie())
+    return Admitted(endpoint, wired.gateways)
 
 
 def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:

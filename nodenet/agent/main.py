@@ -66,7 +66,7 @@ async def _run(config: Config) -> None:
     datapath = await asyncio.to_thread(Datapath, config)
     try:
         agent = Agent(config, datapath)
-        server = Server(agent.feed, AgentProvider(agent), agent.info)
+        server = Server(agent.parts.events.feed, AgentProvider(agent.parts), agent.parts.info)
         metrics = MetricsServer(agent.metrics, agent.source)
         await server.start(config.agent_socket, config.hubble_address)
         try:

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from nodenet.abi import MetricsEntry, MetricsKey
+from nodenet.agent.parts import Parts, count_objects
 from nodenet.metrics import MapUsage, Sample, WatchCount
-
-if TYPE_CHECKING:
-    from nodenet.agent.core import Agent
 
 
 class AgentSource:
     """Implements nodenet.metrics.Source."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     def healthy(self) -> bool:
-        return self._agent.healthy()
+        return self._parts.health.healthy()
 
     def ready(self) -> bool:
-        return self._agent.ready.is_set()
+        return self._parts.health.ready.is_set()
 
     def sample(self) -> Sample:
-        agent = self._agent
-        stats, ring = agent.loop.stats, agent.pipeline.ring
+        parts = self._parts
+        stats, pipeline, keepers = parts.engine.stats, parts.events.pipeline, parts.keepers
         return Sample(
-            node=agent.config.node_name,
-            version=agent.info.version,
-            healthy=agent.healthy(),
-            ready=agent.ready.is_set(),
+            node=parts.datapath.config.node_name,
+            version=parts.info.version,
+            healthy=self.healthy(),
+            ready=self.ready(),
             datapath=self._counters(),
-            maps={name: MapUsage(table.count(), table.max_entries) for name, table in agent.datapath.tables.items()},
-            objects=agent.objects(),
-            flows_seen=ring.seen,
-            flows_lost={"agent": agent.pipeline.undecoded, "reader": ring.lost_by_readers},
+            maps={name: MapUsage(table.count(), table.max_entries) for name, table in parts.datapath.tables.items()},
+            objects=count_objects(parts.engine.current),
+            flows_seen=pipeline.ring.seen,
+            flows_lost={"agent": pipeline.undecoded, "reader": pipeline.ring.lost_by_readers},
             reconcile_runs=stats.runs,
             reconcile_errors=stats.errors,
             writes=dict(stats.writes),
-            sockets_ended=agent.sockets.ended,
-            repairs=dict(agent.integrity.repairs),
+            sockets_ended=keepers.sockets.ended,
+            repairs=dict(keepers.integrity.repairs),
             last_sync=stats.last_sync,
             watches={
                 kind.name: WatchCount(
@@ -52,7 +49,7 @@ class AgentSource:
                     count.age(time.monotonic()),
                     count.installed,
                 )
-                for kind, count in agent.client.stats.items()
+                for kind, count in parts.api.stats.items()
             },
         )
 
@@ -60,5 +57,5 @@ class AgentSource:
         """nn_metrics summed over the CPUs."""
         return {
             key: MetricsEntry(sum(entry.packets for entry in cpus), sum(entry.octets for entry in cpus))
-            for key, cpus in self._agent.datapath.tables["nn_metrics"].items()
+            for key, cpus in self._parts.datapath.tables["nn_metrics"].items()
         }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from nodenet.cni.errors import CniError, Code
-from nodenet.kinds import ApiKind
+from nodenet import kinds
+from nodenet.kinds import ApiKind, Kind
 from nodenet.kube.health import KindStats
 from nodenet.model import Endpoint, ObjectRef
-from nodenet.store import Store
+from nodenet.store import Snapshot
 
 # Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object. As long again for
 # broken watches to come back.
@@ -17,16 +19,23 @@ POD_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 
 
-async def pod_known(
-    store: Store, endpoint: Endpoint, changed: Callable[[], asyncio.Event], seconds: float = POD_SECONDS
-) -> None:
-    """Until the Store has the endpoint's pod, or saw its removal. `changed` gives the event of the Store's next
-    change."""
+class Pods(Protocol):
+    """What is asked of nodenet.engine.Engine."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def pod_is_removed(self, uid: str) -> bool: ...
+
+    def next_change(self, kind: Kind) -> asyncio.Event: ...
+
+
+async def pod_known(pods: Pods, endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
+    """Until the API has shown the endpoint's pod, or its removal."""
     try:
         async with asyncio.timeout(seconds):
-            while not _is_known(store, endpoint):
-                refuse_removed(store, endpoint.pod, endpoint.pod_uid)
-                await changed().wait()
+            while not _is_known(pods, endpoint):
+                refuse_removed(pods, endpoint.pod, endpoint.pod_uid)
+                await pods.next_change(kinds.POD).wait()
     except TimeoutError as error:
         raise CniError(
             Code.TRY_AGAIN,
@@ -35,9 +44,9 @@ async def pod_known(
         ) from error
 
 
-def refuse_removed(store: Store, pod: ObjectRef, uid: str) -> None:
+def refuse_removed(pods: Pods, pod: ObjectRef, uid: str) -> None:
     """Raises CniError when the API removed the pod: the kubelet learns of that as we did. From any thread."""
-    if uid and store.pod_is_removed(uid):
+    if uid and pods.pod_is_removed(uid):
         raise CniError(Code.TRY_AGAIN, f"pod {pod} (UID {uid}): the Kubernetes API has removed it")
 
 
@@ -55,8 +64,8 @@ async def policies_known(stats: Mapping[ApiKind, KindStats], endpoint: Endpoint,
         ) from error
 
 
-def _is_known(store: Store, endpoint: Endpoint) -> bool:
-    pod = store.snapshot().pods.get(endpoint.pod)
+def _is_known(pods: Pods, endpoint: Endpoint) -> bool:
+    pod = pods.snapshot().pods.get(endpoint.pod)
     return pod is not None and endpoint.pod_uid in ("", pod.uid)
 
 

@@ -57,16 +57,12 @@ class NameTableBuilder:
         snapshot: Snapshot,
         names: Names,
         node: LocalNode,
-        netns_cookies: Mapping[int, AttachmentKey] | None = None,
         ipcache: Mapping[LpmKey, U32] | None = None,
         *,
         now: int,
     ) -> NameTable:
-        """The table for one Snapshot. `netns_cookies`: whose network namespace (SO_NETNS_COOKIE) is which endpoint's.
-
-        `ipcache` is the compiled table, so that a socket event's ends have their numbers too. `now`: nanoseconds of
-        CLOCK_MONOTONIC.
-        """
+        """The table for one Snapshot. `ipcache` is the compiled table, so that a socket event's ends have their numbers
+        too. `now`: nanoseconds of CLOCK_MONOTONIC."""
         self._place(snapshot, node, ipcache or {})
         self._name_policies(snapshot, names)
         self._services.update(snapshot.services, names.services)
@@ -76,7 +72,11 @@ class NameTableBuilder:
             past=self._past.update(self._pods, now),
             identities=self._identities,
             endpoints={snapshot.endpoints[key].endpoint_id: party for key, party in self._local.items()},
-            netns_cookies={c: self._local[key] for c, key in (netns_cookies or {}).items() if key in self._local},
+            netns_cookies={
+                cookie: party
+                for key, party in self._local.items()
+                if (cookie := snapshot.endpoints[key].netns_cookie)
+            },
             services=self._services.numbers,
             frontends=self._services.frontends,
             service_addresses=self._services.addresses,

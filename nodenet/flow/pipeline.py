@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nodenet.flow import decode
 from nodenet.flow.enrich import enrich
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Lost, LostSource, NameTable
 
 
-class Pipeline:
-    """`names` is replaced by the agent whenever the store has changed; `clock_offset` is ns from CLOCK_MONOTONIC to the
-    epoch, and is set again when the time of day was."""
+_UNNAMED = NameTable()
 
-    def __init__(self, ring: Ring, clock_offset: int, names: NameTable | None = None) -> None:
+
+def _no_names() -> NameTable:
+    return _UNNAMED
+
+
+class Pipeline:
+    """`names` gives the newest table, once for each event; `clock_offset` is ns from CLOCK_MONOTONIC to the epoch, and
+    is set again when the time of day was."""
+
+    def __init__(self, ring: Ring, clock_offset: int, names: Callable[[], NameTable] = _no_names) -> None:
         self.ring = ring
         self.clock_offset = clock_offset
-        self.names = names or NameTable()
+        self._names = names
         # Records that were not of this ABI, and what was wrong with the last one.
         self.undecoded = 0
         self.last_error = ""
@@ -31,7 +40,7 @@ class Pipeline:
             self.ring.append(Lost(LostSource.AGENT, 1))
             return
         self._number += 1
-        self.ring.append(enrich(event, self.names, self.clock_offset, self._number))
+        self.ring.append(enrich(event, self._names(), self.clock_offset, self._number))
 
     def lost_in_kernel(self, flows: int, now: int) -> None:
         """Tell readers that the kernel's ring buffer had no room for so many. `now` is ns since the epoch."""

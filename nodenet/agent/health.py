@@ -1,0 +1,54 @@
+"""Whether the agent does its work, and what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from nodenet.agent.keepers import Keepers
+from nodenet.agent.watch import ApiWatch
+from nodenet.engine import Engine
+
+
+class Health:
+    """For probes, for `nodenet status`, and for CNI STATUS."""
+
+    def __init__(self, engine: Engine, api: ApiWatch, keepers: Keepers) -> None:
+        # Set when endpoints and Services are in force for the first time.
+        self.ready = asyncio.Event()
+        # Seconds from the start of the process, interpreter and imports included.
+        self.ready_after = 0.0
+        self._engine = engine
+        self._api = api
+        self._keepers = keepers
+
+    def became_ready(self) -> None:
+        """Programs are attached, the maps are filled, and the CNI plugin is answered."""
+        self.ready_after = _process_age()
+        self.ready.set()
+
+    def healthy(self) -> bool:
+        """The agent does its work. A silent API server is no reason to restart it: see `api_known`."""
+        return self.ready.is_set() and not self._engine.stats.failing
+
+    def api_known(self) -> bool:
+        """Whether what is in force is what the API shows now, as far as the agent knows."""
+        return not self._api.cut_off()
+
+    def problems(self) -> list[str]:
+        """What is wrong now, a sentence each."""
+        stats = self._engine.stats
+        maps = [f"maps: {stats.last_error}"] if stats.failing else []
+        return [*self._api.problems(), *self._keepers.problems(), *maps]
+
+    async def in_words(self) -> str:
+        """For CNI STATUS: what keeps this node from serving its pods as it should, in a sentence, or ""."""
+        return "" if self.healthy() else "; ".join(self.problems()) or "it is not ready yet"
+
+
+def _process_age() -> float:
+    """Seconds since this process was started: proc(5), field 22 of stat, in clock ticks since boot."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

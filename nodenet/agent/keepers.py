@@ -1,0 +1,109 @@
+"""What the agent keeps right on its node beside the maps: programs on pods' interfaces, routes, sockets, addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+
+from nodenet import kinds
+from nodenet.agent.addresses import OwnAddresses
+from nodenet.agent.datapath import Datapath
+from nodenet.agent.endpoints import Endpoints
+from nodenet.agent.features import SOCK_DESTROY
+from nodenet.agent.host import Host
+from nodenet.agent.integrity import Integrity
+from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
+from nodenet.agent.sockets import Place, SocketKeeper
+from nodenet.bpf.probe import available
+from nodenet.engine import Engine
+from nodenet.errors import NodenetError
+
+log = logging.getLogger(__name__)
+
+# Seconds between looks at the folder of the endpoint files.
+LOOK_SECONDS = 1.0
+
+
+class Keepers:
+    """All of them, their common start and their common end."""
+
+    def __init__(self, datapath: Datapath, engine: Engine) -> None:
+        config, programs = datapath.config, datapath.loaded.programs
+        self._engine = engine
+        self._node_name = config.node_name
+        self._host = Host()
+        self.routes = RouteKeeper(self._host.sync_routes, config.resync_seconds)
+        self.addresses = OwnAddresses(self._host.local_addresses, engine.own_addresses)
+        self.endpoints = Endpoints(config.run_dir, self._host, engine, programs)
+        self.sockets = SocketKeeper(
+            partial(_places, engine, config.node_name),
+            datapath.tables["nn_sock_revnat"],
+            partial(_service_name, engine),
+            config.resync_seconds,
+            available(datapath.features, SOCK_DESTROY),
+        )
+        self.integrity = Integrity(
+            self._host, datapath, programs, self.endpoints.known, self.endpoints.repair, partial(_drift, engine)
+        )
+
+    async def start(self) -> int:
+        """Before anything else: know the endpoints and the node's addresses. Endpoints that the plugin alone made get
+        their programs now, which cut them off until their rules are known. How many programs were attached."""
+        await self.endpoints.read()
+        isolated = await self.endpoints.isolate()
+        await self.addresses.look()
+        return isolated
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Until cancelled. Some begin when the agent is `ready`: everything is attached for the first time."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                self.routes.keep(self._wanted_routes, partial(self._engine.next_change, kinds.NODE)), name="routes"
+            )
+            tasks.create_task(self.sockets.keep(), name="sockets")
+            tasks.create_task(self.addresses.keep(), name="addresses")
+            tasks.create_task(self.integrity.keep(ready), name="integrity")
+            tasks.create_task(self._keep_endpoints(ready), name="endpoints")
+
+    def close(self) -> None:
+        """After `run` has ended."""
+        self._host.close()
+
+    def problems(self) -> list[str]:
+        """What is wrong now, a sentence each; repairs of the last hour too."""
+        return [
+            *self.endpoints.unpoliced.values(),
+            *self.integrity.problems,
+            *self.integrity.recent(),
+            *self.routes.problems,
+            *self.sockets.problems,
+        ]
+
+    async def _keep_endpoints(self, ready: asyncio.Event) -> None:
+        """Endpoints that the plugin made or removed while it could not reach the agent."""
+        await ready.wait()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.endpoints.look()
+            except (NodenetError, OSError) as error:
+                log.warning("endpoints could not be looked at: %s", error)
+
+    def _wanted_routes(self) -> Wanted | None:
+        known = kinds.NODE not in self._engine.missing
+        return wanted_routes(self._engine.snapshot(), self._node_name) if known else None
+
+
+def _places(engine: Engine, node_name: str) -> list[Place]:
+    """Namespaces whose sockets our programs translate: this one and every endpoint's, each once."""
+    pods = {endpoint.netns: str(endpoint.pod) for endpoint in engine.snapshot().endpoints.values()}
+    return [Place(f"node {node_name}", None), *(Place(f"pod {pod}", netns) for netns, pod in pods.items())]
+
+
+def _service_name(engine: Engine, number: int) -> str:
+    return engine.current.service_name(number)
+
+
+def _drift(engine: Engine) -> int:
+    return engine.stats.drift

@@ -1,0 +1,203 @@
+"""Rows for `nodenet list`: what one compilation holds, and what the maps hold. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from nodenet import abi
+from nodenet.bpf.loader import Pins
+from nodenet.bpf.tables import BpfTable
+from nodenet.compile import Names
+from nodenet.endpoint import AttachmentKey
+from nodenet.engine import Compiled
+from nodenet.flow.types import RESERVED_NAMES
+from nodenet.model import Direction, Protocol
+from nodenet.tables import MAPS
+
+Row = Mapping[str, Any]
+
+
+def endpoints(compiled: Compiled) -> Iterator[Row]:
+    """This node's endpoints by their numbers."""
+    entries = compiled.desired.tables.get("nn_endpoint", {})
+    for key, endpoint in sorted(compiled.snapshot.endpoints.items(), key=lambda item: item[1].endpoint_id):
+        entry = next((entries[abi.AddressKey(ip)] for ip in endpoint.ips if abi.AddressKey(ip) in entries), None)
+        flags = abi.EndpointFlag(entry.flags if entry else 0)
+        yield {
+            "id": endpoint.endpoint_id,
+            "pod": str(endpoint.pod),
+            "identity": entry.identity if entry else 0,
+            "ips": [str(ip) for ip in endpoint.ips],
+            "ingress": _isolation(abi.EndpointFlag.ISOLATED_INGRESS in flags),
+            "egress": _isolation(abi.EndpointFlag.ISOLATED_EGRESS in flags),
+            "state": "waiting for its pod" if AttachmentKey(*key) in compiled.names.unknown_endpoints else "ready",
+            "interface": endpoint.host_ifname,
+            "ifindex": endpoint.host_ifindex,
+            "mac": endpoint.mac,
+            "containerId": endpoint.container_id,
+            "netns": endpoint.netns,
+        }
+
+
+def identities(compiled: Compiled) -> Iterator[Row]:
+    """Reserved ones first, then those of label sets."""
+    for number, name in RESERVED_NAMES.items():
+        yield {"id": int(number), "namespace": "", "labels": [f"reserved:{name}"], "namedPorts": []}
+    for number, labels in sorted(compiled.names.identities.items()):
+        yield {
+            "id": number,
+            "namespace": labels.namespace,
+            "labels": [f"{key}={value}" for key, value in labels.labels],
+            "namedPorts": [f"{p.name}={p.port}/{p.protocol}" for p in labels.named_ports],
+        }
+
+
+def services(compiled: Compiled) -> Iterator[Row]:
+    """One row per Service port and address, with the backends as the datapath would choose them now."""
+    tables = compiled.desired.tables
+    frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
+    for key, entry in frontends.items():
+        if key.slot or not key.port:
+            continue
+        name = compiled.names.services.get(entry.service_id)
+        slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))
+        targets = (backends.get(abi.U32(slot.backend_id)) for slot in slots if slot)
+        yield {
+            "id": entry.service_id,
+            "service": str(name.ref) if name else "",
+            "port": name.name if name else "",
+            "frontend": _address(key.addr, key.port),
+            "protocol": Protocol(key.protocol).name,
+            "backends": [_address(t.addr, t.port) for t in targets if t],
+        }
+
+
+def policies(compiled: Compiled) -> Iterator[Row]:
+    """Allow entries of nn_policy, and a row without a peer for an isolation that nothing opens."""
+    names = compiled.names
+    opened = set()
+    for key, value in compiled.desired.tables.get("nn_policy", {}).items():
+        opened.add((key.subject, key.direction))
+        rule = names.rules.get(value.value)
+        bits = key.prefixlen - abi.POLICY_BITS_PROTOCOL
+        yield {
+            "subject": key.subject,
+            "subjectLabels": _label_text(names, key.subject),
+            "direction": Direction(key.direction).name.lower(),
+            "peer": key.peer,
+            "peerLabels": _label_text(names, key.peer) if key.peer else "anyone",
+            "protocol": Protocol(key.protocol).name if key.protocol else "ANY",
+            "ports": _port_range(key.port, bits) if key.protocol else "any",
+            "rule": f"{rule.namespace}/{rule.policy} {rule.direction}[{rule.index}]" if rule else "",
+        }
+    for subject, directions in names.isolated_by.items():
+        for direction, policies in directions.items():
+            if (subject, direction) not in opened:
+                yield {
+                    "subject": subject,
+                    "subjectLabels": _label_text(names, subject),
+                    "direction": Direction(direction).name.lower(),
+                    "peer": None,
+                    "peerLabels": "nobody",
+                    "protocol": "",
+                    "ports": "",
+                    "rule": ", ".join(f"{p.namespace}/{p.name}" for p in policies),
+                }
+
+
+def ipcache(compiled: Compiled) -> Iterator[Row]:
+    """Addresses, then regions of policies' ipBlocks."""
+    names, addresses = compiled.names, compiled.flow_names.addresses
+    for key, value in compiled.desired.tables.get("nn_ipcache", {}).items():
+        party = addresses.get(key.addr)
+        pod = f"{party.namespace}/{party.pod}" if party and party.pod else ""
+        yield {
+            "ip": str(key.addr),
+            "identity": value.value,
+            "pod": pod,
+            "labels": _label_text(names, value.value),
+        }
+    for key, value in compiled.desired.tables.get("nn_cidr", {}).items():
+        bits = abi.V4_PREFIX_BITS if key.addr.version == 4 else 0
+        yield {
+            "ip": f"{key.addr}/{key.prefixlen - bits}",
+            "identity": value.value,
+            "pod": "",
+            "labels": _label_text(names, value.value),
+        }
+
+
+def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEntry]], now: float) -> Iterator[Row]:
+    """Entries of nn_ct. `now`: seconds of the monotonic clock."""
+    names = compiled.names
+    for key, entry in entries:
+        rule = names.rules.get(entry.rule_id)
+        service = names.services.get(entry.service_id)
+        egress = entry.direction == Direction.EGRESS
+        pod, remote = _address(key.pod, key.pod_port), _address(key.remote, key.remote_port)
+        yield {
+            "protocol": Protocol(key.protocol).name if key.protocol in set(Protocol) else str(key.protocol),
+            "source": pod if egress else remote,
+            "destination": remote if egress else pod,
+            "direction": Direction(entry.direction).name.lower(),
+            "state": _ct_state(entry),
+            "idleSeconds": max(0, int(now - entry.last_seen)),
+            "ageSeconds": max(0, int(now - entry.created)),
+            "service": str(service.ref) if service else "",
+            "rule": f"{rule.namespace}/{rule.policy}" if rule else "",
+            "revision": entry.revision,
+        }
+
+
+def maps(tables: Mapping[str, BpfTable], pins: Pins) -> Iterator[Row]:
+    """Every map with its fill."""
+    for name, table in sorted(tables.items()):
+        entries = table.count()
+        yield {
+            "name": name,
+            "id": table.info.id,
+            "entries": entries,
+            "size": table.max_entries,
+            "fill": round(entries / table.max_entries, 4),
+            "key": table.spec.key.__name__,
+            "value": table.spec.value.__name__,
+            "writtenBy": MAPS[name].writer.value,
+            "sizeKey": MAPS[name].size.key,
+            "whenFull": MAPS[name].full,
+            "path": str(pins.map(name)),
+        }
+
+
+def _label_text(names: Names, number: int) -> str:
+    if number in names.identities:
+        labels = names.identities[number]
+        return ",".join([f"ns={labels.namespace}", *(f"{k}={v}" for k, v in labels.labels)])
+    if number in names.regions:
+        return f"cidr:{names.regions[number]}"
+    return f"reserved:{RESERVED_NAMES[number]}" if number in RESERVED_NAMES else ""
+
+
+def _isolation(isolated: bool) -> str:
+    return "isolated" if isolated else "open"
+
+
+def _address(address: object, port: int) -> str:
+    text = str(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+def _port_range(port: int, bits: int) -> str:
+    if bits == 0:
+        return "any"
+    last = port + (1 << (16 - bits)) - 1
+    return str(port) if last == port else f"{port}-{last}"
+
+
+def _ct_state(entry: abi.CtEntry) -> str:
+    flags = abi.CtFlag(entry.flags)
+    if flags & abi.CtFlag.RST:
+        return "reset"
+    if flags & (abi.CtFlag.FIN_FORWARD | abi.CtFlag.FIN_REPLY):
+        return "closing"
+    return "established" if flags & abi.CtFlag.SEEN_REPLY else "unreplied"

@@ -1,0 +1,72 @@
+"""What `nodenet status` shows of an agent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from nodenet.agent import attachment
+from nodenet.agent.datapath import Datapath
+from nodenet.agent.parts import Parts, count_objects
+from nodenet.flow.ring import Ring
+from nodenet.reconcile.loop import Stats
+
+Row = Mapping[str, Any]
+
+
+def status(parts: Parts) -> Row:
+    """One object, for JSON."""
+    health, config = parts.health, parts.datapath.config
+    return {
+        "node": config.node_name,
+        # For people: the probes and CNI go on with what is known, for a restart would not bring the API back.
+        "healthy": health.healthy() and health.api_known(),
+        "ready": health.ready.is_set(),
+        "readyAfterSeconds": round(health.ready_after, 2),
+        "problems": health.problems(),
+        "version": parts.info.version,
+        "pid": os.getpid(),
+        "uptimeSeconds": round(parts.info.uptime / 1e9, 1),
+        "kernel": os.uname().release,
+        "datapath": _datapath(parts.datapath),
+        "reconcile": _reconcile(parts.engine.stats),
+        "api": parts.api.as_rows(),
+        "repairs": dict(parts.keepers.integrity.repairs),
+        "objects": count_objects(parts.engine.current),
+        "sockets": {"ended": parts.keepers.sockets.ended},
+        "flows": _flows(parts.events.pipeline.ring),
+    }
+
+
+def _datapath(datapath: Datapath) -> Row:
+    return {
+        "key": datapath.loaded.key,
+        "adopted": datapath.adopted,
+        "cgroup": str(datapath.cgroup),
+        "bpffs": str(datapath.config.bpffs),
+        "attached": attachment.mechanism().value,
+        "policyEnforced": datapath.config.enforce_policy,
+        "features": [
+            {"name": f.name, "available": f.available, "without": "" if f.available else f.without}
+            for f in datapath.features
+        ],
+    }
+
+
+def _reconcile(stats: Stats) -> Row:
+    return {
+        "runs": stats.runs,
+        "writes": dict(stats.writes),
+        "firstWrites": dict(stats.first_writes or {}),
+        "errors": stats.errors,
+        "lastError": stats.last_error,
+        "lastDurationSeconds": round(stats.last_duration, 4),
+        "lastSync": stats.last_sync,
+        "drift": stats.drift,
+        "compared": stats.compared,
+    }
+
+
+def _flows(ring: Ring) -> Row:
+    return {"seen": ring.seen, "lost": ring.lost, "kept": len(ring), "capacity": ring.capacity}

@@ -1,0 +1,52 @@
+"""Feeds the engine with what the Kubernetes API shows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nodenet.agent.api_health import as_rows, watch_trouble
+from nodenet.engine import Engine
+from nodenet.kinds import API_KINDS, ApiKind
+from nodenet.kube.client import KubeClient
+from nodenet.kube.health import KindStats
+
+
+class ApiWatch:
+    """One watch for each kind. What is asked of it here is about the connection; the objects are the engine's."""
+
+    def __init__(self, client: KubeClient, engine: Engine) -> None:
+        self._client = client
+        self._engine = engine
+
+    @property
+    def stats(self) -> Mapping[ApiKind, KindStats]:
+        """Counters and errors of each watch."""
+        return self._client.stats
+
+    async def run(self) -> None:
+        """Until cancelled. No trouble with the server ends it."""
+        async with self._client, asyncio.TaskGroup() as tasks:
+            for kind in API_KINDS:
+                tasks.create_task(self._watch(kind), name=f"watch {kind}")
+
+    async def _watch(self, kind: ApiKind) -> None:
+        async for event in self._client.watch(kind):
+            self._engine.feed(event)
+
+    def cut_off(self) -> bool:
+        """Whether the API server has been out of reach or silent for long: what is in force is what was known then."""
+        return any(stats.cut_off(time.monotonic()) for stats in self.stats.values())
+
+    def problems(self) -> list[str]:
+        """What is wrong now, a sentence each."""
+        found = list(watch_trouble(self.stats, time.monotonic()))
+        if self._engine.missing:
+            found.insert(0, f"waiting for the first list of: {', '.join(map(str, self._engine.missing))}")
+        return found
+
+    def as_rows(self) -> dict[str, Any]:
+        """By kind, for `status -o json`."""
+        return as_rows(self.stats, time.monotonic())
