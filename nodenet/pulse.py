@@ -6,7 +6,7 @@ import asyncio
 
 
 class Pulse:
-    """Something that happens again and again. For one event loop; `fire` costs the same for one waiter or a thousand."""
+    """For one event loop. `fire` costs the same for one waiter or a thousand."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()

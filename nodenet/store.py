@@ -48,6 +48,15 @@ class Listing(NamedTuple):
 StoreEvent = Delta | Removal | Listing
 
 
+def listings(objects: Iterable[object], kinds: Iterable[Kind] = KINDS) -> list[Listing]:
+    """The first list of every kind: these objects and no others."""
+    found: dict[Kind, list[object]] = {kind: [] for kind in kinds}
+    by_type = {kind.holds: kind for kind in found}
+    for obj in objects:
+        found[by_type[type(obj)]].append(obj)
+    return [Listing(kind, tuple(listed)) for kind, listed in found.items()]
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One consistent view. A mapping is the same object as in the Snapshot before when nothing of its kind changed.

@@ -1,4 +1,4 @@
-"""What one change of a cluster costs the agent: CPU time from the store's delta to planned writes and flow names.
+"""What one change of a cluster costs the agent: CPU time from the delta to the last write, flow names included.
 
     python -m perf.changes [--pods 10000 50000] [--policies 1000] [-o json]
 
@@ -20,12 +20,11 @@ from typing import Any
 import click
 
 from netpolicy.types import Direction, NetworkPolicy, Operator, Peer, PortRule, Protocol, Requirement, Rule, Selector
-from nodenet import kinds
-from nodenet.compile import Compiler, LocalNode
-from nodenet.flow.names import NameTableBuilder
+from nodenet.compile import LocalNode
+from nodenet.engine import Engine
 from nodenet.model import Endpoint, Namespace, Node, ObjectRef, Pod
-from nodenet.reconcile.plan import Tables, Write, plan
-from nodenet.store import Op, Store
+from nodenet.store import Delta, Op, listings
+from perf.nowhere import nowhere
 
 NODE = "node1"
 NAMESPACES = 50
@@ -40,38 +39,13 @@ _ROUNDS = 15
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """CPU milliseconds of one kind of change, and how many writes it plans."""
+    """CPU milliseconds of one kind of change, and how many writes it makes."""
 
     pods: int
     change: str
     median_ms: float
     worst_ms: float
     writes: int
-
-
-class Engine:
-    """Store, compiler, plan and flow names as the agent joins them."""
-
-    def __init__(self) -> None:
-        self.store = Store()
-        self._compiler = Compiler()
-        self._names = NameTableBuilder()
-        self._held: Tables = {}
-        self._local = LocalNode(NODE)
-
-    def run(self) -> list[Write]:
-        """Compile what the store has now and plan it; the writes count as made."""
-        snapshot = self.store.snapshot()
-        desired, names = self._compiler.compile(snapshot, self._local)
-        self._names.build(snapshot, names, self._local, {}, desired.tables["nn_ipcache"], now=time.monotonic_ns())
-        writes = plan(desired.tables, self._held)
-        self._held = {**self._held, **desired.tables}
-        self._compiler.settle()
-        return writes
-
-    @property
-    def tables(self) -> Tables:
-        return self._held
 
 
 def pod(number: int, label_set: int | None = None, node: str = "") -> Pod:
@@ -109,15 +83,19 @@ def _equals(key: str, value: str) -> Selector:
 
 def build(pods: int, policies: int) -> Engine:
     """An engine that knows a cluster of that size; it has not compiled yet."""
-    engine = Engine()
     everyone = [pod(number) for number in range(pods)]
-    engine.store.replace(kinds.POD, everyone)
-    engine.store.replace(kinds.NAMESPACE, [namespace(number, number) for number in range(NAMESPACES)])
-    engine.store.replace(kinds.NODE, [Node(f"node{n}", (IPv4Address(_FIRST_ADDRESS + n),), ()) for n in range(1, 102)])
-    engine.store.replace(kinds.NETWORK_POLICY, [policy(number) for number in range(policies)])
-    engine.store.replace(kinds.SERVICE, [])
-    engine.store.replace(kinds.ENDPOINT_SLICE, [])
-    engine.store.replace(kinds.ENDPOINT, [_endpoint(number, p) for number, p in enumerate(everyone[:LOCAL_PODS], 1)])
+    engine = Engine(LocalNode(NODE), nowhere())
+    engine.feed(
+        *listings(
+            [
+                *everyone,
+                *(namespace(number, number) for number in range(NAMESPACES)),
+                *(Node(f"node{n}", (IPv4Address(_FIRST_ADDRESS + n),), ()) for n in range(1, 102)),
+                *(policy(number) for number in range(policies)),
+                *(_endpoint(number, p) for number, p in enumerate(everyone[:LOCAL_PODS], 1)),
+            ]
+        )
+    )
     return engine
 
 
@@ -128,30 +106,30 @@ def _endpoint(number: int, of: Pod) -> Endpoint:
     )
 
 
-def changes(store: Store, pods: int) -> Iterator[tuple[str, Callable[[int], object]]]:
-    """(name, what makes the change in its nth round)"""
+def changes(engine: Engine, pods: int) -> Iterator[tuple[str, Callable[[int], Delta]]]:
+    """(name, the change of its nth round)"""
     chance = random.Random(_SEED)
     far = range(LOCAL_PODS, min(pods, 4000))
-    yield "a further pod, labels known", lambda n: store.apply(Op.ADDED, pod(1_000_000 + n, n))
-    yield "a pod goes", lambda n: store.apply(Op.DELETED, pod(1_000_000 + n, n))
-    yield "a pod gets another known label set", lambda n: _relabel(store, chance.choice(far), n)
-    yield "a pod's status changes", lambda n: _touch(store, chance.choice(far))
-    yield "a policy changes a port", lambda n: store.apply(Op.MODIFIED, policy(n * 7, 9000 + n))
-    yield "a further policy", lambda n: store.apply(Op.ADDED, replace(policy(n * 7 + 3), name=f"more{n}"))
-    yield "a policy goes", lambda n: store.apply(Op.DELETED, replace(policy(n * 7 + 3), name=f"more{n}"))
-    yield "a namespace changes its team", lambda n: store.apply(Op.MODIFIED, namespace(n, n + 1))
-    yield "nothing that a map shows", lambda n: store.apply(Op.MODIFIED, Namespace(f"ns{n}", _noise(n)))
+    yield "a further pod, labels known", lambda n: Delta(Op.ADDED, pod(1_000_000 + n, n))
+    yield "a pod goes", lambda n: Delta(Op.DELETED, pod(1_000_000 + n, n))
+    yield "a pod gets another known label set", lambda n: _relabelled(chance.choice(far), n)
+    yield "a pod's status changes", lambda n: _touched(engine, chance.choice(far))
+    yield "a policy changes a port", lambda n: Delta(Op.MODIFIED, policy(n * 7, 9000 + n))
+    yield "a further policy", lambda n: Delta(Op.ADDED, replace(policy(n * 7 + 3), name=f"more{n}"))
+    yield "a policy goes", lambda n: Delta(Op.DELETED, replace(policy(n * 7 + 3), name=f"more{n}"))
+    yield "a namespace changes its team", lambda n: Delta(Op.MODIFIED, namespace(n, n + 1))
+    yield "nothing that a map shows", lambda n: Delta(Op.MODIFIED, Namespace(f"ns{n}", _noise(n)))
 
 
-def _relabel(store: Store, number: int, turn: int) -> object:
+def _relabelled(number: int, turn: int) -> Delta:
     old = pod(number)
     other = pod(number, (number + NAMESPACES * (1 + turn % 3)) % LABEL_SETS)
-    return store.apply(Op.MODIFIED, replace(other, ref=old.ref))
+    return Delta(Op.MODIFIED, replace(other, ref=old.ref))
 
 
-def _touch(store: Store, number: int) -> object:
-    found = store.snapshot().pods[pod(number).ref]
-    return store.apply(Op.MODIFIED, replace(found, phase="Pending" if found.phase == "Running" else "Running"))
+def _touched(engine: Engine, number: int) -> Delta:
+    found = engine.snapshot().pods[pod(number).ref]
+    return Delta(Op.MODIFIED, replace(found, phase="Pending" if found.phase == "Running" else "Running"))
 
 
 def _noise(number: int) -> Mapping[str, str]:
@@ -164,16 +142,16 @@ def measure(pods: int, policies: int) -> list[Row]:
     engine = build(pods, policies)
     gc.collect()
     started = time.process_time()
-    writes = engine.run()
-    rows = [_row(pods, "from nothing", [time.process_time() - started], [len(writes)])]
-    for name, change in changes(engine.store, pods):
-        took, planned = [], []
+    writes = engine.run_once().writes.total()
+    rows = [_row(pods, "from nothing", [time.process_time() - started], [writes])]
+    for name, change in changes(engine, pods):
+        took, made = [], []
         for turn in range(_ROUNDS):
             started = time.process_time()
-            change(turn)
-            planned.append(len(engine.run()))
+            engine.feed(change(turn))
+            made.append(engine.run_once().writes.total())
             took.append(time.process_time() - started)
-        rows.append(_row(pods, name, took, planned))
+        rows.append(_row(pods, name, took, made))
     return rows
 
 
@@ -187,7 +165,7 @@ def _row(pods: int, name: str, took: list[float], writes: list[int]) -> Row:
 @click.option("--policies", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("-o", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def main(sizes: tuple[int, ...], policies: int, output: str) -> None:
-    """CPU milliseconds of one change, store to planned writes."""
+    """CPU milliseconds of one change, from the delta to its last write."""
     rows: list[Any] = [row for size in sizes for row in measure(size, policies)]
     if output == "json":
         click.echo(json.dumps([{key: getattr(row, key) for key in Row.__slots__} for row in rows]))

@@ -1,4 +1,4 @@
-"""The eBPF mode: the agent's own programs, maps, compiler and reconcile loop, with policy, conntrack and events on."""
+"""The eBPF mode: the agent's own programs, maps and engine, with policy, conntrack and events on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +21,9 @@ from nodenet import kinds
 from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.bpf import loader
-from nodenet.compile import Compiler, DesiredState, LocalNode
+from nodenet.compile import LocalNode
 from nodenet.config import Config
+from nodenet.engine import Engine
 from nodenet.errors import CannotRunError
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
@@ -40,8 +42,7 @@ from nodenet.model import (
     SliceEndpoint,
 )
 from nodenet.model import Service as ApiService
-from nodenet.reconcile.loop import Hooks, ReconcileLoop
-from nodenet.store import Op, Snapshot, Store
+from nodenet.store import Delta, Listing, Op, StoreEvent, listings
 from perf.modes import Mode
 from perf.node import GATEWAY
 from perf.services import NAMESPACE, TARGET_PORT, Service, ServiceModel
@@ -88,7 +89,7 @@ class Ebpf(Mode):
         self._datapath = _Datapath(config, self.trace_events)
         stack.callback(self._datapath.close)
         self._control = stack.enter_context(_Control(self._datapath))
-        self._control.change(lambda store: self._fixed_objects(store))
+        self._control.change(*self._fixed_objects())
         self._attach()
         if self.at_socket:
             self._datapath.attach_sockets()
@@ -107,7 +108,7 @@ class Ebpf(Mode):
 
         netns.call(self.node.netns, attach)
 
-    def _fixed_objects(self, store: Store) -> None:
+    def _fixed_objects(self) -> list[Listing]:
         pods, endpoints = [], []
         for number, pod in enumerate(self.node.pods.values(), 1):
             ref, ips = ObjectRef(NAMESPACE, pod.name), tuple(map(ip_address, pod.ips))
@@ -117,38 +118,30 @@ class Ebpf(Mode):
             endpoints.append(
                 Endpoint(number, pod.name, "eth0", netns, pod.host_ifname, pod.index, pod.mac, ips, ref, pod.name)
             )
-        store.replace(kinds.POD, pods)
-        store.replace(kinds.ENDPOINT, endpoints)
-        store.replace(kinds.NAMESPACE, [Namespace(NAMESPACE, {})])
-        store.replace(kinds.NODE, [Node(NODE, (IPv4Address("10.0.0.1"),), (ip_network("10.244.1.0/24"),))])
-        store.replace(kinds.NETWORK_POLICY, policies(0))
-        store.replace(kinds.SERVICE, [])
-        store.replace(kinds.ENDPOINT_SLICE, [])
+        namespace, node = (
+            Namespace(NAMESPACE, {}),
+            Node(NODE, (IPv4Address("10.0.0.1"),), (ip_network("10.244.1.0/24"),)),
+        )
+        return listings([*pods, *endpoints, namespace, node, *policies(0)])
 
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
         """What the API would send: the objects that changed. Python's own time, compiling and all, is in the cost."""
         before, after = group(self.model.services), group(model.services)
         changed = [services for name, services in after.items() if before.get(name) != services]
         gone = [services for name, services in before.items() if name not in after]
-        objects = [(Op.MODIFIED, api_objects(services)) for services in changed]
-        objects += [(Op.DELETED, api_objects(services)) for services in gone]
-
-        def apply(store: Store) -> None:
-            for op, pair in objects:
-                for found in pair:
-                    store.apply(op, found)
-
-        return lambda: self._control.change(apply)
+        events = [Delta(Op.MODIFIED, obj) for services in changed for obj in api_objects(services)]
+        events += [Delta(Op.DELETED, obj) for services in gone for obj in api_objects(services)]
+        return partial(self._control.change, *events)
 
     def settle(self) -> None:
         self._control.settle()
 
     def set_policy_rules(self, count: int) -> Cost:
         """Put `count` further rules beside the few that are always there."""
-        return self._control.change(lambda store: store.replace(kinds.NETWORK_POLICY, policies(count)))
+        return self._control.change(Listing(kinds.NETWORK_POLICY, tuple(policies(count))))
 
     def clear(self) -> None:
-        self._control.change(lambda store: (store.replace(kinds.SERVICE, []), store.replace(kinds.ENDPOINT_SLICE, [])))
+        self._control.change(Listing(kinds.SERVICE, ()), Listing(kinds.ENDPOINT_SLICE, ()))
         self.model = ServiceModel()
 
     def flush(self) -> None:
@@ -244,26 +237,18 @@ def policies(extra: int) -> list[NetworkPolicy]:
 
 
 class _Control:
-    """Store, compiler and reconcile loop of an agent, in a thread with an event loop of its own."""
+    """The engine of an agent, in a thread with an event loop of its own."""
 
     def __init__(self, datapath: Datapath) -> None:
-        self._store = Store()
-        self._compiler = Compiler()
-        self._local = LocalNode(NODE, frozenset({IPv4Address(GATEWAY), IPv4Address("10.0.0.1")}), True)
-        self._reconcile = ReconcileLoop(
-            lambda: self._store.snapshot() if self._store.synced else None,
-            self._compile,
-            datapath.tables,
-            hooks=Hooks(restore=self._compiler.restore, settled=self._compiler.settle),
-            resync_seconds=1e9,
-        )
+        local = LocalNode(NODE, frozenset({IPv4Address(GATEWAY), IPv4Address("10.0.0.1")}), True)
+        self._engine = Engine(local, datapath.tables, resync_seconds=1e9)
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="control", daemon=True)
         self._task: Any = None
 
     def __enter__(self) -> _Control:
         self._thread.start()
-        self._task = asyncio.run_coroutine_threadsafe(self._reconcile.run(), self._events)
+        self._task = asyncio.run_coroutine_threadsafe(self._engine.run(), self._events)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -272,18 +257,14 @@ class _Control:
         self._events.call_soon_threadsafe(self._events.stop)
         self._thread.join(_LIMIT)
 
-    def _compile(self, snapshot: Snapshot) -> DesiredState:
-        return self._compiler.compile(snapshot, self._local)[0]
-
-    def change(self, apply: Callable[[Store], object]) -> Cost:
-        """Change the store and wait until the kernel has it all. Raises CannotRunError with the loop's complaint."""
+    def change(self, *events: StoreEvent) -> Cost:
+        """Feed the engine and wait until the kernel has it all. Raises CannotRunError with the loop's complaint."""
 
         async def once() -> None:
-            apply(self._store)
-            self._reconcile.trigger()
-            await self._reconcile.wait_for(self._store.revision)
-            if self._reconcile.stats.failing:
-                raise CannotRunError(f"the maps could not be written: {self._reconcile.stats.last_error}")
+            self._engine.feed(*events)
+            await self._engine.in_force()
+            if self._engine.stats.failing:
+                raise CannotRunError(f"the maps could not be written: {self._engine.stats.last_error}")
 
         started, cpu = time.perf_counter(), time.process_time()
         asyncio.run_coroutine_threadsafe(once(), self._events).result(_LIMIT)
@@ -291,7 +272,7 @@ class _Control:
 
     def settle(self) -> None:
         """The loop rests after a run for as long as the run took, one second at most."""
-        time.sleep(min(1.0, self._reconcile.stats.last_duration) + 0.01)
+        time.sleep(min(1.0, self._engine.stats.last_duration) + 0.01)
 
 
 class _Listener:

@@ -2,20 +2,21 @@
 
     python -m perf.footprint SERVICES BACKENDS
 
-Store, compiler and the tables as the agent holds them, without kernel maps (their memory is told apart).
+The engine with its tables as the agent holds it, without kernel maps (their memory is told apart).
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 
-from nodenet import kinds
-from nodenet.compile import Compiler, LocalNode
-from nodenet.kinds import KINDS
-from nodenet.store import Store
+from nodenet.compile import LocalNode
+from nodenet.engine import Engine
+from nodenet.store import listings
 from perf.ebpf import NODE, api_objects, group
 from perf.modes import real_backends
+from perf.nowhere import nowhere
 from perf.services import build
 
 
@@ -23,17 +24,10 @@ def main() -> int:
     """Print the resident bytes of a process that knows the Services given on the command line."""
     count, backends = int(sys.argv[1]), int(sys.argv[2])
     objects = [api_objects(ports) for ports in group(build(count, backends, real_backends(backends)).services).values()]
-    store = Store()
-    for kind in KINDS:
-        store.replace(kind, [])
-    store.replace(kinds.SERVICE, [service for service, _ in objects])
-    store.replace(kinds.ENDPOINT_SLICE, [slice_ for _, slice_ in objects])
+    engine = Engine(LocalNode(NODE), nowhere())
+    engine.feed(*listings(chain.from_iterable(objects)))
     del objects
-    compiler = Compiler()
-    desired, names = compiler.compile(store.snapshot(), LocalNode(NODE))
-    # The reconcile loop keeps what the kernel holds: after the first run the same tables.
-    assert desired.tables
-    assert names.services
+    assert engine.run_once().writes
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(fields["VmRSS"].split()[0]) * 1024)
     return 0

@@ -16,7 +16,6 @@ import struct
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,15 +30,14 @@ from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.cni.plugin import Plugin
 from nodenet.cni.request import parse
-from nodenet.compile import LocalNode, compile_once
+from nodenet.compile import LocalNode
+from nodenet.engine import Engine
 from nodenet.errors import NodenetError
 from nodenet.kube.decode import decode
 from nodenet.link import addresses, netns
 from nodenet.link.handle import Link, mac_bytes
 from nodenet.model import Endpoint
-from nodenet.reconcile.apply import apply, read
-from nodenet.reconcile.plan import plan
-from nodenet.store import Op, Store
+from nodenet.store import listings
 from perf.kernel_objects import SERVICE, cni_conf, objects
 from perf.kernel_packets import check_packets, frame, udp
 
@@ -143,19 +141,19 @@ class Node:
         loader.attach_cgroup(loaded, CGROUP, pins)
 
     def fill(self) -> None:
-        """What the agent's loop does with the same objects."""
-        store = Store()
+        """One run of the agent's engine, with Kubernetes objects and endpoints."""
+        known: list[object] = []
         for document in objects({name: endpoint.ips for name, endpoint in self.pods.items()}):
             decoded = decode(kinds.BY_NAME[document["kind"]], json.dumps(document).encode())
             assert decoded.obj is not None
-            store.apply(Op.ADDED, decoded.obj)
+            known.append(decoded.obj)
         for endpoint in self.pods.values():
             number = self.link.require(endpoint.host_ifindex).peer_netns
-            store.apply(Op.ADDED, replace(endpoint, netns_id=number))
+            known.append(replace(endpoint, netns_id=number))
         own = frozenset(entry.ip for entry in addresses.local(self.link) if not entry.ip.is_loopback)
-        state, _ = compile_once(store.snapshot(), LocalNode("node1", own))
-        held = read(self.tables, [*state.tables, "nn_state"])
-        apply(plan(state.tables, held), self.tables, held, Counter())
+        engine = Engine(LocalNode("node1", own), self.tables)
+        engine.feed(*listings(known))
+        engine.run_once()
 
     def unload(self) -> None:
         if self.reader is not None:

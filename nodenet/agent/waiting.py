@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from nodenet.cni.errors import CniError, Code
 from nodenet import kinds
+from nodenet.cni.errors import CniError, Code
 from nodenet.kinds import ApiKind, Kind
 from nodenet.kube.health import KindStats
 from nodenet.model import Endpoint, ObjectRef

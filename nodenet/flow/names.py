@@ -73,9 +73,7 @@ class NameTableBuilder:
             identities=self._identities,
             endpoints={snapshot.endpoints[key].endpoint_id: party for key, party in self._local.items()},
             netns_cookies={
-                cookie: party
-                for key, party in self._local.items()
-                if (cookie := snapshot.endpoints[key].netns_cookie)
+                cookie: party for key, party in self._local.items() if (cookie := snapshot.endpoints[key].netns_cookie)
             },
             services=self._services.numbers,
             frontends=self._services.frontends,

@@ -9,7 +9,6 @@ from nodenet.flow.enrich import enrich
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Lost, LostSource, NameTable
 
-
 _UNNAMED = NameTable()
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from nodenet import kinds
 from nodenet.agent import endpoints as module
 from nodenet.agent.endpoints import Endpoints, key_of
 from nodenet.cni.records import Record, Records
-from nodenet.endpoint import AttachmentKey
+from nodenet.compile import LocalNode
+from nodenet.engine import Engine
 from nodenet.link.handle import LinkError
 from nodenet.model import Endpoint, ObjectRef
-from nodenet.store import Store
+from nodenet.testing import fake_tables
 
 
 class Veths:
@@ -48,16 +48,24 @@ class Veths:
         return endpoint.host_ifindex + 100
 
 
+class Fed(Engine):
+    """An engine without a loop: it notes when somebody waits for it."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__(LocalNode("node1"), fake_tables())
+        self.log = log
+
+    async def in_force(self) -> None:
+        self.log.append("in force")
+
+
 class Node:
     def __init__(self, run_dir: Path) -> None:
         self.records = Records(run_dir)
         self.records.ids.mkdir(parents=True)
         self.veths = Veths()
-        self.store = Store()
-        self.endpoints = Endpoints(run_dir, self.veths, self.store, {}, lambda: None, self.in_force)
-
-    async def in_force(self) -> None:
-        self.veths.log.append("in force")
+        self.engine = Fed(self.veths.log)
+        self.endpoints = Endpoints(run_dir, self.veths, self.engine, {})
 
     def wired(self, number: int) -> Record:
         """What the plugin alone leaves behind."""
@@ -79,7 +87,10 @@ class Node:
         return record
 
     def known(self) -> list[str]:
-        return sorted(endpoint.pod.name for endpoint in self.store.snapshot().endpoints.values())
+        return sorted(endpoint.pod.name for endpoint in self.endpoints.known())
+
+    def cookies(self) -> dict[str, int]:
+        return {endpoint.pod.name: endpoint.netns_cookie for endpoint in self.endpoints.known()}
 
 
 @pytest.fixture
@@ -92,8 +103,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 async def test_cookies_are_known_before_the_first_compilation(node: Node) -> None:
     node.wired(1)
     await node.endpoints.read()
-    assert node.endpoints.cookies == {AttachmentKey("c1", "eth0"): 1001}
-    assert node.known() == ["web-1"]
+    assert node.cookies() == {"web-1": 1001}
 
 
 async def test_the_namespaces_number_is_asked_of_the_kernel_for_whatever_is_taken_over(node: Node) -> None:
@@ -103,8 +113,7 @@ async def test_the_namespaces_number_is_asked_of_the_kernel_for_whatever_is_take
     node.wired(2)
     assert await node.endpoints.look() == 2
     assert await node.endpoints.look() == 0  # and the number makes no known endpoint a new one
-    found = node.store.snapshot().endpoints.values()
-    assert {endpoint.endpoint_id: endpoint.netns_id for endpoint in found} == {1: 101, 2: 102}
+    assert {endpoint.endpoint_id: endpoint.netns_id for endpoint in node.endpoints.known()} == {1: 101, 2: 102}
 
 
 async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: Node) -> None:
@@ -115,8 +124,7 @@ async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: N
     node.records.drop(gone.owner)
     node.veths.log.clear()
     assert await node.endpoints.look() == 2
-    assert node.known() == ["web-2"]
-    assert node.endpoints.cookies == {AttachmentKey("c2", "eth0"): 1002}
+    assert node.cookies() == {"web-2": 1002}
     assert node.veths.log == ["isolate web-2", "in force", "attach web-2"]
 
 
@@ -167,14 +175,3 @@ async def test_a_folder_that_does_not_change_is_not_read_again(node: Node, monke
     await node.endpoints.look()
     monkeypatch.setattr(node.endpoints, "_readable", None)
     assert await node.endpoints.look() == 0
-
-
-async def test_cookies_are_replaced_as_a_whole(node: Node) -> None:
-    """The compiling thread goes through them while the event loop changes them."""
-    endpoint = node.wired(1).endpoint
-    node.store.replace(kinds.ENDPOINT, ())
-    node.endpoints.added(endpoint, 5)
-    seen = node.endpoints.cookies
-    node.endpoints.deleted(key_of(endpoint))
-    assert seen == {key_of(endpoint): 5}
-    assert node.endpoints.cookies == {}

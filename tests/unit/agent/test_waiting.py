@@ -11,62 +11,72 @@ from nodenet import kinds
 from nodenet import store as store_module
 from nodenet.agent.waiting import pod_known, policies_known, refuse_removed
 from nodenet.cni.errors import CniError, Code
+from nodenet.compile import LocalNode
+from nodenet.engine import Engine
 from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.health import KindStats
-from nodenet.store import Op, Store
+from nodenet.store import Delta, Listing, Op, Removal, Store
+from nodenet.testing import fake_tables
 from tests.unit.compile.build import endpoint, pod
 
 ENDPOINT = endpoint(1, "web", "10.0.1.9")
 
 
+class Pods(Engine):
+    """An engine without a loop."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalNode("node1"), fake_tables())
+
+    def apply(self, op: Op, obj: object) -> None:
+        self.feed(Delta(op, obj))
+
+
 async def test_a_pod_is_waited_for_and_then_asked_for_again() -> None:
-    store, event = Store(), asyncio.Event()
+    pods = Pods()
     with pytest.raises(CniError, match=r"has not shown it within 0\.01 s") as refused:
-        await pod_known(store, ENDPOINT, lambda: event, 0.01)
+        await pod_known(pods, ENDPOINT, 0.01)
     assert refused.value.code == Code.TRY_AGAIN
-    waiting = asyncio.create_task(pod_known(store, ENDPOINT, lambda: event, 5))
+    waiting = asyncio.create_task(pod_known(pods, ENDPOINT, 5))
     await asyncio.sleep(0)
-    store.apply(Op.ADDED, pod("web", "10.0.1.9"))
-    event.set()
+    pods.apply(Op.ADDED, pod("web", "10.0.1.9"))
     await waiting
 
 
 @pytest.mark.parametrize("removal", ["event", "list", "recreated"])
 async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
-    store, event = Store(), asyncio.Event()
+    pods = Pods()
     gone = pod("web", "10.0.1.9")
-    store.apply(Op.ADDED, gone)
-    waiting = asyncio.create_task(pod_known(store, replace(ENDPOINT, pod_uid="another"), lambda: event, 5))
+    pods.apply(Op.ADDED, gone)
+    waiting = asyncio.create_task(pod_known(pods, replace(ENDPOINT, pod_uid="another"), 5))
     await asyncio.sleep(0)
     if removal == "event":
-        store.delete(kinds.POD, gone.ref)
+        pods.feed(Removal(kinds.POD, gone.ref))
     elif removal == "list":
-        store.replace(kinds.POD, [])
+        pods.feed(Listing(kinds.POD, ()))
     else:
-        store.apply(Op.ADDED, replace(gone, uid="another"))
-    refuse_removed(store, gone.ref, "")
-    refuse_removed(store, gone.ref, "never seen")
+        pods.apply(Op.ADDED, replace(gone, uid="another"))
+    refuse_removed(pods, gone.ref, "")
+    refuse_removed(pods, gone.ref, "never seen")
     if removal == "recreated":
-        event.set()
         await waiting
-        store.delete(kinds.POD, gone.ref)
+        pods.feed(Removal(kinds.POD, gone.ref))
     for uid in (gone.uid, "another")[: 1 + (removal == "recreated")]:
         with pytest.raises(CniError, match=f"UID {uid}.: the Kubernetes API has removed it") as refused:
-            await pod_known(store, replace(ENDPOINT, pod_uid=uid), lambda: asyncio.Event(), 5)
+            await pod_known(pods, replace(ENDPOINT, pod_uid=uid), 5)
         assert refused.value.code == Code.TRY_AGAIN
     waiting.cancel()
 
 
 async def test_a_removal_ends_a_wait() -> None:
     """A pod of the same name is there: the old one, then the next. Neither is the endpoint's."""
-    store, event = Store(), asyncio.Event()
+    pods = Pods()
     mine = pod("web", "10.0.1.9")
-    store.apply(Op.ADDED, replace(mine, uid="before"))
-    waiting = asyncio.create_task(pod_known(store, replace(ENDPOINT, pod_uid=mine.uid), lambda: event, 5))
+    pods.apply(Op.ADDED, replace(mine, uid="before"))
+    waiting = asyncio.create_task(pod_known(pods, replace(ENDPOINT, pod_uid=mine.uid), 5))
     await asyncio.sleep(0)
-    store.apply(Op.MODIFIED, mine)
-    store.apply(Op.MODIFIED, replace(mine, uid="after"))
-    event.set()
+    pods.apply(Op.MODIFIED, mine)
+    pods.apply(Op.MODIFIED, replace(mine, uid="after"))
     with pytest.raises(CniError, match="has removed it"):
         await waiting
 

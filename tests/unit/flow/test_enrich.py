@@ -139,7 +139,7 @@ def test_a_record_goes_through_whole_and_a_longer_one_too(make_event, names):
 
 @pytest.mark.parametrize("record", [b"", b"\x01" * 20, bytes(200)])
 def test_what_is_not_an_event_is_counted_and_shown_as_lost(record, names):
-    pipeline = Pipeline(Ring(4), 0, names)
+    pipeline = Pipeline(Ring(4), 0, lambda: names)
     pipeline.receive(record)
     assert pipeline.undecoded == 1
     assert pipeline.last_error
@@ -147,7 +147,7 @@ def test_what_is_not_an_event_is_counted_and_shown_as_lost(record, names):
 
 
 def test_flows_are_numbered_from_one(make_event, names):
-    pipeline = Pipeline(Ring(4), 7, names)
+    pipeline = Pipeline(Ring(4), 7, lambda: names)
     for _ in range(3):
         pipeline.receive(make_event().pack())
     assert [item.number for _, item in pipeline.ring.newest_first()] == [3, 2, 1]

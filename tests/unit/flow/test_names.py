@@ -21,7 +21,9 @@ WEB_IP, NODE_IP, OTHER_IP = ip_address("10.0.0.1"), ip_address("192.0.2.1"), ip_
 WEB = Pod(ObjectRef("shop", "web-1"), "u1", {"app": "web"}, "node1", (WEB_IP,), workload=("Deployment", "web"))
 DONE = Pod(ObjectRef("shop", "job-1"), "u2", {}, "node1", (ip_address("10.0.0.9"),), phase="Succeeded")
 HOST = Pod(ObjectRef("kube-system", "dns"), "u3", {}, "node1", (NODE_IP,), host_network=True)
-ENDPOINT = Endpoint(7, "c1", "eth0", "/run/netns/x", "veth1", 5, "02:00:00:00:00:01", (WEB_IP,), WEB.ref, "u1")
+ENDPOINT = Endpoint(
+    7, "c1", "eth0", "/run/netns/x", "veth1", 5, "02:00:00:00:00:01", (WEB_IP,), WEB.ref, "u1", netns_cookie=42
+)
 SERVICE = Service(
     ObjectRef("shop", "web"), ServiceType.CLUSTER_IP, (ip_address("10.96.0.1"),),
     (ServicePort("http", Protocol.TCP, 80),),
@@ -93,7 +95,7 @@ def test_services_rules_and_isolation():
 
 
 def test_endpoints_by_number_and_by_cookie():
-    table = build(netns_cookies={42: AttachmentKey("c1", "eth0"), 43: AttachmentKey("gone", "eth0")})
+    table = build()
     assert table.endpoints[7].pod == "web-1"
     assert {cookie: party.pod for cookie, party in table.netns_cookies.items()} == {42: "web-1"}
 

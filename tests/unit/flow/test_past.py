@@ -24,7 +24,9 @@ from tests.unit.flow.conftest import BASE
 IP, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 WEB = Pod(ObjectRef("shop", "web"), "u1", {"app": "web"}, ips=(IP,), phase="Running", workload=("Job", "web"))
 NEXT = Pod(ObjectRef("shop", "next"), "u2", {"app": "next"}, ips=(IP,), phase="Running")
-ENDPOINT = Endpoint(7, "c1", "eth0", "/run/netns/x", "veth1", 5, "02:00:00:00:00:01", (IP,), WEB.ref, "u1")
+ENDPOINT = Endpoint(
+    7, "c1", "eth0", "/run/netns/x", "veth1", 5, "02:00:00:00:00:01", (IP,), WEB.ref, "u1", netns_cookie=4242
+)
 GONE = 1_000_000
 
 
@@ -41,8 +43,7 @@ class World:
         )
         held = any(pod.ips for pod in pods)
         ipcache = {LpmKey.host(IP): U32(identity)} if held else {}
-        cookies = {4242: AttachmentKey("c1", "eth0")}
-        self.table = self.builder.build(snapshot, Names(), LocalNode("node1"), cookies, ipcache, now=now)
+        self.table = self.builder.build(snapshot, Names(), LocalNode("node1"), ipcache, now=now)
 
     def name(self, time: int, identity: int = 0) -> str:
         event = BASE._replace(time=time, saddr=IP, src_identity=identity, endpoint_id=0)

@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from nodenet.abi import U32, AddressKey, AddressPort
 from nodenet.reconcile.apply import ApplyError
 from nodenet.reconcile.comparison import SLICE_ENTRIES, Comparison
-from nodenet.reconcile.loop import ReconcileLoop
 from nodenet.reconcile.plan import Write
-from nodenet.store import Op
 from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
 from tests.unit.compile.build import endpoint, pod, service, slice_
-from tests.unit.reconcile.test_loop import Agent, fake_tables, some_store, turns, within
+from tests.unit.reconcile.driven import Agent, fake_tables, some_objects, turns, within
 
 TABLE = "nn_backend"
 numbers = st.integers(0, 12)
@@ -123,12 +121,10 @@ def test_a_table_that_cannot_be_read_is_named_and_leaves_the_walk() -> None:
 ENDPOINTS = 3 * SLICE_ENTRIES
 
 
-def many() -> Any:
-    """A store with so many endpoints that their table takes several slices."""
-    store = some_store()
-    for number in range(2, ENDPOINTS):
-        store.apply(Op.ADDED, endpoint(number, "web", f"10.1.{number // 250}.{number % 250}"))
-    return store
+def many() -> list[object]:
+    """So many endpoints that their table takes several slices."""
+    numbers = range(2, ENDPOINTS)
+    return [*some_objects(), *(endpoint(n, "web", f"10.1.{n // 250}.{n % 250}") for n in numbers)]
 
 
 async def slices(agent: Agent, until: Callable[[], bool]) -> int:
@@ -141,13 +137,13 @@ async def slices(agent: Agent, until: Callable[[], bool]) -> int:
     raise AssertionError("it did not come true")
 
 
-async def begun(agent: Agent, loop: ReconcileLoop) -> None:
+async def begun(agent: Agent) -> None:
     """Everything is written, and a comparison has done its first slice."""
-    await within(loop.wait_for(agent.store.revision))
+    await within(agent.engine.in_force())
     await turns()
     agent.clock.advance(61)
     await turns()
-    assert loop._comparison.under_way
+    assert agent.comparing
 
 
 def change_first(table: FakeTable) -> None:
@@ -172,64 +168,63 @@ def add_one(table: FakeTable) -> None:
 async def test_the_loop_repairs_what_differs_wherever_it_is(harm: Callable[[FakeTable], None]) -> None:
     tables = fake_tables()
     agent = Agent(many(), tables)
-    async with agent.running() as loop:
-        await within(loop.wait_for(agent.store.revision))
+    async with agent.running():
+        await within(agent.engine.in_force())
         right = dict(tables["nn_endpoint"].items())
         harm(tables["nn_endpoint"])
         assert dict(tables["nn_endpoint"].items()) != right
         agent.clock.advance(61)
-        await slices(agent, lambda: loop.stats.drift > 0)
-        assert loop.stats.drift == 1
+        await slices(agent, lambda: agent.stats.drift > 0)
+        assert agent.stats.drift == 1
         assert dict(tables["nn_endpoint"].items()) == right
         # The next comparison finds nothing more.
         agent.clock.advance(61)
-        await slices(agent, lambda: loop.stats.compared == 1)
-        assert loop.stats.drift == 1
+        await slices(agent, lambda: agent.stats.compared == 1)
+        assert agent.stats.drift == 1
 
 
 async def test_a_comparison_takes_several_slices_and_writes_nothing_where_nothing_differs() -> None:
     agent = Agent(many(), fake_tables())
-    async with agent.running() as loop:
-        await begun(agent, loop)
-        writes, synced = loop.stats.writes.total(), loop.stats.last_sync
-        assert await slices(agent, lambda: loop.stats.compared == 1) >= 2 * ENDPOINTS // SLICE_ENTRIES - 1
-        assert (loop.stats.drift, loop.stats.writes.total()) == (0, writes)
-        assert loop.stats.last_sync > synced, "the maps are known to be right"
+    async with agent.running():
+        await begun(agent)
+        writes, synced = agent.stats.writes.total(), agent.stats.last_sync
+        assert await slices(agent, lambda: agent.stats.compared == 1) >= 2 * ENDPOINTS // SLICE_ENTRIES - 1
+        assert (agent.stats.drift, agent.stats.writes.total()) == (0, writes)
+        assert agent.stats.last_sync > synced, "the maps are known to be right"
 
 
 async def test_a_change_is_written_before_the_next_slice() -> None:
     tables = fake_tables()
     agent = Agent(many(), tables)
-    async with agent.running() as loop:
-        await begun(agent, loop)
-        while loop._comparison.under_way:
-            number = loop.stats.runs
+    async with agent.running():
+        await begun(agent)
+        while agent.comparing:
+            number = agent.stats.runs
             await agent.change(endpoint(number, "web", f"10.9.0.{number}"))
             assert AddressKey(ip_address(f"10.9.0.{number}")) in dict(tables["nn_endpoint"].items())
             agent.clock.advance(0.02)
             await turns()
-        assert (loop.stats.compared, loop.stats.drift) == (1, 0)
+        assert (agent.stats.compared, agent.stats.drift) == (1, 0)
 
 
 async def test_changes_without_end_do_not_keep_the_comparison_from_its_end() -> None:
     agent = Agent(many(), fake_tables())
-    whole = agent.compile
 
-    def compile_and_trigger(snapshot: Any) -> Any:
+    async def run_and_trigger(work: Callable[[], Any]) -> Any:
         asyncio.get_running_loop().call_soon(agent.loop.trigger)
-        return whole(snapshot)
+        return work()
 
-    agent.loop._compile_fn = compile_and_trigger
-    async with agent.running() as loop:
-        await within(loop.wait_for(agent.store.revision))
+    agent.loop._run_blocking = run_and_trigger
+    async with agent.running():
+        await within(agent.engine.in_force())
         # The clock jumps in the middle of a run, which therefore rests for the longest time.
         agent.clock.advance(61)
         await turns()
         agent.clock.advance(1)
-        runs = loop.stats.runs
-        assert await slices(agent, lambda: loop.stats.compared == 1) > 3
-        assert loop.stats.runs > runs + 3
-        assert loop.stats.drift == 0
+        runs = agent.stats.runs
+        assert await slices(agent, lambda: agent.stats.compared == 1) > 3
+        assert agent.stats.runs > runs + 3
+        assert agent.stats.drift == 0
 
 
 async def test_a_table_that_fails_in_the_middle_is_read_again_and_what_differs_is_still_found(
@@ -248,17 +243,17 @@ async def test_a_table_that_fails_in_the_middle_is_read_again_and_what_differs_i
     table = Failing("nn_endpoint")
     tables = {**fake_tables(), "nn_endpoint": table}
     agent = Agent(many(), tables)
-    async with agent.running() as loop:
-        await begun(agent, loop)
+    async with agent.running():
+        await begun(agent)
         right = dict(table.items())
         change_last(table)
         # The slice fails, and so does the first whole reading.
         table.failures = 2
-        await slices(agent, lambda: loop.stats.failing == 1)
-        assert "nn_endpoint: read" in loop.stats.last_error
+        await slices(agent, lambda: agent.stats.failing == 1)
+        assert "nn_endpoint: read" in agent.stats.last_error
         agent.clock.advance(1)
         await turns()
-        assert (loop.stats.failing, loop.stats.drift) == (0, 1)
+        assert (agent.stats.failing, agent.stats.drift) == (0, 1)
         assert dict(table.items()) == right
     assert "resync: nn_endpoint: read" in caplog.text
 
@@ -267,16 +262,15 @@ async def test_a_write_that_fails_during_a_comparison_is_no_drift() -> None:
     fault = Fault(1 << 30)
     inner = fake_tables()
     agent = Agent(many(), {name: FaultyTable(table, fault) for name, table in inner.items()})
-    async with agent.running() as loop:
-        await begun(agent, loop)
+    async with agent.running():
+        await begun(agent)
         # The write is made, but reported as failed.
         fault.at, fault.made = fault.writes, True
-        agent.store.apply(Op.ADDED, endpoint(9000, "web", "10.9.9.9"))
-        loop.trigger()
-        await slices(agent, lambda: loop.stats.errors == 1)
+        agent.feed(endpoint(9000, "web", "10.9.9.9"))
+        await slices(agent, lambda: agent.stats.errors == 1)
         agent.clock.advance(1)
-        await slices(agent, lambda: loop.stats.compared == 1)
-        assert (loop.stats.failing, loop.stats.drift) == (0, 0)
+        await slices(agent, lambda: agent.stats.compared == 1)
+        assert (agent.stats.failing, agent.stats.drift) == (0, 0)
         assert AddressKey(ip_address("10.9.9.9")) in dict(inner["nn_endpoint"].items())
 
 
@@ -285,57 +279,55 @@ async def test_a_crash_during_a_comparison_leaves_what_the_next_start_puts_right
     fault = Fault(1 << 30, crash=True, made=made)
     inner = fake_tables()
     first = Agent(many(), {name: FaultyTable(table, fault) for name, table in inner.items()})
-    running = asyncio.create_task(first.loop.run())
-    await begun(first, first.loop)
+    running = asyncio.create_task(first.engine.run())
+    await begun(first)
     fault.at = fault.writes + 1
-    first.store.apply(Op.ADDED, pod("more", "10.9.9.8"))
-    first.store.apply(Op.MODIFIED, slice_("s", "10.0.1.9", "10.9.9.8"))
-    first.loop.trigger()
+    first.feed(pod("more", "10.9.9.8"), slice_("s", "10.0.1.9", "10.9.9.8"))
     with pytest.raises(Crashed):
         await within(running)
-    second = Agent(first.store, inner)
-    async with second.running() as loop:
-        await within(loop.wait_for(first.store.revision))
+    second = Agent(first.objects, inner)
+    async with second.running():
+        await within(second.engine.in_force())
         second.clock.advance(61)
-        await slices(second, lambda: loop.stats.compared == 1)
-        assert loop.stats.drift == 0
+        await slices(second, lambda: second.stats.compared == 1)
+        assert second.stats.drift == 0
         assert {backend.addr.packed[3] for _, backend in inner["nn_backend"].items()} == {9, 8}
 
 
 async def test_slices_do_not_make_a_failed_run_try_again_sooner() -> None:
     tables = fake_tables(nn_frontend=3)
     agent = Agent(many(), tables)
-    async with agent.running() as loop:
-        await within(loop.wait_for(agent.store.revision))
+    async with agent.running():
+        await within(agent.engine.in_force())
         await agent.change(service("t", "10.96.0.2"))
-        assert loop.stats.failing
+        assert agent.stats.failing
         for _ in range(10):
             agent.clock.advance(31)
             await turns()
         # This wakes the loop for a try; the next one is due in 30 s.
-        loop._begin_comparison()
+        agent.engine._work.maps.begin_comparison()
         agent.clock.advance(31)
         await turns()
-        assert loop._comparison.under_way
-        compared, runs = loop.stats.compared, loop.stats.runs
-        while loop._comparison.under_way:
-            assert loop.stats.runs == runs
+        assert agent.comparing
+        compared, runs = agent.stats.compared, agent.stats.runs
+        while agent.comparing:
+            assert agent.stats.runs == runs
             agent.clock.advance(0.02)
             await turns()
-        assert loop.stats.compared == compared + 1
-        assert (loop.stats.drift, loop.stats.failing > 0) == (0, True)
+        assert agent.stats.compared == compared + 1
+        assert (agent.stats.drift, agent.stats.failing > 0) == (0, True)
 
 
 async def test_a_stop_waits_for_the_slice() -> None:
     agent = Agent(many(), fake_tables())
-    task = asyncio.create_task(agent.loop.run())
-    await begun(agent, agent.loop)
+    task = asyncio.create_task(agent.engine.run())
+    await begun(agent)
     release, done = asyncio.Event(), []
 
-    async def slowly(work: Callable[[], None]) -> None:
+    async def slowly(work: Callable[[], Any]) -> Any:
         await release.wait()
-        work()
         done.append(True)
+        return work()
 
     agent.loop._run_blocking = slowly
     agent.clock.advance(0.02)
@@ -351,10 +343,10 @@ async def test_a_stop_waits_for_the_slice() -> None:
 
 async def test_a_full_map_does_not_make_what_is_held_grow_with_every_try() -> None:
     """A failed run leaves a dict behind, not a draft over the draft of the run before."""
-    agent = Agent(some_store(), fake_tables(nn_frontend=3))
-    async with agent.running() as loop:
-        await within(loop.wait_for(agent.store.revision))
+    agent = Agent(some_objects(), fake_tables(nn_frontend=3))
+    async with agent.running():
+        await within(agent.engine.in_force())
         for port in range(3):
             await agent.change(service("t", f"10.96.0.{2 + port}"))
-            assert loop.stats.failing
-        assert type(loop._held["nn_frontend"]) is dict
+            assert agent.stats.failing
+        assert type(agent.engine.held["nn_frontend"]) is dict

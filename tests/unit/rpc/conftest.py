@@ -81,7 +81,7 @@ class World:
 async def start_world(socket: Path, node: str = "node-1") -> World:
     provider = ScriptedProvider()
     origin = Origin(node, "blue", ("zone=a",), "0123456789abcdef0123")
-    feed = Feed(Pipeline(Ring(CAPACITY), NOW, NAMES), origin)
+    feed = Feed(Pipeline(Ring(CAPACITY), NOW, lambda: NAMES), origin)
     info = ServerInfo("0.1.0", "10.0.0.9", NOW, lambda: NOW + 10_000_000_000)
     server = Server(feed, provider, info)
     await server.start(socket)

@@ -1,0 +1,25 @@
+"""Maps that keep nothing, for figures of user space alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nodenet.reconcile.apply import Table
+from nodenet.reconcile.maps import TABLES
+
+
+class _NoTable:
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        return ()
+
+    def update(self, key: Any, value: Any) -> None:
+        """Made."""
+
+    def delete(self, key: Any) -> None:
+        """Made."""
+
+
+def nowhere() -> dict[str, Table]:
+    """A table for each map that an engine fills."""
+    return {name: _NoTable() for name in TABLES}
