@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -13,16 +13,15 @@ from netpolicy.holders import Standing
 from netpolicy.parse import network_policy
 from netpolicy.types import NetworkPolicy, Protocol
 from nodenet import kinds
-from nodenet.compile import Compiler, LocalNode, compile_once
+from nodenet.compile import DesiredState, LocalNode, Names, compile_once
 from nodenet.compile.policy import HIGH_CARDINALITY_LABELS
 from nodenet.endpoint import AttachmentKey
-from nodenet.evolved import Draft
+from nodenet.engine import Engine
 from nodenet.kinds import KINDS, Kind
 from nodenet.model import Endpoint, NamedPort, Namespace, Node, ObjectRef, Pod
-from nodenet.reconcile.apply import apply
-from nodenet.reconcile.plan import plan
-from nodenet.store import Op, Store
-from nodenet.testing import fake_tables
+from nodenet.reconcile.apply import ApplyError
+from nodenet.store import Delta, Op, Removal, Snapshot, Store, StoreEvent, listings
+from nodenet.testing import Fault, FaultyTable, fake_tables
 from tests.unit.netpolicy.strategies import NAMESPACES, labels, rules, selectors
 
 NODE = "node1"
@@ -98,18 +97,17 @@ GONE = st.one_of(
 STEPS = st.lists(st.lists(PODS | PODS | SPACES | NODES | policy() | ENDPOINTS | GONE, max_size=4), max_size=8)
 
 
-def _store() -> Store:
+def events(changes: Iterable[Any]) -> list[StoreEvent]:
+    """Deltas; a tuple of kind and key is a removal."""
+    return [Removal(*c) if isinstance(c, tuple) and isinstance(c[0], Kind) else Delta(Op.MODIFIED, c) for c in changes]
+
+
+def _from_nothing(snapshot: Snapshot) -> tuple[DesiredState, Names]:
+    """Compiled by somebody who never saw another state than this one."""
     store = Store()
-    for kind in KINDS:
-        store.replace(kind, [])
-    return store
-
-
-def _change(store: Store, change: Any) -> None:
-    if isinstance(change, tuple) and isinstance(change[0], Kind):
-        store.delete(*change)
-    else:
-        store.apply(Op.MODIFIED, change)
+    for event in listings(obj for kind in KINDS for obj in getattr(snapshot, kind.place).values()):
+        store.feed(event)
+    return compile_once(store.snapshot(), LOCAL)
 
 
 def _plain(tables: Any) -> dict[str, dict[Any, Any]]:
@@ -118,31 +116,26 @@ def _plain(tables: Any) -> dict[str, dict[Any, Any]]:
 
 @settings(max_examples=150, deadline=None)
 @given(STEPS, st.lists(st.booleans(), min_size=8, max_size=8))
-def test_the_maps_are_those_of_a_compilation_from_nothing(steps: list[list[Any]], settled: list[bool]) -> None:
-    store, compiler = _store(), Compiler()
-    held: dict[str, Any] = {}
-    kernel = fake_tables()
-    for changes, is_settled in zip(steps, settled, strict=False):
-        for change in changes:
-            _change(store, change)
-        snapshot = store.snapshot()
-        desired, names = compiler.compile(snapshot, LOCAL)
-        # A second store that never saw another state than this one.
-        fresh = _store()
-        for kind, objects in store._objects.items():
-            fresh.replace(kind, objects.values())
-        expected, expected_names = compile_once(fresh.snapshot(), LOCAL)
-        assert _plain(desired.tables) == _plain(expected.tables)
-        assert names.isolated_by == expected_names.isolated_by
-        assert dict(names.rules.items()) == dict(expected_names.rules.items())
-        assert dict(names.identities.items()) == dict(expected_names.identities.items())
-        assert dict(names.regions.items()) == dict(expected_names.regions.items())
-        if is_settled:
+def test_the_maps_are_those_of_a_compilation_from_nothing(steps: list[list[Any]], whole: list[bool]) -> None:
+    kernel, fault = fake_tables(), Fault(1 << 30)
+    engine = Engine(LOCAL, {name: FaultyTable(table, fault) for name, table in kernel.items()})
+    engine.feed(*listings([]))
+    for changes, is_whole in zip(steps, whole, strict=False):
+        engine.feed(*events(changes))
+        # A run that is not whole fails with its first write, if it has any.
+        fault.at = 1 << 30 if is_whole else fault.writes
+        try:
+            engine.run_once()
+        except ApplyError:
+            assert not is_whole
+        expected, names = _from_nothing(engine.snapshot())
+        found = engine.current
+        assert _plain(found.desired.tables) == _plain(expected.tables)
+        assert found.names.isolated_by == names.isolated_by
+        assert dict(found.names.rules.items()) == dict(names.rules.items())
+        assert dict(found.names.identities.items()) == dict(names.identities.items())
+        assert dict(found.names.regions.items()) == dict(names.regions.items())
+        if is_whole:
             # What the plan takes from the tables' own knowledge of their changes makes the kernel right.
-            writes = plan(desired.tables, held)
-            drafts = {name: Draft(held.get(name, {})) for name in {write.table for write in writes}}
-            apply(writes, kernel, drafts, Counter())
-            held = {**held, **drafts, **desired.tables}
-            compiler.settle()
             for name, table in expected.tables.items():
                 assert dict(kernel[name].items()) == dict(table.items()), name
