@@ -17,7 +17,8 @@ from nodenet import backoff
 from nodenet.errors import NodenetError
 from nodenet.pulse import Pulse
 from nodenet.reconcile.clock import Clock, RealClock
-from nodenet.reconcile.maps import POLICY, SERVICES, Maps, Outcome
+from nodenet.reconcile.maps import Maps, Outcome
+from nodenet.tables import Group
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +184,9 @@ class ReconcileLoop:
         stats.runs += 1
         stats.writes.update(outcome.writes)
         stats.last_duration = seconds
-        if SERVICES in outcome.groups:
+        if Group.SERVICES in outcome.groups:
             stats.service_revision = max(stats.service_revision, outcome.revision)
-        if POLICY in outcome.groups:
+        if Group.POLICY in outcome.groups:
             stats.policy_revision = max(stats.policy_revision, outcome.revision)
         if outcome.drift.total():
             stats.drift += outcome.drift.total()

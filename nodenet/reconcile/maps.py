@@ -12,22 +12,18 @@ from nodenet.evolved import Draft
 from nodenet.reconcile.apply import ApplyError, FullError, Table, apply, read
 from nodenet.reconcile.comparison import Comparison
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, Write, differences, plan_policy, plan_services
+from nodenet.tables import Group, members
 
 log = logging.getLogger(__name__)
 
 TABLES = (*SERVICE_TABLES, *POLICY_TABLES)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Tables that are planned and written together."""
-
-    tables: tuple[str, ...]
-    plan: Callable[[Tables, Tables], list[Write]]
-
-
-SERVICES = Group(SERVICE_TABLES, plan_services)
-POLICY = Group(POLICY_TABLES, plan_policy)
+# Each group is planned and written by itself, in this order.
+_PLANS: Mapping[Group, Callable[[Tables, Tables], list[Write]]] = {
+    Group.SERVICES: plan_services,
+    Group.POLICY: plan_policy,
+}
 
 
 @dataclass(slots=True)
@@ -78,7 +74,7 @@ class Maps:
     def bring(self, wanted: Tables, outcome: Outcome) -> None:
         """Write the difference. Services come first, then policy: an error in one group does not stop the other. Errors
         are added to `outcome`."""
-        for group in (SERVICES, POLICY):
+        for group in _PLANS:
             try:
                 self._bring_group(group, wanted, outcome)
             except ApplyError as error:
@@ -89,11 +85,11 @@ class Maps:
                     self._doubtful.add(error.table)
             else:
                 outcome.groups.append(group)
-            if group is SERVICES and "nn_member" not in self._unread:
+            if group is Group.SERVICES and "nn_member" not in self._unread:
                 outcome.members = self._held["nn_member"]
 
     def _bring_group(self, group: Group, wanted: Tables, outcome: Outcome) -> None:
-        writes = group.plan(wanted, self._held)
+        writes = _PLANS[group](wanted, self._held)
         if writes:
             self._comparison.wrote(writes)
             drafts = {name: Draft(self._held[name]) for name in {write.table for write in writes}}
@@ -107,7 +103,7 @@ class Maps:
                 # a draft over a draft for each failed run would grow without end.
                 self._held.update({name: dict(drafts[name]) for name in drafts if not made or name not in wanted})
         # Equal now: the same object, so that the next plan sees it without comparing.
-        self._held.update({name: wanted[name] for name in group.tables if name in wanted})
+        self._held.update({name: wanted[name] for name in members(group) if name in wanted})
 
     @property
     def comparing(self) -> bool:
