@@ -53,4 +53,7 @@ def test_colours_become_classes_and_markup_is_escaped(terminal: ModuleType) -> N
 
 
 def test_what_a_program_writes_to_its_terminal_is_recorded(terminal: ModuleType) -> None:
-    assert terminal.on_a_terminal("test -t 1 && tput cols && echo no >&2; false") == f"{terminal.COLUMNS}\nno\n"
+    assert (
+        terminal.on_a_terminal("test -t 1 && stty size && echo no >&2; false")
+        == f"{terminal.ROWS} {terminal.COLUMNS}\nno\n"
+    )
