@@ -97,7 +97,8 @@ class Demo:
             time.sleep(_SETTLE)
             yield
         finally:
-            observer.send_signal(signal.SIGINT)
+            # Not SIGINT: a demo that a shell started in the background inherits SIGINT as ignored.
+            observer.terminate()
             observer.wait()
 
     def matrix(self) -> None:
