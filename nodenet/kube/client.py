@@ -25,8 +25,8 @@ from nodenet.kube import protocol
 from nodenet.kube.absence import GONE_SECONDS, Absence
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.decode import DecodeError, decode, name_of
-from nodenet.kube.health import AnswerError, KindStats, Recovery, Trouble
-from nodenet.kube.sockets import watched_socket
+from nodenet.kube.health import KindStats, Recovery, Trouble
+from nodenet.kube.session import NETWORK_ERRORS, REQUEST_SECONDS, AnswerError, Session
 from nodenet.model import ObjectRef
 from nodenet.store import Delta, Listing, Op, Removal, StoreEvent
 
@@ -38,8 +38,6 @@ WATCH_SECONDS = (240, 480)
 # Bookmarks come about once a minute, at most 75 s apart: a watch that brings nothing for so long may be dead behind a
 # proxy that keeps its own side open. It is asked for again.
 IDLE_SECONDS = 90.0
-REQUEST_SECONDS = 60.0
-CONNECT_SECONDS = 10.0
 # A watch refused with one of these may be tried again from where it was; any other status means: list again.
 _PASSING = (401, 403, 429, 500, 502, 503)
 
@@ -53,7 +51,7 @@ class _RelistError(Exception):
 
 
 # What may happen to a connection, each handled by trying again.
-_TROUBLE = (_RelistError, AnswerError, aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError)
+_TROUBLE = (_RelistError, AnswerError, *NETWORK_ERRORS)
 
 
 class KubeClient:
@@ -70,36 +68,32 @@ class KubeClient:
         spread: Callable[[], float] = random.random,
     ) -> None:
         self.stats = {kind: KindStats() for kind in kinds}
-        self._access = access
         self._page_size = page_size
         self._idle_seconds = idle_seconds
         self._recovery = Recovery(sleep)
         self._spread = spread
-        self._session: aiohttp.ClientSession | None = None
+        self._session = Session(access)
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(ssl=self._access.ssl or True, limit=0, socket_factory=watched_socket)
-        self._session = aiohttp.ClientSession(connector=connector)
+        await self._session.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._session.__aexit__(kind, error, trace)
 
     async def watch(self, kind: ApiKind) -> AsyncIterator[StoreEvent]:
         """Everything that happens to objects of one kind, for ever: first a Listing, then changes, and a Listing again
         whenever changes may have been missed. Never raises for what a server or a network does."""
         version: str | None = None
-        trouble = Trouble(kind, self._access.server, self.stats[kind], self._recovery, self._spread)
-        absence = Absence()
+        trouble = Trouble(kind, self._session.access.server, self.stats[kind], self._recovery, self._spread)
+        absence = Absence(kind)
         while True:
             try:
                 if version is None:
                     listing, version = await self._list(kind)
-                    absence.listed()
+                    absence.happened(listing)
                     trouble.listed()
                     yield listing
                 trouble.watching()
@@ -107,6 +101,7 @@ class KubeClient:
                     trouble.over()
                     version = new_version or version
                     if event is not None:
+                        absence.happened(event)
                         yield event
                 pause = trouble.ended()
             except _TROUBLE as error:
@@ -249,32 +244,14 @@ class KubeClient:
     async def _get(
         self, kind: ApiKind, path: str, params: dict[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose answer is 200; AnswerError says what else it was."""
-        assert self._session is not None, "KubeClient is used outside of its `async with`"
-        headers = {"Accept": "application/json"}
-        token = self._access.bearer()
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
-        url, name = self._access.server + path, self._access.server_name
-        async with self._session.get(
-            url, params=params, headers=headers, server_hostname=name, timeout=timeout
-        ) as response:
+        """A GET whose answer is 200. Any answer shows that the server is there."""
+        try:
+            async with self._session.get(path, params, read_seconds) as response:
+                self._heard(kind)
+                yield response
+        except AnswerError:
             self._heard(kind)
-            if response.status != 200:
-                raise await _answer_error(response)
-            yield response
-
-
-async def _answer_error(response: aiohttp.ClientResponse) -> AnswerError:
-    body = await response.content.read(1 << 16)
-    try:
-        status = msgspec.json.decode(body, type=protocol.Status)
-        message = status.message or status.reason or ""
-    except msgspec.DecodeError:
-        message = response.reason or ""
-    after = response.headers.get("Retry-After", "")
-    return AnswerError(response.status, message, float(after) if after.isdigit() else 0.0)
+            raise
 
 
 def _must_relist(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nodenet.backoff import Backoff
 from nodenet.kinds import ApiKind
 from nodenet.kube.absence import FIRST_POLL_SECONDS, LAST_POLL_SECONDS
+from nodenet.kube.session import AnswerError
 from nodenet.model import ObjectRef
 
 log = logging.getLogger(__name__)
@@ -28,15 +29,6 @@ LAST_BACKOFF_SECONDS = 4.0
 # What is said of one object at most: objects are other people's input.
 _SENTENCES = 5
 _SENTENCE_LENGTH = 300
-
-
-class AnswerError(Exception):
-    """An HTTP status or a Status object that is no answer. `after`: seconds to wait, as the server asked."""
-
-    def __init__(self, code: int, message: str, after: float = 0.0) -> None:
-        super().__init__(f"{code} {message}".rstrip())
-        self.code = code
-        self.after = after
 
 
 @dataclass(slots=True)

@@ -59,8 +59,18 @@ class GroupList(Struct):
     groups: list[Group] | None = None
 
 
+class Cause(Struct):
+    reason: str | None = None
+
+
+class StatusDetails(Struct):
+    causes: list[Cause] | None = None
+
+
 class Status(Struct):
     """What an API server answers instead of what was asked for."""
+
+    details: StatusDetails | None = None
 
     code: int | None = None
     reason: str | None = None

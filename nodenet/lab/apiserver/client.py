@@ -36,7 +36,10 @@ class Event:
 
 
 class Client(Protocol):
-    """Kinds are named as in manifests ("Pod"). `namespace` "" means all for lists, default for single objects."""
+    """Kinds are named as in manifests ("Pod"), custom resources as <plural>.<group>.
+
+    `namespace` "" means all for lists, default for single objects.
+    """
 
     async def get(self, kind: str, name: str, namespace: str = "") -> Obj: ...
 
@@ -79,14 +82,6 @@ class Client(Protocol):
     ) -> AsyncIterator[Event]: ...
 
 
-def resource_of(kind: str) -> Resource:
-    """Raises a 404 ApiError for a kind that is not served."""
-    resource = BY_KIND.get(kind)
-    if resource is None:
-        raise status.ApiError(404, "NotFound", f"the lab does not know the kind {kind!r} (known: {', '.join(BY_KIND)})")
-    return resource
-
-
 def _options(strict: bool, dry_run: bool) -> Options:
     return Options(dry_run=dry_run, unknown=Unknown.STRICT if strict else Unknown.WARN)
 
@@ -97,11 +92,23 @@ class LocalClient:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
+    def custom(self) -> list[Resource]:
+        """The resources of CustomResourceDefinitions."""
+        return [resource for resource in self._registry.catalog if resource.custom]
+
+    def _resource(self, kind: str) -> Resource:
+        """By Resource.key. Raises a 404 ApiError for a kind that is not served."""
+        resource = BY_KIND.get(kind) or self._registry.catalog.by_key(kind)
+        if resource is None:
+            known = ", ".join(BY_KIND)
+            raise status.ApiError(404, "NotFound", f"the lab does not know the kind {kind!r} (known: {known})")
+        return resource
+
     async def get(self, kind: str, name: str, namespace: str = "") -> Obj:
-        return self._registry.get(resource_of(kind), namespace or "default", name).decode()
+        return self._registry.get(self._resource(kind), namespace or "default", name).decode()
 
     async def list(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> Listing:
-        page = listing(self._registry.storage, Query(resource_of(kind), namespace, labels, fields))
+        page = listing(self._registry.storage, Query(self._resource(kind), namespace, labels, fields))
         return Listing([stored.decode() for stored in page.items], page.version)
 
     async def create(self, obj: Obj, *, strict: bool = False, dry_run: bool = False) -> Obj:
@@ -119,7 +126,7 @@ class LocalClient:
         subresource: str = "",
         patch_type: PatchType = PatchType.MERGE,
     ) -> Obj:
-        resource = resource_of(kind)
+        resource = self._resource(kind)
         place = namespace or "default" if resource.namespaced else ""
         return self._registry.patch(resource, place, name, patch, patch_type, subresource).decode()
 
@@ -134,11 +141,11 @@ class LocalClient:
         propagation: str = "Background",
     ) -> None:
         options = DeleteOptions(grace=grace, uid=uid, propagation=propagation)
-        self._registry.delete(resource_of(kind), namespace or "default", name, options)
+        self._registry.delete(self._resource(kind), namespace or "default", name, options)
 
     def peek(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> Sequence[Stored]:
         """The stored objects undecoded: cheap where labels and fields are enough."""
-        return listing(self._registry.storage, Query(resource_of(kind), namespace, labels, fields)).items
+        return listing(self._registry.storage, Query(self._resource(kind), namespace, labels, fields)).items
 
     async def bind(self, name: str, namespace: str, node: str) -> Obj:
         """Puts a pod on a node."""
@@ -155,7 +162,7 @@ class LocalClient:
         bookmarks: float | None = None,
     ) -> AsyncIterator[Event]:
         """For ever. Without `version` it begins with all that exists. Raises ApiError 410 when it fell behind."""
-        query = Query(resource_of(kind), namespace, labels, fields)
+        query = Query(self._resource(kind), namespace, labels, fields)
         async for event in watch(self._registry.storage, query, WatchOptions(version, bookmark_seconds=bookmarks)):
             if event.object is not None:
                 yield Event(event.type, event.object.decode())

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nodenet.lab.apiserver.schema import SCHEMAS
+
 Obj = dict[str, Any]
 
 
 def apply(kind: str, obj: Obj) -> None:
     """Complete an object of `kind`. Wrong values are left for the validation to name."""
-    if "spec" not in obj and kind not in ("EndpointSlice",):
+    if "spec" not in obj and kind in SCHEMAS and "spec" in SCHEMAS[kind].fields:
         obj["spec"] = {}
     complete = _BY_KIND.get(kind)
     if complete is not None:
@@ -160,7 +162,18 @@ def _namespace(obj: Obj) -> None:
     _set(obj.setdefault("status", {}), phase="Active")
 
 
+def _definition(obj: Obj) -> None:
+    """Served at once; a real server needs a moment."""
+    names = obj["spec"].setdefault("names", {})
+    _set(names, singular=names.get("kind", "").lower(), listKind=f"{names.get('kind', '')}List")
+    _set(obj["spec"], conversion={"strategy": "None"})
+    conditions = [{"type": kind, "status": "True"} for kind in ("NamesAccepted", "Established")]
+    stored = [version.get("name") for version in obj["spec"].get("versions") or () if version.get("storage")]
+    _set(obj.setdefault("status", {}), conditions=conditions, acceptedNames=dict(names), storedVersions=stored)
+
+
 _BY_KIND: dict[str, Callable[[Obj], None]] = {
+    "CustomResourceDefinition": _definition,
     "Pod": _pod,
     "Deployment": _deployment,
     "ReplicaSet": _replica_set,

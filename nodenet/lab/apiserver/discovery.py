@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from nodenet.lab.apiserver.resources import GROUPS, RESOURCES, Resource
+from nodenet.lab.apiserver.catalog import Catalog
+from nodenet.lab.apiserver.resources import Resource
 
 Obj = dict[str, Any]
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
@@ -34,26 +35,27 @@ def core_versions() -> Obj:
     return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses}
 
 
-def groups() -> Obj:
+def groups(catalog: Catalog) -> Obj:
     """/apis"""
-    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(name) for name in GROUPS]}
+    found = [_group(catalog, name) for name in catalog.groups()]
+    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": found}
 
 
-def _group(name: str) -> Obj:
-    found = sorted({r.version for r in RESOURCES if r.group == name})
+def _group(catalog: Catalog, name: str) -> Obj:
+    found = sorted({r.version for r in catalog if r.group == name})
     versions = [{"groupVersion": f"{name}/{version}", "version": version} for version in found]
     return {"name": name, "versions": versions, "preferredVersion": versions[-1]}
 
 
-def group(name: str) -> Obj:
+def group(catalog: Catalog, name: str) -> Obj:
     """/apis/<group>"""
-    return {"kind": "APIGroup", "apiVersion": "v1", **_group(name)}
+    return {"kind": "APIGroup", "apiVersion": "v1", **_group(catalog, name)}
 
 
-def resources(group_name: str, group_version: str) -> Obj:
+def resources(catalog: Catalog, group_name: str, group_version: str) -> Obj:
     """/api/v1 and /apis/<group>/<version>"""
     found: list[Obj] = []
-    for resource in RESOURCES:
+    for resource in catalog:
         if (resource.group, resource.version) == (group_name, group_version):
             found.append(_entry(resource))
             found += [_subresource(resource, name) for name in resource.subresources]
@@ -86,9 +88,9 @@ def _subresource(resource: Resource, name: str) -> Obj:
     return {**entry, "kind": resource.kind, "verbs": verbs}
 
 
-def openapi_paths() -> Obj:
+def openapi_paths(catalog: Catalog) -> Obj:
     """/openapi/v3: where each group's document is."""
-    bases = sorted({resource.base for resource in RESOURCES})
+    bases = sorted({resource.base for resource in catalog})
     return {"paths": {base[1:]: {"serverRelativeURL": f"/openapi/v3{base}?hash={_digest(base)}"} for base in bases}}
 
 
@@ -96,10 +98,10 @@ def _digest(base: str) -> str:
     return hashlib.blake2b(f"{base} {VERSION['gitVersion']}".encode(), digest_size=8).hexdigest().upper()
 
 
-def openapi(group_name: str, group_version: str) -> Obj:
+def openapi(catalog: Catalog, group_name: str, group_version: str) -> Obj:
     """/openapi/v3/...: the write operations, each with the fieldValidation parameter."""
     paths: Obj = {}
-    for resource in RESOURCES:
+    for resource in catalog:
         if (resource.group, resource.version) == (group_name, group_version):
             one = resource.path("{namespace}", "{name}")
             paths[resource.path("{namespace}")] = {"post": _operation(resource, "create")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +13,6 @@ from nodenet.lab.apiserver import discovery, http_answers, patch, scale, status
 from nodenet.lab.apiserver import http_requests as requests
 from nodenet.lab.apiserver.access import OPEN_PATHS, Access
 from nodenet.lab.apiserver.registry import Options, PatchType, Registry
-from nodenet.lab.apiserver.resources import GROUPS
 from nodenet.lab.apiserver.status import ApiError
 from nodenet.lab.apiserver.watch import WatchOptions, listing, watch
 from nodenet.lab.apiserver.watches import Watches
@@ -53,14 +53,14 @@ class Api:
             app.router.add_get(path, _healthy)
         app.router.add_get("/version", _fixed(discovery.version))
         app.router.add_get("/api", _fixed(discovery.core_versions))
-        app.router.add_get("/apis", _fixed(discovery.groups))
+        app.router.add_get("/apis", _fixed(partial(discovery.groups, self._registry.catalog)))
         app.router.add_get("/openapi/v2", _openapi_v2)
-        app.router.add_get("/openapi/v3", _fixed(discovery.openapi_paths))
-        app.router.add_get("/openapi/v3/api/{version}", _openapi)
-        app.router.add_get("/openapi/v3/apis/{group}/{version}", _openapi)
-        app.router.add_get("/apis/{group}", _group)
-        app.router.add_get("/api/{version}", _resources)
-        app.router.add_get("/apis/{group}/{version}", _resources)
+        app.router.add_get("/openapi/v3", _fixed(partial(discovery.openapi_paths, self._registry.catalog)))
+        app.router.add_get("/openapi/v3/api/{version}", self._openapi)
+        app.router.add_get("/openapi/v3/apis/{group}/{version}", self._openapi)
+        app.router.add_get("/apis/{group}", self._group)
+        app.router.add_get("/api/{version}", self._resources)
+        app.router.add_get("/apis/{group}/{version}", self._resources)
         app.router.add_route("*", "/api/{version}/{tail:.+}", self._object)
         app.router.add_route("*", "/apis/{group}/{version}/{tail:.+}", self._object)
         app.router.add_route("*", "/{tail:.*}", _nothing)
@@ -76,7 +76,7 @@ class Api:
         user = self._access.user(request)
         match = request.match_info
         target = (
-            requests.parse_path(match.get("group", ""), match["version"], match["tail"])
+            requests.parse_path(self._registry.catalog, match.get("group", ""), match["version"], match["tail"])
             if "version" in match and "tail" in match
             else None
         )
@@ -86,9 +86,26 @@ class Api:
     async def _stop_watches(self, _app: web.Application) -> None:
         self._watches.stop()
 
+    async def _group(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["group"] not in self._registry.catalog.groups():
+            return await _nothing(request)
+        return _json(discovery.group(self._registry.catalog, request.match_info["group"]))
+
+    async def _resources(self, request: web.Request) -> web.StreamResponse:
+        found = discovery.resources(
+            self._registry.catalog, request.match_info.get("group", ""), request.match_info["version"]
+        )
+        return _json(found) if found["resources"] else await _nothing(request)
+
+    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        found = discovery.openapi(
+            self._registry.catalog, request.match_info.get("group", ""), request.match_info["version"]
+        )
+        return _json(found) if found["paths"] else await _nothing(request)
+
     async def _object(self, request: web.Request) -> web.StreamResponse:
         match = request.match_info
-        target = requests.parse_path(match.get("group", ""), match["version"], match["tail"])
+        target = requests.parse_path(self._registry.catalog, match.get("group", ""), match["version"], match["tail"])
         handlers: dict[str, Callable[[web.Request, requests.Target], Awaitable[web.StreamResponse]]] = {
             "GET": self._get if target.name else self._list,
             "POST": self._post,
@@ -111,7 +128,7 @@ class Api:
         include = requests.table_rows(request)
         if include is not None:
             metadata = {"resourceVersion": str(stored.version)}
-            return _json(http_answers.table(target.resource.kind, [stored], metadata, include, self._clock()))
+            return _json(http_answers.table(target.resource.key, [stored], metadata, include, self._clock()))
         return _raw(stored.raw)
 
     async def _list(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
@@ -128,7 +145,7 @@ class Api:
         metadata: Obj = {"resourceVersion": str(found.version)}
         if found.token:
             metadata |= {"continue": found.token, "remainingItemCount": found.remaining}
-        return _json(http_answers.table(target.resource.kind, found.items, metadata, include, self._clock()))
+        return _json(http_answers.table(target.resource.key, found.items, metadata, include, self._clock()))
 
     async def _watch(self, request: web.Request, target: requests.Target) -> web.StreamResponse:
         bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
@@ -244,25 +261,9 @@ async def _nothing(request: web.Request) -> web.StreamResponse:
     raise ApiError(404, "NotFound", f"the lab serves no such path: {request.path}")
 
 
-async def _group(request: web.Request) -> web.StreamResponse:
-    if request.match_info["group"] not in GROUPS:
-        return await _nothing(request)
-    return _json(discovery.group(request.match_info["group"]))
-
-
-async def _resources(request: web.Request) -> web.StreamResponse:
-    found = discovery.resources(request.match_info.get("group", ""), request.match_info["version"])
-    return _json(found) if found["resources"] else await _nothing(request)
-
-
 async def _openapi_v2(_request: web.Request) -> web.StreamResponse:
     """kubectl asks here, in protobuf, for kinds that v3 does not have. An empty message says: not here either."""
     return web.Response(body=b"", content_type="application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
-
-
-async def _openapi(request: web.Request) -> web.StreamResponse:
-    found = discovery.openapi(request.match_info.get("group", ""), request.match_info["version"])
-    return _json(found) if found["paths"] else await _nothing(request)
 
 
 @web.middleware

@@ -55,7 +55,7 @@ def watch_line(resource: Resource, event: WatchEvent, include: str | None, now: 
         metadata["annotations"] = {INITIAL_EVENTS_END: "true"}
     if include is not None:
         items = [event.object] if event.object else []
-        return head + dumps(table(resource.kind, items, metadata, include, now)) + b"}\n"
+        return head + dumps(table(resource.key, items, metadata, include, now)) + b"}\n"
     return head + dumps({"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}) + b"}\n"
 
 

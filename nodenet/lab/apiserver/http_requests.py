@@ -11,8 +11,9 @@ from aiohttp import web
 
 from nodenet import manifests
 from nodenet.lab.apiserver import protobuf
+from nodenet.lab.apiserver.catalog import Catalog
 from nodenet.lab.apiserver.registry import DeleteOptions, Options, Unknown
-from nodenet.lab.apiserver.resources import BY_PLURAL, Resource
+from nodenet.lab.apiserver.resources import Resource
 from nodenet.lab.apiserver.status import ApiError, bad_request
 from nodenet.lab.apiserver.watch import Query
 
@@ -29,7 +30,7 @@ class Target:
     subresource: str = ""
 
 
-def parse_path(group: str, version: str, tail: str) -> Target:
+def parse_path(catalog: Catalog, group: str, version: str, tail: str) -> Target:
     """Raises a 404 ApiError that names what is not served."""
     parts = [part for part in tail.split("/") if part]
     namespace = ""
@@ -37,7 +38,7 @@ def parse_path(group: str, version: str, tail: str) -> Target:
     if parts[:1] == ["namespaces"] and len(parts) > 2 and not (not group and len(parts) == 3 and parts[2] in own):
         namespace, parts = parts[1], parts[2:]
     where = f"{group}/{version}" if group else version
-    resource = BY_PLURAL.get((group, version, parts[0])) if parts else None
+    resource = catalog.find(group, version, parts[0]) if parts else None
     if resource is None or len(parts) > 3:
         raise ApiError(404, "NotFound", f"the lab serves no {'/'.join(parts) or 'such path'} in {where}")
     name, subresource = ([*parts[1:], "", ""])[:2]

@@ -16,6 +16,7 @@ from typing import Any
 
 from nodenet.lab.apiserver import defaults, names, patch, rules, schema, status, validate
 from nodenet.lab.apiserver.addresses import ServiceAddresses
+from nodenet.lab.apiserver.catalog import Catalog
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 from nodenet.lab.apiserver.status import ApiError, Cause
 from nodenet.lab.apiserver.storage import Storage, Stored, make
@@ -61,6 +62,7 @@ class DeleteOptions:
     dry_run: bool = False
 
 
+_DEFINITIONS = "CustomResourceDefinition"
 DEFAULT_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 _PLAIN = Options()
 
@@ -70,6 +72,7 @@ class Registry:
 
     def __init__(self, storage: Storage, addresses: ServiceAddresses, clock: Callable[[], float]) -> None:
         self.storage = storage
+        self.catalog = Catalog()
         self.addresses = addresses
         self._clock = clock
         # What each manager applied last (server-side apply), so that fields it leaves out are removed.
@@ -82,7 +85,7 @@ class Registry:
         return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def get(self, resource: Resource, namespace: str, name: str) -> Stored:
-        stored = self.storage.get(resource.kind, (namespace if resource.namespaced else "", name))
+        stored = self.storage.get(resource.key, (namespace if resource.namespaced else "", name))
         if stored is None:
             raise status.not_found(resource, name)
         return stored
@@ -94,7 +97,7 @@ class Registry:
         self._place(resource, metadata, namespace)
         if metadata.get("resourceVersion"):
             raise status.bad_request("resourceVersion should not be set on objects to be created", resource)
-        rules.prepare_create(resource.kind, clean)
+        rules.prepare_create(resource, clean)
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = self._generate(resource, metadata)
         self._check_namespace(resource, metadata)
@@ -102,7 +105,7 @@ class Registry:
         if resource.generation:
             metadata["generation"] = 1
         self._complete(resource, clean, None)
-        if self.storage.get(resource.kind, (metadata.get("namespace", ""), metadata["name"])) is not None:
+        if self.storage.get(resource.key, (metadata.get("namespace", ""), metadata["name"])) is not None:
             raise status.already_exists(resource, metadata["name"])
         return self._store(resource, clean, options)
 
@@ -142,12 +145,15 @@ class Registry:
         current = stored.decode()
         if kind is PatchType.JSON:
             result = patch.json_patch(current, body)
+        elif kind is PatchType.STRATEGIC and resource.custom:
+            message = f"the body of the request was in an unknown format: {kind} is not for custom resources"
+            raise ApiError(415, "UnsupportedMediaType", message, resource=resource)
         elif not isinstance(body, dict):
             raise status.bad_request(f"patch: expected an object, got {type(body).__name__}", resource)
         elif kind is PatchType.MERGE:
             result = patch.merge(current, body)
         else:
-            result = patch.strategic(current, body, schema.SCHEMAS[resource.kind])
+            result = patch.strategic(current, body, schema.of(resource.key))
         if not isinstance(result, dict) or not isinstance(result.get("metadata"), dict):
             raise status.bad_request("patch: the result is no object with metadata", resource)
         return self.update(result, namespace, name, subresource, options)
@@ -162,16 +168,16 @@ class Registry:
             if wanted and wanted != have:
                 message = f"Precondition failed: {what} in precondition: {wanted}, in object meta: {have}"
                 raise status.conflict(resource, name, message)
-        if resource.kind == "Namespace" and name in DEFAULT_NAMESPACES:
+        if resource.key == "Namespace" and name in DEFAULT_NAMESPACES:
             raise status.denied(resource, name, "this namespace may not be deleted")
         obj = stored.decode()
         _propagate(obj["metadata"], options.propagation)
-        grace = _grace(resource.kind, obj, options)
+        grace = _grace(resource.key, obj, options)
         if not (grace or _blocked(obj)):
             return (stored if options.dry_run else self._remove(resource, stored)), True
         if options.dry_run or not self._mark(obj, grace):
             return stored, False
-        return self.storage.put(resource.kind, obj), False
+        return self.storage.put(resource.key, obj), False
 
     def bind(self, namespace: str, name: str, node: str) -> Stored:
         """The pods/binding subresource: the only way to a pod's spec.nodeName once it exists."""
@@ -191,10 +197,10 @@ class Registry:
 
     def _decode(self, obj: Obj, options: Options) -> tuple[Resource, Obj]:
         kind, api_version = obj.get("kind"), obj.get("apiVersion")
-        resource = BY_KIND.get(str(kind))
-        if resource is None or resource.api_version != api_version:
+        resource = self.catalog.named(api_version, kind)
+        if resource is None:
             raise ApiError(404, "NotFound", f"no matches for kind {kind!r} in version {api_version!r}")
-        clean, report = schema.decode(obj, resource.kind)
+        clean, report = schema.decode(obj, resource.key)
         if report.wrong:
             message = f"{resource.kind} in version {api_version!r} cannot be handled as a {resource.kind}: "
             raise status.bad_request(message + "; ".join(report.wrong), resource)
@@ -233,17 +239,17 @@ class Registry:
         base = str(metadata["generateName"])[:58]
         while True:
             name = base + names.random_suffix()
-            if self.storage.get(resource.kind, (metadata.get("namespace", ""), name)) is None:
+            if self.storage.get(resource.key, (metadata.get("namespace", ""), name)) is None:
                 return name
 
     def _complete(self, resource: Resource, obj: Obj, old: Obj | None) -> None:
         """Defaults, validation, allocation. Raises 422 with everything that is wrong."""
-        defaults.apply(resource.kind, obj)
-        causes: Sequence[Cause] = validate.check(resource.kind, obj)
+        defaults.apply(resource.key, obj)
+        causes: Sequence[Cause] = validate.check(resource.key, obj)
         if old is not None:
-            causes = [*causes, *rules.check_update(resource.kind, obj, old)]
+            causes = [*causes, *rules.check_update(resource.key, obj, old)]
         ref = (obj["metadata"].get("namespace", ""), obj["metadata"].get("name", ""))
-        if not causes and resource.kind == "Service":
+        if not causes and resource.key == "Service":
             causes = self.addresses.assign(ref, obj["spec"], old["spec"] if old else None)
         if causes:
             raise status.invalid_object(resource, ref[1], causes)
@@ -255,7 +261,7 @@ class Registry:
         elif subresource == "finalize":
             clean = {**old, "metadata": dict(old["metadata"]), "spec": {"finalizers": [], **(clean.get("spec") or {})}}
         else:
-            rules.prepare_update(resource.kind, clean, old)
+            rules.prepare_update(resource, clean, old)
         if subresource != "finalize":
             self._complete(resource, clean, old)
         clean["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
@@ -270,15 +276,22 @@ class Registry:
     def _store(self, resource: Resource, obj: Obj, options: Options) -> Stored:
         if options.dry_run:
             obj["metadata"].setdefault("resourceVersion", str(self.storage.version))
-            return make(resource.kind, obj)
-        stored = self.storage.put(resource.kind, obj)
-        if resource.kind == "Service":
+            return make(resource.key, obj)
+        stored = self.storage.put(resource.key, obj)
+        if resource.key == "Service":
             self.addresses.record(stored.ref, obj["spec"])
+        elif resource.key == _DEFINITIONS:
+            self.storage.add(stored.ref[1])
+            self.catalog.put(obj)
         return stored
 
     def _remove(self, resource: Resource, stored: Stored) -> Stored:
-        last = self.storage.remove(resource.kind, stored.ref)
-        if resource.kind == "Service":
+        if resource.key == _DEFINITIONS:
+            # As the API does: first the objects, then the kind.
+            self.storage.drop(stored.ref[1])
+            self.catalog.remove(stored.ref[1])
+        last = self.storage.remove(resource.key, stored.ref)
+        if resource.key == "Service":
             self.addresses.record(stored.ref, None)
         for key in [key for key in self._applied if key[0] == stored.uid]:
             del self._applied[key]
@@ -292,7 +305,7 @@ class Registry:
         metadata["deletionGracePeriodSeconds"] = grace
         when = datetime.fromtimestamp(self._clock() + grace, UTC)
         metadata["deletionTimestamp"] = when.strftime("%Y-%m-%dT%H:%M:%SZ")
-        if obj["kind"] == "Namespace":
+        if _is(obj, "Namespace"):
             obj["status"]["phase"] = "Terminating"
         return True
 
@@ -303,12 +316,12 @@ class Registry:
         if not isinstance(body, dict):
             raise status.bad_request("apply: expected an object", resource)
         body = {**body, "metadata": {**body.get("metadata", {}), "name": name}}
-        stored = self.storage.get(resource.kind, (namespace if resource.namespaced else "", name))
+        stored = self.storage.get(resource.key, (namespace if resource.namespaced else "", name))
         if stored is None:
             result = self.create(body, namespace, options)
         else:
             before = self._applied.get((stored.uid, options.manager), {})
-            merged = patch.three_way(before, body, stored.decode(), schema.SCHEMAS[resource.kind])
+            merged = patch.three_way(before, body, stored.decode(), schema.of(resource.key))
             result = self.update(merged, namespace, name, subresource, options)
         if not options.dry_run:
             self._applied[(result.uid, options.manager)] = body
@@ -319,14 +332,19 @@ def _spec(obj: Obj) -> Obj:
     return {key: value for key, value in obj.items() if key not in ("metadata", "status")}
 
 
+def _is(obj: Obj, kind: str) -> bool:
+    """Of the core group: a custom resource may have the same kind."""
+    return (obj["apiVersion"], obj["kind"]) == ("v1", kind)
+
+
 def _blocked(obj: Obj) -> bool:
     """Finalizers hold it."""
-    own = (obj.get("spec") or {}).get("finalizers") if obj["kind"] == "Namespace" else None
+    own = (obj.get("spec") or {}).get("finalizers") if _is(obj, "Namespace") else None
     return bool(own or obj["metadata"].get("finalizers"))
 
 
 def _waits_for_kubelet(obj: Obj) -> bool:
-    return obj["kind"] == "Pod" and bool(obj["metadata"].get("deletionGracePeriodSeconds"))
+    return _is(obj, "Pod") and bool(obj["metadata"].get("deletionGracePeriodSeconds"))
 
 
 def _grace(kind: str, obj: Obj, options: DeleteOptions) -> int:

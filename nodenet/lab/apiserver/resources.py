@@ -16,6 +16,12 @@ class Resource(ApiResource):
     categories: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ("status",)
     generation: bool = False
+    custom: bool = False
+
+    @property
+    def key(self) -> str:
+        """What its objects are stored under. A custom resource may have the kind of another one."""
+        return self.qualified if self.custom else self.kind
 
     @property
     def singular(self) -> str:
@@ -43,10 +49,22 @@ def _workload(group: str, kind: str, short: tuple[str, ...], subresources: tuple
 _SCALABLE = ("status", "scale")
 
 RESOURCES: tuple[Resource, ...] = (
+    Resource("", "v1", "Event", "events", True, ("ev",), (), ()),
     _watched(kinds.NAMESPACE, ("ns",), (), ("status", "finalize")),
     _watched(kinds.NODE, ("no",)),
     _watched(kinds.POD, ("po",), ("all",), ("status", "binding")),
     _watched(kinds.SERVICE, ("svc",), ("all",)),
+    Resource(
+        "apiextensions.k8s.io",
+        "v1",
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+        False,
+        ("crd", "crds"),
+        ("api-extensions",),
+        ("status",),
+        True,
+    ),
     _workload("apps", "DaemonSet", ("ds",), ("status",)),
     _workload("apps", "Deployment", ("deploy",), _SCALABLE),
     _workload("apps", "ReplicaSet", ("rs",), _SCALABLE),
@@ -56,8 +74,6 @@ RESOURCES: tuple[Resource, ...] = (
     _watched(kinds.NETWORK_POLICY, ("netpol",), subresources=(), generation=True),
 )
 BY_KIND: dict[str, Resource] = {resource.kind: resource for resource in RESOURCES}
-BY_PLURAL: dict[tuple[str, str, str], Resource] = {(r.group, r.version, r.plural): r for r in RESOURCES}
-GROUPS: tuple[str, ...] = tuple(sorted({r.group for r in RESOURCES if r.group}))
 
 
 def find(word: str) -> Resource | None:

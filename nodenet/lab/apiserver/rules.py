@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nodenet.lab.apiserver.resources import Resource
 from nodenet.lab.apiserver.status import Cause, forbidden, invalid
 
 Obj = dict[str, Any]
@@ -18,24 +19,31 @@ _WITHOUT_STATUS = ("NetworkPolicy", "EndpointSlice")
 IMMUTABLE = "field is immutable"
 
 
-def prepare_create(kind: str, obj: Obj) -> None:
+def prepare_create(resource: Resource, obj: Obj) -> None:
     """Drop what a client cannot set on a new object."""
     for key in (*SYSTEM, "managedFields"):
         obj["metadata"].pop(key, None)
-    if kind not in _KEEPS_STATUS:
+    if not _has_own_status(resource):
         obj.pop("status", None)
 
 
-def prepare_update(kind: str, obj: Obj, old: Obj) -> None:
+def _has_own_status(resource: Resource) -> bool:
+    """Whether a new object may bring a status. Without the subresource it is a field like others."""
+    return resource.key in _KEEPS_STATUS or (resource.custom and "status" not in resource.subresources)
+
+
+def prepare_update(resource: Resource, obj: Obj, old: Obj) -> None:
     """An ordinary update: system metadata and status stay as they are stored."""
     obj["metadata"].pop("managedFields", None)
     for key in SYSTEM:
         obj["metadata"].pop(key, None)
         if key in old["metadata"]:
             obj["metadata"][key] = old["metadata"][key]
-    obj.pop("status", None)
-    if "status" in old and kind not in _WITHOUT_STATUS:
-        obj["status"] = old["status"]
+    kind = resource.key
+    if not (resource.custom and "status" not in resource.subresources):
+        obj.pop("status", None)
+        if "status" in old and kind not in _WITHOUT_STATUS:
+            obj["status"] = old["status"]
     if kind == "Namespace":
         obj["spec"] = old["spec"]
     if kind == "Service" and isinstance(obj.get("spec"), dict):

@@ -171,11 +171,42 @@ _NODE_STATUS = Struct(
 )
 
 
+_EVENT = Struct(
+    {
+        **strings("apiVersion kind reason message firstTimestamp lastTimestamp type eventTime action"),
+        **strings("reportingComponent reportingInstance"),
+        **anys("involvedObject source series related"),
+        "metadata": METADATA,
+        "count": INT,
+    }
+)
+_NAMES = Struct(
+    {**strings("plural singular kind listKind"), "shortNames": ListOf(STRING), "categories": ListOf(STRING)}
+)
+_VERSION = Struct(
+    {
+        **strings("name deprecationWarning"),
+        **booleans("served storage deprecated"),
+        **anys("schema subresources additionalPrinterColumns selectableFields"),
+    }
+)
+_DEFINITION = struct(
+    group=STRING,
+    scope=STRING,
+    names=_NAMES,
+    versions=ListOf(_VERSION),
+    conversion=ANY,
+    preserveUnknownFields=BOOL,
+)
+
+
 def _object(**parts: Type) -> Struct:
     return struct(apiVersion=STRING, kind=STRING, metadata=METADATA, **parts)
 
 
 SCHEMAS: dict[str, Struct] = {
+    "Event": _EVENT,
+    "CustomResourceDefinition": _object(spec=_DEFINITION, status=ANY),
     "Namespace": _object(spec=struct(finalizers=ListOf(STRING)), status=struct(phase=STRING, conditions=CONDITIONS)),
     "Node": _object(spec=_NODE, status=_NODE_STATUS),
     "Pod": _object(spec=POD_SPEC, status=POD_STATUS),
@@ -192,6 +223,15 @@ SCHEMAS: dict[str, Struct] = {
         ports=ListOf(_SLICE_PORT, keep_empty=True),
     ),
 }
+
+
+# A custom resource: the schema of its definition is not checked, so it may have any field.
+_CUSTOM = Struct({**_object().fields}, open=True)
+
+
+def of(kind: str) -> Struct:
+    """The schema of a kind, by Resource.key."""
+    return SCHEMAS.get(kind, _CUSTOM)
 
 
 class Decoded:
@@ -221,6 +261,8 @@ class Decoded:
         for key, item in value.items():
             where = f"{path}.{key}" if path else str(key)
             known = wanted.fields.get(key)
+            if known is None and wanted.open:
+                known = ANY
             if known is None:
                 self.unknown.append(where + _suggest(str(key), wanted.fields))
             elif item is not None and not _nothing(item, known):
@@ -242,7 +284,7 @@ class Decoded:
 def decode(obj: dict[str, Any], kind: str) -> tuple[dict[str, Any], Decoded]:
     """A clean private copy of an object of `kind`, and what was wrong with it. The input is left alone."""
     report = Decoded()
-    clean = report.take(obj, SCHEMAS[kind], "")
+    clean = report.take(obj, of(kind), "")
     return clean, report
 
 

@@ -39,9 +39,10 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Named fields; others are unknown. `atomic`: a patch replaces it whole."""
+    """Named fields; others are unknown, or kept as they came when it is `open`."""
 
     fields: dict[str, Type]
+    open: bool = False
 
 
 Type = Anything | Scalar | MapOf | ListOf | Struct

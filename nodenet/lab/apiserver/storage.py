@@ -95,12 +95,21 @@ class Log:
         self._limit = limit
         self._changes: list[Change] = []
         self._waiting: set[asyncio.Future[None]] = set()
+        # The kind is no longer served: a watch ends after the last change.
+        self.closed = False
 
     def append(self, change: Change) -> None:
         self._changes.append(change)
         # Trimmed in bulk: removing one by one from the front of a list costs a move of all the rest.
         if len(self._changes) >= 2 * self._limit:
             self.forget(len(self._changes) - self._limit)
+        self._wake()
+
+    def close(self) -> None:
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -137,12 +146,30 @@ class Log:
 
 
 class Storage:
-    """All objects of all kinds. `history` is how many changes of each kind a watcher may lie behind."""
+    """All objects of all kinds, by Resource.key.
+
+    `history` is how many changes of each kind a watcher may lie behind.
+    """
 
     def __init__(self, history: int, first_version: int) -> None:
         self.version = first_version
-        self._objects: dict[str, dict[Ref, Stored]] = {r.kind: {} for r in RESOURCES}
-        self.logs: dict[str, Log] = {r.kind: Log(history, first_version) for r in RESOURCES}
+        self._history = history
+        self._objects: dict[str, dict[Ref, Stored]] = {}
+        self.logs: dict[str, Log] = {}
+        for resource in RESOURCES:
+            self.add(resource.key)
+
+    def add(self, kind: str) -> None:
+        """Hold objects of this kind (Resource.key) too. Its history begins now."""
+        self._objects.setdefault(kind, {})
+        self.logs.setdefault(kind, Log(self._history, self.version))
+
+    def drop(self, kind: str) -> None:
+        """Forget a kind: its objects are deleted one by one, then its watches end."""
+        for ref in sorted(self._objects[kind]):
+            self.remove(kind, ref)
+        del self._objects[kind]
+        self.logs.pop(kind).close()
 
     def get(self, kind: str, ref: Ref) -> Stored | None:
         return self._objects[kind].get(ref)

@@ -39,6 +39,7 @@ def _columns(plain: str, wide: str = "") -> tuple[Column, ...]:
 
 _TEMPLATE = "Containers,Images,Selector"
 COLUMNS: dict[str, tuple[Column, ...]] = {
+    "Event": _columns("Last Seen,Type,Reason,Object,Message", "Count#,Name"),
     "Pod": _columns("Name,Ready,Status,Restarts,Age", "IP,Node,Nominated Node,Readiness Gates"),
     "Service": _columns("Name,Type,Cluster-IP,External-IP,Port(s),Age", "Selector"),
     "Namespace": _columns("Name,Status,Age"),
@@ -54,15 +55,18 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "EndpointSlice": _columns("Name,AddressType,Ports,Endpoints,Age"),
 }
 
+# CustomResourceDefinitions and custom resources; additionalPrinterColumns are not read.
+_OTHERS = _columns("Name,Age")
+
 
 def columns(kind: str) -> tuple[Column, ...]:
-    """The columns of a served kind. Raises KeyError for any other."""
-    return COLUMNS[kind]
+    """The columns of a kind (Resource.key)."""
+    return COLUMNS.get(kind, _OTHERS)
 
 
 def cells(kind: str, obj: Obj, now: float) -> list[Cell]:
     """One row, in the order of `columns(kind)`. `now` in UNIX seconds, for ages."""
-    return _ROWS[kind](obj, now)
+    return _ROWS.get(kind, _other)(obj, now)
 
 
 def duration(seconds: float) -> str:
@@ -260,7 +264,21 @@ def _endpoint_slice(obj: Obj, now: float) -> list[Cell]:
     return [_name(obj), obj["addressType"], _few(ports), _few(addresses), _age(obj, now)]
 
 
+def _event(obj: Obj, now: float) -> list[Cell]:
+    seen = _seconds(obj.get("lastTimestamp") or obj.get("firstTimestamp") or "")
+    about = obj.get("involvedObject") or {}
+    what = f"{str(about.get('kind', '')).lower()}/{about.get('name', '')}"
+    last = "<unknown>" if seen is None else duration(now - seen)
+    words = [str(obj.get(key, "")) for key in ("type", "reason")]
+    return [last, *words, what, str(obj.get("message", "")).strip(), int(obj.get("count") or 1), _name(obj)]
+
+
+def _other(obj: Obj, now: float) -> list[Cell]:
+    return [_name(obj), _age(obj, now)]
+
+
 _ROWS: dict[str, Callable[[Obj, float], list[Cell]]] = {
+    "Event": _event,
     "Pod": _pod,
     "Service": _service,
     "Namespace": _namespace,

@@ -234,7 +234,38 @@ def _node(obj: Obj) -> list[Cause]:
     return found
 
 
+def _event(obj: Obj) -> list[Cause]:
+    """An Event is where its object is; one about a cluster-scoped object is in any of these (core validation)."""
+    about, own = obj.get("involvedObject") or {}, obj["metadata"].get("namespace", "")
+    theirs = about.get("namespace", "")
+    if theirs == own or (not theirs and own in ("default", "kube-system")):
+        return []
+    return [invalid("involvedObject.namespace", theirs, "does not match event.namespace")]
+
+
+def _definition(obj: Obj) -> list[Cause]:
+    spec, name = obj["spec"], obj["metadata"].get("name", "")
+    found = [required(f"spec.{key}") for key in ("group", "scope", "versions") if not spec.get(key)]
+    found += [required(f"spec.names.{key}") for key in ("plural", "kind") if not spec["names"].get(key)]
+    if found:
+        return found
+    found += check_choice(spec, "scope", ("Cluster", "Namespaced"), "spec")
+    wanted = f"{spec['names']['plural']}.{spec['group']}"
+    if name != wanted:
+        found.append(invalid("metadata.name", name, f'must be spec.names.plural+"."+spec.group ({wanted})'))
+    if "." not in spec["group"]:
+        found.append(invalid("spec.group", spec["group"], "should be a domain with at least one dot"))
+    for index, version in enumerate(spec["versions"]):
+        if problem := names.label_problem(version.get("name", ""), letter_first=True):
+            found.append(invalid(f"spec.versions[{index}].name", version.get("name", ""), problem))
+    if sum(1 for version in spec["versions"] if version.get("storage")) != 1:
+        found.append(invalid("spec.versions", "...", "must have exactly one version marked as storage version"))
+    return found
+
+
 _BY_KIND: dict[str, Callable[[Obj], list[Cause]]] = {
+    "CustomResourceDefinition": _definition,
+    "Event": _event,
     "Pod": _pod,
     "Deployment": _deployment,
     "ReplicaSet": _replicated,

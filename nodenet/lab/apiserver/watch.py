@@ -31,7 +31,7 @@ class Query:
     def matcher(self) -> Match:
         """Raises a 400 ApiError when a selector cannot be read."""
         labels = selectors.parse_labels(self.labels)
-        fields = selectors.parse_fields(self.fields, field_names(self.resource.kind))
+        fields = selectors.parse_fields(self.fields, field_names(self.resource.key))
         namespace = self.namespace if self.resource.namespaced else ""
 
         def match(stored: Stored) -> bool:
@@ -60,7 +60,7 @@ def listing(storage: Storage, query: Query, limit: int = 0, token: str = "", at:
     if token:
         version, start = _read_token(token)
     namespace = query.namespace if query.resource.namespaced else ""
-    items = [s for s in storage.items_at(query.resource.kind, namespace, version) if s.ref > start and match(s)]
+    items = [s for s in storage.items_at(query.resource.key, namespace, version) if s.ref > start and match(s)]
     if not limit or len(items) <= limit:
         return Page(items, version)
     page = items[:limit]
@@ -99,7 +99,7 @@ class WatchOptions:
 async def watch(storage: Storage, query: Query, options: WatchOptions) -> AsyncIterator[WatchEvent]:
     """Raises a 410 ApiError when the version is too old, also later when the reader has fallen too far behind."""
     match = query.matcher()
-    log = storage.logs[query.resource.kind]
+    log = storage.logs[query.resource.key]
     loop = asyncio.get_running_loop()
     end = None if options.timeout is None else loop.time() + options.timeout
     position = options.version or storage.version
@@ -107,7 +107,7 @@ async def watch(storage: Storage, query: Query, options: WatchOptions) -> AsyncI
         raise expired(f"too large resource version: {position}, current: {storage.version}")
     if options.initial_events or (options.initial_events is None and not options.version):
         position = storage.version
-        for stored in [s for s in storage.items(query.resource.kind) if match(s)]:
+        for stored in [s for s in storage.items(query.resource.key) if match(s)]:
             yield WatchEvent("ADDED", stored.version, stored)
         if options.initial_events:
             yield WatchEvent("BOOKMARK", position, initial_end=True)
@@ -119,6 +119,8 @@ async def watch(storage: Storage, query: Query, options: WatchOptions) -> AsyncI
             yield WatchEvent(kind, stored.version, stored)
         if position != storage.version:
             continue
+        if log.closed:
+            break
         left = None if end is None else end - loop.time()
         if left is not None and left <= 0:
             break

@@ -36,10 +36,11 @@ class Namespaces(Controller):
         namespace = await get(self._client, "Namespace", key)
         if namespace is None or not deleting(namespace):
             return
-        for kind in _CONTENT:
+        content = [*_CONTENT, *(r.key for r in self._client.custom() if r.namespaced)]
+        for kind in content:
             for stored in self._client.peek(kind, key[1]):
                 obj = stored.decode()
                 if not deleting(obj):
-                    await remove(self._client, obj)
-        if not any(self._client.peek(kind, key[1]) for kind in _CONTENT):
+                    await remove(self._client, obj, kind)
+        if not any(self._client.peek(kind, key[1]) for kind in content):
             await self._client.update({**namespace, "spec": {"finalizers": []}}, "finalize")

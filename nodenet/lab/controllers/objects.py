@@ -153,11 +153,11 @@ async def get(client: LocalClient, kind: str, key: Key) -> Obj | None:
         return None
 
 
-async def remove(client: LocalClient, obj: Obj) -> None:
-    """Delete this very object (by uid); one that is gone already is fine."""
+async def remove(client: LocalClient, obj: Obj, kind: str = "") -> None:
+    """Delete this very object (by uid); one that is gone already is fine. `kind`: for a custom resource."""
     metadata = obj["metadata"]
     try:
-        await client.delete(obj["kind"], metadata["name"], metadata.get("namespace", ""), uid=metadata["uid"])
+        await client.delete(kind or obj["kind"], metadata["name"], metadata.get("namespace", ""), uid=metadata["uid"])
     except ApiError as error:
         if error.code not in (404, 409):
             raise

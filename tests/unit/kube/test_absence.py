@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from nodenet import kinds
 from nodenet.agent.api_health import as_rows
 from nodenet.kinds import ApiResource
-from nodenet.kube import absence
 from nodenet.kube.absence import GONE_LOOKS, GONE_SECONDS, LAST_POLL_SECONDS, Absence
 from nodenet.kube.client import KubeClient
-from nodenet.model import Namespace
-from nodenet.store import Listing, Store
+from nodenet.model import Namespace, ObjectRef
+from nodenet.store import Delta, Listing, Op, Removal, Store, StoreEvent
 from tests.unit.kube.api import HOLD, Script, event, namespace, page, take, watching
 
 GROUP = "policy.example.com"
@@ -180,9 +179,19 @@ async def test_another_answer_starts_the_wait_again(monkeypatch: pytest.MonkeyPa
         return now[0]
 
     monkeypatch.setattr("nodenet.kube.client.time", SimpleNamespace(monotonic=later))
-    script = Cluster([page(), *[NOT_FOUND, NOT_FOUND, (503, b"")] * 9, page(namespace("b"))], watches=[400, [HOLD]])
+    first, last = page(namespace("a")), page(namespace("b"))
+    script = Cluster([first, *[NOT_FOUND, NOT_FOUND, (503, b"")] * 9, last], watches=[400, [HOLD]])
     async with optional(script) as (_, events, _):
-        assert await take(events, 2) == [emptied(), Listing(OPTIONAL, (Namespace("b", {}),))]
+        found = await take(events, 2)
+        assert found == [Listing(OPTIONAL, (Namespace(name, {}),)) for name in ("a", "b")]
+
+
+async def test_a_kind_whose_objects_are_gone_already_goes_at_once() -> None:
+    """So does a CRD that is removed in order: each object first."""
+    script = Cluster([page(namespace("a")), NOT_FOUND], watches=[[event("DELETED", namespace("a"))], 404])
+    async with optional(script) as (_, events, _):
+        found = await take(events, 3)
+        assert found[1:] == [Removal(OPTIONAL, A), emptied()]
 
 
 async def test_a_watch_goes_on_after_the_kind_came() -> None:
@@ -193,23 +202,35 @@ async def test_a_watch_goes_on_after_the_kind_came() -> None:
         assert script.watch_queries[0]["resourceVersion"] == "7"
 
 
-LOOKS = st.lists(st.tuples(st.sampled_from(["listed", "unclear", "missing"]), st.floats(0, 40)), max_size=40)
+A = ObjectRef("", "a")
+EVENTS: dict[str, StoreEvent] = {
+    "listed": Listing(OPTIONAL, (Namespace("a", {}),)),
+    "unreadable": Listing(OPTIONAL, (), (A,)),
+    "emptied": Listing(OPTIONAL, ()),
+    "added": Delta(Op.ADDED, Namespace("a", {})),
+    "deleted": Removal(OPTIONAL, A),
+}
+LOOKS = st.lists(
+    st.tuples(st.sampled_from([*EVENTS, "unclear", "missing", "missing", "missing"]), st.floats(0, 40)), max_size=40
+)
 
 
 @given(LOOKS)
 def test_known_objects_go_only_after_an_unbroken_row_of_evidence(looks: list[tuple[str, float]]) -> None:
-    tracked = Absence()
+    tracked = Absence(OPTIONAL)
     now, row, known = 0.0, list[float](), False
     for answer, passed in looks:
         now += passed
         if answer == "missing":
             row.append(now)
-            confirmed = tracked.missing(now)
-            enough = len(row) >= absence.GONE_LOOKS and now - row[0] >= absence.GONE_SECONDS
-            assert confirmed == (enough or not known or tracked.confirmed)
-            known = known and not confirmed
+            enough = len(row) >= GONE_LOOKS and now - row[0] >= GONE_SECONDS
+            assert tracked.missing(now) == (enough or not known)
+            known = known and not enough
         else:
             row.clear()
-            known = known or answer == "listed"
-            tracked.listed() if answer == "listed" else tracked.unclear()
+            if answer == "unclear":
+                tracked.unclear()
+            else:
+                tracked.happened(EVENTS[answer])
+                known = answer in ("listed", "unreadable", "added")
         assert not (known and tracked.confirmed)

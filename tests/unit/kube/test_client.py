@@ -132,10 +132,10 @@ async def test_one_kind_that_gets_through_wakes_the_others() -> None:
             first = asyncio.ensure_future(anext(pods))
             await waiting.wait()
             assert not first.done()
-            client._access = ClusterAccess(url)
+            client._session.access = ClusterAccess(url)
             namespaces = client.watch(kinds.NAMESPACE)
             assert await take(namespaces, 1) == [listing("a")]
-            client._access = access
+            client._session.access = access
             async with asyncio.timeout(5):
                 assert await first == Listing(kinds.POD, ())
             await pods.aclose()  # type: ignore[attr-defined]
@@ -180,9 +180,9 @@ async def test_every_connection_is_probed() -> None:
     script = Script([page(version="7")], [[HOLD]])
     async with watching(script) as (client, events, _):
         await take(events, 1)
-        assert client._session is not None
-        assert client._session.connector is not None
-        factory = client._session.connector._socket_factory  # type: ignore[attr-defined]
+        assert client._session._session is not None
+        assert client._session._session.connector is not None
+        factory = client._session._session.connector._socket_factory  # type: ignore[attr-defined]
         with factory((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))) as found:
             assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             idle, interval, probes, unacknowledged = (

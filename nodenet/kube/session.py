@@ -1,0 +1,121 @@
+"""HTTP requests to one API server, with the credentials and deadlines that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import msgspec
+
+from nodenet.kube import protocol
+from nodenet.kube.config import ClusterAccess
+from nodenet.kube.sockets import watched_socket
+
+REQUEST_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
+# Of an answer that is an error.
+_LONGEST_ERROR = 1 << 16
+
+# What may happen to a request or its answer.
+NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError)
+
+
+class AnswerError(Exception):
+    """An HTTP status or a Status object in place of the answer. `after`: seconds to wait, as the server asked.
+
+    `reason` and `causes` are words of the API: NotFound, AlreadyExists, NamespaceTerminating.
+    """
+
+    def __init__(
+        self, code: int, message: str, after: float = 0.0, reason: str = "", causes: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(f"{code} {message}".rstrip())
+        self.code = code
+        self.after = after
+        self.reason = reason
+        self.causes = causes
+
+
+class Session:
+    """Use it as an async context manager. `connections`: how many at a time, 0: any number."""
+
+    def __init__(self, access: ClusterAccess, connections: int = 0) -> None:
+        self.access = access
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(
+            ssl=self.access.ssl or True, limit=self._connections, socket_factory=watched_socket
+        )
+        self._session = aiohttp.ClientSession(connector=connector)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def get(
+        self, path: str, params: Mapping[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A GET whose answer is 200; AnswerError says what else it was. `read_seconds`: the longest pause in it."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
+        async with self._http().get(
+            self.access.server + path,
+            params=params,
+            headers=self._headers(),
+            server_hostname=self.access.server_name,
+            timeout=timeout,
+        ) as response:
+            if response.status != 200:
+                raise await _answer_error(response)
+            yield response
+
+    async def send(
+        self, method: str, path: str, body: bytes, content_type: str, params: Mapping[str, str], seconds: float
+    ) -> bytes:
+        """A write, done within `seconds`. Raises AnswerError for any answer that is no success."""
+        async with self._http().request(
+            method,
+            self.access.server + path,
+            params=params,
+            data=body,
+            headers={**self._headers(), "Content-Type": content_type},
+            server_hostname=self.access.server_name,
+            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
+        ) as response:
+            if response.status >= 300:
+                raise await _answer_error(response)
+            return await response.read()
+
+    def _http(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "used outside of its `async with`"
+        return self._session
+
+    def _headers(self) -> dict[str, str]:
+        token = self.access.bearer()
+        return {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
+async def _answer_error(response: aiohttp.ClientResponse) -> AnswerError:
+    body = await response.content.read(_LONGEST_ERROR)
+    try:
+        status = msgspec.json.decode(body, type=protocol.Status)
+    except (msgspec.DecodeError, RecursionError):
+        status = protocol.Status(message=response.reason)
+    causes = tuple(cause.reason for cause in (status.details.causes if status.details else None) or () if cause.reason)
+    after = response.headers.get("Retry-After", "")
+    return AnswerError(
+        response.status,
+        status.message or status.reason or "",
+        float(after) if after.isdigit() else 0.0,
+        status.reason or "",
+        causes,
+    )
