@@ -42,7 +42,7 @@ class Config:
     enforce_policy: bool = True
     # Deliver same-node packets straight into the other pod (bpf_redirect_peer) instead of through the bridge.
     redirect_peer: bool = True
-    # Sizes of maps: nodenet/tables.py says which map has which key.
+    # Sizes of maps: nodenet/tables says which map has which key.
     ct_entries: int = tables.CT.size.entries
     service_entries: int = tables.FRONTEND.size.entries
     backend_entries: int = tables.BACKEND.size.entries

@@ -20,6 +20,7 @@ from pathlib import Path
 from nodenet import abi
 from nodenet.bpf import build, loader
 from nodenet.bpf.packet_run import run_packet
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
 
@@ -38,7 +39,7 @@ class World:
     """POD may call TCP and UDP 80 of anybody and is called on it, and so is LOCAL: all are isolated both ways."""
 
     def __init__(self, folder: Path) -> None:
-        pins = loader.Pins(folder)
+        pins = Pins(folder)
         pins.make()
         config = loader.DatapathConfig(trace_events=False)
         self.programs = loader.load({"endpoint": build.build("endpoint", CACHE)}, config, pins).programs

@@ -26,6 +26,7 @@ from nodenet import abi, kinds, tables
 from nodenet.agent import attachment
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.cni.plugin import Plugin
@@ -128,7 +129,7 @@ class Node:
             refuse_errno=self.has("helper set_retval"),
             kernel_structs=self.has(probe.OFFLOAD),
         )
-        pins = loader.Pins(PINS)
+        pins = Pins(PINS)
         with self.report.timed("load"):
             loaded = loader.load(build.build_all(CACHE, self.has(probe.CAST_CTX)), config, pins)
         self.report.programs = sorted(loaded.programs)

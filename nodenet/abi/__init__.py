@@ -3,7 +3,7 @@
 Records are NamedTuples: they hash and compare in C, which matters when tens of thousands are compared at a restart.
 Addresses are `ipaddress` objects (IPv4 is stored as ::ffff:a.b.c.d), MACs are text, ports are plain numbers.
 tests/bpf/test_abi.py compares every size, offset and enum with the BTF of the built objects. Which map holds which
-records: nodenet/tables.py.
+records: nodenet/tables.
 """
 
 from __future__ import annotations

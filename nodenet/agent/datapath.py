@@ -8,6 +8,7 @@ from collections.abc import Callable
 from nodenet import tables
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.config import Config
@@ -28,14 +29,16 @@ class Datapath:
         self.cgroup = config.cgroup or cgroups.mount_point()
         if not self.cgroup.is_dir():
             raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "it is a path below the cgroup v2 mount")
-        self.pins = loader.Pins(config.bpffs)
+        self.pins = Pins(config.bpffs)
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
+        copied = self.loaded.carrying.copied
         for name in self.loaded.replaced_maps:
-            copied = self.loaded.carried.get(name)
-            start = "it starts empty" if copied is None else f"{copied} entries were copied"
+            start = f"{copied[name]} entries were copied" if name in copied else "it starts empty"
             log.warning("map %s had another shape: %s", name, start)
+        for name in copied.keys() - set(self.loaded.replaced_maps):
+            log.warning("map %s: the switch to it was interrupted, %d entries were copied", name, copied[name])
         log.info("datapath %s: %s", self.loaded.key, "adopted" if self.adopted else "loaded")
 
     @property
@@ -68,7 +71,13 @@ class Datapath:
         return loader.check_pins(self.loaded, {name: table.fd for name, table in self.tables.items()}, self.pins)
 
     def forget_old(self) -> None:
-        """Once every endpoint has the new programs, unpin those of other builds."""
+        """Once every endpoint has the new programs: copy what the old ones wrote meanwhile, unpin what is not used."""
+        try:
+            for name, count in self.loaded.carrying.finish().items():
+                log.info("map %s: %d entries that were written during the switch were copied", name, count)
+        except OSError as error:
+            # The old maps stay for the next start. Until then their connections are picked up in their middle.
+            log.warning("connections of the switch were not copied: %s", error)
         loader.prune(self.loaded, self.pins)
 
     def read_events(self, receive: Callable[[bytes], None]) -> EventReader:

@@ -1,9 +1,9 @@
 """Load the objects once, pin everything, and on the next start adopt what is pinned.
 
-In the node's bpffs folder: maps/<name>, progs/<key>/<program>, links/<program>. `key` is a digest of the objects and
-their configuration, so a restart with nothing changed loads nothing: it opens the pins. New maps are pinned in
-maps-new/ until every object has loaded: a load that fails leaves the node's maps and programs as they were. Two loads
-at once on one folder are not safe: the agent holds a lock.
+The folder is that of nodenet.bpf.pins. `key` in it is a digest of the objects and their configuration, so a restart
+with nothing changed loads nothing: it opens the pins. New maps are pinned in maps-new/ until every object has loaded: a
+load that fails leaves the node's maps and programs as they were. Two loads at once on one folder are not safe: the
+agent holds a lock.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nodenet import tables
-from nodenet.bpf import libbpf
-from nodenet.bpf.tables import BpfTable
+from nodenet.bpf import carry, layout, libbpf
+from nodenet.bpf.pins import Pins, is_bpffs, map_info
 from nodenet.errors import CannotRunError
-from nodenet.mounttable import filesystem_of
 
 TC_PROGRAMS = ("endpoint_egress", "endpoint_ingress")
 # Programs on the cgroup with their enum bpf_attach_type.
@@ -69,56 +67,14 @@ class DatapathConfig:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `load` did. `adopted`: the pinned programs were right already. `replaced_maps` start empty, but for those in
-    `carried`, with the number of entries that were copied from the old map."""
+    """What `load` did. `adopted`: the pinned programs were right already. `replaced_maps` start empty, except for those
+    in `carrying.copied`. After the last program was replaced, `carrying.finish` completes the copies."""
 
     key: str
     programs: dict[str, int]
     adopted: bool
+    carrying: carry.Carrying
     replaced_maps: tuple[str, ...] = ()
-    carried: Mapping[str, int] = field(default_factory=dict)
-
-
-class Pins:
-    """The layout of a node's bpffs folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.maps = root / "maps"
-        # bpffs allows no dot in a name.
-        self.new_maps = root / "maps-new"
-        self.progs = root / "progs"
-        self.links = root / "links"
-
-    def make(self) -> None:
-        """Raises CannotRunError where the folder is not in a bpffs."""
-        for folder in (self.maps, self.progs, self.links):
-            folder.mkdir(parents=True, exist_ok=True)
-        if not _is_bpffs(self.root):
-            for folder in (self.links, self.progs, self.maps):
-                folder.rmdir()
-            raise CannotRunError(f"{self.root} is not in a BPF file system", "mount -t bpf bpf /sys/fs/bpf")
-
-    def map(self, name: str) -> Path:
-        return self.maps / name
-
-    def clear_new_maps(self) -> None:
-        """Forget the new maps of a load that did not end."""
-        shutil.rmtree(self.new_maps, ignore_errors=True)
-
-    def publish(self) -> None:
-        """New maps take the place of the old ones."""
-        for path in self.new_maps.iterdir():
-            path.rename(self.maps / path.name)
-        self.new_maps.rmdir()
-
-    def remove(self) -> None:
-        """Unpin everything; programs that are attached elsewhere stay attached."""
-        shutil.rmtree(self.root, ignore_errors=True)
-
-
-def _is_bpffs(path: Path) -> bool:
-    return filesystem_of(path) == "bpf"
 
 
 def build_key(objects: Mapping[str, Path], config: DatapathConfig) -> str:
@@ -133,10 +89,19 @@ def load(objects: Mapping[str, Path], config: DatapathConfig, pins: Pins) -> Loa
     """Programs by name, adopted or freshly loaded and pinned. Raises CannotRunError with the verifier's words."""
     pins.make()
     key = build_key(objects, config)
-    folder = pins.progs / key
-    adopted = _adopt(folder, pins)
-    if adopted is not None:
-        return Loaded(key, adopted, adopted=True)
+    adopted = _adopt(pins.progs / key, pins)
+    if adopted is None:
+        return _load_new(key, objects, config, pins)
+    carrying = carry.prepare(pins)
+    try:
+        carrying.first()
+    except OSError as error:
+        _close_all(adopted)
+        raise CannotRunError(f"the kernel refused a copy of connections: {error.strerror}") from error
+    return Loaded(key, adopted, adopted=True, carrying=carrying)
+
+
+def _load_new(key: str, objects: Mapping[str, Path], config: DatapathConfig, pins: Pins) -> Loaded:
     replaced: list[str] = []
     programs: dict[str, int] = {}
     draft = pins.progs / f"{key}-new"
@@ -150,16 +115,18 @@ def load(objects: Mapping[str, Path], config: DatapathConfig, pins: Pins) -> Loa
             what = f"{name}.bpf.o"
             programs |= _load_object(path, config, pins, draft, replaced)
         what = "a copy of connections"
-        carried = {name: count for name in replaced if (count := _carry(name, pins)) is not None}
+        carrying = carry.prepare(pins, replaced)
+        carrying.first()
+        pins.publish(carrying.names.intersection(replaced))
     except OSError as error:
         _close_all(programs)
         shutil.rmtree(draft, ignore_errors=True)
         pins.clear_new_maps()
         raise CannotRunError(f"the kernel refused {what}: {error.strerror}") from error
-    pins.publish()
+    folder = pins.progs / key
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    return Loaded(key, programs, adopted=False, replaced_maps=tuple(replaced), carried=carried)
+    return Loaded(key, programs, adopted=False, carrying=carrying, replaced_maps=tuple(replaced))
 
 
 def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
@@ -168,27 +135,13 @@ def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
     wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS]
     if not all((folder / name).exists() for name in wanted):
         return None
-    pinned = {_pinned_info(path).id for path in pins.maps.iterdir()}
+    pinned = {map_info(path).id for path in pins.maps.iterdir()}
     programs = {name: libbpf.obj_get(str(folder / name)) for name in wanted}
     used = {number for fd in programs.values() for number in libbpf.map_ids(fd)}
     if any(libbpf.map_name(number).startswith(_MAP_PREFIX) for number in used - pinned):
         _close_all(programs)
         return None
     return programs
-
-
-def _carry(name: str, pins: Pins) -> int | None:
-    """Copy what the programs wrote into a map that is replaced; how many entries, or None for a map that the agent
-    fills or whose records changed their size. What is written to the old map after this moment is not copied."""
-    if not tables.MAPS[name].carried:
-        return None
-    with (
-        contextlib.closing(BpfTable(name, pins.map(name))) as old,
-        contextlib.closing(BpfTable(name, pins.new_maps / name)) as new,
-    ):
-        if (old.info.key_size, old.info.value_size) != (new.info.key_size, new.info.value_size):
-            return None
-        return new.copy(old)
 
 
 def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, replaced: list[str]) -> dict[str, int]:
@@ -201,7 +154,7 @@ def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, re
         libbpf.check(None, f"open {path}")
     try:
         for pointer in _each(lib.bpf_object__next_map, handle):
-            _prepare_map(pointer, config, pins, replaced)
+            _prepare_map(handle, pointer, config, pins, replaced)
         libbpf.check(lib.bpf_object__load(handle), f"load {path.name}")
         programs = {}
         for pointer in _each(lib.bpf_object__next_program, handle):
@@ -221,7 +174,7 @@ def _each(step: object, handle: int) -> Iterator[int]:
         pointer = step(handle, pointer)  # type: ignore[operator]
 
 
-def _prepare_map(pointer: int, config: DatapathConfig, pins: Pins, replaced: list[str]) -> None:
+def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, replaced: list[str]) -> None:
     lib = libbpf.lib()
     name = lib.bpf_map__name(pointer).decode()
     if lib.bpf_map__is_internal(pointer):
@@ -232,7 +185,7 @@ def _prepare_map(pointer: int, config: DatapathConfig, pins: Pins, replaced: lis
     if name in config.sizes:
         libbpf.check(lib.bpf_map__set_max_entries(pointer, config.sizes[name]), f"size of {name}")
     path = pins.map(name)
-    if not path.exists() or not _same_shape(pointer, path):
+    if not path.exists() or not _same_shape(handle, pointer, path):
         # The old programs keep the old map until they are replaced; the new one is filled before that.
         if path.exists() and name not in replaced:
             replaced.append(name)
@@ -240,22 +193,20 @@ def _prepare_map(pointer: int, config: DatapathConfig, pins: Pins, replaced: lis
     libbpf.check(lib.bpf_map__set_pin_path(pointer, str(path).encode()), f"pin path of {name}")
 
 
-def _same_shape(pointer: int, path: Path) -> bool:
+def _same_shape(handle: int, pointer: int, path: Path) -> bool:
+    """Whether new programs can use the pinned map: its type, sizes and flags are right, and its records have the same
+    members at the same places."""
     lib = libbpf.lib()
-    info = _pinned_info(path)
+    info = map_info(path)
     wanted = tuple(
         getattr(lib, f"bpf_map__{field}")(pointer)
         for field in ("type", "key_size", "value_size", "max_entries", "map_flags")
     )
-    return wanted == (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
-
-
-def _pinned_info(path: Path) -> libbpf.MapInfo:
-    fd = libbpf.obj_get(str(path))
-    try:
-        return libbpf.info(fd, libbpf.MapInfo)  # type: ignore[no-any-return]
-    finally:
-        os.close(fd)
+    if wanted != (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags):
+        return False
+    # Without a description of its types the sizes have to do.
+    pinned = layout.of_map(info)
+    return pinned is None or pinned == layout.of_object(handle, pointer)
 
 
 def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
@@ -311,7 +262,7 @@ def check_pins(loaded: Loaded, maps: Mapping[str, int], pins: Pins) -> PinCheck:
     """Compare the pins with what this process has open (`maps`: descriptors by name). A pin that is gone is made again:
     the next agent starts from it. One that leads to something else is only reported: a person put it there. Programs
     and maps in use do not need pins; the links of the socket programs do (attach_cgroup)."""
-    if not _is_bpffs(pins.root):
+    if not is_bpffs(pins.root):
         words = f"{pins.root} is not in a BPF file system any more: programs on pods' interfaces go on, Services at the"
         return PinCheck(problems=(f"{words} socket do not; mount it again and restart the agent",))
     repinned: list[str] = []
@@ -356,6 +307,7 @@ def prune(loaded: Loaded, pins: Pins) -> None:
 
 
 def close(loaded: Loaded) -> None:
+    loaded.carrying.close()
     _close_all(loaded.programs)
 
 

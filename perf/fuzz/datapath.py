@@ -13,6 +13,7 @@ from pathlib import Path
 from nodenet import abi
 from nodenet.bpf import libbpf, loader
 from nodenet.bpf.packet_run import RunOptions
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
 from perf.fuzz import build
@@ -51,7 +52,7 @@ class Datapath:
         """`places`: interface indexes of the tracks' local pods, by "NAME a" and "NAME b"; without them everything is
         on the loopback, and the world's flows are opened."""
         self._places = places
-        self._pins = loader.Pins(root)
+        self._pins = Pins(root)
         self._pins.make()
         config = loader.DatapathConfig(trace_events=False, sizes=_SMALL)
         self._loaded = loader.load(dict(objects), config, self._pins)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -16,6 +16,7 @@ from scapy.packet import Packet
 from nodenet import abi, tables
 from nodenet.bpf import build, libbpf, loader
 from nodenet.bpf.packet_run import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, PacketRun, run_packet
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
@@ -38,9 +39,11 @@ TC_REDIRECT = TC_ACT_REDIRECT
 class Datapath:
     """The programs of one load with helpers to fill maps and to read what they tell."""
 
-    def __init__(self, root: Path, cache: Path, config: loader.DatapathConfig) -> None:
-        self.pins = loader.Pins(root)
-        self.loaded = loader.load(build.build_all(cache), config, self.pins)
+    def __init__(
+        self, root: Path, cache: Path, config: loader.DatapathConfig, objects: Mapping[str, Path] | None = None
+    ) -> None:
+        self.pins = Pins(root)
+        self.loaded = loader.load(objects or build.build_all(cache), config, self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
         self._port = libbpf.obj_get(str(self.pins.map("nn_port")))
         self._events: list[abi.Event] = []

@@ -14,6 +14,7 @@ import pytest
 
 from nodenet import abi
 from nodenet.bpf import build, libbpf, loader
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.tables import BpfTable
 from nodenet.errors import CannotRunError
 
@@ -21,15 +22,15 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def pins(bpffs: Path) -> Iterator[loader.Pins]:
-    pins = loader.Pins(bpffs / "loader")
+def pins(bpffs: Path) -> Iterator[Pins]:
+    pins = Pins(bpffs / "loader")
     try:
         yield pins
     finally:
         pins.remove()
 
 
-def load(pins: loader.Pins, cache: Path, **changes: object) -> loader.Loaded:
+def load(pins: Pins, cache: Path, **changes: object) -> loader.Loaded:
     return loader.load(build.build_all(cache), loader.DatapathConfig(**changes), pins)  # type: ignore[arg-type]
 
 
@@ -37,7 +38,7 @@ def ids(loaded: loader.Loaded) -> dict[str, int]:
     return {name: loader.program_id(fd) for name, fd in loaded.programs.items()}
 
 
-def test_second_load_adopts_the_same_programs_and_maps(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_second_load_adopts_the_same_programs_and_maps(pins: Pins, bpf_cache: Path) -> None:
     first = load(pins, bpf_cache)
     table = BpfTable("nn_backend", pins.map("nn_backend"))
     table.update(abi.U32(1), abi.AddressPort(abi.unpack_addr(bytes(16)), 1, 6))
@@ -50,7 +51,7 @@ def test_second_load_adopts_the_same_programs_and_maps(pins: loader.Pins, bpf_ca
     loader.close(second)
 
 
-def test_changed_configuration_loads_new_programs_over_the_same_maps(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_changed_configuration_loads_new_programs_over_the_same_maps(pins: Pins, bpf_cache: Path) -> None:
     first = load(pins, bpf_cache)
     second = load(pins, bpf_cache, redirect_peer=False)
     assert not second.adopted
@@ -62,7 +63,7 @@ def test_changed_configuration_loads_new_programs_over_the_same_maps(pins: loade
     loader.close(second)
 
 
-def test_a_map_of_another_size_is_replaced_and_named(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_a_map_of_another_size_is_replaced_and_named(pins: Pins, bpf_cache: Path) -> None:
     loader.close(load(pins, bpf_cache))
     second = load(pins, bpf_cache, sizes={"nn_endpoint": 2048})
     assert second.replaced_maps == ("nn_endpoint",)
@@ -72,7 +73,7 @@ def test_a_map_of_another_size_is_replaced_and_named(pins: loader.Pins, bpf_cach
     loader.close(second)
 
 
-def pinned_map_id(pins: loader.Pins, name: str) -> int:
+def pinned_map_id(pins: Pins, name: str) -> int:
     fd = libbpf.obj_get(str(pins.map(name)))
     try:
         return int(libbpf.info(fd, libbpf.MapInfo).id)
@@ -80,7 +81,7 @@ def pinned_map_id(pins: loader.Pins, name: str) -> int:
         os.close(fd)
 
 
-def test_programs_are_adopted_only_with_the_maps_that_are_pinned(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_programs_are_adopted_only_with_the_maps_that_are_pinned(pins: Pins, bpf_cache: Path) -> None:
     """Back to an earlier size before anybody pruned: that build's programs are pinned still, its maps are not."""
     loader.close(load(pins, bpf_cache, sizes={"nn_endpoint": 1024}))
     loader.close(load(pins, bpf_cache, sizes={"nn_endpoint": 2048}))
@@ -95,9 +96,7 @@ def test_programs_are_adopted_only_with_the_maps_that_are_pinned(pins: loader.Pi
     loader.close(again)
 
 
-def test_a_load_that_fails_leaves_maps_and_programs_as_they_were(
-    pins: loader.Pins, bpf_cache: Path, tmp_path: Path
-) -> None:
+def test_a_load_that_fails_leaves_maps_and_programs_as_they_were(pins: Pins, bpf_cache: Path, tmp_path: Path) -> None:
     first = load(pins, bpf_cache)
     before = {path.name: pinned_map_id(pins, path.name) for path in pins.maps.iterdir()}
     broken = tmp_path / "broken.o"
@@ -113,7 +112,7 @@ def test_a_load_that_fails_leaves_maps_and_programs_as_they_were(
     loader.close(again)
 
 
-def test_what_the_programs_wrote_is_carried_into_a_map_of_another_size(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_what_the_programs_wrote_is_carried_into_a_map_of_another_size(pins: Pins, bpf_cache: Path) -> None:
     loader.close(load(pins, bpf_cache))
     old = BpfTable("nn_sock_choice", pins.map("nn_sock_choice"))
     keys = [abi.SockRevnatKey.unpack(bytes([n]) * old.info.key_size) for n in range(1, 200)]
@@ -122,14 +121,14 @@ def test_what_the_programs_wrote_is_carried_into_a_map_of_another_size(pins: loa
     old.close()
     second = load(pins, bpf_cache, sizes={"nn_sock_choice": 8192, "nn_backend": 1024})
     assert set(second.replaced_maps) == {"nn_sock_choice", "nn_backend"}
-    assert second.carried == {"nn_sock_choice": len(keys)}
+    assert second.carrying.copied == {"nn_sock_choice": len(keys)}
     new = BpfTable("nn_sock_choice", pins.map("nn_sock_choice"))
     assert dict(new.items()) == {key: abi.U32(number) for number, key in enumerate(keys)}
     new.close()
     loader.close(second)
 
 
-def test_threads_read_one_table_without_each_others_values(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_threads_read_one_table_without_each_others_values(pins: Pins, bpf_cache: Path) -> None:
     loaded = load(pins, bpf_cache)
     table = BpfTable("nn_backend", pins.map("nn_backend"))
     entries = {n: abi.AddressPort(abi.unpack_addr(bytes(12) + n.to_bytes(4)), n, 6) for n in range(1, 9)}
@@ -150,7 +149,7 @@ def test_threads_read_one_table_without_each_others_values(pins: loader.Pins, bp
         loader.close(loaded)
 
 
-def test_cgroup_links_are_adopted_updated_and_moved(pins: loader.Pins, bpf_cache: Path, cgroup: Path) -> None:
+def test_cgroup_links_are_adopted_updated_and_moved(pins: Pins, bpf_cache: Path, cgroup: Path) -> None:
     first = load(pins, bpf_cache)
     assert loader.attach_cgroup(first, cgroup, pins) == list(loader.CGROUP_PROGRAMS)
     assert loader.attach_cgroup(first, cgroup, pins) == []
@@ -168,7 +167,7 @@ def test_cgroup_links_are_adopted_updated_and_moved(pins: loader.Pins, bpf_cache
 
 
 @pytest.fixture
-def held(pins: loader.Pins, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, dict[str, int]]]:
+def held(pins: Pins, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, dict[str, int]]]:
     """Loaded programs, and the descriptors of two maps, as an agent holds them."""
     loaded = load(pins, bpf_cache)
     tables = [BpfTable(name, pins.map(name)) for name in ("nn_backend", "nn_revnat")]
@@ -179,7 +178,7 @@ def held(pins: loader.Pins, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, di
 
 
 def test_a_pin_that_is_gone_is_made_again(
-    pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]], bpf_cache: Path
+    pins: Pins, held: tuple[loader.Loaded, dict[str, int]], bpf_cache: Path
 ) -> None:
     loaded, maps = held
     assert loader.check_pins(loaded, maps, pins) == loader.PinCheck()
@@ -196,7 +195,7 @@ def test_a_pin_that_is_gone_is_made_again(
 
 
 def test_a_pin_of_another_object_is_reported_and_left_alone(
-    pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]]
+    pins: Pins, held: tuple[loader.Loaded, dict[str, int]]
 ) -> None:
     loaded, maps = held
     program = pins.progs / loaded.key / "endpoint_egress"
@@ -214,13 +213,13 @@ def test_a_pin_of_another_object_is_reported_and_left_alone(
 def test_pins_outside_a_bpf_file_system_are_one_problem(
     tmp_path: Path, held: tuple[loader.Loaded, dict[str, int]]
 ) -> None:
-    (problem,) = loader.check_pins(*held, loader.Pins(tmp_path)).problems
+    (problem,) = loader.check_pins(*held, Pins(tmp_path)).problems
     assert f"{tmp_path} is not in a BPF file system any more" in problem
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_socket_program_that_is_detached_or_swapped_is_attached_again(
-    pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]], cgroup: Path
+    pins: Pins, held: tuple[loader.Loaded, dict[str, int]], cgroup: Path
 ) -> None:
     loaded, _ = held
     loader.attach_cgroup(loaded, cgroup, pins)
@@ -235,10 +234,10 @@ def test_a_socket_program_that_is_detached_or_swapped_is_attached_again(
 
 
 def test_a_link_that_cannot_be_pinned_leaves_no_descriptor_and_no_program(
-    tmp_path: Path, pins: loader.Pins, held: tuple[loader.Loaded, dict[str, int]], cgroup: Path
+    tmp_path: Path, pins: Pins, held: tuple[loader.Loaded, dict[str, int]], cgroup: Path
 ) -> None:
     loaded, _ = held
-    elsewhere = loader.Pins(tmp_path)
+    elsewhere = Pins(tmp_path)
     elsewhere.links.mkdir()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
@@ -250,11 +249,11 @@ def test_a_link_that_cannot_be_pinned_leaves_no_descriptor_and_no_program(
 
 def test_folder_outside_a_bpf_file_system_is_refused(tmp_path: Path, bpf_cache: Path) -> None:
     with pytest.raises(CannotRunError, match="is not in a BPF file system"):
-        load(loader.Pins(tmp_path / "pins"), bpf_cache)
+        load(Pins(tmp_path / "pins"), bpf_cache)
     assert list((tmp_path / "pins").iterdir()) == []
 
 
-def test_full_map_is_told_with_its_name_and_key(pins: loader.Pins, bpf_cache: Path) -> None:
+def test_full_map_is_told_with_its_name_and_key(pins: Pins, bpf_cache: Path) -> None:
     loaded = load(pins, bpf_cache, sizes={"nn_endpoint": 1})
     table = BpfTable("nn_endpoint", pins.map("nn_endpoint"))
     entry = abi.EndpointEntry(1, 2, 3, 0, "02:00:00:00:00:01")
@@ -271,13 +270,14 @@ import subprocess
 import sys
 from pathlib import Path
 from nodenet.bpf import build, loader
+from nodenet.bpf.pins import Pins
 from nodenet.errors import CannotRunError
 objects, root = build.build_all(Path(sys.argv[1])), Path(sys.argv[2])
 try:
-    loader.load(objects, loader.DatapathConfig(kernel_structs=True), loader.Pins(root / "checked"))
+    loader.load(objects, loader.DatapathConfig(kernel_structs=True), Pins(root / "checked"))
 except CannotRunError:
     print("refused", flush=True)
-loaded = loader.load(objects, loader.DatapathConfig(kernel_structs=False), loader.Pins(root / "not-checked"))
+loaded = loader.load(objects, loader.DatapathConfig(kernel_structs=False), Pins(root / "not-checked"))
 print(sorted(loaded.programs))
 """
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from nodenet import tables
-from nodenet.bpf import build, libbpf
+from nodenet.bpf import build, libbpf, loader
+from nodenet.bpf.pins import Pins
 
 
 class Declared(NamedTuple):
@@ -51,3 +52,15 @@ def test_records_have_the_sizes_of_keys_and_values(declared: dict[str, Declared]
     records, sizes = tables.KEYED[name], declared[name]
     for record, size in ((records.key, sizes.key_size), (records.value, sizes.value_size)):
         assert len(record.unpack(b"\1" * size).pack()) == size
+
+
+@pytest.mark.kernel
+def test_the_programs_use_every_declared_map(bpffs: Path, bpf_cache: Path) -> None:
+    pins = Pins(bpffs / "tables")
+    loaded = loader.load(build.build_all(bpf_cache), loader.DatapathConfig(), pins)
+    try:
+        used = {libbpf.map_name(number).decode() for fd in loaded.programs.values() for number in libbpf.map_ids(fd)}
+    finally:
+        loader.close(loaded)
+        pins.remove()
+    assert {name for name in used if name in tables.MAPS} == set(tables.MAPS)

@@ -18,6 +18,7 @@ import pytest
 
 from nodenet import abi
 from nodenet.bpf import build, loader, probe
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.link import netns, tc
@@ -112,7 +113,7 @@ def wire(bpffs: Path, bpf_cache: Path, request: pytest.FixtureRequest) -> Iterat
                 _ip("-n", inside, "neigh", "add", address, "lladdr", mac, "dev", "eth0")
         _ip("-n", node, "link", "set", "cni0", "up")
         netns.call(node, _no_tx_checksums, "eth0")
-        pins = loader.Pins(bpffs / "offload")
+        pins = Pins(bpffs / "offload")
         config = loader.DatapathConfig(refuse_errno=False)
         loaded = loader.load(build.build_all(bpf_cache, request.param), config, pins)
         stack.callback(pins.remove)

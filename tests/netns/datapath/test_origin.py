@@ -22,6 +22,7 @@ from scapy.packet import Packet
 from nodenet import abi, tables
 from nodenet.bpf import build, loader
 from nodenet.bpf.packet_run import TC_ACT_SHOT, run_packet
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.link import netns as namespaces
@@ -93,8 +94,8 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def programs(bpffs: Path, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, loader.Pins]]:
-    pins = loader.Pins(bpffs / "origin")
+def programs(bpffs: Path, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, Pins]]:
+    pins = Pins(bpffs / "origin")
     loaded = loader.load(build.build_all(bpf_cache), loader.DatapathConfig(refuse_errno=False), pins)
     yield loaded, pins
     loader.close(loaded)
@@ -102,7 +103,7 @@ def programs(bpffs: Path, bpf_cache: Path) -> Iterator[tuple[loader.Loaded, load
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
-def node(programs: tuple[loader.Loaded, loader.Pins], request: pytest.FixtureRequest) -> Iterator[Node]:
+def node(programs: tuple[loader.Loaded, Pins], request: pytest.FixtureRequest) -> Iterator[Node]:
     loaded, pins = programs
     with ExitStack() as stack:
         name = f"nntest-{uuid.uuid4().hex[:8]}"

@@ -8,97 +8,39 @@ docs/maps.md with the declarations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum, IntEnum
-from typing import NamedTuple
 
 from nodenet import abi
+from nodenet.abi import carried
+from nodenet.tables.types import (
+    BpfMap,
+    Carried,
+    Group,
+    Layout,
+    MapType,
+    Order,
+    Previous,
+    Records,
+    Size,
+    Step,
+    Writer,
+)
 
+__all__ = [
+    "BpfMap",
+    "Carried",
+    "Group",
+    "Layout",
+    "MapType",
+    "Order",
+    "Previous",
+    "Records",
+    "Size",
+    "Step",
+    "Writer",
+]
 
-class MapType(IntEnum):
-    """enum bpf_map_type of the kernel."""
-
-    HASH = 1
-    ARRAY = 2
-    PERCPU_ARRAY = 6
-    LRU_HASH = 9
-    LPM_TRIE = 11
-    RINGBUF = 27
-
-
-class Writer(Enum):
-    """Who fills a map. Each map has one writer; the values are the words for people."""
-
-    COMPILER = "compiler"  # DesiredState has all of its entries, and the reconcile loop writes the difference
-    LOOP = "reconcile loop"  # the plan itself, as part of the order of writes
-    PROGRAMS = "programs"
-    COUNTERS = "programs, per CPU"
-    EVENTS = "programs, as a queue"
-
-
-class Group(Enum):
-    """Maps that the reconcile loop brings up to date together. Trouble with one group does not hold up the other."""
-
-    SERVICES = "Services"
-    POLICY = "policy"
-
-
-class Step(NamedTuple):
-    """One step in the order of writes: all sets, or all deletes, of one map."""
-
-    table: str
-    deletes: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Places of a map's sets and of its deletes in the sequence of its group. reconcile/plan.py gives the reasons."""
-
-    sets: int
-    deletes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """`entries` is what the objects declare and the default of the configuration key `key`. "" means that the size is
-    fixed. The map has `entries` of the key divided by `share`."""
-
-    entries: int
-    key: str = ""
-    share: int = 1
-
-
-class Records(NamedTuple):
-    """The record types of a map's keys and values."""
-
-    key: type[abi.Record]
-    value: type[abi.Record]
-
-
-@dataclass(frozen=True, slots=True)
-class BpfMap:
-    """One map. `records` is None where user space does not read it by key.
-
-    `full` completes the sentence "when it is full, ..." for people; "" for a map that cannot be full.
-    """
-
-    name: str
-    type: MapType
-    records: Records | None
-    size: Size
-    writer: Writer
-    full: str = ""
-    group: Group | None = None
-    order: Order | None = None
-    # The programs wrote it, so nothing can fill it again: its content is copied into a map of another layout.
-    carried: bool = False
-
-    @property
-    def evicts(self) -> bool:
-        """Whether a full map drops its least recently used entry instead of refusing a new one."""
-        return self.type is MapType.LRU_HASH
-
-
+_FLOW = "pod:16 remote:16 pod_port:2 remote_port:2 protocol:1 pad:3"
+_SOCKET = "cookie:8 addr:16 port:2 protocol:1 pad:5"
 _STAYS = "a Service that does not fit stays as it was, whole"
 
 ENDPOINT = BpfMap(
@@ -141,7 +83,16 @@ POLICY = BpfMap(
     Group.POLICY,
     Order(sets=1, deletes=8),
 )
-STATE = BpfMap("nn_state", MapType.ARRAY, Records(abi.U32, abi.State), Size(1), Writer.LOOP, group=Group.POLICY)
+# Carried: revisions that entries of nn_ct have must not come again with another meaning.
+STATE = BpfMap(
+    "nn_state",
+    MapType.ARRAY,
+    Records(abi.U32, abi.State),
+    Size(1),
+    Writer.LOOP,
+    group=Group.POLICY,
+    carried=Carried(Layout("number:4", "policy_revision:4 pad:4")),
+)
 FRONTEND = BpfMap(
     "nn_frontend",
     MapType.HASH,
@@ -190,7 +141,7 @@ SOCK_REVNAT = BpfMap(
     Size(131072),
     Writer.PROGRAMS,
     "sockets that were idle longest see their backend's address in place of the Service's",
-    carried=True,
+    carried=Carried(Layout(_SOCKET, "rev_nat_index:4")),
 )
 SOCK_CHOICE = BpfMap(
     "nn_sock_choice",
@@ -199,7 +150,7 @@ SOCK_CHOICE = BpfMap(
     Size(65536),
     Writer.PROGRAMS,
     "unconnected sockets that were idle longest get a backend again with their next datagram",
-    carried=True,
+    carried=Carried(Layout(_SOCKET, "number:4")),
 )
 CT = BpfMap(
     "nn_ct",
@@ -208,7 +159,15 @@ CT = BpfMap(
     Size(131072, "ct_entries"),
     Writer.PROGRAMS,
     "connections that were idle longest are judged again at their next packet, as found in their middle",
-    carried=True,
+    carried=Carried(
+        Layout(
+            _FLOW,
+            "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2 created:4",
+        ),
+        adapt=carried.ct_judged_again,
+        merge=carried.ct_merged,
+        age=carried.ct_age,
+    ),
 )
 # A flow to a Service that is translated packet by packet is in nn_ct and in nn_lb_flow.
 LB_FLOW = BpfMap(
@@ -218,7 +177,15 @@ LB_FLOW = BpfMap(
     Size(65536, "ct_entries", share=2),
     Writer.PROGRAMS,
     "flows that were idle longest get a backend again, the same one while the Service is unchanged",
-    carried=True,
+    carried=Carried(
+        Layout(
+            _FLOW,
+            "backend:16 port:2 endpoint_id:2 backend_id:4 rev_nat_index:4 last_seen:4 opening:1 pad:1 slot:2 "
+            "source_port:2 pad2:2",
+        ),
+        merge=carried.lb_flow_newest,
+        age=carried.lb_flow_age,
+    ),
 )
 LB_PORT = BpfMap(
     "nn_lb_port",
@@ -227,7 +194,7 @@ LB_PORT = BpfMap(
     Size(8192),
     Writer.PROGRAMS,
     "answers to UDP flows that were idle longest are dropped until the pod sends again",
-    carried=True,
+    carried=Carried(Layout(_FLOW, "rev_nat_index:4 port:2 endpoint_id:2")),
 )
 FRAG = BpfMap(
     "nn_frag",
@@ -244,6 +211,7 @@ PORT = BpfMap(
     Size(4096),
     Writer.PROGRAMS,
     "frames without an address of the pod that was silent longest are dropped until it announces itself",
+    carried=Carried(Layout("number:4", "mac:6 pad:2 addr:16 link_local:16")),
 )
 CLAIM = BpfMap(
     "nn_claim",
@@ -252,6 +220,7 @@ CLAIM = BpfMap(
     Size(4096),
     Writer.PROGRAMS,
     "the link-local address that was claimed longest ago may be claimed by another pod",
+    carried=Carried(Layout("union:16", "number:4")),
 )
 METRICS = BpfMap(
     "nn_metrics", MapType.PERCPU_ARRAY, Records(abi.MetricsKey, abi.MetricsEntry), Size(768), Writer.COUNTERS

@@ -1,0 +1,178 @@
+"""Copies what nothing can fill again into the maps that take the place of others.
+
+Twice. Before the new maps are in use, all of it. After every program was replaced, what the old programs wrote in the
+meantime. Until then the old maps stay pinned in maps-old, so that a crash at any instant loses nothing: the next start
+merges them again. docs/decisions/0031-carried-maps.md has the rules and what they leave out.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nodenet import tables
+from nodenet.bpf import layout
+from nodenet.bpf.pins import Pins
+from nodenet.bpf.rawtable import Entry, RawTable
+from nodenet.tables import Carried
+from nodenet.tables.conversion import converter
+from nodenet.tables.types import Convert
+
+_64_BITS = (1 << 64) - 1
+
+
+class _Fingerprints:
+    """Whether an entry was among those that were added: 8 bytes for each, and false once in 10 ** 13 questions."""
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._sorted = True
+
+    def add(self, key: bytes, value: bytes) -> None:
+        self._numbers.append(hash(key + value) & _64_BITS)
+        self._sorted = False
+
+    def has(self, key: bytes, value: bytes) -> bool:
+        if not self._sorted:
+            self._numbers = array("Q", sorted(self._numbers))
+            self._sorted = True
+        number = hash(key + value) & _64_BITS
+        place = bisect_left(self._numbers, number)
+        return place < len(self._numbers) and self._numbers[place] == number
+
+
+class Transfer:
+    """From one old map into the one that took its place. `fresh`: the new map is empty and not in use."""
+
+    def __init__(self, source: RawTable, target: RawTable, carried: Carried, convert: Convert, *, fresh: bool) -> None:
+        self.source = source
+        self.target = target
+        self._carried = carried
+        self._convert = convert
+        self._fresh = fresh
+        # Entries as the first copy read them, and as it left them.
+        self._read = _Fingerprints()
+        self._left = _Fingerprints()
+
+    def first(self) -> int:
+        """Every entry; how many were copied. Raises OSError."""
+        copied, oldest, left = 0, self._oldest(), _Fingerprints()
+        for chunk in self.source.chunks():
+            for key, value in chunk:
+                self._read.add(key, value)
+            entries = [entry for entry in self._converted(chunk) if self._age(entry) >= oldest]
+            if self._fresh:
+                self.target.insert_all(entries)
+            else:
+                # Whatever is there was written by the new programs, or by an agent that did not come to its end.
+                entries = [entry for entry in entries if self._merge(*entry)]
+            for key, value in entries:
+                left.add(key, value)
+            copied += len(entries)
+        self._left = left
+        return copied
+
+    def last(self) -> int:
+        """What was written to the old map since `first`; how many entries were copied. Raises OSError."""
+        copied = 0
+        for chunk in self.source.chunks():
+            written = [entry for entry in chunk if not self._read.has(*entry)]
+            copied += sum([self._merge(*entry) for entry in self._converted(written)])
+        return copied
+
+    def close(self) -> None:
+        self.source.close()
+        self.target.close()
+
+    def _converted(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            made = self._convert(*entry)
+            if made is not None:
+                yield made[0], self._carried.adapt(made[1])
+
+    def _merge(self, key: bytes, value: bytes) -> bool:
+        """Whether anything was written."""
+        present = self.target.lookup(key)
+        if present is None:
+            return self.target.add(key, value)
+        # What the first copy left there is older than `value`; else both were written since.
+        best = value if self._left.has(key, present) else self._carried.merge(value, present)
+        return best != present and self.target.replace(key, best)
+
+    def _age(self, entry: Entry) -> int:
+        return self._carried.age(entry[1]) if self._carried.age else 0
+
+    def _oldest(self) -> int:
+        """In a smaller map an entry that comes later pushes out another, whichever is older: leave out the oldest."""
+        room = self.target.max_entries
+        if not self._carried.age or self.source.max_entries <= room:
+            return 0
+        ages = array("I", (self._age(entry) for chunk in self.source.chunks() for entry in self._converted(chunk)))
+        return sorted(ages)[-room] if len(ages) > room else 0
+
+
+class Carrying:
+    """Every transfer of one load. `copied`: numbers of entries of the first copy by map."""
+
+    def __init__(self, pins: Pins, transfers: Iterable[Transfer] = ()) -> None:
+        self.copied: dict[str, int] = {}
+        self._pins = pins
+        self._transfers = list(transfers)
+
+    @property
+    def names(self) -> set[str]:
+        """Of the maps that are copied."""
+        return {transfer.source.name for transfer in self._transfers}
+
+    def first(self) -> None:
+        """Raises OSError."""
+        for transfer in self._transfers:
+            name = transfer.source.name
+            self.copied[name] = self.copied.get(name, 0) + transfer.first()
+
+    def finish(self) -> dict[str, int]:
+        """After the last program was replaced: numbers of entries by map that the old programs wrote since the first
+        copy. The old maps are forgotten. Raises OSError; then they stay, and the next start copies again."""
+        late: dict[str, int] = {}
+        for transfer in self._transfers:
+            name = transfer.source.name
+            late[name] = late.get(name, 0) + transfer.last()
+        self._pins.clear_old_maps()
+        self.close()
+        return late
+
+    def close(self) -> None:
+        for transfer in self._transfers:
+            transfer.close()
+        self._transfers.clear()
+
+
+def prepare(pins: Pins, replaced: Iterable[str] = ()) -> Carrying:
+    """The copies that are due: from maps whose names are `replaced`, which have a successor in maps-new, and from those
+    in maps-old, whose switch did not come to its end. Newest first: a later copy does not overwrite what is there."""
+    replaced = list(replaced)
+    sources = [(name, pins.map(name)) for name in replaced] + pins.replaced()
+    transfers: list[Transfer] = []
+    fresh = set(replaced)
+    for name, path in sources:
+        target = (pins.new_maps if name in replaced else pins.maps) / name
+        made = _transfer(name, path, target, name in fresh)
+        if made is not None:
+            transfers.append(made)
+            fresh.discard(name)
+    return Carrying(pins, transfers)
+
+
+def _transfer(name: str, source: Path, target: Path, fresh: bool) -> Transfer | None:
+    """None for a map that is not carried, and for one whose entries cannot be read: its layout is not known."""
+    declared = tables.MAPS.get(name)
+    if declared is None or declared.carried is None or not target.exists():
+        return None
+    old = RawTable(name, source)
+    convert = converter(declared.carried, layout.of_map(old.info)) if old.info.type == declared.type else None
+    if convert is None:
+        old.close()
+        return None
+    return Transfer(old, RawTable(name, target), declared.carried, convert, fresh=fresh)
