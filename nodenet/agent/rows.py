@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nodenet import abi
-from nodenet.bpf.loader import Pins
+from nodenet.bpf.pins import Pins
 from nodenet.bpf.tables import BpfTable
 from nodenet.compile import Names
 from nodenet.endpoint import AttachmentKey
