@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Protocol, Self
 
+from nodenet.interned import interned
 from nodenet.model import IPAddress
 
 _V4_PREFIX = bytes(10) + b"\xff\xff"
@@ -25,13 +25,12 @@ class Record(Protocol):
         ...
 
 
-@lru_cache(maxsize=1 << 16)
 def pack_addr(address: IPAddress) -> bytes:
     """16 bytes; IPv4 mapped into IPv6."""
     return _V4_PREFIX + address.packed if address.version == 4 else address.packed
 
 
-@lru_cache(maxsize=1 << 16)
+@interned
 def unpack_addr(data: bytes) -> IPAddress:
     return IPv4Address(data[12:]) if data.startswith(_V4_PREFIX) else IPv6Address(data)
 

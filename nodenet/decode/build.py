@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 from netpolicy import parse
@@ -20,6 +19,7 @@ from netpolicy.types import Protocol as PolicyProtocol
 from nodenet import model
 from nodenet.decode import schema
 from nodenet.decode.salvage import Unread
+from nodenet.interned import interned
 from nodenet.model import IPAddress, IPNetwork, ObjectRef, Protocol, ServiceType
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
@@ -33,7 +33,7 @@ _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 Unreads = list[Unread]
 
 
-@lru_cache(maxsize=1 << 16)
+@interned
 def _parse_ip(text: str) -> IPAddress:
     return parse_address(text)
 
