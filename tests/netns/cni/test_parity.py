@@ -26,11 +26,11 @@ BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 # Every difference that is meant, by facet. A difference without a reason here fails the test.
 REASONS = {
     "pod.accept_ra": "ours takes no router advertisements in pods: any pod on the bridge could send them "
-    "(CVE-2020-10749; the reference closes the bridge's side alone)",
-    "pod.accept_dad": "without ipam the reference leaves the pod's settings alone; ours are the same for every pod",
+    "(CVE-2020-10749; the reference closes only the bridge's side)",
+    "pod.accept_dad": "without ipam the reference does not change the pod's settings; ours are the same for every pod",
     "node.port link-local": "the veth's node end has no address of its own: a bridge port needs none, and none means "
     "no duplicate detection and multicast reports for it",
-    "result.routes": "ours tells the gateway that the route got; the reference repeats the configuration",
+    "result.routes": "ours names the gateway that the route got; the reference repeats the configuration",
     "result.dns": "what resolvConf or another IPAM plugin says reaches the result; the reference's `bridge` "
     "overwrites it with its own empty `dns`",
     "ADD": "ours has a code for each reason; the reference says 999 for all of them",
