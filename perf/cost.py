@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,67 +20,21 @@ from typing import Any
 import click
 
 from nodenet.errors import CannotRunError, NodenetError
+from perf import trees
 from perf.node import own_mounts
+from perf.trees import ROOT
 
-ROOT = Path(__file__).parents[1]
 _WORKER = Path(__file__).parent / "cost_worker.py"
 _MODES = ("ebpf", "ebpf-packet")
 _WORKLOADS = ("crr", "rr", "udp")
 
 
-class Worker:
-    """A process that measures one tree's programs."""
-
-    def __init__(self, stack: ExitStack, tree: Path, pins: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(pins)],
-            env=os.environ | {"PYTHONPATH": str(tree)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        stack.callback(self._process.wait, 30)
-        stack.callback(self._process.kill)
-        self.scenarios: list[str] = json.loads(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise CannotRunError(f"a worker ended with {self._process.wait(30)}; its message is above")
-        return line
-
-    def block(self, scenario: str, count: int) -> float:
-        """ns per packet."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([scenario, count]) + "\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-
 def program_costs(base: Path, rounds: int, count: int) -> dict[str, dict[str, Any]]:
-    """{scenario: {"base", "new": least ns, "ratio": median of the rounds' ratios, "ratios": its quartiles}}"""
-    found: dict[str, dict[str, Any]] = {}
+    """As `trees.compare`, in ns per packet."""
     with own_mounts() as folder, ExitStack() as stack:
-        old = Worker(stack, base, folder / "bpf" / "base")
-        new = Worker(stack, ROOT, folder / "bpf" / "new")
-        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in new.scenarios}
-        for number in range(rounds + 1):
-            for name, seen in pairs.items():
-                order = (old, new) if number % 2 else (new, old)
-                times = {worker: worker.block(name, count) for worker in order}
-                if number:  # the first round warms up
-                    seen.append((times[old], times[new]))
-        for name, seen in pairs.items():
-            ratios = [mine / other for other, mine in seen if other]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            found[name] = {
-                "base": min(other for other, _ in seen),
-                "new": min(mine for _, mine in seen),
-                "ratio": round(middle, 3),
-                "ratios": [round(low, 3), round(high, 3)],
-            }
-    return found
+        old = trees.Worker(stack, base, _WORKER, str(folder / "bpf" / "base"))
+        new = trees.Worker(stack, ROOT, _WORKER, str(folder / "bpf" / "new"))
+        return trees.compare(old, new, rounds, count)
 
 
 def instructions(tree: Path, kernel: str) -> dict[str, float]:
@@ -119,15 +71,8 @@ def _environment(tree: Path) -> Iterator[None]:
 
 
 def text(found: dict[str, Any]) -> str:
-    lines = []
     programs = found.get("programs", {})
-    if programs:
-        lines.append(f"{'ns per packet (least block)':38} {'base':>7} {'new':>7}  ratio (quartiles of the rounds)")
-    for name, entry in programs.items():
-        low, high = entry["ratios"]
-        lines.append(
-            f"{name:38} {entry['base']:7.0f} {entry['new']:7.0f}  {entry['ratio']:.3f} ({low:.3f} - {high:.3f})"
-        )
+    lines = trees.table(programs, "ns per packet (least block)") if programs else []
     counted = found.get("instructions")
     if counted:
         lines.append(f"{'thousand instructions per connection':38} {'base':>7} {'new':>7}  ratio")
