@@ -96,7 +96,7 @@ class Work:
         }
 
     def _pipeline(self, size: int = 4095) -> Pipeline:
-        return Pipeline(Ring(size), 1_700_000_000 * 10**9, self._names)
+        return Pipeline(Ring(size), 1_700_000_000 * 10**9, lambda: self._names)
 
     def _receive(self, count: int) -> float:
         pipeline, records = self._pipeline(), self._records
@@ -137,17 +137,17 @@ class Work:
         return (time.process_time_ns() - start) / count
 
     def _memory(self, _count: int) -> float:
-        """A full ring of RECORDS flows, after a warm-up so that what is cached for all is not counted."""
-        self._flows()
+        """A full ring of the default size, after a warm-up so that what is cached for all is not counted."""
+        size = len(self._flows())
         gc.collect()
         tracemalloc.start()
         try:
-            pipeline = self._pipeline(RECORDS)
+            pipeline = self._pipeline()
             for record in self._records:
                 # A copy: the reader of the kernel's ring buffer makes one for each record too.
                 pipeline.receive(bytes(bytearray(record)))
             gc.collect()
-            return tracemalloc.get_traced_memory()[0] / RECORDS
+            return tracemalloc.get_traced_memory()[0] / size
         finally:
             tracemalloc.stop()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from nodenet.abi.packing import pack_addr, pack_mac, swap_port, unpack_addr, unpack_mac
 from nodenet.model import IPAddress
@@ -78,12 +78,14 @@ class Event(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """Decode one record; bytes beyond the struct (a newer datapath's) are ignored."""
-        values = list[Any](_EVENT.unpack_from(data))
+        values = [*_EVENT.unpack_from(data)]
         values[6], values[7] = unpack_addr(values[6]), unpack_addr(values[7])
-        values[8], values[9] = swap_port(values[8]), swap_port(values[9])
+        values[8], values[9] = _PORTS.unpack_from(data, _PORTS_OFFSET)
         values[23], values[24] = unpack_mac(values[23]), unpack_mac(values[24])
-        return cls(*values)
+        return cls._make(values)
 
 
 _EVENT = struct.Struct("=BBHiQQ16s16sHHBBBBBBHIIIIII6s6sBB6x")
 EVENT_SIZE = _EVENT.size
+# sport and dport, in network order.
+_PORTS, _PORTS_OFFSET = struct.Struct(">HH"), 56

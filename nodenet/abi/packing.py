@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Protocol, Self
 
@@ -39,6 +40,8 @@ def pack_mac(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
+# Strings take no weak references: a small bound instead, for those of one node.
+@lru_cache(maxsize=1 << 10)
 def unpack_mac(data: bytes) -> str:
     return data.hex(":")
 

@@ -10,6 +10,7 @@ from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.parts import Parts, count_objects
 from nodenet.flow.ring import Ring
+from nodenet.flow.types import Flow
 from nodenet.reconcile.loop import Stats
 
 Row = Mapping[str, Any]
@@ -68,5 +69,5 @@ def _reconcile(stats: Stats) -> Row:
     }
 
 
-def _flows(ring: Ring) -> Row:
+def _flows(ring: Ring[Flow]) -> Row:
     return {"seen": ring.seen, "lost": ring.lost, "kept": len(ring), "capacity": ring.capacity}

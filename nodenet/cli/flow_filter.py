@@ -8,8 +8,8 @@ from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nodenet.errors import BadInputError
-from nodenet.flow.decode import TCP_FLAGS
 from nodenet.flow.types import RESERVED_NAMES
+from nodenet.flow.words import TCP_FLAGS
 from nodenet.rpc.pb.flow import flow_pb2
 
 TYPES = {"capture": 3, "drop": 1, "l7": 129, "policy-verdict": 5, "trace": 4, "trace-sock": 7}

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from nodenet.abi import EventType
-from nodenet.flow.types import RESERVED_NAMES, PolicyMatch
+from nodenet.flow.types import RESERVED_NAMES, EventType, PolicyMatch
 from nodenet.rpc.pb.flow import flow_pb2
 
 POINTS = {

@@ -14,7 +14,8 @@ import click
 from nodenet.abi import Event, EventType
 from nodenet.cli.target import Target, target_options, targets
 from nodenet.errors import NodenetError
-from nodenet.flow import decode
+from nodenet.flow import words
+from nodenet.flow.types import Icmp
 
 
 def event_line(event: Event, clock_offset: int) -> str:
@@ -31,8 +32,10 @@ def event_line(event: Event, clock_offset: int) -> str:
     if event.type == EventType.TRACE:
         parts.append(f"point {event.point} reply {event.is_reply}")
     if event.reason:
-        parts.append(f"reason {decode.drop_reason(event)}")
-    return " ".join([*parts, f"({decode.summary(event)})"])
+        parts.append(f"reason {abs(event.reason)}")
+    icmp = Icmp(event.icmp_type, event.icmp_code)
+    transport = words.transport(event.protocol, event.tcp_flags, icmp) if event.ip_version else words.NOT_IP
+    return " ".join([*parts, f"({transport})"])
 
 
 def event_json(event: Event, clock_offset: int, node: str = "") -> str:

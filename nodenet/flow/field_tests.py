@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nodenet.flow import decode, glob, selector
+from nodenet.flow import glob, selector
 from nodenet.flow.filter import EventTypeMatch, InterfaceMatch, Origin
 from nodenet.flow.limits import shown
 from nodenet.flow.types import Flow, Party, ServiceName, Workload
@@ -48,7 +48,7 @@ def _one_of(get: Callable[[Flow], object]) -> Builder:
     return build
 
 
-def _ip(get: Callable[[Flow], IPAddress]) -> Builder:
+def _ip(get: Callable[[Flow], IPAddress | None]) -> Builder:
     """Networks are looked up once for each prefix length that occurs."""
 
     def build(values: Sequence[str], _origin: Origin) -> FieldTest:
@@ -59,9 +59,9 @@ def _ip(get: Callable[[Flow], IPAddress]) -> Builder:
             networks[network.version][shift].add(int(network.network_address) >> shift)
 
         def test(flow: Flow) -> bool:
-            if not flow.event.ip_version:
-                return False
             address = get(flow)
+            if address is None:
+                return False
             if address in hosts:
                 return True
             number = int(address)
@@ -160,10 +160,10 @@ def _glob(pattern: str, name: str) -> bool:
     return glob.matches(pattern, name)
 
 
-def _port(get: Callable[[Flow], int]) -> Builder:
+def _port(get: Callable[[Flow], int | None]) -> Builder:
     def build(values: Iterable[str], _origin: Origin) -> FieldTest:
         wanted = frozenset(_port_number(value) for value in values)
-        return FieldTest(lambda flow: flow.event.protocol in _WITH_PORTS and get(flow) in wanted)
+        return FieldTest(lambda flow: get(flow) in wanted)
 
     return build
 
@@ -181,7 +181,7 @@ def _protocol(values: Iterable[str], _origin: Origin) -> FieldTest:
         if known is None:
             raise ValueError(f"unknown protocol {shown(value)} (known: {', '.join(_PROTOCOLS)})")
         wanted.update(known)
-    return FieldTest(lambda flow: flow.event.protocol in wanted)
+    return FieldTest(lambda flow: flow.protocol in wanted)
 
 
 def _reply(values: Iterable[bool], _origin: Origin) -> FieldTest:
@@ -189,10 +189,9 @@ def _reply(values: Iterable[bool], _origin: Origin) -> FieldTest:
     wanted = frozenset(values)
 
     def test(flow: Flow) -> bool:
-        reply = decode.is_reply(flow.event)
-        if reply is None:
-            return bool(flow.event.reason) and False in wanted
-        return reply in wanted
+        if flow.is_reply is None:
+            return flow.drop_reason is not None and False in wanted
+        return flow.is_reply in wanted
 
     return FieldTest(test)
 
@@ -202,8 +201,8 @@ def _tcp_flags(values: Iterable[int], _origin: Origin) -> FieldTest:
     wanted = frozenset(values)
 
     def test(flow: Flow) -> bool:
-        event = flow.event
-        return event.protocol == Protocol.TCP and any(event.tcp_flags & want == want for want in wanted)
+        flags = flow.tcp_flags
+        return flags is not None and any(flags & want == want for want in wanted)
 
     return FieldTest(test, len(wanted))
 
@@ -213,7 +212,7 @@ def _event_type(values: Iterable[EventTypeMatch], _origin: Origin) -> FieldTest:
     wanted = frozenset((value.type, value.sub_type if value.match_sub_type else None) for value in values)
 
     def test(flow: Flow) -> bool:
-        kind, sub_type = decode.event_type(flow.event)
+        kind, sub_type = flow.event_type, flow.sub_type
         return not wanted.isdisjoint(((kind, sub_type), (kind, None), (0, sub_type), (0, None)))
 
     return FieldTest(test, 4)
@@ -243,14 +242,14 @@ def _node_labels(values: Iterable[str], origin: Origin) -> FieldTest:
 
 def _ip_version(values: Iterable[int], _origin: Origin) -> FieldTest:
     """Hubble numbers them 1 (IPv4), 2 (IPv6), 0 (not IP)."""
-    wanted = frozenset({1: 4, 2: 6}.get(value, 0) for value in values)
-    return FieldTest(lambda flow: flow.event.ip_version in wanted)
+    wanted = frozenset({1: 4, 2: 6}.get(value) for value in values)
+    return FieldTest(lambda flow: flow.ip_version in wanted)
 
 
 def _interface(values: Iterable[InterfaceMatch], _origin: Origin) -> FieldTest:
-    """By number: an event does not carry the name."""
+    """By number: a flow does not carry the name."""
     wanted = frozenset(value.ifindex for value in values if value.ifindex and not value.name)
-    return FieldTest(lambda flow: flow.event.ifindex in wanted)
+    return FieldTest(lambda flow: flow.ifindex in wanted)
 
 
 def _uuid(values: Iterable[str], origin: Origin) -> FieldTest:
@@ -274,7 +273,6 @@ def _service_name(service: ServiceName | None) -> tuple[str, str]:
     return service if service is not None else ("", "")
 
 
-_WITH_PORTS = frozenset({Protocol.TCP, Protocol.UDP, Protocol.SCTP})
 # Layer 7 names are known and match nothing here.
 _PROTOCOLS: dict[str, tuple[int, ...]] = {
     "tcp": (Protocol.TCP,),
@@ -289,7 +287,7 @@ _PROTOCOLS: dict[str, tuple[int, ...]] = {
 }
 BUILDERS: dict[str, Builder] = {
     "uuid": _uuid,
-    "source_ip": _ip(lambda flow: flow.event.saddr),
+    "source_ip": _ip(lambda flow: flow.source_ip),
     "source_ip_xlated": _never,
     "source_pod": _named(lambda flow: (flow.source.namespace, flow.source.pod)),
     "source_fqdn": _never,
@@ -297,22 +295,22 @@ BUILDERS: dict[str, Builder] = {
     "source_service": _named(lambda flow: _service_name(flow.source_service)),
     "source_workload": _workload(_source),
     "source_cluster_name": _cluster(_source),
-    "destination_ip": _ip(lambda flow: flow.event.daddr),
+    "destination_ip": _ip(lambda flow: flow.destination_ip),
     "destination_pod": _named(lambda flow: (flow.destination.namespace, flow.destination.pod)),
     "destination_fqdn": _never,
     "destination_label": _label(_destination),
     "destination_service": _named(lambda flow: _service_name(flow.destination_service)),
     "destination_workload": _workload(_destination),
     "destination_cluster_name": _cluster(_destination),
-    "traffic_direction": _one_of(lambda flow: decode.traffic_direction(flow.event)),
+    "traffic_direction": _one_of(lambda flow: flow.direction or 0),
     "verdict": _one_of(lambda flow: flow.verdict),
-    "drop_reason_desc": _one_of(lambda flow: decode.drop_reason(flow.event)),
+    "drop_reason_desc": _one_of(lambda flow: flow.drop_reason or 0),
     "interface": _interface,
     "event_type": _event_type,
     "http_status_code": _never,
     "protocol": _protocol,
-    "source_port": _port(lambda flow: flow.event.sport),
-    "destination_port": _port(lambda flow: flow.event.dport),
+    "source_port": _port(lambda flow: flow.source_port),
+    "destination_port": _port(lambda flow: flow.destination_port),
     "reply": _reply,
     "dns_query": _never,
     "source_identity": _one_of(lambda flow: flow.source.identity),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nodenet.flow import decode
-from nodenet.flow.enrich import enrich
+from nodenet.flow import kernel
 from nodenet.flow.ring import Ring
-from nodenet.flow.types import Lost, LostSource, NameTable
+from nodenet.flow.types import Flow, Lost, LostSource, NameTable
 
+# Records kept for `nodenet monitor --last`, at most: 208 bytes each.
+MAX_RECORDS = 4095
 _UNNAMED = NameTable()
 
 
@@ -18,10 +19,11 @@ def _no_names() -> NameTable:
 
 class Pipeline:
     """`names` gives the newest table, once for each event; `clock_offset` is ns from CLOCK_MONOTONIC to the epoch, and
-    is set again when the time of day was."""
+    is set again when the time of day was. `records` holds the newest records as they came."""
 
-    def __init__(self, ring: Ring, clock_offset: int, names: Callable[[], NameTable] = _no_names) -> None:
+    def __init__(self, ring: Ring[Flow], clock_offset: int, names: Callable[[], NameTable] = _no_names) -> None:
         self.ring = ring
+        self.records: Ring[bytes] = Ring(min(ring.capacity, MAX_RECORDS))
         self.clock_offset = clock_offset
         self._names = names
         # Records that were not of this ABI, and what was wrong with the last one.
@@ -32,16 +34,21 @@ class Pipeline:
     def receive(self, record: bytes) -> None:
         """Take one record. Never raises: it is called from C. What cannot be decoded is counted and shown as lost."""
         try:
-            event = decode.decode(record)
-        except decode.DecodeError as error:
+            event = kernel.decode(record)
+        except kernel.DecodeError as error:
             self.undecoded += 1
             self.last_error = str(error)
-            self.ring.append(Lost(LostSource.AGENT, 1))
+            self._lost(Lost(LostSource.AGENT, 1))
             return
         self._number += 1
-        self.ring.append(enrich(event, self._names(), self.clock_offset, self._number))
+        self.records.append(record)
+        self.ring.append(kernel.to_flow(event, self._names(), self.clock_offset, self._number))
 
     def lost_in_kernel(self, flows: int, now: int) -> None:
         """Tell readers that the kernel's ring buffer had no room for so many. `now` is ns since the epoch."""
         if flows > 0:
-            self.ring.append(Lost(LostSource.KERNEL, flows, 0, now))
+            self._lost(Lost(LostSource.KERNEL, flows, 0, now))
+
+    def _lost(self, lost: Lost) -> None:
+        self.records.append(lost)
+        self.ring.append(lost)

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from nodenet.flow.limits import STEPS_PER_READ
 from nodenet.flow.types import Flow, Lost, LostSource
 
-Item = Flow | Lost
+# What a ring keeps: flows, or the records that a producer made them of.
+T = TypeVar("T", Flow, bytes)
 # Items that one `read` looks at, at most, and fewer where a filter is expensive: between reads others have their turn.
 READ_SIZE = 512
 
 
-class Ring:
-    """Keeps the last `capacity` items. Places are counted from 0 and never reused, so a reader is one number."""
+class Ring(Generic[T]):
+    """Keeps the last `capacity` items, with a Lost where some are missing. Places are counted from 0 and never reused,
+    so a reader is one number."""
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"capacity: expected 1 or more, got {capacity}")
         self.capacity = capacity
-        # Flows ever added, and flows known to be lost before they came here (kernel, decoding).
+        # Items ever added, and flows known to be lost before they came here (kernel, decoding).
         self.seen = 0
         self.lost = 0
         # Flows that readers missed because they were slower than the ring turns.
         self.lost_by_readers = 0
-        self._items: list[Item | None] = [None] * capacity
+        self._items: list[T | Lost | None] = [None] * capacity
         self._end = 0
 
-    def append(self, item: Item) -> None:
+    def append(self, item: T | Lost) -> None:
         """Add one item; the oldest one goes when the ring is full."""
         self._items[self._end % self.capacity] = item
         self._end += 1
@@ -51,14 +53,14 @@ class Ring:
         """The place of the oldest item that is still here."""
         return max(0, self._end - self.capacity)
 
-    def at(self, place: int) -> Item:
+    def at(self, place: int) -> T | Lost:
         """The item at a place between `start` and `end`."""
         item = self._items[place % self.capacity]
         if item is None or not self.start <= place < self._end:
             raise IndexError(f"place {place} is not between {self.start} and {self._end}")
         return item
 
-    def newest_first(self) -> Iterator[tuple[int, Item]]:
+    def newest_first(self) -> Iterator[tuple[int, T | Lost]]:
         """Every item with its place. Only for use without an append in between."""
         for place in range(self._end - 1, self.start - 1, -1):
             yield place, self.at(place)
@@ -69,7 +71,8 @@ class Query:
     """What a reader asks for. Times are ns since the epoch, both ends included; `number` 0: no bound.
 
     Without `first` a number means the newest that match. With `follow` and neither number nor `since`, only what
-    comes from now on. `steps`: comparisons that `matches` needs for one flow, at most.
+    comes from now on. `steps`: comparisons that `matches` needs for one flow, at most. Of records only `number`,
+    `first` and `follow` count: the others look into flows.
     """
 
     number: int = 0
@@ -80,7 +83,10 @@ class Query:
     matches: Callable[[Flow], bool] | None = None
     steps: int = 1
 
-    def wants(self, flow: Flow) -> bool:
+    def wants(self, item: Flow | bytes) -> bool:
+        return not isinstance(item, Flow) or self._wants_flow(item)
+
+    def _wants_flow(self, flow: Flow) -> bool:
         if self.since is not None and flow.time < self.since:
             return False
         if self.until is not None and flow.time > self.until:
@@ -88,18 +94,18 @@ class Query:
         return self.matches is None or self.matches(flow)
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[T]):
     """What one `read` found. `done`: the query is answered and nothing more will come."""
 
-    items: list[Item]
+    items: list[T | Lost]
     done: bool
 
 
-class Reader:
+class Reader(Generic[T]):
     """One query's way through the ring: back to the first item that is wanted where a number is given, then forward."""
 
-    def __init__(self, ring: Ring, query: Query) -> None:
-        self._ring = ring
+    def __init__(self, ring: Ring[T], query: Query) -> None:
+        self._ring: Ring[T] = ring
         self._query = query
         self._size = max(1, min(READ_SIZE, STEPS_PER_READ // max(1, query.steps)))
         self._left = query.number if query.first and query.number else None
@@ -115,14 +121,14 @@ class Reader:
         """Everything that is here has been read."""
         return not self._wanted and self._place >= self._ring.end
 
-    def read(self) -> Batch:
+    def read(self) -> Batch[T]:
         """The next matching items; none when there are none yet. Looks at READ_SIZE items at most, on the way back and
         forward each."""
         if self._wanted:
             self._search_back()
             if self._wanted:
                 return Batch([], False)
-        found: list[Item] = []
+        found: list[T | Lost] = []
         self._skip_lost(found)
         end = self._ring.end if self._stop is None else min(self._stop, self._ring.end)
         stop = min(end, self._place + self._size)
@@ -144,15 +150,22 @@ class Reader:
         while self._back > stop and self._wanted:
             self._back -= 1
             item = self._ring.at(self._back)
-            if isinstance(item, Flow) and self._query.wants(item):
+            if not isinstance(item, Lost) and self._query.wants(item):
                 self._place, self._wanted = self._back, self._wanted - 1
         if self._back <= oldest:
             self._wanted = 0
 
-    def _skip_lost(self, found: list[Item]) -> None:
+    def _skip_lost(self, found: list[T | Lost]) -> None:
         missed = self._ring.start - self._place
         if missed > 0:
             after = self._ring.at(self._ring.start)
-            found.append(Lost(LostSource.READER, missed, 0, after.time if isinstance(after, Flow) else after.first))
+            found.append(Lost(LostSource.READER, missed, 0, _time(after)))
             self._ring.lost_by_readers += missed
             self._place = self._ring.start
+
+
+def _time(item: Flow | bytes | Lost) -> int:
+    """ns since the epoch; 0: not known."""
+    if isinstance(item, Flow):
+        return item.time
+    return item.first if isinstance(item, Lost) else 0

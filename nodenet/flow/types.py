@@ -1,4 +1,9 @@
-"""What a flow is: one kernel event with names on both ends. Named tuples, because one is made for every event."""
+"""What a flow is: the facts of one observation and the names of both ends. Pure.
+
+Each producer (flow/kernel.py: the datapath's events) fills the fields that it knows. What it does not know is None, and
+stays absent in messages and in print (docs/decisions/0032-flows-own-their-fields.md).
+Named tuples, because one is made for every event.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from nodenet.abi import Event
-from nodenet.model import Identity, IPAddress
+from nodenet.model import Direction, Identity, IPAddress
 
 
 class Verdict(IntEnum):
@@ -18,6 +22,48 @@ class Verdict(IntEnum):
     FORWARDED = 1
     DROPPED = 2
     TRANSLATED = 7
+
+
+class FlowType(IntEnum):
+    """Hubble's FlowType: what was observed. L7 (2) has no producer yet."""
+
+    L3_L4 = 1
+    SOCK = 3
+
+
+class EventType(IntEnum):
+    """Cilium's monitor event types, as Hubble's event_type carries them; the sub-type says more:
+
+    the drop reason of DROP, the point of TRACE (0: to an endpoint), the SocketPoint of SOCK.
+    """
+
+    DROP = 1
+    TRACE = 4
+    POLICY_VERDICT = 5
+    SOCK = 7
+
+
+class TracePoint(IntEnum):
+    """Hubble's TraceObservationPoint; those that this datapath has."""
+
+    TO_STACK = 3
+    FROM_ENDPOINT = 5
+    TO_ENDPOINT = 101
+
+
+class TraceReason(IntEnum):
+    """Hubble's TraceReason: what connection tracking said of the packet."""
+
+    NEW = 1
+    ESTABLISHED = 2
+    REPLY = 3
+    RELATED = 4
+
+
+class SocketPoint(IntEnum):
+    """Hubble's SocketTranslationPoint; the destination is replaced on the way out only."""
+
+    POST_FORWARD = 2
 
 
 class LostSource(IntEnum):
@@ -100,22 +146,62 @@ class PolicyName(NamedTuple):
     match: PolicyMatch = PolicyMatch.NONE
 
 
-class Flow(NamedTuple):
-    """One observation. `time` is ns since the epoch; `number` counts this agent's flows and makes the uuid.
+class Icmp(NamedTuple):
+    """Type and code of an ICMP message (RFC 792, RFC 4443)."""
 
-    `allowed_by` and `denied_by` are policies in the event's direction, for the endpoint that the event names.
+    type: int
+    code: int
+
+
+class Flow(NamedTuple):
+    """One observation on this node. None: the producer does not know, or the packet has no such thing.
+
+    `time` is ns since the epoch; `number` counts this agent's flows and makes the uuid. Names are those at the time of
+    the observation. Node and cluster are the same for all flows of an agent: see filter.Origin.
     """
 
     time: int
     number: int
-    event: Event
+    type: FlowType
+    event_type: EventType
+    sub_type: int
     verdict: Verdict
     source: Party
     destination: Party
-    source_service: ServiceName | None
-    destination_service: ServiceName | None
-    allowed_by: tuple[PolicyName, ...]
-    denied_by: tuple[PolicyName, ...]
+    # Layer 3 and 4. `protocol`: IANA's number; ports of TCP, UDP and SCTP; TCP flags: the bits of the header.
+    source_ip: IPAddress | None = None
+    destination_ip: IPAddress | None = None
+    protocol: int | None = None
+    source_port: int | None = None
+    destination_port: int | None = None
+    tcp_flags: int | None = None
+    icmp: Icmp | None = None
+    # Of the connection, as the endpoint sees it: what a pod answers is part of ingress. Policy is asked in it too.
+    direction: Direction | None = None
+    is_reply: bool | None = None
+    # Hubble's DropReason number.
+    drop_reason: int | None = None
+    # The Service that the client called, or whose address is in the packet.
+    source_service: ServiceName | None = None
+    destination_service: ServiceName | None = None
+    # Policies in this direction.
+    allowed_by: tuple[PolicyName, ...] = ()
+    denied_by: tuple[PolicyName, ...] = ()
+    policy_match: PolicyMatch | None = None
+    trace_point: TracePoint | None = None
+    trace_reason: TraceReason | None = None
+    socket_point: SocketPoint | None = None
+    # Link addresses of the frame, as aa:bb:cc:dd:ee:ff.
+    source_mac: str | None = None
+    destination_mac: str | None = None
+    ifindex: int | None = None
+    socket_cookie: int | None = None
+
+    @property
+    def ip_version(self) -> int | None:
+        """4 or 6."""
+        address = self.destination_ip or self.source_ip
+        return address.version if address is not None else None
 
 
 class Lost(NamedTuple):

@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from nodenet.abi import EventType
-from nodenet.flow import decode
+from nodenet.flow import words
 from nodenet.flow.filter import EventTypeMatch, FilterError, FlowFilter, InterfaceMatch, Origin
 from nodenet.flow.matcher import require_filters, require_values
-from nodenet.flow.types import Flow, Lost, Party, PolicyMatch, PolicyName, ServiceName, Verdict, Workload
+from nodenet.flow.types import Flow, Lost, Party, PolicyName, ServiceName, Workload
 from nodenet.model import Direction, Protocol
 from nodenet.rpc.mask import Mask, prune
-from nodenet.rpc.pb.flow import flow_pb2
 from nodenet.rpc.pb.observer import observer_pb2
 
 POLICY_KIND = "NetworkPolicy"
 RULE_LABEL = "nodenet:rule"
 
-_L4 = {Protocol.TCP: "TCP", Protocol.UDP: "UDP", Protocol.SCTP: "SCTP"}
-_TRACE_REASONS = {0: 1, 1: 2, 2: 3, 3: 4}
+_WITH_PORTS = {int(Protocol.TCP): "TCP", int(Protocol.UDP): "UDP", int(Protocol.SCTP): "SCTP"}
+_ICMP = {int(Protocol.ICMP): "ICMPv4", int(Protocol.ICMPV6): "ICMPv6"}
 _NANOSECONDS = 1_000_000_000
 
 
@@ -52,7 +50,7 @@ def fill_lost(message: Any, lost: Lost) -> None:
 
 
 def fill(message: Any, flow: Flow, origin: Origin, mask: Mask | None = None) -> None:
-    """A flow.Flow. Without a mask every field that this datapath knows."""
+    """A flow.Flow. Without a mask every field that the flow knows."""
     if mask is None:
         for put in _PUT.values():
             put(message, flow, origin)
@@ -97,7 +95,7 @@ def _workload(value: Any) -> Workload:
 
 
 def _flag_bits(value: Any) -> int:
-    return sum(bit for name, bit in decode.TCP_FLAGS if getattr(value, name))
+    return sum(bit for name, bit in words.TCP_FLAGS if getattr(value, name))
 
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
@@ -127,39 +125,43 @@ def _put_verdict(message: Any, flow: Flow, _origin: Origin) -> None:
 
 
 def _put_ethernet(message: Any, flow: Flow, _origin: Origin) -> None:
-    if not decode.is_socket(flow.event):
-        message.ethernet.source = flow.event.src_mac
-        message.ethernet.destination = flow.event.dst_mac
+    if flow.source_mac is not None:
+        message.ethernet.source = flow.source_mac
+    if flow.destination_mac is not None:
+        message.ethernet.destination = flow.destination_mac
 
 
 def _put_ip(message: Any, flow: Flow, _origin: Origin) -> None:
-    event = flow.event
-    if not event.ip_version:
+    if flow.ip_version is None:
         return
     ip = message.IP
-    if not event.saddr.is_unspecified or not decode.is_socket(event):
-        ip.source = str(event.saddr)
-    ip.destination = str(event.daddr)
-    ip.ipVersion = 1 if event.ip_version == 4 else 2
+    if flow.source_ip is not None:
+        ip.source = str(flow.source_ip)
+    if flow.destination_ip is not None:
+        ip.destination = str(flow.destination_ip)
+    ip.ipVersion = 1 if flow.ip_version == 4 else 2
 
 
 def _put_l4(message: Any, flow: Flow, _origin: Origin) -> None:
-    event = flow.event
-    name = _L4.get(event.protocol)  # type: ignore[call-overload]
-    if name is not None:
-        layer = getattr(message.l4, name)
+    protocol = flow.protocol
+    if protocol is None:
+        return
+    if protocol in _WITH_PORTS:
+        layer = getattr(message.l4, _WITH_PORTS[protocol])
         layer.SetInParent()
-        layer.source_port = event.sport
-        layer.destination_port = event.dport
-        if event.protocol == Protocol.TCP:
-            for flag, bit in decode.TCP_FLAGS:
-                if event.tcp_flags & bit:
+        if flow.source_port is not None:
+            layer.source_port = flow.source_port
+        if flow.destination_port is not None:
+            layer.destination_port = flow.destination_port
+        if flow.tcp_flags:
+            for flag, bit in words.TCP_FLAGS:
+                if flow.tcp_flags & bit:
                     setattr(layer.flags, flag, True)
-    elif event.protocol in (Protocol.ICMP, Protocol.ICMPV6):
-        layer = message.l4.ICMPv6 if event.protocol == Protocol.ICMPV6 else message.l4.ICMPv4
+    elif protocol in _ICMP:
+        layer = getattr(message.l4, _ICMP[protocol])
         layer.SetInParent()
-        layer.type = event.icmp_type
-        layer.code = event.icmp_code
+        if flow.icmp is not None:
+            layer.type, layer.code = flow.icmp
 
 
 def _put_party(message: Any, party: Party, cluster: str) -> None:
@@ -185,7 +187,7 @@ def _put_destination(message: Any, flow: Flow, origin: Origin) -> None:
 
 
 def _put_type(message: Any, flow: Flow, _origin: Origin) -> None:
-    message.Type = flow_pb2.SOCK if decode.is_socket(flow.event) else flow_pb2.L3_L4
+    message.Type = int(flow.type)
 
 
 def _put_node_name(message: Any, _flow: Flow, origin: Origin) -> None:
@@ -201,7 +203,7 @@ def _put_emitter(message: Any, _flow: Flow, _origin: Origin) -> None:
 
 
 def _put_event_type(message: Any, flow: Flow, _origin: Origin) -> None:
-    message.event_type.type, message.event_type.sub_type = decode.event_type(flow.event)
+    message.event_type.type, message.event_type.sub_type = int(flow.event_type), flow.sub_type
 
 
 def _put_service(message: Any, service: ServiceName) -> None:
@@ -219,57 +221,58 @@ def _put_destination_service(message: Any, flow: Flow, _origin: Origin) -> None:
 
 
 def _put_direction(message: Any, flow: Flow, _origin: Origin) -> None:
-    message.traffic_direction = decode.traffic_direction(flow.event)
+    if flow.direction is not None:
+        message.traffic_direction = int(flow.direction)
 
 
 def _put_match_type(message: Any, flow: Flow, _origin: Origin) -> None:
-    if decode.event_type(flow.event)[0] == EventType.POLICY_VERDICT:
-        message.policy_match_type = int(flow.allowed_by[0].match if flow.allowed_by else PolicyMatch.ALL)
+    if flow.policy_match is not None:
+        message.policy_match_type = int(flow.policy_match)
 
 
 def _put_point(message: Any, flow: Flow, _origin: Origin) -> None:
-    message.trace_observation_point = decode.observation_point(flow.event)
+    if flow.trace_point is not None:
+        message.trace_observation_point = int(flow.trace_point)
 
 
 def _put_trace_reason(message: Any, flow: Flow, _origin: Origin) -> None:
-    if decode.observation_point(flow.event):
-        message.trace_reason = _TRACE_REASONS.get(flow.event.ct_status, 0)
+    if flow.trace_reason is not None:
+        message.trace_reason = int(flow.trace_reason)
 
 
 def _put_drop_reason(message: Any, flow: Flow, _origin: Origin) -> None:
-    if flow.verdict is Verdict.DROPPED:
-        message.drop_reason_desc = decode.drop_reason(flow.event)
+    if flow.drop_reason is not None:
+        message.drop_reason_desc = flow.drop_reason
 
 
 def _put_is_reply(message: Any, flow: Flow, _origin: Origin) -> None:
-    reply = decode.is_reply(flow.event)
-    if reply is not None:
-        message.is_reply.value = reply
+    if flow.is_reply is not None:
+        message.is_reply.value = flow.is_reply
 
 
 def _put_interface(message: Any, flow: Flow, _origin: Origin) -> None:
-    if flow.event.ifindex:
-        message.interface.index = flow.event.ifindex
+    if flow.ifindex is not None:
+        message.interface.index = flow.ifindex
 
 
 def _put_socket(message: Any, flow: Flow, _origin: Origin) -> None:
-    if flow.verdict is Verdict.TRANSLATED:
-        message.sock_xlate_point = decode.XLATE_POST_FORWARD
+    if flow.socket_point is not None:
+        message.sock_xlate_point = int(flow.socket_point)
 
 
 def _put_cookie(message: Any, flow: Flow, _origin: Origin) -> None:
-    if not decode.is_socket(flow.event):
-        message.socket_cookie = flow.event.cookie
+    if flow.socket_cookie is not None:
+        message.socket_cookie = flow.socket_cookie
 
 
 def _put_summary(message: Any, flow: Flow, _origin: Origin) -> None:
-    message.Summary = decode.summary(flow.event)
+    message.Summary = words.summary(flow)
 
 
 def _policies(direction: Direction, get: Callable[[Flow], tuple[PolicyName, ...]], name: str) -> Callable[..., None]:
     def put(message: Any, flow: Flow, _origin: Origin) -> None:
         found = get(flow)
-        if found and decode.traffic_direction(flow.event) == direction:
+        if found and flow.direction is direction:
             for policy in found:
                 labels = [f"{RULE_LABEL}={policy.rule}"] if policy.rule else []
                 getattr(message, name).add(

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 from nodenet.flow.filter import Origin
 from nodenet.flow.pipeline import Pipeline
-from nodenet.flow.ring import Item, Query, Reader
+from nodenet.flow.ring import Query, Reader, Ring, T
+from nodenet.flow.types import Flow, Lost
 
 
 def new_origin(node_name: str, cluster_name: str, node_labels: tuple[str, ...] = ()) -> Origin:
@@ -31,12 +32,18 @@ class Feed:
         self._more.set()
         self._more = asyncio.Event()
 
-    async def read(self, query: Query, deadline: float | None = None) -> AsyncIterator[list[Item]]:
-        """Batches that answer a query. A following one ends at `deadline` (loop time), or when its task is cancelled.
+    def flows(self, query: Query, deadline: float | None = None) -> AsyncIterator[list[Flow | Lost]]:
+        """Batches of flows that answer a query. A following one ends at `deadline` (loop time), or when its task is
+        cancelled."""
+        return self._read(self.ring, query, deadline)
 
-        Between batches other tasks have their turn, so that a reader of everything does not stop the others.
-        """
-        reader = Reader(self.ring, query)
+    def records(self, query: Query) -> AsyncIterator[list[bytes | Lost]]:
+        """The same of the kernel's records; they take no filter and no times."""
+        return self._read(self.pipeline.records, query, None)
+
+    async def _read(self, ring: Ring[T], query: Query, deadline: float | None) -> AsyncIterator[list[T | Lost]]:
+        """Between batches other tasks have their turn, so that a reader of everything does not stop the others."""
+        reader = Reader(ring, query)
         while True:
             more = self._more
             batch = reader.read()

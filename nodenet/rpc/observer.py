@@ -62,7 +62,7 @@ class Observer:
         except FilterError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        async for batch in self._feed.read(query, self._deadline(query)):
+        async for batch in self._feed.flows(query, self._deadline(query)):
             for item in batch:
                 if isinstance(item, Lost):
                     yield convert.lost_response(item, origin)
@@ -102,7 +102,7 @@ class Observer:
         """The namespaces of the flows that are still held."""
         await self._introduce(context)
         found: set[str] = set()
-        async for batch in self._feed.read(Query()):
+        async for batch in self._feed.flows(Query()):
             for item in batch:
                 if isinstance(item, Flow):
                     found.update((item.source.namespace, item.destination.namespace))

@@ -95,7 +95,7 @@ class Agent:
         query = Query(number=request.number, follow=request.follow)
         if not request.number and not request.follow:
             query = Query()
-        async for batch in self._feed.read(query):
+        async for batch in self._feed.records(query):
             answer = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
             for item in batch:
                 if isinstance(item, Lost):
@@ -106,7 +106,7 @@ class Agent:
                     yield lost
                     answer = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
                 else:
-                    answer.records.append(item.event.pack())
+                    answer.records.append(item)
             if answer.records:
                 yield answer
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nodenet.abi import Event
+from nodenet.flow import kernel
 from nodenet.flow.types import NameTable, Party, PolicyMatch, PolicyName, ServiceName, Workload
 from nodenet.model import Direction
 
@@ -52,9 +53,8 @@ def names() -> NameTable:
 @pytest.fixture
 def make_flow(make_event: Callable[..., Event], names: NameTable) -> Callable[..., Any]:
     """A flow of such an event; `number` and `time` (ns since the epoch) may be given."""
-    from nodenet.flow.enrich import enrich
 
     def make(number: int = 1, **changes: Any) -> Any:
-        return enrich(make_event(**changes), names, 0, number)
+        return kernel.to_flow(make_event(**changes), names, 0, number)
 
     return make

@@ -13,7 +13,7 @@ from nodenet.abi import U32, LpmKey
 from nodenet.compile.state import LocalNode, Names
 from nodenet.endpoint import AttachmentKey
 from nodenet.flow import past
-from nodenet.flow.enrich import enrich
+from nodenet.flow.kernel import to_flow
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.past import LINGER_NS, PastNames
 from nodenet.flow.types import Party
@@ -47,7 +47,7 @@ class World:
 
     def name(self, time: int, identity: int = 0) -> str:
         event = BASE._replace(time=time, saddr=IP, src_identity=identity, endpoint_id=0)
-        return enrich(event, self.table, 0, 1).source.pod
+        return to_flow(event, self.table, 0, 1).source.pod
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_name_stays_for_a_while(world: World, after: tuple[Pod, ...], identi
 
 def test_labels_and_workloads_stay_too(world: World) -> None:
     world.show(now=GONE)
-    source = enrich(BASE._replace(time=GONE, saddr=IP, src_identity=2), world.table, 0, 1).source
+    source = to_flow(BASE._replace(time=GONE, saddr=IP, src_identity=2), world.table, 0, 1).source
     assert (source.workloads[0].name, source.identity) == ("web", 2)
     assert "k8s:app=web" in source.labels
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodenet.flow.ring import READ_SIZE, Query, Reader, Ring
-from nodenet.flow.types import Flow, Lost, LostSource
+from nodenet.flow.types import EventType, Flow, FlowType, Lost, LostSource, Party, Verdict
 
 
 def flow(number: int) -> Flow:
-    return Flow(number, number, *[None] * 8)  # type: ignore[arg-type]
+    nobody = Party(0)
+    return Flow(number, number, FlowType.L3_L4, EventType.TRACE, 0, Verdict.FORWARDED, nobody, nobody)
 
 
 def filled(capacity: int, count: int) -> Ring:
@@ -88,6 +89,15 @@ def test_one_read_looks_at_a_bounded_number_of_items():
     assert reader.read() == ([], False)
     assert reader.read() == ([], False)
     assert [item.number for item in reader.read().items] == [READ_SIZE * 3]
+
+
+def test_a_ring_of_records_tells_what_a_reader_missed():
+    ring: Ring[bytes] = Ring(2)
+    reader = Reader(ring, Query(follow=True))
+    for number in range(5):
+        ring.append(bytes([number]))
+    assert reader.read().items == [Lost(LostSource.READER, 3, 0, 0), b"\3", b"\4"]
+    assert Reader(ring, Query(number=1)).read() == ([b"\4"], True)
 
 
 def test_a_ring_keeps_at_least_one():

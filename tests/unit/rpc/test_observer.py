@@ -126,7 +126,7 @@ async def test_a_reader_slower_than_the_ring_is_told_how_many_it_missed(world, c
 
 
 def world_event(world):
-    return world.feed.ring.at(world.feed.ring.end - 1).event.pack()
+    return world.feed.pipeline.records.at(world.feed.pipeline.records.end - 1)
 
 
 async def test_losses_of_the_kernel_are_in_the_stream(world, client):
