@@ -1,0 +1,169 @@
+"""Which notices become Events, so that no pod can flood etcd. Pure.
+
+The rules are those of client-go's recorder (tools/record, EventCorrelator), which the kubelet uses: the same notice
+again raises the count of its Event; many notices that differ only in the message become one; an object has a budget.
+The node has a budget too, because whoever can make pods can make objects.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+# Events of one object: this many at once, then one in five minutes.
+OBJECT_BURST = 25
+OBJECT_SECONDS = 300.0
+# Of the whole node: this many at once, then one a second.
+NODE_BURST = 100
+NODE_SECONDS = 1.0
+# More messages than this within the time, for one object, type and reason, become one Event.
+SIMILAR_MESSAGES = 10
+SIMILAR_SECONDS = 600.0
+SIMILAR_PREFIX = "(combined from similar events): "
+# The API's limit on the text of an Event, in bytes.
+LONGEST_MESSAGE = 1024
+# Objects, groups and Events that are remembered. The API forgets an Event after an hour.
+REMEMBERED = 4096
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The object of an Event. `namespace` is "" for one that is cluster-scoped."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """`type` is Normal or Warning; `reason` is one word in CamelCase, for machines."""
+
+    about: About
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An Event as it should be. `first` and `last` are UNIX seconds. `count` 1: it is new."""
+
+    notice: Notice
+    name: str
+    first: float
+    last: float
+    count: int = 1
+
+
+class _Remembered(Generic[K, V]):
+    """A bounded dictionary that forgets what was used longest ago."""
+
+    def __init__(self, make: Callable[[], V]) -> None:
+        self._make = make
+        self._entries: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V:
+        if key not in self._entries:
+            self._entries[key] = self._make()
+            if len(self._entries) > REMEMBERED:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def set(self, key: K, value: V) -> None:
+        self.get(key)
+        self._entries[key] = value
+
+
+@dataclass(slots=True)
+class Budget:
+    """A token bucket: `burst` at once, then one in `seconds`."""
+
+    burst: int
+    seconds: float
+    left: float = -1.0
+    since: float = 0.0
+
+    def has_one(self, now: float) -> bool:
+        if self.left < 0:
+            self.left, self.since = float(self.burst), now
+        self.left = min(float(self.burst), self.left + max(0.0, now - self.since) / self.seconds)
+        self.since = now
+        return self.left >= 1
+
+    def take(self) -> None:
+        self.left -= 1
+
+
+@dataclass(slots=True)
+class _Similar:
+    """Messages of one object, type and reason, since `began`."""
+
+    began: float = 0.0
+    messages: set[str] = field(default_factory=set)
+
+
+class Correlator:
+    """One node's. `now` is UNIX seconds and never goes back by much."""
+
+    def __init__(self) -> None:
+        self._node = Budget(NODE_BURST, NODE_SECONDS)
+        self._objects: _Remembered[About, Budget] = _Remembered(lambda: Budget(OBJECT_BURST, OBJECT_SECONDS))
+        self._similar: _Remembered[tuple[About, str, str], _Similar] = _Remembered(_Similar)
+        self._entries: _Remembered[Notice, Entry | None] = _Remembered(lambda: None)
+
+    def take(self, notice: Notice, now: float) -> Entry | None:
+        """What to write for a notice; None: nothing, because a budget is used up."""
+        budget = self._objects.get(notice.about)
+        if not (budget.has_one(now) and self._node.has_one(now)):
+            return None
+        budget.take()
+        self._node.take()
+        notice, text = self._combined(replace(notice, message=shortened(notice.message)), now)
+        known = self._entries.get(notice)
+        shown = replace(notice, message=text)
+        if known is None:
+            entry = Entry(shown, _name(notice.about, now), now, now)
+        else:
+            entry = replace(known, notice=shown, last=now, count=known.count + 1)
+        self._entries.set(notice, entry)
+        return entry
+
+    def forget(self, entry: Entry) -> None:
+        """The API has no such Event (any more): the next notice of this kind makes a new one."""
+        for key in (entry.notice, replace(entry.notice, message=SIMILAR_PREFIX)):
+            known = self._entries.get(key)
+            if known is not None and known.name == entry.name:
+                self._entries.set(key, None)
+
+    def _combined(self, notice: Notice, now: float) -> tuple[Notice, str]:
+        """The notice that it counts as, and the message that is shown."""
+        similar = self._similar.get((notice.about, notice.type, notice.reason))
+        if now - similar.began > SIMILAR_SECONDS:
+            similar.began, similar.messages = now, set()
+        if notice.message in similar.messages or len(similar.messages) < SIMILAR_MESSAGES:
+            similar.messages.add(notice.message)
+            return notice, notice.message
+        return replace(notice, message=SIMILAR_PREFIX), shortened(SIMILAR_PREFIX + notice.message)
+
+
+def shortened(message: str) -> str:
+    """At most LONGEST_MESSAGE bytes, and nothing that a terminal would act on."""
+    clean = "".join(letter if letter.isprintable() else " " for letter in message[:LONGEST_MESSAGE])
+    data = clean.encode(errors="replace")
+    if len(data) <= LONGEST_MESSAGE:
+        return data.decode()
+    return data[: LONGEST_MESSAGE - 3].decode(errors="ignore") + "..."
+
+
+def _name(about: About, now: float) -> str:
+    """As client-go names it: the object's name and the time in nanoseconds; an Event's name has 253 letters at most."""
+    return f"{about.name[:230]}.{int(now * 1e9):x}"

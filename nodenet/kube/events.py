@@ -1,0 +1,102 @@
+"""Events about objects of the API, for `kubectl describe`: sent in the background, in order, and not too many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from nodenet.kinds import ApiResource
+from nodenet.kube.correlate import Correlator, Entry, Notice
+from nodenet.kube.retry import Outcome
+from nodenet.kube.writer import KubeWriter, Target
+from nodenet.model import ObjectRef
+
+log = logging.getLogger(__name__)
+
+# The core group's: `kubectl get events` and `describe` read it, and it has a count. The API stores the same object for
+# events.k8s.io.
+EVENTS = ApiResource("", "v1", "Event", "events")
+# Where Events about cluster-scoped objects are.
+DEFAULT_NAMESPACE = "default"
+# Entries that wait for the API. Further ones are lost, and counted.
+WAITING = 256
+
+
+class EventRecorder:
+    """`component` and `host` say who reports. `record` never waits; `run` sends."""
+
+    def __init__(
+        self,
+        writer: KubeWriter,
+        component: str,
+        host: str,
+        *,
+        waiting: int = WAITING,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.lost = 0
+        self._writer = writer
+        self._source = {"component": component, "host": host}
+        self._clock = clock
+        self._correlator = Correlator()
+        self._waiting: asyncio.Queue[Entry] = asyncio.Queue(waiting)
+
+    def record(self, notice: Notice) -> None:
+        """What exceeds the budget of its object or of the node is left out; what finds no room is counted in `lost`."""
+        if self._waiting.full():
+            self.lost += 1
+            return
+        entry = self._correlator.take(notice, self._clock())
+        if entry is not None:
+            self._waiting.put_nowait(entry)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.send(await self._waiting.get())
+            self._waiting.task_done()
+
+    async def flush(self) -> None:
+        """Until nothing waits any more."""
+        await self._waiting.join()
+
+    async def send(self, entry: Entry) -> None:
+        namespace = entry.notice.about.namespace or DEFAULT_NAMESPACE
+        if entry.count > 1:
+            target = Target(EVENTS, ObjectRef(namespace, entry.name))
+            last = {"count": entry.count, "lastTimestamp": _time(entry.last), "message": entry.notice.message}
+            if await self._writer.patch(target, last) is not Outcome.GONE:
+                return
+            # The API forgets an Event after an hour: begin again, with the count so far.
+        outcome = await self._writer.create(EVENTS, namespace, self._event(entry, namespace))
+        if outcome is not Outcome.DONE:
+            self._correlator.forget(entry)
+
+    def _event(self, entry: Entry, namespace: str) -> dict[str, Any]:
+        about, notice = entry.notice.about, entry.notice
+        involved = {"apiVersion": about.api_version, "kind": about.kind, "name": about.name, "uid": about.uid}
+        if about.namespace:
+            involved["namespace"] = about.namespace
+        return {
+            "apiVersion": EVENTS.api_version,
+            "kind": EVENTS.kind,
+            "metadata": {"name": entry.name, "namespace": namespace},
+            "involvedObject": involved,
+            "type": notice.type,
+            "reason": notice.reason,
+            "message": notice.message,
+            "count": entry.count,
+            "firstTimestamp": _time(entry.first),
+            "lastTimestamp": _time(entry.last),
+            "source": self._source,
+            "reportingComponent": self._source["component"],
+            "reportingInstance": self._source["host"],
+        }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
