@@ -45,7 +45,13 @@ class Evolved(Mapping[Any, Any]):
         added = 0
         for key, value in changes.items():
             added += (value is not None) - (key in self)
-            after._overlay[key] = _GONE if value is None else value
+            if value is not None:
+                after._overlay[key] = value
+            elif key in self._base:
+                after._overlay[key] = _GONE
+            else:
+                # It came and went since the base was made: nothing has to say so.
+                del after._overlay[key]
         after._length = self._length + added
         if len(after._overlay) > max(_OVERLAY, len(after._base) // 8):
             after._base, after._overlay = _merged(after._base, after._overlay), {}

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # A folder's time of change is only as fine as the kernel's tick: for so long after it, one look may have missed some.
 _SETTLED_SECONDS = 1.0
+# Problems that are remembered as logged. Pods that come and go must not fill the memory.
+_MOST_LOGGED = 1024
 
 
 class Wires(Protocol):
@@ -66,7 +68,8 @@ class Endpoints:
         self._engine = engine
         self._programs = programs
         self._looked_at = 0.0
-        self._told: set[str] = set()
+        # What was logged, oldest first: a problem is logged once, not at every look.
+        self._logged: dict[str, None] = {}
 
     async def read(self) -> None:
         """At the start: clean up what killed verbs and pods that are gone for good left behind, then know the rest.
@@ -151,11 +154,11 @@ class Endpoints:
             attached = await self._host.attach(endpoint, self._programs)
         except (NodenetError, OSError) as error:
             if await self._host.exists(endpoint):
-                self._tell(f"endpoint of {endpoint.pod} is not policed: {error}")
+                self._log_once(f"endpoint of {endpoint.pod} is not policed: {error}")
                 self.unpoliced[key] = f"endpoint of {endpoint.pod} is not policed: {error}"
             else:
                 # Its DEL is on the way, or its pod was killed: nothing is left to police.
-                self._tell(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
+                self._log_once(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
                 self.deleted(key)
             return 0
         self.unpoliced.pop(key, None)
@@ -164,13 +167,13 @@ class Endpoints:
     async def _readable(self) -> list[Record]:
         records, problems = await asyncio.to_thread(self._records.all)
         for problem in problems:
-            self._tell(problem)
+            self._log_once(problem)
         return records
 
     async def _lives(self, endpoint: Endpoint) -> bool:
         if await self._host.exists(endpoint):
             return True
-        self._tell(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
+        self._log_once(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
         return False
 
     async def _numbered(self, endpoint: Endpoint) -> Endpoint:
@@ -178,11 +181,12 @@ class Endpoints:
         cookie = await asyncio.to_thread(netns_cookie, endpoint.netns)
         return replace(endpoint, netns_id=await self._host.netns_id(endpoint), netns_cookie=cookie)
 
-    def _tell(self, problem: str) -> None:
-        """Once each."""
-        if problem not in self._told:
-            self._told.add(problem)
+    def _log_once(self, problem: str) -> None:
+        if problem not in self._logged:
+            self._logged[problem] = None
             log.warning("%s", problem)
+        if len(self._logged) > _MOST_LOGGED:
+            del self._logged[next(iter(self._logged))]
 
     def _due(self) -> bool:
         try:

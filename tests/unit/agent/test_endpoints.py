@@ -168,6 +168,23 @@ async def test_a_veth_that_refuses_is_told_and_tried_again(node: Node) -> None:
     assert node.endpoints.unpoliced == {}
 
 
+async def test_a_problem_is_logged_once_and_problems_of_many_pods_do_not_fill_the_memory(
+    node: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodenet.agent.endpoints._MOST_LOGGED", 3)
+    for number in range(1, 9):
+        node.wired(number)
+    await node.endpoints.read()
+    node.veths.refusing.add(8)
+    assert await node.endpoints.attach_all() == 14
+    assert await node.endpoints.attach_all() == 14
+    assert sum("shop/web-8 is not policed" in record.message for record in caplog.records) == 1
+    node.veths.alive.clear()
+    assert await node.endpoints.attach_all() == 0
+    assert sum("its interface" in record.message for record in caplog.records) == 8
+    assert len(node.endpoints._logged) == 3
+
+
 async def test_a_folder_that_does_not_change_is_not_read_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.wired(1)
     await node.endpoints.read()
