@@ -54,7 +54,7 @@ def own_mounts() -> Iterator[Path]:
     """
     tools.require("ip", "nsenter")
     try:
-        mounts.private()
+        mounts.own()
         tools.NETNS.mkdir(parents=True, exist_ok=True)
         mounts.mount("tmpfs", tools.NETNS, "tmpfs")
     except OSError as error:

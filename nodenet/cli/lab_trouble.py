@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nodenet.cli.lab_common import name_option, node_names, say
+from nodenet.cli.lab_common import name_option, namespace_option, node_names, say
 from nodenet.cli.output import Column, Format, emit, output_option
 
 if TYPE_CHECKING:
+    from nodenet.lab.client import LabClient
     from nodenet.lab.staging import Staging
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -124,6 +125,95 @@ def agent(verb: str, node: str, name: str, seconds: float | None) -> None:
 
 
 trouble.add_command(agent)
+
+
+@trouble.command()
+@click.argument("nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=node_names)
+@name_option
+@click.option("--forget", is_flag=True, help="The runtime forgets its sandboxes, as CRI-O does: no CNI DEL for them.")
+def reboot(nodes: Sequence[str], name: str, forget: bool) -> None:
+    """Take a node's power away and give it back: namespaces, pins and /run are lost, leases stay."""
+    for node, boot_id in _staging(name).reboot(*nodes, forget=forget).items():
+        say(f"{node}: rebooted, boot id {boot_id}")
+
+
+@trouble.group()
+def pod() -> None:
+    """What a pod's object says. POD is [NS/]NAME, the start of a name, or deploy/NAME, as for `lab exec`."""
+
+
+def _pod(name: str, namespace: str, word: str) -> tuple[LabClient, dict[str, Any]]:
+    from nodenet.lab import find
+    from nodenet.lab.client import LabClient
+
+    client = LabClient(name)
+    return client, dict(find.pod(client.objects("Pod"), word, namespace))
+
+
+@pod.command()
+@click.argument("word", metavar="POD")
+@namespace_option
+@name_option
+def hold(word: str, namespace: str, name: str) -> None:
+    """The kubelet stops writing the status of POD: kubectl patch --subresource=status then stays."""
+    from nodenet.lab import staged_pods
+
+    staged_pods.hold(*_pod(name, namespace, word))
+
+
+@pod.command()
+@click.argument("word", metavar="POD")
+@namespace_option
+@name_option
+def release(word: str, namespace: str, name: str) -> None:
+    """The kubelet writes the status of POD again, with what is so."""
+    from nodenet.lab import staged_pods
+
+    staged_pods.release(*_pod(name, namespace, word))
+
+
+@pod.command("status")
+@click.argument("word", metavar="POD")
+@namespace_option
+@name_option
+@click.option("--phase", default="", help="Pending, Running, Succeeded, Failed or Unknown.")
+@click.option("--ready/--not-ready", default=None, help="The Ready condition.")
+@click.option("--ip", "addresses", multiple=True, metavar="IP", help="An address; the first one is podIP.")
+@click.option("--ips-of", "other", metavar="POD", help="The addresses of another pod: two pods with one address.")
+def pod_status(
+    word: str,
+    namespace: str,
+    name: str,
+    phase: str,
+    ready: bool | None,
+    addresses: Sequence[str],
+    other: str | None,
+) -> None:
+    """Hold POD and write parts of its status."""
+    from nodenet.lab import pods, staged_pods
+
+    if addresses and other:
+        raise click.UsageError("either --ip or --ips-of")
+    if not (phase or addresses or other) and ready is None:
+        raise click.UsageError("nothing to write: --phase, --ready, --not-ready, --ip or --ips-of")
+    client, found = _pod(name, namespace, word)
+    if other:
+        addresses = pods.addresses(_pod(name, namespace, other)[1])
+    staged_pods.set_status(client, found, phase=phase, ready=ready, addresses=addresses)
+
+
+@pod.command("end")
+@click.argument("word", metavar="POD")
+@namespace_option
+@name_option
+@click.option(
+    "--phase", type=click.Choice(["Failed", "Succeeded"]), default="Failed", show_default=True, help="How it ends."
+)
+def pod_end(word: str, namespace: str, name: str, phase: str) -> None:
+    """POD ends: its processes and network go, its object stays with its addresses."""
+    from nodenet.lab import staged_pods
+
+    staged_pods.end(*_pod(name, namespace, word), phase)
 
 
 @trouble.command("list")

@@ -120,6 +120,13 @@ class Agent:
             self._wanted.set()
             self._skip_backoff.set()
 
+    async def crash(self) -> None:
+        """SIGKILL, and no start before `act("start")`: its machine has lost its power."""
+        self._wanted.clear()
+        if self._process is not None:
+            self._process.kill()
+            await process.wait(self._process)
+
     def _signal(self, number: signal.Signals) -> None:
         if self.pid is not None and self._process is not None:
             self._process.send_signal(number)

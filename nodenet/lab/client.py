@@ -53,6 +53,14 @@ class LabClient:
         found: Object = self._request("GET", resource.path(namespace, name))
         return found
 
+    def patch(
+        self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], subresource: str = ""
+    ) -> Object:
+        """A JSON merge patch (RFC 7386): None removes a field. Raises RequestError."""
+        kind = {"Content-Type": "application/merge-patch+json"}
+        found: Object = self._request("PATCH", resource.path(namespace, name, subresource), body, kind)
+        return found
+
     def watch(self, resource: Resource, namespace: str, version: str, name: str = "") -> Iterator[tuple[str, Object]]:
         """(ADDED | MODIFIED | DELETED, object) since `version`, until the API ends the watch."""
         query = {"watch": "true", "resourceVersion": version}
@@ -76,9 +84,11 @@ class LabClient:
         connection = _UnixConnection(str(files.LabFiles(self.lab).socket))
         return _exchange(connection, method, path, body, {}, self.lab)
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT)
-        return _exchange(connection, method, path, body, self._headers, self.lab)
+        return _exchange(connection, method, path, body, {**self._headers, **(headers or {})}, self.lab)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -80,6 +80,11 @@ class Runtime:
             await self._call("DEL", plugin, attachment, result)
         cached.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Lose every result, as a runtime that is wiped at boot."""
+        for path in self._cache.glob("*.json"):
+            path.unlink()
+
     async def _call(
         self, verb: str, plugin: Mapping[str, Any], attachment: Attachment, previous: dict[str, Any] | None
     ) -> dict[str, Any] | None:

@@ -21,19 +21,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nodenet.errors import NodenetError
-from nodenet.lab import control, fabric, files, groups, layout, names, nodes, process
-from nodenet.lab.agents import Agent
+from nodenet.lab import control, fabric, files, layout, names
 from nodenet.lab.apiserver.server import ApiServer, serve
-from nodenet.lab.cni_runtime import Runtime
 from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.run import run as run_controllers
 from nodenet.lab.files import LabFiles, LabState
 from nodenet.lab.gate import Gate, networks_of
 from nodenet.lab.guard import LabAccess, new_tokens
-from nodenet.lab.kubelet import Kubelet
-from nodenet.lab.layout import LabPlan, NodePlan
-from nodenet.lab.pod_api import ClientPodApi
+from nodenet.lab.layout import LabPlan
 from nodenet.lab.troubles import Troubles
+from nodenet.lab.virtual_node import VirtualNode
 from nodenet.link import netns
 
 log = logging.getLogger(__name__)
@@ -50,7 +47,7 @@ class Lab:
     def __init__(self, state: LabState, report: Report) -> None:
         self.plan: LabPlan = state.plan
         self.files = LabFiles(state.plan.name)
-        self.agents: dict[str, Agent] = {}
+        self._nodes: dict[str, VirtualNode] = {}
         self._state = state
         self._report = report
         self._started = time.time()
@@ -58,15 +55,15 @@ class Lab:
         services = [str(network) for network in state.plan.service_cidrs]
         self._gate = Gate(networks_of(state.plan))
         self._api = ApiServer(services, access=LabAccess(self._tokens.users()), refuse=self._gate.refuse)
-        self._troubles = Troubles(self._api, self._gate, self.agents)
+        self._troubles = Troubles(self._api, self._gate, self._nodes)
         self._slots = asyncio.Semaphore(_SLOTS)
 
     async def run(self) -> None:
         """Build everything, report ready when every agent is, and serve until cancelled."""
         plan = self.plan
         await asyncio.to_thread(fabric.build, plan)
-        made = f"{len(plan.nodes)} made, {plan.family.value}: namespaces, fabric, cgroups, bpffs"
-        self._report({"progress": f"nodes: {made}"})
+        built = f"{len(plan.nodes)} made, {plan.family.value}: namespaces, fabric, cgroups, bpffs"
+        self._report({"progress": f"nodes: {built}"})
         listening = await asyncio.to_thread(netns.call, names.fabric_netns(plan.name), _listen, plan)
         async with (
             serve(self._api, addresses=[("127.0.0.1", 0)]) as server,
@@ -81,7 +78,8 @@ class Lab:
             endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)
             group.create_task(run_controllers(self._api, endpoint), name="controllers")
             for node in plan.nodes:
-                await self._start_node(group, node)
+                made = self._nodes[node.name] = VirtualNode(plan, node, self._api.client, self._slots)
+                group.create_task(made.run(), name=node.name)
             await self._agents_ready()
             self._report({"ready": True})
 
@@ -91,44 +89,14 @@ class Lab:
             "name": self.plan.name,
             "pid": os.getpid(),
             "startedAt": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
-            "agents": [agent.describe() for agent in self.agents.values()],
+            "agents": [node.agent.describe() for node in self._nodes.values()],
             "troubles": self._troubles.describe(),
         }
 
-    async def _start_node(self, group: asyncio.TaskGroup, node: NodePlan) -> None:
-        await self._api.client.create(nodes.node_object(self.plan, node, _now()))
-        folder = self.files.node(node.name)
-        place = process.Place(
-            names.netns_path(names.node_netns(self.plan.name, node.name)),
-            groups.node_system(self.plan.name, node.name),
-        )
-        changed = asyncio.Event()
-        agent = self.agents[node.name] = Agent(node.name, place, folder, changed.set)
-        network_ready = asyncio.Event()
-        group.create_task(agent.run(), name=f"agent {node.name}")
-        group.create_task(self._tell_readiness(agent, changed, network_ready), name=f"node {node.name}")
-        conflist, results = self.files.conflist(node.name), self.files.results(node.name)
-        runtime = Runtime(conflist, self.files.plugins, place, results)
-        kubelet = Kubelet(self.plan, node, ClientPodApi(self._api.client), runtime, network_ready, self._slots)
-        group.create_task(kubelet.run(), name=f"kubelet {node.name}")
-
-    async def _tell_readiness(self, agent: Agent, changed: asyncio.Event, network_ready: asyncio.Event) -> None:
-        """For ever: the Node's Ready condition follows its agent, and so does whether its pods can be made."""
-        told: bool | None = None
-        while True:
-            await changed.wait()
-            changed.clear()
-            ready = agent.ready.is_set()
-            (network_ready.set if ready else network_ready.clear)()
-            if ready is not told:
-                status = {"status": {"conditions": [nodes.ready_condition(ready, _now())]}}
-                await self._api.client.patch("Node", agent.node, status, subresource="status")
-                told = ready
-
     async def _agents_ready(self) -> None:
         """Until every agent has been ready. Raises CannotRunError when one ends instead, with its last words."""
-        await asyncio.gather(*(agent.first_ready() for agent in self.agents.values()))
-        self._report({"progress": f"agents: {len(self.agents)} ready"})
+        await asyncio.gather(*(node.agent.first_ready() for node in self._nodes.values()))
+        self._report({"progress": f"agents: {len(self._nodes)} ready"})
 
 
 def _listen(plan: LabPlan) -> list[socket.socket]:
@@ -143,10 +111,6 @@ def _listen(plan: LabPlan) -> list[socket.socket]:
         sock.setblocking(False)
         found.append(sock)
     return found
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _reporter(fd: int) -> Report:

@@ -45,7 +45,7 @@ def become(lab: str, pod: Mapping[str, Any], services: Sequence[Mapping[str, Any
     hosts.write_text(pods.hosts_file(pod, services))
     (where.cgroup / "cgroup.procs").write_text(str(os.getpid()))
     netns.enter(where.netns)
-    mounts.private()
+    mounts.own()
     # /sys shows the interfaces of the namespace in which it was mounted.
     mounts.mount("sysfs", Path("/sys"), "sysfs")
     if _HOSTS.exists():

@@ -32,7 +32,7 @@ def build(plan: LabPlan) -> None:
     root = netns.create(names.fabric_netns(plan.name))
     netns.call(root, _make_bridge, plan)
     for node in plan.nodes:
-        _make_node(plan, node)
+        make_node(plan, node)
     netns.call(root, _route_back, plan)
 
 
@@ -44,7 +44,8 @@ def _make_bridge(plan: LabPlan) -> None:
         _up(ip, BRIDGE)
 
 
-def _make_node(plan: LabPlan, node: NodePlan) -> None:
+def make_node(plan: LabPlan, node: NodePlan) -> None:
+    """One node in a fabric that is there: namespace, uplink, cgroups, bpffs. Raises what the kernel says."""
     path = netns.create(names.node_netns(plan.name, node.name))
     netns.call(names.fabric_netns(plan.name), _connect, node, path)
     netns.call(path, _configure_node, plan, node)

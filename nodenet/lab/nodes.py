@@ -13,7 +13,7 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _MAX_PODS = "110"
 
 
-def node_object(plan: LabPlan, node: NodePlan, now: str) -> dict[str, Any]:
+def node_object(plan: LabPlan, node: NodePlan, now: str, boot_id: str) -> dict[str, Any]:
     """As a kubelet registers it, with the pod networks that the control plane would give it. Not Ready yet."""
     arch = _MACHINES.get(platform.machine(), platform.machine())
     labels = {
@@ -43,7 +43,7 @@ def node_object(plan: LabPlan, node: NodePlan, now: str) -> dict[str, Any]:
                 "kernelVersion": platform.release(),
                 "kubeletVersion": f"v0.0.0-nodenet-{version('nodenet')}",
                 "containerRuntimeVersion": f"nodenet://{version('nodenet')}",
-                "bootID": "",
+                "bootID": boot_id,
                 "machineID": "",
                 "systemUUID": "",
                 "kubeProxyVersion": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from nodenet.lab import pods
 from nodenet.lab.apiserver.client import LocalClient
 from nodenet.lab.apiserver.status import ApiError
 
@@ -15,7 +16,7 @@ _EXPIRED = 410
 
 
 class ClientPodApi:
-    """Implements kubelet.PodApi. A write to a pod that has gone or has been replaced meanwhile is no error."""
+    """Implements pod_worker.PodApi. A write to a pod that has gone or has been replaced meanwhile is no error."""
 
     def __init__(self, client: LocalClient) -> None:
         self._client = client
@@ -44,6 +45,9 @@ class ClientPodApi:
         metadata = pod["metadata"]
         body = {"metadata": {"uid": metadata["uid"]}, "status": dict(status)}
         try:
+            # Asked here, and not of the copy that the watch brought: nothing comes between this and the write.
+            if pods.manual_status(await self._client.get("Pod", metadata["name"], metadata["namespace"])):
+                return
             await self._client.patch("Pod", metadata["name"], body, metadata["namespace"], "status")
         except ApiError as error:
             if error.code not in _GONE:

@@ -9,6 +9,12 @@ from nodenet.model import IPAddress
 
 Object = Mapping[str, Any]
 
+# Annotations by which a test takes a part of a pod's life into its own hands.
+STATUS = "lab.nodenet/status"
+SANDBOX = "lab.nodenet/sandbox"
+END = "lab.nodenet/end"
+END_PHASES = ("Failed", "Succeeded")
+
 
 class Port(NamedTuple):
     """One port that a container declares."""
@@ -44,6 +50,33 @@ def finished(pod: Object) -> bool:
 def ready(pod: Object) -> bool:
     conditions = pod.get("status", {}).get("conditions") or ()
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _annotation(pod: Object, key: str) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(key, ""))
+
+
+def manual_status(pod: Object) -> bool:
+    """Whether somebody else sets the status: the kubelet runs the pod and writes nothing."""
+    return _annotation(pod, STATUS) == "manual"
+
+
+def without_sandbox(pod: Object) -> bool:
+    """Whether the kubelet leaves the pod alone: it has no namespace and no network, only an object."""
+    return _annotation(pod, SANDBOX) == "none"
+
+
+def end_phase(pod: Object) -> str:
+    """The phase in which the pod is to end now; "" while it is not."""
+    phase = _annotation(pod, END)
+    return phase if phase in END_PHASES else ""
+
+
+def restarts(pod: Object) -> int:
+    """How often its containers have been started before one that starts now. 0 for a pod that has never run."""
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    ran = [status.get("restartCount", 0) + 1 for status in statuses if "running" in (status.get("state") or {})]
+    return max(ran, default=max((status.get("restartCount", 0) for status in statuses), default=0))
 
 
 def addresses(pod: Object) -> list[str]:
@@ -214,6 +247,31 @@ def waiting_status(pod: Object, now: str, reason: str, message: str, restarts: i
     ]
     return {
         "startTime": pod.get("status", {}).get("startTime") or now,
+        "conditions": _conditions(pod, now, ready=False, message=message),
+        "containerStatuses": statuses,
+    }
+
+
+def finished_status(pod: Object, now: str, phase: str, restarts: int) -> dict[str, Any]:
+    """status of a pod that is over; podIPs stay as they are. `phase` is one of END_PHASES."""
+    fine = phase == "Succeeded"
+    reason = "Completed" if fine else "Error"
+    ended = {"exitCode": 0 if fine else 1, "reason": reason, "finishedAt": now}
+    statuses = [
+        {
+            "name": container["name"],
+            "image": container.get("image", ""),
+            "imageID": container.get("image", ""),
+            "ready": False,
+            "started": False,
+            "restartCount": restarts,
+            "state": {"terminated": ended},
+        }
+        for container in pod["spec"]["containers"]
+    ]
+    message = "the pod has completed" if fine else "the pod has failed"
+    return {
+        "phase": phase,
         "conditions": _conditions(pod, now, ready=False, message=message),
         "containerStatuses": statuses,
     }

@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nodenet.link import netns
+from nodenet.link import mounts, netns
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ENTER = 'echo $$ >"$0" && exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process runs: a named network namespace's path and a cgroup folder."""
+    """Where a process runs: a named network namespace's path and a cgroup folder.
+
+    `boot_id`: a file that processes here find as /proc/sys/kernel/random/boot_id, while it exists.
+    """
 
     netns: Path
     cgroup: Path
+    boot_id: Path | None = None
 
 
 def in_cgroup(cgroup: Path, argv: Sequence[str]) -> list[str]:
@@ -44,16 +49,24 @@ def spawn(
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `argv` in the place, in a session of its own."""
-    return netns.popen(
-        place.netns,
-        in_cgroup(place.cgroup, argv),
-        env=env,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+
+    def start() -> subprocess.Popen[bytes]:
+        if place.boot_id is not None and place.boot_id.exists():
+            # In the calling thread's own mount namespace, which the child inherits. What the host mounts and unmounts
+            # later (namespaces of pods above all) is seen there, too.
+            mounts.own(receives=True)
+            mounts.bind(place.boot_id, BOOT_ID)
+        return subprocess.Popen(
+            in_cgroup(place.cgroup, argv),
+            env=env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+
+    return netns.call(place.netns, start)
 
 
 async def wait(process: subprocess.Popen[bytes]) -> int:

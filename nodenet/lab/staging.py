@@ -61,6 +61,14 @@ class Staging:
     def _resume(self, nodes: Sequence[str]) -> None:
         self.agent("resume", nodes)
 
+    def reboot(self, *nodes: str, forget: bool = False) -> dict[str, str]:
+        """The nodes lose their power and start again; their new boot ids. Returns before the agents are ready.
+
+        `forget`: the runtime loses its memory of sandboxes as well, so the CNI plugin gets no DEL for them.
+        """
+        found: dict[str, str] = self._act("reboot", nodes=list(nodes), forget=forget)
+        return found
+
     def clear(self) -> None:
         """Everything that is staged ends."""
         self._act("clear")

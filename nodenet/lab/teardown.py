@@ -63,7 +63,7 @@ def down(lab: str) -> bool:
     cgroups.remove(groups.lab_root(lab) / groups.CONTROL)
     cgroups.remove(groups.lab_root(lab))
     for name in namespaces(lab):
-        _end_visitors(name)
+        end_visitors(name)
     mounted = mounts.mount_points(names.lab_dir(lab))
     objects = pins.pinned(mounted)
     for target in mounted:
@@ -94,8 +94,8 @@ def _forget_host() -> None:
             folder.rmdir()
 
 
-def _end_visitors(name: str) -> None:
-    """Processes that somebody started inside a namespace of ours by other means than `lab exec`."""
+def end_visitors(name: str | Path) -> None:
+    """End processes that somebody started inside a namespace of ours by other means than `lab exec`."""
     try:
         wanted = netns.inode(name)
     except FileNotFoundError:

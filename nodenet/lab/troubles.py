@@ -11,11 +11,11 @@ from typing import Any
 
 from nodenet.errors import BadInputError
 from nodenet.lab import api_trouble
-from nodenet.lab.agents import Agent
 from nodenet.lab.api_trouble import ApiTrouble, Event
 from nodenet.lab.apiserver.server import ApiServer
 from nodenet.lab.control import Act
 from nodenet.lab.gate import Gate
+from nodenet.lab.virtual_node import VirtualNode
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +57,22 @@ class Endings:
 class Troubles:
     """Everything that a request to the control socket can stage. Raises BadInputError for what cannot be."""
 
-    def __init__(self, api: ApiServer, gate: Gate, agents: Mapping[str, Agent]) -> None:
+    def __init__(self, api: ApiServer, gate: Gate, nodes: Mapping[str, VirtualNode]) -> None:
         self._api = api
         self._gate = gate
-        self._agents = agents
+        self._nodes = nodes
         self._staged: dict[str, ApiTrouble] = {}
         self._endings = Endings()
 
     def acts(self) -> dict[str, Act]:
         """By name, for the control socket."""
-        return {"api": self.api, "api-event": self.api_event, "agent": self.agent, "clear": self.clear}
+        return {
+            "api": self.api,
+            "api-event": self.api_event,
+            "agent": self.agent,
+            "reboot": self.reboot,
+            "clear": self.clear,
+        }
 
     def describe(self) -> list[dict[str, Any]]:
         """What is staged now, for people: one line for each node and kind."""
@@ -76,14 +82,14 @@ class Troubles:
         ]
         found += [
             {"node": node, "kind": "agent", "what": "paused", "secondsLeft": self._endings.left((node, "agent"))}
-            for node, agent in self._agents.items()
-            if agent.paused
+            for node, each in self._nodes.items()
+            if each.agent.paused
         ]
         return found
 
     async def api(self, request: Request) -> None:
         """{"nodes", "mode", "latency", "rate", "code", "for"}; mode "back" ends what is staged."""
-        nodes = self._nodes(request)
+        nodes = self._named(request)
         if request.get("mode") == "back":
             await self._api_back(nodes)
             return
@@ -102,7 +108,7 @@ class Troubles:
 
     async def api_event(self, request: Request) -> int:
         """{"nodes", "event"}; how many connections or watches it ended."""
-        nodes = self._nodes(request)
+        nodes = self._named(request)
         try:
             event = Event(request.get("event", ""))
         except ValueError as error:
@@ -118,24 +124,31 @@ class Troubles:
         verb, seconds = str(request.get("verb", "")), seconds_of(request)
         if seconds is not None and verb != "pause":
             raise BadInputError("for: only a pause can end by itself")
-        for node in self._nodes(request):
-            agent = self._agents[node]
+        for node in self._named(request):
+            agent = self._nodes[node].agent
             await agent.act(verb)
             if verb == "pause":
                 self._endings.set((node, "agent"), seconds, partial(agent.act, "resume"))
             elif not agent.paused:
                 self._endings.cancel((node, "agent"))
 
+    async def reboot(self, request: Request) -> dict[str, str]:
+        """{"nodes", "forget"}; at least one has to be named. The new boot ids."""
+        if not request.get("nodes"):
+            raise BadInputError("nodes: expected the nodes to reboot")
+        forget = bool(request.get("forget"))
+        return {node: await self._nodes[node].reboot(forget=forget) for node in self._named(request)}
+
     async def clear(self, _request: Request) -> None:
         """Everything that is staged ends."""
-        await self._api_back(list(self._agents))
-        for node, agent in self._agents.items():
+        await self._api_back(list(self._nodes))
+        for node, each in self._nodes.items():
             self._endings.cancel((node, "agent"))
-            await agent.act("resume")
+            await each.agent.act("resume")
 
-    def _nodes(self, request: Request) -> Sequence[str]:
+    def _named(self, request: Request) -> Sequence[str]:
         """Those named; all of them when none is."""
-        known, wanted = list(self._agents), request.get("nodes") or []
+        known, wanted = list(self._nodes), request.get("nodes") or []
         if not isinstance(wanted, list) or any(node not in known for node in wanted):
             raise BadInputError(f"nodes: expected some of {', '.join(known)}, got {wanted!r}")
         return wanted or known

@@ -13,6 +13,7 @@ _CLONE_NEWNS = 0x00020000
 _MS_BIND = 1 << 12
 _MS_REC = 1 << 14
 _MS_PRIVATE = 1 << 18
+_MS_SLAVE = 1 << 19
 _MNT_DETACH = 2
 
 
@@ -38,11 +39,14 @@ def mount_points(below: Path) -> list[Path]:
     return sorted(paths, key=lambda path: len(path.parts), reverse=True)
 
 
-def private() -> None:
-    """Give the calling process a mount namespace of its own, from which nothing reaches the host's."""
+def own(*, receives: bool = False) -> None:
+    """Give the calling thread a mount namespace of its own, from which nothing reaches the host's.
+
+    `receives`: what the host mounts and unmounts later on shared mounts happens there, too.
+    """
     if code := libc.unshare(_CLONE_NEWNS):
         raise _error(code, "unshare of mounts", Path("/"))
-    mount("none", Path("/"), "", _MS_REC | _MS_PRIVATE)
+    mount("none", Path("/"), "", _MS_REC | (_MS_SLAVE if receives else _MS_PRIVATE))
 
 
 def _error(code: int, what: str, target: Path) -> OSError:

@@ -110,7 +110,7 @@ def _read_format() -> str:
 def _mount_tracefs(folder: Path) -> None:
     """In a mount namespace of this process alone: the machine's own mounts stay as they are."""
     try:
-        mounts.private()
+        mounts.own()
         mounts.mount("tracefs", folder, "tracefs")
     except OSError as error:
         raise CannotRunError(

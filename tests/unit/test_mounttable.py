@@ -45,7 +45,7 @@ from pathlib import Path
 from nodenet.link import mounts
 from nodenet.link.cgroups import mount_point
 from nodenet.mounttable import filesystem_of
-mounts.private()
+mounts.own()
 target = Path(sys.argv[1])
 mounts.mount("none", target, "tmpfs", 0)
 assert mounts.mount_points(target) == [target]

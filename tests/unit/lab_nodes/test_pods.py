@@ -111,3 +111,32 @@ def test_a_variable_that_chooses_code_does_not_reach_a_program_of_the_host(name:
     pod = make.pod("a", env=[{"name": name, "value": "/tmp/evil"}, {"name": "PORT", "value": "1"}])
     assert pods.environment(pod, []) == {"HOSTNAME": "a", "PORT": "1"}
     assert pods.left_out(pod) == [name]
+
+
+def test_annotations_hand_parts_of_a_pod_to_a_test() -> None:
+    plain = make.pod("a")
+    assert not (pods.manual_status(plain) or pods.without_sandbox(plain) or pods.end_phase(plain))
+    plain["metadata"]["annotations"] = {pods.STATUS: "manual", pods.SANDBOX: "none", pods.END: "Succeeded"}
+    assert (pods.manual_status(plain), pods.without_sandbox(plain), pods.end_phase(plain)) == (True, True, "Succeeded")
+    plain["metadata"]["annotations"] = {pods.STATUS: "x", pods.SANDBOX: "x", pods.END: "Running"}
+    assert not (pods.manual_status(plain) or pods.without_sandbox(plain) or pods.end_phase(plain))
+
+
+def test_a_container_that_ran_before_counts_as_a_restart() -> None:
+    pod = make.pod("a")
+    assert pods.restarts(pod) == 0
+    pod["status"] = pods.waiting_status(pod, "now", "ContainerCreating", "", 2)
+    assert pods.restarts(pod) == 2
+    pod["status"] = pods.running_status(pod, "now", [IPv4Address("10.0.0.1")], [IPv4Address("1.1.1.1")], "c", 2)
+    assert pods.restarts(pod) == 3
+
+
+@pytest.mark.parametrize(("phase", "code"), [("Succeeded", 0), ("Failed", 1)])
+def test_a_pod_that_is_over(phase: str, code: int) -> None:
+    pod = make.pod("a")
+    pod["status"] = pods.finished_status(pod, "now", phase, 1)
+    assert pods.finished(pod)
+    assert not pods.ready(pod)
+    (container,) = pod["status"]["containerStatuses"]
+    assert container["state"]["terminated"]["exitCode"] == code
+    assert "podIPs" not in pod["status"]

@@ -39,10 +39,11 @@ def test_the_agents_configuration_is_one_that_the_agent_reads() -> None:
 
 def test_a_node_tells_its_networks_and_becomes_ready() -> None:
     lab = layout.plan("x", 1, layout.IPFamily.DUAL)
-    node = nodes.node_object(lab, lab.nodes[0], "now")
+    node = nodes.node_object(lab, lab.nodes[0], "now", "b1")
     assert node["spec"]["podCIDRs"] == ["10.244.1.0/24", "fd00:10:244:1::/64"]
     addresses = [(entry["type"], entry["address"]) for entry in node["status"]["addresses"]]
     assert addresses == [("InternalIP", "172.30.0.11"), ("InternalIP", "fd00:172:30::b"), ("Hostname", "node1")]
+    assert node["status"]["nodeInfo"]["bootID"] == "b1"
     assert node["status"]["conditions"][0]["status"] == "False"
     assert nodes.ready_condition(True, "now")["status"] == "True"
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from nodenet.errors import BadInputError
 from nodenet.lab import api_trouble
-from nodenet.lab.agents import Agent
 from nodenet.lab.api_trouble import ApiTrouble, Mode
 from nodenet.lab.apiserver.server import ApiServer
 from nodenet.lab.gate import Gate
 from nodenet.lab.troubles import Troubles
+from nodenet.lab.virtual_node import VirtualNode
 
 
 class FakeAgent:
@@ -34,7 +35,8 @@ def agents() -> dict[str, FakeAgent]:
 
 @pytest.fixture
 def troubles(agents: dict[str, FakeAgent]) -> Troubles:
-    return Troubles(ApiServer(), Gate({"node1": [], "node2": []}), cast("dict[str, Agent]", agents))
+    nodes = {name: SimpleNamespace(agent=agent) for name, agent in agents.items()}
+    return Troubles(ApiServer(), Gate({"node1": [], "node2": []}), cast("dict[str, VirtualNode]", nodes))
 
 
 async def test_it_is_listed_until_it_ends(troubles: Troubles) -> None:
