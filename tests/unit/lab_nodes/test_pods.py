@@ -113,13 +113,18 @@ def test_a_variable_that_chooses_code_does_not_reach_a_program_of_the_host(name:
     assert pods.left_out(pod) == [name]
 
 
-def test_annotations_hand_parts_of_a_pod_to_a_test() -> None:
-    plain = make.pod("a")
-    assert not (pods.manual_status(plain) or pods.without_sandbox(plain) or pods.end_phase(plain))
-    plain["metadata"]["annotations"] = {pods.STATUS: "manual", pods.SANDBOX: "none", pods.END: "Succeeded"}
-    assert (pods.manual_status(plain), pods.without_sandbox(plain), pods.end_phase(plain)) == (True, True, "Succeeded")
-    plain["metadata"]["annotations"] = {pods.STATUS: "x", pods.SANDBOX: "x", pods.END: "Running"}
-    assert not (pods.manual_status(plain) or pods.without_sandbox(plain) or pods.end_phase(plain))
+@pytest.mark.parametrize(
+    ("annotations", "found"),
+    [
+        ({}, (False, False, "")),
+        ({pods.STATUS: "manual", pods.SANDBOX: "none", pods.END: "Succeeded"}, (True, True, "Succeeded")),
+        ({pods.STATUS: "x", pods.SANDBOX: "x", pods.END: "Running"}, (False, False, "")),
+    ],
+)
+def test_annotations_hand_parts_of_a_pod_to_a_test(annotations: dict[str, str], found: tuple[bool, bool, str]) -> None:
+    pod = make.pod("a")
+    pod["metadata"]["annotations"] = annotations
+    assert (pods.manual_status(pod), pods.without_sandbox(pod), pods.end_phase(pod)) == found
 
 
 def test_a_container_that_ran_before_counts_as_a_restart() -> None:
@@ -127,7 +132,7 @@ def test_a_container_that_ran_before_counts_as_a_restart() -> None:
     assert pods.restarts(pod) == 0
     pod["status"] = pods.waiting_status(pod, "now", "ContainerCreating", "", 2)
     assert pods.restarts(pod) == 2
-    pod["status"] = pods.running_status(pod, "now", [IPv4Address("10.0.0.1")], [IPv4Address("1.1.1.1")], "c", 2)
+    pod["status"] = pods.running_status(pod, "now", [ip_address("10.0.0.1")], [ip_address("1.1.1.1")], "c", 2)
     assert pods.restarts(pod) == 3
 
 
