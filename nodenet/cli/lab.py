@@ -63,6 +63,9 @@ for _command in (apply, delete, get, exec_, probe, agent, trouble):
     metavar="FILE",
     help="The agents' configuration as YAML; --agent-set goes before it.",
 )
+@click.option(
+    "--settable-clock", is_flag=True, help="Agents whose clock `lab trouble clock` can set (needs a C compiler)."
+)
 def up(
     files: Sequence[Path],
     nodes: int,
@@ -73,6 +76,7 @@ def up(
     mask_size: int,
     agent_set: Sequence[str],
     agent_config: Path | None,
+    settable_clock: bool,
 ) -> None:
     """Start a lab: nodes, an agent on each, and the pods of the manifests.
 
@@ -95,7 +99,7 @@ def up(
     bringing.check_new(name)
     deadline = started + timeout
     with bringing.or_nothing(name):
-        client = bringing.start(state, say, deadline)
+        client = bringing.start(state, say, deadline, settable_clock=settable_clock)
         if prepared.objects:
             say(_counted(applying.apply(client.writer(), prepared)))
         if wait:

@@ -137,6 +137,15 @@ def reboot(nodes: Sequence[str], name: str, forget: bool) -> None:
         say(f"{node}: rebooted, boot id {boot_id}")
 
 
+@trouble.command()
+@click.option("--by", "seconds", type=float, required=True, metavar="SECONDS", help="Forward; negative: back.")
+@name_option
+@_nodes_option
+def clock(seconds: float, name: str, nodes: Sequence[str]) -> None:
+    """Set the wall clock of agents, at once. The lab has to be started with --settable-clock."""
+    _staging(name).clock(seconds, nodes)
+
+
 @trouble.group()
 def pod() -> None:
     """What a pod's object says. POD is [NS/]NAME, the start of a name, or deploy/NAME, as for `lab exec`."""

@@ -135,7 +135,7 @@ def _modules() -> dict[str, Source]:
 
 def _key(found: dict[str, Source]) -> str:
     digest = hashlib.sha256()
-    compiler = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    compiler = subprocess.run([c_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     for text in (sys.version, sysconfig.get_platform(), compiler.partition("\n")[0], *_FLAGS, *_defines("")):
         digest.update(text.encode() + b"\0")
     files = [source.path for source in found.values()]
@@ -144,10 +144,11 @@ def _key(found: dict[str, Source]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _compiler() -> str:
+def c_compiler() -> str:
+    """The C compiler's path. Raises CannotRunError."""
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not found:
-        raise CannotRunError("no C compiler is installed, so the CNI executable cannot be built", "apt-get install gcc")
+        raise CannotRunError("no C compiler is installed, so C sources cannot be built", "apt-get install gcc")
     return found
 
 
@@ -206,7 +207,7 @@ def _frozen(found: dict[str, Source]) -> tuple[str, bytes]:
 
 
 def _cc(arguments: list[str]) -> None:
-    compiler = _compiler()
+    compiler = c_compiler()
     done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     if done.returncode != 0:
         raise CannotRunError(

@@ -18,6 +18,7 @@ from nodenet.backoff import Backoff
 from nodenet.cni import protocol
 from nodenet.errors import BadInputError, CannotRunError
 from nodenet.lab import process
+from nodenet.lab.clocks import Clock
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Agent:
         self.last_exit: int | None = None
         self.paused = False
         self.ready = asyncio.Event()
+        self.clock = Clock(folder.parent, folder)
         self._place = place
         self._folder = folder
         self._changed = changed
@@ -137,7 +139,7 @@ class Agent:
         self._started_at = time.monotonic()
         with (self._folder / "agent.log").open("ab") as output:
             self._process = await asyncio.to_thread(
-                process.spawn, self._place, command(self._folder), env=_environment(), stdout=output, stderr=output
+                process.spawn, self._place, command(self._folder), env=self._environment(), stdout=output, stderr=output
             )
         self._changed()
         watcher = asyncio.create_task(self._watch_ready(), name=f"ready {self.node}")
@@ -160,6 +162,9 @@ class Agent:
         if not self._first.done():
             self._first.set_result(None)
 
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONUNBUFFERED": "1", **self.clock.environment()}
+
     def _failure(self) -> CannotRunError:
         log_file = self._folder / "agent.log"
         words = last_words(log_file.read_text(errors="replace"))
@@ -176,10 +181,6 @@ def last_words(text: str) -> str:
 
 def command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "nodenet", "agent", "--config", str(folder / "agent.yaml")]
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 async def _answers(path: Path) -> bool:

@@ -17,8 +17,8 @@ from nodenet.lab import fabric, groups, names, teardown
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.link import cgroups, mounts, netns
 
-# In the node's folder, which is its run_dir; everything else there is on a tmpfs of a real node.
-_ON_DISK = ("agent.yaml", "kubeconfig", "agent.log", "cni")
+# In the node's folder, which is its run_dir: everything else there is on a tmpfs of a real node. The clock goes on.
+_ON_DISK = ("agent.yaml", "kubeconfig", "agent.log", "cni", "clock")
 _BOOT_ID = "boot_id"
 
 

@@ -69,6 +69,10 @@ class Staging:
         found: dict[str, str] = self._act("reboot", nodes=list(nodes), forget=forget)
         return found
 
+    def clock(self, seconds: float, nodes: Sequence[str] = ()) -> None:
+        """Set the wall clock of these nodes' agents forward, or back. The lab needs --settable-clock."""
+        self._act("clock", nodes=list(nodes), seconds=seconds)
+
     def clear(self) -> None:
         """Everything that is staged ends."""
         self._act("clear")

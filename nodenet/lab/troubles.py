@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -71,6 +72,7 @@ class Troubles:
             "api-event": self.api_event,
             "agent": self.agent,
             "reboot": self.reboot,
+            "clock": self.clock,
             "clear": self.clear,
         }
 
@@ -84,6 +86,11 @@ class Troubles:
             {"node": node, "kind": "agent", "what": "paused", "secondsLeft": self._endings.left((node, "agent"))}
             for node, each in self._nodes.items()
             if each.agent.paused
+        ]
+        found += [
+            {"node": node, "kind": "clock", "what": f"{offset:+.9g} s", "secondsLeft": None}
+            for node, each in self._nodes.items()
+            if (offset := each.agent.clock.offset())
         ]
         return found
 
@@ -139,12 +146,24 @@ class Troubles:
         forget = bool(request.get("forget"))
         return {node: await self._nodes[node].reboot(forget=forget) for node in self._named(request)}
 
+    async def clock(self, request: Request) -> dict[str, float]:
+        """{"nodes", "seconds"}: set the clocks forward, or back. How far each one is ahead of the machine's then."""
+        seconds = request.get("seconds")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
+            raise BadInputError(f"seconds: expected a number, got {seconds!r}")
+        clocks = {node: self._nodes[node].agent.clock for node in self._named(request)}
+        for clock in clocks.values():
+            clock.step(seconds)
+        return {node: clock.offset() for node, clock in clocks.items()}
+
     async def clear(self, _request: Request) -> None:
         """Everything that is staged ends."""
         await self._api_back(list(self._nodes))
         for node, each in self._nodes.items():
             self._endings.cancel((node, "agent"))
             await each.agent.act("resume")
+            if offset := each.agent.clock.offset():
+                each.agent.clock.step(-offset)
 
     def _named(self, request: Request) -> Sequence[str]:
         """Those named; all of them when none is."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from nodenet.cni import bundle, install
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
-from nodenet.lab import files, groups, process, ready, teardown
+from nodenet.lab import clocks, files, groups, process, ready, teardown
 from nodenet.lab.client import LabClient
 from nodenet.lab.files import LabFiles, LabState
 from nodenet.link import cgroups
@@ -81,7 +81,7 @@ def _terminated(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def start(state: LabState, say: Say, deadline: float) -> LabClient:
+def start(state: LabState, say: Say, deadline: float, *, settable_clock: bool = False) -> LabClient:
     """Start the daemon and wait until nodes, API and agents are there; `deadline` is of the monotonic clock.
 
     Raises what the daemon reports, and CannotRunError when it ends or is not done in time. The caller cleans up.
@@ -94,6 +94,8 @@ def start(state: LabState, say: Say, deadline: float) -> LabClient:
     except FileExistsError as error:
         raise BadInputError(f"lab {plan.name}: another `lab up` is making it") from error
     files.write_state(state)
+    if settable_clock:
+        clocks.install(_CACHE, folder.folder)
     control = cgroups.make(groups.lab_root(plan.name) / groups.CONTROL)
     read, write = os.pipe()
     with folder.log.open("ab") as output:

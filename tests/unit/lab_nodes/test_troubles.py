@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,14 +13,16 @@ from nodenet.errors import BadInputError
 from nodenet.lab import api_trouble
 from nodenet.lab.api_trouble import ApiTrouble, Mode
 from nodenet.lab.apiserver.server import ApiServer
+from nodenet.lab.clocks import Clock
 from nodenet.lab.gate import Gate
 from nodenet.lab.troubles import Troubles
 from nodenet.lab.virtual_node import VirtualNode
 
 
 class FakeAgent:
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.paused = False
+        self.clock = Clock(folder, folder)
         self.resumed = asyncio.Event()
 
     async def act(self, verb: str) -> None:
@@ -29,8 +32,8 @@ class FakeAgent:
 
 
 @pytest.fixture
-def agents() -> dict[str, FakeAgent]:
-    return {"node1": FakeAgent(), "node2": FakeAgent()}
+def agents(tmp_path: Path) -> dict[str, FakeAgent]:
+    return {"node1": FakeAgent(tmp_path), "node2": FakeAgent(tmp_path)}
 
 
 @pytest.fixture
