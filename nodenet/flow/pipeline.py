@@ -8,7 +8,7 @@ from nodenet.flow import kernel
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow, Lost, LostSource, NameTable
 
-# Records kept for `nodenet monitor --last`, at most: 208 bytes each.
+# Records kept for `nodenet monitor --last`, at most: 145 bytes each.
 MAX_RECORDS = 4095
 _UNNAMED = NameTable()
 
