@@ -29,16 +29,13 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One side of a veth's node end, for either mechanism. It is the reverse of the pod's view."""
+    """One side of a veth's node end, for either mechanism."""
 
     tcx: tcx.Side
     clsact: tc.Hook
 
 
-HOOKS = {
-    "endpoint_egress": Hook(tcx.Side.INGRESS, tc.Hook.INGRESS),
-    "endpoint_ingress": Hook(tcx.Side.EGRESS, tc.Hook.EGRESS),
-}
+HOOKS = {name: Hook(side, tc.Hook[side.name]) for name, side in loader.TC_PROGRAMS.items()}
 
 
 @cache

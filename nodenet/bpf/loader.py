@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nodenet.bpf import carry, layout, libbpf
+from nodenet.bpf import carry, layout, libbpf, tcx
 from nodenet.bpf.pins import Pins, is_bpffs, map_info
 from nodenet.errors import CannotRunError
 
-TC_PROGRAMS = ("endpoint_egress", "endpoint_ingress")
+# Programs on the node's end of a pod's veth, with its side: the reverse of the pod's view.
+TC_PROGRAMS = {"endpoint_egress": tcx.Side.INGRESS, "endpoint_ingress": tcx.Side.EGRESS}
 # Programs on the cgroup with their enum bpf_attach_type.
 CGROUP_PROGRAMS = {
     "sock_connect4": 10,
