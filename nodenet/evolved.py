@@ -112,10 +112,6 @@ class Evolved(Mapping[Any, Any]):
             if value is not _GONE and key not in self._base:
                 yield key, value
 
-    def follows(self, other: object) -> bool:
-        """Whether `changed` is all that distinguishes this version from the other."""
-        return isinstance(other, Evolved) and bool(self._trail) and self._trail[0][0] is other._version
-
     def changed_since(self, other: object) -> Collection[Any] | None:
         """Every key that may differ from another table; None when it is not one of the last versions before this."""
         if not isinstance(other, Evolved):

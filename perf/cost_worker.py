@@ -26,7 +26,7 @@ from nodenet.model import Direction
 
 CACHE = Path("/var/cache/nodenet")
 LOOPBACK = 1
-SYN, SYN_ACK, ACK = 0x02, 0x12, 0x10
+SYN, ACK = 0x02, 0x10
 POD, REMOTE, LOCAL = 60001, 60002, 60003
 ADDRESSES = {4: ("10.201.0.1", "10.202.0.2", "10.201.0.3"), 6: ("fd01::1", "fd02::2", "fd01::3")}
 MACS = bytes.fromhex("020000000003020000000001")  # to LOCAL, from POD

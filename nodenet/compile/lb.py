@@ -43,13 +43,6 @@ class ServiceTables:
     warnings: tuple[str, ...]
 
 
-def compile_services(
-    services: Services, slices: Slices, ids: Ids, previous: Slots = MappingProxyType({})
-) -> ServiceTables:
-    """Every frontend of the cluster's Services, from nothing. `previous`: see ServiceCompiler."""
-    return ServiceCompiler(ids, previous).compile(services, slices)
-
-
 class ServiceCompiler:
     """Compiles the Services of one Snapshot after the other. `previous`: the slots to start from, as `restore` gives.
 

@@ -65,18 +65,6 @@ class PolicyTables:
     isolating: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]]
 
 
-def compile_policy(
-    pods: Mapping[ObjectRef, Pod],
-    namespaces: Mapping[str, Labels],
-    policies: Collection[NetworkPolicy],
-    local: Collection[ObjectRef],
-    ids: Ids,
-    enforce: bool = True,
-) -> PolicyTables:
-    """One compilation from nothing: see PolicyCompiler."""
-    return PolicyCompiler(ids).compile(pods, namespaces, {policy.ref: policy for policy in policies}, local, enforce)
-
-
 class PolicyCompiler:
     """Compiles the policies of one Snapshot after the other. Tables are the same objects where nothing changed, else
     evolved from those before (nodenet.evolved)."""

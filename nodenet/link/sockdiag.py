@@ -30,7 +30,7 @@ _ID = struct.Struct("=2s2s16s16sIII")
 _ANSWER_HEADER = 4
 
 # include/net/tcp_states.h. A UDP socket has ESTABLISHED while it is connected, and CLOSE otherwise.
-ESTABLISHED, SYN_SENT, CLOSE, LISTEN = 1, 2, 7, 10
+ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,10 +48,6 @@ class Client:
         """GetFlowsResponse messages."""
         return self._stream(_OBSERVER, "GetFlows", request)
 
-    async def server_status(self) -> Any:
-        """observer.ServerStatusResponse."""
-        return await self._unary(_OBSERVER, "ServerStatus", observer_pb2.ServerStatusRequest())
-
     async def nodes(self) -> Any:
         """observer.GetNodesResponse."""
         return await self._unary(_OBSERVER, "GetNodes", observer_pb2.GetNodesRequest())

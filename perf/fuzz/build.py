@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from perf.fuzz.world import ICMPV6, TCP, UDP
 
 IPV4_TYPE, IPV6_TYPE = b"\x08\x00", b"\x86\xdd"
-HOP, ROUTING, FRAGMENT, ESP, AUTH, NO_NEXT, DEST = 0, 43, 44, 50, 51, 59, 60
+HOP, ROUTING, FRAGMENT, ESP, AUTH, DEST = 0, 43, 44, 50, 51, 60
 MORE = 0x2000
 _CHECKSUM_AT = {TCP: 16, UDP: 6, ICMPV6: 2}
 

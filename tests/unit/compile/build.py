@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address, ip_network
+from types import MappingProxyType
 
+from netpolicy.types import NetworkPolicy
+from nodenet.compile.ids import Ids
+from nodenet.compile.lb import ServiceCompiler, ServiceTables
+from nodenet.compile.policy import PolicyCompiler, PolicyTables
+from nodenet.compile.slots import Slots
 from nodenet.kinds import KINDS
 from nodenet.model import (
     Endpoint,
     EndpointSlice,
+    Labels,
     Namespace,
     Node,
     ObjectRef,
@@ -86,3 +93,25 @@ def store_of(*objects: object) -> Store:
     for obj in (Namespace("default", {}), *objects):
         store.apply(Op.ADDED, obj)
     return store
+
+
+def compile_services(
+    services: Mapping[ObjectRef, Service],
+    slices: Mapping[ObjectRef, EndpointSlice],
+    ids: Ids,
+    previous: Slots = MappingProxyType({}),
+) -> ServiceTables:
+    """Every frontend of the Services, from nothing."""
+    return ServiceCompiler(ids, previous).compile(services, slices)
+
+
+def compile_policy(
+    pods: Mapping[ObjectRef, Pod],
+    namespaces: Mapping[str, Labels],
+    policies: Collection[NetworkPolicy],
+    local: Collection[ObjectRef],
+    ids: Ids,
+    enforce: bool = True,
+) -> PolicyTables:
+    """The policies, from nothing."""
+    return PolicyCompiler(ids).compile(pods, namespaces, {policy.ref: policy for policy in policies}, local, enforce)

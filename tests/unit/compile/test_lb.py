@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
 from nodenet.compile.ids import Ids
-from nodenet.compile.lb import ServiceCompiler, ServiceTables, compile_services
+from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.slots import arrange, restore
 from nodenet.model import EndpointSlice, Service
-from tests.unit.compile.build import TCP, UDP, service, slice_, target
+from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
 
 VIP, VIP6 = "10.96.0.10", "fd00:96::10"
 

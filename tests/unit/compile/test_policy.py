@@ -9,8 +9,9 @@ from netpolicy.parse import network_policy
 from netpolicy.types import Protocol
 from nodenet.abi import U32, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.ids import Ids
-from nodenet.compile.policy import compile_policy, restore
+from nodenet.compile.policy import restore
 from nodenet.model import Direction, NamedPort, ObjectRef, Pod
+from tests.unit.compile.build import compile_policy
 
 WEB, DB, HOST = ObjectRef("shop", "web-0"), ObjectRef("shop", "db-0"), ObjectRef("kube-system", "proxy")
 

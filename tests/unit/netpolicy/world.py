@@ -14,8 +14,9 @@ from netpolicy.parse import network_policy
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import U32, AddressKey, EndpointEntry, LpmKey, Record
 from nodenet.compile.ids import Ids
-from nodenet.compile.policy import PolicyTables, compile_policy
+from nodenet.compile.policy import PolicyTables
 from nodenet.model import NamedPort, ObjectRef, Pod
+from tests.unit.compile.build import compile_policy
 from tests.unit.netpolicy.datapath import Datapath
 
 Obj = dict[str, Any]

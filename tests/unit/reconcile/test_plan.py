@@ -24,13 +24,12 @@ from nodenet.abi import (
     State,
 )
 from nodenet.compile.ids import Ids
-from nodenet.compile.lb import compile_services
 from nodenet.compile.slots import restore
 from nodenet.model import Direction, EndpointSlice, Service
 from nodenet.reconcile.apply import ApplyError, apply, read
 from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Write, plan, plan_policy, plan_services
 from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
-from tests.unit.compile.build import TCP, UDP, service, slice_
+from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_
 
 Tables = Mapping[str, Mapping[Any, Any]]
 Cluster = tuple[list[Service], list[EndpointSlice]]

@@ -175,10 +175,20 @@ async def test_a_request_that_cannot_be_followed_is_refused_by_name(world, clien
         await flows(client, **fields)
 
 
+async def server_status(world, headers=None):
+    """What `hubble status` asks; no command of ours does. The answer's headers go into `headers`."""
+    async with grpc.aio.insecure_channel(f"unix:{world.socket}") as channel:
+        service = observer_pb2.DESCRIPTOR.services_by_name["Observer"]
+        call = schema.call(channel, service, "ServerStatus")(observer_pb2.ServerStatusRequest())
+        if headers is not None:
+            headers.update(await call.initial_metadata())
+        return await call
+
+
 async def test_status_nodes_namespaces(world, client, dropped):
     for _ in range(3):
         world.see()
-    status = await client.server_status()
+    status = await server_status(world)
     assert (status.num_flows, status.max_flows, status.seen_flows, status.version) == (3, 64, 3, "0.1.0")
     assert (status.num_connected_nodes.value, status.uptime_ns) == (1, 10_000_000_000)
     assert status.flows_rate == pytest.approx(0.3)
@@ -188,10 +198,8 @@ async def test_status_nodes_namespaces(world, client, dropped):
 
 
 async def test_the_version_travels_in_a_header(world):
-    async with grpc.aio.insecure_channel(f"unix:{world.socket}") as channel:
-        service = observer_pb2.DESCRIPTOR.services_by_name["Observer"]
-        call = schema.call(channel, service, "ServerStatus")(observer_pb2.ServerStatusRequest())
-        headers = dict(await call.initial_metadata())
+    headers = {}
+    await server_status(world, headers)
     assert headers["hubble-server-version"] == "0.1.0"
 
 
@@ -229,7 +237,7 @@ async def test_nobody_there(tmp_path):
     missing = tmp_path / "agent.sock"
     async with Client(str(missing)) as nobody:
         with pytest.raises(CannotRunError, match=f"no socket {missing}"):
-            await nobody.server_status()
+            await nobody.nodes()
     async with Client("127.0.0.1:1") as nobody:
         with pytest.raises(CannotRunError, match=r"no agent answers at 127\.0\.0\.1:1"):
             await flows(nobody)
