@@ -12,7 +12,6 @@ from nodenet.lab.apiserver.status import ApiError
 Object = dict[str, Any]
 # Gone, or replaced by another of the same name.
 _GONE = (404, 409)
-_EXPIRED = 410
 
 
 class ClientPodApi:
@@ -22,24 +21,12 @@ class ClientPodApi:
         self._client = client
 
     async def pods(self, node: str) -> AsyncIterator[tuple[bool, Object]]:
-        """For ever; after falling behind the API's history everything is told again."""
-        known: dict[str, Object] = {}
-        while True:
-            listing = await self._client.list("Pod", fields=f"spec.nodeName={node}")
-            listed = {pod["metadata"]["uid"]: pod for pod in listing.items}
-            for uid in known.keys() - listed.keys():
-                yield False, known[uid]
-            known = listed
-            for pod in listing.items:
-                yield True, pod
-            try:
-                async for event in self._client.watch("Pod", version=listing.version, fields=f"spec.nodeName={node}"):
-                    if event.type != "BOOKMARK":
-                        known[event.object["metadata"]["uid"]] = event.object
-                        yield event.type != "DELETED", event.object
-            except ApiError as error:
-                if error.code != _EXPIRED:
-                    raise
+        """For ever: a pod as it is now, or False and its last state."""
+        async for change in self._client.follow("Pod", f"spec.nodeName={node}"):
+            if change.new is not None:
+                yield True, change.new
+            elif change.old is not None:
+                yield False, change.old
 
     async def set_status(self, pod: Object, status: Mapping[str, Any]) -> None:
         metadata = pod["metadata"]

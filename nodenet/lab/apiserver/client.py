@@ -6,6 +6,7 @@ validation as HTTP. Errors are status.ApiError with the API's code and reason.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,10 +14,12 @@ from typing import Any, Protocol
 from nodenet.lab.apiserver import status
 from nodenet.lab.apiserver.registry import DeleteOptions, Options, PatchType, Registry, Unknown
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
-from nodenet.lab.apiserver.storage import Stored
+from nodenet.lab.apiserver.storage import Ref, Stored
 from nodenet.lab.apiserver.watch import Query, WatchOptions, listing, watch
 
 Obj = dict[str, Any]
+_log = logging.getLogger(__name__)
+_EXPIRED = 410
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,14 @@ class Listing:
 
     items: list[Obj]
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`old` None: the object is new. `new` None: it is gone, and `old` is its last state. Otherwise both are set."""
+
+    old: Obj | None
+    new: Obj | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +179,36 @@ class LocalClient:
                 yield Event(event.type, event.object.decode())
             else:
                 yield Event(event.type, {"kind": kind, "metadata": {"resourceVersion": str(event.version)}})
+
+    async def follow(self, kind: str, fields: str = "") -> AsyncIterator[Change]:
+        """For ever: what exists, then every change. A reader that falls behind the history gets the difference."""
+        known: dict[Ref, Obj] = {}
+        while True:
+            listing = await self.list(kind, fields=fields)
+            found = {_ref(obj): obj for obj in listing.items}
+            for ref, old in known.items():
+                # An object of the same name with another uid is another object.
+                if ref not in found or found[ref]["metadata"]["uid"] != old["metadata"]["uid"]:
+                    yield Change(old, None)
+            for ref, obj in found.items():
+                before = known.get(ref)
+                same = before is not None and before["metadata"]["uid"] == obj["metadata"]["uid"]
+                yield Change(before if same else None, obj)
+            known = found
+            try:
+                async for event in self.watch(kind, version=listing.version, fields=fields):
+                    ref = _ref(event.object)
+                    if event.type == "DELETED":
+                        known.pop(ref, None)
+                        yield Change(event.object, None)
+                    elif event.type != "BOOKMARK":
+                        before, known[ref] = known.get(ref), event.object
+                        yield Change(before, event.object)
+            except status.ApiError as error:
+                if error.code != _EXPIRED:
+                    raise
+                _log.warning("%s: fell behind the changes, listing again", kind)
+
+
+def _ref(obj: Obj) -> Ref:
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]

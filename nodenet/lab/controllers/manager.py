@@ -19,7 +19,6 @@ Obj = dict[str, Any]
 _log = logging.getLogger(__name__)
 # Seconds before a key that failed is looked at again: doubled each time, up to the last.
 _FIRST_RETRY, _LAST_RETRY = 0.05, 5.0
-_EXPIRED = 410
 
 
 class Controller(ABC):
@@ -99,33 +98,10 @@ class Manager:
                 group.create_task(self._watch(kind), name=f"watch {kind}")
 
     async def _watch(self, kind: str) -> None:
-        known: dict[tuple[str, str], Obj] = {}
-        while True:
-            listing = await self._client.list(kind)
-            found = {_ref(obj): obj for obj in listing.items}
-            for ref in known.keys() - found.keys():
-                self._tell(kind, known.pop(ref), None)
-            for ref, obj in found.items():
-                self._tell(kind, known.get(ref), obj)
-            known = found
-            try:
-                async for event in self._client.watch(kind, version=listing.version):
-                    new = None if event.type == "DELETED" else event.object
-                    ref = _ref(event.object)
-                    old = known.pop(ref, None) if new is None else known.get(ref)
-                    if new is not None:
-                        known[ref] = new
-                    self._tell(kind, old, new)
-            except ApiError as error:
-                if error.code != _EXPIRED:
-                    raise
-                _log.warning("controllers: fell behind the changes of %s, listing again", kind)
+        async for change in self._client.follow(kind):
+            self._tell(kind, change.old, change.new)
 
     def _tell(self, kind: str, old: Obj | None, new: Obj | None) -> None:
         for worker in self._workers:
             if kind in worker.controller.kinds:
                 worker.add(worker.controller.keys(kind, old, new))
-
-
-def _ref(obj: Obj) -> tuple[str, str]:
-    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
