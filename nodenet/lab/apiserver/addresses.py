@@ -77,9 +77,11 @@ class ServiceAddresses:
     def _families(self, spec: Obj, old: Obj | None) -> list[Cause]:
         given = [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP", "")] if ip and ip != "None"]
         families = list(spec.get("ipFamilies") or [_FAMILY[parse_address(ip).version] for ip in given])
-        if spec.get("clusterIP") == "None" and not spec.get("selector") and not (families or "ipFamilyPolicy" in spec):
-            # Without a selector nobody here knows the endpoints' families: the API allows both.
-            spec.update(ipFamilyPolicy="RequireDualStack", ipFamilies=[*self.families, *_missing(self.families)])
+        if spec.get("clusterIP") == "None" and not spec.get("selector"):
+            # Without a selector the endpoints' families are unknown: the API allows both, whatever the cluster has.
+            policy = spec.setdefault("ipFamilyPolicy", "RequireDualStack")
+            families = families or [self.families[0]]
+            spec["ipFamilies"] = families if policy == "SingleStack" else [*families, *_missing(families)]
             spec["clusterIPs"] = ["None"]
             return []
         wanted = spec.setdefault("ipFamilyPolicy", "RequireDualStack" if len(families) > 1 else "SingleStack")
@@ -178,7 +180,7 @@ def _ports_of(spec: Obj) -> Iterator[int]:
         yield spec["healthCheckNodePort"]
 
 
-def _missing(families: tuple[str, ...]) -> list[str]:
+def _missing(families: Sequence[str]) -> list[str]:
     return [family for family in _FAMILY.values() if family not in families]
 
 

@@ -23,8 +23,10 @@ def apply(kind: str, obj: Obj) -> None:
 
 
 def _set(obj: Obj, **values: Any) -> None:
+    """An empty string is unset: in Go it is the field's zero value."""
     for key, value in values.items():
-        obj.setdefault(key, value)
+        if obj.get(key, "") == "":
+            obj[key] = value
 
 
 def _containers(spec: Obj) -> list[Obj]:
@@ -34,6 +36,9 @@ def _containers(spec: Obj) -> list[Obj]:
 def pod_spec(spec: Obj) -> None:
     _set(spec, restartPolicy="Always", dnsPolicy="ClusterFirst", schedulerName="default-scheduler")
     _set(spec, terminationGracePeriodSeconds=30, securityContext={})
+    # Accepted, and read as 1 (API reference, PodSpec).
+    if isinstance(spec["terminationGracePeriodSeconds"], int) and spec["terminationGracePeriodSeconds"] < 0:
+        spec["terminationGracePeriodSeconds"] = 1
     for container in _containers(spec):
         image = str(container.get("image", ""))
         tag = image.rpartition("/")[2].partition(":")[2]
@@ -55,7 +60,18 @@ def _template(obj: Obj) -> None:
 def _pod(obj: Obj) -> None:
     pod_spec(obj["spec"])
     _set(obj["spec"], enableServiceLinks=True)
-    _set(obj.setdefault("status", {}), phase="Pending", qosClass=qos_class(obj["spec"]))
+    status = obj.setdefault("status", {})
+    _set(status, phase="Pending", qosClass=qos_class(obj["spec"]))
+    _one_address(status)
+
+
+def _one_address(status: Obj) -> None:
+    """podIP and podIPs[0] are one value. Where they differ podIP counts: an old kubelet knows no other field."""
+    listed = [entry.get("ip", "") for entry in status.get("podIPs") or ()]
+    if status.get("podIP") and listed[:1] != [status["podIP"]]:
+        status["podIPs"] = [{"ip": status["podIP"]}]
+    elif listed:
+        status["podIP"] = listed[0]
 
 
 def qos_class(spec: Obj) -> str:
@@ -133,8 +149,8 @@ def _service(obj: Obj) -> None:
         _set(spec, internalTrafficPolicy="Cluster")
     for port in spec.get("ports", ()):
         _set(port, protocol="TCP")
-        if "port" in port:
-            _set(port, targetPort=port["port"])
+        if "port" in port and not port.get("targetPort"):
+            port["targetPort"] = port["port"]
     obj.setdefault("status", {}).setdefault("loadBalancer", {})
 
 

@@ -64,6 +64,8 @@ class DeleteOptions:
 
 _DEFINITIONS = "CustomResourceDefinition"
 DEFAULT_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
+# The NamespaceLifecycle admission plugin refuses to delete these.
+_IMMORTAL = ("default", "kube-public", "kube-system")
 _PLAIN = Options()
 
 
@@ -168,7 +170,7 @@ class Registry:
             if wanted and wanted != have:
                 message = f"Precondition failed: {what} in precondition: {wanted}, in object meta: {have}"
                 raise status.conflict(resource, name, message)
-        if resource.key == "Namespace" and name in DEFAULT_NAMESPACES:
+        if resource.key == "Namespace" and name in _IMMORTAL:
             raise status.denied(resource, name, "this namespace may not be deleted")
         obj = stored.decode()
         _propagate(obj["metadata"], options.propagation)

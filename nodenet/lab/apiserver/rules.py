@@ -115,7 +115,7 @@ def check_update(kind: str, obj: Obj, old: Obj) -> list[Cause]:
     found = [
         invalid(f"spec.{key}", "...", IMMUTABLE)
         for key in _FIXED.get(kind, ())
-        if new_spec.get(key) != old_spec.get(key)
+        if new_spec.get(key) != old_spec.get(key) and not (kind == "Job" and key == "template" and _waits(old))
     ]
     if kind == "Pod":
         found += _pod(new_spec, old_spec)
@@ -134,9 +134,17 @@ def check_update(kind: str, obj: Obj, old: Obj) -> list[Cause]:
     return found
 
 
+def _waits(job: Obj) -> bool:
+    """A suspended Job that has not started may still be given to other nodes (KEP-2926)."""
+    return bool(job["spec"].get("suspend")) and "startTime" not in (job.get("status") or {})
+
+
 def _pod(new: Obj, old: Obj) -> list[Cause]:
+    # Until it is scheduled a gated pod may be told to go elsewhere (KEP-3838).
+    may = (*_POD_MAY, "nodeSelector", "affinity") if old.get("schedulingGates") else _POD_MAY
+
     def fixed(spec: Obj) -> Obj:
-        rest = {key: value for key, value in spec.items() if key not in _POD_MAY}
+        rest = {key: value for key, value in spec.items() if key not in may}
         for section in ("containers", "initContainers"):
             rest[section] = [{k: v for k, v in c.items() if k != "image"} for c in spec.get(section) or ()]
         return rest

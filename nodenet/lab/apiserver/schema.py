@@ -249,7 +249,7 @@ class Decoded:
         if isinstance(wanted, ListOf):
             if not isinstance(value, list):
                 return self._mismatch(path, "list", value)
-            return [self.take(item, wanted.item, f"{path}[{i}]") for i, item in enumerate(value)]
+            return [self.take(_zero(item, wanted.item), wanted.item, f"{path}[{i}]") for i, item in enumerate(value)]
         if not isinstance(value, dict):
             return self._mismatch(path, "object", value)
         if isinstance(wanted, MapOf):
@@ -286,6 +286,15 @@ def decode(obj: dict[str, Any], kind: str) -> tuple[dict[str, Any], Decoded]:
     report = Decoded()
     clean = report.take(obj, of(kind), "")
     return clean, report
+
+
+def _zero(item: object, wanted: Type) -> object:
+    """Go reads a null element as the zero value of its type: a null rule of a NetworkPolicy is one without limits."""
+    if item is not None or isinstance(wanted, Anything):
+        return item
+    if isinstance(wanted, Scalar):
+        return wanted.types[0]()
+    return [] if isinstance(wanted, ListOf) else {}
 
 
 def _nothing(item: object, wanted: Type) -> bool:

@@ -50,13 +50,20 @@ class Change:
 
 
 FIELDS: dict[str, tuple[str, ...]] = {
-    "Pod": ("spec.nodeName", "status.phase", "spec.restartPolicy", "spec.schedulerName", "status.podIP"),
+    "Pod": (
+        *("spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork"),
+        *("status.phase", "status.podIP", "status.nominatedNodeName"),
+    ),
     "Namespace": ("status.phase",),
     "Node": ("spec.unschedulable",),
     "Service": ("spec.clusterIP", "spec.type"),
     "ReplicaSet": ("status.replicas",),
     "Job": ("status.successful",),
 }
+
+
+# An absent one is false.
+_BOOLEANS = frozenset({"spec.hostNetwork", "spec.unschedulable"})
 
 
 def field_names(kind: str) -> frozenset[str]:
@@ -69,6 +76,8 @@ def _fields(kind: str, ref: Ref, obj: Mapping[str, Any]) -> dict[str, str]:
     for path in FIELDS.get(kind, ()):
         section, key = path.split(".")
         value = (obj.get(section) or {}).get(key)
+        if path in _BOOLEANS:
+            value = bool(value)
         found[path] = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
     return found
 
