@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from nodenet.errors import NodenetError
-from nodenet.link.addresses import Changes
+from nodenet.link.addresses import changes as address_changes
 from nodenet.model import IPAddress
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,11 @@ class OwnAddresses:
     async def keep(self) -> None:
         """For ever: an address that the node gives up must not stay the host's, for another machine may get it."""
         told = asyncio.Event()
-        changes = Changes()
+        changes = address_changes()
         event_loop = asyncio.get_running_loop()
 
         def note() -> None:
-            changes.seen()
+            changes.drain()
             told.set()
 
         event_loop.add_reader(changes.fd, note)

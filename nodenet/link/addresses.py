@@ -11,16 +11,13 @@ from ipaddress import IPv4Interface, IPv6Interface
 from nodenet.endpoint import IPAddress
 from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
-from nodenet.link.netlink import Request
+from nodenet.link.netlink import Listener, Request
 
 IPInterface = IPv4Interface | IPv6Interface
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _HEADER = struct.Struct("=BBBBI")
-# linux/rtnetlink.h: the groups of listeners that are told of changes. A message is far shorter than this.
+# linux/rtnetlink.h
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
-_DATAGRAM = 1 << 15
-# Messages of changes that are read without a pause.
-_AT_ONCE = 1000
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _CLASSES: dict[int, type[IPv4Interface] | type[IPv6Interface]] = {
     socket.AF_INET: IPv4Interface,
@@ -58,28 +55,9 @@ def local(link: Link, ifindex: int = 0) -> list[LocalAddress]:
     return found
 
 
-class Changes:
-    """Tells when an address of the current namespace comes or goes: `fd` can be read then, and `seen` takes note."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
-        self.fd = self._socket.fileno()
-
-    def seen(self) -> None:
-        """Forget what was told so far, or as much of it as is soon done: then `fd` can be read still. What was lost for
-        want of room was a change as well."""
-        for _ in range(_AT_ONCE):
-            try:
-                self._socket.recv(_DATAGRAM)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-
-    def close(self) -> None:
-        self._socket.close()
+def changes() -> Listener:
+    """Tells when an address of the current namespace comes or goes."""
+    return Listener(_RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR)
 
 
 def add(link: Link, ifindex: int, address: IPInterface, detect: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""The part of netlink(7) and rtnetlink(7) that wiring a pod takes: messages, attributes, one socket, its errors.
+"""The part of netlink(7) that wiring a pod takes: messages, attributes, sockets, their errors.
 
 pyroute2 speaks all of it, but importing it costs more than wiring a pod (docs/decisions/0010-own-rtnetlink.md), and the
 plugin may have to do that in a process of its own at every pod start. Numbers are those of linux/netlink.h,
@@ -11,10 +11,10 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # Flags of a request.
-ECHO, REPLACE, EXCL, CREATE = 0x8, 0x100, 0x200, 0x400
+ECHO, REPLACE, EXCL, CREATE, APPEND = 0x8, 0x100, 0x200, 0x400, 0x800
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 # Flags of an answer: part of several; the dump met a change; an error is followed by attributes; without our request.
 _MULTI, _DUMP_INTERRUPTED, _ACK_TLVS, _CAPPED = 0x2, 0x10, 0x200, 0x100
@@ -29,6 +29,8 @@ _BUFFER = 1 << 16
 _TEXT_ATTRIBUTE = 1
 # How often a dump is begun again because what it lists changed meanwhile.
 _TRIES = 5
+# Messages of changes that are read without a pause.
+_AT_ONCE = 1000
 
 
 class RefusedError(Exception):
@@ -100,7 +102,10 @@ _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
 class Netlink:
-    """A NETLINK_ROUTE socket that is used synchronously, by one thread at a time."""
+    """A netlink socket (rtnetlink, sock_diag, nfnetlink) that is used synchronously, by one thread at a time.
+
+    An error of the socket is a RefusedError too. ETIMEDOUT: the socket has a timeout and the kernel does not answer.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -122,7 +127,7 @@ class Netlink:
             self._sequence += 1
             flags = _REQUEST | _ACK | request.flags
             packets.append(_pack(request, flags, self._sequence))
-        self._sock.send(b"".join(packets))
+        self._send(b"".join(packets))
         refused: RefusedError | None = None
         for _ in requests:
             for kind, flags, sequence, body in self._receive(first):
@@ -131,10 +136,33 @@ class Netlink:
         if refused is not None:
             raise refused
 
+    def transact(self, begin: Request, requests: Sequence[Request], end: Request) -> None:
+        """Carry out requests between two marks of nfnetlink: all of them or none. Raises RefusedError for the first one
+        that failed; its index counts from `begin`."""
+        first, last = self._sequence + 1, self._sequence + 1 + len(requests)
+        packets = []
+        for request in (begin, *requests, end):
+            self._sequence += 1
+            # One acknowledgement is enough: the kernel reports every failure, and this one after them.
+            ack = _ACK if self._sequence == last else 0
+            packets.append(_pack(request, _REQUEST | ack | request.flags, self._sequence))
+        self._send(b"".join(packets))
+        refused: RefusedError | None = None
+        while True:
+            for kind, flags, sequence, body in self._receive(first):
+                if kind != _ERROR:
+                    continue
+                refused = refused or _error(body, flags, sequence - first)
+                # The kernel answers `begin` only when it refuses the whole: then nothing else is answered.
+                if sequence in (first, last):
+                    if refused is not None:
+                        raise refused
+                    return
+
     def ask(self, kind: int, body: bytes, flags: int = 0) -> bytes:
         """The body of the one message that answers. Raises RefusedError."""
         self._sequence += 1
-        self._sock.send(_pack(Request(kind, body), _REQUEST | flags, self._sequence))
+        self._send(_pack(Request(kind, body), _REQUEST | flags, self._sequence))
         for answer, flags, _, found in self._receive(self._sequence):
             if answer == _ERROR and (error := _error(found, flags, 0)):
                 raise error
@@ -152,7 +180,7 @@ class Netlink:
 
     def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
-        self._sock.send(_pack(Request(kind, body), _REQUEST | _DUMP, self._sequence))
+        self._send(_pack(Request(kind, body), _REQUEST | _DUMP, self._sequence))
         found: list[bytes] = []
         whole = True
         while True:
@@ -165,11 +193,21 @@ class Netlink:
                     return found, whole
                 found.append(part)
 
+    def _send(self, packets: bytes) -> None:
+        try:
+            self._sock.send(packets)
+        except OSError as error:
+            # A timeout has no number of its own.
+            raise RefusedError(error.errno or errno.ETIMEDOUT) from error
+
     def _receive(self, first: int) -> list[tuple[int, int, int, bytes]]:
         """Messages of the next packet: type, flags, sequence number, body. Older ones, of a call that was cut short by
         an exception, are left out."""
         while True:
-            size = self._sock.recv_into(self._buffer)
+            try:
+                size = self._sock.recv_into(self._buffer)
+            except OSError as error:
+                raise RefusedError(error.errno or errno.ETIMEDOUT) from error
             data = bytes(memoryview(self._buffer)[:size])
             found = []
             offset = 0
@@ -182,6 +220,31 @@ class Netlink:
                 offset += (length + 3) & ~3
             if found:
                 return found
+
+
+class Listener:
+    """Tells when something of the groups changed in the current namespace: `fd` can be read then, and `drain` empties
+    it. `groups`: bits of RTMGRP_*, linux/rtnetlink.h."""
+
+    def __init__(self, groups: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._socket.bind((0, groups))
+        self.fd = self._socket.fileno()
+
+    def drain(self) -> None:
+        """Discard what was sent so far. After 1000 messages it returns: `fd` can still be read then. Messages that the
+        kernel had no room for were changes as well."""
+        for _ in range(_AT_ONCE):
+            try:
+                self._socket.recv(_BUFFER)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def _pack(request: Request, flags: int, sequence: int) -> bytes:

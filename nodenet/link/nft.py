@@ -12,7 +12,6 @@ linux/netfilter/nfnetlink.h.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterable
@@ -20,13 +19,22 @@ from ipaddress import ip_network
 
 from nodenet.endpoint import IPAddress, IPNetwork
 from nodenet.link.handle import LinkError
-from nodenet.link.netlink import attribute, attributes, nested, string, text
+from nodenet.link.netlink import (
+    APPEND,
+    CREATE,
+    Netlink,
+    RefusedError,
+    Request,
+    attribute,
+    attributes,
+    nested,
+    string,
+    text,
+)
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_REQUEST, _ACK, _DUMP, _CREATE, _EXCL, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x200, 0x800
-_ERROR, _DONE = 2, 3
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET = 0, 1, 2, 3, 6, 8, 9
 _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 12, 13, 14, 16
 _IP, _IP6, _NETDEV = 2, 10, 5
@@ -35,8 +43,6 @@ _ACCEPT, _DROP = 1, 0
 _ERESTART = 85
 # A kernel without nf_tables, or without a part of it.
 _ABSENT = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT)
-# How much of an answer is wanted: the one object, the first packet of a list, all of it.
-_ONE, _SOME, _ALL = range(3)
 # Seconds. The kernel answers at once; this is for one that never does.
 _PATIENCE = 10.0
 # How often a change is tried anew because somebody else's came between reading and writing.
@@ -50,12 +56,12 @@ def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
     with _Nft() as nft:
         try:
             nft.change([_element(_NEWSETELEM, family, table, address)])
-        except OSError as error:
-            if error.errno != errno.ENOENT:
+        except RefusedError as error:
+            if error.code != errno.ENOENT:
                 raise _refused(f"cannot masquerade {address}", error) from error
             try:
                 nft.change([*_masq_rules(family, table, subnet), _element(_NEWSETELEM, family, table, address)])
-            except OSError as second:
+            except RefusedError as second:
                 raise _refused(f"cannot make table {table}", second) from second
 
 
@@ -66,8 +72,8 @@ def forget(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
     with _Nft() as nft:
         try:
             names = nft.tables()
-        except OSError as error:
-            if error.errno in _ABSENT:
+        except RefusedError as error:
+            if error.code in _ABSENT:
                 return
             raise _refused("cannot list the tables of nf_tables", error) from error
         for family, name in names:
@@ -84,8 +90,8 @@ def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
         body = text(1, table) + text(2, _SET) + nested(3, nested(1, nested(1, attribute(1, address.packed))))
         try:
             return bool(nft.ask(_GETSETELEM, family, body))
-        except OSError as error:
-            if error.errno == errno.ENOENT:
+        except RefusedError as error:
+            if error.code == errno.ENOENT:
                 return False
             raise _refused(f"cannot read table {table}", error) from error
 
@@ -104,14 +110,14 @@ def check_source_mac(ifname: str, mac: str) -> None:
         try:
             nft.change(
                 [
-                    (_NEWTABLE, _NETDEV, _CREATE, text(1, table)),
-                    (_DELTABLE, _NETDEV, 0, text(1, table)),
-                    (_NEWTABLE, _NETDEV, _CREATE, text(1, table)),
-                    (_NEWCHAIN, _NETDEV, _CREATE, chain),
+                    _request(_NEWTABLE, _NETDEV, text(1, table), CREATE),
+                    _request(_DELTABLE, _NETDEV, text(1, table)),
+                    _request(_NEWTABLE, _NETDEV, text(1, table), CREATE),
+                    _request(_NEWCHAIN, _NETDEV, chain, CREATE),
                     _rule(_NETDEV, table, expressions),
                 ]
             )
-        except OSError as error:
+        except RefusedError as error:
             raise _refused(f"cannot check source addresses of {ifname}", error) from error
 
 
@@ -120,105 +126,63 @@ def checks_source_mac(ifname: str) -> bool:
     with _Nft() as nft:
         try:
             return bool(nft.ask(_GETTABLE, _NETDEV, text(1, _mac_table(ifname))))
-        except OSError:
+        except RefusedError:
             return False
 
 
 class _Nft:
-    """A socket to nf_tables in the calling thread's network namespace."""
+    """A socket to nf_tables in the calling thread's network namespace. Its calls raise RefusedError."""
 
     def __init__(self) -> None:
         try:
-            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         except OSError as error:
             raise LinkError("cannot reach nf_tables: the kernel has no nfnetlink", error.errno or 0) from error
-        self._sock.settimeout(_PATIENCE)
-        self._sequence = 0
+        sock.settimeout(_PATIENCE)
+        self._kernel = Netlink(sock)
 
     def __enter__(self) -> _Nft:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sock.close()
+        self._kernel.close()
 
-    def change(self, messages: list[tuple[int, int, int, bytes]], generation: int | None = None) -> None:
-        """One transaction of (type, family, flags, attributes). Raises OSError with the kernel's errno; ERESTART when
-        `generation` is not the ruleset's any more."""
+    def change(self, requests: list[Request], generation: int | None = None) -> None:
+        """One transaction. ERESTART when `generation` is not the ruleset's any more."""
         guard = _be32(1, generation) if generation is not None else b""
-        first = self._sequence + 1
-        packets = [self._message(_BATCH_BEGIN, _REQUEST, _header(0, _SUBSYSTEM) + guard)]
-        for kind, family, flags, body in messages:
-            last = len(packets) == len(messages)
-            ack = _ACK if last else 0
-            packets.append(self._message(_SUBSYSTEM << 8 | kind, _REQUEST | ack | flags, _header(family) + body))
-        expected = self._sequence
-        packets.append(self._message(_BATCH_END, _REQUEST, _header(0, _SUBSYSTEM)))
-        self._sock.send(b"".join(packets))
-        failed = 0
-        while True:
-            for kind, sequence, body in self._receive():
-                if sequence < first or kind != _ERROR:
-                    continue
-                failed = failed or -struct.unpack_from("=i", body)[0]
-                if sequence in (first, expected):
-                    if failed:
-                        raise OSError(failed, os.strerror(failed))
-                    return
+        begin = Request(_BATCH_BEGIN, _header(0, _SUBSYSTEM) + guard)
+        self._kernel.transact(begin, requests, Request(_BATCH_END, _header(0, _SUBSYSTEM)))
 
     def tables(self) -> list[tuple[int, str]]:
-        """(family, name) of our tables. Raises OSError with the kernel's errno."""
+        """(family, name) of our tables."""
         found = []
-        for body in self.ask(_GETTABLE, 0, b"", _ALL):
+        for body in self.list(_GETTABLE, 0, b""):
             name = string(attributes(body, 4), 1)
             if name.startswith(_OURS):
                 found.append((body[0], name))
         return found
 
-    def ask(self, kind: int, family: int, body: bytes, much: int = _ONE) -> list[bytes]:
-        """Bodies (after nfgenmsg, which they keep) that answer a question. Raises OSError with the kernel's errno."""
-        flags = _REQUEST | (_ACK if much == _ONE else _DUMP)
-        packet = self._message(_SUBSYSTEM << 8 | kind, flags, _header(family) + body)
-        expected = self._sequence
-        self._sock.send(packet)
-        found: list[bytes] = []
-        while True:
-            for answer, sequence, content in self._receive():
-                if sequence != expected:
-                    continue
-                if answer in (_ERROR, _DONE):
-                    code = -struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return found
-                found.append(content)
-            if much == _SOME and found:
-                return found
+    def ask(self, kind: int, family: int, body: bytes) -> bytes:
+        """The body (after nfgenmsg, which it keeps) of the object that is asked for. ENOENT when there is none."""
+        request = _request(kind, family, body)
+        return self._kernel.ask(request.kind, request.body)
+
+    def list(self, kind: int, family: int, body: bytes) -> list[bytes]:
+        """The bodies of all objects that are asked for."""
+        request = _request(kind, family, body)
+        return self._kernel.dump(request.kind, request.body)
 
     def generation(self) -> int:
         """The number of the ruleset's last change, of whomever it was."""
-        (answer,) = self.ask(_GETGEN, 0, b"")[:1]
-        return int(struct.unpack_from(">I", answer, 8)[0])
-
-    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._sequence += 1
-        return struct.pack("=IHHII", len(body) + 16, kind, flags, self._sequence, 0) + body
-
-    def _receive(self) -> list[tuple[int, int, bytes]]:
-        data = self._sock.recv(1 << 16)
-        found, offset = [], 0
-        while offset + 16 <= len(data):
-            length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, offset)
-            found.append((kind, sequence, data[offset + 16 : offset + length]))
-            offset += max(16, (length + 3) & ~3)
-        return found
+        return int(struct.unpack_from(">I", self.ask(_GETGEN, 0, b""), 8)[0])
 
 
 def _take_out(nft: _Nft, family: int, table: str, addresses: list[IPAddress]) -> None:
     for address in addresses:
         try:
             nft.change([_element(_DELSETELEM, family, table, address)])
-        except OSError as error:
-            if error.errno != errno.ENOENT:
+        except RefusedError as error:
+            if error.code != errno.ENOENT:
                 raise _refused(f"cannot end the masquerading of {address}", error) from error
     if addresses:
         _drop_empty(nft, family, table)
@@ -226,9 +190,9 @@ def _take_out(nft: _Nft, family: int, table: str, addresses: list[IPAddress]) ->
 
 def _remove(nft: _Nft, family: int, table: str) -> None:
     try:
-        nft.change([(_DELTABLE, family, 0, text(1, table))])
-    except OSError as error:
-        if error.errno != errno.ENOENT:
+        nft.change([_request(_DELTABLE, family, text(1, table))])
+    except RefusedError as error:
+        if error.code != errno.ENOENT:
             raise _refused(f"cannot remove table {table}", error) from error
 
 
@@ -237,15 +201,15 @@ def _drop_empty(nft: _Nft, family: int, table: str) -> None:
     for _ in range(_TRIES):
         try:
             generation = nft.generation()
-            bodies = nft.ask(_GETSETELEM, family, text(1, table) + text(2, _SET), _SOME)
+            bodies = nft.list(_GETSETELEM, family, text(1, table) + text(2, _SET))
             if any(_has_elements(body) for body in bodies):
                 return
-            nft.change([(_DELTABLE, family, 0, text(1, table))], generation)
+            nft.change([_request(_DELTABLE, family, text(1, table))], generation)
             return
-        except OSError as error:
-            if error.errno == errno.ENOENT:
+        except RefusedError as error:
+            if error.code == errno.ENOENT:
                 return
-            if error.errno not in (_ERESTART, errno.EINTR):
+            if error.code not in (_ERESTART, errno.EINTR, errno.EAGAIN):
                 raise _refused(f"cannot remove table {table}", error) from error
     raise LinkError(f"cannot remove table {table}: the ruleset changes all the time", errno.EAGAIN)
 
@@ -261,7 +225,7 @@ def _has_elements(body: bytes) -> bool:
     return False
 
 
-def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[tuple[int, int, int, bytes]]:
+def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[Request]:
     """The table with its set and its chain. The chain is emptied first: two who do this at once end with one rule."""
     size = subnet.max_prefixlen // 8
     source, destination = (12, 16) if size == 4 else (8, 24)
@@ -283,10 +247,10 @@ def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[tuple[int, i
         _expression("masq", b""),
     ]
     return [
-        (_NEWTABLE, family, _CREATE, text(1, table)),
-        (_NEWSET, family, _CREATE, made + _be32(10, 1)),
-        (_NEWCHAIN, family, _CREATE, chain),
-        (_DELRULE, family, 0, text(1, table) + text(2, _CHAIN)),
+        _request(_NEWTABLE, family, text(1, table), CREATE),
+        _request(_NEWSET, family, made + _be32(10, 1), CREATE),
+        _request(_NEWCHAIN, family, chain, CREATE),
+        _request(_DELRULE, family, text(1, table) + text(2, _CHAIN)),
         _rule(family, table, expressions),
     ]
 
@@ -315,13 +279,19 @@ def _family(subnet: IPNetwork) -> int:
     return _IP if subnet.version == 4 else _IP6
 
 
-def _element(kind: int, family: int, table: str, address: IPAddress) -> tuple[int, int, int, bytes]:
+def _element(kind: int, family: int, table: str, address: IPAddress) -> Request:
     key = nested(1, nested(1, attribute(1, address.packed)))
-    return kind, family, _CREATE if kind == _NEWSETELEM else 0, text(1, table) + text(2, _SET) + nested(3, key)
+    flags = CREATE if kind == _NEWSETELEM else 0
+    return _request(kind, family, text(1, table) + text(2, _SET) + nested(3, key), flags)
 
 
-def _rule(family: int, table: str, expressions: list[bytes]) -> tuple[int, int, int, bytes]:
-    return _NEWRULE, family, _CREATE | _APPEND, text(1, table) + text(2, _CHAIN) + nested(4, *expressions)
+def _rule(family: int, table: str, expressions: list[bytes]) -> Request:
+    body = text(1, table) + text(2, _CHAIN) + nested(4, *expressions)
+    return _request(_NEWRULE, family, body, CREATE | APPEND)
+
+
+def _request(kind: int, family: int, body: bytes, flags: int = 0) -> Request:
+    return Request(_SUBSYSTEM << 8 | kind, _header(family) + body, flags)
 
 
 def _expression(name: str, body: bytes) -> bytes:
@@ -353,5 +323,5 @@ def _header(family: int, resource: int = 0) -> bytes:
     return struct.pack(">BBH", family, 0, resource)
 
 
-def _refused(doing: str, error: OSError) -> LinkError:
-    return LinkError(doing, error.errno or errno.EIO)
+def _refused(doing: str, error: RefusedError) -> LinkError:
+    return LinkError(doing, error.code, error.text)

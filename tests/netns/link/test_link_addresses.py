@@ -14,12 +14,12 @@ pytestmark = pytest.mark.kernel
 
 
 def test_a_change_of_an_address_is_told_and_nothing_else(two: tuple[str, str]) -> None:
-    changes = netns.call(two[0], addresses.Changes)
+    changes = netns.call(two[0], addresses.changes)
     try:
 
         def told() -> bool:
             ready = bool(select.select([changes.fd], [], [], 0.2)[0])
-            changes.seen()
+            changes.drain()
             return ready
 
         with Link(two[0]) as link:
@@ -39,7 +39,7 @@ def test_a_change_of_an_address_is_told_and_nothing_else(two: tuple[str, str]) -
 
 def test_a_storm_is_noted_in_pieces_and_ends(two: tuple[str, str]) -> None:
     """More changes than the socket has room for."""
-    changes = netns.call(two[0], addresses.Changes)
+    changes = netns.call(two[0], addresses.changes)
     wanted = [ip_interface(f"10.{n >> 8}.{n & 255}.1/32") for n in range(2000)]
     try:
         with Link(two[0]) as link:
@@ -48,7 +48,7 @@ def test_a_storm_is_noted_in_pieces_and_ends(two: tuple[str, str]) -> None:
                 link.batch(*(("add", addresses.added(loopback, one)) for one in wanted[first : first + 200]))
             rounds = 0
             while select.select([changes.fd], [], [], 0.2)[0]:
-                changes.seen()
+                changes.drain()
                 rounds += 1
             assert 1 <= rounds <= 4
             addresses.remove(link, loopback, wanted[0])

@@ -82,14 +82,14 @@ async def test_changes_all_the_time_are_not_looked_at_all_the_time(monkeypatch: 
             self.fd = self.ends[0]
             os.write(self.ends[1], b"x")
 
-        def seen(self) -> None:
+        def drain(self) -> None:
             """Never at an end."""
 
         def close(self) -> None:
             for fd in self.ends:
                 os.close(fd)
 
-    monkeypatch.setattr(addresses, "Changes", Storm)
+    monkeypatch.setattr(addresses, "address_changes", Storm)
     own = OwnAddresses(kernel.read, kernel.tell)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
