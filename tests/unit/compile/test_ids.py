@@ -9,7 +9,8 @@ import pytest
 
 from netpolicy.regions import Prefix, Region
 from netpolicy.types import Direction, LabelSet, NamedPort, Protocol, RuleRef
-from nodenet.compile.ids import IDENTITIES, REGIONS, RULES, IdentityKey, Ids, Numbering, Space
+from nodenet import model
+from nodenet.compile.ids import IDENTITIES, REGIONS, RULES, IdentityKey, Ids, Numbering, Space, canonical
 
 WEB = IdentityKey(LabelSet.of("shop", {"app": "web"}, [NamedPort("http", Protocol.TCP, 80)]))
 
@@ -71,3 +72,15 @@ def test_restored_numbers_are_believed_only_where_they_can_be_true() -> None:
     number = wide.number("a")
     strange: Numbering[str] = Numbering(IDENTITIES, {"a": number + 1000})
     assert strange.number("a") == number
+
+
+def test_the_text_behind_a_number_has_the_api_s_words():
+    """Other text gives other numbers: at an upgrade every rule and identity would change (decision 0035)."""
+    assert canonical(RuleRef("shop", "let", Direction.INGRESS, 0)) == '"shop/let ingress[0]"'
+    labels = LabelSet.of("shop", {"app": "web"}, [NamedPort("http", Protocol.TCP, 80)])
+    assert canonical(IdentityKey(labels)) == '["shop",[["app","web"]],[["http","TCP",80]],[]]'
+
+
+def test_words_and_numbers_have_the_same_names():
+    assert set(Direction.__members__) == set(model.Direction.__members__)
+    assert set(Protocol.__members__) < set(model.Protocol.__members__)
