@@ -40,13 +40,13 @@ class Connection(asyncio.Protocol):
         self._left = left
         self._transport: asyncio.Transport
         self._outlet: Outlet | None = None
-        self._held = False
+        self._held = self._eof = False
         self._reads = True
+        self._inbox = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        packet_filter.detach(transport.get_extra_info("socket"))
         trouble = self._entered(self, transport.get_extra_info("peername")[0])
         if trouble is not None and trouble.mode is Mode.AWAY:
             self.reset()
@@ -68,10 +68,21 @@ class Connection(asyncio.Protocol):
         else:
             packet_filter.detach(sock)
         self._held = mode in _HELD
+        if not self._held:
+            self._catch_up()
         self._read_or_not()
         if self._outlet is not None:
             slow = trouble if mode is Mode.SLOW else None
             self._outlet.apply(slow, held=self._held)
+
+    def _catch_up(self) -> None:
+        """The server gets what came while it was held."""
+        data, self._inbox = self._inbox, b""
+        if data:
+            self._inner.data_received(data)
+        if self._eof and not self._inner.eof_received():
+            self._transport.close()
+        self._eof = False
 
     def reset(self) -> None:
         """Both sides see it end at once, the client by a RST."""
@@ -92,10 +103,17 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
+        if not self._held:
+            self._inner.data_received(data)
+            return
+        # Before Python 3.12 the loop forgets a pause in connection_made when it begins to read.
+        self._inbox += data
+        self._transport.resume_reading()
+        self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
+        self._eof = self._held
+        return True if self._held else self._inner.eof_received()
 
     def pause_writing(self) -> None:
         if self._outlet is not None:

@@ -37,7 +37,7 @@ def attach(sock: socket.socket, program: bytes) -> None:
 
 
 def detach(sock: socket.socket) -> None:
-    """Without a filter nothing happens. A connection inherits the filter of the socket that accepted it."""
+    """Without a filter nothing happens."""
     with suppress(FileNotFoundError):
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 

@@ -139,6 +139,20 @@ async def test_hang_answers_old_and_new_connections_when_it_is_over(lab: Lab) ->
         each.close()
 
 
+async def test_what_is_asked_of_a_server_that_hangs_is_done_when_it_is_over(lab: Lab) -> None:
+    await lab.gate.stage(["node1"], ApiTrouble(Mode.HANG))
+    reader, writer = await lab.connect()
+    body = b'{"metadata":{"name":"new"}}'
+    head = f"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    await writer.drain()
+    assert await lab.get("/api/v1/namespaces/new", NODE2) == 404
+    await lab.gate.stage(["node1"], None)
+    assert await answer(reader) == 201
+    assert await lab.get("/api/v1/namespaces/new", NODE2) == 200
+    writer.close()
+
+
 async def test_blackhole_acknowledges_nothing(lab: Lab) -> None:
     old, old_writer = await lab.connect()
     ask(old_writer)
