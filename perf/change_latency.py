@@ -29,6 +29,7 @@ import click
 from nodenet.abi import U32, FrontendKey
 from nodenet.bpf.tables import BpfTable
 from nodenet.lab.apiserver.http_client import HttpObjects
+from nodenet.lab.apiserver.resources import BY_KIND
 from nodenet.lab.client import LabClient
 from nodenet.lab.files import LabFiles
 from nodenet.model import IPAddress, Protocol
@@ -143,7 +144,9 @@ def _create(api: HttpObjects, count: int) -> list[tuple[IPAddress, dict[str, Any
     for number in range(count):
         meta = {"name": f"bench{number}", "namespace": NAMESPACE}
         ports = [{"name": "http", "port": PORT, "targetPort": 9000}]
-        service = api.create({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": ports}})
+        service = api.create(
+            BY_KIND["Service"], {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": ports}}
+        )
         slice_ = {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -154,7 +157,7 @@ def _create(api: HttpObjects, count: int) -> list[tuple[IPAddress, dict[str, Any
                 {"addresses": [str(IPv4Address(_FIRST_BACKEND + number))], "conditions": {"ready": True}},
             ],
         }
-        made.append((ip_address(service["spec"]["clusterIP"]), api.create(slice_)))
+        made.append((ip_address(service["spec"]["clusterIP"]), api.create(BY_KIND["EndpointSlice"], slice_)))
     return made
 
 
@@ -178,7 +181,7 @@ def _send(
         address, slice_ = made[index]
         port = 10_000 + turn
         slice_["ports"][0]["port"] = port
-        made[index] = (address, api.update(slice_))
+        made[index] = (address, api.update(BY_KIND["EndpointSlice"], slice_))
         change = _Change(_key(address), port, time.monotonic())
         sent.append(change)
         watcher.add(change)

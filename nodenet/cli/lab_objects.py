@@ -36,8 +36,8 @@ def apply(files: Sequence[Path], name: str, namespace: str, wait: bool, timeout:
     from nodenet.lab import up
     from nodenet.lab.client import LabClient
 
-    prepared = _prepared(files, namespace)
     client = LabClient(name)
+    prepared = _prepared(files, namespace, client)
     for result in applying.apply(client.writer(), prepared):
         click.echo(result)
     if wait:
@@ -63,23 +63,23 @@ def delete(
 ) -> None:
     """Remove the manifests' objects, or KIND NAME... . Exit code 1 when a named one is not there."""
     from nodenet.lab import apply as applying
-    from nodenet.lab.apiserver.resources import BY_KIND
     from nodenet.lab.client import LabClient
 
     if bool(files) == bool(kind) or bool(kind) != bool(names):
         raise click.UsageError("either -f FILE_OR_DIR, or KIND NAME...")
     if not kind:
-        prepared = _prepared(files, namespace)
-        writer = LabClient(name).writer()
+        client = LabClient(name)
+        prepared, writer = _prepared(files, namespace, client), client.writer()
         for result in applying.delete(writer, prepared):
             click.echo(result)
         if wait:
-            wanted = [(BY_KIND[obj.kind], obj.namespace, obj.name) for obj in prepared.objects]
+            wanted = [(prepared.resource(obj), obj.namespace, obj.name) for obj in prepared.objects]
             _until_gone(writer, wanted, timeout)
         return
-    resource = _resource(kind)
+    client = LabClient(name)
+    resource = _resource(kind, client)
     space = namespace if resource.namespaced else ""
-    writer = LabClient(name).writer()
+    writer = client.writer()
     found = {each: writer.delete(resource, space, each) for each in names}
     for each, there in found.items():
         click.echo(f"{resource.singular}/{each} {'deleted' if there else 'not found'}")
@@ -102,12 +102,12 @@ def _until_gone(objects: Objects, wanted: Iterable[tuple[Resource, str, str]], t
             time.sleep(_POLL)
 
 
-def _prepared(files: Sequence[Path], namespace: str) -> ApplySet:
+def _prepared(files: Sequence[Path], namespace: str, client: LabClient) -> ApplySet:
     from nodenet.lab import apply as applying
 
     if not files:
         raise click.UsageError("-f FILE_OR_DIR is needed")
-    prepared = applying.prepare(load_manifests(files), namespace)
+    prepared = applying.prepare(load_manifests(files), namespace, client.custom())
     for skipped in prepared.skipped:
         say(f"skipped: {skipped}")
     return prepared
@@ -135,7 +135,7 @@ def get(
     from nodenet.lab.client import LabClient
 
     client = LabClient(name)
-    resource = _resource(kind)
+    resource = _resource(kind, client)
     space = "" if all_namespaces else namespace
     items, version = client.listing(resource, space)
     if names:
@@ -180,22 +180,25 @@ def _table(resource: Resource, items: Iterable[Object], show_namespace: bool, *,
     from nodenet.cli.output import Column, table
     from nodenet.lab.apiserver import tables
 
-    columns = tables.columns(resource.kind)
+    columns = tables.columns(resource.key)
     shown = [index for index, column in enumerate(columns) if wide or column.priority == 0]
     heads = [Column(columns[index].name.upper(), str(index)) for index in shown]
     rows = []
     for item in items:
-        cells = tables.cells(resource.kind, item, time.time())
+        cells = tables.cells(resource.key, item, time.time())
         row = {str(index): str(cells[index]) for index in shown}
         rows.append({"namespace": item["metadata"].get("namespace", ""), **row})
     return table(rows, [Column("NAMESPACE", "namespace"), *heads] if show_namespace else heads)
 
 
-def _resource(kind: str) -> Resource:
+def _resource(kind: str, client: LabClient) -> Resource:
     from nodenet.lab.apiserver.resources import RESOURCES, find
 
     resource = find(kind)
     if resource is None:
-        known = ", ".join(resource.plural for resource in RESOURCES)
+        custom = client.custom()
+        resource = find(kind, custom)
+    if resource is None:
+        known = ", ".join(resource.plural for resource in (*RESOURCES, *custom))
         raise BadInputError(f"the lab does not know the kind {kind!r}", f"it knows {known}")
     return resource

@@ -18,6 +18,7 @@ from typing import Any
 
 from nodenet.errors import BadInputError
 from nodenet.lab.apiserver import defaults, patch, schema, validate
+from nodenet.lab.apiserver.catalog import defined
 from nodenet.lab.apiserver.http_client import Objects
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 from nodenet.lab.apiserver.status import ApiError
@@ -27,6 +28,9 @@ from nodenet.manifests import Manifest
 Obj = dict[str, Any]
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _NAMESPACE = BY_KIND["Namespace"]
+_DEFINITION = BY_KIND["CustomResourceDefinition"]
+# What others need to be there.
+_FIRST = (_NAMESPACE.kind, _DEFINITION.kind)
 # How often a merge is done anew when somebody else wrote in between.
 _ATTEMPTS = 5
 _HINT = "nothing was applied"
@@ -34,14 +38,20 @@ _HINT = "nothing was applied"
 
 @dataclass(frozen=True, slots=True)
 class ApplySet:
-    """Valid objects with their namespaces filled in, Namespaces first, else in the order of the files.
+    """Valid objects with their namespaces filled in: Namespaces and CustomResourceDefinitions first, else in the order
+    of the files.
 
-    `skipped` are sentences about kinds; `namespaces` are those that objects are in and no manifest declares.
+    `skipped` are sentences about kinds; `namespaces` are those that objects are in and no manifest declares. `custom`:
+    the resources of CustomResourceDefinitions, of the set and of the lab.
     """
 
     objects: tuple[Manifest, ...]
     skipped: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
+    custom: tuple[Resource, ...] = ()
+
+    def resource(self, manifest: Manifest) -> Resource:
+        return _resource(manifest, self.custom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +68,51 @@ class Result:
         return f"{kind}/{self.name} {self.action}" + (f" ({self.note})" if self.note else "")
 
 
-def prepare(manifests: Iterable[Manifest], namespace: str = "default") -> ApplySet:
-    """Judge every object. `namespace` is for objects that name none. Raises BadInputError with all problems."""
+def prepare(manifests: Iterable[Manifest], namespace: str = "default", custom: Iterable[Resource] = ()) -> ApplySet:
+    """Judge every object. Raises BadInputError with all problems.
+
+    `namespace` is for objects that name none; `custom` is what CustomResourceDefinitions of the lab add.
+    """
+    manifests = list(manifests)
+    custom = (*_defined(manifests), *custom)
     problems: list[str] = []
     skipped: Counter[str] = Counter()
     objects: list[Manifest] = []
     for manifest in manifests:
-        judgement = judge(manifest.api_version, manifest.kind)
+        judgement = judge(manifest.api_version, manifest.kind, custom)
         if judgement.problem:
             problems.append(f"{manifest.source}: {manifest}: {judgement.problem}")
         elif judgement.resource is None:
             skipped[judgement.skipped] += 1
         else:
             placed = _placed(manifest, judgement.resource, namespace)
-            found = check(placed)
+            found = check(placed, judgement.resource)
             problems += [f"{manifest.source}: {placed}: {problem}" for problem in found]
             objects.append(placed)
     if not problems:
         problems = [*_twice(objects), *_collisions(objects)]
     if problems:
         raise BadInputError("\n".join(problems), _HINT)
-    objects.sort(key=lambda manifest: manifest.kind != "Namespace")
+    objects.sort(key=lambda manifest: manifest.kind not in _FIRST)
     declared = {manifest.name for manifest in objects if manifest.kind == "Namespace"}
     used = dict.fromkeys(manifest.namespace for manifest in objects if manifest.namespace)
     told = tuple(text.format(count=count) for text, count in sorted(skipped.items()))
-    return ApplySet(tuple(objects), told, tuple(name for name in used if name not in declared))
+    return ApplySet(tuple(objects), told, tuple(name for name in used if name not in declared), custom)
+
+
+def _defined(manifests: Iterable[Manifest]) -> Iterator[Resource]:
+    """The resources of the definitions that are right."""
+    for manifest in manifests:
+        if (manifest.api_version, manifest.kind) == (_DEFINITION.api_version, _DEFINITION.kind):
+            placed = _placed(manifest, _DEFINITION, "")
+            if not check(placed, _DEFINITION):
+                yield from defined(placed.data)
+
+
+def _resource(manifest: Manifest, custom: Iterable[Resource]) -> Resource:
+    found = judge(manifest.api_version, manifest.kind, custom).resource
+    assert found is not None, f"{manifest} is in no ApplySet"
+    return found
 
 
 def _placed(manifest: Manifest, resource: Resource, namespace: str) -> Manifest:
@@ -98,15 +128,15 @@ def _placed(manifest: Manifest, resource: Resource, namespace: str) -> Manifest:
     return replace(manifest, data=data)
 
 
-def check(manifest: Manifest) -> list[str]:
-    """Everything wrong with one object of a served kind, as "field: what was expected"."""
-    clean, report = schema.decode(manifest.data, manifest.kind)
+def check(manifest: Manifest, resource: Resource) -> list[str]:
+    """Everything wrong with one object, as "field: what was expected"."""
+    clean, report = schema.decode(manifest.data, resource.key)
     problems = report.wrong + [f"unknown field {field}" for field in report.unknown]
     if report.wrong:
         return problems
     clean["metadata"]["uid"] = "unborn"
-    defaults.apply(manifest.kind, clean)
-    return problems + [str(cause) for cause in validate.check(manifest.kind, clean)]
+    defaults.apply(resource.key, clean)
+    return problems + [str(cause) for cause in validate.check(resource.key, clean)]
 
 
 def _twice(objects: Sequence[Manifest]) -> Iterator[str]:
@@ -137,32 +167,38 @@ def _collisions(objects: Sequence[Manifest]) -> Iterator[str]:
 def apply(objects: Objects, prepared: ApplySet) -> list[Result]:
     """Create or merge. Raises BadInputError when the API refuses an object; what it can refuse is asked for first."""
     absent = [name for name in prepared.namespaces if objects.get(_NAMESPACE, "", name) is None]
-    fresh = {m.name for m in prepared.objects if m.kind == "Namespace" and objects.get(_NAMESPACE, "", m.name) is None}
+    fresh = {(m.kind, m.name) for m in prepared.objects if m.kind in _FIRST and not _is_there(objects, prepared, m)}
     for manifest in prepared.objects:
-        # The API cannot try out what is in a namespace that is not there yet: such an object meets nothing old.
-        if manifest.namespace not in fresh and manifest.namespace not in absent:
-            _one(objects, manifest, dry_run=True, before=_HINT)
+        resource = prepared.resource(manifest)
+        # The API cannot try out what needs a namespace or a definition that is not there yet: it meets nothing old.
+        needs = {(_NAMESPACE.kind, manifest.namespace), (_DEFINITION.kind, resource.qualified)}
+        if manifest.namespace not in absent and not needs & fresh:
+            _one(objects, manifest, resource, dry_run=True, before=_HINT)
     results = [_namespace(objects, name) for name in absent]
     for manifest in prepared.objects:
-        results.append(_one(objects, manifest, before=f"{len(results)} objects before it were applied"))
+        before = f"{len(results)} objects before it were applied"
+        results.append(_one(objects, manifest, prepared.resource(manifest), before=before))
     return results
 
 
+def _is_there(objects: Objects, prepared: ApplySet, manifest: Manifest) -> bool:
+    return objects.get(prepared.resource(manifest), "", manifest.name) is not None
+
+
 def _namespace(objects: Objects, name: str) -> Result:
-    objects.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    objects.create(_NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     return Result(_NAMESPACE, name, "created", "no manifest declares it")
 
 
-def _one(objects: Objects, manifest: Manifest, *, before: str, dry_run: bool = False) -> Result:
-    resource = BY_KIND[manifest.kind]
+def _one(objects: Objects, manifest: Manifest, resource: Resource, *, before: str, dry_run: bool = False) -> Result:
     wanted = _annotated(manifest.data)
     for attempt in range(_ATTEMPTS):
         live = objects.get(resource, manifest.namespace, manifest.name)
         try:
             if live is None:
-                objects.create(wanted, dry_run=dry_run)
+                objects.create(resource, wanted, dry_run=dry_run)
                 return Result(resource, manifest.name, "created")
-            done = objects.update(merged(wanted, live), dry_run=dry_run)
+            done = objects.update(resource, merged(wanted, live, resource), dry_run=dry_run)
         except ApiError as error:
             if error.code == 409 and attempt < _ATTEMPTS - 1:
                 continue
@@ -189,14 +225,14 @@ def _annotated(data: Obj) -> Obj:
     return result
 
 
-def merged(wanted: Obj, live: Obj) -> Obj:
+def merged(wanted: Obj, live: Obj, resource: Resource) -> Obj:
     """The live object with the manifest's fields set, and those removed that only the last applied manifest had."""
     text = (live["metadata"].get("annotations") or {}).get(LAST_APPLIED, "{}")
     try:
         last = json.loads(text)
     except ValueError:
         last = {}
-    result = patch.three_way(last, wanted, live, schema.SCHEMAS[live["kind"]])
+    result = patch.three_way(last, wanted, live, schema.of(resource.key))
     found: Obj = {**result, "status": live.get("status", {})}
     found["metadata"] = {**result["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}
     return found
@@ -206,7 +242,7 @@ def delete(objects: Objects, prepared: ApplySet) -> list[Result]:
     """Remove the objects, in the reverse order; namespaces that no manifest declares stay."""
     results: list[Result] = []
     for manifest in reversed(prepared.objects):
-        resource = BY_KIND[manifest.kind]
+        resource = prepared.resource(manifest)
         try:
             there = objects.delete(resource, manifest.namespace, manifest.name)
         except ApiError as error:

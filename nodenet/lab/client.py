@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from nodenet.errors import CannotRunError, NodenetError
 from nodenet.lab import files
+from nodenet.lab.apiserver.catalog import defined
 from nodenet.lab.apiserver.http_client import HttpObjects
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 
@@ -48,6 +49,10 @@ class LabClient:
 
     def objects(self, kind: str, namespace: str = "") -> list[Object]:
         return self.listing(BY_KIND[kind], namespace)[0]
+
+    def custom(self) -> list[Resource]:
+        """What the lab's CustomResourceDefinitions add."""
+        return [resource for definition in self.objects("CustomResourceDefinition") for resource in defined(definition)]
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         found: Object = self._request("GET", resource.path(namespace, name))

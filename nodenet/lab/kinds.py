@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
@@ -57,8 +58,14 @@ class Judgement:
     problem: str = ""
 
 
-def judge(api_version: str, kind: str) -> Judgement:
-    """What a manifest's apiVersion and kind stand for. `problem` names the field and what was meant."""
+def judge(api_version: str, kind: str, custom: Iterable[Resource] = ()) -> Judgement:
+    """What a manifest's apiVersion and kind stand for. `problem` names the field and what was meant.
+
+    `custom`: what CustomResourceDefinitions add.
+    """
+    for each in custom:
+        if (each.api_version, each.kind) == (api_version, kind):
+            return Judgement(each)
     group, _, version = api_version.rpartition("/")
     if group not in BUILT_IN:
         return _foreign(group, version, api_version, kind)
@@ -82,7 +89,7 @@ def _foreign(group: str, version: str, api_version: str, kind: str) -> Judgement
     if played is not None and difflib.SequenceMatcher(None, group, played.group).ratio() > 0.85:
         meant = f" (did you mean {played.api_version}?)"
         return Judgement(problem=f"apiVersion: {api_version} has no {kind} in Kubernetes{meant}")
-    return Judgement(skipped=f"{kind}.{group} x{{count}} (a custom resource, which the lab does not know)")
+    return Judgement(skipped=f"{kind}.{group} x{{count}} (a custom resource without a CustomResourceDefinition)")
 
 
 def _unknown_kind(api_version: str, group: str, kind: str) -> str:

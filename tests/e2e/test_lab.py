@@ -221,7 +221,7 @@ def test_a_ghost_with_a_pods_address_changes_nothing(shop: Lab) -> None:
         for name, (app, address) in ghosts.items():
             spec = {"nodeName": "away", "containers": [{"name": "c", "image": "x"}]}
             metadata = {"name": name, "namespace": "shop", "labels": {"app": app}}
-            client.writer().create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+            client.writer().create(pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
             found = dict(client.get(pods, "shop", name))
             found["status"] = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
             client._request("PUT", pods.path("shop", name, "status"), found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,22 @@ from tests.e2e.labs import Lab, nodenet, running, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
-GROUP = "policy.example.com"
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-DEFINITION = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": f"testpolicies.{GROUP}"},
-    "spec": {
-        "group": GROUP,
-        "scope": "Namespaced",
-        "names": {"plural": "testpolicies", "kind": "TestPolicy"},
-        "versions": [{"name": "v1alpha1", "served": True, "storage": True}],
-    },
-}
-DENY = {
-    "apiVersion": f"{GROUP}/v1alpha1",
-    "kind": "TestPolicy",
-    "metadata": {"name": "deny"},
-    "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]},
-}
+DEFINITION = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: testpolicies.policy.example.com}
+spec:
+  group: policy.example.com
+  scope: Namespaced
+  names: {plural: testpolicies, kind: TestPolicy}
+  versions: [{name: v1alpha1, served: true, storage: true}]
+"""
+DENY = """
+apiVersion: policy.example.com/v1alpha1
+kind: TestPolicy
+metadata: {name: deny}
+spec: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}
+"""
 PODS = """
 {apiVersion: v1, kind: Pod, metadata: {name: server, labels: {app: server}},
   spec: {nodeName: node1, containers: [{name: c, image: x, ports: [{containerPort: 80}]}]}}
@@ -50,13 +46,6 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
         yield found
 
 
-def call(lab: Lab, method: str, path: str, body: Any = None) -> None:
-    url = next(row["api"] for row in json.loads(nodenet("lab", "list", "-o", "json").stdout) if row["name"] == lab.name)
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(url + path, data, headers, method=method), timeout=10).close()
-
-
 def status(lab: Lab) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(nodenet("status", "--lab", lab.name, "--node", "node1", "-o", "json").stdout)
     return found
@@ -68,7 +57,7 @@ def seen(lab: Lab) -> tuple[str, int]:
     return found["api"]["TestPolicy"]["state"], found["objects"]["policies"]
 
 
-def test_a_definition_comes_and_goes(lab: Lab) -> None:
+def test_a_definition_comes_and_goes(lab: Lab, tmp_path: Path) -> None:
     server = lab.pods("default", "server")[0]["status"]["podIP"]
     # `lab up` ended, so the agent had its first sync, and the pods run.
     assert status(lab)["healthy"]
@@ -77,11 +66,13 @@ def test_a_definition_comes_and_goes(lab: Lab) -> None:
     assert "state not installed" in nodenet("status", "--lab", lab.name, "--node", "node1").stdout
     assert lab.fetch("default", "client", f"http://{server}/") == "server"
 
-    call(lab, "POST", DEFINITIONS, DEFINITION)
-    call(lab, "POST", f"/apis/{GROUP}/v1alpha1/namespaces/default/testpolicies", DENY)
+    manifest = tmp_path / "policy.yaml"
+    manifest.write_text(f"{DENY}---{DEFINITION}")
+    lab("apply", "-f", manifest)
+    assert "deny" in lab("get", "testpolicies").stdout
     until(lambda: seen(lab) == ("watched", 1), "the object is seen", 40)
     until(lambda: lab.fetch("default", "client", f"http://{server}/") == "", "it is in force")
 
-    call(lab, "DELETE", f"{DEFINITIONS}/testpolicies.{GROUP}")
+    lab("delete", "customresourcedefinition", "testpolicies.policy.example.com")
     until(lambda: seen(lab) == ("not installed", 0), "it is gone")
     until(lambda: lab.fetch("default", "client", f"http://{server}/") == "server", "it is no longer in force")

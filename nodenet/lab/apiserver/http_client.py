@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from nodenet.errors import CannotRunError
-from nodenet.lab.apiserver.resources import BY_KIND, Resource
+from nodenet.lab.apiserver.resources import Resource
 from nodenet.lab.apiserver.status import ApiError, Cause
 
 Obj = dict[str, Any]
@@ -26,9 +26,9 @@ class Objects(Protocol):
         """None when it is not there."""
         ...
 
-    def create(self, obj: Obj, *, dry_run: bool = False) -> Obj: ...
+    def create(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj: ...
 
-    def update(self, obj: Obj, *, dry_run: bool = False) -> Obj: ...
+    def update(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj: ...
 
     def delete(self, resource: Resource, namespace: str, name: str) -> bool:
         """False when it is not there."""
@@ -52,13 +52,11 @@ class HttpObjects:
                 raise
             return None
 
-    def create(self, obj: Obj, *, dry_run: bool = False) -> Obj:
-        resource = BY_KIND[obj["kind"]]
+    def create(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj:
         path = resource.path(obj["metadata"].get("namespace", ""))
         return self._request("POST", _with(path, dry_run), resource, obj)
 
-    def update(self, obj: Obj, *, dry_run: bool = False) -> Obj:
-        resource = BY_KIND[obj["kind"]]
+    def update(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj:
         path = resource.path(obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
         return self._request("PUT", _with(path, dry_run), resource, obj)
 

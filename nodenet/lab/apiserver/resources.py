@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nodenet import kinds
@@ -76,10 +77,10 @@ RESOURCES: tuple[Resource, ...] = (
 BY_KIND: dict[str, Resource] = {resource.kind: resource for resource in RESOURCES}
 
 
-def find(word: str) -> Resource | None:
+def find(word: str, custom: Iterable[Resource] = ()) -> Resource | None:
     """A served kind by any word that kubectl takes: kind, plural, singular, short name, with or without group."""
     head, _, group = word.lower().partition(".")
-    for resource in RESOURCES:
+    for resource in (*RESOURCES, *custom):
         if head in (resource.plural, resource.singular, *resource.short) and group in ("", resource.group):
             return resource
     return None

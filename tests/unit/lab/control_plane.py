@@ -55,13 +55,13 @@ class LocalObjects:
         self._registry = registry
 
     def get(self, resource: Resource, namespace: str, name: str) -> Obj | None:
-        stored = self._registry.storage.get(resource.kind, (namespace if resource.namespaced else "", name))
+        stored = self._registry.storage.get(resource.key, (namespace if resource.namespaced else "", name))
         return None if stored is None else stored.decode()
 
-    def create(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+    def create(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj:
         return self._registry.create(obj, options=Options(dry_run, Unknown.STRICT)).decode()
 
-    def update(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+    def update(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj:
         return self._registry.update(obj, options=Options(dry_run, Unknown.STRICT)).decode()
 
     def delete(self, resource: Resource, namespace: str, name: str) -> bool:

@@ -11,6 +11,7 @@ import yaml
 
 from nodenet import manifests
 from nodenet.errors import BadInputError
+from nodenet.lab.apiserver.catalog import defined
 from nodenet.lab.apiserver.http_client import HttpObjects
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.lab.apply import ApplySet, apply, delete, prepare
@@ -72,7 +73,7 @@ def test_a_merge_keeps_what_others_set(tmp_path: Path, api: ApiServer, objects: 
     before = objects.get(resource, "default", "web")
     assert before is not None
     before["metadata"]["labels"]["theirs"] = "3"
-    objects.update(before)
+    objects.update(resource, before)
     obj["metadata"]["labels"] = {"mine": "1"}
     del obj["spec"]["ports"][0]
     apply(objects, prepared(tmp_path, obj))
@@ -125,7 +126,7 @@ def test_skipped_kinds_are_named_with_their_number(tmp_path: Path) -> None:
     assert found.skipped == (
         "PodDisruptionBudget x1 (the lab does not know this kind)",
         "ServiceAccount x3 (the lab does not know this kind)",
-        "VirtualService.networking.istio.io x1 (a custom resource, which the lab does not know)",
+        "VirtualService.networking.istio.io x1 (a custom resource without a CustomResourceDefinition)",
     )
     assert len(found.objects) == 1
 
@@ -197,3 +198,43 @@ def test_online_boutique(objects: LocalObjects) -> None:
 def test_an_object_that_is_described_twice_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"\(document 2\): Service default/web: is in .*\(document 1\) already"):
         prepared(tmp_path, service("web"), service("web"))
+
+
+CRD = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "tenants.policy.example.com"},
+    "spec": {
+        "group": "policy.example.com",
+        "scope": "Namespaced",
+        "names": {"plural": "tenants", "kind": "Tenant"},
+        "versions": [{"name": "v1", "served": True, "storage": True}],
+    },
+}
+TENANT = {"apiVersion": "policy.example.com/v1", "kind": "Tenant", "metadata": {"name": "a"}, "spec": {"x": [1]}}
+
+
+def test_a_definition_and_its_objects_in_one_set(tmp_path: Path, objects: LocalObjects) -> None:
+    """The definition comes first, whatever the order of the files; later it is the lab that knows it."""
+    both = prepared(tmp_path, TENANT, CRD)
+    assert [str(result) for result in apply(objects, both)] == [
+        "customresourcedefinition.apiextensions.k8s.io/tenants.policy.example.com created",
+        "tenant.policy.example.com/a created",
+    ]
+    changed = {**TENANT, "spec": {"y": 2}}
+    assert prepared(tmp_path, changed).skipped == (
+        "Tenant.policy.example.com x1 (a custom resource without a CustomResourceDefinition)",
+    )
+    manifest = tmp_path / "again.yaml"
+    manifest.write_text(yaml.safe_dump(changed))
+    again = prepare(manifests.load([manifest]), custom=defined(CRD))
+    assert [result.action for result in apply(objects, again)] == ["configured"]
+    assert objects.get(defined(CRD)[0], "default", "a")["spec"] == {"y": 2}  # type: ignore[index]
+    assert [result.action for result in apply(objects, again)] == ["unchanged"]
+    assert [result.action for result in delete(objects, both)] == ["deleted", "deleted"]
+
+
+def test_a_definition_that_is_wrong_is_named(tmp_path: Path) -> None:
+    wrong = {**CRD, "metadata": {"name": "other"}}
+    with pytest.raises(BadInputError, match=r"CustomResourceDefinition.*metadata\.name"):
+        prepared(tmp_path, wrong, TENANT)

@@ -183,3 +183,47 @@ async def test_online_boutique(kubectl: Kubectl) -> None:
     await kubectl("rollout", "status", "deploy", "--timeout=10s")
     await kubectl.plane.until("EndpointSlice", lambda s: len(s) == 12 and all(len(e["endpoints"]) == 1 for e in s))
     assert len((await kubectl("get", "netpol", "--no-headers")).splitlines()) == 13
+
+
+async def test_custom_resources_and_events(kubectl: Kubectl) -> None:
+    crd = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "tenants.policy.example.com"},
+        "spec": {
+            "group": "policy.example.com",
+            "scope": "Cluster",
+            "names": {"plural": "tenants", "kind": "Tenant", "shortNames": ["tn"]},
+            "versions": [
+                {"name": "v1", "served": True, "storage": True, "subresources": {"status": {}}, "schema": {}},
+            ],
+        },
+    }
+    await kubectl("apply", "-f", kubectl.file(crd))
+    await kubectl("wait", "--for=condition=Established", "crd/tenants.policy.example.com", "--timeout=10s")
+    tenant = {"apiVersion": "policy.example.com/v1", "kind": "Tenant", "metadata": {"name": "a"}, "spec": {"x": 1}}
+    assert "created" in await kubectl("apply", "-f", kubectl.file(tenant))
+    assert "configured" in await kubectl("apply", "-f", kubectl.file({**tenant, "spec": {"z": 2}}))
+    assert json.loads(await kubectl("get", "tn", "a", "-o", "json"))["spec"] == {"z": 2}
+    status = '{"status":{"ready":true}}'
+    await kubectl("patch", "tenant", "a", "--subresource=status", "--type=merge", "-p", status)
+    assert "NAME   AGE" in await kubectl("get", "tenants")
+    event = {"kind": "Pod", "name": "web", "namespace": "default"}
+    await kubectl.plane.client.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "web.1", "namespace": "default"},
+            "involvedObject": event,
+            "reason": "Denied",
+            "message": "no way",
+            "type": "Warning",
+            "lastTimestamp": "2020-01-01T00:00:00Z",
+        }
+    )
+    shown = await kubectl("get", "events")
+    assert "Denied" in shown
+    assert "pod/web" in shown
+    await kubectl("delete", "crd", "tenants.policy.example.com")
+    # kubectl remembers for a while what is served.
+    assert "NotFound" in await kubectl("get", "tenants", code=1)
