@@ -263,18 +263,19 @@ class Resolver:
         before, `changed` the keys of what others gave that is different now."""
         policies = [self._policies[ref.namespace][ref.name] for ref in old.policies]
         keys: dict[EntryKey, None] = {}
-        for policy in policies:
-            for direction in Direction:
-                place = (direction, subject.named_ports)
-                if policy.ref in stale:
-                    before = stale[policy.ref].get(place, {})
-                    keys.update(_different(before, self._part(policy, direction, subject)))
-                elif policy.ref in changed:
-                    keys.update(dict.fromkeys(changed[policy.ref].get(place, ())))
+        parts: dict[Direction, list[_Entries]] = {}
+        for direction in Direction:
+            place = (direction, subject.named_ports)
+            parts[direction] = [self._part(policy, direction, subject) for policy in policies]
+            for policy_ref, part in zip(old.policies, parts[direction], strict=True):
+                if policy_ref in stale:
+                    keys.update(_different(stale[policy_ref].get(place, {}), part))
+                elif policy_ref in changed:
+                    keys.update(dict.fromkeys(changed[policy_ref].get(place, ())))
         entries = {**old.entries}
         for key in keys:
-            parts = (self._part(policy, key.direction, subject) for policy in policies)
-            ref = next((part[key] for part in parts if key in part), None)
+            # The first policy that gives the entry names it.
+            ref = next((part[key] for part in parts[key.direction] if key in part), None)
             if ref is None:
                 entries.pop(key, None)
             else:

@@ -10,7 +10,7 @@ most of their packets alive).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nodenet.abi import U32, EndpointEntry, FrontendEntry, FrontendKey, LpmKey, State
@@ -27,6 +27,8 @@ _BEHIND_FRONTENDS = tuple(name for name in SERVICE_TABLES if name != "nn_fronten
 POLICY_TABLES = members(Group.POLICY)
 # Without nn_state: its revision follows from the other writes.
 _COMPILED_POLICY = tuple(name for name in POLICY_TABLES if name in filled_by(Writer.COMPILER))
+
+_ORDER = {group: steps(group) for group in Group}
 
 STATE_KEY = U32(0)
 
@@ -57,8 +59,7 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
     held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
     if all(wanted[name] is held[name] for name in SERVICE_TABLES):
         return []
-    sets = {name: _upserts(name, wanted[name], held[name]) for name in _BEHIND_FRONTENDS}
-    deletes = {name: _deletes(name, wanted[name], held[name]) for name in _BEHIND_FRONTENDS}
+    sets, deletes = _differences(_BEHIND_FRONTENDS, wanted, held)
     renumbered = {write.key.value for write in sets["nn_backend"] if write.key in held["nn_backend"]}
     closed = _close_renumbered(renumbered, held["nn_frontend"])
     # What follows builds on the closed master entries.
@@ -78,8 +79,9 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
     """
     wanted = {name: desired.get(name, {}) for name in _COMPILED_POLICY}
     held = {name: actual.get(name, {}) for name in _COMPILED_POLICY}
-    upserts = {name: _upserts(name, wanted[name], held[name]) for name in wanted}
-    deletes = {name: _deletes(name, wanted[name], held[name]) for name in wanted}
+    if all(wanted[name] is held[name] for name in _COMPILED_POLICY):
+        return _with_revision([], False, actual)
+    upserts, deletes = _differences(_COMPILED_POLICY, wanted, held)
     upserts["nn_cidr"].sort(key=_most_specific_first)
     deletes["nn_cidr"].sort(key=_most_specific_first, reverse=True)
     widened = list(_ends_of_isolation(upserts["nn_endpoint"], held["nn_endpoint"]))
@@ -97,7 +99,7 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
 
 def _in_order(group: Group, sets: Mapping[str, list[Write]], deletes: Mapping[str, list[Write]]) -> list[Write]:
     """The writes of each map at the places that its declaration gives (nodenet.tables)."""
-    return [write for step in steps(group) for write in (deletes if step.deletes else sets)[step.table]]
+    return [write for step in _ORDER[group] for write in (deletes if step.deletes else sets)[step.table]]
 
 
 def _ends_of_isolation(upserts: Iterable[Write], held: Table) -> Iterator[Write]:
@@ -149,27 +151,28 @@ def _most_specific_first(write: Write) -> int:
     return -key.prefixlen
 
 
-def _upserts(name: str, wanted: Table, held: Table) -> list[Write]:
+def _differences(
+    names: Iterable[str], wanted: Tables, held: Tables
+) -> tuple[dict[str, list[Write]], dict[str, list[Write]]]:
+    """What is to be set and what is to be deleted, by table."""
+    found = {name: _difference(name, wanted[name], held[name]) for name in names}
+    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
+
+
+def _difference(name: str, wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
+    """Of one table."""
     if wanted is held:
-        return []
-    known = _may_differ(wanted, held)
-    if known is not None:
-        return [Write(name, key, wanted[key]) for key in known if key in wanted and held.get(key) != wanted[key]]
-    return [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
-
-
-def _deletes(name: str, wanted: Table, held: Table) -> list[Write]:
-    if wanted is held:
-        return []
-    known = _may_differ(wanted, held)
-    if known is not None:
-        return [Write(name, key) for key in known if key not in wanted and key in held]
-    return [Write(name, key) for key in held if key not in wanted]
-
-
-def _may_differ(wanted: Table, held: Table) -> Collection[Any] | None:
-    """The keys that may differ, where the tables know; None: any."""
-    return wanted.changed_since(held) if isinstance(wanted, Evolved) else None
+        return [], []
+    known = wanted.changed_since(held) if isinstance(wanted, Evolved) else None
+    if known is None:
+        sets = [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
+        return sets, [Write(name, key) for key in held if key not in wanted]
+    # Hashing an address is what costs here: each key is looked up once in each table.
+    pairs = [(key, wanted.get(key), held.get(key)) for key in known]
+    return (
+        [Write(name, key, value) for key, value, old in pairs if value is not None and value != old],
+        [Write(name, key) for key, value, old in pairs if value is None and old is not None],
+    )
 
 
 def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
@@ -191,10 +194,11 @@ def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
     """Writes for frontends that go, and for those that come or change."""
     gone: dict[FrontendKey, list[Write]] = {}
     changed: dict[FrontendKey, list[Write]] = {}
-    for write in _deletes("nn_frontend", wanted, held):
+    sets, deletes = _difference("nn_frontend", wanted, held)
+    for write in deletes:
         master = write.key._replace(slot=0)
         (changed if master in wanted else gone).setdefault(master, []).append(write)
-    for write in _upserts("nn_frontend", wanted, held):
+    for write in sets:
         changed.setdefault(write.key._replace(slot=0), []).append(write)
     # An address is claimed before its ports are opened and given up after they are closed, so that what asks for an
     # unserved port is refused in between, not sent to the default gateway.

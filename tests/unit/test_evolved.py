@@ -1,39 +1,82 @@
-"""Versions of a table: equal to a plain dict after any changes, and no larger than what differs."""
+"""Tables that change a little at a time: every version is right, and knows what changed."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nodenet import evolved
 from nodenet.evolved import Evolved, changed_keys, evolve
 
-Changes = dict[int, int | None]
-CHANGES = st.lists(st.dictionaries(st.integers(0, 12), st.none() | st.integers(0, 3), max_size=6), max_size=12)
+STEPS = st.lists(st.dictionaries(st.integers(0, 30), st.none() | st.integers(1, 3), max_size=4), max_size=40)
 
 
-def plain(before: dict[int, int], changes: Changes) -> dict[int, int]:
-    after: dict[int, Any] = {**before, **changes}
-    return {key: value for key, value in after.items() if value is not None}
+@pytest.fixture(scope="module", autouse=True)
+def small_levels() -> Iterator[None]:
+    """So that few changes reach the overlay and a new base."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evolved, "_NEWEST", 2)
+        patch.setattr(evolved, "_OVERLAY", 6)
+        patch.setattr(evolved, "_STEPS", 5)
+        yield
 
 
-@settings(deadline=None)
-@given(st.dictionaries(st.integers(0, 12), st.integers(0, 3), max_size=12), CHANGES)
-def test_any_changes_give_the_dict_that_they_should(start: dict[int, int], steps: list[Changes]) -> None:
-    wanted, table = start, evolve({}, start)
-    versions = [(wanted, table)]
+def check(table: Mapping[Any, Any], plain: dict[int, int]) -> None:
+    assert dict(table.items()) == plain
+    assert list(table) == [key for key, _ in table.items()]
+    assert len(table) == len(plain)
+    for key in range(31):
+        assert table.get(key) == plain.get(key)
+        assert (key in table) == (key in plain)
+        if key in plain:
+            assert table[key] == plain[key]
+        else:
+            with pytest.raises(KeyError):
+                table[key]
+    if isinstance(table, Evolved):
+        assert table.copy() == plain
+
+
+@settings(max_examples=200, deadline=None)
+@given(STEPS)
+def test_a_version_is_right_and_stays_so(steps: list[dict[int, int | None]]) -> None:
+    table: Mapping[Any, Any] = Evolved({})
+    plain: dict[int, int] = {}
+    versions: list[tuple[Mapping[Any, Any], dict[int, int]]] = []
     for changes in steps:
-        wanted, table = plain(wanted, changes), evolve(table, changes)
-        versions.append((wanted, table))
-        assert (dict(table.items()), len(table), set(table)) == (wanted, len(wanted), set(wanted))
-        assert all((key in table, table.get(key)) == (key in wanted, wanted.get(key)) for key in range(13))
-    # No version changes after it was made, and each knows what changed.
-    for (old, before), (new, after) in pairwise(versions):
-        assert (dict(before.items()), dict(after.items())) == (old, new)
-        differs = {key for key in {*old, *new} if old.get(key) != new.get(key)}
-        assert differs <= set(changed_keys(before, after))
+        before, old = table, dict(plain)
+        table = evolve(table, changes)
+        for key, value in changes.items():
+            plain.pop(key, None)
+            if value is not None:
+                plain[key] = value
+        assert isinstance(table, Evolved)
+        check(table, plain)
+        assert (table is before) == (plain == old) or not before
+        told = table.changed_since(before)
+        if told is not None:
+            assert set(told) == {key for key in {**old, **plain} if old.get(key) != plain.get(key)}
+        for earlier, content in versions:
+            different = {key for key in {**content, **plain} if content.get(key) != plain.get(key)}
+            assert different <= set(changed_keys(earlier, table))
+        versions.append((table, dict(plain)))
+    for earlier, content in versions:
+        check(earlier, content)
+
+
+def test_the_order_is_that_of_a_dict_that_takes_the_changes() -> None:
+    """The order of a map's entries follows from the changes alone, not from how versions are kept."""
+    table: Mapping[Any, Any] = Evolved({1: 1, 2: 1, 3: 1})
+    plain = {1: 1, 2: 1, 3: 1}
+    for turn in range(20):
+        changes = {2: 2 + turn, 10 + turn: 1, 10 + turn - 4: 5 + turn}
+        table = evolve(table, changes)
+        plain.update(changes)
+        assert list(table) == list(plain)
 
 
 def test_what_comes_and_goes_leaves_nothing() -> None:
@@ -43,4 +86,4 @@ def test_what_comes_and_goes_leaves_nothing() -> None:
         table = evolve(evolve(table, {number: number}), {number: None})
     assert isinstance(table, Evolved)
     assert dict(table.items()) == {0: 0}
-    assert len(table._overlay) == 0
+    assert (table._newest, table._overlay) == ({}, {})

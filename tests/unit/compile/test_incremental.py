@@ -15,7 +15,7 @@ from nodenet.compile import lb
 from nodenet.compile.ids import Ids, Numbering, Space
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.slots import Slots, restore
-from nodenet.evolved import Evolved, evolve
+from nodenet.evolved import Evolved
 from nodenet.model import EndpointSlice, ObjectRef, Service
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
@@ -213,24 +213,3 @@ def test_after_a_compilation_that_failed_the_next_is_right() -> None:
 def _one(*backends: str) -> tuple[dict[ObjectRef, Service], dict[ObjectRef, EndpointSlice]]:
     web, ends = service("web", "10.96.0.1"), slice_("web", *backends)
     return {web.ref: web}, {ends.ref: ends}
-
-
-@given(st.lists(st.dictionaries(st.integers(0, 5), st.none() | st.integers(1, 3)), max_size=6))
-def test_an_evolved_table_tells_its_changes(all_changes: list[dict[int, int | None]]) -> None:
-    table: Mapping[Any, Any] = Evolved({})
-    plain: dict[int, int] = {}
-    for changes in all_changes:
-        before = table
-        table = evolve(before, changes)
-        old = dict(plain)
-        for key, value in changes.items():
-            if value is None:
-                plain.pop(key, None)
-            else:
-                plain[key] = value
-        assert table == plain
-        assert before == old
-        assert isinstance(table, Evolved)
-        told = table.changed_since(before)
-        if told is not None:
-            assert set(told) == {key for key in {**old, **plain} if old.get(key) != plain.get(key)}
