@@ -13,6 +13,7 @@ from nodenet.agent.events import Events
 from nodenet.agent.health import Health
 from nodenet.agent.keepers import Keepers
 from nodenet.agent.measured import AgentSource
+from nodenet.agent.memory import freeze_start
 from nodenet.agent.parts import Parts
 from nodenet.agent.watch import ApiWatch
 from nodenet.cni.server import CniServer
@@ -94,3 +95,4 @@ class Agent:
             attached + len(sockets),
             engine.stats.writes.total(),
         )
+        freeze_start()

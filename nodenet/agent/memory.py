@@ -1,17 +1,18 @@
-"""Keeps the C library's heap small.
+"""Keeps the C library's heap small, and the garbage collector's pauses short.
 
 glibc gives threads heaps ("arenas") of their own, up to eight for each CPU, and keeps what was freed in them. Each of
 the agent's 30 threads works now and then, so the heaps filled one after the other: the soak's agent grew by 20 MiB in
 an hour although Python's own objects did not. Threads of Python wait for the interpreter anyway, so two heaps are
 enough.
 
-Source: mallopt(3), malloc_trim(3).
+Source: mallopt(3), malloc_trim(3), Python's gc module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 
 TRIM_SECONDS = 60.0
 
@@ -41,3 +42,11 @@ async def keep_trimmed() -> None:
     while True:
         await asyncio.sleep(TRIM_SECONDS)
         await asyncio.to_thread(libc.malloc_trim, 0)
+
+
+def freeze_start() -> None:
+    """Once the agent is ready: take what is there out of the collector's sight. With 10,000 pods a full collection
+    stops every thread for 80 to 140 ms; now it looks at what came later. Objects are still freed as soon as nothing
+    refers to them; only cycles among those of the start are not found any more, and so they are collected here."""
+    gc.collect()
+    gc.freeze()

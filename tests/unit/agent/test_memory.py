@@ -34,3 +34,17 @@ def heaps(how: str) -> int:
 def test_threads_share_two_heaps() -> None:
     assert heaps("free") > 4, "the C library would give each its own"
     assert heaps("limited") <= 3
+
+
+def test_after_the_start_a_full_collection_does_not_look_at_what_is_there() -> None:
+    script = """
+import gc
+from nodenet.agent.memory import freeze_start
+table = [[number] for number in range(100_000)]
+before = len(gc.get_objects())
+freeze_start()
+print(before, len(gc.get_objects()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 100_000 > 1000 > after
