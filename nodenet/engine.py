@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from nodenet import kinds
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names, ServicePortName
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.types import NameTable
@@ -20,12 +21,17 @@ from nodenet.model import IPAddress
 from nodenet.pulse import Pulse
 from nodenet.reconcile.apply import Table
 from nodenet.reconcile.clock import Clock
-from nodenet.reconcile.loop import ReconcileLoop, Run, RunBlocking, Stats
+from nodenet.reconcile.loop import Job, ReconcileLoop, Run, RunBlocking, Stats
 from nodenet.reconcile.maps import Maps, Outcome
 from nodenet.reconcile.plan import Tables
-from nodenet.store import Snapshot, Store, StoreEvent
+from nodenet.store import Listing, Snapshot, Store, StoreEvent
 
 log = logging.getLogger(__name__)
+
+# A run with no more than so many changes, all of these kinds, has little to do: a Service's change concerns no other
+# Service. One Namespace or NetworkPolicy may concern every pod.
+SMALL_CHANGES = 16
+_SMALL_KINDS = frozenset({kinds.SERVICE, kinds.ENDPOINT_SLICE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +90,13 @@ class Engine:
         for kind in {self._store.kind_of(event) for event in changed}:
             self._changes[kind].fire()
         if changed:
+            self._work.note(changed)
             self._loop.trigger()
         return bool(changed)
 
     def own_addresses(self, addresses: frozenset[IPAddress]) -> None:
         """These are the node's own addresses from now on."""
-        self._work.local = replace(self._work.local, addresses=addresses)
+        self._work.move(replace(self._work.local, addresses=addresses))
         self._loop.trigger()
 
     async def run(self, ran: Callable[[Run], None] = _ignore) -> None:
@@ -99,10 +106,10 @@ class Engine:
     def run_once(self) -> Outcome:
         """One run at once, in this thread, for a caller without an event loop. Raises the first error; RuntimeError
         before every list has arrived."""
-        work = self._work.take()
-        if work is None:
+        job = self._work.take()
+        if job is None:
             raise RuntimeError(f"no list yet of: {', '.join(map(str, self.missing))}")
-        outcome = work()
+        outcome = job.run()
         if outcome.errors:
             raise outcome.errors[0]
         return outcome
@@ -158,7 +165,8 @@ class Engine:
 
 
 class _Work:
-    """What the loop has done in its worker thread: reads, compiles, publishes, writes. `take` is for the event loop."""
+    """Runs: what is to be done next, and doing it, which reads, compiles, publishes and writes. All but the runs
+    themselves is for the event loop."""
 
     def __init__(self, store: Store, local: LocalNode, maps: Maps) -> None:
         self.local = local
@@ -168,12 +176,28 @@ class _Work:
         self._compiler = Compiler()
         self._flow_names = NameTableBuilder()
         self._restored = False
+        # Since the last run: how many changes there were, and whether they are all of small kinds.
+        self._changes = 0
+        self._small = True
 
-    def take(self) -> Callable[[], Outcome] | None:
+    def note(self, changed: Sequence[StoreEvent]) -> None:
+        """These events changed something. A list may have changed anything."""
+        self._changes += len(changed)
+        self._small = self._small and not any(
+            isinstance(event, Listing) or self._store.kind_of(event) not in _SMALL_KINDS for event in changed
+        )
+
+    def move(self, local: LocalNode) -> None:
+        """The node is another from now on."""
+        self.local, self._small = local, False
+
+    def take(self) -> Job | None:
         """A run for what is known now: a change that is fed meanwhile is for the next one."""
         if not self._store.synced:
             return None
-        return partial(self._run, self._store.snapshot(), self.local)
+        small = self._small and self._changes <= SMALL_CHANGES and self.maps.known
+        self._small, self._changes = True, 0
+        return Job(partial(self._run, self._store.snapshot(), self.local), small)
 
     def _run(self, snapshot: Snapshot, local: LocalNode) -> Outcome:
         outcome = Outcome(snapshot.revision)

@@ -110,6 +110,8 @@ class FakeClock:
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
+        # Seconds of `now` in which nobody computed: a thread waited for a CPU.
+        self.stolen = 0.0
         self._sleepers: list[tuple[float, asyncio.Event]] = []
 
     def monotonic(self) -> float:
@@ -117,6 +119,9 @@ class FakeClock:
 
     def time(self) -> float:
         return self.now
+
+    def cpu(self) -> float:
+        return self.now - self.stolen
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109
         if event.is_set() or (timeout is not None and timeout <= 0):

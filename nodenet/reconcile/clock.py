@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Protocol
 
 
@@ -16,6 +17,10 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Since 1970, for people."""
+        ...
+
+    def cpu(self) -> float:
+        """CPU time of the calling thread. Means something only as a difference within one thread."""
         ...
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109
@@ -32,11 +37,12 @@ class RealClock:
     def time(self) -> float:
         return time.time()
 
+    def cpu(self) -> float:
+        return time.thread_time()
+
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109
-        if event.is_set():
-            return True
-        try:
-            await asyncio.wait_for(event.wait(), timeout)
-        except TimeoutError:
-            return False
-        return True
+        # asyncio.wait_for would make a task for each wait, which costs more than a small run of the loop.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await event.wait()
+        return event.is_set()

@@ -1,7 +1,8 @@
 """When to bring the kernel's maps up to date: coalesces triggers, retries, compares now and then.
 
-Runs are in a worker thread: the event loop goes on meanwhile. The regular comparison (resync) goes on in slices between
-the runs. After a difference the next run reads all maps.
+Runs are in a worker thread, so that the event loop goes on meanwhile. Runs with little to do are in the event loop: the
+way to a thread and back costs as much as they do. The regular comparison (resync) goes on in slices between the runs.
+After a difference the next run reads all maps.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nodenet import backoff
@@ -24,14 +26,19 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 30.0
-# After a run the loop rests for as long as the run took, but no longer than this: it never takes more than half a CPU.
+# After a run the loop rests for as long as the run computed, but no longer than this: it never takes more than half a
+# CPU. Time in which a run waited for a CPU does not count: it would only delay the changes of a busy node.
 LONGEST_REST_SECONDS = 1.0
-# Somebody who waits for a change (a pod's start) ends the rest, unless the run took longer than this.
+# Somebody who waits for a change (a pod's start) ends the rest, unless the run computed for longer than this.
 LONGEST_HURRIED_RUN_SECONDS = 0.1
 # After a slice of the comparison the next one waits this many times as long as the slice took, and at least the pause:
 # the comparison never takes more than a tenth of a CPU.
 SLICE_REST = 9.0
 SLICE_PAUSE_SECONDS = 0.01
+
+# A run with little to do may keep the event loop for about this long. If the last run computed for longer, the next one
+# goes to a thread again.
+LONGEST_INLINE_SECONDS = 0.005
 
 # Calls a blocking function in a worker thread and returns what it returns.
 RunBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -62,6 +69,15 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """A run that has not begun. It returns its Outcome and raises nothing that the loop could survive. `small`: it has
+    little to do, as far as can be known before."""
+
+    run: Callable[[], Outcome]
+    small: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run that has ended. `members`: nn_member after a run that wrote the Services as far as there was room, None
     if it is not known. It must not be changed."""
@@ -74,13 +90,13 @@ class Run:
 class ReconcileLoop:
     """Decides when runs and slices of the comparison take place. They never overlap.
 
-    `take` is called in the event loop: it gives the next run, for the worker thread, or None until every list is in:
-    nothing is written before. A run returns its Outcome and raises nothing that the loop could survive.
+    `take` is called in the event loop. It gives the next run, and None until every list is in: nothing is written
+    before.
     """
 
     def __init__(
         self,
-        take: Callable[[], Callable[[], Outcome] | None],
+        take: Callable[[], Job | None],
         maps: Maps,
         clock: Clock | None = None,
         *,
@@ -96,7 +112,11 @@ class ReconcileLoop:
         self._wanted = asyncio.Event()
         self._progress = Pulse()
         self._hurry = asyncio.Event()
-        # Times of the clock's monotonic(): the next try after a failed run, and the comparison's next slice.
+        # CPU seconds of the last run.
+        self._computed = 0.0
+        # Times of the clock's monotonic(): the end of the rest after a run, the next try after a failed run, and the
+        # comparison's next slice.
+        self._rested_at = 0.0
         self._retry_at = 0.0
         self._slice_at = 0.0
 
@@ -123,12 +143,12 @@ class ReconcileLoop:
                 self._maps.begin_comparison()
                 self._slice_at = self._clock.monotonic()
             if self._wanted.is_set() or (self.stats.failing and self._clock.monotonic() >= self._retry_at):
+                await self._rest()
                 self._wanted.clear()
-                work = self._take()
-                if work is not None:
+                job = self._take()
+                if job is not None:
                     self._hurry.clear()
-                    await self._once(work, ran)
-                    await self._rest()
+                    await self._once(job, ran)
             # After a run too: changes that never end must not keep the comparison from going on.
             if self._maps.comparing and self._clock.monotonic() >= self._slice_at:
                 await self._compare()
@@ -142,21 +162,34 @@ class ReconcileLoop:
         return max(0.0, due - self._clock.monotonic())
 
     async def _rest(self) -> None:
-        # Set by whoever waits for more than that run brought.
-        took = self.stats.last_duration
-        sooner = self._hurry if took <= LONGEST_HURRIED_RUN_SECONDS and not self.stats.failing else asyncio.Event()
-        await self._clock.wait(sooner, min(took, LONGEST_REST_SECONDS))
+        """Wait out what is left of the rest after the last run."""
+        left = self._rested_at - self._clock.monotonic()
+        if left > 0:
+            hurried = self._computed <= LONGEST_HURRIED_RUN_SECONDS and not self.stats.failing
+            # Set by whoever waits for more than that run brought.
+            await self._clock.wait(self._hurry if hurried else asyncio.Event(), left)
 
     def _retry_seconds(self) -> float:
         return backoff.pause(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, self.stats.failing - 1)
 
-    async def _once(self, work: Callable[[], Outcome], ran: Callable[[Run], None]) -> None:
+    async def _once(self, job: Job, ran: Callable[[Run], None]) -> None:
         started = self._clock.monotonic()
-        outcome = await self._in_thread(work)
-        seconds = self._clock.monotonic() - started
+        run = partial(self._timed, job)
+        quick = self._computed <= LONGEST_INLINE_SECONDS and not self.stats.failing
+        outcome = run() if job.small and quick else await self._in_thread(run)
+        ended = self._clock.monotonic()
+        seconds = ended - started
+        self._rested_at = ended + min(self._computed, LONGEST_REST_SECONDS)
         self._account(outcome, seconds)
         ran(Run(seconds, bool(outcome.errors), outcome.members))
         self._progress.fire()
+
+    def _timed(self, job: Job) -> Outcome:
+        """In the thread of the run."""
+        started = self._clock.cpu()
+        outcome = job.run()
+        self._computed = self._clock.cpu() - started
+        return outcome
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         running = asyncio.ensure_future(self._run_blocking(work))

@@ -106,6 +106,11 @@ class Maps:
         self._held.update({name: wanted[name] for name in members(group) if name in wanted})
 
     @property
+    def known(self) -> bool:
+        """Whether the content of every table is known: the next run reads none."""
+        return not self._unread
+
+    @property
     def comparing(self) -> bool:
         """Whether a comparison has slices left."""
         return self._comparison.under_way

@@ -12,11 +12,43 @@ import pytest
 
 from nodenet import kinds
 from nodenet.abi import U32, AddressKey
-from nodenet.engine import Compiled, Engine
-from nodenet.store import listings
+from nodenet.engine import SMALL_CHANGES, Compiled, Engine
+from nodenet.model import Namespace
+from nodenet.store import Delta, Listing, Op, StoreEvent, listings
 from nodenet.testing import Fault, FaultyTable
-from tests.unit.compile.build import UDP, endpoint, service, slice_
+from tests.unit.compile.build import UDP, endpoint, pod, service, slice_
 from tests.unit.reconcile.driven import LOCAL, Agent, fake_tables, some_objects, turns, within
+
+
+class Threads:
+    """Counts the runs that are sent to a worker thread. A run computes for `seconds` of the clock, and waits for a CPU
+    for `stolen` more."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.sent = 0
+        self.seconds = self.stolen = 0.0
+        self._agent = agent
+        agent.loop._run_blocking = self.run_blocking
+        work = agent.engine._work
+        self._bring, work.maps.bring = work.maps.bring, self.bring  # type: ignore[method-assign]
+
+    def bring(self, *arguments: Any) -> None:
+        self._agent.clock.now += self.seconds + self.stolen
+        self._agent.clock.stolen += self.stolen
+        self._bring(*arguments)
+
+    async def run_blocking(self, work: Callable[[], Any]) -> Any:
+        self.sent += 1
+        return work()
+
+    async def sends(self, *events: StoreEvent) -> bool:
+        """Feed these; whether a worker thread made the run."""
+        before, runs = self.sent, self._agent.stats.runs
+        self._agent.clock.advance(2)
+        self._agent.engine.feed(*events)
+        await within(self._agent.engine.in_force())
+        assert self._agent.stats.runs == runs + 1
+        return self.sent > before
 
 
 def members(agent: Agent) -> Mapping[Any, Any]:
@@ -186,11 +218,7 @@ async def test_who_waits_does_not_sit_out_a_short_runs_rest(took: float, waits: 
     """A pod's start is not put off; but a run that is long rests, or the agent would do nothing else."""
     agent = Agent(some_objects(), fake_tables())
 
-    async def slowly(work: Callable[[], Any]) -> Any:
-        agent.clock.advance(took)
-        return work()
-
-    agent.loop._run_blocking = slowly
+    Threads(agent).seconds = took
     async with agent.running():
         await within(agent.engine.in_force())
         await turns()
@@ -202,3 +230,67 @@ async def test_who_waits_does_not_sit_out_a_short_runs_rest(took: float, waits: 
         assert waiter.done() is not waits
         agent.clock.advance(took)
         await within(waiter)
+
+
+async def test_a_run_that_waited_for_a_cpu_does_not_rest_for_that() -> None:
+    agent = Agent(some_objects(), fake_tables())
+    threads = Threads(agent)
+    threads.seconds, threads.stolen = 0.05, 0.5
+    async with agent.running():
+        await within(agent.engine.in_force())
+        agent.feed(endpoint(2, "web", "10.0.2.2"))
+        await turns()
+        assert agent.stats.runs == 1
+        agent.clock.advance(0.06)
+        await turns()
+        assert agent.stats.runs == 2
+        assert agent.stats.last_duration == pytest.approx(0.55)
+
+
+def changed(*backends: str) -> Delta:
+    return Delta(Op.MODIFIED, slice_("s", *backends))
+
+
+async def test_a_run_with_little_to_do_stays_in_the_event_loop() -> None:
+    tables = fake_tables()
+    agent = Agent([*some_objects(), pod("more", "10.0.1.8")], tables)
+    threads = Threads(agent)
+    async with agent.running():
+        await within(agent.engine.in_force())
+        assert threads.sent == 1, "the first run reads every table"
+        assert not await threads.sends(changed("10.0.1.9", "10.0.1.10"))
+        assert {backend.addr.packed[3] for _, backend in tables["nn_backend"].items()} == {9, 10}
+        assert not await threads.sends(Delta(Op.ADDED, service("t", "10.96.0.2")))
+        assert await threads.sends(Delta(Op.MODIFIED, Namespace("default", {"a": "b"}))), "it may concern every pod"
+        assert await threads.sends(changed("10.0.1.9"), Delta(Op.DELETED, pod("more", "10.0.1.8")))
+        many = [Delta(Op.ADDED, service(f"s{n}", f"10.96.1.{n}")) for n in range(SMALL_CHANGES + 1)]
+        assert await threads.sends(*many)
+        assert not await threads.sends(*(Delta(Op.DELETED, delta.obj) for delta in many[:SMALL_CHANGES]))
+        assert await threads.sends(Listing(kinds.SERVICE, (service("s", "10.96.0.1"),))), "any of them may have changed"
+
+
+async def test_after_a_run_that_took_long_the_next_one_is_in_a_thread() -> None:
+    agent = Agent(some_objects(), fake_tables())
+    threads = Threads(agent)
+    async with agent.running():
+        await within(agent.engine.in_force())
+        threads.seconds = 0.01
+        assert not await threads.sends(changed("10.0.1.1"))
+        assert await threads.sends(changed("10.0.1.2"))
+        threads.seconds = 0.0
+        assert await threads.sends(changed("10.0.1.3"))
+        assert not await threads.sends(changed("10.0.1.4"))
+
+
+async def test_after_a_failed_run_the_next_one_is_in_a_thread() -> None:
+    """It reads tables, or plans without knowing what changed."""
+    agent = Agent(some_objects(), fake_tables(nn_frontend=3))
+    threads = Threads(agent)
+    async with agent.running():
+        await within(agent.engine.in_force())
+        assert not await threads.sends(Delta(Op.ADDED, service("t", "10.96.0.2")))
+        assert agent.stats.failing == 1
+        sent = threads.sent
+        agent.clock.advance(0.5)
+        await turns()
+        assert (agent.stats.failing, threads.sent) == (2, sent + 1)
