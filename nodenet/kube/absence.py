@@ -15,8 +15,8 @@ from nodenet.store import Delta, Removal, StoreEvent
 # CRD is removed, the API deletes its objects one by one before it stops serving the kind: watches have told of each.
 GONE_SECONDS = 30.0
 GONE_LOOKS = 3
-# Pauses between looks for a kind that is not installed. One look is a GET that is answered with 404: without etcd, and
-# with some 200 bytes. So a policy of a new kind is in force at most half a minute after its CRD.
+# Pauses between looks for a kind that is not installed. A look is a GET that is answered with 404, without a read of
+# etcd. A policy of a new kind is in force half a minute after its CRD at most.
 FIRST_POLL_SECONDS = 1.0
 LAST_POLL_SECONDS = 30.0
 

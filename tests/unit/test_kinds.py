@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
+
+import yaml
 
 from nodenet.kinds import API_KINDS, BY_NAME, KINDS, ApiResource
 from nodenet.store import Snapshot, Store
@@ -27,3 +30,11 @@ def test_paths() -> None:
     assert policies.api_version == "networking.k8s.io/v1"
     nodes = ApiResource("", "v1", "Node", "nodes", namespaced=False)
     assert (nodes.path("ignored", "n1"), nodes.qualified, nodes.api_version) == ("/api/v1/nodes/n1", "nodes", "v1")
+
+
+def test_the_documented_cluster_role_is_what_the_agent_reads() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    rules = yaml.safe_load(page.partition("```yaml\nrules:")[2].partition("```")[0])
+    granted = {(group, plural) for rule in rules for group in rule["apiGroups"] for plural in rule["resources"]}
+    assert granted == {(kind.resource.group, kind.resource.plural) for kind in API_KINDS}
+    assert {verb for rule in rules for verb in rule["verbs"]} == {"list", "watch"}

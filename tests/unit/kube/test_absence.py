@@ -126,7 +126,7 @@ async def test_the_pauses_between_looks_end_at_the_longest() -> None:
         {BASE: NOT_FOUND, "/apis": {"kind": "Status", "groups": None}},
         {BASE: NOT_FOUND, "/apis": (200, b"<html>")},
         {BASE: (403, b"no")},
-        # Discovery lists the kind, or its group: the 404 is a lie.
+        # Discovery lists the kind, or its group: the 404 is wrong.
         {BASE: resources("tenants")},
         {BASE: NOT_FOUND, "/apis": groups("apiextensions.k8s.io", GROUP)},
         {BASE: {"resources": []}},
