@@ -134,6 +134,9 @@ class _Reader:
         if known is None or pods is None:
             # A field that is not known may narrow every rule. Pods that the policy may not mean get none of its rules.
             ingress, egress = tuple(NOTHING for _ in ingress), tuple(NOTHING for _ in egress)
+        if known is None and spec.child("policyTypes").absent:
+            # API servers always fill in policyTypes. Without it the unknown field may stand for a direction.
+            directions = frozenset(Direction)
         selector = Selector() if pods is None else pods
         return NetworkPolicy(namespace, name, selector, directions, ingress, egress, tuple(self.problems))
 

@@ -112,7 +112,9 @@ def party_of(read_pod: Any) -> Any:
         ({"ingress": [{}], "egress": {}}, BOTH, (Rule(),)),
         ({"ingress": [{}], "policyTypes": ["Ingress", "Forward"]}, BOTH, (Rule(),)),
         ({"ingress": [{}], "policyTypes": "Ingress"}, BOTH, (Rule(),)),
-        ({"ingress": [{}, {}], "action": "Deny"}, {Direction.INGRESS}, (NOTHING, NOTHING)),
+        ({"ingress": [{}, {}], "action": "Deny", "policyTypes": ["Ingress"]}, {Direction.INGRESS}, (NOTHING, NOTHING)),
+        ({"ingress": [{}, {}], "action": "Deny"}, BOTH, (NOTHING, NOTHING)),
+        ({"x": 1.5, "podSelector": WEB}, BOTH, ()),
     ],
 )
 def test_directions_are_kept_and_rules_keep_their_place(spec: Any, directions: Any, ingress: Any) -> None:
