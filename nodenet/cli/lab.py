@@ -116,9 +116,11 @@ def _mapping(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        found = yaml.safe_load(file.read_text()) or {}
+        found = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInputError(f"{file}: not a YAML file: {error}") from error
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         raise BadInputError(f"{file}: expected keys and values, got {type(found).__name__}")
     return found

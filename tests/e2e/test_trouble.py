@@ -12,7 +12,7 @@ import pytest
 from nodenet.lab.api_trouble import ApiTrouble, Event, Mode
 from nodenet.lab.client import LabClient
 from nodenet.lab.staging import Staging
-from tests.e2e.labs import Lab, nodenet, running, until
+from tests.e2e.labs import Lab, nodenet, running, traces, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -41,6 +41,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     options = ("--agent-set", "ct_entries=8192", "--agent-set", "node2:ct_entries=4096")
     with running("trouble", "--nodes", "2", "-f", manifest, *options) as found:
         yield found
+        # The end of a lab is the end of its trouble: with processes that are stopped, connections that are lost, and
+        # times that are not over.
+        staging = Staging(LabClient(found.name))
+        staging.set_api(ApiTrouble(Mode.BLACKHOLE), seconds=3600)
+        staging.agent("pause", ["node1"], 3600)
+    assert traces(found.name) == []
 
 
 @pytest.fixture

@@ -55,9 +55,11 @@ async def test_a_new_template_rolls_over_without_a_gap() -> None:
         await plane.ready(4)
         fewest, most = 4, 4
         image = {"spec": {"template": {"metadata": {"labels": {"app": "web", "version": "2"}}}}}
-        version = (await plane.client.patch("Deployment", "web", image))["metadata"]["resourceVersion"]
-        live = {pod["metadata"]["uid"]: True for pod in (await plane.client.list("Pod")).items}
-        async for event in plane.client.watch("Pod", version=int(version)):
+        # List and watch from one version: a watch from an older one tells of pods that are gone by now.
+        before = await plane.client.list("Pod")
+        live = {pod["metadata"]["uid"]: True for pod in before.items}
+        await plane.client.patch("Deployment", "web", image)
+        async for event in plane.client.watch("Pod", version=before.version):
             pod = event.object
             gone = event.type == "DELETED" or "deletionTimestamp" in pod["metadata"]
             ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
