@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* tc programs on the node's side of every pod's veth pair. The hooks are reversed: what the pod sends (its egress)
- * arrives at tc ingress, what it receives (its ingress) leaves at tc egress. */
+/* tc programs on the node's side of every pod's veth pair. The hooks are reversed: packets that the pod sends (its
+ * egress) arrive at tc ingress, packets that it receives (its ingress) leave at tc egress. */
 #include "lib/hairpin.h"
 #include "lib/neighbour.h"
 #include "lib/offload.h"
 #include "lib/police.h"
 
-/* Straight into the other pod's namespace. The frame may have been addressed to the gateway. */
+/* Deliver directly into the pod's namespace. The frame may have been addressed to the gateway. */
 NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_entry *target)
 {
 	__u8 mac[ETH_ALEN];
@@ -31,7 +31,7 @@ NN_INLINE int nn_refuse(struct __sk_buff *ctx, struct nn_context *context, const
 	return nn_deliver_local(ctx, sender);
 }
 
-/* Back into the pod that sent it. */
+/* Return the packet to the pod that sent it. */
 NN_INLINE int nn_return_to_pod(struct __sk_buff *ctx, struct nn_context *context,
 			       const struct nn_endpoint_entry *endpoint, int result)
 {
@@ -42,15 +42,16 @@ NN_INLINE int nn_return_to_pod(struct __sk_buff *ctx, struct nn_context *context
 	return nn_deliver_local(ctx, endpoint);
 }
 
-/* The Service's address is replaced by the backend's, and the packet is policed as what it has become. Returns 0, a drop
- * code, or NN_HAIRPIN. */
+/* Replace the Service's address by the backend's, and check policy on the result. Returns 0, a drop code, or
+ * NN_HAIRPIN. */
 NN_INLINE int nn_to_service(struct __sk_buff *ctx, struct nn_context *context, int step)
 {
 	int result = step == NN_SERVICE_NEW ? nn_service_choose() : 0;
 
 	if (result < 0)
 		return result;
-	/* Later fragments come to the Service's address too. Each is policed, whatever becomes of this one. */
+	/* Later fragments carry the Service address too. Record this one so that policy can be applied to them, even if
+	 * this packet is dropped. */
 	nn_remember_fragment(ctx, &context->packet);
 	if (nn_addr_equal(&context->backend, &context->packet.tuple.saddr))
 		return NN_HAIRPIN;
@@ -61,7 +62,8 @@ NN_INLINE int nn_to_service(struct __sk_buff *ctx, struct nn_context *context, i
 	return result < 0 ? result : nn_police_flow(ctx);
 }
 
-/* A kernel says something on every link as soon as that is up, before the pod's address is known here: nobody is told. */
+/* The kernel sends neighbour discovery as soon as a link is up, before we know the pod's address. Count these packets,
+ * but emit no event. */
 NN_INLINE int nn_link_control_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 {
 	int result = nn_check_link_control(ctx);
@@ -146,8 +148,8 @@ NN_INLINE int nn_egress(struct __sk_buff *ctx, struct nn_context *context)
 	return nn_from_pod(ctx, context);
 }
 
-/* What is let through goes on to the programs and filters behind ours: with TC_ACT_OK a tcx program ends the list, and the
- * queueing discipline of the bandwidth plugin would never see the packet. */
+/* Packets that pass continue to the programs and filters after ours. TC_ACT_OK from a tcx program would end the list,
+ * and the queueing discipline of the bandwidth plugin would not see the packet. */
 NN_INLINE int nn_verdict(int result)
 {
 	return result == TC_ACT_OK ? TC_ACT_UNSPEC : result;
@@ -166,7 +168,8 @@ int endpoint_egress(struct __sk_buff *ctx)
 	return nn_verdict(result);
 }
 
-/* A bridge floods multicast, and what it has not learned: not this pod's packets, and nothing to tell a person. */
+/* A packet that is not for this pod: a bridge floods multicast and frames with an unknown destination. Count multicast
+ * and packets of other pods, but emit no event for them. */
 NN_INLINE int nn_not_for_pod(struct __sk_buff *ctx, struct nn_context *context, int is_other_pods)
 {
 	__u8 first = 0;
@@ -178,8 +181,8 @@ NN_INLINE int nn_not_for_pod(struct __sk_buff *ctx, struct nn_context *context, 
 	return TC_ACT_SHOT;
 }
 
-/* Routers do not advertise themselves to pods: their routes are the plugin's. What hosts say to routers is not for pods, and
- * would be a way from one pod to all others that no policy is asked about. */
+/* Router advertisements are not delivered to pods: the plugin sets their routes. Messages from hosts to routers are not
+ * delivered either: they would be a path from one pod to all others without a policy check. */
 NN_INLINE int nn_link_control_to_pod(struct __sk_buff *ctx, struct nn_context *context)
 {
 	const struct nn_packet *packet = &context->packet;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* Service translation where a process asks for it: connect, sendmsg, and the two calls that show the peer's address.
- * After connect() a flow costs nothing more than a direct one. AF_INET6 sockets that name an IPv4-mapped address come
- * through the v6 hooks and find IPv4 Services, because maps hold addresses in that very form. */
+/* Service translation at the socket: connect, sendmsg, and the two calls that show the peer's address. After connect()
+ * a flow costs no more than a direct one. AF_INET6 sockets with an IPv4-mapped address pass the v6 hooks and find IPv4
+ * Services, because the maps store IPv4 in the same form. */
 #include <linux/errno.h>
 
 #include "lib/accepted.h"
 #include "lib/events.h"
 #include "lib/sock_lb.h"
 
-/* bits/socket.h: libc's headers are not for this target. */
+/* From bits/socket.h: libc's headers do not support this target. */
 #define NN_AF_INET 2
 #define NN_AF_INET6 10
 #define NN_ALLOW 1
@@ -39,9 +39,9 @@ NN_INLINE void nn_sock_event(struct bpf_sock_addr *ctx, const struct nn_addr *da
 	nn_submit_event(event);
 }
 
-/* No answer at this address. An unserved port is refused where something is sent. A connect() of a UDP socket sends
- * nothing: resolvers use it to sort addresses (RFC 6724), and it must not fail; what such a socket sends is dropped at the
- * pod's interface. */
+/* The Service has no backend, or does not serve this port. Sending to an unserved port is refused. connect() of a UDP
+ * socket sends nothing and must not fail: resolvers use it to sort addresses (RFC 6724). Packets of such a socket are
+ * dropped at the pod's interface. */
 NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port, __u32 rev_nat_index,
 			     int reason, int datagram)
 {
@@ -54,7 +54,8 @@ NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *ad
 	return NN_REFUSE;
 }
 
-/* sendmsg4 runs for send() on a connected AF_INET6 socket with an IPv4-mapped peer, and shows the backend as its target. */
+/* sendmsg4 also runs for send() on a connected AF_INET6 socket with an IPv4-mapped peer, with the backend as the
+ * target. */
 NN_INLINE int nn_sock_is_connected(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -62,7 +63,7 @@ NN_INLINE int nn_sock_is_connected(struct bpf_sock_addr *ctx)
 	return sk && sk->state == BPF_TCP_ESTABLISHED;
 }
 
-/* Fills in the backend's address and port. Returns NN_ALLOW or NN_REFUSE. */
+/* Replace the Service's address and port by the backend's. Returns NN_ALLOW or NN_REFUSE. */
 NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int datagram)
 {
 	__u8 protocol = ctx->protocol;
@@ -92,7 +93,7 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 	return NN_ALLOW;
 }
 
-/* The Service's address in place of the backend's. Returns 1 when there is one. */
+/* Replace the backend's address and port by the Service's. Returns 1 if the socket called one. */
 NN_INLINE int nn_sock_reverse(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port)
 {
 	__u32 index = nn_sock_revnat_index(bpf_get_socket_cookie(ctx), addr, *port, ctx->protocol);
@@ -158,8 +159,8 @@ NN_INLINE int nn_sock_back(struct bpf_sock_addr *ctx, int family)
 	return NN_ALLOW;
 }
 
-/* An accepted socket that was disconnected would connect as one that was accepted: policy could not tell who opened its
- * connection (pickup.h). Such a connect() is refused. */
+/* A socket that was accepted, disconnected and connected again would still look accepted: policy could not tell who
+ * opened its connection (pickup.h). Refuse such a connect(). */
 NN_INLINE int nn_sock_connect(struct bpf_sock_addr *ctx, int family)
 {
 	struct tcp_sock *tcp = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every struct and number that user space sees. Fixed width, explicit padding; nodenet/abi mirrors it, and a test
- * compares the two through BTF. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, so that one struct, one
- * map and one function serve both families. Ports are in network order, everything else in the machine's order. */
+/* Every struct and number that user space sees. Fixed width, explicit padding. nodenet/abi mirrors this file, and a
+ * test compares the two through BTF. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, so that one struct, one
+ * map and one function serve both families. Ports are in network byte order, everything else in host byte order. */
 #ifndef NN_ABI_H
 #define NN_ABI_H
 
@@ -14,8 +14,8 @@ struct nn_addr {
 	};
 };
 
-/* Direction as the pod sees it. The tc hooks on the node's side of a veth are reversed: what the pod sends (egress)
- * arrives at tc ingress. Numbers are Hubble's TrafficDirection. */
+/* Direction as the pod sees it. The tc hooks on the node's side of a veth are reversed: packets that the pod sends
+ * (egress) arrive at tc ingress. The numbers are Hubble's TrafficDirection. */
 enum nn_direction {
 	NN_INGRESS = 1,
 	NN_EGRESS = 2,
@@ -29,7 +29,7 @@ enum nn_identity {
 	NN_IDENTITY_REMOTE_NODE = 6,
 };
 
-/* Why a packet was dropped: Hubble's DropReason numbers, negated. Append only. */
+/* Why a packet was dropped. The numbers are Hubble's DropReason, negated. Append only. */
 enum nn_drop {
 	NN_DROP_INVALID_SOURCE_IP = -132,
 	NN_DROP_POLICY_DENIED = -133,
@@ -49,19 +49,20 @@ enum nn_drop {
 	NN_DROP_ENDPOINT_NOT_READY = -203,
 };
 
-/* Set by user space between open and load: constant for the verifier, which removes what is switched off. */
+/* Set by user space between open and load. The verifier treats these fields as constants and removes code that is
+ * switched off. */
 struct nn_config {
 	__u8 enforce_policy;
-	__u8 redirect_peer; /* same-node packets skip the bridge */
-	__u8 refuse_errno; /* the kernel has bpf_set_retval (5.18): connect() fails with ECONNREFUSED, else EPERM */
-	__u8 trace_events; /* 0: drops alone */
-	__u8 preemptible; /* PREEMPT_RT: a program may be put aside for another one on its CPU */
-	__u8 kernel_structs; /* the kernel's own packet and sockets can be read: BTF and CAP_PERFMON */
+	__u8 redirect_peer; /* packets between pods of this node skip the bridge */
+	__u8 refuse_errno; /* 1: connect() fails with ECONNREFUSED (bpf_set_retval, Linux 5.18); 0: with EPERM */
+	__u8 trace_events; /* 0: report drops only */
+	__u8 preemptible; /* PREEMPT_RT: another program may preempt this one on its CPU */
+	__u8 kernel_structs; /* programs may read the kernel's sk_buff and sockets: needs BTF and CAP_PERFMON */
 	__u8 pad[2];
-	__u64 netns_cookie; /* of the node's own network namespace; 0: the kernel does not tell it (5.14 does) */
+	__u64 netns_cookie; /* of the node's network namespace; 0: the kernel does not report cookies (before 5.14) */
 };
 
-/* Address of a local pod -> its attachment. */
+/* Address of a local pod -> its endpoint. */
 struct nn_endpoint_key {
 	struct nn_addr addr;
 };
@@ -69,7 +70,7 @@ struct nn_endpoint_key {
 enum nn_endpoint_flags {
 	NN_ENDPOINT_ISOLATED_INGRESS = 1,
 	NN_ENDPOINT_ISOLATED_EGRESS = 2,
-	NN_ENDPOINT_NO_REDIRECT = 4, /* its frames cross the bridge, whose own rules (VLANs, isolated ports) concern it */
+	NN_ENDPOINT_NO_REDIRECT = 4, /* deliver through the bridge: its VLANs or isolated ports apply to this pod */
 };
 
 struct nn_endpoint_entry {
@@ -79,7 +80,7 @@ struct nn_endpoint_entry {
 	__u8 flags;
 	__u8 pad;
 	__u8 mac[6]; /* the pod's side */
-	__u16 netns; /* 1 + this namespace's number (nsid) of the pod's; 0: not known */
+	__u16 netns; /* 1 + the id (nsid) that the node's namespace has for the pod's; 0: not known */
 };
 
 /* Address -> identity, longest prefix. */
@@ -92,16 +93,17 @@ struct nn_ipcache_entry {
 	__u32 identity;
 };
 
-/* Address -> region: the most specific ipBlock or except prefix around it. Regions share the number space of
- * identities (bit 24 set), so that one policy lookup serves both. */
+/* Address -> region: the most specific ipBlock or except prefix that contains it. Regions share the number space of
+ * identities (bit 24 is set), so that the same policy table serves both. */
 struct nn_cidr_entry {
 	__u32 region;
 };
 
-/* Who may talk to (or be talked to by) a subject. Longest prefix over the five fields in this order: a range of ports
- * becomes port prefixes, "all ports" stops after protocol, "all protocols" after direction. */
+/* Which peers may send to a subject (ingress), or receive from it (egress). Longest prefix match over the five fields
+ * in this order: a port range becomes several port prefixes, "all ports" ends after the protocol, "all protocols" ends
+ * after the direction. */
 struct nn_policy_key {
-	__u32 prefixlen; /* bits of what follows: 72 direction, 80 protocol, 96 exact port */
+	__u32 prefixlen; /* bits of the fields below: 72 up to direction, 80 up to protocol, 96 with the exact port */
 	__u32 subject; /* identity of the local endpoint */
 	__u32 peer; /* identity or region of the other end; 0: every peer */
 	__u8 direction;
@@ -125,23 +127,23 @@ struct nn_ct_key {
 
 enum nn_ct_flags {
 	NN_CT_SEEN_REPLY = 1,
-	NN_CT_FIN_FORWARD = 2, /* from the side that opened it */
+	NN_CT_FIN_FORWARD = 2, /* FIN from the side that opened the flow */
 	NN_CT_FIN_REPLY = 4,
 	NN_CT_RST = 8,
-	NN_CT_TRANSLATED = 16, /* the pod's packets name a Service: so must what is sent to the pod */
-	NN_CT_PORT = 32, /* ... and come from another port: see nn_lb_port */
-	NN_CT_OUTSIDE = 64, /* opened with an address of the node's, but not by the node */
-	NN_CT_UNSURE = 128, /* found in its middle; who opened it is not known, both readings were allowed */
+	NN_CT_TRANSLATED = 16, /* the pod sent to a Service: replies to the pod must come from the Service's address */
+	NN_CT_PORT = 32, /* ... and its source port was replaced: see nn_lb_port */
+	NN_CT_OUTSIDE = 64, /* opened from one of the node's addresses, but not by the node */
+	NN_CT_UNSURE = 128, /* picked up in mid-connection: opener not known, policy allowed both directions */
 };
 
 struct nn_ct_entry {
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
-	__u32 revision; /* policy revision at which it was last allowed */
-	__u32 rule_id; /* rule that allowed it; 0: not isolated, or exempt */
-	__u32 rev_nat_index; /* Service it went through; 0: none */
+	__u32 revision; /* policy revision at which the flow was last allowed */
+	__u32 rule_id; /* rule that allowed it; 0: no rule was needed (pod not isolated, or peer exempt) */
+	__u32 rev_nat_index; /* Service that the flow uses; 0: none */
 	__u8 direction; /* who opened it: NN_INGRESS or NN_EGRESS */
 	__u8 flags;
-	__u16 endpoint_id; /* whose it is: the next owner of the address has another number */
+	__u16 endpoint_id; /* owner of the flow: a later pod with the same address has another number */
 	__u32 created; /* seconds of CLOCK_MONOTONIC */
 };
 
@@ -152,8 +154,8 @@ enum nn_ct_status {
 	NN_CT_RELATED = 3,
 };
 
-/* Service address and slot -> backend. Slot 0 is the master entry: count and flags. Port 0, protocol 0, slot 0 marks
- * an address that belongs to a Service, so that its unserved ports are refused. */
+/* Service address and slot -> backend. Slot 0 is the master entry: count and flags. An entry with port 0, protocol 0
+ * and slot 0 marks an address that belongs to a Service, so that connections to its unserved ports are refused. */
 struct nn_frontend_key {
 	struct nn_addr addr;
 	__be16 port;
@@ -164,9 +166,9 @@ struct nn_frontend_key {
 };
 
 struct nn_frontend_entry {
-	__u32 backend_id; /* slots 1..count */
+	__u32 backend_id; /* in slots 1..count */
 	__u32 rev_nat_index;
-	__u16 count; /* slot 0 */
+	__u16 count; /* in slot 0 */
 	__u16 flags;
 };
 
@@ -177,8 +179,8 @@ struct nn_backend_entry {
 	__u8 pad;
 };
 
-/* A backend that is in a Service: the value is its nn_backend_entry. UDP only: flows and sockets without a connection
- * ask whether their backend is still one of their own Service's. */
+/* Membership of a backend in a Service; the value is its nn_backend_entry. UDP only: flows and sockets without a
+ * connection use it to check that their backend still belongs to their Service. */
 struct nn_member_key {
 	__u32 rev_nat_index;
 	__u32 backend_id;
@@ -192,8 +194,9 @@ struct nn_revnat_entry {
 	__u8 pad;
 };
 
-/* A flow to a Service that is translated packet by packet: nn_ct_key with the Service's address and port as the remote
- * end -> the backend that it was given. The address itself, because a connection outlives its backend's number. */
+/* A flow to a Service that is translated packet by packet. Key: nn_ct_key with the Service's address and port as the
+ * remote end. Value: the chosen backend. The value holds the backend's address, because a connection may outlive the
+ * backend's number. */
 struct nn_lb_flow_entry {
 	struct nn_addr backend;
 	__be16 port;
@@ -203,20 +206,22 @@ struct nn_lb_flow_entry {
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
 	__u8 opening; /* TCP: nothing but SYNs so far */
 	__u8 pad;
-	__u16 slot; /* where the frontend had the backend */
-	__be16 source_port; /* instead of the pod's own; 0: it is kept */
+	__u16 slot; /* slot of the frontend from which the backend was chosen */
+	__be16 source_port; /* replaces the pod's own port; 0: the port is unchanged */
 	__u8 pad2[2];
 };
 
-/* UDP: (pod and the port that replaced its own, backend) -> the pod's own port, and the Service that it asked from it. */
+/* UDP: (pod, port that replaced its own, backend) -> the pod's own port, and the Service that it called from that
+ * port. */
 struct nn_lb_port_entry {
 	__u32 rev_nat_index;
 	__be16 port;
 	__u16 endpoint_id; /* as in nn_ct_entry */
 };
 
-/* What a socket was told and what it asked for: for getpeername, recvmsg and the flows' Service names. nn_sock_choice
- * has the same key with the frontend in the backend's place: where the datagrams of an unconnected socket go. */
+/* (socket, backend) -> the Service that the socket called: for getpeername, recvmsg and the Service names of flows.
+ * nn_sock_choice uses the same key with the frontend in place of the backend; it stores where the datagrams of an
+ * unconnected socket go. */
 struct nn_sock_revnat_key {
 	__u64 cookie;
 	struct nn_addr addr; /* backend */
@@ -234,8 +239,8 @@ struct nn_frag_key {
 	struct nn_addr saddr;
 	struct nn_addr daddr;
 	__u32 id;
-	__u32 ifindex; /* one pod's fragments are not another's */
-	__u8 protocol; /* IPv4's fragments have it, and it tells datagrams apart; 0 for IPv6 */
+	__u32 ifindex; /* keeps the fragments of different pods apart */
+	__u8 protocol; /* every IPv4 fragment carries it, and it is part of the datagram's identity; 0 for IPv6 */
 	__u8 pad[3];
 };
 
@@ -247,7 +252,7 @@ struct nn_frag_entry {
 	__u16 headers; /* bytes of the datagram that hold its headers: no later fragment may start before their end */
 };
 
-/* Its bytes are the index of a counter: the machine is little-endian. */
+/* The bytes of this struct are the index of a counter: the machine is little-endian. */
 struct nn_metrics_key {
 	__u8 reason; /* 0 forwarded, else the positive DropReason; 255 lost events */
 	__u8 direction;
@@ -259,7 +264,7 @@ struct nn_metrics_entry {
 	__u64 bytes;
 };
 
-/* One cell of changing state. An odd revision means that user space is in the middle of a policy change. */
+/* State that changes at run time. An odd revision means that user space is in the middle of a policy change. */
 struct nn_state {
 	__u32 policy_revision;
 	__u32 pad;
@@ -282,16 +287,16 @@ enum nn_observation_point {
 struct nn_event {
 	__u8 type;
 	__u8 point; /* trace: nn_observation_point */
-	__u16 size; /* of the whole record, so that a reader can skip what it does not know */
+	__u16 size; /* bytes of the whole record, so that a reader can skip unknown fields */
 	__s32 reason; /* nn_drop, or 0 */
 	__u64 time; /* ns of CLOCK_MONOTONIC */
-	__u64 cookie; /* packets: the sending socket's; sockets: the network namespace's; 0: not known */
+	__u64 cookie; /* packets: cookie of the sending socket; sockets: of the network namespace; 0: not known */
 	struct nn_addr saddr;
 	struct nn_addr daddr;
 	__be16 sport;
 	__be16 dport;
 	__u8 protocol;
-	__u8 direction; /* of the endpoint named below */
+	__u8 direction; /* as the endpoint below sees it */
 	__u8 ct_status;
 	__u8 tcp_flags; /* FIN 1 SYN 2 RST 4 PSH 8 ACK 16 URG 32 */
 	__u8 icmp_type;
@@ -305,7 +310,7 @@ struct nn_event {
 	__u32 length; /* bytes of the packet */
 	__u8 src_mac[6];
 	__u8 dst_mac[6];
-	__u8 ip_version; /* 4, 6, or 0 for what is not IP */
+	__u8 ip_version; /* 4, 6, or 0 if it is not IP */
 	__u8 is_reply;
 	__u8 pad[6];
 };

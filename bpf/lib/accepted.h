@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Was a TCP socket accepted, or did it connect? The kernel notes in an accepted one the interface by which its SYN came, where
- * other sockets have the interface for multicast: no option sets that of a stream socket. Used where nn_config.kernel_structs
- * is set. */
+/* Tells accepted TCP sockets from connected ones. In an accepted socket the kernel stores the interface on which the
+ * SYN arrived, in the field that holds the multicast interface of other sockets. No socket option can set this field on
+ * a stream socket. Used only if nn_config.kernel_structs is set. */
 #ifndef NN_ACCEPTED_H
 #define NN_ACCEPTED_H
 
@@ -9,7 +9,8 @@
 
 #include "common.h"
 
-/* Of the kernel's sockets, the members that are read here. The loader finds them in the running kernel (CO-RE). */
+/* The members of the kernel's socket structs that are read here. The loader finds their offsets in the running kernel
+ * (CO-RE). */
 struct ipv6_pinfo {
 	int mcast_oif;
 } __attribute__((preserve_access_index));
@@ -27,7 +28,7 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 } __attribute__((preserve_access_index));
 
-/* `v4`: its connection is one of IPv4, whatever the socket is. */
+/* `v4`: the connection uses IPv4, possibly on an AF_INET6 socket. */
 NN_INLINE int nn_was_accepted(struct tcp_sock *tcp, int v4)
 {
 	struct inet_sock *inet = &tcp->inet_conn.icsk_inet;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What every program needs: the kernel's types, the helpers, the configuration and small arithmetic on addresses. */
+/* Used by every program: the kernel's types, the helpers, the configuration and address arithmetic. */
 #ifndef NN_COMMON_H
 #define NN_COMMON_H
 
@@ -13,13 +13,14 @@
 
 #define NN_INLINE static __always_inline
 #define NN_SUBPROGRAM static __noinline
-/* The verifier looks at such a function once, and not again for every way in which it is called: without them older
- * kernels give up (5.10: a million steps). They take the packet and numbers; everything else is in nn_scratch. */
+/* The verifier checks a global function once, not once per call path. Without this, old kernels reject the program
+ * (5.10: limit of a million instructions). Global functions take the packet and numbers only; everything else is in
+ * nn_scratch. */
 #define NN_GLOBAL __attribute__((noinline))
 #define NN_ADDR_BITS 128
 #define NN_NS_PER_SECOND 1000000000ULL
 
-/* A section of its own, so that user space can set the struct without knowing the layout of .rodata. */
+/* In a section of its own, so that user space can set the struct without knowing the layout of .rodata. */
 const volatile struct nn_config nn_config SEC(".rodata.config") = {
 	.enforce_policy = 1,
 	.redirect_peer = 1,

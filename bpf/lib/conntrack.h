@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Connection tracking: one entry per flow, with the tuple as one pod sees it, so that one lookup serves packets of both
- * directions. The entry says who opened the flow and at which policy revision it was last allowed. */
+/* Connection tracking: one entry per flow, keyed by the tuple as one pod sees it, so that one lookup serves packets of
+ * both directions. The entry records who opened the flow and at which policy revision it was last allowed. */
 #ifndef NN_CONNTRACK_H
 #define NN_CONNTRACK_H
 
 #include "events.h"
 
-/* Seconds without a packet after which a flow is forgotten. TCP: close to RFC 5382 (established at least 2 h 4 min);
- * UDP: RFC 4787 asks for at least 2 minutes of a NAT, conntrack on Linux gives 30 s and 120 s for streams. */
+/* Seconds without a packet after which a flow expires. TCP: close to RFC 5382 (established: at least 2 h 4 min). UDP:
+ * RFC 4787 requires at least 2 minutes of a NAT; conntrack on Linux uses 30 s, and 120 s for streams. */
 #define NN_CT_TCP_ESTABLISHED 8000
 #define NN_CT_TCP_OPENING 60
 #define NN_CT_TCP_CLOSING 10
@@ -21,7 +21,7 @@ struct {
 	__type(value, struct nn_ct_entry);
 } nn_ct SEC(".maps");
 
-/* The flow as the pod sees it: what it sends (egress) has the pod as the source. */
+/* The flow as the pod sees it: in packets that it sends (egress), the pod is the source. */
 NN_INLINE void nn_ct_key_of(const struct nn_tuple *tuple, __u8 direction, struct nn_ct_key *key)
 {
 	__builtin_memset(key, 0, sizeof(*key));
@@ -49,8 +49,8 @@ NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)
 	return entry->flags & NN_CT_SEEN_REPLY ? NN_CT_TCP_ESTABLISHED : NN_CT_TCP_OPENING;
 }
 
-/* A SYN without ACK opens a flow: it is always judged anew, in the direction it travels. So is an echo request that comes
- * against the flow's direction: it is no reply. */
+/* A SYN without ACK always opens a new flow: policy is checked again, in the direction of the SYN. An echo request
+ * against the flow's direction is a new flow too, not a reply. */
 NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_entry *entry, __u8 direction)
 {
 	if (packet->tuple.protocol == IPPROTO_TCP)
@@ -58,9 +58,10 @@ NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_ent
 	return entry->direction != direction && nn_is_echo_request(packet);
 }
 
-/* One pair of ends cannot carry two connections of a pod: one to the backend itself and one through a Service, or through
- * two Services. The pod's kernel, which knows them by different addresses, may choose one port for both. The second one
- * to come is refused while the first one lives; datagrams are answered to whoever sent last. */
+/* One pair of ends cannot carry two connections of a pod, for example one to the backend directly and one through a
+ * Service, or two through different Services. The pod's kernel may still choose the same source port for both, because
+ * it sees different remote addresses. Refuse the second connection while the first one is open. For datagrams, replies
+ * go to the last sender instead. */
 NN_INLINE int nn_ct_clashes(const struct nn_ct_entry *entry, const struct nn_context *context)
 {
 	__u8 translated = (entry->flags & NN_CT_TRANSLATED) != 0;
@@ -81,8 +82,9 @@ NN_INLINE void nn_ct_answer_to(struct nn_ct_entry *entry, const struct nn_contex
 	}
 }
 
-/* An entry that is alive and this endpoint's own: a pod must not inherit the flows of the address's last owner. The
- * difference is signed, because another CPU may have written last_seen after this one read the clock. */
+/* Returns the entry if it has not expired and belongs to this endpoint: a pod must not inherit the flows of the
+ * previous owner of its address. The difference is signed, because another CPU may have written last_seen after this
+ * one read the clock. */
 NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 endpoint_id, __u32 now)
 {
 	struct nn_ct_entry *entry = bpf_map_lookup_elem(&nn_ct, key);
@@ -92,7 +94,7 @@ NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 en
 	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(entry, key->protocol) ? 0 : entry;
 }
 
-/* What a packet says about its flow. */
+/* The entry flags that follow from one packet. */
 NN_INLINE __u8 nn_ct_flags_of(const struct nn_packet *packet, int is_reply)
 {
 	__u8 flags = is_reply ? NN_CT_SEEN_REPLY : 0;
@@ -104,9 +106,9 @@ NN_INLINE __u8 nn_ct_flags_of(const struct nn_packet *packet, int is_reply)
 	return flags;
 }
 
-/* Note what the packet says about the flow. Returns 1 when user space will want to see it: the first reply, a FIN or
- * a RST. Fields are written only when they change, to keep the cache line shared between CPUs. A packet after a RST
- * takes the RST back: the receiver did not believe it (RFC 5961). */
+/* Update the entry from a packet. Returns 1 if the packet deserves an event: the first reply, a FIN or a RST. Fields
+ * are written only when they change, to keep the cache line shared between CPUs. A packet after a RST clears the RST
+ * flag: the receiver ignored that RST (RFC 5961). */
 NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *packet, int is_reply, __u32 now)
 {
 	__u8 flags = (entry->flags & ~NN_CT_RST) | nn_ct_flags_of(packet, is_reply), news;
@@ -121,7 +123,7 @@ NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *pac
 
 NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context *context, __u32 revision, __u32 now)
 {
-	/* A packet may be an answer: of a connection that is found in its middle. */
+	/* A connection that is picked up midway may start with a reply: then the other side opened it. */
 	struct nn_ct_entry entry = { .last_seen = now,
 				     .revision = revision,
 				     .rule_id = context->rule_id,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Counters and the ring buffer to user space. One function drops: it cannot forget the counter or the event. */
+/* Counters and the ring buffer to user space. nn_drop counts a dropped packet and sends the event, so that no caller
+ * forgets one of the two. */
 #ifndef NN_EVENTS_H
 #define NN_EVENTS_H
 
@@ -26,11 +27,12 @@ struct {
 	__type(value, struct nn_metrics_entry);
 } nn_metrics SEC(".maps");
 
-/* What a program has learned about a packet: everything an event says, and what its functions tell one another. */
+/* Everything that a program knows about a packet: the content of events, and the arguments that its functions pass to
+ * each other. */
 struct nn_context {
 	struct nn_packet packet;
 	__u32 now; /* seconds of CLOCK_MONOTONIC, of `time` */
-	__u32 subject; /* identity of the endpoint whose side is looked at */
+	__u32 subject; /* identity of the endpoint for which the packet is checked */
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 rule_id;
@@ -39,24 +41,24 @@ struct nn_context {
 	__u8 direction;
 	__u8 ct_status;
 	__u8 is_reply;
-	__u8 translated; /* its Service's address was replaced by `backend` */
-	__u8 answers; /* the sender's address must become that of the Service `rev_nat_index` */
+	__u8 translated; /* the Service's address was replaced by `backend` */
+	__u8 answers; /* a reply: its source must be rewritten to the Service `rev_nat_index` */
 	__u8 subject_flags; /* of nn_endpoint_entry */
-	__u8 is_local; /* it came from an endpoint of this node, so src_identity is known */
-	__u8 has_quote; /* `quote` is this packet's */
-	__u8 outside; /* the source is an address of this node's, but the packet came from elsewhere (origin.h) */
-	__u8 ct_flags; /* nn_ct_flags of the entry that is to be made */
+	__u8 is_local; /* sent by an endpoint of this node, so src_identity is already set */
+	__u8 has_quote; /* `quote` is filled in for this packet */
+	__u8 outside; /* the source is one of the node's addresses, but the packet came from elsewhere (origin.h) */
+	__u8 ct_flags; /* nn_ct_flags for the new entry */
 	__be16 backend_port;
-	__be16 source_port; /* to the Service: replaces the pod's own port. From it: the pod's own port. 0: it stays. */
-	struct nn_addr backend; /* of a packet to a Service, once it is chosen */
+	__be16 source_port; /* to a Service: replaces the pod's port; from it: the pod's own port; 0: unchanged */
+	struct nn_addr backend; /* chosen for a packet to a Service */
 	__u64 cookie;
-	__u64 time; /* ns of CLOCK_MONOTONIC, once for all that asks: reading the clock costs as much as a lookup */
-	__u32 users; /* programs that hold this context; from here on nothing is cleared with the others */
-	struct nn_packet quote; /* what an ICMP error holds, if has_quote is set */
+	__u64 time; /* ns of CLOCK_MONOTONIC, read once per packet: reading the clock costs as much as a lookup */
+	__u32 users; /* programs that use this context; this field and those below are not cleared per packet */
+	struct nn_packet quote; /* the packet that an ICMP error quotes, if has_quote is set */
 };
 
-/* One packet's context. Both tc hooks run with bottom halves disabled, so that no other tc program comes between on the
- * same CPU; where they can be preempted nevertheless (PREEMPT_RT), nn_context_take sees to it. */
+/* The context of the current packet. Both tc hooks run with bottom halves disabled, so no other tc program runs on the
+ * same CPU meanwhile. Where programs can be preempted (PREEMPT_RT), nn_context_take prevents double use. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -82,8 +84,8 @@ NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 	entry->bytes += bytes;
 }
 
-/* Is the context this program's alone? Of two that ask at once, neither or one is told so, never both: each adds itself
- * before it looks. */
+/* Take the per-CPU context. If two programs try at the same time, at most one succeeds, because each increments the
+ * counter before it reads it. */
 NN_INLINE int nn_context_take(struct nn_context *context)
 {
 	if (!nn_config.preemptible)
@@ -101,7 +103,8 @@ NN_INLINE void nn_context_give(struct nn_context *context)
 		__sync_fetch_and_add(&context->users, -1);
 }
 
-/* None: the packet is to be dropped. It is counted; an event would need the context. */
+/* Returns 0 if the context is in use: drop the packet. It is counted without an event, because an event needs the
+ * context. */
 NN_INLINE struct nn_context *nn_context_new(struct __sk_buff *ctx, __u8 direction)
 {
 	struct nn_context *context = nn_context_now();
@@ -119,8 +122,8 @@ NN_INLINE struct nn_context *nn_context_new(struct __sk_buff *ctx, __u8 directio
 	return context;
 }
 
-/* Waking the reader for every event would cost more than the event. The agent looks by itself many times a second and
- * is woken when a good part of the buffer is full. */
+/* Waking the reader for each event would cost more than the event itself. The agent polls many times a second; wake it
+ * only if much of the buffer is in use. */
 
 NN_INLINE void nn_submit_event(struct nn_event *event)
 {

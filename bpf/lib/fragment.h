@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Fragments. The ports of a datagram are those of its first fragment: so every first fragment is judged, by headers that it
- * carries as a whole (RFC 7112), and no later one may write over them (RFC 1858, 3128, 5722). */
+/* Fragments. Only the first fragment of a datagram carries the ports, so policy is checked on it. It must carry all
+ * headers (RFC 7112), and no later fragment may overwrite them (RFC 1858, 3128, 5722). */
 #ifndef NN_FRAGMENT_H
 #define NN_FRAGMENT_H
 
 #include "packet.h"
 
 #define NN_DATAGRAM_MAX 65535
-#define NN_IPV6_FRAGMENT_HEADERS 48 /* IPv6's limit is on the payload; the fragment header is not part of the datagram */
+#define NN_IPV6_FRAGMENT_HEADERS 48 /* IPv6 limits only the payload; the fragment header does not count */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -21,7 +21,8 @@ NN_INLINE int nn_is_fragment(const struct nn_packet *packet)
 	return packet->first_fragment || packet->later_fragment;
 }
 
-/* A fragment's place in its datagram; the cursor is at its payload. Returns 0 or a drop code. */
+/* Record the position of a fragment in its datagram. The cursor is at the fragment's payload. Returns 0 or a drop
+ * code. */
 NN_INLINE int nn_note_fragment(struct __sk_buff *ctx, struct nn_packet *packet, __u32 before, __u32 more)
 {
 	__u32 most = NN_DATAGRAM_MAX + (packet->ip_version == 6 ? NN_IPV6_FRAGMENT_HEADERS : 0);
@@ -32,12 +33,13 @@ NN_INLINE int nn_note_fragment(struct __sk_buff *ctx, struct nn_packet *packet, 
 	packet->fragment_offset = before;
 	if (packet->quoted)
 		return 0;
-	/* The kernel cuts what is no multiple of 8 bytes, or refuses it: the bytes that are cut must not be judged. */
+	/* A fragment that is not the last must have a multiple of 8 bytes: the kernel rejects others or cuts them, and
+	 * policy must not be checked on bytes that are cut off later. */
 	if (payload == 0 || (more && (payload & 7)))
 		return NN_DROP_INVALID_PACKET;
 	if (before + (packet->end - ETH_HLEN) > most)
 		return NN_DROP_INVALID_PACKET;
-	/* What a device cuts into fragments itself gets offsets that count from 0: this one would change its place. */
+	/* A device that segments a packet writes fragment offsets from 0, which would move this fragment. */
 	return ctx->gso_size ? NN_DROP_INVALID_PACKET : 0;
 }
 
@@ -48,12 +50,13 @@ NN_INLINE void nn_frag_key_of(const struct nn_packet *packet, __u32 ifindex, str
 	key->daddr = packet->tuple.daddr;
 	key->id = packet->fragment_id;
 	key->ifindex = ifindex;
-	/* IPv6's numbers are shared by all protocols (RFC 8200, 4.5); later fragments may name any. */
+	/* IPv6 identification numbers are shared by all protocols (RFC 8200, 4.5), and later fragments may name any
+	 * protocol. */
 	key->protocol = packet->ip_version == 4 ? packet->tuple.protocol : 0;
 }
 
-/* Ports and protocol of the first fragment, if it was let through. Fragments may come in any order (RFC 791, RFC 8200): what
- * becomes of one that comes before the first is nn_police_lone_fragment's to say. */
+/* Copy ports and protocol from the first fragment, if that passed. Fragments may arrive in any order (RFC 791, RFC
+ * 8200): nn_police_lone_fragment decides about a fragment that arrives before the first one. */
 NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *packet)
 {
 	struct nn_frag_entry *first;
@@ -75,7 +78,7 @@ NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *p
 	return 0;
 }
 
-/* To be called once the first fragment was let through: what is dropped must not decide about others. */
+/* Call this only after the first fragment passed: a dropped fragment must not let later ones pass. */
 NN_INLINE void nn_remember_fragment(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	struct nn_frag_entry first = { .sport = packet->tuple.sport,

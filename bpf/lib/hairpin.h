@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* A pod that calls its own Service and is given itself. Its kernel would not take a packet from its own address, so the
- * pod meets itself under an address that nobody has. No policy is asked: a pod may always reach itself. The packets go
- * straight back into the pod and never cross the bridge. */
+/* A pod that calls its own Service and is itself the chosen backend. Its kernel would reject packets from its own
+ * address, so the pod sees a reserved source address, the hairpin address. Policy is not checked: a pod may always
+ * reach itself. The packets return directly to the pod and never cross the bridge. */
 #ifndef NN_HAIRPIN_H
 #define NN_HAIRPIN_H
 
 #include "service.h"
 
-/* 169.254.42.1: link-local (RFC 3927), which no router forwards. 100::1: the discard prefix (RFC 6666). */
+/* 169.254.42.1: link-local (RFC 3927), not forwarded by routers. 100::1: the discard prefix (RFC 6666). */
 #define NN_HAIRPIN_V4 0xa9fe2a01
 #define NN_HAIRPIN_V6_FIRST 0x01000000
 #define NN_HAIRPIN_V6_LAST 1
@@ -32,7 +32,7 @@ NN_INLINE int nn_is_hairpin_addr(const struct nn_addr *addr)
 	       (addr->word[1] | addr->word[2]) == 0;
 }
 
-/* The flow as the pod's answering half sees it: called from the address that nobody has. */
+/* The flow as the pod sees it as a server: the client has the hairpin address. */
 NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct nn_addr *nobody, __be16 server,
 				 __be16 client, struct nn_ct_key *key)
 {
@@ -44,7 +44,7 @@ NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct 
 	key->protocol = context->packet.tuple.protocol;
 }
 
-/* From the pod to its Service, with the backend in the context. Returns 0 or a drop code. */
+/* A packet from the pod to its own Service; the backend is in the context. Returns 0 or a drop code. */
 NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -78,8 +78,9 @@ NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 	return nn_rewrite_source(ctx, &context->packet, &nobody, context->packet.tuple.sport);
 }
 
-/* The pod's answer to the hairpin address: return it to the pod, which is the caller too. The caller of this function then
- * calls nn_service_answer for the Service's address, so that one call less is on the stack. Returns 0 or a drop code. */
+/* The pod's reply to the hairpin address: return it to the pod, which is the client too. The caller then calls
+ * nn_service_answer to restore the Service's address; calling it from here would need one more stack frame. Returns 0
+ * or a drop code. */
 NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();

@@ -29,8 +29,9 @@ struct {
 	__type(value, struct nn_revnat_entry);
 } nn_revnat SEC(".maps");
 
-/* Which backends a UDP Service has: those in its slots, and those that finish their work and get no new flows. User space
- * adds a member before it is in a slot and removes it after it has left its slot, so that a member is never missed. */
+/* The backends of a UDP Service: those in its slots, and terminating ones that get no new flows. User space adds a
+ * member before it puts the backend in a slot, and removes it after the backend left its slot, so that a lookup never
+ * misses a backend in use. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -70,7 +71,7 @@ struct nn_lb_choice {
 	__u16 slot;
 };
 
-/* The backend if it is one of this UDP Service's, else 0. It may be another Service's at the same time. */
+/* Returns the backend if it belongs to this UDP Service, else 0. It may belong to other Services too. */
 NN_INLINE struct nn_backend_entry *nn_lb_member(__u32 rev_nat_index, __u32 backend_id)
 {
 	struct nn_member_key key = { .rev_nat_index = rev_nat_index, .backend_id = backend_id };
@@ -89,8 +90,8 @@ NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
 	return 1;
 }
 
-/* A backend: `number` names it, 0 leaves it to chance. Returns 0: not a Service's address. 1: a backend was chosen.
- * Negative: the address is a Service's and has no answer. */
+/* Choose a backend: `number` selects it; 0 selects one at random. Returns 1: a backend was chosen. 0: not a Service's
+ * address. Negative: a Service's address that has no backend or does not serve this port. */
 NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 number,
 			   struct nn_lb_choice *choice)
 {
@@ -108,7 +109,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 	key.slot = (number ? number : bpf_get_prandom_u32()) % master->count + 1;
 	slot = bpf_map_lookup_elem(&nn_frontend, &key);
 	if (!slot) {
-		/* The frontend shrank between the two lookups: the first slot is the last to go. */
+		/* The frontend shrank between the two lookups. Slot 1 is removed last, so try it. */
 		key.slot = 1;
 		slot = bpf_map_lookup_elem(&nn_frontend, &key);
 	}
@@ -116,7 +117,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 	return slot ? nn_lb_backend(slot->backend_id, choice) : NN_DROP_BACKEND_NOT_FOUND;
 }
 
-/* Which Service a socket asked for when it was given this backend; 0: none. */
+/* The Service that a socket called when it got this backend; 0: none. */
 NN_INLINE __u32 nn_sock_revnat_index(__u64 cookie, const struct nn_addr *backend, __be16 port, __u8 protocol)
 {
 	struct nn_sock_revnat_key key;

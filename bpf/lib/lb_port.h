@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Another source port for datagrams to a Service whose backend the pod already talks to from this port, through another
- * Service or directly. What comes back has the same ends in both cases, so only the port tells the two apart. */
+/* Replaces the source port of datagrams to a Service if the pod already uses this port for the same backend, through
+ * another Service or directly. Replies would have the same addresses and ports in both cases, so only a different port
+ * separates them. */
 #ifndef NN_LB_PORT_H
 #define NN_LB_PORT_H
 
@@ -20,7 +21,7 @@ struct {
 	__type(value, struct nn_lb_port_entry);
 } nn_lb_port SEC(".maps");
 
-/* The pod's own port behind the flow's; 0: it is not known any more. */
+/* The pod's own port that the flow's port replaced; 0: not known any more. */
 NN_INLINE __be16 nn_lb_port_of(const struct nn_ct_key *key, __u16 endpoint_id)
 {
 	struct nn_lb_port_entry *entry = bpf_map_lookup_elem(&nn_lb_port, key);
@@ -28,13 +29,13 @@ NN_INLINE __be16 nn_lb_port_of(const struct nn_ct_key *key, __u16 endpoint_id)
 	return entry && entry->endpoint_id == endpoint_id ? entry->port : 0;
 }
 
-/* Does the pod use these ends for something else? `key` names the backend. Without a port of its own for each, the answers
- * would be given the wrong address. */
+/* True if the pod already uses these ends for another purpose. `key` names the backend. Without a separate port,
+ * replies would get the wrong source address. */
 NN_INLINE int nn_lb_port_is_needed(const struct nn_context *context, const struct nn_ct_key *key, __u32 now)
 {
 	struct nn_ct_entry *taken;
 
-	/* The socket itself was given this backend, for another Service. */
+	/* The same socket already uses this backend for another Service. */
 	if (nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol))
 		return 1;
 	taken = nn_ct_lookup(key, context->endpoint_id, now);
@@ -44,7 +45,7 @@ NN_INLINE int nn_lb_port_is_needed(const struct nn_context *context, const struc
 	       taken->rev_nat_index != context->rev_nat_index;
 }
 
-/* Free, or this flow's from before. */
+/* True if the port is free, or this flow already has it. */
 NN_INLINE int nn_lb_port_is_free(const struct nn_context *context, const struct nn_ct_key *key, __be16 own)
 {
 	struct nn_lb_port_entry *held = bpf_map_lookup_elem(&nn_lb_port, key);
@@ -54,8 +55,8 @@ NN_INLINE int nn_lb_port_is_free(const struct nn_context *context, const struct 
 	return !nn_ct_lookup(key, context->endpoint_id, context->now);
 }
 
-/* The port for a new flow to the backend in the context: the first free one of a few that follow from the flow's number,
- * so that it gets the same again. Returns 0 or a drop code. */
+/* Choose the port for a new flow to the backend in the context: the first free one of a few candidates. They depend on
+ * the flow's number only, so that the same flow gets the same port again. Returns 0 or a drop code. */
 NN_GLOBAL int nn_lb_port_choose(__u32 number)
 {
 	struct nn_context *context = nn_context_now();
@@ -79,8 +80,8 @@ NN_GLOBAL int nn_lb_port_choose(__u32 number)
 	return NN_DROP_CT_UNKNOWN_STATE;
 }
 
-/* A packet to a backend leaves from the port in the context. The entry is written each time: it must not be evicted while
- * the flow is in use. Returns 0 or a drop code. */
+/* Send a packet to a backend from the port in the context. The entry is written for each packet, so that the LRU does
+ * not evict it while the flow is in use. Returns 0 or a drop code. */
 NN_GLOBAL int nn_lb_port_apply(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();

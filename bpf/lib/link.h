@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The link layer of a pod's veth: what kind of frame it is, whether the pod may send it from this address and MAC, and
- * the control traffic without which no link works. */
+/* The link layer of a pod's veth: the kind of frame, whether the pod may send it from this address and MAC, and the
+ * control traffic that a link needs. */
 #ifndef NN_LINK_H
 #define NN_LINK_H
 
@@ -9,7 +9,7 @@
 
 #define NN_ARP_SENDER_MAC_OFFSET (ETH_HLEN + 8) /* RFC 826 */
 #define NN_ARP_ETHERNET_IPV4 0x00010800
-#define NN_ARP_SIZES 0x0604 /* bytes of a MAC and of an address */
+#define NN_ARP_SIZES 0x0604 /* lengths of a MAC and of an IPv4 address */
 #define NN_ARP_REQUEST 1
 #define NN_ARP_REPLY 2
 
@@ -19,12 +19,12 @@ enum nn_link_layer {
 	NN_LINK_IPV6 = 6,
 };
 
-/* The MAC of the pod behind an interface, by the interface's index: for frames that name no address of the pod's. Taken from
- * the endpoint when the pod first speaks with its address: by ARP or neighbour discovery, before anything else. */
+/* Interface index -> the MAC of its pod: for frames that carry no address of the pod. Learned from the endpoint when
+ * the pod first uses its address in ARP or neighbour discovery, which precede all other traffic. */
 struct nn_port_entry {
 	__u8 mac[ETH_ALEN];
 	__u8 pad[2];
-	struct nn_addr addr; /* by which it was taken */
+	struct nn_addr addr; /* the pod's address from which the MAC was learned */
 	struct nn_addr link_local; /* see nn_check_claim; all 0: none */
 };
 
@@ -60,8 +60,8 @@ NN_INLINE int nn_has_mac(struct __sk_buff *ctx, __u32 offset, const __u8 *wanted
 	return difference == 0;
 }
 
-/* The endpoint behind this veth that owns `addr` and the frame's source MAC, or none. A foreign MAC would teach the
- * bridge a wrong port, and cut another pod off. */
+/* Returns the endpoint of this veth if it owns both `addr` and the frame's source MAC, else 0. With a foreign MAC the
+ * bridge would learn a wrong port, and another pod would lose its traffic. */
 NN_INLINE struct nn_endpoint_entry *nn_owner(struct __sk_buff *ctx, const struct nn_addr *addr)
 {
 	struct nn_endpoint_entry *endpoint = nn_endpoint_lookup(addr);
@@ -71,7 +71,7 @@ NN_INLINE struct nn_endpoint_entry *nn_owner(struct __sk_buff *ctx, const struct
 	return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), endpoint->mac) ? endpoint : 0;
 }
 
-/* nn_owner, of what a pod says about itself on the link. */
+/* nn_owner for ARP and neighbour discovery: it also stores the pod's MAC in nn_port. */
 NN_INLINE struct nn_endpoint_entry *nn_speaker(struct __sk_buff *ctx, const struct nn_addr *addr)
 {
 	struct nn_endpoint_entry *endpoint = nn_owner(ctx, addr);
@@ -81,7 +81,8 @@ NN_INLINE struct nn_endpoint_entry *nn_speaker(struct __sk_buff *ctx, const stru
 	if (!endpoint)
 		return 0;
 	known = bpf_map_lookup_elem(&nn_port, &ifindex);
-	/* An update of an LRU takes a new record: a pod that repeats itself must not push out the others. */
+	/* Do not write an entry that has not changed. An update of an LRU map allocates a new element, so repeated
+	 * updates by one pod would evict the entries of others. */
 	if (known && nn_has_mac(ctx, offsetof(struct ethhdr, h_source), known->mac))
 		return endpoint;
 	__builtin_memcpy(port.mac, endpoint->mac, ETH_ALEN);
@@ -90,8 +91,8 @@ NN_INLINE struct nn_endpoint_entry *nn_speaker(struct __sk_buff *ctx, const stru
 	return endpoint;
 }
 
-/* Does the frame come from the MAC of the pod behind this veth? That is known once the pod has spoken with its address.
- * Returns 0 or a drop code. */
+/* Check that the frame's source MAC is that of the pod on this veth. It is known only after the pod has used its
+ * address. Returns 0 or a drop code. */
 NN_INLINE int nn_check_port(struct __sk_buff *ctx)
 {
 	__u32 ifindex = ctx->ifindex;
@@ -102,8 +103,9 @@ NN_INLINE int nn_check_port(struct __sk_buff *ctx)
 	return nn_has_mac(ctx, offsetof(struct ethhdr, h_source), port->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
-/* A pod may speak ARP for its own address and MAC alone. RFC 5227 probes come from 0.0.0.0: they claim nothing, and are
- * asked about the address that they probe for. No policy is asked, so it may say nothing else: at most Ethernet's padding. */
+/* A pod may send ARP only for its own address and MAC. RFC 5227 probes have the sender 0.0.0.0 and claim nothing: check
+ * the target address of these instead. Policy is not checked for ARP, so the frame must not carry other data: its
+ * length is at most that of a padded frame. */
 NN_INLINE int nn_check_arp(struct __sk_buff *ctx)
 {
 	struct nn_endpoint_entry *owner;

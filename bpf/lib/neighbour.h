@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* IPv6's control traffic of a link: neighbour discovery and multicast membership. No policy is asked about it, so a pod may
- * say exactly what a host has to say, about itself. */
+/* IPv6 link control traffic: neighbour discovery and multicast membership. Policy is not checked for it, so a pod may
+ * send only what a host must send, and only about itself. */
 #ifndef NN_NEIGHBOUR_H
 #define NN_NEIGHBOUR_H
 
@@ -15,19 +15,19 @@
 #define NN_ND_NEIGHBOUR_ADVERTISEMENT 136
 #define NN_ND_REDIRECT 137
 #define NN_ND_TARGET_OFFSET 8
-#define NN_ND_NEIGHBOUR_SIZE 24 /* bytes before the options */
-#define NN_ND_SOLICITATION_SIZE 8 /* a router's */
-#define NN_ND_OPTION 8 /* bytes of each that a host has to send */
+#define NN_ND_NEIGHBOUR_SIZE 24 /* bytes, without options */
+#define NN_ND_SOLICITATION_SIZE 8 /* bytes of a router solicitation, without options */
+#define NN_ND_OPTION 8 /* bytes of each option that a host needs */
 #define NN_ND_OPTIONS_MAX 2
 #define NN_ND_SOURCE_MAC 1
 #define NN_ND_TARGET_MAC 2
 #define NN_ND_NONCE 14 /* RFC 7527 */
 #define NN_ND_HOP_LIMIT 255
 #define NN_MLD_HOP_LIMIT 1
-#define NN_MLD_EXTENSION 8 /* bytes: the router alert */
+#define NN_MLD_EXTENSION 8 /* bytes: hop-by-hop header with the router alert */
 #define NN_IGMP_QUERY 0x11
 
-/* Who holds a link-local address that does not follow from its MAC -> the interface's index. */
+/* Link-local address that is not derived from its owner's MAC -> the owner's interface index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -41,7 +41,8 @@ NN_INLINE int nn_addr_is_multicast(const struct nn_addr *addr)
 	return addr->byte[0] == 0xff;
 }
 
-/* Neighbour discovery that cannot have crossed a router (RFC 4861, 6980), to somebody on the link. */
+/* True for neighbour discovery that has not crossed a router (RFC 4861, 6980) and is sent to a destination on the
+ * link. */
 NN_INLINE int nn_is_neighbour_discovery(const struct nn_packet *packet)
 {
 	const struct nn_addr *daddr = &packet->tuple.daddr;
@@ -54,7 +55,8 @@ NN_INLINE int nn_is_neighbour_discovery(const struct nn_packet *packet)
 	       nn_identity_of(daddr) == NN_IDENTITY_HOST;
 }
 
-/* Multicast membership (RFC 2710, 3810): one hop, from a link-local or no address, to a group. */
+/* True for multicast membership (RFC 2710, 3810): hop limit 1, from a link-local or the unspecified address, to a
+ * multicast group. */
 NN_INLINE int nn_is_multicast_membership(const struct nn_packet *packet)
 {
 	const struct nn_tuple *tuple = &packet->tuple;
@@ -66,7 +68,8 @@ NN_INLINE int nn_is_multicast_membership(const struct nn_packet *packet)
 	       (nn_addr_is_link_local(&tuple->saddr) || nn_addr_is_zero(&tuple->saddr));
 }
 
-/* What a link needs to work, and no policy can speak of. Everything else that looks like it is judged as any packet. */
+/* True for packets that a link needs and that no policy can describe. All similar packets are checked as ordinary
+ * packets. */
 NN_INLINE int nn_is_link_control(const struct nn_packet *packet)
 {
 	if (packet->ip_version != 6 || packet->tuple.protocol != IPPROTO_ICMPV6 || packet->later_fragment)
@@ -74,14 +77,15 @@ NN_INLINE int nn_is_link_control(const struct nn_packet *packet)
 	return nn_is_neighbour_discovery(packet) || nn_is_multicast_membership(packet);
 }
 
-/* Routers advertise, redirect and query; fragments of such messages are forbidden (RFC 6980). */
+/* True for messages that only a router sends (advertisement, redirect), and for fragmented control messages (RFC
+ * 6980). */
 NN_INLINE int nn_is_forbidden_control(const struct nn_packet *packet)
 {
 	return packet->icmp_type == NN_ND_ROUTER_ADVERTISEMENT || packet->icmp_type == NN_ND_REDIRECT ||
 	       packet->fragment_start != 0;
 }
 
-/* IPv4's query of multicast membership (RFC 2236, 3376): a switch, and so the bridge, takes its sender for a router. */
+/* True for a multicast membership query of IPv4 (RFC 2236, 3376): a snooping bridge treats its sender as a router. */
 NN_INLINE int nn_is_igmp_query(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	__u8 type;
@@ -91,7 +95,8 @@ NN_INLINE int nn_is_igmp_query(struct __sk_buff *ctx, const struct nn_packet *pa
 	return bpf_skb_load_bytes(ctx, packet->offset, &type, sizeof(type)) < 0 || type == NN_IGMP_QUERY;
 }
 
-/* RFC 4291, 2.5.6 and appendix A: fe80::/64 and an interface identifier with ff:fe in its middle. */
+/* True for an interface identifier with ff:fe in its middle: the form that is derived from a MAC (RFC 4291, 2.5.6 and
+ * appendix A). */
 NN_INLINE int nn_is_of_mac(const struct nn_addr *addr)
 {
 	return addr->byte[11] == 0xff && addr->byte[12] == 0xfe;
@@ -103,7 +108,7 @@ NN_INLINE int nn_follows_from_mac(const struct nn_addr *addr, const __u8 *mac)
 	       addr->byte[13] == mac[3] && addr->byte[14] == mac[4] && addr->byte[15] == mac[5];
 }
 
-/* Does the pod behind this interface, which is there still, hold the address? */
+/* True if the pod on this interface still exists and owns the link-local address. */
 NN_INLINE int nn_holds(__u32 ifindex, const struct nn_addr *addr)
 {
 	struct nn_port_entry *port = bpf_map_lookup_elem(&nn_port, &ifindex);
@@ -115,9 +120,10 @@ NN_INLINE int nn_holds(__u32 ifindex, const struct nn_addr *addr)
 	return endpoint && endpoint->ifindex == ifindex;
 }
 
-/* May the pod say that it has this link-local address? The one that follows from its MAC is its own, as no other of that form is. An
- * address of another form (RFC 7217, 8981) is its own once it has named it, as long as it names no other one and is
- * there, unless another pod or the node has it. One at a time, so that no pod can push the others' out of the table. */
+/* Check that the pod may use this link-local address. An address that is derived from a MAC must be derived from the
+ * pod's own. A pod may claim one address of another form (RFC 7217, 8981), unless the node or another existing pod has
+ * it; a new claim replaces the pod's previous one. The limit of one per pod prevents a pod from evicting the claims of
+ * others. */
 NN_INLINE int nn_check_claim(struct __sk_buff *ctx, const struct nn_addr *addr)
 {
 	__u32 ifindex = ctx->ifindex, *holder;
@@ -151,8 +157,9 @@ NN_INLINE int nn_check_claim(struct __sk_buff *ctx, const struct nn_addr *addr)
 	return 0;
 }
 
-/* The address that a neighbour's message is about. A solicitation from somewhere asks; one from the unspecified address is
- * RFC 4862's detection of duplicates, and claims as an advertisement does. */
+/* Check the target address of a neighbour message. A solicitation from an address only asks about its target. A
+ * solicitation from the unspecified address is duplicate address detection (RFC 4862), which claims the target as an
+ * advertisement does. */
 NN_INLINE int nn_check_target(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	struct nn_addr target;
@@ -171,7 +178,7 @@ NN_INLINE int nn_check_target(struct __sk_buff *ctx, const struct nn_packet *pac
 	return result < 0 ? result : NN_DROP_INVALID_SOURCE_IP;
 }
 
-/* A host's options: its MAC, which is the frame's, and a nonce. Whatever else is there is not for its neighbours. */
+/* Check the options of a host: its MAC, which must equal the frame's, and a nonce. All other options are forbidden. */
 NN_INLINE int nn_check_options(struct __sk_buff *ctx, const struct nn_packet *packet, __u32 fixed)
 {
 	__u32 at = packet->offset + fixed;
@@ -209,9 +216,10 @@ NN_INLINE int nn_check_control_source(struct __sk_buff *ctx, const struct nn_add
 	return nn_speaker(ctx, saddr) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
-/* Link control from a pod: for itself alone, and never as a router. It may have link-local or unspecified sources, which
- * nothing else may have: then the frame's MAC is the pod's all the same, or the bridge would learn another pod's port from
- * it. What is asked or told about the pod's own address proves the MAC by itself, so the target comes first. */
+/* Check link control from a pod: it may describe only the pod itself, and must not come from a router. It may have a
+ * link-local or unspecified source, which no other packet may have. The frame's MAC must still be the pod's, or the
+ * bridge would learn a wrong port. The target comes first: a message about the pod's own address proves the MAC, and
+ * nn_port learns it from there. */
 NN_GLOBAL int nn_check_link_control(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -227,7 +235,7 @@ NN_GLOBAL int nn_check_link_control(struct __sk_buff *ctx)
 	is_discovery = packet->icmp_type >= NN_ND_ROUTER_SOLICITATION && packet->icmp_type <= NN_ND_REDIRECT;
 	is_neighbours = packet->icmp_type == NN_ND_NEIGHBOUR_ADVERTISEMENT ||
 			packet->icmp_type == NN_ND_NEIGHBOUR_SOLICITATION;
-	/* Nothing in front of the message but the router alert, and nothing behind the packet. */
+	/* Only the router alert may precede the message, and nothing may follow it. */
 	headers = ETH_HLEN + NN_IPV6_HEADER + (is_discovery ? 0 : NN_MLD_EXTENSION);
 	if (packet->offset > headers || packet->end != ctx->len)
 		return NN_DROP_INVALID_PACKET;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Bytes of a pod's packet that are not final when the program judges it: a device, or the kernel before it, still writes
- * a checksum (CHECKSUM_PARTIAL) and cuts a large packet into segments (GSO). Both places and kinds come from the sender: a
- * raw socket chooses them freely. struct __sk_buff does not show them, so they are read from the kernel's own structs. */
+/* Bytes of a pod's packet that are not final when the program sees it: the device, or the kernel before it, still
+ * writes a checksum (CHECKSUM_PARTIAL) and cuts a large packet into segments (GSO). The sender controls both: a raw
+ * socket can set any checksum offset and segment type. struct __sk_buff does not show these fields, so they are read
+ * from the kernel's structs. */
 #ifndef NN_OFFLOAD_H
 #define NN_OFFLOAD_H
 
@@ -13,10 +14,10 @@
 #define NN_CHECKSUM_PARTIAL 3 /* CHECKSUM_PARTIAL of linux/skbuff.h */
 #define NN_SCTP_CHECKSUM_OFFSET 8
 #define NN_UDP_HEADER 8
-/* Some devices keep the place in 8 bits (e1000): what is farther behind would be written elsewhere. */
+/* Some devices store the checksum offset in 8 bits (e1000): a larger one would be written at another place. */
 #define NN_CHECKSUM_PLACE_MAX 256
 
-/* SKB_GSO_* of linux/skbuff.h: the same from Linux 5.10 to 6.18. */
+/* SKB_GSO_* of linux/skbuff.h: unchanged from Linux 5.10 to 6.18. */
 #define NN_GSO_TCPV4 (1 << 0)
 #define NN_GSO_TCPV6 (1 << 4)
 #define NN_GSO_FCOE (1 << 5)
@@ -27,12 +28,13 @@
 /* GRE, IPXIP4, IPXIP6, UDP_TUNNEL (with and without checksums), TUNNEL_REMCSUM, ESP */
 #define NN_GSO_TUNNELS (0x3f << 6 | 1 << 13 | 1 << 15)
 
-/* Of the kernel's structs, the members that are read here. The loader finds them in the running kernel (CO-RE). */
+/* The members of the kernel's structs that are read here. The loader finds their offsets in the running kernel
+ * (CO-RE). */
 struct sk_buff {
 	unsigned char *head;
-	__u32 end; /* from head, as all that follow */
+	__u32 end; /* offset from head, like the fields below */
 	__u16 csum_start;
-	__u16 csum_offset; /* from csum_start */
+	__u16 csum_offset; /* offset from csum_start */
 	__u16 network_header;
 	__u8 ip_summed : 2;
 } __attribute__((preserve_access_index));
@@ -41,7 +43,7 @@ struct skb_shared_info {
 	__u32 gso_type;
 } __attribute__((preserve_access_index));
 
-/* Of the kernel's packet, what is read for every packet of a pod. */
+/* The sk_buff fields that are read for every packet of a pod. */
 struct nn_unfinished {
 	__u16 csum_start;
 	__u16 csum_offset;
@@ -52,7 +54,7 @@ struct nn_unfinished {
 #define NN_OFFSET(member) bpf_core_field_offset(struct sk_buff, member)
 #define NN_READ_SKB(ctx, member, to) bpf_probe_read_kernel(to, sizeof(*(to)), (void *)(ctx) + NN_OFFSET(member))
 
-#ifdef NN_CAST_CTX /* a build for Linux 6.2 and newer; one that names this function does not load in older kernels */
+#ifdef NN_CAST_CTX /* for Linux 6.2 and newer: older kernels do not load an object that names this function */
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 
 NN_INLINE void nn_read_unfinished(struct __sk_buff *ctx, struct nn_unfinished *unfinished)
@@ -65,13 +67,13 @@ NN_INLINE void nn_read_unfinished(struct __sk_buff *ctx, struct nn_unfinished *u
 	unfinished->network_header = skb->network_header;
 }
 #else
-/* A call of bpf_probe_read_kernel takes about 300 instructions. In every kernel so far the members lie within these bytes, from
- * ip_summed on. */
+/* A call of bpf_probe_read_kernel takes about 300 instructions, so read all members with one call if possible. In every
+ * kernel so far they lie within these bytes, starting at ip_summed. */
 #define NN_WINDOW 64
 
 #define NN_FROM_WINDOW(window, at, member) (*(__u16 *)((void *)(window) + (NN_OFFSET(member) - (at))))
 
-/* The loader writes the offsets into the program as constants: the verifier removes one of the branches. */
+/* The loader writes the offsets into the program as constants, so the verifier removes one of the two branches. */
 NN_INLINE void nn_read_unfinished(struct __sk_buff *ctx, struct nn_unfinished *unfinished)
 {
 	const struct sk_buff *skb = (const void *)ctx;
@@ -81,7 +83,7 @@ NN_INLINE void nn_read_unfinished(struct __sk_buff *ctx, struct nn_unfinished *u
 	if (NN_OFFSET(csum_start) - at <= NN_WINDOW - 4 && NN_OFFSET(csum_offset) - at <= NN_WINDOW - 4 &&
 	    NN_OFFSET(network_header) - at <= NN_WINDOW - 4) {
 		bpf_probe_read_kernel(window, sizeof(window), (void *)ctx + at);
-		/* Of a little-endian machine: the shifts leave the bits of the member alone. */
+		/* For little-endian machines: the two shifts isolate the bits of the bit field. */
 		unfinished->ip_summed = window[0] << __CORE_RELO(skb, ip_summed, LSHIFT_U64) >>
 					__CORE_RELO(skb, ip_summed, RSHIFT_U64);
 		unfinished->csum_start = NN_FROM_WINDOW(window, at, csum_start);
@@ -96,7 +98,7 @@ NN_INLINE void nn_read_unfinished(struct __sk_buff *ctx, struct nn_unfinished *u
 }
 #endif
 
-/* Has the protocol's header no checksum that a device finishes, and no port that was parsed? */
+/* True if the protocol has no checksum that a device completes, and no ports that were parsed. */
 NN_INLINE int nn_is_opaque(const struct nn_packet *packet)
 {
 	__u8 protocol = packet->tuple.protocol;
@@ -117,9 +119,9 @@ NN_INLINE __u16 nn_checksum_field(const struct nn_packet *packet)
 	return NN_ICMP_CHECKSUM_OFFSET;
 }
 
-/* The place must be the checksum of the header that was parsed. Tunnels (over UDP, GRE, IP in IP) may name one behind every
- * header that was parsed: it belongs to an inner packet, which is payload here. No kernel sends a fragment with an
- * unfinished checksum. Returns 0 or a drop code. */
+/* The checksum position must be that of the parsed transport header. Tunnels (over UDP, GRE, IP in IP) may name a
+ * position after all parsed headers: it belongs to the inner packet, which is payload here. No kernel sends a fragment
+ * with an unfinished checksum. Returns 0 or a drop code. */
 NN_INLINE int nn_check_checksum_place(const struct nn_unfinished *unfinished, const struct nn_packet *packet)
 {
 	__s32 start = ETH_HLEN + unfinished->csum_start - unfinished->network_header;
@@ -138,7 +140,7 @@ NN_INLINE int nn_check_checksum_place(const struct nn_unfinished *unfinished, co
 		       NN_DROP_CHECKSUM;
 }
 
-/* Which segments of this packet keep the header that was parsed. */
+/* The segment types that preserve the parsed transport header in each segment. */
 NN_INLINE __u32 nn_gso_of(const struct nn_packet *packet)
 {
 	switch (packet->tuple.protocol) {
@@ -152,9 +154,9 @@ NN_INLINE __u32 nn_gso_of(const struct nn_packet *packet)
 	return 0;
 }
 
-/* A device segments the packet by the kind that the sender named: it must be the protocol that was parsed, or a tunnel's,
- * whose outer headers are copied. A segmented fragment would be several, with numbers that were not judged. Returns 0 or a
- * drop code. */
+/* A device segments the packet by the type that the sender set. It must match the parsed protocol, or be a tunnel type,
+ * which copies the outer headers. Segmenting a fragment would create several fragments at offsets that were not
+ * checked. Returns 0 or a drop code. */
 NN_INLINE int nn_check_segments(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	unsigned char *head;
@@ -171,14 +173,14 @@ NN_INLINE int nn_check_segments(struct __sk_buff *ctx, const struct nn_packet *p
 	return kind & NN_GSO_TRANSPORTS & ~nn_gso_of(packet) ? NN_DROP_INVALID_PACKET : 0;
 }
 
-/* A frame from a pod, once it is parsed. What is not IP has no checksum to be finished and no segments. A function of its
- * own, so that its stack is not the callers' of others. Returns 0 or a drop code. */
+/* Check a parsed frame from a pod. A frame that is not IP must have no unfinished checksum and no segments. A
+ * subprogram, so that its stack is free again when the caller calls other functions. Returns 0 or a drop code. */
 NN_SUBPROGRAM int nn_check_offload(struct __sk_buff *ctx, const struct nn_packet *packet)
 {
 	struct nn_unfinished unfinished = {};
 	int is_partial, result = 0;
 
-	if (!packet) /* the verifier of older kernels wants to see it */
+	if (!packet) /* old verifiers require this check */
 		return NN_DROP_INVALID_PACKET;
 	nn_read_unfinished(ctx, &unfinished);
 	is_partial = unfinished.ip_summed == NN_CHECKSUM_PARTIAL;

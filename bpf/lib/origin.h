@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Where a packet to a pod came into this node: an address belongs to an interface. What the node itself sends has come in
- * nowhere; what its pods send came from their veths, or from the bridge that routed it. Anyone on the network can write
- * those addresses into a packet. */
+/* Checks on which interface a packet to a pod entered this node. Packets of the node itself have no ingress interface.
+ * Packets of its pods come from their veths, or from the bridge that routes them. Anyone on the network can forge these
+ * source addresses. */
 #ifndef NN_ORIGIN_H
 #define NN_ORIGIN_H
 
@@ -12,7 +12,8 @@
 #define NN_AF_INET 2
 #define NN_AF_INET6 10
 
-/* The interface that leads to `addr`, for a packet that comes in by `ifindex`; 0: none, or `ifindex` does not forward. */
+/* The interface on which the node routes a packet to `addr` that enters on `ifindex`; 0: no route, or `ifindex` does
+ * not forward. */
 NN_INLINE __u32 nn_route_of(struct __sk_buff *ctx, const struct nn_addr *addr, __u32 ifindex)
 {
 	struct bpf_fib_lookup route = { .ifindex = ifindex };
@@ -26,16 +27,18 @@ NN_INLINE __u32 nn_route_of(struct __sk_buff *ctx, const struct nn_addr *addr, _
 		__builtin_memcpy(route.ipv6_dst, addr, sizeof(route.ipv6_dst));
 	}
 	result = bpf_fib_lookup(ctx, &route, sizeof(route), 0);
-	/* The neighbour need not be known, nor the packet fit: the way is asked for, and nothing is sent. */
+	/* These results contain the route too: nothing is sent, so an unknown neighbour or a small MTU does not
+	 * matter. */
 	if (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
 	    result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return route.ifindex;
 	return 0;
 }
 
-/* The first packet of a flow to a pod, with its source's identity in the context. The node's own addresses from
- * elsewhere are the world: a forgery, or what the node has masqueraded; policy is asked. A local pod's address counts from
- * that pod's veth and from the interface that leads back to it. Returns 0 or a drop code. */
+/* Check the source address of the first packet of a flow to a pod. The context holds the identity of the source. A
+ * packet from outside with one of the node's own addresses gets the identity world: it is forged, or the node
+ * masqueraded it, so policy is checked. The address of a local pod is valid from that pod's veth and from the interface
+ * that leads back to the pod. Returns 0 or a drop code. */
 NN_GLOBAL int nn_check_origin(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -57,7 +60,7 @@ NN_GLOBAL int nn_check_origin(struct __sk_buff *ctx)
 	return nn_route_of(ctx, &context->packet.tuple.saddr, ifindex) == ifindex ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
-/* A known flow's peer stays what it was when the flow was opened. */
+/* The peer of a known flow keeps the identity that it had when the flow was opened. */
 NN_INLINE void nn_keep_origin(struct nn_context *context, const struct nn_ct_entry *entry)
 {
 	if (!(entry->flags & NN_CT_OUTSIDE))

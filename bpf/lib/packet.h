@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What is known of a packet, where it ends, and how its bytes are read. */
+/* The parsed fields of a packet, where it ends, and how its bytes are read. */
 #ifndef NN_PACKET_H
 #define NN_PACKET_H
 
@@ -27,24 +27,24 @@ struct nn_tuple {
 
 struct nn_packet {
 	struct nn_tuple tuple;
-	__u32 offset; /* the cursor: after parsing, where the transport header starts */
-	__u32 end; /* of the IP packet. A quoted packet ends where the packet around it does */
+	__u32 offset; /* the cursor; after parsing: start of the transport header */
+	__u32 end; /* end of the IP packet; a quoted packet ends with the packet that quotes it */
 	__u32 fragment_id;
-	__u32 fragment_start; /* where this fragment's part of the datagram starts; 0: there is no fragment header */
-	__u32 fragment_offset; /* bytes of the datagram before that part */
+	__u32 fragment_start; /* start of this fragment's part of the datagram; 0: no fragment header */
+	__u32 fragment_offset; /* bytes of the datagram before this part */
 	__u8 ip_version;
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 first_fragment; /* of several */
-	__u8 later_fragment; /* no ports in this one */
-	__u8 lone_fragment; /* and the first one has not passed here */
+	__u8 first_fragment; /* there are more fragments */
+	__u8 later_fragment; /* not the first: it carries no ports */
+	__u8 lone_fragment; /* a later fragment whose first one is not known */
 	__u8 hop_limit;
-	__u8 quoted; /* in an ICMP error, which may have no more of it than the ports (RFC 792) */
+	__u8 quoted; /* quoted by an ICMP error, which may contain only the ports of it (RFC 792) */
 };
 
-/* Bytes of the packet: read where they are if they are in its linear part, where a sender has put its headers, else through
- * a helper. Returns a negative number when there are not as many. */
+/* Read bytes of the packet: directly if they are in its linear part, where senders put the headers, else with a helper.
+ * Returns a negative number if the packet is too short. */
 NN_INLINE int nn_load(struct __sk_buff *ctx, __u32 offset, void *to, const __u32 size)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -56,8 +56,8 @@ NN_INLINE int nn_load(struct __sk_buff *ctx, __u32 offset, void *to, const __u32
 	return bpf_skb_load_bytes(ctx, offset, to, size);
 }
 
-/* The same, at the cursor. What lies behind the end of the IP packet (padding, a trailer) is no part of it: the kernel cuts
- * it off before it reads the headers, so a header that is found there is not the one that counts. */
+/* The same at the cursor, but only up to the end of the IP packet. The kernel removes bytes after it (padding, a
+ * trailer) before it reads headers, so a header must not be read from them. */
 NN_INLINE int nn_load_next(struct __sk_buff *ctx, const struct nn_packet *packet, void *to, const __u32 size)
 {
 	if (packet->offset + size > packet->end)
@@ -65,13 +65,13 @@ NN_INLINE int nn_load_next(struct __sk_buff *ctx, const struct nn_packet *packet
 	return nn_load(ctx, packet->offset, to, size);
 }
 
-/* ICMP of the other family's number is no ICMP: it has neither ports nor types here. */
+/* ICMPv6 in an IPv4 packet, and the reverse, is not treated as ICMP: it has no ports and no types here. */
 NN_INLINE int nn_is_icmp(const struct nn_packet *packet)
 {
 	return packet->tuple.protocol == (packet->ip_version == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
 }
 
-/* Bytes of a transport header that every packet has. 0: nothing is read of this protocol. */
+/* Minimum bytes of the transport header; 0: this protocol is not parsed. */
 NN_INLINE __u32 nn_transport_header(const struct nn_packet *packet)
 {
 	switch (packet->tuple.protocol) {
@@ -85,15 +85,16 @@ NN_INLINE __u32 nn_transport_header(const struct nn_packet *packet)
 	return nn_is_icmp(packet) ? NN_ICMP_HEADER : 0;
 }
 
-/* BIG TCP (IPv6 since Linux 5.19, IPv4 since 6.3): a TCP packet that the device has yet to cut into segments may be longer
- * than the length field can say. The field is 0 then, and the packet ends with the buffer. Nothing else has a length of 0. */
+/* BIG TCP (IPv6 since Linux 5.19, IPv4 since 6.3): a TCP packet that the device will segment may be longer than the
+ * length field can express. The field is then 0, and the packet ends with the buffer. No other valid packet has length
+ * 0. */
 NN_INLINE __u32 nn_big_tcp_length(struct __sk_buff *ctx, const struct nn_packet *packet, __u8 protocol)
 {
 	return protocol == IPPROTO_TCP && ctx->gso_size ? ctx->len - packet->offset : 0;
 }
 
-/* IPv6's, as the payload length. Up to Linux 6.19 the kernel puts a hop-by-hop header with the jumbo option (RFC 2675) in
- * front of TCP, exactly in this form, and takes it out before it sends the segments. */
+/* The payload length of an IPv6 BIG TCP packet. Up to Linux 6.19 the kernel puts a hop-by-hop header with the jumbo
+ * option (RFC 2675) before TCP, in exactly this form, and removes it before it sends the segments. */
 NN_INLINE __u32 nn_big_tcp_payload(struct __sk_buff *ctx, const struct nn_packet *packet, __u8 next)
 {
 	__u32 length = nn_big_tcp_length(ctx, packet, IPPROTO_TCP);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Packet -> tuple. One cursor: each step checks its bounds, moves the cursor and returns the next protocol or a
- * negative drop code. Headers that every packet has are read in place where they can be, the others by a helper. */
+ * negative drop code. */
 #ifndef NN_PARSE_H
 #define NN_PARSE_H
 
@@ -15,7 +15,8 @@
 #define NN_NEXTHDR_FRAGMENT 44
 #define NN_NEXTHDR_AUTH 51
 #define NN_NEXTHDR_DEST 60
-/* linux/icmp.h and linux/icmpv6.h draw in libc's headers, which clang -target bpf cannot always find: RFC 792, 4443. */
+/* From RFC 792 and 4443: linux/icmp.h and linux/icmpv6.h include libc's headers, which clang -target bpf does not
+ * always find. */
 #define NN_ICMP_ECHO_REPLY 0
 #define NN_ICMP_DEST_UNREACH 3
 #define NN_ICMP_ECHO 8
@@ -81,17 +82,17 @@ NN_INLINE int nn_parse_ipv6_extension(struct __sk_buff *ctx, struct nn_packet *p
 		packet->offset += (header.length + 2) * 4;
 	else
 		packet->offset += (header.length + 1) * 8;
-	/* A header that ends behind the packet would be continued by the next fragment. */
+	/* A header must not continue in the next fragment. */
 	if (packet->offset > packet->end)
 		return NN_DROP_INVALID_IPV6_EXTENSION;
 	if (next != NN_NEXTHDR_FRAGMENT)
 		return header.next;
-	/* A fragment of a fragment: no sender makes it, and each reader takes it for something else. */
+	/* Reject a second fragment header: no sender creates one, and implementations disagree about its meaning. */
 	if (packet->fragment_start)
 		return NN_DROP_INVALID_IPV6_EXTENSION;
 	packet->fragment_start = packet->offset;
 	packet->fragment_id = header.id;
-	/* Offset 0 and no more to come: a whole packet (RFC 6946). */
+	/* Offset 0 without more fragments is a complete packet (RFC 6946). */
 	if ((header.fragment & bpf_htons(NN_IPV6_FRAGMENT_OFFSET | NN_IPV6_MORE_FRAGMENTS)) &&
 	    nn_note_fragment(ctx, packet, bpf_ntohs(header.fragment) & NN_IPV6_FRAGMENT_OFFSET,
 			     header.fragment & bpf_htons(NN_IPV6_MORE_FRAGMENTS)) < 0)
@@ -111,7 +112,7 @@ NN_INLINE int nn_parse_ipv6(struct __sk_buff *ctx, struct nn_packet *packet)
 		return NN_DROP_INVALID_PACKET;
 	__builtin_memcpy(&packet->tuple.saddr, &ip.saddr, sizeof(packet->tuple.saddr));
 	__builtin_memcpy(&packet->tuple.daddr, &ip.daddr, sizeof(packet->tuple.daddr));
-	/* In the maps this form means IPv4; on the wire it means nothing good. */
+	/* The maps store IPv4 in this form, so an IPv6 packet must not use it. */
 	if (nn_addr_is_v4(&packet->tuple.saddr) || nn_addr_is_v4(&packet->tuple.daddr))
 		return NN_DROP_INVALID_PACKET;
 	packet->ip_version = 6;
@@ -131,7 +132,7 @@ NN_INLINE int nn_parse_ipv6(struct __sk_buff *ctx, struct nn_packet *packet)
 		if (next != NN_NEXTHDR_HOP && next != NN_NEXTHDR_ROUTING && next != NN_NEXTHDR_FRAGMENT &&
 		    next != NN_NEXTHDR_AUTH && next != NN_NEXTHDR_DEST)
 			return next;
-		/* Behind a later fragment's header there are no headers, only data. */
+		/* A later fragment holds only data after its fragment header, no further headers. */
 		if (packet->later_fragment)
 			return next;
 		next = nn_parse_ipv6_extension(ctx, packet, next);
@@ -174,7 +175,7 @@ NN_INLINE int nn_parse_icmp(struct __sk_buff *ctx, struct nn_packet *packet)
 		return NN_DROP_INVALID_PACKET;
 	packet->icmp_type = icmp.type;
 	packet->icmp_code = icmp.code;
-	/* An echo's identifier takes the place of both ports: a ping is a flow, and its reply the same flow. */
+	/* Use the identifier of an echo as both ports: a ping is then one flow, together with its replies. */
 	if ((packet->ip_version == 4 && (icmp.type == NN_ICMP_ECHO || icmp.type == NN_ICMP_ECHO_REPLY)) ||
 	    (packet->ip_version == 6 && (icmp.type == NN_ICMPV6_ECHO_REQUEST || icmp.type == NN_ICMPV6_ECHO_REPLY))) {
 		packet->tuple.sport = icmp.id;
@@ -187,7 +188,7 @@ NN_INLINE int nn_parse_transport(struct __sk_buff *ctx, struct nn_packet *packet
 {
 	if (packet->later_fragment)
 		return nn_parse_later_fragment(ctx, packet);
-	/* The fixed header as a whole: a first fragment with less of it would leave the rest to the second one. */
+	/* Require the complete fixed header: otherwise a second fragment could supply the rest of it. */
 	if (!packet->quoted && packet->offset + nn_transport_header(packet) > packet->end)
 		return NN_DROP_INVALID_PACKET;
 	switch (packet->tuple.protocol) {
@@ -199,14 +200,14 @@ NN_INLINE int nn_parse_transport(struct __sk_buff *ctx, struct nn_packet *packet
 	return nn_is_icmp(packet) ? nn_parse_icmp(ctx, packet) : 0;
 }
 
-/* The IP packet at packet->offset; `version` comes from the layer around it. It ends where its length says; a quoted one at
- * packet->end, because an ICMP error need not hold all of it. Returns 0 or a drop code. A subprogram,
- * because an ICMP error holds a second packet. */
+/* Parse the IP packet at packet->offset; `version` comes from the outer layer. Its length field says where it ends; a
+ * quoted packet ends at packet->end, because an ICMP error need not contain all of it. Returns 0 or a drop code. A
+ * subprogram, because it also parses the packet that an ICMP error quotes. */
 NN_SUBPROGRAM int nn_parse_ip(struct __sk_buff *ctx, struct nn_packet *packet, int version)
 {
 	int protocol;
 
-	if (!packet) /* the verifier of older kernels wants to see it */
+	if (!packet) /* old verifiers require this check */
 		return NN_DROP_INVALID_PACKET;
 	if (!packet->quoted)
 		packet->end = ctx->len;

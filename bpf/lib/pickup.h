@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* A TCP packet in the middle of a connection of which conntrack has no entry: it was evicted, it expired, its map was
- * replaced, the pod ran before its programs, its endpoint has another number. The packet alone does not say who opened the
- * connection. Both readings are judged: the sender of the packet opened it, or it answers what the other side opened. Where
- * they differ, the pod's own sockets decide. Datagrams have no such middle: each one without an entry opens a flow. */
+/* A TCP packet in mid-connection without a conntrack entry: the entry was evicted or expired, its map was replaced, the
+ * pod started before its programs were attached, or the endpoint got another number. The packet does not show who
+ * opened the connection, so policy is checked for both cases: its sender opened the connection, or its receiver did. If
+ * the results differ, the pod's sockets decide. Datagrams have no mid-connection: each one without an entry opens a
+ * flow. */
 #ifndef NN_PICKUP_H
 #define NN_PICKUP_H
 
@@ -14,7 +15,8 @@
 #define NN_TCP_ACK_SEQUENCE_OFFSET 8
 #define NN_RESET_TTL 64
 
-/* The port that was called: the far one for what the pod opened, its own for what was opened to it. */
+/* Fill in a policy question. The port is the server's: the remote port if the pod opened the flow, else the pod's
+ * own. */
 NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_context *context,
 		      const struct nn_ct_key *key, __u8 direction)
 {
@@ -29,8 +31,8 @@ NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_conte
 		question->port = direction == NN_EGRESS ? key->remote_port : key->pod_port;
 }
 
-/* A SYN alone opens a connection, and everything else of TCP belongs to one that is open. A translated packet is one to a
- * Service: no Service opens a connection. */
+/* A SYN without ACK opens a connection; all other TCP packets belong to an open one. A translated packet goes to a
+ * Service, and a Service never opens connections. */
 NN_INLINE int nn_is_midstream(const struct nn_context *context)
 {
 	const struct nn_packet *packet = &context->packet;
@@ -39,7 +41,7 @@ NN_INLINE int nn_is_midstream(const struct nn_context *context)
 	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) != NN_TCP_SYN;
 }
 
-/* What a socket says about who opened its connection, besides NN_INGRESS, NN_EGRESS, and 0: nothing. */
+/* nn_opener_by_socket: neither NN_INGRESS, NN_EGRESS nor 0 (not known). */
 #define NN_ASK_LISTENER 3
 
 NN_INLINE int nn_opener_by_kernel(struct bpf_sock *sock, int v4)
@@ -58,17 +60,17 @@ NN_INLINE int nn_opener_by_socket(struct bpf_sock *sock, int v4)
 		return NN_EGRESS;
 	case BPF_TCP_NEW_SYN_RECV:
 		return NN_INGRESS;
-	case BPF_TCP_TIME_WAIT: /* has nothing left to say */
-	case BPF_TCP_LISTEN: /* a listener alone is no connection */
+	case BPF_TCP_TIME_WAIT: /* its opener is not recorded any more */
+	case BPF_TCP_LISTEN: /* there is a listener, but no connection */
 		return 0;
 	}
 	return nn_config.kernel_structs ? nn_opener_by_kernel(sock, v4) : NN_ASK_LISTENER;
 }
 
-/* Who opened the connection, by the pod's own sockets: NN_INGRESS, NN_EGRESS, or 0 where they do not say. A socket that is
- * bound to a device is not found. Where the kernel's structs cannot be read, a listener on the pod's port says that the other
- * side opened; it is looked up from an address and port that no connection has, because the connection's own socket would
- * hide it. */
+/* Who opened the connection according to the pod's sockets: NN_INGRESS, NN_EGRESS, or 0 if they do not show it. A
+ * socket that is bound to a device is not found. If the kernel's structs cannot be read, a listener on the pod's port
+ * means that the other side opened the connection. The listener is looked up with a zero remote address and port,
+ * because the connection's own socket would be found first otherwise. */
 NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *key)
 {
 	struct nn_endpoint_entry *endpoint;
@@ -77,7 +79,7 @@ NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *k
 	__u32 size, netns;
 	int v4, opener;
 
-	if (!key) /* the verifier of older kernels wants to see it */
+	if (!key) /* old verifiers require this check */
 		return 0;
 	endpoint = nn_endpoint_lookup(&key->pod);
 	if (!endpoint || !endpoint->netns)
@@ -118,10 +120,10 @@ NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *k
 	return opener;
 }
 
-/* Judge a packet of nn_is_midstream, once nn_identify knows both ends. Sets what the flow's entry is to say: whether the
- * packet is a reply, the rule, and NN_CT_UNSURE where both readings are allowed and the sockets do not say which one is
- * right: the next change of the rules asks both again. Returns 0 or a drop code; with NN_CT_UNSURE: the readings differ
- * and nothing decides. */
+/* Check policy for a packet of nn_is_midstream, after nn_identify. Sets the fields of the flow's new entry: whether the
+ * packet is a reply, the rule, and NN_CT_UNSURE if policy allows both directions and the sockets do not show the opener
+ * (both are checked again when the rules change). Returns 0 or a drop code. A drop code with NN_CT_UNSURE means that
+ * the opener is not known and policy does not allow both directions. */
 NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -139,7 +141,7 @@ NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
 	own = nn_policy_verdict(&question, &own_rule);
 	nn_ask(&question, context, &key, NN_INGRESS + NN_EGRESS - direction);
 	answer = nn_policy_verdict(&question, &answer_rule);
-	/* What only a rule allows to open is not opened by a SYN-ACK. */
+	/* A SYN-ACK is a reply. It must not open a flow that needs a rule to be opened. */
 	if (own_rule && (context->packet.tcp_flags & NN_TCP_SYN))
 		own = NN_DROP_POLICY_DENIED;
 	context->is_reply = 0;
@@ -160,9 +162,9 @@ NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
 	return context->is_reply ? answer : own;
 }
 
-/* Is the sender of a dropped packet to be reset? Its connection cannot go on, and without a reset it would wait for its
- * timeouts. Only the sender of the packet gets a reset. Its address and MAC were checked, so
- * a forged packet cannot end the connection of another pod. */
+/* True if the sender of a dropped packet should get a reset. Its connection cannot continue, and without a reset it
+ * would wait for its timeouts. Only the sender of the packet gets a reset. Its address and MAC were checked, so a
+ * forged packet cannot end the connection of another pod. */
 NN_INLINE int nn_reset_is_due(const struct nn_context *context, int reason)
 {
 	const struct nn_packet *packet = &context->packet;
@@ -172,8 +174,8 @@ NN_INLINE int nn_reset_is_due(const struct nn_context *context, int reason)
 	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_RST | NN_TCP_ACK)) == NN_TCP_ACK;
 }
 
-/* A TCP header behind the pseudo header that its checksum covers. The pseudo header of IPv4 is the same sum: the prefix of
- * a mapped address adds 0xffff, which is 0 in ones' complement. */
+/* A TCP header after the pseudo header that its checksum covers. The IPv4-mapped form gives the same sum as the pseudo
+ * header of IPv4: the prefix adds 0xffff, which is 0 in ones' complement. */
 struct nn_reset {
 	struct nn_addr saddr;
 	struct nn_addr daddr;
@@ -228,8 +230,8 @@ NN_INLINE int nn_store_reset_ip(struct __sk_buff *ctx, const struct nn_packet *p
 	}
 }
 
-/* Make of a packet the reset that answers it, as its receiver would send it (RFC 9293, 3.10.7). Returns 0 or a negative
- * number: then it is no reset, and only to be dropped. */
+/* Turn a packet into the reset that its receiver would send (RFC 9293, 3.10.7). Returns 0 or a negative number: the
+ * packet is then incomplete and must be dropped. */
 NN_GLOBAL int nn_reset_of(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();

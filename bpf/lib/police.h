@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* May a packet pass between a pod and its peer? Conntrack first, the policy where that is due, and what is told of it. */
+/* Decides whether a packet may pass between a pod and its peer: conntrack first, policy where needed, then events. */
 #ifndef NN_POLICE_H
 #define NN_POLICE_H
 
@@ -15,8 +15,8 @@ NN_INLINE __u32 nn_policy_revision(void)
 	return state ? state->policy_revision : 0;
 }
 
-/* Who is at both ends, and through which Service the pod's socket came. Established flows that nobody is told about
- * do without: these are the dearest lookups. */
+/* Find the identities of both ends and the cookie of the pod's socket. Established flows that produce no event skip
+ * these lookups: they are the most expensive ones. */
 NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
@@ -32,7 +32,8 @@ NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
 	}
 }
 
-/* Both readings of an entry that is not sure are judged again. It stays so until the sockets say who opened the flow. */
+/* Check both directions again for an entry whose opener is not known. The entry stays in this state until the sockets
+ * show who opened the flow. */
 NN_INLINE int nn_judge_unsure(struct __sk_buff *ctx, struct nn_context *context, struct nn_ct_entry *entry)
 {
 	int result = nn_pickup(ctx);
@@ -45,9 +46,9 @@ NN_INLINE int nn_judge_unsure(struct __sk_buff *ctx, struct nn_context *context,
 	return 0;
 }
 
-/* The rules changed since the flow was allowed: judge it once more, as it was opened. A denied entry stays for as long as
- * either side goes on sending, so that packets of the other direction cannot open the flow again. Returns 0 or a drop
- * code. */
+/* If the rules changed since the flow was allowed, check it again, in the direction in which it was opened. Keep a
+ * denied entry fresh while either side still sends, so that packets of the other direction cannot open the flow again.
+ * Returns 0 or a drop code. */
 NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			     struct nn_ct_entry *entry, __u32 revision)
 {
@@ -75,7 +76,8 @@ NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, 
 	return 0;
 }
 
-/* The answer of a backend gets the Service's address, and the port that the pod's socket has. Returns 0 or a drop code. */
+/* Prepare the translation of a backend's reply: it gets the Service's address, and the port of the pod's socket.
+ * Returns 0 or a drop code. */
 NN_INLINE int nn_answers(struct nn_context *context, const struct nn_ct_key *key, const struct nn_ct_entry *entry)
 {
 	context->answers = 1;
@@ -85,7 +87,7 @@ NN_INLINE int nn_answers(struct nn_context *context, const struct nn_ct_key *key
 	return context->source_port ? 0 : NN_DROP_CT_UNKNOWN_STATE;
 }
 
-/* A packet of a flow that is known. Returns 0 or a drop code. */
+/* A packet of a known flow. Returns 0 or a drop code. */
 NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			      struct nn_ct_entry *entry, __u32 revision, __u32 now)
 {
@@ -93,7 +95,7 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 
 	if (context->direction == NN_EGRESS && key->protocol != IPPROTO_TCP &&
 	    ((entry->flags & NN_CT_TRANSLATED) || context->translated)) {
-		/* The pod's own socket has the port that another one's datagrams were given (nn_lb_port_choose). */
+		/* A socket of the pod uses the port that nn_lb_port_choose assigned to another socket's datagrams. */
 		if (((entry->flags & NN_CT_PORT) != 0) != (context->source_port != 0))
 			return NN_DROP_CT_UNKNOWN_STATE;
 		nn_ct_answer_to(entry, context);
@@ -110,7 +112,8 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 		if (result < 0)
 			return result;
 	}
-	/* One report per packet, where it is delivered; what leaves for elsewhere is reported by whoever delivers it. */
+	/* Report a packet once, where it is delivered. Packets that leave the node are reported by the node that
+	 * delivers them. */
 	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
 	    context->direction == NN_INGRESS) {
 		nn_identify(ctx, context);
@@ -120,8 +123,9 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	return 0;
 }
 
-/* Whoever forwards a packet may report about it: routers and nodes. A pod forwards nothing, so it is believed about what was
- * sent to itself alone: an error by a third pod would end other pods' connections, or cut their packets small. */
+/* True if the sender of an ICMP error may report about the quoted packet. Routers and nodes forward packets, so they
+ * may. A pod forwards nothing, so it may report only packets that were sent to itself: otherwise it could end
+ * connections of other pods or reduce their MTU. */
 NN_INLINE int nn_is_believed(const struct nn_context *context, const struct nn_tuple *quoted)
 {
 	const struct nn_addr *sender = &context->packet.tuple.saddr;
@@ -133,9 +137,9 @@ NN_INLINE int nn_is_believed(const struct nn_context *context, const struct nn_t
 	return nn_is_reserved(nn_identity_of(sender));
 }
 
-/* An ICMP error about one of this endpoint's own flows belongs to that flow (CT_RELATED) and shares its verdict. The
- * quoted packet travelled the other way: the receiver of the error sent it, to the sender of the error or through it.
- * Returns 0, a drop code, or 1 when the error is about no such flow and is judged by itself. */
+/* An ICMP error about a flow of this endpoint belongs to that flow (CT_RELATED) and gets its verdict. The quoted packet
+ * travelled in the opposite direction: the receiver of the error sent it. Returns 0, a drop code, or 1 if no such flow
+ * is known and the error is checked as a flow of its own. */
 NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -148,7 +152,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
-	/* Not on the stack: with all that calls and is called, 512 bytes would not do. */
+	/* Not on the stack: the call chain would exceed 512 bytes. */
 	inner = &context->quote;
 	__builtin_memset(inner, 0, sizeof(*inner));
 	inner->quoted = 1;
@@ -159,7 +163,8 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	context->has_quote = 1;
 	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
 	nn_ct_key_of(&inner->tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
-	/* No policy allows it either: the rules say who may call the pod, not who may speak about its other flows. */
+	/* Drop it even if a policy allows the sender: rules say who may connect to the pod, not who may report errors
+	 * about its other flows. */
 	if (context->direction == NN_INGRESS && !nn_is_believed(context, &inner->tuple))
 		return NN_DROP_INVALID_PACKET;
 	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner->tuple.saddr, &context->packet.tuple.daddr))
@@ -176,7 +181,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	if (entry->revision == nn_policy_revision())
 		return 0;
 	nn_identify(ctx, context);
-	/* The sender of an error may be a router on the way: the verdict is on the flow's own peer. */
+	/* The sender of an error may be a router on the path, so the verdict uses the flow's own peer. */
 	if (context->direction == NN_INGRESS)
 		context->src_identity = nn_identity_of(&key.remote);
 	nn_keep_origin(context, entry);
@@ -184,7 +189,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	return nn_policy_verdict(&question, &rule_id);
 }
 
-/* The first packet of a flow, or the first one since its entry was lost. Returns 0, a drop code, or NN_SERVICE_NEW. */
+/* The first packet of a flow, or the first one after its entry was lost. Returns 0, a drop code, or NN_SERVICE_NEW. */
 NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			    __u32 revision, __u32 now)
 {
@@ -201,10 +206,11 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 			return result;
 	}
 	if (context->direction == NN_EGRESS && !context->translated) {
-		/* Most sockets are translated before there is a packet. The others' packets must not leave as they are. */
+		/* Most sockets are translated before they send packets. Translate the packets of the others here. */
 		if (context->dst_identity == NN_IDENTITY_WORLD && nn_is_service_address(&key->remote))
 			return NN_SERVICE_NEW;
-		/* On the same node the receiving pod's half learns the Service from the sending pod's half. */
+		/* If both pods are on this node, the check of the receiving pod reads the Service that the check of the
+		 * sending pod stored here. */
 		context->rev_nat_index =
 			nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol);
 	}
@@ -217,8 +223,9 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 	}
 	if (result < 0)
 		return result;
-	/* Masqueraded peers have the node's address too. Let an answer to it pass, but make no entry: it would let packets of
-	 * those peers in. They are judged by the interface that they came in by. */
+	/* Masqueraded peers have the node's address too. Let a reply to it pass, but create no entry: an entry would
+	 * also admit packets of those peers. Their packets are checked by the interface on which they enter
+	 * (origin.h). */
 	if (nn_is_midstream(context) && context->direction == NN_EGRESS && context->dst_identity == NN_IDENTITY_HOST &&
 	    (context->is_reply || (context->ct_flags & NN_CT_UNSURE)))
 		return 0;
@@ -250,8 +257,9 @@ NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
 	return nn_police_new(ctx, context, &key, nn_policy_revision(), now);
 }
 
-/* A later fragment before its first one has no ports, so no policy can be asked. It passes where none is to be asked: the first
- * one is judged when it comes, and without that the receiver throws the others away. To a Service it would need a backend. */
+/* A later fragment that arrives before the first one has no ports, so policy cannot be checked. Let it pass where no
+ * policy applies: the first fragment is checked when it arrives, and without that the receiver discards the others. A
+ * fragment to a Service is dropped, because its backend is not known yet. */
 NN_INLINE int nn_police_lone_fragment(const struct nn_context *context)
 {
 	__u8 isolated = context->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
@@ -263,8 +271,8 @@ NN_INLINE int nn_police_lone_fragment(const struct nn_context *context)
 	return 0;
 }
 
-/* May this packet pass between the pod and its peer? Tracks the flow, asks the policy where that is due, and reports.
- * Returns 0, a drop code, or an nn_service_step for what a pod sends to a Service. */
+/* Decide whether this packet may pass between the pod and its peer: track the flow, check policy where needed, and
+ * report. Returns 0, a drop code, or an nn_service_step for a packet to a Service. */
 NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *endpoint)
 {
 	int result = 1;

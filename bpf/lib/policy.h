@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Who is it, and may it: address -> identity, address -> region, and the policy table keyed by both. */
+/* Identities and verdicts: address -> identity, address -> region, and the policy table keyed by both. */
 #ifndef NN_POLICY_H
 #define NN_POLICY_H
 
@@ -24,8 +24,9 @@ struct {
 	__type(value, struct nn_cidr_entry);
 } nn_cidr SEC(".maps");
 
-/* Allow entries alone: a hit allows, whichever rule it came from. That is why entries may be added and removed one by
- * one: adding first and removing last never passes or cuts what both the old and the new set agree on. */
+/* All entries allow: any hit allows the packet, so entries can be added and removed one by one. An update adds new
+ * entries first and removes old ones last, so traffic that both the old and the new rules allow is never
+ * interrupted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -56,7 +57,8 @@ NN_INLINE __u32 nn_identity_of(const struct nn_addr *addr)
 	return entry ? entry->identity : NN_IDENTITY_WORLD;
 }
 
-/* Not a pod's: the node, other nodes, the world. 0 is a pod whose labels are not known yet. */
+/* True for an identity that is not a pod's: the node, other nodes, the world. 0 is a pod whose labels are not known
+ * yet. */
 NN_INLINE int nn_is_reserved(__u32 identity)
 {
 	return identity != 0 && identity < NN_IDENTITY_FIRST_POD;
@@ -72,18 +74,18 @@ NN_INLINE __u32 nn_region_of(const struct nn_addr *addr)
 
 struct nn_policy_question {
 	struct nn_addr peer;
-	__u32 subject; /* identity of the endpoint that is asked about */
+	__u32 subject; /* identity of the endpoint that is checked */
 	__u32 peer_identity;
-	__be16 port; /* of the side that was called */
+	__be16 port; /* port of the server side */
 	__u8 protocol;
 	__u8 direction;
 	__u8 subject_flags;
 	__u8 pad[3];
 };
 
-/* Returns 0 and the rule, or NN_DROP_POLICY_DENIED. The peer's identity is asked first, then its region (ipBlock),
- * then everyone. The pod's own node is always allowed (kubelet's probes). ICMP has port 0 and a protocol that no rule
- * names, so it passes only where a rule without ports allows the peer. */
+/* Returns 0 and the rule, or NN_DROP_POLICY_DENIED. Looks up the peer's identity, then its region (ipBlock), then
+ * "every peer". The pod's own node is always allowed (kubelet's probes). ICMP has port 0 and a protocol that no rule
+ * names, so it passes only if a rule without ports allows the peer. */
 NN_INLINE int nn_policy_verdict(const struct nn_policy_question *question, __u32 *rule_id)
 {
 	__u8 isolated = question->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Another address and port in a packet, with every checksum that covers them. The helpers know which checksums are still
- * to be finished by a device (CHECKSUM_PARTIAL): those hold the pseudo header alone, so addresses and ports are told apart. */
+/* Replaces address and port in a packet and updates all checksums that cover them. The helpers know which checksums a
+ * device still completes (CHECKSUM_PARTIAL). Such a checksum covers only the pseudo header, so addresses and ports are
+ * updated by separate calls. */
 #ifndef NN_REWRITE_H
 #define NN_REWRITE_H
 
@@ -13,15 +14,15 @@
 #define NN_DESTINATION_PORT_OFFSET 2
 #define NN_ADDR_BYTES 16
 
-/* Where an end stands in its packet: offsets from the frame's start. */
+/* Where the fields of one end are in the packet: offsets from the start of the frame. */
 struct nn_place {
-	__u32 ip; /* of the IP header */
-	__u32 addr; /* of the address */
+	__u32 ip; /* the IP header */
+	__u32 addr; /* the address */
 	__u32 port;
-	__u32 checksum; /* that covers address and port */
+	__u32 checksum; /* covers address and port */
 };
 
-/* The address, and IPv4's own header checksum. Returns a negative number when the packet is too short. */
+/* Replace the address, and update IPv4's header checksum. Returns a negative number if the packet is too short. */
 NN_INLINE int nn_rewrite_addr(struct __sk_buff *ctx, int ip_version, const struct nn_place *at,
 			      const struct nn_addr *from, const struct nn_addr *to)
 {
@@ -32,7 +33,7 @@ NN_INLINE int nn_rewrite_addr(struct __sk_buff *ctx, int ip_version, const struc
 	return bpf_skb_store_bytes(ctx, at->addr, &to->word[3], 4, 0);
 }
 
-/* The checksum over addresses and payload, for another address. `flags`: of bpf_l4_csum_replace. */
+/* Update the transport checksum for another address. `flags`: of bpf_l4_csum_replace. */
 NN_INLINE int nn_rewrite_pseudo(struct __sk_buff *ctx, int ip_version, __u32 checksum, const struct nn_addr *from,
 				const struct nn_addr *to, __u64 flags)
 {
@@ -53,11 +54,12 @@ NN_INLINE int nn_rewrite_port(struct __sk_buff *ctx, const struct nn_place *at, 
 	return bpf_skb_store_bytes(ctx, at->port, &to, sizeof(to), 0);
 }
 
-/* One end of a TCP or UDP packet. A later fragment has its address alone. Returns 0 or a drop code. */
+/* Rewrite one end of a TCP or UDP packet. In a later fragment only the address is rewritten. Returns 0 or a drop
+ * code. */
 NN_INLINE int nn_rewrite_end(struct __sk_buff *ctx, const struct nn_packet *packet, const struct nn_place *at,
 			     const struct nn_addr *from, const struct nn_addr *to, __be16 from_port, __be16 to_port)
 {
-	/* A UDP checksum of 0 means none (RFC 768): it stays 0, and what comes out as 0 is written as 0xffff. */
+	/* A UDP checksum of 0 means none (RFC 768): it stays 0, and a computed 0 is written as 0xffff. */
 	__u64 flags = packet->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
 	if (!packet->later_fragment) {
@@ -84,7 +86,7 @@ NN_INLINE void nn_place_destination(const struct nn_packet *packet, __u32 ip, st
 	at->port = packet->offset + NN_DESTINATION_PORT_OFFSET;
 }
 
-/* Both are TCP's and UDP's alone. The tuple follows the packet. Return 0 or a drop code. */
+/* Both functions are for TCP and UDP only. They also update the tuple. Return 0 or a drop code. */
 NN_SUBPROGRAM int nn_rewrite_source(struct __sk_buff *ctx, struct nn_packet *packet, const struct nn_addr *addr,
 				    __be16 port)
 {
@@ -115,10 +117,10 @@ NN_SUBPROGRAM int nn_rewrite_destination(struct __sk_buff *ctx, struct nn_packet
 	return result;
 }
 
-/* An ICMP error quotes a packet that its receiver has sent: the quoted destination becomes `addr` and `port`, by which the
- * receiver knows its socket, and the quoted source port `own_port`, if there is one. The ICMP checksum covers the quote. The
- * quoted packet's own checksums are mended where a receiver would notice (IPv4's header). Its transport checksum is left: often
- * it is not quoted, and no receiver verifies it. */
+/* An ICMP error quotes a packet that its receiver sent. The quoted destination becomes `addr` and `port`, by which the
+ * receiver finds its socket; the quoted source port becomes `own_port`, if that is set. The ICMP checksum covers the
+ * quote. The header checksum of quoted IPv4 is updated, because receivers check it. The quoted transport checksum is
+ * not: often it is not quoted, and no receiver verifies it. */
 NN_INLINE int nn_rewrite_quoted(struct __sk_buff *ctx, const struct nn_packet *packet, const struct nn_packet *inner,
 				const struct nn_addr *addr, __be16 port, __be16 own_port)
 {
@@ -126,7 +128,7 @@ NN_INLINE int nn_rewrite_quoted(struct __sk_buff *ctx, const struct nn_packet *p
 
 	nn_place_destination(inner, packet->offset + NN_ICMP_HEADER, &at);
 	at.checksum = packet->offset + NN_ICMP_CHECKSUM_OFFSET;
-	/* IPv4: what the address adds to the sum, the quoted header's checksum takes away. */
+	/* IPv4: the changed address and the changed header checksum cancel each other in the ICMP checksum. */
 	if (packet->ip_version == 6 && nn_rewrite_pseudo(ctx, 6, at.checksum, &inner->tuple.daddr, addr, 0) < 0)
 		return NN_DROP_INVALID_PACKET;
 	if (!inner->later_fragment) {

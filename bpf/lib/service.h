@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Services packet by packet, for what was not translated at the socket: pods whose processes are not in the node's cgroup
- * (a virtual machine's, gVisor's), raw packets. The flow is given a backend by its first packet and keeps it; policy and
- * conntrack see the translated packet, so a socket's flow and this one's look alike there. What comes back is given the
- * Service's address where it enters the pod. */
+/* Translates Services packet by packet, for traffic that was not translated at the socket: pods whose processes are not
+ * in the node's cgroup (virtual machines, gVisor), and raw packets. The first packet of a flow chooses the backend, and
+ * the flow keeps it. Policy and conntrack see the translated packet, so these flows look like socket-translated ones
+ * there. Replies get the Service's address when they enter the pod. */
 #ifndef NN_SERVICE_H
 #define NN_SERVICE_H
 
@@ -11,16 +11,16 @@
 #include "link.h"
 #include "rewrite.h"
 
-/* Datagrams without a pause as long as this stay with their backend. */
+/* Seconds: datagrams keep their backend unless they pause for longer than this. */
 #define NN_LB_FLOW_DATAGRAM NN_CT_STREAM
-/* A SYN that is sent again within this time goes to the same backend. */
+/* Seconds: a SYN that is retransmitted within this time goes to the same backend. */
 #define NN_LB_FLOW_OPENING NN_CT_TCP_OPENING
-#define NN_GOLDEN_RATIO 0x9e3779b97f4a7c15ULL /* of 2^64 */
+#define NN_GOLDEN_RATIO 0x9e3779b97f4a7c15ULL /* 2^64 divided by the golden ratio */
 
-/* What nn_police found to be a packet to a Service. */
+/* nn_police returns one of these for a packet to a Service. */
 enum nn_service_step {
 	NN_SERVICE_KNOWN = 1, /* the backend is in the context */
-	NN_SERVICE_NEW = 2, /* it is to be chosen */
+	NN_SERVICE_NEW = 2, /* the backend must be chosen */
 	NN_HAIRPIN = 3, /* the backend is the pod itself */
 };
 
@@ -36,14 +36,14 @@ NN_INLINE int nn_is_syn(const struct nn_packet *packet)
 	return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
 }
 
-/* A number may stand for another backend later, so compare the address. */
+/* A backend's number may be reused for another one, so compare the address. */
 NN_INLINE int nn_is_backend_of(const struct nn_backend_entry *backend, const struct nn_lb_flow_entry *flow)
 {
 	return backend && backend->port == flow->port && nn_addr_equal(&backend->addr, &flow->backend);
 }
 
-/* Is the backend still in the slot of its Service? If it moved to another slot, this says no: for a SYN that is sent
- * again, another choice does no harm. */
+/* True if the backend is still in the slot of its Service. Also 0 if it moved to another slot: for a retransmitted SYN
+ * another choice does no harm. */
 NN_INLINE int nn_service_has_slot(const struct nn_tuple *tuple, const struct nn_lb_flow_entry *flow)
 {
 	struct nn_frontend_key key = { .addr = tuple->daddr,
@@ -68,8 +68,9 @@ NN_INLINE void nn_service_use(struct nn_context *context, struct nn_lb_flow_entr
 		flow->last_seen = now;
 }
 
-/* A packet of a flow that has its backend already? An established connection keeps it whatever becomes of the backend;
- * datagrams only while the backend is in this Service. A SYN is nn_service_choose's: connections without a Service pay nothing here. */
+/* Returns 1 if the packet belongs to a flow that already has its backend. An established connection keeps its backend
+ * even if that is removed from the Service; datagrams keep it only while it is in the Service. nn_service_choose
+ * handles SYNs, so that new connections without a Service do not pay for this lookup. */
 NN_INLINE int nn_service_follow(struct nn_context *context, const struct nn_ct_key *key, __u32 now)
 {
 	struct nn_lb_flow_entry *flow;
@@ -89,9 +90,9 @@ NN_INLINE int nn_service_follow(struct nn_context *context, const struct nn_ct_k
 	return 1;
 }
 
-/* The same number for every packet of a flow, spread evenly over flows: multiplication by the golden ratio, word by word. A
- * flow that nn_lb_flow has lost (it is an LRU, which a flood of another pod may fill) gets its backend again, as long as
- * the Service has not changed; so do first datagrams that two CPUs see at once. */
+/* A hash of the flow: multiplication by the golden ratio, word by word. If nn_lb_flow has lost a flow (another pod may
+ * flood this LRU), the flow gets the same backend again as long as the Service has not changed. So do first datagrams
+ * that two CPUs handle at the same time. */
 NN_INLINE __u32 nn_service_number(const struct nn_ct_key *flow)
 {
 	__u64 number = (__u64)flow->pod_port << 32 | (__u32)flow->remote_port << 16 | flow->protocol;
@@ -105,8 +106,8 @@ NN_INLINE __u32 nn_service_number(const struct nn_ct_key *flow)
 	return number;
 }
 
-/* Where another flow has these ends already, a datagram leaves from another port. A pod that calls itself does not meet its
- * own address (hairpin.h). Returns 0 or a drop code. */
+/* If another flow already uses these ends, give a datagram another source port. Not needed for a pod that calls itself:
+ * it sees the hairpin address instead (hairpin.h). Returns 0 or a drop code. */
 NN_INLINE int nn_service_port(struct nn_context *context, const struct nn_ct_key *key, __u32 number, __u32 now)
 {
 	if (nn_addr_equal(&key->remote, &key->pod) || !nn_lb_port_is_needed(context, key, now))
@@ -116,7 +117,7 @@ NN_INLINE int nn_service_port(struct nn_context *context, const struct nn_ct_key
 	return nn_lb_port_choose(number);
 }
 
-/* The flow's backend. A connection gets the next one, where another connection has these ends (nn_ct_clashes). */
+/* Choose the flow's backend. If another connection uses these ends (nn_ct_clashes), try the next backend. */
 NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key, struct nn_lb_choice *choice, __u32 now)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
@@ -141,7 +142,7 @@ NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key,
 	return NN_DROP_CT_UNKNOWN_STATE;
 }
 
-/* A backend for a new flow. Returns 0 or a drop code. */
+/* Choose a backend for a new flow. Returns 0 or a drop code. */
 NN_GLOBAL int nn_service_choose(void)
 {
 	struct nn_context *context = nn_context_now();
@@ -181,7 +182,8 @@ NN_GLOBAL int nn_service_choose(void)
 	return bpf_map_update_elem(&nn_lb_flow, &key, &first, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
 }
 
-/* What is about to enter the pod comes from whom the pod asked. Returns 0 or a drop code: the Service may be gone. */
+/* Rewrite a reply that is about to enter the pod: its source becomes the Service that the pod called. Returns 0 or a
+ * drop code: the Service may have been deleted. */
 NN_GLOBAL int nn_service_answer(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -199,7 +201,7 @@ NN_GLOBAL int nn_service_answer(struct __sk_buff *ctx)
 		return NN_DROP_BACKEND_NOT_FOUND;
 	service = *frontend;
 	if (nn_is_icmp_error(&context->packet))
-		/* nn_police_related has read it: only an error about a flow has an answer's address. */
+		/* Only an error about a known flow needs this, and nn_police_related has parsed its quote. */
 		return context->has_quote ? nn_rewrite_quoted(ctx, &context->packet, &context->quote, &service.addr,
 							      service.port, context->source_port)
 					  : NN_DROP_INVALID_PACKET;

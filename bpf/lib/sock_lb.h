@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Which backend the datagrams of a socket go to, and what the socket remembers of it. */
+/* Chooses the backend for the datagrams of a socket, and remembers the choice per socket. */
 #ifndef NN_SOCK_LB_H
 #define NN_SOCK_LB_H
 
 #include "lb.h"
 
 #define NN_CHOICES 4
-/* Not the number of a backend. */
+/* In place of a backend's number: translate each datagram (service.h). */
 #define NN_LB_BY_PACKET 0
-/* nn_lb_choose_for_socket: the datagram keeps the Service's address until it leaves the pod (service.h). */
+/* Returned by nn_lb_choose_for_socket: the datagram keeps the Service's address until it leaves the pod (service.h). */
 #define NN_LB_LEAVE 2
 
 /* (socket, frontend) -> backend_id, or NN_LB_BY_PACKET: see nn_lb_choose_for_socket. */
@@ -19,15 +19,16 @@ struct {
 	__type(value, __u32);
 } nn_sock_choice SEC(".maps");
 
-/* The node's own sockets have no interface of ours, where a datagram could be translated. */
+/* True if the socket is in a pod. The node's own sockets have no interface with our programs, so their datagrams cannot
+ * be translated per packet. */
 NN_INLINE int nn_sock_is_pods(struct bpf_sock_addr *ctx)
 {
 	return nn_config.netns_cookie && bpf_get_netns_cookie(ctx) != nn_config.netns_cookie;
 }
 
-/* A backend that this socket does not use for another Service: recvmsg() shows the backend alone, so answers of two
- * Services that share it cannot be told apart. If every one that is tried is in use, the last one is taken, and
- * `shared` is set. Returns as nn_lb_choose does. */
+/* Choose a backend that this socket does not use for another Service: recvmsg() only shows the backend, so replies of
+ * two Services that share it cannot be told apart. If all backends that were tried are in use, take the last one and
+ * set `shared`. Returns as nn_lb_choose does. */
 NN_INLINE int nn_lb_choose_apart(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
 				 struct nn_lb_choice *choice, int *shared)
 {
@@ -48,10 +49,10 @@ NN_INLINE int nn_lb_choose_apart(__u64 cookie, const struct nn_addr *addr, __be1
 	return result;
 }
 
-/* Datagrams of one unconnected socket stay with one backend while the Service has it, as conntrack keeps them under
- * kube-proxy: what speaks QUIC or DTLS over sendto() must not change its peer when a Service is scaled. Where the socket
- * has the backend for another Service already, a pod's datagrams are translated one by one at its interface:
- * there the answers can be told apart. Returns as nn_lb_choose does, or NN_LB_LEAVE. */
+/* Datagrams of one unconnected socket keep their backend while the Service has it, as with conntrack under kube-proxy:
+ * a QUIC or DTLS client that uses sendto() must not change its peer when a Service is scaled. If the socket already
+ * uses the backend for another Service, the datagrams of a pod are translated per packet at its interface, where
+ * replies can be told apart. Returns as nn_lb_choose does, or NN_LB_LEAVE. */
 NN_INLINE int nn_lb_choose_for_socket(struct bpf_sock_addr *ctx, __u64 cookie, const struct nn_addr *addr, __be16 port,
 				      struct nn_lb_choice *choice)
 {
@@ -85,8 +86,8 @@ NN_INLINE int nn_lb_choose_for_socket(struct bpf_sock_addr *ctx, __u64 cookie, c
 	return result;
 }
 
-/* A UDP socket calls an address directly that it was given by a Service before: what comes from there is not the Service's
- * any more. TCP sockets connect once. */
+/* A UDP socket now calls an address directly that it previously used as the backend of a Service: replies from there no
+ * longer belong to the Service. TCP sockets connect only once. */
 NN_INLINE void nn_sock_forget(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol)
 {
 	struct nn_sock_revnat_key key;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* Counts what the host's stack frees with a reason, by place. BCC's dialect. The record's layout differs between
- * kernels, so user space reads it from tracefs and passes the offsets (NN_..._OFFSET). */
+/* Counts packets that the host's network stack drops, by place and reason. Written for BCC. The layout of the trace
+ * record differs between kernels, so user space reads it from tracefs and passes the offsets (NN_..._OFFSET). */
 struct nn_drop_key {
 	u64 location;
 	u32 reason;

@@ -1,2 +1,2 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Included by BCC, nothing of it is needed. */
+/* BCC includes this file but needs nothing from it. */
