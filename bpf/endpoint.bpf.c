@@ -88,7 +88,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (nn_is_igmp_query(ctx, &context->packet))
 		return nn_drop(ctx, context, NN_DROP_MULTICAST);
 	if (nn_is_hairpin_addr(&context->packet.tuple.daddr)) {
-		if (context->packet.lone_fragment)
+		if (context->packet.early_fragment)
 			return nn_drop(ctx, context, NN_DROP_FRAGMENT_NOT_FOUND);
 		context->endpoint_id = source->endpoint_id;
 		nn_remember_fragment(ctx, &context->packet);
@@ -119,7 +119,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	context->src_identity = source->identity;
 	context->is_local = 1;
 	result = nn_police(ctx, context, target);
-	if (result == 0 && context->answers)
+	if (result == 0 && context->untranslate)
 		result = nn_service_answer(ctx);
 	if (result < 0)
 		return nn_refuse(ctx, context, source, result);
@@ -164,7 +164,7 @@ int endpoint_egress(struct __sk_buff *ctx)
 	if (!context)
 		return TC_ACT_SHOT;
 	result = nn_egress(ctx, context);
-	nn_context_give(context);
+	nn_context_release(context);
 	return nn_verdict(result);
 }
 
@@ -219,7 +219,7 @@ NN_INLINE int nn_ingress(struct __sk_buff *ctx, struct nn_context *context)
 	if (result < 0)
 		return nn_drop(ctx, context, result);
 	nn_remember_fragment(ctx, &context->packet);
-	if (context->answers) {
+	if (context->untranslate) {
 		result = nn_service_answer(ctx);
 		if (result < 0)
 			return nn_drop(ctx, context, result);
@@ -237,7 +237,7 @@ int endpoint_ingress(struct __sk_buff *ctx)
 	if (!context)
 		return TC_ACT_SHOT;
 	result = nn_ingress(ctx, context);
-	nn_context_give(context);
+	nn_context_release(context);
 	return nn_verdict(result);
 }
 

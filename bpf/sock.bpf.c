@@ -79,7 +79,7 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 		return NN_ALLOW;
 	if (result == 0) {
 		if (!datagram || !nn_sock_is_connected(ctx))
-			nn_sock_forget(cookie, addr, *port, protocol);
+			nn_sock_revnat_delete(cookie, addr, *port, protocol);
 		return NN_ALLOW;
 	}
 	if (result < 0)

@@ -62,7 +62,7 @@ NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_ent
  * Service, or two through different Services. The pod's kernel may still choose the same source port for both, because
  * it sees different remote addresses. Refuse the second connection while the first one is open. For datagrams, replies
  * go to the last sender instead. */
-NN_INLINE int nn_ct_clashes(const struct nn_ct_entry *entry, const struct nn_context *context)
+NN_INLINE int nn_ct_conflicts(const struct nn_ct_entry *entry, const struct nn_context *context)
 {
 	__u8 translated = (entry->flags & NN_CT_TRANSLATED) != 0;
 
@@ -72,7 +72,7 @@ NN_INLINE int nn_ct_clashes(const struct nn_ct_entry *entry, const struct nn_con
 	return translated != context->translated || (translated && entry->rev_nat_index != context->rev_nat_index);
 }
 
-NN_INLINE void nn_ct_answer_to(struct nn_ct_entry *entry, const struct nn_context *context)
+NN_INLINE void nn_ct_set_service(struct nn_ct_entry *entry, const struct nn_context *context)
 {
 	if (context->translated) {
 		entry->rev_nat_index = context->rev_nat_index;
@@ -111,14 +111,14 @@ NN_INLINE __u8 nn_ct_flags_of(const struct nn_packet *packet, int is_reply)
  * flag: the receiver ignored that RST (RFC 5961). */
 NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *packet, int is_reply, __u32 now)
 {
-	__u8 flags = (entry->flags & ~NN_CT_RST) | nn_ct_flags_of(packet, is_reply), news;
+	__u8 flags = (entry->flags & ~NN_CT_RST) | nn_ct_flags_of(packet, is_reply), new_flags;
 
-	news = flags & ~entry->flags;
+	new_flags = flags & ~entry->flags;
 	if (entry->last_seen != now)
 		entry->last_seen = now;
 	if (flags != entry->flags)
 		entry->flags = flags;
-	return news != 0;
+	return new_flags != 0;
 }
 
 NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context *context, __u32 revision, __u32 now)

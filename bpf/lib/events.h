@@ -42,7 +42,7 @@ struct nn_context {
 	__u8 ct_status;
 	__u8 is_reply;
 	__u8 translated; /* the Service's address was replaced by `backend` */
-	__u8 answers; /* a reply: its source must be rewritten to the Service `rev_nat_index` */
+	__u8 untranslate; /* a reply: its source must be rewritten to the Service `rev_nat_index` */
 	__u8 subject_flags; /* of nn_endpoint_entry */
 	__u8 is_local; /* sent by an endpoint of this node, so src_identity is already set */
 	__u8 has_quote; /* `quote` is filled in for this packet */
@@ -97,7 +97,7 @@ NN_INLINE int nn_context_take(struct nn_context *context)
 	return 0;
 }
 
-NN_INLINE void nn_context_give(struct nn_context *context)
+NN_INLINE void nn_context_release(struct nn_context *context)
 {
 	if (nn_config.preemptible)
 		__sync_fetch_and_add(&context->users, -1);

@@ -56,7 +56,7 @@ NN_INLINE void nn_frag_key_of(const struct nn_packet *packet, __u32 ifindex, str
 }
 
 /* Copy ports and protocol from the first fragment, if that passed. Fragments may arrive in any order (RFC 791, RFC
- * 8200): nn_police_lone_fragment decides about a fragment that arrives before the first one. */
+ * 8200): nn_police_early_fragment decides about a fragment that arrives before the first one. */
 NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *packet)
 {
 	struct nn_frag_entry *first;
@@ -67,7 +67,7 @@ NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *p
 	nn_frag_key_of(packet, ctx->ifindex, &key);
 	first = bpf_map_lookup_elem(&nn_frag, &key);
 	if (!first) {
-		packet->lone_fragment = 1;
+		packet->early_fragment = 1;
 		return packet->quoted ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
 	}
 	if (packet->fragment_offset < first->headers)

@@ -33,12 +33,12 @@ NN_INLINE int nn_is_hairpin_addr(const struct nn_addr *addr)
 }
 
 /* The flow as the pod sees it as a server: the client has the hairpin address. */
-NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct nn_addr *nobody, __be16 server,
+NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct nn_addr *hairpin_addr, __be16 server,
 				 __be16 client, struct nn_ct_key *key)
 {
 	__builtin_memset(key, 0, sizeof(*key));
 	key->pod = context->packet.tuple.saddr;
-	key->remote = *nobody;
+	key->remote = *hairpin_addr;
 	key->pod_port = server;
 	key->remote_port = client;
 	key->protocol = context->packet.tuple.protocol;
@@ -48,7 +48,7 @@ NN_INLINE void nn_hairpin_key_of(const struct nn_context *context, const struct 
 NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_addr nobody, pod;
+	struct nn_addr hairpin_addr, pod;
 	struct nn_ct_entry *entry;
 	struct nn_ct_key key;
 	int result;
@@ -58,8 +58,8 @@ NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 		return NN_DROP_INVALID_PACKET;
 	now = context->now;
 	pod = context->packet.tuple.saddr;
-	nn_hairpin_addr(&nobody, context->packet.ip_version);
-	nn_hairpin_key_of(context, &nobody, context->backend_port, context->packet.tuple.sport, &key);
+	nn_hairpin_addr(&hairpin_addr, context->packet.ip_version);
+	nn_hairpin_key_of(context, &hairpin_addr, context->backend_port, context->packet.tuple.sport, &key);
 	entry = nn_ct_lookup(&key, context->endpoint_id, now);
 	if (entry && !nn_is_syn(&context->packet) && entry->rev_nat_index == context->rev_nat_index) {
 		nn_ct_touch(entry, &context->packet, 0, now);
@@ -75,7 +75,7 @@ NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 	result = nn_rewrite_destination(ctx, &context->packet, &pod, context->backend_port);
 	if (result < 0)
 		return result;
-	return nn_rewrite_source(ctx, &context->packet, &nobody, context->packet.tuple.sport);
+	return nn_rewrite_source(ctx, &context->packet, &hairpin_addr, context->packet.tuple.sport);
 }
 
 /* The pod's reply to the hairpin address: return it to the pod, which is the client too. The caller then calls

@@ -72,7 +72,7 @@ NN_INLINE struct nn_endpoint_entry *nn_owner(struct __sk_buff *ctx, const struct
 }
 
 /* nn_owner for ARP and neighbour discovery: it also stores the pod's MAC in nn_port. */
-NN_INLINE struct nn_endpoint_entry *nn_speaker(struct __sk_buff *ctx, const struct nn_addr *addr)
+NN_INLINE struct nn_endpoint_entry *nn_learn_owner(struct __sk_buff *ctx, const struct nn_addr *addr)
 {
 	struct nn_endpoint_entry *endpoint = nn_owner(ctx, addr);
 	struct nn_port_entry *known, port = {};
@@ -126,7 +126,7 @@ NN_INLINE int nn_check_arp(struct __sk_buff *ctx)
 	    (arp.operation != bpf_htons(NN_ARP_REQUEST) && arp.operation != bpf_htons(NN_ARP_REPLY)))
 		return NN_DROP_INVALID_PACKET;
 	nn_addr_from_v4(&claimed, arp.sender ? arp.sender : arp.target);
-	owner = nn_speaker(ctx, &claimed);
+	owner = nn_learn_owner(ctx, &claimed);
 	return owner && nn_has_mac(ctx, NN_ARP_SENDER_MAC_OFFSET, owner->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 

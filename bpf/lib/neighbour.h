@@ -97,19 +97,19 @@ NN_INLINE int nn_is_igmp_query(struct __sk_buff *ctx, const struct nn_packet *pa
 
 /* True for an interface identifier with ff:fe in its middle: the form that is derived from a MAC (RFC 4291, 2.5.6 and
  * appendix A). */
-NN_INLINE int nn_is_of_mac(const struct nn_addr *addr)
+NN_INLINE int nn_is_eui64(const struct nn_addr *addr)
 {
 	return addr->byte[11] == 0xff && addr->byte[12] == 0xfe;
 }
 
-NN_INLINE int nn_follows_from_mac(const struct nn_addr *addr, const __u8 *mac)
+NN_INLINE int nn_is_eui64_of(const struct nn_addr *addr, const __u8 *mac)
 {
 	return addr->byte[8] == (mac[0] ^ 2) && addr->byte[9] == mac[1] && addr->byte[10] == mac[2] &&
 	       addr->byte[13] == mac[3] && addr->byte[14] == mac[4] && addr->byte[15] == mac[5];
 }
 
 /* True if the pod on this interface still exists and owns the link-local address. */
-NN_INLINE int nn_holds(__u32 ifindex, const struct nn_addr *addr)
+NN_INLINE int nn_owns_link_local(__u32 ifindex, const struct nn_addr *addr)
 {
 	struct nn_port_entry *port = bpf_map_lookup_elem(&nn_port, &ifindex);
 	struct nn_endpoint_entry *endpoint;
@@ -138,14 +138,14 @@ NN_INLINE int nn_check_claim(struct __sk_buff *ctx, const struct nn_addr *addr)
 		return NN_DROP_ENDPOINT_NOT_READY;
 	if (claimed.word[0] != bpf_htonl(0xfe800000) || claimed.word[1] != 0)
 		return NN_DROP_INVALID_SOURCE_IP;
-	if (nn_is_of_mac(&claimed))
-		return nn_follows_from_mac(&claimed, port->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+	if (nn_is_eui64(&claimed))
+		return nn_is_eui64_of(&claimed, port->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 	if (nn_identity_of(&claimed) == NN_IDENTITY_HOST)
 		return NN_DROP_INVALID_SOURCE_IP;
 	holder = bpf_map_lookup_elem(&nn_claim, &claimed);
 	if (holder && *holder == ifindex && nn_addr_equal(&port->link_local, &claimed))
 		return 0;
-	if (holder && *holder != ifindex && nn_holds(*holder, &claimed))
+	if (holder && *holder != ifindex && nn_owns_link_local(*holder, &claimed))
 		return NN_DROP_INVALID_SOURCE_IP;
 	if (holder)
 		bpf_map_delete_elem(&nn_claim, &claimed);
@@ -168,7 +168,7 @@ NN_INLINE int nn_check_target(struct __sk_buff *ctx, const struct nn_packet *pac
 	if (packet->offset + NN_ND_NEIGHBOUR_SIZE > packet->end ||
 	    bpf_skb_load_bytes(ctx, packet->offset + NN_ND_TARGET_OFFSET, &target, sizeof(target)) < 0)
 		return NN_DROP_INVALID_PACKET;
-	if (nn_speaker(ctx, &target))
+	if (nn_learn_owner(ctx, &target))
 		return 0;
 	if (packet->icmp_type == NN_ND_NEIGHBOUR_SOLICITATION && !nn_addr_is_zero(&packet->tuple.saddr))
 		return 0;
@@ -213,7 +213,7 @@ NN_INLINE int nn_check_control_source(struct __sk_buff *ctx, const struct nn_add
 		return nn_check_port(ctx);
 	if (nn_addr_is_link_local(saddr))
 		return nn_check_claim(ctx, saddr);
-	return nn_speaker(ctx, saddr) ? 0 : NN_DROP_INVALID_SOURCE_IP;
+	return nn_learn_owner(ctx, saddr) ? 0 : NN_DROP_INVALID_SOURCE_IP;
 }
 
 /* Check link control from a pod: it may describe only the pod itself, and must not come from a router. It may have a

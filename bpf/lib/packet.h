@@ -38,7 +38,7 @@ struct nn_packet {
 	__u8 icmp_code;
 	__u8 first_fragment; /* there are more fragments */
 	__u8 later_fragment; /* not the first: it carries no ports */
-	__u8 lone_fragment; /* a later fragment whose first one is not known */
+	__u8 early_fragment; /* a later fragment whose first one is not known */
 	__u8 hop_limit;
 	__u8 quoted; /* quoted by an ICMP error, which may contain only the ports of it (RFC 792) */
 };

@@ -17,7 +17,7 @@
 
 /* Fill in a policy question. The port is the server's: the remote port if the pod opened the flow, else the pod's
  * own. */
-NN_INLINE void nn_ask(struct nn_policy_question *question, const struct nn_context *context,
+NN_INLINE void nn_policy_question_init(struct nn_policy_question *question, const struct nn_context *context,
 		      const struct nn_ct_key *key, __u8 direction)
 {
 	__builtin_memset(question, 0, sizeof(*question));
@@ -42,7 +42,7 @@ NN_INLINE int nn_is_midstream(const struct nn_context *context)
 }
 
 /* nn_opener_by_socket: neither NN_INGRESS, NN_EGRESS nor 0 (not known). */
-#define NN_ASK_LISTENER 3
+#define NN_CHECK_LISTENER 3
 
 NN_INLINE int nn_opener_by_kernel(struct bpf_sock *sock, int v4)
 {
@@ -64,7 +64,7 @@ NN_INLINE int nn_opener_by_socket(struct bpf_sock *sock, int v4)
 	case BPF_TCP_LISTEN: /* there is a listener, but no connection */
 		return 0;
 	}
-	return nn_config.kernel_structs ? nn_opener_by_kernel(sock, v4) : NN_ASK_LISTENER;
+	return nn_config.kernel_structs ? nn_opener_by_kernel(sock, v4) : NN_CHECK_LISTENER;
 }
 
 /* Who opened the connection according to the pod's sockets: NN_INGRESS, NN_EGRESS, or 0 if they do not show it. A
@@ -103,7 +103,7 @@ NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *k
 		return 0;
 	opener = nn_opener_by_socket(sock, v4);
 	bpf_sk_release(sock);
-	if (opener != NN_ASK_LISTENER)
+	if (opener != NN_CHECK_LISTENER)
 		return opener;
 	if (v4) {
 		ends.ipv4.saddr = 0;
@@ -137,9 +137,9 @@ NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
 		return NN_DROP_INVALID_PACKET;
 	direction = context->direction;
 	nn_ct_key_of(&context->packet.tuple, direction, &key);
-	nn_ask(&question, context, &key, direction);
+	nn_policy_question_init(&question, context, &key, direction);
 	own = nn_policy_verdict(&question, &own_rule);
-	nn_ask(&question, context, &key, NN_INGRESS + NN_EGRESS - direction);
+	nn_policy_question_init(&question, context, &key, NN_INGRESS + NN_EGRESS - direction);
 	answer = nn_policy_verdict(&question, &answer_rule);
 	/* A SYN-ACK is a reply. It must not open a flow that needs a rule to be opened. */
 	if (own_rule && (context->packet.tcp_flags & NN_TCP_SYN))

@@ -34,7 +34,7 @@ NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
 
 /* Check both directions again for an entry whose opener is not known. The entry stays in this state until the sockets
  * show who opened the flow. */
-NN_INLINE int nn_judge_unsure(struct __sk_buff *ctx, struct nn_context *context, struct nn_ct_entry *entry)
+NN_INLINE int nn_recheck_unsure(struct __sk_buff *ctx, struct nn_context *context, struct nn_ct_entry *entry)
 {
 	int result = nn_pickup(ctx);
 
@@ -49,7 +49,7 @@ NN_INLINE int nn_judge_unsure(struct __sk_buff *ctx, struct nn_context *context,
 /* If the rules changed since the flow was allowed, check it again, in the direction in which it was opened. Keep a
  * denied entry fresh while either side still sends, so that packets of the other direction cannot open the flow again.
  * Returns 0 or a drop code. */
-NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
+NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
 			     struct nn_ct_entry *entry, __u32 revision)
 {
 	struct nn_policy_question question;
@@ -60,10 +60,10 @@ NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, 
 	nn_identify(ctx, context);
 	nn_keep_origin(context, entry);
 	if (entry->flags & NN_CT_UNSURE) {
-		result = nn_judge_unsure(ctx, context, entry);
+		result = nn_recheck_unsure(ctx, context, entry);
 	} else {
 		context->ct_flags = 0;
-		nn_ask(&question, context, key, entry->direction);
+		nn_policy_question_init(&question, context, key, entry->direction);
 		result = nn_policy_verdict(&question, &context->rule_id);
 	}
 	if (result < 0) {
@@ -78,9 +78,9 @@ NN_INLINE int nn_judge_again(struct __sk_buff *ctx, struct nn_context *context, 
 
 /* Prepare the translation of a backend's reply: it gets the Service's address, and the port of the pod's socket.
  * Returns 0 or a drop code. */
-NN_INLINE int nn_answers(struct nn_context *context, const struct nn_ct_key *key, const struct nn_ct_entry *entry)
+NN_INLINE int nn_prepare_reply(struct nn_context *context, const struct nn_ct_key *key, const struct nn_ct_entry *entry)
 {
-	context->answers = 1;
+	context->untranslate = 1;
 	if (!(entry->flags & NN_CT_PORT))
 		return 0;
 	context->source_port = nn_lb_port_of(key, context->endpoint_id);
@@ -98,17 +98,17 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 		/* A socket of the pod uses the port that nn_lb_port_choose assigned to another socket's datagrams. */
 		if (((entry->flags & NN_CT_PORT) != 0) != (context->source_port != 0))
 			return NN_DROP_CT_UNKNOWN_STATE;
-		nn_ct_answer_to(entry, context);
+		nn_ct_set_service(entry, context);
 	}
 	context->is_reply = entry->direction != context->direction;
 	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
 	context->rule_id = entry->rule_id;
 	context->rev_nat_index = entry->rev_nat_index;
-	result = nn_judge_again(ctx, context, key, entry, revision);
+	result = nn_recheck_policy(ctx, context, key, entry, revision);
 	if (result < 0)
 		return result;
 	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
-		result = nn_answers(context, key, entry);
+		result = nn_prepare_reply(context, key, entry);
 		if (result < 0)
 			return result;
 	}
@@ -126,7 +126,7 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 /* True if the sender of an ICMP error may report about the quoted packet. Routers and nodes forward packets, so they
  * may. A pod forwards nothing, so it may report only packets that were sent to itself: otherwise it could end
  * connections of other pods or reduce their MTU. */
-NN_INLINE int nn_is_believed(const struct nn_context *context, const struct nn_tuple *quoted)
+NN_INLINE int nn_may_report_error(const struct nn_context *context, const struct nn_tuple *quoted)
 {
 	const struct nn_addr *sender = &context->packet.tuple.saddr;
 
@@ -165,7 +165,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	nn_ct_key_of(&inner->tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
 	/* Drop it even if a policy allows the sender: rules say who may connect to the pod, not who may report errors
 	 * about its other flows. */
-	if (context->direction == NN_INGRESS && !nn_is_believed(context, &inner->tuple))
+	if (context->direction == NN_INGRESS && !nn_may_report_error(context, &inner->tuple))
 		return NN_DROP_INVALID_PACKET;
 	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner->tuple.saddr, &context->packet.tuple.daddr))
 		return 1;
@@ -175,7 +175,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	context->ct_status = NN_CT_RELATED;
 	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
 		context->rev_nat_index = entry->rev_nat_index;
-		if (nn_answers(context, &key, entry) < 0)
+		if (nn_prepare_reply(context, &key, entry) < 0)
 			return NN_DROP_CT_UNKNOWN_STATE;
 	}
 	if (entry->revision == nn_policy_revision())
@@ -185,7 +185,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
 	if (context->direction == NN_INGRESS)
 		context->src_identity = nn_identity_of(&key.remote);
 	nn_keep_origin(context, entry);
-	nn_ask(&question, context, &key, entry->direction);
+	nn_policy_question_init(&question, context, &key, entry->direction);
 	return nn_policy_verdict(&question, &rule_id);
 }
 
@@ -218,7 +218,7 @@ NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, c
 		result = nn_pickup(ctx);
 		context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
 	} else {
-		nn_ask(&question, context, key, context->direction);
+		nn_policy_question_init(&question, context, key, context->direction);
 		result = nn_policy_verdict(&question, &context->rule_id);
 	}
 	if (result < 0)
@@ -250,7 +250,7 @@ NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
 	entry = nn_ct_lookup(&key, context->endpoint_id, now);
 	if (entry && !nn_ct_opens(&context->packet, entry, context->direction))
 		return nn_police_known(ctx, context, &key, entry, nn_policy_revision(), now);
-	if (entry && nn_ct_clashes(entry, context))
+	if (entry && nn_ct_conflicts(entry, context))
 		return NN_DROP_CT_UNKNOWN_STATE;
 	if (!entry && context->direction == NN_EGRESS && !context->translated && nn_service_follow(context, &key, now))
 		return NN_SERVICE_KNOWN;
@@ -260,7 +260,7 @@ NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
 /* A later fragment that arrives before the first one has no ports, so policy cannot be checked. Let it pass where no
  * policy applies: the first fragment is checked when it arrives, and without that the receiver discards the others. A
  * fragment to a Service is dropped, because its backend is not known yet. */
-NN_INLINE int nn_police_lone_fragment(const struct nn_context *context)
+NN_INLINE int nn_police_early_fragment(const struct nn_context *context)
 {
 	__u8 isolated = context->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
 
@@ -280,8 +280,8 @@ NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, const
 	context->endpoint_id = endpoint->endpoint_id;
 	context->subject = endpoint->identity;
 	context->subject_flags = endpoint->flags;
-	if (context->packet.lone_fragment)
-		return nn_police_lone_fragment(context);
+	if (context->packet.early_fragment)
+		return nn_police_early_fragment(context);
 	if (nn_is_icmp_error(&context->packet))
 		result = nn_police_related(ctx);
 	return result <= 0 ? result : nn_police_flow(ctx);

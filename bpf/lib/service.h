@@ -117,7 +117,7 @@ NN_INLINE int nn_service_port(struct nn_context *context, const struct nn_ct_key
 	return nn_lb_port_choose(number);
 }
 
-/* Choose the flow's backend. If another connection uses these ends (nn_ct_clashes), try the next backend. */
+/* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. */
 NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key, struct nn_lb_choice *choice, __u32 now)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
@@ -136,7 +136,7 @@ NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key,
 		if (key->protocol == IPPROTO_UDP)
 			return nn_service_port(context, key, number, now);
 		taken = nn_ct_lookup(key, context->endpoint_id, now);
-		if (!taken || !nn_ct_clashes(taken, context))
+		if (!taken || !nn_ct_conflicts(taken, context))
 			return 0;
 	}
 	return NN_DROP_CT_UNKNOWN_STATE;

@@ -21,7 +21,7 @@ struct {
 
 /* True if the socket is in a pod. The node's own sockets have no interface with our programs, so their datagrams cannot
  * be translated per packet. */
-NN_INLINE int nn_sock_is_pods(struct bpf_sock_addr *ctx)
+NN_INLINE int nn_sock_is_in_pod(struct bpf_sock_addr *ctx)
 {
 	return nn_config.netns_cookie && bpf_get_netns_cookie(ctx) != nn_config.netns_cookie;
 }
@@ -29,7 +29,7 @@ NN_INLINE int nn_sock_is_pods(struct bpf_sock_addr *ctx)
 /* Choose a backend that this socket does not use for another Service: recvmsg() only shows the backend, so replies of
  * two Services that share it cannot be told apart. If all backends that were tried are in use, take the last one and
  * set `shared`. Returns as nn_lb_choose does. */
-NN_INLINE int nn_lb_choose_apart(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
+NN_INLINE int nn_lb_choose_unshared(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol,
 				 struct nn_lb_choice *choice, int *shared)
 {
 	__u32 number = bpf_get_prandom_u32();
@@ -75,10 +75,10 @@ NN_INLINE int nn_lb_choose_for_socket(struct bpf_sock_addr *ctx, __u64 cookie, c
 		choice->rev_nat_index = master->rev_nat_index;
 		return 1;
 	}
-	result = nn_lb_choose_apart(cookie, addr, port, protocol, choice, &shared);
+	result = nn_lb_choose_unshared(cookie, addr, port, protocol, choice, &shared);
 	if (result <= 0)
 		return result;
-	if (shared && nn_sock_is_pods(ctx)) {
+	if (shared && nn_sock_is_in_pod(ctx)) {
 		choice->backend_id = NN_LB_BY_PACKET;
 		result = NN_LB_LEAVE;
 	}
@@ -88,7 +88,7 @@ NN_INLINE int nn_lb_choose_for_socket(struct bpf_sock_addr *ctx, __u64 cookie, c
 
 /* A UDP socket now calls an address directly that it previously used as the backend of a Service: replies from there no
  * longer belong to the Service. TCP sockets connect only once. */
-NN_INLINE void nn_sock_forget(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol)
+NN_INLINE void nn_sock_revnat_delete(__u64 cookie, const struct nn_addr *addr, __be16 port, __u8 protocol)
 {
 	struct nn_sock_revnat_key key;
 

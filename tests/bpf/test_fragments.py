@@ -219,7 +219,7 @@ def test_fragments_pass_in_any_order_where_no_policy_is_asked(wire: Wire) -> Non
 
 @pytest.mark.parametrize("flags", [INGRESS, EGRESS, INGRESS | EGRESS, 0], ids=["ingress", "egress", "both", "none"])
 @both_ways
-def test_a_lone_fragment_needs_a_direction_without_policy(wire: Wire, flags: int, inwards: bool) -> None:
+def test_an_early_fragment_needs_a_direction_without_policy(wire: Wire, flags: int, inwards: bool) -> None:
     """Also where a rule allows the peer everything: which rule, only the first fragment can say."""
     wire.isolate(flags)
     wire.datapath.allow(CLIENT, SERVER, Direction.EGRESS)
@@ -233,7 +233,7 @@ def test_a_lone_fragment_needs_a_direction_without_policy(wire: Wire, flags: int
     assert not list(wire.datapath.tables["nn_ct"].items())  # it opens no flow
 
 
-def test_both_pods_of_a_node_judge_a_lone_fragment(wire: Wire) -> None:
+def test_both_pods_of_a_node_judge_an_early_fragment(wire: Wire) -> None:
     """The sender's policy and the receiver's, each by itself."""
     lone = wire.piece(17, 800, bytes(8), more=False)
     for sender, receiver, wanted in ((0, INGRESS, TC_SHOT), (EGRESS, 0, TC_SHOT), (INGRESS, EGRESS, TC_REDIRECT)):
@@ -242,7 +242,7 @@ def test_both_pods_of_a_node_judge_a_lone_fragment(wire: Wire) -> None:
         assert wire.verdict(lone) == wanted, (sender, receiver)
 
 
-def test_a_lone_fragment_to_a_service_has_no_backend(wire: Wire) -> None:
+def test_an_early_fragment_to_a_service_has_no_backend(wire: Wire) -> None:
     wire.isolate(0)
     service, hairpin = ("10.96.0.10", "169.254.42.1") if wire.version == 4 else ("fd00:96::10", "100::1")
     wire.datapath.tables["nn_frontend"].update(
@@ -252,7 +252,7 @@ def test_a_lone_fragment_to_a_service_has_no_backend(wire: Wire) -> None:
         assert wire.why(wire.piece(17, 800, bytes(8), more=False, to=target)) == UNKNOWN_FIRST
 
 
-def test_a_lone_fragment_does_not_start_inside_its_header(wire: Wire) -> None:
+def test_an_early_fragment_does_not_start_inside_its_header(wire: Wire) -> None:
     wire.isolate(0)
     for protocol, least in ((6, 20), (132, 12), (17, 8)):
         for at in (8, 16, 24):
