@@ -1,5 +1,5 @@
-/* The plugin without an agent, as one static file: the interpreter, the parts of its library that the plugin uses and
- * the plugin itself, compiled. Nothing is read from the node's file system to start it. nodenet/cni/bundle.py makes
+/* The plugin for calls without an agent, as one static file: the interpreter, the library modules that the plugin uses,
+ * and the plugin itself, compiled. Its start reads nothing from the node's file system. nodenet/cni/bundle.py generates
  * frozen.h (the table of modules) and frozen.S (their code). */
 #define _GNU_SOURCE
 #include <Python.h>
@@ -31,7 +31,7 @@ static PyObject *make_nodenet(void)
 	return PyModule_Create(&definition);
 }
 
-/* One word for every path that CPython would otherwise look for. */
+/* Set all paths that CPython would otherwise search for. */
 static void set_nowhere(PyConfig *config)
 {
 	wchar_t **places[] = {
@@ -66,7 +66,7 @@ static void start(int argc, char **argv)
 	status = Py_InitializeFromConfig(&config);
 	if (PyStatus_Exception(status))
 		Py_ExitStatusException(status);
-	/* It lives for some ms: collecting garbage would only cost. */
+	/* The process lives for some milliseconds, so garbage collection would only cost time. */
 	PyGC_Disable();
 }
 
@@ -84,7 +84,7 @@ int main(int argc, char **argv)
 	}
 	if (!result)
 		PyErr_Print();
-	/* What main printed is flushed; taking the interpreter apart would only cost. */
+	/* The output of main is flushed already. Finalizing the interpreter would only cost time. */
 	fflush(stderr);
 	_exit((int)status);
 }

@@ -1,9 +1,8 @@
-/* nodenet's CNI plugin, as a runtime calls it: hand the call to this node's agent, or start the program that does it
- * alone where no agent listens. It runs at every pod start and on nodes that have nothing installed: one static file.
+/* nodenet's CNI plugin, as a runtime calls it. It passes the call to this node's agent. If no agent listens, it
+ * executes the standalone program. It runs at each pod start, also on nodes without other software: one static file.
  *
- * The wire format is that of nodenet/cni/protocol.py. Of the configuration it reads three keys, with the scanner below;
- * whatever is wrong with the rest is for the agent, or for the program beside it, to say.
- */
+ * The wire format is described in nodenet/cni/protocol.py. The launcher reads three keys of the configuration, with the
+ * scanner below. The agent or the standalone program reports all other errors in it. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -21,8 +20,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* nodenet/cni/bundle.py gives these: DEFAULT_SOCKET, NEWEST (version), MAX_STDIN, and ALONE, the program that does it
- * alone, relative to this one's folder. */
+/* nodenet/cni/bundle.py defines these: DEFAULT_SOCKET, NEWEST (version), MAX_STDIN, and ALONE, the path of the
+ * standalone program relative to the launcher's folder. */
 #define CONNECT_SECONDS 5
 #define ANSWER_SECONDS 120
 #define HEADER 12
@@ -39,19 +38,19 @@ struct cursor {
 	const char *at, *end;
 };
 
-/* What is read of the configuration: the last of a repeated key counts, as in nodenet/cni/conf.py. */
+/* The keys that are read from the configuration. The last one of a repeated key counts, as in nodenet/cni/conf.py. */
 struct config {
 	char socket[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	char version[16];
 	bool bad_socket, require_agent;
 };
 
-/* Called by nobody: `nodenet cni uninstall` looks for these words before it removes a file. */
+/* Not used here: `nodenet cni uninstall` searches for this text before it removes a file. */
 __attribute__((used)) static const char mark[] = "nodenet's CNI plugin, with " ALONE;
 
 static struct config conf = { .socket = DEFAULT_SOCKET, .version = NEWEST };
 
-/* Whoever starts us may have made the other side's descriptors non-blocking: wait for what there is none of yet. */
+/* Standard input and output may be non-blocking, because the caller shares them: wait until they are ready. */
 static bool again(int fd, short what)
 {
 	struct pollfd wanted = { .fd = fd, .events = what };
@@ -72,7 +71,7 @@ static void write_all(int fd, const char *data, size_t len)
 	}
 }
 
-/* Print the specification's error object and end. */
+/* Print the error object of the specification and exit. */
 __attribute__((noreturn, format(printf, 2, 3))) static void fail(int code, const char *format, ...)
 {
 	char text[2048], safe[2 * sizeof(text)], out[2 * sizeof(text) + 128];
@@ -93,7 +92,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int code, const
 	exit(1);
 }
 
-/* Everything up to the end of a file. Returns 0 or an errno. */
+/* Read a file up to its end. Returns 0 or an errno. */
 static int read_all(int fd, size_t limit, struct bytes *into)
 {
 	size_t room = 1 << 14;
@@ -105,7 +104,7 @@ static int read_all(int fd, size_t limit, struct bytes *into)
 		if (!into->at)
 			break;
 		ssize_t got = read(fd, into->at + into->len, room - into->len);
-		/* From the agent's socket EAGAIN says that its time is over. */
+		/* On the agent's socket EAGAIN is a timeout. */
 		if (got < 0 && (errno == EINTR || (fd == 0 && again(fd, POLLIN))))
 			continue;
 		if (got <= 0)
@@ -117,9 +116,9 @@ static int read_all(int fd, size_t limit, struct bytes *into)
 	return ENOMEM;
 }
 
-/* --- The scanner: RFC 8259 as far as it takes to find the keys of the outermost object. ------------------------- */
+/* --- The scanner: as much of RFC 8259 as the keys of the outermost object need. --------------------------------- */
 
-/* strchr finds the NUL that ends its string too: a NUL of the input is none of these. */
+/* strchr also finds the NUL at the end of its string, so test for a NUL in the input first. */
 static bool is_one_of(char c, const char *chars)
 {
 	return c && strchr(chars, c);
@@ -171,8 +170,8 @@ static size_t utf8(uint32_t point, char *out)
 	return out[2] = 0x80 | (point >> 6 & 0x3f), out[3] = 0x80 | (point & 0x3f), 4;
 }
 
-/* What follows a backslash, as bytes; 0 for a NUL, half a surrogate pair, or what is no escape: no path and no key of
- * ours has them. */
+/* Decode an escape sequence into bytes. Returns 0 for a NUL, an unpaired surrogate or an invalid escape: our keys and
+ * paths contain none. */
 static size_t escape(struct cursor *c, char *out)
 {
 	static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
@@ -199,8 +198,8 @@ static size_t escape(struct cursor *c, char *out)
 	return utf8(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00), out);
 }
 
-/* A string, decoded into `out` as far as there is room. `*len` is its whole length, or ODD when it holds what `escape`
- * refuses. Only stepped across when `out` is NULL. */
+/* Decode a string into `out`, up to `room` bytes. `*len` is its full length, or ODD if it contains an escape that
+ * `escape` rejects. If `out` is NULL, only skip the string. */
 static bool string(struct cursor *c, char *out, size_t room, size_t *len)
 {
 	size_t used = 0;
@@ -230,7 +229,7 @@ static bool string(struct cursor *c, char *out, size_t room, size_t *len)
 	return true;
 }
 
-/* Any value, passed over: brackets are counted, strings are stepped across. */
+/* Skip any value: count brackets and skip strings. */
 static bool skip_value(struct cursor *c)
 {
 	long depth = 0;
@@ -254,7 +253,7 @@ static bool skip_value(struct cursor *c)
 				return false;
 			c->at++;
 		} else {
-			/* Whatever else it is, one character at least: each turn gets nearer to the end. */
+			/* Anything else: skip at least one character, so that the loop ends. */
 			do
 				c->at++;
 			while (c->at < c->end && !is_one_of(*c->at, ",:]}[{\" \t\r\n"));
@@ -274,7 +273,7 @@ static bool read_member(struct cursor *c, struct config *into)
 	if (key_len == 11 && !memcmp(key, "agentSocket", 11) && c->at < c->end && *c->at == '"') {
 		if (!string(c, text, sizeof(text), &len))
 			return false;
-		/* ODD is longer than any. */
+		/* ODD is larger than any length. */
 		into->bad_socket = len >= sizeof(into->socket);
 		if (!into->bad_socket) {
 			memcpy(into->socket, text, len);
@@ -285,7 +284,7 @@ static bool read_member(struct cursor *c, struct config *into)
 	if (key_len == 10 && !memcmp(key, "cniVersion", 10) && c->at < c->end && *c->at == '"') {
 		if (!string(c, text, sizeof(text), &len))
 			return false;
-		/* A NUL among its characters ends the span before `len`. */
+		/* strspn stops at a NUL, so its result differs from `len` then. */
 		bool plain = len > 0 && len < sizeof(into->version) && strspn(text, "0123456789.") == len;
 		if (plain) {
 			memcpy(into->version, text, len);
@@ -298,7 +297,8 @@ static bool read_member(struct cursor *c, struct config *into)
 	return skip_value(c);
 }
 
-/* The three keys of the outermost object. False: not an object, or broken before its end; nothing is taken from it. */
+/* Read the three keys of the outermost object. Returns false for text that is not an object or is incomplete; `into` is
+ * unchanged then. */
 static bool read_config(struct bytes text, struct config *into)
 {
 	struct cursor c = { text.at, text.at + text.len };
@@ -328,7 +328,7 @@ static void set_timeout(int fd, int seconds)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 }
 
-/* A connected socket, or -1 when nobody listens. */
+/* Returns a connected socket, or -1 if no agent listens. */
 static int connect_agent(void)
 {
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
@@ -400,9 +400,9 @@ static int ask(int agent, struct bytes text)
 	return get_length(answer.at + 4);
 }
 
-/* --- Alone -------------------------------------------------------------------------------------------------- */
+/* --- Without an agent ------------------------------------------------------------------------------------------- */
 
-/* Become the program beside this one, with the same environment and the same standard input. */
+/* Execute the standalone program, with the same environment and standard input. */
 __attribute__((noreturn)) static void alone(struct bytes text, char **argv)
 {
 	char path[PATH_MAX + sizeof("/" ALONE)];
@@ -440,11 +440,11 @@ int main(int argc, char **argv)
 	read_config(text, &conf);
 	if (conf.bad_socket)
 		fail(BAD_CONFIG, "agentSocket: expected a path of at most %zu bytes without NUL", sizeof(conf.socket) - 1);
-	/* A path that is not absolute is an error that the program beside this one words. */
+	/* The standalone program reports an error for a path that is not absolute. */
 	int agent = conf.socket[0] == '/' ? connect_agent() : -1;
 	if (agent >= 0)
 		return ask(agent, text);
 	if (conf.require_agent && verb && !strcmp(verb, "ADD"))
-		fail(TRY_AGAIN, "no agent listens at %s, and without it the pod's policies would not hold (requireAgent)", conf.socket);
+		fail(TRY_AGAIN, "no agent listens at %s, and without it the pod's policies would not be enforced (requireAgent)", conf.socket);
 	alone(text, argv);
 }

@@ -1,8 +1,8 @@
 # ruff: noqa: N807, RUF063
-"""dataclasses for the self-contained plugin: what its classes use, made without generating source code.
+"""dataclasses for the self-contained plugin: only the features that it uses, without generated source code.
 
-The library's own compiles four functions per class and imports inspect for it: half of the plugin's start. What is not
-here raises TypeError when the class is made, so that no build with it passes its tests.
+The library's own module compiles four functions per class and imports inspect, which takes half of the plugin's start
+time. An unsupported feature raises TypeError when the class is defined, so the tests of such a build fail.
 """
 
 MISSING = object()

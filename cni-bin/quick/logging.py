@@ -1,5 +1,5 @@
-"""logging for the self-contained plugin: warnings and worse go to standard error, as they do in the library as long as
-nobody has configured it. The rest is the library's."""
+"""logging for the self-contained plugin: warnings and errors go to standard error, as in the library without
+configuration. All other names are the library's."""
 
 import sys
 

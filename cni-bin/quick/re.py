@@ -1,4 +1,5 @@
-"""re for the self-contained plugin: expressions that were compiled when it was built. Others load the library's."""
+"""re for the self-contained plugin: uses expressions that were compiled at build time. Other expressions load the
+library's module."""
 
 import _sre
 import sys
@@ -13,7 +14,7 @@ X = VERBOSE = 64
 U = UNICODE = 32
 NOFLAG = 0
 _found = {}
-# Submodules: the import system asks for them like this before it loads them.
+# Submodules: the import system looks them up as attributes before it loads them.
 _PARTS = ("_whole", "_casefix", "_compiler", "_constants", "_parser")
 
 

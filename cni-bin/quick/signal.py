@@ -1,4 +1,5 @@
-"""signal for the self-contained plugin: the C module's; numbers are numbers. The rest is the library's."""
+"""signal for the self-contained plugin: the C module, with plain numbers instead of enums. All other names are the
+library's."""
 
 from _signal import *  # noqa: F403
 

@@ -1,4 +1,4 @@
-"""socket for the self-contained plugin: the C module's, with `with`. The rest is the library's."""
+"""socket for the self-contained plugin: the C module, with support for `with`. All other names are the library's."""
 
 import _socket
 from _socket import *  # noqa: F403

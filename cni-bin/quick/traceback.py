@@ -1,4 +1,4 @@
-"""traceback for the self-contained plugin: the library's, loaded when there is something to trace."""
+"""traceback for the self-contained plugin: loads the library's module at the first use."""
 
 
 def print_exc(*args, **kwargs):

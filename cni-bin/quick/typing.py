@@ -1,4 +1,4 @@
-"""typing for the self-contained plugin: names that mean nothing at run time. The rest is the library's."""
+"""typing for the self-contained plugin: names without a meaning at run time. All other names are the library's."""
 
 from collections import namedtuple
 
@@ -10,7 +10,7 @@ class Any:
 
 
 class _Name:
-    """A special form, a type variable: can be subscripted and joined, and that is all."""
+    """A special form or type variable: supports only subscripts and `|`."""
 
     def __init__(self, *args, **kwargs):
         pass

@@ -1,4 +1,4 @@
-"""urllib.parse for the self-contained plugin: pathlib imports it for Path.as_uri, which nobody calls."""
+"""urllib.parse for the self-contained plugin: pathlib imports it for Path.as_uri, which the plugin does not call."""
 
 
 def quote_from_bytes(*args, **kwargs):

@@ -1,10 +1,11 @@
-"""The ADDs of an agent's server, on their way through three stages. None holds a thread while it waits.
+"""The ADDs of an agent's server pass three stages. An ADD that waits occupies no thread.
 
-    queued    as many are at work as may be: the call is kept, and the thread takes the next one
-    wired     by a thread, up to where the agent has to do its part
-    waiting   for the agent, on the event loop; then one of a few threads of their own ends it: answer, or undo
+    queued    the limit of concurrent ADDs is reached: the call is stored, and the thread takes the next call
+    wired     a thread wires the pod up to the point where the agent does its part
+    waiting   for the agent, on the event loop; then a separate thread replies, or undoes the ADD and replies
 
-So a DEL finds a thread however many ADDs there are, and pods that nobody will ever see hold up no others.
+So a DEL always finds a thread, however many ADDs there are, and ADDs of pods that the agent never sees do not block
+others.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from nodenet.endpoint import Endpoint
 from nodenet.errors import NodenetError
 
 log = logging.getLogger("nodenet.cni")
-# ADDs that wait for the agent at once: each keeps some files open.
+# Limit of ADDs that wait for the agent at the same time: each keeps some files open.
 _MOST_WAITING = 100
-# Threads that end ADDs: an undo waits for the kernel.
+# Threads that finish ADDs: undoing one blocks in the kernel.
 _ENDING = 4
 _STOPPING = "the agent is stopping"
-_ITS_DEL = "its DEL has come"
+_ITS_DEL = "a DEL for this container arrived"
 
 
 @dataclass(eq=False, slots=True)
 class _Add:
-    """One ADD that is wired. `why` says why it is to be given up, "" while it is not."""
+    """One wired ADD. `why` is the reason for aborting it, "" if it is not aborted."""
 
     call: Call
     plugin: Plugin
@@ -51,7 +52,7 @@ class _Add:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The agent's part of an ADD: see CniServer."""
+    """The agent's part of an ADD; the fields are explained at CniServer."""
 
     admit: Callable[[Wired], None]
     on_add: Callable[[Endpoint], Awaitable[None]]
@@ -61,7 +62,8 @@ class Agent:
 
 @dataclass(slots=True)
 class _State:
-    """What the threads share, under the lock. `abandoned` are those at work whose DEL has come."""
+    """State that the threads share, guarded by the lock. `abandoned`: owners whose DEL arrived while their ADD was
+    being wired."""
 
     queue: deque[Call] = field(default_factory=deque)
     working: list[Owner] = field(default_factory=list)
@@ -71,8 +73,8 @@ class _State:
 
 
 class Adds:
-    """`most` are at work at once. `hooks(call)` gives an ADD's hooks; `answer(call, reply)` ends a call and never
-    raises."""
+    """At most `most` ADDs are wired at the same time. `hooks(call)` returns the hooks of an ADD; `answer(call,
+    reply)` finishes a call and never raises."""
 
     def __init__(
         self,
@@ -94,20 +96,20 @@ class Adds:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The threads work in the calling thread's network namespace."""
+        """Start the threads, in the calling thread's network namespace."""
         self._loop = loop
         self._threads = [threading.Thread(target=self._end_all, name=f"cni_end_{n}") for n in range(_ENDING)]
         for thread in self._threads:
             thread.start()
 
     def take(self, call: Call) -> None:
-        """Wire it in this thread, and those that have queued meanwhile; or queue it."""
+        """Wire this ADD and then queued ones in this thread; if the limit is reached, only queue it."""
         with self._lock:
             self._state.queue.append(call)
         self._work()
 
     def abandon(self, owner: Owner) -> None:
-        """A DEL is here: its runtime has given up an ADD that is under way. The DEL itself waits until that is undone
+        """Abort the ADD of this owner, because its DEL arrived. The DEL itself waits until the ADD is undone
         (Records.busy)."""
         why = _ITS_DEL
         with self._lock:
@@ -124,12 +126,12 @@ class Adds:
             self._give_up(waiting, why)
 
     def join(self, deadline: Callable[[], float]) -> bool:
-        """Wait until all have ended, `deadline()` seconds at most; whether one has not."""
+        """Wait until all ADDs have finished, at most `deadline()` seconds. Returns True if some have not."""
         with self._lock:
             return not self._lock.wait_for(self._is_idle, deadline())
 
     def refuse_all(self) -> None:
-        """From now on all are refused: those that come, that are queued, and that wait."""
+        """Refuse all ADDs from now on: new, queued and waiting ones."""
         with self._lock:
             state = self._state
             state.refusing = True
@@ -141,7 +143,7 @@ class Adds:
             self._give_up(add, _STOPPING)
 
     def close(self) -> None:
-        """End the threads; no ADD may be left."""
+        """End the threads. All ADDs must have finished."""
         for _ in self._threads:
             self._ended.put(None)
         for thread in self._threads:
@@ -151,7 +153,7 @@ class Adds:
         return not (self._state.queue or self._state.working or self._state.waiting)
 
     def _next(self) -> Call | None:
-        """The next call to wire, counted as one that is at work."""
+        """The next call to wire, or None. The call is counted as being wired."""
         with self._lock:
             state = self._state
             if not state.queue or len(state.working) >= self._most or len(state.waiting) >= _MOST_WAITING:
@@ -172,7 +174,7 @@ class Adds:
                     self._lock.notify_all()
 
     def _wire(self, call: Call) -> None:
-        """Up to where the agent's part begins. Never raises."""
+        """Wire the pod up to the agent's part. Never raises."""
         with self._lock:
             refused = _STOPPING if self._state.refusing else ""
             if call.owner in self._state.waiting:
@@ -198,7 +200,7 @@ class Adds:
             self._wait(add, None)
 
     def _wait(self, add: _Add, failed: CniError | None) -> None:
-        """Hand it to the event loop; from there it comes to `_end_all`."""
+        """Hand the ADD to the event loop, which then passes it to `_end_all`."""
         assert self._loop is not None
         loop = self._loop
         with self._lock:
@@ -223,7 +225,7 @@ class Adds:
         assert self._loop is not None
 
         def cancel() -> None:
-            # Without a task `begin` comes after this, and looks at `why`.
+            # If there is no task yet, `begin` runs later and checks `why`.
             if add.task is not None:
                 add.task.cancel()
 
@@ -231,14 +233,14 @@ class Adds:
         self._loop.call_soon_threadsafe(cancel)
 
     async def _enforced(self, add: _Add, failed: CniError | None) -> None:
-        """The agent's part: all of it, or none."""
+        """Do the agent's part completely, or undo it."""
         agent, endpoint = self._agent, add.endpoint
         try:
             if failed:
                 raise failed
             async with asyncio.timeout(agent.seconds):
                 await agent.on_add(endpoint)
-            # Its runtime's DEL may be over: nothing may come after that.
+            # If the caller has gone, the runtime's DEL may have finished already, and no ADD may succeed after it.
             sockets.require_caller(add.call.connection)
         except BaseException:
             try:
@@ -260,14 +262,14 @@ class Adds:
         return CniError(Code.AGENT_FAILED, f"the agent failed with {what}: {error}")
 
     def _end_all(self) -> None:
-        """One thread: what has been waited for is answered, or undone and answered."""
+        """One thread: reply to ADDs whose wait is over, or undo them and reply."""
         while (ended := self._ended.get()) is not None:
             add, error = ended
             try:
                 self._end(add, error)
             finally:
                 with self._lock:
-                    # Once its files are closed, another ADD of the same attachment may have come this far.
+                    # When its files are closed, another ADD of the same attachment may already be waiting.
                     if self._state.waiting.get(add.call.owner) is add:
                         del self._state.waiting[add.call.owner]
                     self._lock.notify_all()

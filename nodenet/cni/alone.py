@@ -8,18 +8,19 @@ import traceback
 
 from nodenet.cni.conf import decode, failure, version_answer
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.patience import heed, leave_orderly
 from nodenet.cni.protocol import Reply
 from nodenet.cni.request import Request, parse
+from nodenet.cni.signals import block_termination_signals, raise_if_signalled
 
-# What is not done without an agent where requireAgent is set. A pod can be removed, and looked at, without one: the
-# agent finds out by the endpoint files.
+# With requireAgent these verbs fail if no agent is running. DEL and CHECK work without one: the agent learns of removed
+# pods from the endpoint files.
 _WITH_AGENT = {"ADD": Code.TRY_AGAIN, "STATUS": Code.NOT_AVAILABLE}
 
 
 def main() -> int:
-    """Do what the environment says; the exit status. Standard output is the specification's, always."""
-    leave_orderly()
+    """Run the verb that the environment names and return the exit status. Standard output carries only what the
+    specification defines."""
+    block_termination_signals()
     stdin = sys.stdin.buffer.read()
     reply = run(dict(os.environ), stdin)
     sys.stdout.buffer.write(reply.stdout)
@@ -28,7 +29,7 @@ def main() -> int:
 
 
 def run(environment: dict[str, str], stdin: bytes) -> Reply:
-    """One verb. Never raises for what the runtime or the kernel did."""
+    """Run one verb. Never raises for errors of the runtime or the kernel."""
     try:
         request = parse(environment, stdin)
         if request.verb == "VERSION":
@@ -36,8 +37,8 @@ def run(environment: dict[str, str], stdin: bytes) -> Reply:
         if request.verb in _WITH_AGENT and _requires_agent(stdin):
             raise CniError(
                 _WITH_AGENT[request.verb],
-                "the agent of this node is not running, and without it the pod's policies would not hold",
-                "start the agent; requireAgent false in the CNI configuration has pods start without one",
+                "the agent of this node is not running, and without it the pod's policies would not be enforced",
+                "start the agent, or set requireAgent to false in the CNI configuration to start pods without one",
             )
         return _run(request)
     except CniError as error:
@@ -48,10 +49,10 @@ def run(environment: dict[str, str], stdin: bytes) -> Reply:
 
 
 def _run(request: Request) -> Reply:
-    # Imported here: what only prints the version, or an error, needs none of it.
+    # Imported here: VERSION and early errors do not need it.
     from nodenet.cni.plugin import Plugin
 
-    plugin = Plugin(step=heed)
+    plugin = Plugin(step=raise_if_signalled)
     try:
         return plugin.run(request)
     finally:
@@ -59,5 +60,5 @@ def _run(request: Request) -> Reply:
 
 
 def _requires_agent(stdin: bytes) -> bool:
-    """Raises CniError when the configuration is none."""
+    """Raises CniError if the configuration is not a JSON object."""
     return decode(stdin).get("requireAgent") is True

@@ -1,6 +1,6 @@
-"""ADD: an attachment is a transaction. Each step pushes its undoing, and whatever fails, it leaves nothing.
+"""ADD as a transaction: each step registers how to undo it, and a failed ADD removes everything that it created.
 
-What stays after a failed ADD is the node's own, shared by all pods: the bridge with its address, and forwarding.
+Only resources that all pods share stay after a failed ADD: the bridge with its address, and forwarding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nodenet.endpoint import Endpoint
 from nodenet.errors import NodenetError
 from nodenet.link.handle import Interface, Link, LinkError
 
-# Called with the name of each step before it is done. Tests fail it there.
+# Called with the name of each step before the step runs. Tests make it fail there.
 Step = Callable[[str], None]
 log = logging.getLogger("nodenet.cni")
 STEPS = (
@@ -37,7 +37,7 @@ STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What ADD made: the endpoint, and the result to print."""
+    """The outcome of ADD: the endpoint, and the result to print."""
 
     endpoint: Endpoint
     stdout: str
@@ -45,7 +45,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One ADD under way: what was asked, what is open for it, and what is to be undone should it fail."""
+    """One running ADD: the request, the open resources, and the steps to undo if it fails."""
 
     conf: NetConf
     request: Request
@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Attacher:
-    """What every attachment on this node needs."""
+    """The parts that every attachment on this node uses."""
 
     node: Link
     run_dir: Path
@@ -66,13 +66,13 @@ class Attacher:
     step: Step = lambda name: None
 
     def attach(self, job: Job, sets: Sequence[RangeSet], crashed: bool) -> tuple[Added, Wired]:
-        """Make the attachment, which must be held (Records.busy), up to where an agent polices it. `sets` are where its
-        addresses come from, unless they are another plugin's; `crashed`: a verb that was killed may have left some.
-        What was made is on `job.undo`. Raises CniError, OSError, LinkError."""
+        """Create the attachment up to the point where an agent enforces policy on it. The caller must hold it
+        (Records.busy). Addresses come from `sets`, unless another plugin assigns them. `crashed`: a verb was killed,
+        so leases of the owner may exist. The steps to undo are on `job.undo`. Raises CniError, OSError, LinkError."""
         self.step("begin")
         self.hooks.wanted()
         job, leases = self._delegated(job) if job.conf.delegate else (job, None)
-        # The kernel takes over a second for duplicate detection: nobody else's turn waits for that.
+        # Duplicate address detection takes over a second, so do not block other ADDs meanwhile.
         with nullcontext() if job.conf.enable_dad else self.hooks.turn():
             if leases is None:
                 _refuse_second(job)
@@ -83,14 +83,14 @@ class Attacher:
         return added, Wired(added.endpoint, self.node, job.pod, gateways)
 
     def _delegated(self, job: Job) -> tuple[Job, list[Lease]]:
-        """Addresses from another IPAM plugin, outside the agent's turns: it may take its time."""
-        # Imported here and below: it is for those who have another IPAM plugin alone.
+        """Get addresses from another IPAM plugin. This may take long, so it happens outside the agent's `turn`."""
+        # Imported here and below: only configurations with another IPAM plugin need it.
         from nodenet.cni.delegate import lease
 
         _refuse_second(job)
         if job.pod.get(job.owner.ifname) is not None:
-            # Looked for before the call: undoing that would take the address from whom the interface belongs to.
-            message = f"namespace {job.request.netns} has an interface {job.owner.ifname} already"
+            # Check this before the call: undoing the call would release the address of the existing interface.
+            message = f"namespace {job.request.netns} already has an interface {job.owner.ifname}"
             raise CniError(Code.INTERFACE_EXISTS, message)
         self.step("lease")
         conf, leases = lease(job.conf, job.request, job.undo)
@@ -129,7 +129,7 @@ class Attacher:
         wire.add_routes(job.pod, inside.index, routes)
         self.step("settle")
         wire.settle(self.node, conf, host, job.pod_netns, owner.ifname)
-        wire.tell_neighbours(job.pod_netns, inside, mac, leases)
+        wire.announce_addresses(job.pod_netns, inside, mac, leases)
         endpoint = self._record(job, leases, host, mac)
         interfaces = (
             result.ResultInterface(bridge.name, bridge.mac, mtu=bridge.mtu),
@@ -165,7 +165,7 @@ class Attacher:
 
 
 def _delegation(job: Job) -> str:
-    """For the record: what gives back the addresses of another IPAM plugin."""
+    """For the record: how to release the addresses of another IPAM plugin."""
     if not job.conf.delegate:
         return ""
     from nodenet.cni.delegate import Delegate
@@ -174,7 +174,7 @@ def _delegation(job: Job) -> str:
 
 
 def _refuse_second(job: Job) -> None:
-    message = f"container {job.owner.container_id} has an interface {job.owner.ifname} already"
+    message = f"container {job.owner.container_id} already has an interface {job.owner.ifname}"
     try:
         record = job.records.get(job.owner)
     except ValueError as error:
@@ -184,8 +184,8 @@ def _refuse_second(job: Job) -> None:
 
 
 def _create_pair(node: Link, job: Job, mac: str) -> tuple[Interface, Interface]:
-    """The node's end and the pod's. A pair that is there already is not this ADD's to remove: it may serve a pod whose
-    record was lost."""
+    """Create the pair and return the node's end and the pod's. If the pair already exists, undoing this ADD must not
+    remove it: it may serve a pod whose record was lost."""
     taken: list[LinkError] = []
 
     def disconnect() -> None:
@@ -199,13 +199,13 @@ def _create_pair(node: Link, job: Job, mac: str) -> tuple[Interface, Interface]:
         if error.code == errno.EEXIST:
             taken.append(error)
         if taken and job.pod.get(job.owner.ifname) is not None:
-            message = f"namespace {job.request.netns} has an interface {job.owner.ifname} already"
+            message = f"namespace {job.request.netns} already has an interface {job.owner.ifname}"
             raise CniError(Code.INTERFACE_EXISTS, message) from error
         raise
 
 
 def _undone(function: Callable[..., object], *args: object) -> None:
-    """Undo one step. What fails here must not keep the other steps from being undone, nor hide why ADD failed."""
+    """Undo one step. A failure here must neither prevent the other steps from being undone nor hide why ADD failed."""
     try:
         function(*args)
     except (OSError, NodenetError) as error:

@@ -1,10 +1,11 @@
-"""Builds what a node needs to have: a launcher, and the plugin as one static file that needs no Python there.
+"""Builds the two files that a node needs: a launcher, and the plugin as one static file that needs no Python on the
+node.
 
     <cache>/cni-<key>/nodenet   cni-bin/launcher.c
     <cache>/cni-<key>/alone     cni-bin/alone.c: libpython, linked statically, with every module that the plugin imports
 
-The key is a digest of everything that goes in, so a build is made once. Why it is packaged like this, with figures:
-docs/decisions/0011-static-plugin.md.
+The key is a digest of all inputs, so each version is built once. docs/decisions/0011-static-plugin.md gives the reasons
+and figures.
 """
 
 from __future__ import annotations
@@ -29,28 +30,29 @@ from nodenet.cni.patterns import patterns
 from nodenet.errors import CannotRunError
 
 LAUNCHER, ALONE = "nodenet", "alone"
-# An encoding is imported when its name is first used: none is found by looking at imports. Ours needs UTF-8 alone; the
-# rest is small, and what the library comes to use where it guesses one.
+# Python imports an encoding when its name is first used, so a search for imports does not find them. Our code uses only
+# UTF-8; the library may use the others, which are small, when it detects an encoding.
 _CODECS = (
     *("utf_8", "ascii", "latin_1", "utf_8_sig", "unicode_escape", "raw_unicode_escape"),
     *("utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le"),
 )
-# Modules that the plugin's own process starts from; what they import comes along.
+# Entry modules of the plugin's own process; their imports are added.
 _ROOTS = ("nodenet.cni.alone", "nodenet.cni.plugin", *(f"encodings.{name}" for name in _CODECS))
-# Reached only by code that the plugin never runs, or in need of extension modules that libpython has not built in.
+# Used only by code that the plugin never runs, or dependent on extension modules that libpython does not contain.
 _EXCLUDED = (
     *("_aix_support", "_ctypes", "_hashlib", "asyncio", "bz2", "ctypes", "difflib", "distutils", "doctest", "email"),
     *("http", "lzma", "multiprocessing", "nntplib", "pdb", "pickle", "py_compile", "pydoc", "pyroute2", "readline"),
     *("setuptools", "site", "sitecustomize", "ssl", "tarfile", "test", "tkinter", "tracemalloc", "unittest", "xml"),
     *("zipfile", "zipimport"),
 )
-# Modules of the library that cni-bin/quick has a quicker stand-in for, and the name that the library's own has then.
+# Library modules that cni-bin/quick replaces with faster ones, and the name under which the library's own remains
+# available.
 _QUICK = {
     **{name: f"_whole_{name}" for name in ("dataclasses", "logging", "signal", "socket", "traceback", "typing")},
     "re": "re._whole",
     "urllib.parse": "_whole_urllib_parse",
 }
-# Frozen in libpython itself: these must stay the interpreter's own.
+# Frozen in libpython: these must not be replaced.
 _OWN = ("_frozen_importlib", "_frozen_importlib_external")
 _FLAGS = ("-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror")
 _TIMEOUT = 180
@@ -58,7 +60,7 @@ _TIMEOUT = 180
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Both files. `key` names the build: equal keys, equal files."""
+    """Both files. Builds with equal keys have equal content."""
 
     key: str
     launcher: Path
@@ -66,7 +68,7 @@ class Bundle:
 
     @property
     def folder_name(self) -> str:
-        """The folder beside the installed launcher that holds the other file."""
+        """The folder next to the installed launcher that contains the other file."""
         return folder_name(self.key)
 
 
@@ -83,7 +85,7 @@ def folder_name(key: str) -> str:
 
 
 def source_dir() -> Path:
-    """The C sources: in the package where it is installed from a wheel, else beside it in the checkout."""
+    """The folder with the C sources: inside the package if it was installed from a wheel, else in the checkout."""
     package = Path(nodenet.__file__).parent
     for folder in (package / "cni" / "bin", package.parent / "cni-bin"):
         if (folder / "launcher.c").is_file():
@@ -92,8 +94,8 @@ def source_dir() -> Path:
 
 
 def build(cache_dir: Path, building: Callable[[], None] = lambda: None) -> Bundle:
-    """The files for this interpreter and this source, made now unless the cache has them: `building` is called first
-    then, for that takes seconds. Raises CannotRunError."""
+    """Return both files for this interpreter and these sources. If the cache does not contain them, call `building`
+    and build them, which takes seconds. Raises CannotRunError."""
     found = _modules()
     key = _key(found)
     bundle = Bundle(key, cache_dir / f"cni-{key}" / LAUNCHER, cache_dir / f"cni-{key}" / ALONE)
@@ -102,7 +104,8 @@ def build(cache_dir: Path, building: Callable[[], None] = lambda: None) -> Bundl
     building()
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        # Made beside and renamed: two may build at once, and a crash leaves no half folder.
+        # Build in a temporary folder and rename it: two processes may build at the same time, and a crash must leave no
+        # partial folder.
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".cni-") as name:
             draft = Path(name) / "out"
             draft.mkdir()
@@ -117,7 +120,7 @@ def build(cache_dir: Path, building: Callable[[], None] = lambda: None) -> Bundl
 
 
 def _modules() -> dict[str, Source]:
-    """Every Python module that the plugin can come to import, by name."""
+    """All Python modules that the plugin may import, by name."""
     library = sysconfig.get_path("stdlib")
     finder = ModuleFinder(path=[str(Path(nodenet.__file__).parent.parent), library], excludes=list(_EXCLUDED))
     for root in _ROOTS:
@@ -153,7 +156,7 @@ def c_compiler() -> str:
 
 
 def _defines(key: str) -> list[str]:
-    """What the launcher shares with the Python that it speaks to."""
+    """Constants that the launcher shares with the Python code."""
     return [
         f'-DDEFAULT_SOCKET="{DEFAULT_SOCKET}"',
         f'-DNEWEST="{SUPPORTED_VERSIONS[-1]}"',
@@ -183,12 +186,13 @@ def _compile_alone(found: dict[str, Source], folder: Path, target: Path) -> None
     words = " ".join(str(sysconfig.get_config_var(name) or "") for name in ("MODLIBS", "LIBS", "SYSLIBS")).split()
     libraries = [*dict.fromkeys(word for word in words if word.startswith("-l")), "-lm"]
     sources = [str(source_dir() / "alone.c"), str(folder / "frozen.S")]
-    # The linker warns of functions that would load libraries (getaddrinfo and the like): the plugin calls none.
+    # The linker warns about functions that would load libraries (getaddrinfo for example). The plugin calls none of
+    # them.
     _cc([*_FLAGS, f"-I{folder}", f"-I{headers}", *sources, str(library), *libraries, "-o", str(target)])
 
 
 def _frozen(found: dict[str, Source]) -> tuple[str, bytes]:
-    """The C table of modules, and their code objects one after the other. Without docstrings and assertions."""
+    """The C table of modules, and the concatenated code objects, without docstrings and assertions."""
     rows, code = [], bytearray()
     texts = {name: (source.path.read_bytes(), source.package) for name, source in found.items()}
     texts["_nodenet_patterns"] = (

@@ -1,4 +1,4 @@
-"""One call of the executable at an agent's server, and the plugins that do the calls' work."""
+"""One call from the CNI executable to the agent's server, and the pool of plugins that run the calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("nodenet.cni")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """A request, and the connection that its answer goes to. `began` is of the monotonic clock."""
+    """A request and the connection for its reply. `began` is a time of the monotonic clock, in seconds."""
 
     connection: socket.socket
     request: Request
@@ -33,7 +33,7 @@ class Call:
         return Owner(self.request.container_id, self.request.ifname)
 
     def failed(self, error: Exception) -> Reply:
-        """The answer for what a verb raised. What is no CniError is a fault of ours, and logged."""
+        """The error reply for an exception of a verb. Anything but a CniError is a bug of ours and is logged."""
         request = self.request
         if not isinstance(error, CniError):
             log.error("%s %s %s failed", request.verb, request.container_id, request.ifname, exc_info=error)
@@ -42,7 +42,7 @@ class Call:
 
 
 class Plugins:
-    """Plugins with their rtnetlink sockets: each is used by one call at a time. Safe for threads."""
+    """A pool of plugins with their rtnetlink sockets. One call uses a plugin at a time. Thread-safe."""
 
     def __init__(self, make: Callable[[], Plugin]) -> None:
         self._make = make
@@ -58,11 +58,11 @@ class Plugins:
         self._idle.append(plugin)
 
     def close(self) -> None:
-        """None may be in use."""
+        """Close the idle plugins; no plugin may be in use."""
         while self._idle:
             self._idle.pop().close()
 
 
 def words(endpoint: Endpoint) -> str:
-    """An endpoint for people."""
+    """Describes an endpoint in messages."""
     return f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"

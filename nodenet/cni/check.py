@@ -1,4 +1,4 @@
-"""CHECK (SPEC.md, section 2): whether the attachment is as ADD left it, by prevResult, the kernel and our own files."""
+"""CHECK (SPEC.md, section 2): compares the attachment with prevResult, the kernel's state and our own files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _V6_METRIC = 1024
 
 
 def check(node: Link, pod: Link, records: Records, conf: NetConf, request: Request) -> None:
-    """Raises CniError with code 106 that names everything that is not as it should be, or what another IPAM plugin
-    says."""
+    """Raises CniError with code 106 that lists all differences, or the error of another IPAM plugin."""
     if conf.delegate:
         from nodenet.cni.delegate import Delegate
 
@@ -35,8 +34,8 @@ def check(node: Link, pod: Link, records: Records, conf: NetConf, request: Reque
 
 
 class Checker:
-    """One CHECK. Later plugins of the chain may have added to prevResult, and changed what they do not tell: the MTU
-    (tuning), the table of a route (sbr). Only what is ours and what they may not change is looked at."""
+    """One CHECK. Later plugins of the chain may add to prevResult, or change attributes without reporting them: the
+    MTU (tuning), the table of a route (sbr). So check only what we created and what later plugins must not change."""
 
     def __init__(self, node: Link, pod: Link, records: Records, conf: NetConf, request: Request) -> None:
         assert conf.prev is not None
@@ -45,7 +44,7 @@ class Checker:
         self._owner = Owner(request.container_id, request.ifname)
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each thing that is wrong."""
+        """Yields a sentence for each difference."""
         mine = self._prev.inside(self._request.netns, self._owner.ifname)
         if mine < 0:
             yield f"prevResult names no interface {self._owner.ifname} in {self._request.netns}"
@@ -72,7 +71,7 @@ class Checker:
         for entry in self._ours(mine):
             if entry.address not in have:
                 yield f"interface {inside.name} has no address {entry.address}"
-        # A later plugin (sbr) may have moved them to another table.
+        # Search all tables: a later plugin (sbr) may have moved the routes.
         present = {(route.network, route.gateway, route.metric) for route in routes.listed(self._pod, None)}
         for route in map(self._completed, self._prev.routes):
             if self._expected(route, mine) not in present:
@@ -80,7 +79,7 @@ class Checker:
                 yield f"no route to {route.network}{via}"
 
     def _completed(self, route: PodRoute) -> PodRoute:
-        """Results before 1.1.0 do not tell a route's priority: that of the configuration then."""
+        """Results before 1.1.0 do not contain a route's priority: take it from the configuration."""
         for entry in self._conf.ipam.routes if self._conf.ipam else ():
             if entry.network == route.network and (entry.gateway or route.gateway) == route.gateway:
                 return replace(route, priority=route.priority or entry.priority)
@@ -114,7 +113,7 @@ class Checker:
         if wanted.mac and host.mac != wanted.mac:
             yield f"interface {host.name} has MAC {host.mac}, prevResult says {wanted.mac}"
         if host.master != over.index:
-            yield f"interface {host.name} is no port of bridge {conf.bridge}"
+            yield f"interface {host.name} is not a port of bridge {conf.bridge}"
             return
         yield from self._port(host)
         if conf.is_gateway:
@@ -163,7 +162,7 @@ class Checker:
                 if holder not in (owner, Owner(owner.container_id, "")):
                     yield f"address {address} is leased to container {holder.container_id} {holder.ifname}"
         if not any(e.name == wire.host_ifname(owner) for e in self._prev.interfaces):
-            # Wired by the reference plugin: there never was a record.
+            # The reference plugin created this attachment, so it has no record.
             return
         try:
             record = self._records.get(owner)

@@ -1,4 +1,4 @@
-"""Run a program to its end, without what the library's subprocess costs at import: for the few calls that need one."""
+"""Runs a program without the standard library's subprocess, whose import is expensive and not needed by most calls."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import Any
 
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.patience import heed
+from nodenet.cni.signals import raise_if_signalled
 
-# Bytes of an answer: a result of CNI has some hundreds.
+# Largest output in bytes: a CNI result has some hundred.
 _MOST = 1 << 20
 
 
@@ -27,12 +27,12 @@ def run(
     *,
     quiet: bool = False,
 ) -> tuple[int, bytes]:
-    """Run an executable in this thread's namespaces, to its end or for `limit` seconds; its exit status (negative: the
-    signal) and its output. Its standard error is ours, or nobody's with `quiet`.
+    """Run an executable in this thread's namespaces until it ends, for at most `limit` seconds. Returns its exit status
+    (negative: a signal) and its output. It inherits our standard error; with `quiet` its standard error is discarded.
 
-    Raises CniError: 11 when it did not end and was killed with what it had started, 5 when it cannot be started or says
-    too much. Files in memory instead of pipes: no side ever waits for the other, and a child that it leaves behind
-    holds nothing up.
+    Raises CniError: code 11 if it did not end in time and was killed together with its process group, code 5 if it
+    cannot be started or prints too much. Standard input and output are files in memory instead of pipes: neither side
+    ever blocks on the other, and a grandchild that keeps them open does not delay us.
     """
     given, said = _memory("stdin"), _memory("stdout")
     try:
@@ -41,13 +41,13 @@ def run(
         if quiet:
             actions.append((os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0))
         try:
-            # Python ignores two signals, and threads may block some: a child would inherit that.
+            # Undo what a child would inherit: two signals that Python ignores, and signals that this thread blocks.
             pid = os.posix_spawn(
                 executable,
                 [executable, *words],
                 dict(environment),
                 file_actions=actions,
-                # A group of its own, so that what it has started can be ended with it.
+                # In a process group of its own, so that its children can be killed with it.
                 setpgroup=0,
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
                 setsigmask=(),
@@ -57,7 +57,7 @@ def run(
         status = _wait(executable, pid, said, time.monotonic() + limit)
         size = os.fstat(said).st_size
         if size > _MOST:
-            raise CniError(Code.IO_FAILURE, f"{executable}: its answer has {size} bytes")
+            raise CniError(Code.IO_FAILURE, f"{executable}: its output has {size} bytes, expected at most {_MOST}")
         return status, os.pread(said, size, 0)
     finally:
         os.close(given)
@@ -65,7 +65,7 @@ def run(
 
 
 def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
-    """The exit status of our own child, which is gone when this returns or raises."""
+    """Wait for our child and return its exit status. The child has ended when this returns or raises."""
     ended = False
     try:
         handle = os.pidfd_open(pid)
@@ -73,18 +73,18 @@ def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
             poll = select.poll()
             poll.register(handle, select.POLLIN)
             while not poll.poll(100):
-                heed()
+                raise_if_signalled()
                 if time.monotonic() > deadline:
-                    message = f"{executable}: no answer in time: it was killed"
+                    message = f"{executable}: not finished in time, so it was killed"
                     raise CniError(Code.TRY_AGAIN, message)
                 if os.fstat(said).st_size > _MOST:
-                    raise CniError(Code.IO_FAILURE, f"{executable}: its answer does not end")
+                    raise CniError(Code.IO_FAILURE, f"{executable}: its output exceeds {_MOST} bytes")
         finally:
             os.close(handle)
         ended = True
     finally:
         if not ended:
-            # Not reaped yet, so the number is still its own, and its group's.
+            # The child is not reaped yet, so its process id and group id cannot belong to another process.
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)

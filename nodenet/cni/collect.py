@@ -1,4 +1,5 @@
-"""GC (SPEC.md 1.1.0, section 2): free whatever of this network belongs to no attachment on the runtime's list."""
+"""GC (SPEC.md 1.1.0, section 2): free all resources of this network that belong to no attachment on the runtime's
+list."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ log = logging.getLogger("nodenet.cni")
 
 
 def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
-    """Free every lease, veth, rule, record and agent state of the network that is not on the list. Goes on past what
-    fails, as the specification asks, and then raises CniError that names all of it. Another IPAM plugin does the same
-    for its own then.
+    """Free every lease, veth, rule, record and agent state of the network that is not on the list. As the specification
+    requires, continues after a failure, and at the end raises CniError that names all failures. Another IPAM plugin
+    then does the same for its own leases.
 
-    Without a list nothing is known of what is valid: only what is certainly dead is freed, as at an agent's start. An
-    attachment that another verb holds at this moment is left alone.
+    Without a list we do not know which attachments are valid: free only those that are certainly dead, as at an agent's
+    start. Skip an attachment on which another verb is working.
     """
     data_dir = conf.ipam.data_dir if conf.ipam else None
     store = Store(data_dir, conf.name, detacher.run_dir) if data_dir else None
@@ -46,7 +47,7 @@ def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
     if conf.delegate:
         _delegated(conf, request, failed)
     if failed:
-        message = f"network {conf.name}: GC: {len(failed)} of them could not be freed: {failed[0]}"
+        message = f"network {conf.name}: GC: {len(failed)} attachments could not be freed: {failed[0]}"
         raise CniError(Code.IO_FAILURE, message, "; ".join(failed[1:]))
 
 
@@ -62,7 +63,7 @@ def _delegated(conf: NetConf, request: Request, failed: list[str]) -> None:
 
 
 def _stale(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner, str]:
-    """The attachments to free, with their namespaces' paths or ""."""
+    """The attachments to free, each with its namespace's path or ""."""
     known = _known(detacher, conf, store)
     if conf.valid is not None:
         return {owner: netns for owner, netns in known.items() if not _is_valid(owner, conf.valid)}
@@ -71,7 +72,7 @@ def _stale(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner
 
 
 def _known(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner, str]:
-    """Every attachment of the network that left any trace, with its namespace's path or ""."""
+    """Every attachment of the network of which any trace exists, with its namespace's path or ""."""
     found: dict[Owner, str] = {}
     if store:
         found.update((owner, "") for owner in store.leases().values() if owner.container_id)
@@ -92,13 +93,14 @@ def _known(detacher: Detacher, conf: NetConf, store: Store | None) -> dict[Owner
 def _is_valid(owner: Owner, valid: frozenset[Owner]) -> bool:
     if owner.ifname:
         return owner in valid
-    # A lease of the reference before 0.8 names the container alone.
+    # Leases of the reference plugin before 0.8 contain no interface name.
     return any(owner.container_id == entry.container_id for entry in valid)
 
 
 def _free_damaged(store: Store, records: Records, valid: frozenset[Owner]) -> None:
-    """Leases that name nobody, by a crash of the reference or a damaged disk. One is freed only when it is certain that
-    no valid attachment has the address: by the endpoint files if there is one for each, else by looking everywhere."""
+    """Free leases without an owner, left by a crash of the reference plugin or a damaged disk. Free one only if
+    certainly no valid attachment uses the address: compare with the endpoint files if each valid attachment has one,
+    else with the addresses of all namespaces."""
     damaged = [address for address, owner in store.leases().items() if not owner.container_id]
     if not damaged:
         return
@@ -107,11 +109,11 @@ def _free_damaged(store: Store, records: Records, valid: frozenset[Owner]) -> No
     if not valid <= {record.owner for record in known}:
         living = addresses_everywhere()
         if living is None:
-            log.warning("network %s: damaged leases stay: not every namespace can be read", store.network)
+            log.warning("network %s: damaged leases are kept, because not every namespace can be read", store.network)
             return
         used |= living
     with store.locked():
         for address in damaged:
             if address not in used and not store.owner(address).container_id:
                 (store.folder / str(address)).unlink(missing_ok=True)
-                log.warning("network %s: lease %s named nobody: freed", store.network, address)
+                log.warning("network %s: freed lease %s, which had no owner", store.network, address)

@@ -1,7 +1,7 @@
-"""The network configuration: every key of the reference `bridge` and `host-local` plugins, and our own, in one place.
+"""The network configuration: all keys of the reference `bridge` and `host-local` plugins, and our own.
 
-keys.py says how each plain key is read; what needs several of them is read here. docs/cni.md says what each one does.
-An unknown key is ignored. A known key with a bad value is code 7 naming the key; what is no JSON object is code 6.
+keys.py reads plain keys; this module reads keys that depend on each other. docs/cni.md describes each key. Unknown keys
+are ignored. A known key with an invalid value is error 7 and names the key; input that is not a JSON object is error 6.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from nodenet.cni.routes import PodRoute
 from nodenet.endpoint import IPAddress
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
-# The name of GC's list, and an older one.
+# The key of GC's list, and its older name.
 _VALID = ("cni.dev/valid-attachments", "cni.dev/attachments")
-# Characters of a wrong value that an error repeats.
+# Error messages show at most this many characters of an invalid value.
 _SHOWN = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
 IPAM_TYPES = ("host-local", "nodenet")
-# The verbs that came after 0.3.1, with the first version that has them.
+# Verbs that were added after 0.3.1, with the first version that has them.
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Ipam:
-    """The `ipam` section. `sets` empty: the node's own pod networks. `requested` are addresses that the runtime asks
-    for, at most one per set."""
+    """The `ipam` section. `sets` is empty if the node's own pod networks are used. `requested` are the addresses
+    that the runtime requests, at most one per set."""
 
     sets: tuple[RangeSet, ...]
     data_dir: Path
@@ -50,10 +50,9 @@ class Ipam:
 
 @dataclass(frozen=True, slots=True)
 class NetConf:
-    """A checked configuration. `mtu` 0 is the kernel's default; `mac` "" leaves the choice to us; `ipam` None: the pods
-    have no addresses of ours; `vlan` 0: none, `trunk` the tagged ones; `valid` is GC's list, None where there is none.
-    `delegate` names the IPAM plugin of somebody else's, whose routes come with its addresses; `ipam` is None then.
-    """
+    """A validated configuration. `mtu` 0: the kernel's default. `mac` "": we choose it. `ipam` None: we assign no
+    addresses. `vlan` 0: none; `trunk`: the tagged VLANs. `valid`: GC's list, None if there is none. `delegate`: the
+    name of another IPAM plugin, which assigns addresses and routes; `ipam` is None then."""
 
     cni_version: str
     name: str
@@ -84,15 +83,15 @@ class NetConf:
 
     @property
     def run_dir(self) -> Path:
-        """Where the agent of this node keeps its files: its socket stands there too."""
+        """The folder of the agent's files, which also contains its socket."""
         return self.agent_socket.parent
 
 
 def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
-    """Read and check a configuration; `args` are CNI_ARGS, which may ask for an address and a MAC.
+    """Read and validate a configuration. `args` are CNI_ARGS, which may request an address and a MAC.
 
-    DEL and GC read only what they need, for they must be possible with a configuration that ADD would refuse; a
-    `prevResult` that cannot be read is none to them.
+    DEL and GC read only the keys that they need, because they must also work with a configuration that ADD rejects.
+    They ignore a `prevResult` that cannot be read.
     """
     data = decode(stdin)
     version = version_of(data)
@@ -102,11 +101,15 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
         )
     since = _SINCE.get(verb, version)
     if SUPPORTED_VERSIONS.index(version) < SUPPORTED_VERSIONS.index(since):
-        raise CniError(Code.INCOMPATIBLE_VERSION, f"cniVersion: {verb} is there since {since}, got {version!r}")
+        raise CniError(Code.INCOMPATIBLE_VERSION, f"cniVersion: {verb} needs {since} or newer, got {version!r}")
     name = data.get("name")
     if "plugins" in data and "type" not in data:
-        message = "network configuration: this is a list (conflist): a plugin gets one of its plugins"
-        raise CniError(Code.BAD_CONFIG, message, "add the list's name and cniVersion to it, as a runtime does")
+        message = "network configuration: expected the configuration of one plugin, got a list (conflist)"
+        raise CniError(
+            Code.BAD_CONFIG,
+            message,
+            "pass one entry of its plugins with the list's name and cniVersion added, as a runtime does",
+        )
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
         raise _bad("network configuration", "name", "expected letters, digits, '_', '.', '-'", name)
     where = f"network {name}"
@@ -115,11 +118,11 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
     values = _read(where, "", data, BRIDGE_KEYS)
     values["is_gateway"] = values["is_gateway"] or values["is_default_gateway"]
     if values["promiscuous"] and values["hairpin"]:
-        raise _bad(where, "promiscMode", "cannot go with hairpinMode", True)
+        raise _bad(where, "promiscMode", "cannot be combined with hairpinMode", True)
     delegate = _delegate(where, data)
     ipam = None if delegate else _ipam(where, data, args)
     if (ipam is not None or delegate) and values["container_interface_down"]:
-        raise _bad(where, "disableContainerInterface", "cannot go with ipam", True)
+        raise _bad(where, "disableContainerInterface", "cannot be combined with ipam", True)
     return NetConf(
         cni_version=version,
         name=name,
@@ -132,7 +135,7 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
 
 
 def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, name: str) -> NetConf:
-    """A configuration with what DEL and GC need: where leases and records are."""
+    """A configuration with the fields that DEL and GC need: the location of leases and records."""
     ipam, delegate = data.get("ipam"), _delegate(where, data)
     found = None
     if isinstance(ipam, dict) and ipam and not delegate:
@@ -150,7 +153,7 @@ def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, n
 
 
 def decode(stdin: bytes) -> dict[str, Any]:
-    """The configuration as plain JSON. Raises CniError with code 6."""
+    """The configuration as a JSON object. Raises CniError with code 6."""
     try:
         data = jsontext.loads(stdin)
     except ValueError as error:
@@ -161,7 +164,7 @@ def decode(stdin: bytes) -> dict[str, Any]:
 
 
 def version_of(data: Mapping[str, Any]) -> str:
-    """cniVersion; a configuration without one is of 0.1.0 (SPEC.md, section 1)."""
+    """cniVersion; without the key it is 0.1.0 (SPEC.md, section 1)."""
     version = data.get("cniVersion", "0.1.0")
     if not isinstance(version, str):
         raise CniError(Code.DECODE_FAILURE, f"cniVersion: expected text, got {version!r}")
@@ -169,14 +172,14 @@ def version_of(data: Mapping[str, Any]) -> str:
 
 
 def version_answer(stdin: bytes) -> str:
-    """What VERSION prints. A request without a version that we speak is answered in our newest."""
+    """The output of VERSION. It uses the requested version, or our newest one if that is missing or unsupported."""
     asked = decode(stdin).get("cniVersion") if stdin.strip() else None
     version = asked if asked in SUPPORTED_VERSIONS else SUPPORTED_VERSIONS[-1]
     return json.dumps({"cniVersion": version, "supportedVersions": list(SUPPORTED_VERSIONS)})
 
 
 def failure(stdin: bytes, error: CniError) -> Reply:
-    """An error as the runtime wants it, in the version that its configuration asked for if that can be read."""
+    """The error reply, in the version of the configuration if that can be read."""
     version = SUPPORTED_VERSIONS[-1]
     try:
         asked = version_of(decode(stdin))
@@ -201,7 +204,7 @@ def _read(where: str, prefix: str, data: Mapping[str, Any], keys: Mapping[str, K
 
 
 def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam | None:
-    """The ipam section; None when it is absent or without a type: a network without addresses of ours."""
+    """The ipam section; None if it is absent or empty: then we assign no addresses."""
     ipam = data.get("ipam")
     if ipam is None or ipam == {}:
         return None
@@ -215,7 +218,8 @@ def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam 
     except ValueError as error:
         raise CniError(Code.BAD_CONFIG, f"{where}: {error}") from error
     if sets and kind == "nodenet":
-        raise _bad(where, "ipam.ranges", "type nodenet takes the node's own pod networks; leave ranges out", None)
+        message = f"{where}: ipam.ranges: type nodenet uses the node's own pod networks, so ranges must be absent"
+        raise CniError(Code.BAD_CONFIG, message)
     cni_args = _object(where, "args.cni", _object(where, "args", data))
     wanted = _texts(where, "args.cni.ips", cni_args.get("ips"))
     wanted += _texts(where, "runtimeConfig.ips", runtime.get("ips"))
@@ -226,12 +230,12 @@ def _ipam(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> Ipam 
 
 
 def _delegate(where: str, data: Mapping[str, Any]) -> str:
-    """The name of another IPAM plugin's executable; "" where the addresses are ours, or there are none."""
+    """The name of another IPAM plugin's executable; "" if we assign the addresses, or if there are none."""
     ipam = data.get("ipam")
     kind = ipam.get("type", "host-local") if isinstance(ipam, dict) else "host-local"
     if isinstance(kind, str) and kind in IPAM_TYPES:
         return ""
-    # A name without folders: an executable in CNI_PATH and nowhere else.
+    # Accept only a file name, so that the executable is searched in CNI_PATH only.
     if not isinstance(kind, str) or not _NAME.fullmatch(kind):
         message = (
             f"{where}: ipam.type: {json.dumps(kind)} is neither {' nor '.join(IPAM_TYPES)}, nor an executable's name"
@@ -254,8 +258,8 @@ def _prev(where: str, data: Mapping[str, Any], verb: str) -> PrevResult | None:
 
 
 def _valid(where: str, data: Mapping[str, Any]) -> frozenset[Owner] | None:
-    """GC's list. null is an empty one, as libcni writes it. An absent key, as libcni has it where a runtime gives no
-    list, is None: it says nothing of what is valid. Specifications before libcni #1101 had another name for it."""
+    """GC's list. libcni writes an empty list as null. The key is absent if the runtime gives no list: then return
+    None, because the valid attachments are not known. Specifications before libcni #1101 used another key."""
     key = next((name for name in _VALID if name in data), "")
     if not key:
         return None
@@ -271,7 +275,7 @@ def _valid(where: str, data: Mapping[str, Any]) -> frozenset[Owner] | None:
 
 
 def _mac(where: str, data: Mapping[str, Any], args: Mapping[str, str]) -> str:
-    """The reference's order: runtimeConfig over args.cni over CNI_ARGS."""
+    """Precedence as in the reference plugin: runtimeConfig, then args.cni, then CNI_ARGS."""
     cni_args = _object(where, "args.cni", _object(where, "args", data))
     runtime = _object(where, "runtimeConfig", data)
     mac = runtime.get("mac") or cni_args.get("mac") or args.get("MAC") or ""

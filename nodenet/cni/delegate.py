@@ -1,8 +1,9 @@
-"""Addresses by another IPAM plugin: `ipam.type` names an executable in CNI_PATH that is called as we were called
-(SPEC.md 1.1.0, section 4, "Plugin Delegation"): same verb, environment and standard input, in the same namespace.
+"""Addresses from another IPAM plugin: `ipam.type` names an executable in CNI_PATH. We call it as we were called
+(SPEC.md 1.1.0, section 4, "Plugin Delegation"): with the same verb, environment and standard input, in the same
+namespace.
 
-Nothing of this is imported where addresses are host-local's. The agent runs the executable in its own mount namespace:
-CNI_PATH, and what the executable itself needs, have to be there as they are on the node.
+Configurations with host-local do not import this module. The agent runs the executable in its own mount namespace, so
+CNI_PATH and the files that the executable needs must exist there under the same paths as on the node.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from nodenet.cni.routes import PodRoute
 from nodenet.endpoint import IPAddress
 
 log = logging.getLogger("nodenet.cni")
-# The versions whose results are alike: lists of ips and routes.
+# The versions with the same form of result: lists of ips and routes.
 _READABLE = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-# Seconds. The launcher waits 120 s for the agent: an ADD that hangs and the DEL that undoes it fit into that.
+# Seconds. The launcher waits 120 s for the agent: a hanging ADD and the DEL that undoes it take less together.
 LIMIT_SECONDS = 50.0
 _DNS = ("nameservers", "domain", "search", "options")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of the delegate's. `gateway` None: it named none."""
+    """An address from the delegate. `gateway` is None if it named none."""
 
     address: IPv4Interface | IPv6Interface
     gateway: IPAddress | None
@@ -45,7 +46,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an ADD gave: at least one address."""
+    """The result of the delegate's ADD: at least one address."""
 
     addresses: tuple[Address, ...]
     routes: tuple[PodRoute, ...]
@@ -54,8 +55,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """One attachment's IPAM plugin, or a whole network's for GC and STATUS (no container then). `path` is CNI_PATH,
-    `args` CNI_ARGS."""
+    """The IPAM plugin of one attachment, or of a whole network for GC and STATUS (without container fields). `path`
+    is CNI_PATH, `args` is CNI_ARGS."""
 
     kind: str
     path: str
@@ -71,13 +72,13 @@ class Delegate:
         return cls(kind, request.path, request.stdin, request.container_id, request.netns, request.ifname, args)
 
     def to_json(self) -> str:
-        """For the endpoint's record: all that a DEL needs which no runtime asks for."""
+        """For the endpoint's record: everything needed for a DEL that no runtime requested."""
         stdin = self.stdin.decode(errors="surrogateescape")
         return json.dumps([self.kind, self.path, stdin, self.container_id, self.netns, self.ifname, self.args])
 
     @classmethod
     def from_json(cls, text: str) -> Delegate:
-        """Raises ValueError for what `to_json` did not write."""
+        """Raises ValueError for text that `to_json` did not write."""
         fields = json.loads(text)
         if not isinstance(fields, list) or len(fields) != 7 or any(not isinstance(item, str) for item in fields):
             raise ValueError("not a delegation")
@@ -98,7 +99,7 @@ class Delegate:
         raise CniError(Code.UNSUPPORTED_FIELD, f"{message} ({self.path})")
 
     def add(self) -> Answer:
-        """Raises CniError: the delegate's own, or 107 when its answer is none."""
+        """Raises CniError: the delegate's own error, or code 107 if its result is invalid."""
         return self._read(self._call("ADD"))
 
     def delete(self) -> None:
@@ -114,7 +115,7 @@ class Delegate:
         self._call("GC")
 
     def status(self) -> None:
-        """Raises CniError; an executable that is not there is 50: no ADD can succeed."""
+        """Raises CniError; code 50 if the executable does not exist, because then no ADD can succeed."""
         try:
             self.executable()
         except CniError as error:
@@ -122,7 +123,7 @@ class Delegate:
         self._call("STATUS")
 
     def undo(self) -> None:
-        """DEL after a failed ADD. What fails here must not hide why the ADD failed."""
+        """DEL after a failed ADD. A failure here must not hide why the ADD failed."""
         try:
             self.delete()
         except CniError as error:
@@ -135,7 +136,8 @@ class Delegate:
         return out
 
     def _environment(self, verb: str) -> dict[str, str]:
-        """As we were called. In the agent what is not CNI's (PATH) is the agent's: the launcher does not pass it on."""
+        """The environment of our own call. In the agent, variables that are not CNI's (such as PATH) are the agent's
+        own: the launcher does not pass them on."""
         ours = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": self.container_id,
@@ -148,7 +150,8 @@ class Delegate:
         return inherited | {name: value for name, value in ours.items() if value}
 
     def _error(self, verb: str, status: int, out: bytes) -> CniError:
-        """The delegate's error as it is, code and all; one of ours when it is not in the specification's shape."""
+        """The delegate's error unchanged, including its code; an error of ours if it is not in the form of the
+        specification."""
         with suppress(ValueError):
             body = jsontext.loads(out)
             if isinstance(body, dict) and type(body.get("code")) is int and isinstance(body.get("msg"), str):
@@ -166,12 +169,12 @@ class Delegate:
             raise self._failed("ADD", f"its result is not JSON: {_shown(out)}") from error
         if not isinstance(body, dict):
             raise self._failed("ADD", f"its result is not an object: {_shown(out)}")
-        # libcni takes a result without a version for one of the configuration's.
+        # Like libcni, treat a result without a version as one of the configuration's version.
         if body.get("cniVersion", _READABLE[-1]) not in _READABLE:
             raise self._failed("ADD", f"its result is of version {body['cniVersion']!r}")
         if not isinstance(ips := body.get("ips") or [], list):
             raise self._failed("ADD", "its result.ips is not a list")
-        # It cannot know the interfaces, so what it says of them means nothing.
+        # The delegate does not know the interfaces, so ignore its indexes.
         plain = [
             {key: value for key, value in item.items() if key != "interface"} if isinstance(item, dict) else item
             for item in ips
@@ -188,15 +191,15 @@ class Delegate:
 
 
 def lease(conf: NetConf, request: Request, undo: ExitStack) -> tuple[NetConf, list[Lease]]:
-    """ADD of the configuration's delegate: its addresses, and the configuration with its routes and its DNS. `undo`
-    gives back what it gave. Raises CniError.
+    """Call ADD of the configuration's delegate. Returns its addresses, and the configuration with its routes and DNS.
+    `undo` releases the addresses. Raises CniError.
 
-    Where the node is the pods' gateway and the delegate names none it is the subnet's first address, as the
-    reference's bridge has it.
+    If the node is the pods' gateway and the delegate names no gateway, the gateway is the first address of the subnet,
+    as in the reference's bridge plugin.
     """
     plugin = Delegate.of(conf.delegate, request)
     plugin.executable()
-    # Before the call: one that was killed half way may have given an address too.
+    # Register this before the call: a delegate that is killed midway may have assigned an address.
     undo.callback(plugin.undo)
     answer = plugin.add()
     leases = [

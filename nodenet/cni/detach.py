@@ -1,4 +1,4 @@
-"""Take an attachment away, whole or what a crash left of it: what DEL, GC and an agent's start all do."""
+"""Removes an attachment, complete or partial after a crash. DEL, GC and the start of an agent use this."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nodenet.cni")
 Step = Callable[[str], None]
-# The steps of a detachment, by name: tests kill it before each.
+# The steps of a detachment. Tests kill the process before each of them.
 STEPS = ("cut", "forget", "filters", "release", "drop")
 
 
 @dataclass(frozen=True, slots=True)
 class Detacher:
-    """What every detachment on this node needs. `forget` is the agent's hook, called when the wires are cut and before
-    the addresses are given back; what it raises leaves them with their owner."""
+    """The parts that every detachment on this node uses. `forget` is the agent's hook. It is called after the veth
+    is removed and before the addresses are released; if it raises, the addresses stay leased."""
 
     node: Link
     records: Records
@@ -49,10 +49,11 @@ class Detacher:
         masqueraded: bool = False,
         delegate: Delegate | None = None,
     ) -> None:
-        """Remove veth, rules, agent state, leases and record, in this order. Idempotent; the attachment must be held
-        (Records.busy). `hints` are addresses that it may have beside those that are known; `masqueraded` is the
-        configuration's ipMasq: the reference may have wired it. `delegate` gave the addresses; without one that of the
-        record is asked. Raises CniError, OSError, LinkError."""
+        """Remove veth, rules, agent state, leases and record, in this order. Idempotent. The caller must hold the
+        attachment (Records.busy). `hints` are addresses that it may have in addition to the known ones.
+        `masqueraded` is ipMasq of the configuration: the reference plugin may have created rules. `delegate`
+        assigned the addresses; if it is None, the delegate in the record is called. Raises CniError, OSError,
+        LinkError."""
         record, damaged = self._record(owner)
         if record:
             network, data_dir = record.network, record.data_dir
@@ -79,14 +80,14 @@ class Detacher:
         self.records.drop(owner, record.endpoint.endpoint_id if record else 0, search=traces)
 
     def _held(self, store: Store | None, owner: Owner, hints: Iterable[IPAddress]) -> list[IPAddress]:
-        """Addresses whose lease names the owner, and those of the hints."""
+        """Addresses that are leased to the owner, and the hints."""
         if store is None or not store.folder.is_dir():
             return list(hints)
         with store.locked():
             return list(dict.fromkeys([*store.held_by(owner), *hints]))
 
     def _record(self, owner: Owner) -> tuple[Record | None, bool]:
-        """The record, and whether there is one that cannot be read: then what is left is looked for by name."""
+        """The record, and True if it exists but cannot be read: the remains are then searched by name."""
         try:
             return self.records.get(owner), False
         except ValueError as error:
@@ -95,8 +96,8 @@ class Detacher:
 
 
 def _give_back(delegate: Delegate | None, record: Record | None) -> None:
-    """DEL of the IPAM plugin that gave the addresses. Raises CniError: the attachment stays known then, and DEL can be
-    tried again."""
+    """Call DEL of the IPAM plugin that assigned the addresses. If it raises CniError, the record stays, so that DEL
+    can be retried."""
     from nodenet.cni.delegate import Delegate
 
     if delegate is None and record is not None:
@@ -109,17 +110,17 @@ def _give_back(delegate: Delegate | None, record: Record | None) -> None:
 
 
 def forget_reference(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
-    # Imported here: nobody needs it but nodes that have just moved over.
+    # Imported here: only nodes that just moved from the reference plugin need it.
     from nodenet.cni.reference import forget_masquerade
 
     forget_masquerade(network, owner.container_id, known)
 
 
 def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint: None) -> list[str]:
-    """At an agent's start, in the node's namespace: end what verbs that were killed began, and free what belongs to
-    attachments whose both ends are gone, namespace and veth. A sentence for each one that is left for later.
+    """At an agent's start, in the node's namespace: finish the work of killed verbs, and free attachments whose
+    namespace and veth are both gone. Returns a sentence for each attachment that could not be freed.
 
-    An attachment with either end alive is its runtime's: nothing of it is touched.
+    An attachment with at least one existing end belongs to its runtime and is not touched.
     """
     records = Records(run_dir)
     problems: list[str] = []
@@ -129,10 +130,12 @@ def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint:
         dead = [*records.crashed(), *dead_attachments(node, records)]
         for entry in dead:
             try:
-                # Short: who holds it is at work on it.
+                # Do not wait: another verb that holds the attachment is working on it.
                 with records.busy(entry.owner, 0.0) as crashed:
                     detacher.detach(entry.owner, entry.network, entry.data_dir, entry.netns, crashed=crashed)
-                log.warning("network %s: %s of container %s was left over: removed", entry.network, *entry.owner[::-1])
+                log.warning(
+                    "network %s: removed %s of container %s, which was left over", entry.network, *entry.owner[::-1]
+                )
             except CniError as error:
                 if error.code != Code.TRY_AGAIN:
                     problems.append(str(error))
@@ -150,7 +153,7 @@ def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint:
 
 
 def dead_attachments(node: Link, records: Records) -> list[Crashed]:
-    """Attachments whose namespace and whose veth are both gone."""
+    """Attachments whose namespace and veth are both gone."""
     alive = {interface.name for interface in node.all()}
     found = []
     for record in records.all()[0]:

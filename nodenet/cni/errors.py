@@ -1,4 +1,4 @@
-"""The specification's error codes, and the JSON that a failed verb prints (SPEC.md 1.1.0, "Error")."""
+"""The error codes of the specification, and the JSON that a failed verb prints (SPEC.md 1.1.0, "Error")."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nodenet.errors import NodenetError
 
 
 class Code(IntEnum):
-    """1-99 are the specification's, 100 and up are this plugin's own."""
+    """1-99 are defined by the specification, 100 and up by this plugin."""
 
     INCOMPATIBLE_VERSION = 1
     UNSUPPORTED_FIELD = 2
@@ -36,8 +36,8 @@ class Code(IntEnum):
 
 
 class CniError(NodenetError):
-    """What a verb fails with: `code` and message go to the runtime, `details` too when there are any. The code is one
-    of `Code`, or any number that another plugin gave."""
+    """The error of a verb. The runtime receives `code`, the message, and `details` if they are not empty. The code
+    is a `Code`, or any number from another plugin."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class CniError(NodenetError):
         self.details = details
 
     def to_json(self, version: str) -> str:
-        """The error object, in the version that the configuration asked for."""
+        """The error object, in the given version of the specification."""
         body: dict[str, object] = {"cniVersion": version, "code": int(self.code), "msg": str(self)}
         if self.details:
             body["details"] = self.details
@@ -54,7 +54,7 @@ class CniError(NodenetError):
 
 @contextmanager
 def naming(path: PathLike[str]) -> Iterator[None]:
-    """Give a failed write the name of its file: the kernel's error for a full disk has none."""
+    """Add the file's name to the error of a failed write: the kernel's error for a full disk contains none."""
     try:
         yield
     except OSError as error:

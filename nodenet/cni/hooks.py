@@ -1,4 +1,4 @@
-"""Where an agent takes part in the verbs; a node without one has `ALONE`."""
+"""The hooks by which an agent takes part in the verbs. A node without an agent uses `NO_AGENT`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nodenet.link.handle import Link
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """An attachment that is wired and recorded, as ADD hands it to the agent: with the rtnetlink sockets of the node
-    and of the pod, and the addresses that the node is sure to have since."""
+    """A wired and recorded attachment, as ADD passes it to the agent: with the rtnetlink sockets of the node and of
+    the pod. `gateways` are addresses that the node certainly has now."""
 
     endpoint: Endpoint
     node: Link
@@ -23,20 +23,21 @@ class Wired:
 
 
 def nothing(what: object) -> None:
-    """The hook of a node without an agent."""
+    """A hook that does nothing."""
 
 
 def _wanted() -> None:
-    """A process of its own ends with its caller's patience."""
+    """Without an agent no check is needed: the runtime kills the plugin process when it gives up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What an agent adds. `healthy` says in a sentence what is wrong, or ""; `networks` are the node's pod networks.
+    """The hooks of an agent. `healthy` returns a sentence about a problem, or "". `networks` are the node's pod
+    networks.
 
-    An ADD is wired inside `turn`; what it waits for (the agent, another IPAM plugin, duplicate detection) is outside.
-    `wanted` raises CniError when an ADD is of no use any more: its caller or its pod is gone. It is called while the
-    attachment is held and before anything is made, so that no ADD comes after the DEL of a runtime that gave it up.
+    An ADD is wired inside `turn`. It waits for the agent, another IPAM plugin and duplicate address detection outside
+    of it. `wanted` raises CniError if the ADD is no longer useful: its caller or its pod is gone. It is called while
+    the attachment is held and before anything is created, so that no ADD follows the DEL of a runtime that gave up.
     """
 
     forget: Callable[[Endpoint], None] = nothing
@@ -46,4 +47,4 @@ class Hooks:
     wanted: Callable[[], None] = _wanted
 
 
-ALONE = Hooks()
+NO_AGENT = Hooks()

@@ -1,11 +1,13 @@
-"""Who holds which lease, without reading every lease: a log of gains and losses, in a folder of this boot.
+"""An index of leases by owner, so that not every lease has to be read: a log of changes, in a folder that a reboot
+empties.
 
-    <run_dir>/leases/<hash of the lease folder>.log   "+<hash of the owner> <address>" or "-...", a line each
-    <run_dir>/leases/<hash of the lease folder>.seen  that folder's inode and time of change when all was in step
+    <run_dir>/leases/<hash of the lease folder>.log   "+<hash of the owner> <address>" or "-...", one per line
+    <run_dir>/leases/<hash of the lease folder>.seen  inode and mtime of the lease folder when the index last matched it
 
-Whoever else changes the lease folder (the reference plugin, a person, a verb that was killed) changes its time: the
-index is made anew before it is asked next. It is a hint always: a lease says itself whose it is. All of it happens
-under the lease folder's lock. Ten thousand leases are half a megabyte, which is searched in less than a millisecond.
+If another program changes the lease folder (the reference plugin, a person, a killed verb), the folder's mtime changes,
+and the index is rebuilt before its next use. The index is only a hint: the lease file is authoritative. All access
+happens under the lock of the lease folder. Ten thousand leases make half a megabyte, which is searched in less than a
+millisecond.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from nodenet.cni.owner import Owner
 from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
 
-# Bytes: a longer log is made anew. That is some 60,000 changes.
+# Bytes: a longer log is rebuilt. This is some 60,000 changes.
 _LONGEST = 1 << 22
 
 
 class Index:
-    """The index of one lease folder. `held` raises OSError as the file system does, the others never do."""
+    """The index of one lease folder. `held` raises OSError; the other methods never do."""
 
     def __init__(self, run_dir: Path, leases: Path, read_all: Callable[[], Mapping[IPAddress, Owner]]) -> None:
         self._leases = leases
@@ -36,7 +38,8 @@ class Index:
         self._current = False
 
     def begin(self) -> None:
-        """The lock was taken: see whether somebody else was here. An index that was never made is made now."""
+        """Called after the lock was taken: check whether another program changed the folder. Build the index if it
+        does not exist."""
         try:
             self._current = smallfile.read(self._seen) == self._state() and self._log.stat().st_size < _LONGEST
         except OSError:
@@ -44,14 +47,15 @@ class Index:
                 self._rebuild()
 
     def end(self) -> None:
-        """The lock is about to be let go: what we changed is in the index."""
+        """Called before the lock is released: mark the index as up to date."""
         if self._current:
-            # Where this fails, the old word no longer fits the folder: who asks next makes the index anew.
+            # If this fails, the old state no longer matches the folder, and the next user rebuilds the index.
             with suppress(OSError):
                 smallfile.write(self._seen, self._state())
 
     def held(self, owner: Owner) -> list[IPAddress]:
-        """Addresses that the owner held when the index was last in step."""
+        """Addresses that the owner holds according to the index, which is rebuilt first if it does not match the
+        folder."""
         if not self._current:
             self._rebuild()
         key, found = _key(owner).encode(), dict[bytes, None]()

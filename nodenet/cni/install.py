@@ -1,12 +1,12 @@
-"""Put the plugin and its conflist where a container runtime looks, and take them away again.
+"""Installs the plugin and its conflist where a container runtime searches for them, and removes them again.
 
     <bin-dir>/nodenet                  the launcher
-    <bin-dir>/.nodenet-<key>/alone     what it becomes where no agent listens; the launcher knows the key
+    <bin-dir>/.nodenet-<key>/alone     started by the launcher if no agent listens; the launcher knows the key
     <conf-dir>/10-nodenet.conflist
 
-Each file is written beside its place and moved into it: the launcher comes after what it starts, and an older version's
-folder goes after that. The conflist comes last, for its presence tells the runtime that the network is ready, and it is
-left alone when it says the same already: runtimes reload on every change.
+Each file is written to a temporary name and renamed. The launcher is replaced after the program that it starts, and the
+folders of older versions are removed after that. The conflist comes last, because it tells the runtime that the network
+is ready. It is not rewritten if it is unchanged, because runtimes reload on every change.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from nodenet.errors import BadInputError, CannotRunError
 
 EXECUTABLE = "nodenet"
 CONFLIST = "10-nodenet.conflist"
-# A runtime with libcni before 1.2 (containerd 1, podman 4) refuses results of 1.1.0 and does not know `cniVersions`; a
-# newer one takes the newest of both, and has GC and STATUS then (SPEC.md 1.1.0, "Configuration format").
+# A runtime with libcni before 1.2 (containerd 1, podman 4) rejects results of 1.1.0 and ignores `cniVersions`. A newer
+# one uses the newest version of both keys, and then supports GC and STATUS (SPEC.md 1.1.0, "Configuration format").
 _VERSION, _VERSIONS = "1.0.0", ("1.0.0", "1.1.0")
 _MARK = b"nodenet's CNI plugin"
 _FOLDER = re.compile(r"\.nodenet-[0-9a-f]{12}")
-# Stands for the pod network where the agent knows it: the other keys are checked all the same.
+# A placeholder for the pod networks that the agent supplies, so that the other keys can be checked.
 _SOME_RANGE = [[{"subnet": "10.0.0.0/24"}]]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the conflist says. `subnets` are the pod networks of this node, one per family; none: those that the agent
-    reads from its Node object."""
+    """The content of the conflist. `subnets` are this node's pod networks, one per family; if empty, the agent reads
+    them from its Node object."""
 
     subnets: tuple[str, ...] = ()
     name: str = "nodenet"
@@ -50,7 +50,7 @@ class Options:
 
 
 def render_conflist(options: Options) -> str:
-    """The conflist as text. Raises BadInputError naming the key that is wrong."""
+    """The conflist as text. Raises BadInputError that names the invalid key."""
     plugin: dict[str, Any] = {
         "type": EXECUTABLE,
         "bridge": options.bridge,
@@ -73,10 +73,10 @@ def render_conflist(options: Options) -> str:
 
 
 def install(bin_dir: Path, conf_dir: Path, options: Options, cache_dir: Path) -> dict[Path, bool]:
-    """Write all three files; whether each one changed. Raises BadInputError, CannotRunError.
+    """Write all three files. Returns for each whether it changed. Raises BadInputError, CannotRunError.
 
-    What is built is kept in `cache_dir`. A launcher of an older version that is just about to start what goes with it
-    answers "try again".
+    Built files are kept in `cache_dir`. A launcher of an older version that is about to start its program during this
+    replies "try again".
     """
     conflist = render_conflist(options).encode()
     changed = place(bin_dir, bundle.build(cache_dir))
@@ -84,8 +84,8 @@ def install(bin_dir: Path, conf_dir: Path, options: Options, cache_dir: Path) ->
 
 
 def place(bin_dir: Path, built: bundle.Bundle) -> dict[Path, bool]:
-    """Put both executables where a runtime calls the launcher, and remove those of other versions; whether each one
-    changed. Raises CannotRunError."""
+    """Install both executables where a runtime calls the launcher, and remove those of other versions. Returns for
+    each whether it changed. Raises CannotRunError."""
     alone = bin_dir / built.folder_name / bundle.ALONE
     changed = {
         alone: _copy(built.alone, alone),
@@ -98,11 +98,11 @@ def place(bin_dir: Path, built: bundle.Bundle) -> dict[Path, bool]:
 
 
 def uninstall(bin_dir: Path, conf_dir: Path) -> dict[Path, bool]:
-    """Remove what `install` wrote, the conflist first; whether each file was there. Raises CannotRunError on a foreign
-    file. Folders that were not there before are left: others may use them by now."""
+    """Remove the files of `install`, the conflist first. Returns for each whether it existed. Raises CannotRunError
+    for an executable that is not ours. The folders `bin_dir` and `conf_dir` stay: other programs may use them."""
     executable, conflist = bin_dir / EXECUTABLE, conf_dir / CONFLIST
     if executable.exists() and _MARK not in executable.read_bytes():
-        raise CannotRunError(f"{executable}: not nodenet's executable", "remove it by hand if it is to go")
+        raise CannotRunError(f"{executable}: not nodenet's executable", "remove it by hand if it is not needed")
     gone = {path: _remove(path) for path in (conflist, executable)}
     return gone | {folder / bundle.ALONE: _remove_folder(folder) for folder in _folders(bin_dir)}
 
@@ -118,7 +118,7 @@ def _remove_folder(folder: Path) -> bool:
     try:
         folder.rmdir()
     except OSError as error:
-        raise CannotRunError(f"{folder}: {error.strerror}", "something else is in it") from error
+        raise CannotRunError(f"{folder}: {error.strerror}", "it contains other files") from error
     return was
 
 
@@ -135,7 +135,7 @@ def _write(path: Path, data: bytes, mode: int) -> bool:
         if path.exists() and path.read_bytes() == data and path.stat().st_mode & 0o777 == mode:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The dot: runtimes take every *.conflist of the folder.
+        # The name starts with a dot, because runtimes read every *.conflist of the folder.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:

@@ -1,16 +1,17 @@
-"""host-local: leases as files, in the reference plugin's own format, so that a node moves over in either direction.
+"""host-local IPAM: leases as files, in the format of the reference plugin, so that a node can be moved in both
+directions.
 
     <dataDir>/<network>/<ip>                 containerID CR LF ifname
-    <dataDir>/<network>/last_reserved_ip.<n> the address that set number n gave last
-    <dataDir>/<network>/lock                 held with flock by whoever changes anything
+    <dataDir>/<network>/last_reserved_ip.<n> the last address assigned from set number n
+    <dataDir>/<network>/lock                 held with flock during changes
 
-A lease is written as a file without a name (O_TMPFILE) and linked into its place: it is there whole or not at all, and
-a crash leaves nothing. Where the file system has no such files it is written under the name `.lease`: that is only
-touched under the lock, so a crash leaves at most that one, and the next ADD overwrites it.
+A lease is written to a file without a name (O_TMPFILE) and then linked to its name: it exists completely or not at all,
+and a crash leaves nothing behind. File systems without O_TMPFILE use the name `.lease`. It is used only under the lock,
+so a crash leaves at most this file, and the next ADD overwrites it.
 
-Nothing here reads every lease in the ordinary course of things: ADD goes on from the address given last and lets the
-kernel say whether the next one is free, DEL knows its addresses, and who holds what is in index.py. A small file of
-ours, which the reference takes no notice of, stands beside the leases: `.boot` (see reboot.py).
+Usually no operation reads all leases: ADD starts after the last assigned address and lets the kernel tell whether the
+next one is free, DEL knows its addresses, and index.py finds leases by owner. We add one small file, which the
+reference plugin ignores: `.boot` (see reboot.py).
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ from pathlib import Path
 from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.index import Index
 from nodenet.cni.owner import Owner
-from nodenet.cni.patience import pause
 from nodenet.cni.ranges import Range, RangeSet
+from nodenet.cni.signals import pause
 from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
 
 __all__ = ["Lease", "Owner", "Store", "allocate", "release"]
 
 _TEMPORARY = ".lease"
-# What open(2) says where a file system, or a kernel, has no files without a name.
+# Errors of open(2) if the file system or the kernel does not support O_TMPFILE.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
-# After so many taken candidates the folder's names are listed once instead of asking the kernel for each.
+# After this many taken candidates, list the folder once instead of trying each file.
 _PROBES = 64
-# Seconds that a verb waits for the folder's lock before it says "try again".
+# Seconds that a verb waits for the folder's lock before it replies "try again".
 LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An address with its subnet's prefix, the set it came from, and its gateway: only another plugin's lacks one."""
+    """An address with the prefix of its subnet, its gateway, and the set from which it came. Only leases of another
+    IPAM plugin may have no gateway."""
 
     address: IPv4Interface | IPv6Interface
     gateway: IPAddress | None
@@ -54,21 +56,23 @@ class Lease:
 
 
 class Store:
-    """The leases of one network. Every method raises OSError as the file system does.
+    """The leases of one network. All methods may raise OSError.
 
-    `index_dir` is a folder of this boot (the agent's run_dir) for the index by owner; None: every lease is read.
+    `index_dir` is the folder for the index by owner; a reboot empties it (the agent's run_dir). None: no index, so all
+    leases are read.
     """
 
     def __init__(self, data_dir: Path, network: str, index_dir: Path | None = None) -> None:
         self.network = network
         self.folder = data_dir / network
         self.index = Index(index_dir, self.folder, self.leases) if index_dir else None
-        # Open: the file without a name that the owner's leases will be links to.
+        # The open unnamed file to which the owner's leases will be linked; -1: none.
         self._prepared = -1
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder if need be and hold its lock. Raises CniError with code 11 when somebody keeps it."""
+        """Create the folder if it does not exist, and hold its lock. Raises CniError with code 11 if another process
+        holds it too long."""
         fd = self._open_lock()
         try:
             self._wait(fd, time.monotonic() + LOCK_SECONDS)
@@ -94,14 +98,15 @@ class Store:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    message = f"network {self.network}: somebody holds {self.folder}/lock for over {LOCK_SECONDS:g} s"
+                    lock = f"{self.folder}/lock"
+                    message = f"network {self.network}: another process has held {lock} for over {LOCK_SECONDS:g} s"
                     raise CniError(Code.TRY_AGAIN, message) from None
                 pause(0.001)
             else:
                 return
 
     def leases(self) -> dict[IPAddress, Owner]:
-        """Every lease. One whose content is damaged has an empty owner: the address stays taken."""
+        """All leases. A damaged lease has an empty owner; its address stays taken."""
         found = {}
         for address in self.taken():
             with suppress(FileNotFoundError):
@@ -109,25 +114,25 @@ class Store:
         return found
 
     def names(self) -> set[str]:
-        """Names of the folder's files: a leased address is one of them, as text."""
+        """The names of the folder's files. A leased address is one of them, as text."""
         try:
             return set(os.listdir(self.folder))  # noqa: PTH208 - ten thousand Path objects cost more than the listing
         except FileNotFoundError:
             return set()
 
     def taken(self) -> set[IPAddress]:
-        """Every leased address, by the names of the files alone."""
+        """All leased addresses, from the file names only."""
         return {address for name in self.names() if (address := _parse(name))}
 
     def full(self, entry: RangeSet, elsewhere: Set[str] = frozenset()) -> bool:
-        """Whether no address of a set is left; `elsewhere` are leases of other networks that count too."""
+        """True if no address of a set is free. `elsewhere`: names of leases of other networks, which count too."""
         names = self.names() | elsewhere
-        # Cheap first: fewer files than addresses. Otherwise those of the set are counted.
+        # A cheap test first: with fewer files than addresses, one must be free. Otherwise check each address.
         return len(names) >= entry.usable and not any(str(address) not in names for address, _ in entry.after(None))
 
     def owner(self, address: IPAddress) -> Owner:
-        """Who holds an address. Releases before 0.8 of the reference wrote the container alone: ifname is "" then. What
-        is no file at all names nobody."""
+        """The owner of an address. Reference plugins before 0.8 wrote only the container id: ifname is "" then. Both
+        are "" if the path is a folder."""
         try:
             fd = os.open(f"{self.folder}/{address}", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -140,8 +145,7 @@ class Store:
         return Owner(container_id, ifname)
 
     def held_by(self, owner: Owner) -> list[IPAddress]:
-        """Addresses of one owner: from the index, which is made anew when it does not fit the folder. The lock must be
-        held where there is an index."""
+        """The addresses of one owner, from the index if there is one. With an index the lock must be held."""
         legacy = Owner(owner.container_id, "")
         for name in (owner, legacy):
             if self.index:
@@ -160,10 +164,12 @@ class Store:
             return None
 
     def reserve(self, address: IPAddress, owner: Owner) -> bool:
-        """Take an address; False when somebody has it. The lock must be held, and `prepare` called for the owner."""
+        """Lease an address; False if it is leased already. The lock must be held, and `prepare` called for the
+        owner."""
         source = f"/proc/self/fd/{self._prepared}" if self._prepared >= 0 else f"{self.folder}/{_TEMPORARY}"
         try:
-            # With a directory's descriptor, which an absolute path does not need, Python follows the link in /proc.
+            # Python follows the link in /proc only if a directory descriptor is given; the absolute path does not use
+            # it.
             os.link(source, f"{self.folder}/{address}", src_dir_fd=max(self._prepared, 0))
         except FileExistsError:
             return False
@@ -172,13 +178,13 @@ class Store:
         return True
 
     def prepare(self, owner: Owner) -> None:
-        """Write what the owner's leases will say. `clear` must follow."""
+        """Write the content of the owner's leases. The caller must call `clear` afterwards."""
         try:
             self._prepared = os.open(self.folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            # Always a new file: the last one may be linked to a lease by now.
+            # Always a new file: the existing one may be linked to a lease.
             (self.folder / _TEMPORARY).unlink(missing_ok=True)
             smallfile.write(f"{self.folder}/{_TEMPORARY}", owner.text, os.O_EXCL)
             return
@@ -188,7 +194,7 @@ class Store:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def release(self, address: IPAddress, owner: Owner) -> bool:
-        """Give an address back; False when it is not this owner's (any more)."""
+        """Release an address; False if it is not (or no longer) leased to this owner."""
         with suppress(FileNotFoundError):
             if self.owner(address) in (owner, Owner(owner.container_id, "")):
                 (self.folder / str(address)).unlink()
@@ -198,18 +204,20 @@ class Store:
         return False
 
     def last(self, set_number: int) -> IPAddress | None:
-        """The address that a set gave last. A damaged file counts as none: the round starts anew."""
+        """The last address assigned from a set. A damaged file is ignored: the search then starts at the first
+        address."""
         try:
             return _parse(smallfile.read(f"{self.folder}/last_reserved_ip.{set_number}").strip())
         except FileNotFoundError:
             return None
 
     def remember(self, set_number: int, address: IPAddress) -> None:
-        """Where the set's round goes on. In place, as the reference does: it is a hint, and a damaged one is none."""
+        """Store the last assigned address. Written in place, as the reference plugin does: the file is only a hint,
+        and it is ignored if it is damaged."""
         smallfile.write(f"{self.folder}/last_reserved_ip.{set_number}", str(address))
 
     def clear(self) -> None:
-        """End what `prepare` began. The lock must be held."""
+        """Remove the file of `prepare`. The lock must be held."""
         if self._prepared >= 0:
             os.close(self._prepared)
             self._prepared = -1
@@ -225,11 +233,11 @@ def allocate(
     search: bool = True,
     elsewhere: Callable[[IPAddress], bool] = lambda address: False,
 ) -> list[Lease]:
-    """One lease from each set: what the owner has already, else the requested address, else the next free one that is
-    not taken `elsewhere` (podpool.py).
+    """Lease one address from each set: the owner's existing lease, else the requested address, else the next free one
+    that is not taken `elsewhere` (podpool.py).
 
-    `search` False skips looking for leases that the owner may have: only for one that is known to have none, as it
-    reads every lease. All or nothing: after an error no lease is left that was not there before. Raises CniError.
+    `search` False: do not search for existing leases of the owner, which may read all leases. Use it only for an owner
+    that certainly has none. After an error, all leases that were created here are released again. Raises CniError.
     """
     unused = [address for address in requested if not any(entry.find(address) for entry in sets)]
     if unused:
@@ -259,7 +267,7 @@ def allocate(
 
 
 def release(store: Store, owner: Owner, known: Sequence[IPAddress] | None) -> list[IPAddress]:
-    """Give back an owner's addresses and return them; `known` None: those that the index names. Idempotent."""
+    """Release an owner's addresses and return them. `known` None: those in the index. Idempotent."""
     if not store.folder.is_dir():
         return []
     with store.locked():
@@ -277,7 +285,7 @@ def _take(
 ) -> Lease:
     wanted = [address for address in requested if entry.find(address)]
     if len(wanted) > 1:
-        raise CniError(Code.BAD_CONFIG, f"network {store.network}: several addresses requested of {entry}")
+        raise CniError(Code.BAD_CONFIG, f"network {store.network}: more than one address requested from {entry}")
     if wanted and elsewhere(wanted[0]):
         message = f"network {store.network}: requested address {wanted[0]} is leased in another network of this node"
         raise CniError(Code.ADDRESS_TAKEN, message)

@@ -1,19 +1,21 @@
-"""JSON that somebody else wrote: a configuration, another plugin's answer."""
+"""Reads JSON from other programs: a configuration, another plugin's result."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-# A configuration with a prevResult is some six deep. What is read is written again, by code that calls itself.
+# A configuration with a prevResult has some six levels. The limit protects the recursive encoder that writes the value
+# again.
 _DEEPEST = 100
 
 
 def loads(text: bytes) -> Any:
-    """Raises ValueError for what is no JSON text as RFC 8259 has it between systems: UTF-8, without a byte order mark.
+    """Raises ValueError for text that is not JSON as RFC 8259 requires it between systems: UTF-8 without a byte order
+    mark.
 
-    Given bytes, Python's own `loads` guesses UTF-16 and UTF-32 too: other readers of the same text would not, and the
-    plugin alone has no codec for a byte order mark.
+    Python's own `loads` also detects UTF-16 and UTF-32 in bytes. Other readers of the same text do not, and the
+    standalone plugin has no codec for a byte order mark.
     """
     try:
         found = json.loads(text.decode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""How each plain key of the configuration is read, and what it is when it is absent. A bad value is a ValueError."""
+"""Readers and defaults of the plain configuration keys. An invalid value raises ValueError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_SOCKET = "/run/nodenet/cni.sock"
 
 
 class Key(NamedTuple):
-    """How a key is read, and what it is when it is absent. `attribute` "": checked, and of no further use here."""
+    """The reader and the default of a key. `attribute` "": the key is validated but not used."""
 
     attribute: str
     read: Callable[[Any], Any]
@@ -35,7 +35,7 @@ def _text(value: Any) -> str:
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise ValueError("expected an absolute path")
-    # JSON can hold halves of characters, which no file name has.
+    # JSON may contain unpaired surrogates, which a file name cannot.
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError("expected an absolute path of whole characters")
     return Path(value)
@@ -115,7 +115,7 @@ BRIDGE_KEYS: dict[str, Key] = {
     "agentSocket": Key("agent_socket", _path, Path(DEFAULT_SOCKET)),
     "requireAgent": Key("require_agent", _boolean, False),
     "ipMasq": Key("ip_masq", _boolean, False),
-    # The reference's choice between two programs. We need neither: both words mean the same here.
+    # Selects one of two programs in the reference plugin. We use neither, so both values mean the same.
     "ipMasqBackend": Key("", _backend, ""),
     "vlan": Key("vlan", _vlan, 0),
     "vlanTrunk": Key("trunk", _trunk, ()),

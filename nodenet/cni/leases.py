@@ -1,4 +1,4 @@
-"""Leases of every network of a node, with the pods that hold them."""
+"""The leases of all networks of a node, with their pods."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nodenet.errors import CannotRunError
 
 
 def listed(data_dir: Path, run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row per lease, by network and address, and a sentence for each endpoint file that cannot be read.
+    """One row per lease, sorted by network and address, and a sentence for each endpoint file that cannot be read.
 
-    `namespace` and `pod` are "" where no endpoint file names them. Raises CannotRunError when a folder is closed to us.
+    `namespace` and `pod` are "" if no endpoint file has the owner. Raises CannotRunError if a folder is not readable.
     """
     records, problems = Records(run_dir).all()
     pods = {record.owner: record.endpoint.pod for record in records}

@@ -1,4 +1,4 @@
-"""What names an attachment: the specification's (container id, interface name)."""
+"""The name of an attachment in the specification: (container id, interface name)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class Owner(NamedTuple):
-    """Whose lease, record and interface it is."""
+    """The owner of a lease, a record and an interface."""
 
     container_id: str
     ifname: str
 
     @property
     def text(self) -> str:
-        """A lease's content; the reference writes no newline at the end."""
+        """The content of a lease file; like the reference plugin, without a newline at the end."""
         return f"{self.container_id}\r\n{self.ifname}"
 
     @property
     def stem(self) -> str:
-        """For names of files."""
+        """Used in file names."""
         return f"{self.container_id}-{self.ifname}"

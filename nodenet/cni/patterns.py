@@ -1,4 +1,4 @@
-"""Regular expressions compiled at build time, for the self-contained plugin (nodenet/cni/bundle.py)."""
+"""Compiles regular expressions at build time, for the self-contained plugin (nodenet/cni/bundle.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# The library's own compiler, in the two steps of re._compiler.compile: what lies between them is kept.
+# The two steps of re._compiler.compile; we keep the result between them.
 _parser: Any = importlib.import_module("re._parser")
 _compiler: Any = importlib.import_module("re._compiler")
 
@@ -17,8 +17,8 @@ Compiled = tuple[int, tuple[int, ...], int, dict[str, int], tuple[str | None, ..
 
 
 def patterns(found: Mapping[str, Path]) -> dict[tuple[str | bytes, int], Compiled]:
-    """What re makes of each expression in the plugin's own modules and json's: arguments of _sre.compile by expression
-    and flags. Compiling them takes longer than all that the plugin does with them."""
+    """The compiled form of each expression in the plugin's own modules and in json: arguments of _sre.compile, by
+    expression and flags. Compiling them at run time would take longer than matching."""
     made = {}
     for name, path in found.items():
         if name.partition(".")[0] not in ("nodenet", "json"):
@@ -35,7 +35,7 @@ def patterns(found: Mapping[str, Path]) -> dict[tuple[str | bytes, int], Compile
 
 
 def _expressions(name: str, path: Path) -> Iterator[tuple[str | bytes, int]]:
-    """Expression and flags of every re.compile(), re.fullmatch() and so on whose arguments are constants."""
+    """The expression and flags of every call of re.compile(), re.fullmatch() and so on with constant arguments."""
     values = vars(importlib.import_module(name))
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
@@ -48,7 +48,7 @@ def _expressions(name: str, path: Path) -> Iterator[tuple[str | bytes, int]]:
         ]
         try:
             pattern, number = (
-                eval(compile(ast.Expression(part), name, "eval"), values)  # our own constants, at build time
+                eval(compile(ast.Expression(part), name, "eval"), values)  # only our own constants, at build time
                 for part in (node.args[0], *(flags or [ast.Constant(0, lineno=0, col_offset=0)]))
             )
         except NameError:

@@ -1,4 +1,4 @@
-"""The verbs: from a request to what they print. attach.py and detach.py do the work on one attachment."""
+"""The verbs: from a request to the output. attach.py and detach.py work on one attachment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nodenet.cni.attach import Added, Attacher, Job, Step
 from nodenet.cni.conf import NetConf
 from nodenet.cni.detach import Detacher
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.hooks import ALONE, Hooks, Wired
+from nodenet.cni.hooks import NO_AGENT, Hooks, Wired
 from nodenet.cni.owner import Owner
 from nodenet.cni.podcidrs import sets_of
 from nodenet.cni.protocol import Reply
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from nodenet.cni.delegate import Delegate
 
 log = logging.getLogger("nodenet.cni")
-# An ADD up to its one stop, and to its end.
+# An ADD that yields once, for the agent's part, and returns its result.
 Adding = Generator[Wired, None, Added]
 
 
 class Plugin:
-    """The verbs on one node: the one whose network namespace the calling thread is in.
+    """The verbs on the node whose network namespace the calling thread is in.
 
-    `run_dir` overrides the folder that the configuration's agentSocket names. Not for two threads at once.
+    `run_dir` overrides the folder of the configuration's agentSocket. Not thread-safe.
     """
 
     def __init__(self, run_dir: Path | None = None, step: Step = lambda name: None) -> None:
@@ -49,13 +49,13 @@ class Plugin:
 
     @property
     def node(self) -> Link:
-        """The node's rtnetlink socket, opened at first use and kept."""
+        """The node's rtnetlink socket, opened at first use and then kept."""
         if self._node is None:
             self._node = Link()
         return self._node
 
-    def add(self, request: Request, hooks: Hooks = ALONE) -> Added:
-        """Attach a container. Raises CniError; then nothing of this attachment is left."""
+    def add(self, request: Request, hooks: Hooks = NO_AGENT) -> Added:
+        """Attach a container. Raises CniError; nothing of this attachment is left then."""
         steps = self.adding(request, hooks)
         next(steps)
         try:
@@ -65,17 +65,18 @@ class Plugin:
             return added
         raise AssertionError("an ADD has one stop")
 
-    def adding(self, request: Request, hooks: Hooks = ALONE) -> Adding:
-        """ADD with one stop, where all is made and recorded: there an agent does its part.
+    def adding(self, request: Request, hooks: Hooks = NO_AGENT) -> Adding:
+        """ADD that yields once, when everything is created and recorded: the agent does its part there.
 
-        What is thrown in at the stop undoes the ADD. Another thread may continue it, in the same network namespace,
-        while this Plugin does nothing else. Raises CniError; then nothing of this attachment is left.
+        An exception thrown into the generator there undoes the ADD. Another thread may continue the generator, in the
+        same network namespace, while this Plugin does nothing else. Raises CniError; nothing of this attachment is left
+        then.
         """
         conf = configuration.parse(request.stdin, request.args)
         owner = Owner(request.container_id, request.ifname)
         records = self._records(conf)
         with ExitStack() as stack:
-            stack.enter_context(_told("ADD", conf.name))
+            stack.enter_context(_as_cni_errors("ADD", conf.name))
             pod_netns = stack.enter_context(_sandbox(request))
             sets = sets_of(conf, self._run(conf), hooks.networks)
             data_dir = conf.ipam.data_dir if conf.ipam else None
@@ -93,11 +94,11 @@ class Plugin:
             undo.pop_all()
             return added
 
-    def delete(self, request: Request, hooks: Hooks = ALONE) -> None:
-        """Detach a container: also when the namespace, the lease, the record or all of it are gone already.
+    def delete(self, request: Request, hooks: Hooks = NO_AGENT) -> None:
+        """Detach a container, even if the namespace, the lease, the record or all of them are already gone.
 
-        `forget` is called when the wires are cut and before the addresses are given back to the pool: what it raises
-        leaves them with their owner, for the DEL that the runtime tries again.
+        `hooks.forget` is called after the veth is removed and before the addresses are released. If it raises, the
+        addresses stay leased until the runtime retries the DEL.
         """
         conf = configuration.parse(request.stdin, request.args, "DEL")
         owner = Owner(request.container_id, request.ifname)
@@ -105,7 +106,7 @@ class Plugin:
         data_dir = conf.ipam.data_dir if conf.ipam else None
         hints = [entry.address.ip for entry in conf.prev.addresses] if conf.prev else []
         with (
-            _told("DEL", conf.name),
+            _as_cni_errors("DEL", conf.name),
             records.busy(owner, network=conf.name, data_dir=data_dir, netns=request.netns) as crashed,
         ):
             detacher = self._detacher(conf, hooks)
@@ -113,35 +114,36 @@ class Plugin:
             detacher.detach(owner, conf.name, data_dir, request.netns, hints, crashed, conf.ip_masq, delegate)
 
     def check(self, request: Request) -> None:
-        """Whether a container's attachment is as ADD left it. Raises CniError with code 106 that says what is not."""
+        """Check that a container's attachment is unchanged since ADD. Raises CniError with code 106 that lists the
+        differences."""
         from nodenet.cni.check import check
 
         conf = configuration.parse(request.stdin, request.args, "CHECK")
-        with _told("CHECK", conf.name), _sandbox(request) as pod_netns, Link(pod_netns) as pod:
+        with _as_cni_errors("CHECK", conf.name), _sandbox(request) as pod_netns, Link(pod_netns) as pod:
             check(self.node, pod, self._records(conf), conf, request)
 
-    def collect(self, request: Request, hooks: Hooks = ALONE) -> None:
-        """Free what belongs to no attachment on the runtime's list. Raises CniError."""
+    def collect(self, request: Request, hooks: Hooks = NO_AGENT) -> None:
+        """Free the resources of attachments that are not on the runtime's list. Raises CniError."""
         from nodenet.cni.collect import collect
 
         conf = configuration.parse(request.stdin, request.args, "GC")
-        with _told("GC", conf.name):
+        with _as_cni_errors("GC", conf.name):
             collect(self._detacher(conf, hooks), conf, request)
 
-    def status(self, request: Request, hooks: Hooks = ALONE) -> None:
-        """Raises CniError with code 50 or 51 when an ADD could not succeed now."""
+    def status(self, request: Request, hooks: Hooks = NO_AGENT) -> None:
+        """Raises CniError with code 50 or 51 if an ADD would fail now."""
         from nodenet.cni.status import status
 
         conf = configuration.parse(request.stdin, request.args, "STATUS")
-        with _told("STATUS", conf.name):
+        with _as_cni_errors("STATUS", conf.name):
             try:
                 sets = sets_of(conf, self._run(conf), hooks.networks)
             except CniError as error:
                 raise CniError(Code.NOT_AVAILABLE, str(error)) from error
             status(self.node, conf, sets, podcidrs.known(self._run(conf), hooks.networks), hooks.healthy, request)
 
-    def run(self, request: Request, hooks: Hooks = ALONE) -> Reply:
-        """One verb from request to reply; a CniError becomes the specification's JSON with exit status 1."""
+    def run(self, request: Request, hooks: Hooks = NO_AGENT) -> Reply:
+        """Run one verb. A CniError becomes the JSON of the specification with exit status 1."""
         try:
             return Reply(0, self._dispatch(request, hooks).encode())
         except CniError as error:
@@ -175,7 +177,7 @@ class Plugin:
     def _delegate(self, conf: NetConf, request: Request) -> Delegate | None:
         if not conf.delegate:
             return None
-        # Imported here: it is for those who have another IPAM plugin alone.
+        # Imported here: only configurations with another IPAM plugin need it.
         from nodenet.cni.delegate import Delegate
 
         return Delegate.of(conf.delegate, request)
@@ -183,7 +185,7 @@ class Plugin:
 
 @contextmanager
 def _sandbox(request: Request) -> Iterator[int]:
-    """The pod's namespace as an open file, checked: a network namespace, and not the node's own."""
+    """The pod's namespace as an open file, after a check that it is a network namespace and not the node's own."""
     path = request.netns
     try:
         with netns.opened(path) as fd:
@@ -199,8 +201,8 @@ def _sandbox(request: Request) -> Iterator[int]:
 
 
 @contextmanager
-def _told(verb: str, network: str) -> Iterator[None]:
-    """Turn what the kernel and the file system refuse into the specification's errors."""
+def _as_cni_errors(verb: str, network: str) -> Iterator[None]:
+    """Convert errors of the kernel and the file system into errors of the specification."""
     try:
         yield
     except LinkError as error:

@@ -1,7 +1,7 @@
-"""The node's own pod networks, as ranges: for a configuration that names none (`"ipam": {"type": "nodenet"}`).
+"""The node's own pod networks as ranges, for a configuration without any (`"ipam": {"type": "nodenet"}`).
 
-The agent knows them from its Node object (spec.podCIDRs). It leaves a copy in its folder, `<run_dir>/pod-cidrs`, one
-network a line, so that the plugin alone has them too while the agent is away; a reboot takes the copy along.
+The agent reads them from its Node object (spec.podCIDRs). It writes a copy to `<run_dir>/pod-cidrs`, one network per
+line, for the plugin to use while the agent is not running. A reboot removes the copy.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ranges import RangeSet, range_sets
 from nodenet.endpoint import IPNetwork
 
-# Gives the networks, none when they are not known yet.
+# Returns the networks; empty if they are not known yet.
 Networks = Callable[[], Sequence[IPNetwork]]
 
 
 def sets_of(conf: NetConf, run_dir: Path, networks: Networks | None) -> tuple[RangeSet, ...]:
-    """The configured ranges, or else one set per pod network of the node. Raises CniError with code 11 when those are
-    not known."""
+    """The configured ranges, or else one set per pod network of the node. Raises CniError with code 11 if the pod
+    networks are not known."""
     if conf.ipam is None or conf.ipam.sets:
         return conf.ipam.sets if conf.ipam else ()
     if networks is None:
         found = _cached(run_dir)
-        why = "no agent runs on this node, and none has left them"
+        why = "no agent is running on this node, and no agent has stored them"
         hint = f"set ipam.ranges, or start the agent: its socket is {conf.agent_socket} (agentSocket)"
     else:
         found = tuple(networks())
@@ -46,7 +46,7 @@ def sets_of(conf: NetConf, run_dir: Path, networks: Networks | None) -> tuple[Ra
 
 
 def known(run_dir: Path, networks: Networks | None) -> tuple[IPNetwork, ...]:
-    """The node's pod networks, if the agent or its copy tells them."""
+    """The node's pod networks from the agent or its copy; empty if neither has them."""
     return (tuple(networks()) if networks else ()) or _cached(run_dir)
 
 
@@ -62,7 +62,7 @@ def _cached(run_dir: Path) -> tuple[IPNetwork, ...]:
 
 
 def _cache(run_dir: Path, found: Sequence[IPNetwork]) -> None:
-    """Best effort: the agent is here, so nobody needs it now."""
+    """Write the copy. Errors are ignored, because the running agent does not need it."""
     if found and _cached(run_dir) != tuple(found):
         with suppress(OSError):
             temporary = _path(run_dir).with_suffix(".new")

@@ -1,8 +1,8 @@
-"""An address of the node's pod networks is given once, whatever network asks for it.
+"""Ensures that an address of the node's pod networks is assigned only once, even if several networks use these ranges.
 
-Leases are kept per network, as the reference keeps them, and two networks may have the same ranges: on bridges of their
-own that is right. The pod networks of a node are another matter: each pod's address in them is routed and policed by
-itself, by the whole cluster.
+Leases are stored per network, as in the reference plugin, and two networks may have the same ranges if each has its own
+bridge. This does not hold for the node's pod networks: the whole cluster routes each of these addresses, and policy
+applies to it, so it must be unique.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import LOCK_SECONDS, Store
-from nodenet.cni.patience import pause
 from nodenet.cni.ranges import RangeSet
+from nodenet.cni.signals import pause
 from nodenet.endpoint import IPAddress, IPNetwork
 
 Taken = Callable[[IPAddress], bool]
@@ -25,8 +25,9 @@ Taken = Callable[[IPAddress], bool]
 
 @contextmanager
 def elsewhere(store: Store, run_dir: Path, sets: Sequence[RangeSet], pods: Sequence[IPNetwork]) -> Iterator[Taken]:
-    """Whether another network of the same dataDir leases an address of `pods`, the node's pod networks. While the block
-    runs no other ADD takes one. Raises CniError with code 11 when somebody keeps the lock."""
+    """Gives a function that tells whether another network of the same dataDir leases an address of `pods`, the
+    node's pod networks. While the block runs, no other ADD can take such an address. Raises CniError with code 11 if
+    another process holds the lock too long."""
     if not _overlap(sets, pods):
         yield lambda address: False
         return
@@ -37,7 +38,7 @@ def elsewhere(store: Store, run_dir: Path, sets: Sequence[RangeSet], pods: Seque
         folders = others(store)
 
         def taken(address: IPAddress) -> bool:
-            # Most nodes have one network: then there is nothing to look for.
+            # On most nodes there is only one network, so `folders` is empty.
             return any(os.path.lexists(f"{folder}/{address}") for folder in folders) and _is_pods(address, pods)
 
         yield taken
@@ -46,14 +47,14 @@ def elsewhere(store: Store, run_dir: Path, sets: Sequence[RangeSet], pods: Seque
 
 
 def taken_names(store: Store, sets: Sequence[RangeSet], pods: Sequence[IPNetwork]) -> set[str]:
-    """Names of the other networks' leases, where `sets` give addresses of the node's pod networks."""
+    """Names of the other networks' leases if `sets` overlap with the node's pod networks, else empty."""
     if not _overlap(sets, pods):
         return set()
     return {name for folder in others(store) for name in Store(Path(folder).parent, Path(folder).name).names()}
 
 
 def others(store: Store) -> list[str]:
-    """Lease folders of the other networks beside the store's."""
+    """Lease folders of the other networks in the same dataDir."""
     try:
         with os.scandir(store.folder.parent) as entries:
             return [entry.path for entry in entries if entry.name != store.folder.name and entry.is_dir()]
@@ -80,7 +81,9 @@ def _wait(fd: int, network: str, deadline: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                message = f"network {network}: somebody keeps the lock of pod addresses for over {LOCK_SECONDS:g} s"
+                message = (
+                    f"network {network}: another process has held the lock of pod addresses for over {LOCK_SECONDS:g} s"
+                )
                 raise CniError(Code.TRY_AGAIN, message) from None
             pause(0.001)
         else:

@@ -1,4 +1,4 @@
-"""`prevResult`: what an earlier plugin of the chain, or our own ADD, gave as its result, in any version we speak."""
+"""`prevResult`: the result of an earlier plugin of the chain, or of our own ADD, in any supported version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodenet.endpoint import IPAddress
 
 @dataclass(frozen=True, slots=True)
 class PrevInterface:
-    """An interface of a result; `sandbox` "" is the node."""
+    """An interface of a result; `sandbox` is "" on the node."""
 
     name: str
     mac: str
@@ -23,7 +23,7 @@ class PrevInterface:
 
 @dataclass(frozen=True, slots=True)
 class PrevAddress:
-    """An address of a result; `interface` is an index into the interfaces, -1 where none is named."""
+    """An address of a result; `interface` is an index into the interfaces, -1 if none is named."""
 
     address: IPv4Interface | IPv6Interface
     gateway: IPAddress | None
@@ -32,7 +32,7 @@ class PrevAddress:
 
 @dataclass(frozen=True, slots=True)
 class PrevResult:
-    """A result, with the JSON that it came as: what we do not know of it is passed on."""
+    """A result and its original JSON, which is passed on with all fields, also unknown ones."""
 
     interfaces: tuple[PrevInterface, ...]
     addresses: tuple[PrevAddress, ...]
@@ -41,7 +41,7 @@ class PrevResult:
 
     @classmethod
     def read(cls, value: Any) -> PrevResult:
-        """Raises ValueError with the path of what is wrong, such as ".ips[0].address: ..."."""
+        """Raises ValueError that begins with the path of the invalid value, such as ".ips[0].address: ..."."""
         if not isinstance(value, dict):
             raise ValueError(": expected an object")
         interfaces = tuple(_interface(f".interfaces[{n}]", item) for n, item in _items(value, "interfaces"))
@@ -55,7 +55,7 @@ class PrevResult:
         return cls(interfaces, addresses, found, value)
 
     def inside(self, sandbox: str, ifname: str) -> int:
-        """The index of the interface of that name in the sandbox; -1 when it is not there."""
+        """The index of the interface with this name in the sandbox; -1 if there is none."""
         for index, entry in enumerate(self.interfaces):
             if entry.name == ifname and entry.sandbox == sandbox:
                 return index

@@ -1,12 +1,13 @@
-"""What the executable and the agent say to each other over the unix socket: no JSON, so that a small C program can.
+"""The protocol between the executable and the agent, over the unix socket. It is not JSON, so that a small C program
+can implement it.
 
 Numbers are 32-bit big-endian.
 
     request: "NNC1"  length environment  length stdin
     reply:   "NNR1"  status  length stdout
 
-The environment is NAME=VALUE strings, each ended by a NUL; `status` is the exit status. One request per connection.
-Whatever ends before its length says is half an answer, never an answer.
+The environment is NAME=VALUE strings, each terminated by a NUL; `status` is the exit status. One request per
+connection. A message that is shorter than its lengths say is invalid.
 """
 
 from __future__ import annotations
@@ -17,37 +18,37 @@ from dataclasses import dataclass
 
 REQUEST_MAGIC = b"NNC1"
 REPLY_MAGIC = b"NNR1"
-# Bytes: a runtime's configuration with a prevResult is a few thousand.
+# Bytes. A runtime's configuration with a prevResult has a few thousand.
 MAX_ENVIRONMENT = 1 << 17
 MAX_STDIN = 1 << 22
 
 
 class ProtocolError(Exception):
-    """Not this protocol, too long, or cut off."""
+    """The message is not of this protocol, too long, or truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Exit status and standard output of one verb."""
+    """The exit status and standard output of one verb."""
 
     status: int
     stdout: bytes
 
 
 def pack_request(environment: Mapping[str, str], stdin: bytes) -> bytes:
-    """Bytes of a request. The environment's text is in the file system's encoding: paths may hold any byte."""
+    """The bytes of a request. Environment variables may contain any byte, as paths may."""
     pairs = b"".join(f"{name}={value}".encode(errors="surrogateescape") + b"\0" for name, value in environment.items())
     return REQUEST_MAGIC + struct.pack("!I", len(pairs)) + pairs + struct.pack("!I", len(stdin)) + stdin
 
 
 def read_request(receive: Callable[[], bytes]) -> tuple[dict[str, str], bytes]:
-    """Environment and stdin of the request that `receive` gives in pieces (b"": it ended). Raises ProtocolError."""
+    """Environment and stdin of a request. `receive` returns its next bytes, or b"" at the end. Raises ProtocolError."""
     data = bytearray()
 
     def take(length: int) -> bytes:
         while len(data) < length:
             if not (piece := receive()):
-                raise ProtocolError("the request was cut off")
+                raise ProtocolError("the request is truncated")
             data.extend(piece)
         taken = bytes(data[:length])
         del data[:length]
@@ -66,7 +67,7 @@ def read_request(receive: Callable[[], bytes]) -> tuple[dict[str, str], bytes]:
 
 
 def unpack_environment(pairs: bytes) -> dict[str, str]:
-    """NAME=VALUE strings as a dict. Raises ProtocolError on a pair without "=" or without its NUL."""
+    """NAME=VALUE strings as a dict. Raises ProtocolError for a pair without "=" or without its NUL."""
     if pairs and not pairs.endswith(b"\0"):
         raise ProtocolError("environment: the last string has no NUL")
     found = {}
@@ -83,7 +84,7 @@ def pack_reply(reply: Reply) -> bytes:
 
 
 def unpack_reply(data: bytes) -> Reply:
-    """The reverse of pack_reply. Raises ProtocolError when anything is missing or left over."""
+    """The reverse of pack_reply. Raises ProtocolError if bytes are missing or left over."""
     if len(data) < 12 or data[:4] != REPLY_MAGIC:
         raise ProtocolError("not a reply")
     status, length = struct.unpack_from("!II", data, 4)

@@ -1,4 +1,4 @@
-"""Address ranges of host-local: `ranges` is a list of sets, and a pod gets one address of each set."""
+"""Address ranges of host-local: `ranges` is a list of sets, and a pod gets one address from each set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nodenet.endpoint import IPAddress, IPNetwork
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Addresses `start` to `end` of a subnet, both included. The gateway is never given to a pod."""
+    """Addresses `start` to `end` of a subnet, both included. The gateway is never assigned to a pod."""
 
     subnet: IPNetwork
     start: IPAddress
@@ -32,21 +32,21 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class RangeSet:
-    """Ranges of one family that serve one address together."""
+    """Ranges of one family, from which a pod gets one address."""
 
     ranges: tuple[Range, ...]
 
     def find(self, address: IPAddress) -> Range | None:
-        """The range that the address is in."""
+        """The range that contains the address, or None."""
         return next((found for found in self.ranges if address in found), None)
 
     @property
     def usable(self) -> int:
-        """How many pods it serves: gateways inside the ranges are not given away."""
+        """Number of addresses for pods: without gateways inside the ranges."""
         return sum(found.size - (found.gateway in found) for found in self.ranges)
 
     def after(self, last: IPAddress | None) -> Iterator[tuple[IPAddress, Range]]:
-        """Every address once, beginning after `last` and going round; gateways are left out."""
+        """Every address once, starting after `last` and wrapping around, without gateways."""
         first, offset = 0, 0
         if last is not None:
             for index, found in enumerate(self.ranges):
@@ -67,11 +67,11 @@ class RangeSet:
 
 
 def range_sets(ipam: dict[str, Any], runtime: Any) -> tuple[RangeSet, ...]:
-    """The sets of an ipam section: the runtime's ipRanges, then the single `subnet`, then `ranges`, in the reference's
-    order; none when nothing is configured.
+    """The sets of an ipam section, in the order of the reference plugin: the runtime's ipRanges, then the single
+    `subnet`, then `ranges`. Empty if none is configured.
 
-    Raises ValueError with the key's path. Defaults are the reference's: the gateway is the subnet's first address, a
-    range spans the subnet without network and (IPv4) broadcast address.
+    Raises ValueError that names the key's path. Defaults are those of the reference plugin: the gateway is the first
+    address of the subnet, and a range spans the subnet without its network address and (IPv4) broadcast address.
     """
     sources: list[tuple[str, Any]] = []
     single = [[ipam]] if ipam.get("subnet") is not None else None
@@ -106,7 +106,7 @@ def _range(path: str, item: Any) -> Range:
     if subnet is None:
         raise ValueError(f"{path}.subnet: expected a network like 10.1.0.0/24, got {text!r}")
     if subnet.max_prefixlen - subnet.prefixlen < 2:
-        raise ValueError(f"{path}.subnet: {subnet} is too small: nothing is left beside the gateway")
+        raise ValueError(f"{path}.subnet: {subnet} is too small: it has no address besides the gateway")
     last = subnet.broadcast_address - 1 if subnet.version == 4 else subnet.broadcast_address
     start = _inside(f"{path}.rangeStart", item.get("rangeStart"), subnet, subnet.network_address + 1)
     end = _inside(f"{path}.rangeEnd", item.get("rangeEnd"), subnet, last)
@@ -123,7 +123,7 @@ def _address(path: str, value: Any, default: IPAddress) -> IPAddress:
         return default
     try:
         if not isinstance(value, str):
-            raise ValueError(f"{value!r} is no text")
+            raise ValueError(f"{value!r} is not text")
         return ip_address(value)
     except ValueError as error:
         raise ValueError(f"{path}: expected an IP address: {error}") from error

@@ -1,10 +1,9 @@
-"""Leases that outlived their pods: those of before the last reboot, which no runtime will ever DEL.
+"""Frees leases from before the last reboot, for which no runtime will ever send a DEL.
 
-`<dataDir>/<network>/.boot` holds the kernel's boot id of the last time that we used the folder. When that differs from
-the present one, every lease that is there was made before the reboot (or by the reference plugin since): no
-namespace of then is alive. Still nothing is freed on that alone: an address that any network namespace of this node
-has now stays leased, and when a namespace cannot be looked into, all stay. A folder that we use for the first
-time is marked only.
+`<dataDir>/<network>/.boot` contains the kernel's boot id of our last use of the folder. If it differs from the current
+boot id, all leases are from before the reboot (or the reference plugin created them since): no namespace of that time
+still exists. As an additional check, an address that any network namespace of this node has now stays leased, and if a
+namespace cannot be read, all leases stay. A folder that we use for the first time is only marked.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _MARK = ".boot"
 
 
 def _alive() -> frozenset[IPAddress] | None:
-    # Runtimes mount their pods' namespaces: a process that hides its own is none of theirs.
+    # Not strict: runtimes mount the namespaces of their pods, so unreadable processes do not matter.
     return addresses_everywhere(strict=False)
 
 
 def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _alive) -> list[IPAddress]:
-    """Free what a reboot left over; the addresses freed. One read of a small file when there was none.
+    """Free the leases from before a reboot and return their addresses. Without a reboot this only reads a small file.
 
-    `alive` gives every address of every namespace, None when it cannot be known. Raises OSError, CniError.
+    `alive` returns all addresses of all namespaces, or None if they cannot be determined. Raises OSError, CniError.
     """
     now, mark = smallfile.read(BOOT_ID).strip(), store.folder / _MARK
     if (marked := _read(mark, now)) == now or not store.folder.is_dir():
@@ -48,7 +47,10 @@ def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _al
         leases = store.leases()
         living = alive() if leases else frozenset()
         if living is None:
-            log.warning("network %s: leases of before the reboot stay: not every namespace can be read", store.network)
+            log.warning(
+                "network %s: leases from before the reboot are kept, because not every namespace can be read",
+                store.network,
+            )
             return []
         for address, owner in leases.items():
             if address not in living:
@@ -59,13 +61,13 @@ def reclaim(store: Store, alive: Callable[[], frozenset[IPAddress] | None] = _al
                 freed.append(address)
         _put(mark, now)
     if freed:
-        log.warning("network %s: %d leases of before the reboot are free again", store.network, len(freed))
+        log.warning("network %s: freed %d leases from before the reboot", store.network, len(freed))
     return freed
 
 
 def _read(mark: Path, now: str) -> str:
-    """The boot id in a mark, "" when there is none or it is damaged (not as long as the present one): nothing may
-    follow from that."""
+    """The boot id in a mark file; "" if the file is missing or damaged (its length differs from that of a boot id):
+    a damaged mark must not free leases."""
     try:
         text = smallfile.read(mark).strip()
     except FileNotFoundError:
@@ -74,7 +76,7 @@ def _read(mark: Path, now: str) -> str:
 
 
 def _put(mark: Path, now: str) -> None:
-    """Whole or not at all: half a mark would look like another boot."""
+    """Write the mark atomically: a partial one would look like a boot id of another boot."""
     temporary = mark.with_suffix(".new")
     try:
         with naming(temporary):

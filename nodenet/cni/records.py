@@ -1,12 +1,12 @@
-"""Endpoint files: the durable record of each pod attachment on this node, which the agent adopts at its start.
+"""Endpoint files: the persistent record of each pod attachment on this node. The agent reads them at its start.
 
-    <run_dir>/endpoints/<container>-<ifname>.json   a model.Endpoint and where its leases are, written atomically
-    <run_dir>/endpoints/<container>-<ifname>.busy   held with flock while a verb works on the attachment, and says
-                                                    which one; one that nobody holds was left by a crash
-    <run_dir>/endpoints/ids/<n>                     a symlink that says which attachment has endpoint_id n
-    <run_dir>/endpoints/ids/last                    the number given last
+    <run_dir>/endpoints/<container>-<ifname>.json   a model.Endpoint and the location of its leases, written atomically
+    <run_dir>/endpoints/<container>-<ifname>.busy   held with flock while a verb works on the attachment; it describes
+                                                    the attachment, and without a lock it was left by a crash
+    <run_dir>/endpoints/ids/<n>                     a symlink to the name of the attachment with endpoint_id n
+    <run_dir>/endpoints/ids/last                    the last assigned number
 
-The folder is on a tmpfs: a reboot empties it, as it ends the pods.
+The folder is on a tmpfs: a reboot empties it, and also ends the pods.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from typing import Any
 
 from nodenet.cni.errors import CniError, Code, naming
 from nodenet.cni.owner import Owner
-from nodenet.cni.patience import pause
+from nodenet.cni.signals import pause
 from nodenet.endpoint import Endpoint, ObjectRef
 from nodenet.link import smallfile
 
 MAX_ENDPOINT_ID = 65535
-# Seconds that a verb waits for another one on the same attachment.
+# Seconds that a verb waits for another verb on the same attachment.
 BUSY_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attachment: the endpoint, the network it is in, and where that network's leases are (None: it has none)."""
+    """One attachment: the endpoint, its network, and the location of that network's leases (None: it has no leases)."""
 
     endpoint: Endpoint
     network: str
     data_dir: Path | None
-    # What gives the addresses back where another IPAM plugin gave them: delegate.Delegate as text.
+    # How to release the addresses of another IPAM plugin: a delegate.Delegate as text.
     delegation: str = ""
 
     @property
@@ -72,7 +72,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """Raises ValueError when anything is missing or of the wrong type."""
+        """Raises ValueError if a field is missing or has the wrong type."""
         body: Any = json.loads(text)
         try:
             endpoint = Endpoint(
@@ -96,7 +96,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """An attachment on which a verb was at work when it was killed. `netns` is "" where a DEL had none."""
+    """An attachment whose verb was killed. `netns` is "" if a DEL had none."""
 
     owner: Owner
     network: str
@@ -105,14 +105,14 @@ class Crashed:
 
 
 class Records:
-    """The endpoint files of one node. Methods raise OSError as the file system does."""
+    """The endpoint files of one node. All methods may raise OSError."""
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "endpoints"
         self.ids = self.folder / "ids"
 
     def all(self) -> tuple[list[Record], list[str]]:
-        """Every record by endpoint_id, and a sentence for each file that cannot be read (it is left alone)."""
+        """All records, sorted by endpoint_id, and a sentence for each file that cannot be read (it is not deleted)."""
         found, problems = [], []
         for path in sorted(self.folder.glob("*.json")):
             try:
@@ -124,22 +124,23 @@ class Records:
         return sorted(found, key=lambda record: record.endpoint.endpoint_id), problems
 
     def get(self, owner: Owner) -> Record | None:
-        """The record of one attachment. A damaged file raises ValueError."""
+        """The record of one attachment, or None. A damaged file raises ValueError."""
         try:
             return Record.from_json(smallfile.read(self._path(owner, "json")))
         except FileNotFoundError:
             return None
 
     def put(self, record: Record) -> None:
-        """Write a record: whole or not at all, also over a crash."""
+        """Write a record atomically, so that a crash leaves no partial one."""
         path = self._path(record.owner, "json")
         temporary = path.with_suffix(".new")
         smallfile.write(temporary, record.to_json(), os.O_TRUNC)
         temporary.rename(path)
 
     def drop(self, owner: Owner, endpoint_id: int = 0, search: bool = True) -> None:
-        """Forget an attachment and free its number. Without the number every one is looked at, unless not to `search`:
-        for an attachment that left neither a record nor a crash behind. Idempotent."""
+        """Delete an attachment's record and free its number. If the number is not given, all numbers are searched,
+        unless `search` is False: use that for an attachment that left neither a record nor the mark of a crash.
+        Idempotent."""
         if endpoint_id or search or self._path(owner, "json").exists():
             with self._locked():
                 names = [self.ids / str(endpoint_id)] if endpoint_id else list(self.ids.iterdir())
@@ -158,11 +159,11 @@ class Records:
         data_dir: Path | None = None,
         netns: str = "",
     ) -> Iterator[bool]:
-        """Hold the attachment while a verb works on it; gives whether a crashed verb left its mark. The rest is what
-        `crashed` will tell if this one is killed.
+        """Hold the attachment while a verb works on it. Gives True if a killed verb left its mark. The other arguments
+        are stored for `crashed`, in case this verb is killed.
 
-        The mark stays when the body raises BaseException by way of a kill alone: an orderly end removes it. Raises
-        CniError with code 11 when another process holds it for longer than `timeout` seconds.
+        Only a kill leaves the mark; an exception removes it. Raises CniError with code 11 if another process holds the
+        attachment for longer than `timeout` seconds.
         """
         path = self._path(owner, "busy")
         deadline = time.monotonic() + timeout
@@ -182,7 +183,8 @@ class Records:
             os.close(fd)
 
     def crashed(self) -> list[Crashed]:
-        """Marks of verbs, of those at work now too: `busy` tells them apart. A mark without words is left out."""
+        """Attachments with a mark. This includes verbs that are running now, which hold the lock (see `busy`). A
+        mark without content is skipped."""
         found = []
         for path in self.folder.glob("*.busy"):
             with suppress(OSError, ValueError, TypeError):
@@ -191,7 +193,8 @@ class Records:
         return found
 
     def allocate_id(self, owner: Owner) -> int:
-        """The next free endpoint_id, going round: a number is not used again soon. Raises CniError when full."""
+        """The next free endpoint_id, in a cycle, so that a number is not reused soon. Raises CniError if none is
+        free."""
         with self._locked():
             last = f"{self.ids}/last"
             start = 0
@@ -210,7 +213,8 @@ class Records:
             path.symlink_to(owner.stem)
         except FileExistsError:
             stem = str(path.readlink())
-            # A crash between taking the number and writing the record leaves a link to nothing.
+            # A crash after the number was taken and before the record was written leaves a link without a record: such
+            # a number is free.
             if any((self.folder / f"{stem}.{suffix}").exists() for suffix in ("json", "busy")) and stem != owner.stem:
                 return False
             path.unlink()
@@ -236,7 +240,8 @@ class Records:
 
 
 def _hold(path: Path, deadline: float) -> tuple[int, bool]:
-    """Open and lock a file that its last holder may unlink at any moment: what is locked must still be in its place."""
+    """Open and lock a file that its last holder may unlink at any time. After locking, check that the path still
+    names this file."""
     while True:
         existed = path.exists()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

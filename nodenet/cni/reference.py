@@ -1,9 +1,9 @@
-"""What the reference plugin left on a node that moved over in place, and that our own files do not tell of.
+"""Removes rules that the reference plugin created before the node moved to ours. Our own files have no record of them.
 
-With `ipMasq` and iptables its `bridge` makes a chain for each container in table nat, "CNI-" and the beginning of a
-digest of network and container id, and a rule in POSTROUTING for each address that leads there
-(containernetworking/plugins, pkg/ip/ipmasq_linux.go and pkg/utils). It is removed with the program that made it:
-`iptables`, of whichever backend.
+With `ipMasq` and iptables, the reference `bridge` plugin creates a chain per container in table nat, named "CNI-" and
+the beginning of a digest of network and container id, and a rule in POSTROUTING per address that jumps to it
+(containernetworking/plugins, pkg/ip/ipmasq_linux.go and pkg/utils). We remove them with the same program: `iptables`,
+of either backend.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from nodenet.endpoint import IPAddress
 log = logging.getLogger("nodenet.cni")
 _CHAIN_LENGTH = 28
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
-# Seconds, each; the program itself waits for the lock of others.
+# Seconds: our limit per call, and how long the program waits for the xtables lock.
 _LIMIT, _WAIT = 20.0, "10"
 
 
 def masquerade_chain(network: str, container_id: str) -> str:
-    """The chain's name: the same for all interfaces of a container."""
+    """The name of the chain, which is the same for all interfaces of a container."""
     return ("CNI-" + hashlib.sha512((network + container_id).encode()).hexdigest())[:_CHAIN_LENGTH]
 
 
 def forget_masquerade(network: str, container_id: str, addresses: Iterable[IPAddress]) -> None:
-    """Remove a container's chain and what leads there, in the families of its addresses. Idempotent. Never raises: what
-    cannot be removed is in the log, for a DEL must not fail for ever because of a program that is not there."""
+    """Remove a container's chain and the rules that jump to it, for the families of its addresses. Idempotent. Never
+    raises, because a missing program must not make every DEL fail: problems are logged."""
     chain = masquerade_chain(network, container_id)
     for version in sorted({address.version for address in addresses}):
         program = _PROGRAMS[version]
@@ -48,12 +48,12 @@ def forget_masquerade(network: str, container_id: str, addresses: Iterable[IPAdd
 
 def _remove(program: str, chain: str) -> None:
     found = _find(program)
-    # An error: no such chain, in the ordinary course of things, or no table nat at all.
+    # An error usually means that the chain does not exist, or that there is no table nat.
     if _call(found, "-w", _WAIT, "-t", "nat", "-S", chain, quiet=True)[0] != 0:
         return
     status, out = _call(found, "-w", _WAIT, "-t", "nat", "-S", "POSTROUTING")
     rules = [line for line in out.decode(errors="surrogateescape").splitlines() if line.endswith(f" -j {chain}")]
-    # As one transaction, and in the program's own quoting: nobody's rules of the meantime are touched.
+    # As one transaction and in the program's own syntax: rules that others add meanwhile are not touched.
     wanted = ["*nat", *(line.replace("-A ", "-D ", 1) for line in rules), f"-F {chain}", f"-X {chain}", "COMMIT", ""]
     stdin = "\n".join(wanted).encode(errors="surrogateescape")
     if status == 0:
@@ -63,7 +63,7 @@ def _remove(program: str, chain: str) -> None:
 
 
 def _find(program: str) -> str:
-    """Raises FileNotFoundError. Runtimes start plugins with a short PATH at times."""
+    """Raises FileNotFoundError. Also searches sbin, because some runtimes start plugins with a short PATH."""
     for folder in (*os.environ.get("PATH", "").split(":"), "/usr/sbin", "/sbin"):
         if folder and os.access(f"{folder}/{program}", os.X_OK):
             return f"{folder}/{program}"

@@ -1,4 +1,4 @@
-"""One call of the plugin: verb, environment and standard input, checked as the specification asks."""
+"""One call of the plugin: verb, environment and standard input, validated as the specification requires."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.endpoint import ObjectRef
 
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
-# What each verb needs of the environment, beside CNI_COMMAND (SPEC.md 1.1.0, section 2).
+# Variables that each verb requires in addition to CNI_COMMAND (SPEC.md 1.1.0, section 2).
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
 }
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
-# A record's file name holds both, with a suffix, within the 255 bytes of a file name.
+# The file name of a record contains the container id, the interface name and a suffix, and has at most 255 bytes.
 _CONTAINER_ID_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked call. `netns` is "" where a DEL came without one; `args` are the pairs of CNI_ARGS; `path` is CNI_PATH,
-    which only an IPAM plugin of somebody else's needs."""
+    """A validated call. `netns` is "" if a DEL has none; `args` are the pairs of CNI_ARGS; `path` is CNI_PATH, which
+    only other IPAM plugins need."""
 
     verb: str
     stdin: bytes
@@ -36,7 +36,7 @@ class Request:
 
     @property
     def pod(self) -> ObjectRef:
-        """The pod that the kubelet names in CNI_ARGS; empty for other runtimes."""
+        """The pod that the kubelet names in CNI_ARGS; empty with other runtimes."""
         return ObjectRef(self.args.get("K8S_POD_NAMESPACE", ""), self.args.get("K8S_POD_NAME", ""))
 
     @property
@@ -45,7 +45,7 @@ class Request:
 
 
 def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
-    """Check the environment. Raises CniError with code 4 naming the variable."""
+    """Validate the environment. Raises CniError with code 4 that names the variable."""
     verb = environment.get("CNI_COMMAND", "")
     if verb not in VERBS:
         raise _bad(f"CNI_COMMAND: expected one of {', '.join(VERBS)}, got {verb!r}")
@@ -79,13 +79,14 @@ def parse(environment: Mapping[str, str], stdin: bytes) -> Request:
 
 
 def _check_ifname(name: str) -> None:
-    """The kernel's own rule (dev_valid_name), and none of the slashes, colons and spaces that it forbids."""
+    """The kernel's rule (dev_valid_name), and only printable ASCII."""
     if len(name) > 15 or name in (".", "..") or re.search(r"[/:\s]|[^\x21-\x7e]", name):
         raise _bad(f"CNI_IFNAME: expected 1-15 characters without '/', ':' or spaces, got {name!r}")
 
 
 def _args(text: str) -> dict[str, str]:
-    """CNI_ARGS: "KEY=VALUE;KEY=VALUE". Unknown keys are kept, whatever IgnoreUnknown says: others may read them."""
+    """CNI_ARGS: "KEY=VALUE;KEY=VALUE". Unknown keys are kept even without IgnoreUnknown, because other plugins may
+    read them."""
     found = {}
     for pair in filter(None, text.split(";")):
         key, separator, value = pair.partition("=")

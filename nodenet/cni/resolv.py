@@ -7,7 +7,7 @@ from typing import Any
 
 
 def read_resolv_conf(path: Path) -> dict[str, Any]:
-    """nameservers, domain, search and options of the file. Raises OSError."""
+    """The nameservers, domain, search and options of the file. Raises OSError."""
     found: dict[str, Any] = {}
     for line in path.read_text(errors="replace").splitlines():
         words = line.split()

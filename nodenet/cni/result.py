@@ -1,4 +1,4 @@
-"""The result that ADD prints, in each version of the specification that we speak."""
+"""The result that ADD prints, in all supported versions of the specification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodenet.cni.routes import PodRoute
 
 @dataclass(frozen=True, slots=True)
 class ResultInterface:
-    """An interface that ADD made or used. `sandbox` is "" on the node's side. `mtu` is told in 1.1 alone."""
+    """An interface that ADD created or used. `sandbox` is "" on the node. `mtu` is printed only in version 1.1.0."""
 
     name: str
     mac: str
@@ -23,14 +23,14 @@ class ResultInterface:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What ADD did: `pod_interface` is the index in `interfaces` that the addresses belong to."""
+    """The outcome of ADD. `pod_interface` is the index in `interfaces` of the interface with the addresses."""
 
     interfaces: Sequence[ResultInterface]
     pod_interface: int
     leases: Sequence[Lease]
     routes: Sequence[PodRoute]
     dns: Mapping[str, Any]
-    # What the plugins before us in a chain gave, as it came.
+    # The unchanged result of the previous plugins of the chain.
     before: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self, version: str) -> str:

@@ -1,4 +1,4 @@
-"""The `routes` that an ipam section gives its pods."""
+"""The `routes` of an ipam section."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from nodenet.endpoint import IPAddress, IPNetwork
 
-# Numbers of a 1.1 route (SPEC.md 1.1.0, "Success"), and the largest value of each.
+# Numeric fields of a 1.1.0 route (SPEC.md 1.1.0, "Success") and their maximum values.
 _NUMBERS = {"mtu": 65535, "advmss": 65535, "priority": 2**32 - 1, "table": 2**32 - 1, "scope": 255}
 
 
 @dataclass(frozen=True, slots=True)
 class PodRoute:
-    """A route in the pod. `gateway` None: by the address's gateway. Numbers are None where none is asked for."""
+    """A route in the pod. `gateway` None: the gateway of the pod's address. Numbers are None if not configured."""
 
     network: IPNetwork
     gateway: IPAddress | None = None

@@ -1,8 +1,8 @@
-"""The agent's side of the CNI executable: a unix socket, threads that take the calls, and the agent's hooks.
+"""The agent's server for the CNI executable: a unix socket, worker threads, and the agent's hooks.
 
-Each thread accepts a call, runs the verb with an rtnetlink socket of its own and answers: no event loop stands between
-them, which a pod's start would wait for. ADDs, which may have to wait for the agent, are in adds.py. What the threads
-share (leases, endpoint files) is guarded by file locks, which hold against an executable that works alone as well.
+Each thread accepts a call, runs the verb with its own rtnetlink socket, and replies. No event loop is in this path,
+because the start of a pod would wait for it. ADDs, which may wait for the agent, are in adds.py. File locks guard
+shared state (leases, endpoint files), because an executable that runs without the agent uses it too.
 """
 
 from __future__ import annotations
@@ -36,38 +36,41 @@ from nodenet.errors import CannotRunError
 Hook = Callable[[Endpoint], Awaitable[None]]
 _T = TypeVar("_T")
 log = logging.getLogger("nodenet.cni")
-# Seconds in which a connection must have sent its whole request.
+# Seconds within which a connection must send its whole request.
 REQUEST_SECONDS = 10.0
-# Callers that wait for a thread beside those that have one.
+# Callers that may wait for a thread (listen backlog).
 _BACKLOG = 512
-# Bytes that are read at once.
+# Bytes per read.
 _CHUNK = 1 << 16
-# Seconds to wait before another try: to take calls when the process has no file descriptor left, to end.
+# Seconds between two attempts to accept a call without free file descriptors, and to end the server.
 _AGAIN_SECONDS = 0.1
-# Seconds between two words in the log about calls that cannot be taken.
+# Seconds between two log messages about calls that cannot be accepted.
 _QUIET_SECONDS = 10.0
-# ADDs that are wired at once. More get in each other's way, at the interpreter's lock and the kernel's for links: with
-# eight a burst of 100 took half as long again (python -m perf.cni). DELs wait in the kernel most of the time: they take
-# no turns.
+# ADDs that are wired at the same time. More of them contend for the interpreter's lock and the kernel's RTNL lock: with
+# eight, a burst of 100 took half as long again (python -m perf.cni). DELs are not limited, because they spend most of
+# their time waiting in the kernel.
 _WIRING = 2
-# Threads that no ADD takes: a DEL, and whatever else comes, finds one.
+# Threads that are reserved for DEL and other verbs.
 _KEPT_FREE = 4
 
 
 class CniServer:
     """Serves the CNI executable on `<run_dir>/cni.sock`.
 
-    `expected(request)` is called before an ADD makes anything: a CniError that it raises is the answer.
-    `admit(wired)` is called when all is wired and recorded, and then `on_add(endpoint)` is awaited, before ADD answers:
-    together they put the endpoint's policy in force. What either raises undoes the ADD: a CniError keeps its code, a
-    timeout is code 11, anything else code 105; then `on_del` is awaited for the same endpoint. `on_del(endpoint)` is
-    awaited when the wires are cut and before the addresses go back to the pool; it must accept an endpoint that it does
-    not know. What it raises fails the DEL with code 11 or 105, and the runtime tries again. `healthy()` says in a
-    sentence what is wrong with the agent, or "", for STATUS. `networks()` gives the node's pod networks, for a
-    configuration without ranges. `done(verb, seconds, failed)` is called after each verb.
+    `expected(request)` is called before an ADD creates anything; if it raises CniError, that is the reply.
 
-    What is awaited runs on the event loop and has `hook_seconds`; the rest runs in the thread that has the call. The
-    verbs work in the network namespace of the thread that calls `start`.
+    `admit(wired)` is called when everything is wired and recorded. Then `on_add(endpoint)` is awaited, and then ADD
+    replies: together they put the endpoint's policy in force. If either raises, the ADD is undone: a CniError keeps its
+    code, a timeout is code 11, any other exception is code 105. Then `on_del` is awaited for the same endpoint.
+
+    `on_del(endpoint)` is awaited after the veth is removed and before the addresses are released. It must accept an
+    unknown endpoint. If it raises, the DEL fails with code 11 or 105, and the runtime retries it.
+
+    `healthy()` returns a sentence about a problem of the agent, or "", for STATUS. `networks()` returns the node's pod
+    networks, for configurations without ranges. `done(verb, seconds, failed)` is called after each verb.
+
+    Awaited hooks run on the event loop and have `hook_seconds`; the others run in the thread of the call. The verbs
+    work in the network namespace of the thread that calls `start`.
     """
 
     def __init__(
@@ -100,18 +103,19 @@ class CniServer:
         self._adds = Adds(most, agent, self._plugins, self._hooks_of, self._answer)
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
-        # Set once: no more than what has arrived is read; what is not done yet is refused.
+        # Both are set once. Closing: read only what has already arrived. Refusing: also reject calls that are not
+        # finished.
         self._closing = self._refusing = False
-        self._complained = -_QUIET_SECONDS
+        self._logged_at = -_QUIET_SECONDS
         self._hooks: set[concurrent.futures.Future[Any]] = set()
         self._listener: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Listen. Raises CannotRunError when another agent listens there already, OSError as bind does."""
+        """Start to listen. Raises CannotRunError if another agent listens there already, OSError as bind does."""
         self._loop = asyncio.get_running_loop()
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if await asyncio.to_thread(sockets.somebody_listens, self.path):
+        if await asyncio.to_thread(sockets.has_listener, self.path):
             raise CannotRunError(f"{self.path}: another agent of this node listens there", "stop it first")
         sock = sockets.listen(self.path, _BACKLOG)
         self._listener = sock
@@ -124,13 +128,13 @@ class CniServer:
             thread.start()
 
     async def close(self, grace: float = 5.0) -> None:
-        """Stop listening, let the calls that came end within `grace` seconds, and remove the socket. Those that still
-        wait then, for a hook or for their turn, are refused with code 11, and their ADDs undone."""
+        """Stop listening, let running calls finish within `grace` seconds, and remove the socket. Calls that still
+        wait after that, for a hook or their turn, are rejected with code 11, and their ADDs are undone."""
         if self._listener is None:
             return
         self._closing = True
         self.path.unlink(missing_ok=True)
-        # Wakes whoever waits for a call; those who wait for the rest of one are told that it ends there.
+        # Wakes the threads that wait in accept(). Threads that wait for the rest of a request then read its end.
         self._listener.shutdown(socket.SHUT_RDWR)
         for connection in list(self._open):
             sockets.end_request(connection)
@@ -147,7 +151,7 @@ class CniServer:
         self._listener = None
 
     def _join(self, seconds: float) -> bool:
-        """Wait for the threads and the ADDs; whether one is at work still."""
+        """Wait for the threads and the ADDs. Returns True if any is still running."""
         deadline = time.monotonic() + seconds
 
         def left() -> float:
@@ -158,14 +162,14 @@ class CniServer:
         return any(thread.is_alive() for thread in self._threads) | self._adds.join(left)
 
     def _take_calls(self, listener: socket.socket) -> None:
-        """One thread: call after call, until the listener is shut."""
+        """The loop of one thread, until the listener is shut down."""
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     return
-                self._complain(error)
+                self._log_rejected(error)
                 time.sleep(_AGAIN_SECONDS)
                 continue
             self._open.add(connection)
@@ -176,15 +180,15 @@ class CniServer:
             except Exception:
                 log.exception("a CNI call failed")
 
-    def _complain(self, error: OSError) -> None:
-        """Of all threads' tries one is logged now and then."""
+    def _log_rejected(self, error: OSError) -> None:
+        """Log the error, at most once per _QUIET_SECONDS for all threads."""
         now = time.monotonic()
-        if now - self._complained >= _QUIET_SECONDS:
-            self._complained = now
-            log.error("CNI calls cannot be taken: %s", error)
+        if now - self._logged_at >= _QUIET_SECONDS:
+            self._logged_at = now
+            log.error("CNI calls cannot be accepted: %s", error)
 
     def _serve(self, connection: socket.socket) -> None:
-        """One call, to its end unless it is an ADD that has to wait."""
+        """Run one call. An ADD may continue after this returns."""
         request = self._receive(connection)
         if request is None:
             self._close(connection)
@@ -198,7 +202,7 @@ class CniServer:
         self._answer(call, self._work(call))
 
     def _receive(self, connection: socket.socket) -> Request | None:
-        """The request; None when there is none to do."""
+        """The request; None if it was invalid or incomplete."""
         deadline = time.monotonic() + REQUEST_SECONDS
 
         def receive() -> bytes:
@@ -216,15 +220,15 @@ class CniServer:
         return None
 
     def _answer(self, call: Call, reply: Reply) -> None:
-        """The end of a call. Never raises: its thread is to take the next one."""
+        """Reply to a call and finish it. Never raises, because the thread must take the next call."""
         seconds = time.monotonic() - call.began
         try:
             sockets.send(call.connection, REQUEST_SECONDS, reply)
         except OSError as error:
             log.warning("CNI call ended early: %s", error)
         try:
-            # It was done, whether its caller is there to hear of it or not.
-            self._tell(call.request, reply, seconds)
+            # Count it even if the caller has gone: the verb was executed.
+            self._report(call.request, reply, seconds)
         except Exception:
             log.exception("a CNI call could not be counted")
         self._close(call.connection)
@@ -233,8 +237,8 @@ class CniServer:
         self._open.discard(connection)
         connection.close()
 
-    def _tell(self, request: Request, reply: Reply, seconds: float) -> None:
-        """Count and log a call, after its answer: a pod's start does not wait for a log."""
+    def _report(self, request: Request, reply: Reply, seconds: float) -> None:
+        """Count and log a call, after the reply: the start of a pod must not wait for a log."""
         self._done(request.verb, seconds, reply.status != 0)
         who = f"{request.verb} {request.container_id} {request.ifname} {request.pod}"
         if reply.status == 0:
@@ -243,7 +247,7 @@ class CniServer:
             log.warning("%s: %s", who, reply.stdout.decode(errors="replace"))
 
     def _work(self, call: Call) -> Reply:
-        """One verb that is no ADD, with the hooks. Never raises."""
+        """Run a verb other than ADD, with the hooks. Never raises."""
         if self._refusing:
             return failure(call.request.stdin, CniError(Code.TRY_AGAIN, "the agent is stopping"))
         plugin = self._plugins.take()
@@ -268,7 +272,7 @@ class CniServer:
         return self._await(self._on_health, "the agent's health") if self._on_health else ""
 
     def _await(self, hook: Callable[[], Awaitable[_T]], what: str) -> _T:
-        """Run a hook on the event loop and wait for it. Raises CniError alone."""
+        """Run a hook on the event loop and wait for it. Raises only CniError."""
         assert self._loop is not None
         if self._refusing:
             raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}")
@@ -285,12 +289,12 @@ class CniServer:
             raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}") from error
         self._hooks.add(future)
         try:
-            # The second limit is for a loop that has stopped turning.
+            # This second limit applies if the event loop is blocked.
             return future.result(self._hook_seconds + 5)
         except CniError:
             raise
         except TimeoutError as error:
-            # Of use where the loop has stopped: it must not begin, once it turns again, what is undone by then.
+            # If the loop is blocked, the hook must not start later, when this call has already failed.
             future.cancel()
             message = f"the agent was not ready with {what} within {self._hook_seconds:g} s"
             raise CniError(Code.TRY_AGAIN, message) from error

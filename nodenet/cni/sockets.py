@@ -1,4 +1,4 @@
-"""What server.py needs of unix sockets."""
+"""Helpers of server.py for unix sockets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nodenet.cni.protocol import Reply
 
 
 def listen(path: Path, backlog: int) -> socket.socket:
-    """A socket that only root can call. Bound under another name and moved: no caller ever meets one without
-    listener or with wide permissions. Raises OSError as bind does."""
+    """A listening socket to which only root can connect. It is bound under another name and renamed, so that no
+    client finds a socket without listener or with wide permissions. Raises OSError as bind does."""
     temporary = path.with_name(f".cni.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -32,28 +32,30 @@ def listen(path: Path, backlog: int) -> socket.socket:
 
 
 def end_request(connection: socket.socket) -> None:
-    """What has arrived can still be read; who waits for the rest is told that it ends there."""
+    """Shut down reading: data that has arrived can still be read, followed by the end."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RD)
 
 
 def require_caller(connection: socket.socket) -> None:
-    """Raises CniError when the caller has gone: it was killed, and its runtime's DEL may be done already."""
+    """Raises CniError if the caller has closed the connection: it was killed, and the runtime's DEL may have
+    finished already."""
     poll = select.poll()
     poll.register(connection, 0)
     if poll.poll(0):
-        raise CniError(Code.TRY_AGAIN, "its caller has gone: nothing was done")
+        raise CniError(Code.TRY_AGAIN, "the caller has gone, so nothing was done")
 
 
 def send(connection: socket.socket, seconds: float, reply: Reply) -> None:
-    """The answer, and its end: the caller waits for that. Raises OSError; TimeoutError after so many seconds."""
+    """Send the reply and shut down, because the caller reads until the end. Raises OSError; TimeoutError after
+    `seconds`."""
     connection.settimeout(seconds)
     connection.sendall(protocol.pack_reply(reply))
     connection.shutdown(socket.SHUT_RDWR)
 
 
-def somebody_listens(path: Path) -> bool:
-    """Raises OSError, TimeoutError among it, when that cannot be told."""
+def has_listener(path: Path) -> bool:
+    """True if a process listens at the path. Raises OSError (also TimeoutError) if that cannot be determined."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:

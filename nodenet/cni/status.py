@@ -1,4 +1,4 @@
-"""STATUS (SPEC.md 1.1.0, section 2): whether an ADD would succeed now."""
+"""STATUS (SPEC.md 1.1.0, section 2): tells whether an ADD would succeed now."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def status(
     healthy: Callable[[], str],
     request: Request,
 ) -> None:
-    """Raises CniError: 50 when no ADD can succeed (a range without a free address, a lease folder that is closed to us,
-    something in the bridge's place), 51 when the agent is unwell, for then pods that run may suffer too; or what
-    another IPAM plugin says."""
+    """Raises CniError: code 50 if no ADD can succeed (a range without a free address, a lease folder that is not
+    writable, another interface with the bridge's name), code 51 if the agent has a problem, because running pods may
+    be affected too, or the error of another IPAM plugin."""
     where = f"network {conf.name}"
     if trouble := healthy():
-        raise CniError(Code.LIMITED, f"{where}: the agent of this node is unwell: {trouble}")
+        raise CniError(Code.LIMITED, f"{where}: the agent of this node has a problem: {trouble}")
     found = node.get(conf.bridge)
     if found is not None and found.kind != "bridge":
         raise CniError(Code.NOT_AVAILABLE, f"{where}: interface {conf.bridge} is not a bridge")

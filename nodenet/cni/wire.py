@@ -1,6 +1,6 @@
-"""Make and remove the kernel's part of an attachment: bridge, veth pair, addresses, routes, sysctls.
+"""Creates and removes the kernel objects of an attachment: bridge, veth pair, addresses, routes, sysctls.
 
-Every step is one function, so that plugin.py can name it, time it and fail it.
+Every step is one function, so that its caller can name it, measure it and make it fail in tests.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from pathlib import Path
 from nodenet.cni.conf import NetConf
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.ipam import Lease, Owner
-from nodenet.cni.patience import pause
 from nodenet.cni.routes import PodRoute
+from nodenet.cni.signals import pause
 from nodenet.endpoint import IPAddress
 from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
 from nodenet.link.handle import Interface, Link, LinkError, change
 
 _IPV6 = Path("/proc/sys/net/ipv6")
-# ip link: ADDR_GEN_MODE none. A bridge port needs no link-local address, and none means no DAD and MLD chatter.
+# ip link: ADDR_GEN_MODE none. A bridge port needs no link-local address; without one there is no DAD and MLD traffic.
 _NO_ADDRESS = 1
-# The VLAN that every port of a bridge is in from its start.
+# The VLAN that a bridge assigns to each new port.
 _DEFAULT_VLAN = 1
-# Seconds that duplicate detection may take; the kernel's default is one.
+# Timeout in seconds of duplicate address detection; the kernel takes one second by default.
 _DAD_SECONDS = 10.0
 # Flags of /proc/net/if_inet6 (linux/if_addr.h).
 _TENTATIVE, _DUPLICATE = 0x40, 0x08
 
 
 def host_ifname(owner: Owner) -> str:
-    """The node's end of an attachment's veth pair: the same name for the same owner, so that DEL needs no record."""
+    """The name of the node's end of the veth pair. It is derived from the owner, so that DEL needs no record."""
     digest = hashlib.blake2b(owner.text.encode(), digest_size=6).hexdigest()
-    # 15 characters, the kernel's limit. Node tools leave out veth* when they look at interfaces.
+    # 15 characters, the kernel's limit. Many tools ignore interfaces named veth*.
     return "veth" + digest[:11]
 
 
 def pod_mac(leases: Sequence[Lease]) -> str:
-    """A locally administered MAC that follows from the address: whoever gets the address next has the same one, so
-    no neighbour's cache is ever wrong. A random one where there is no address."""
+    """A locally administered MAC, derived from the address: the next pod with this address has the same MAC, so
+    neighbour caches stay correct. Random if there is no address."""
     if not leases:
         return bridge.random_mac()
     first = leases[0].address.ip
@@ -51,14 +51,14 @@ def pod_mac(leases: Sequence[Lease]) -> str:
 
 
 def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interface:
-    """The bridge, with the gateways' addresses on it (on its interface in the VLAN, if there is one) and forwarding on
-    where the configuration makes it a gateway."""
+    """Ensure that the bridge exists. If the configuration makes it a gateway, the gateway addresses are on it (or on
+    its VLAN interface) and forwarding is enabled."""
     found = bridge.ensure(node, conf.bridge, conf.mtu, conf.promiscuous)
     if _IPV6.exists():
-        # A pod must not tell the node by router advertisements where to send its packets (CVE-2020-10749).
+        # Ignore router advertisements: a pod could use them to redirect the node's traffic (CVE-2020-10749).
         sysctl.write(f"ipv6/conf/{conf.bridge}/accept_ra", 0)
     if conf.vlan or conf.trunk:
-        _heed_vlans(node, conf, found)
+        _enable_vlan_filtering(node, conf, found)
     if not conf.is_gateway:
         return found
     gateway_on = vlan.gateway_interface(node, found, conf.vlan, conf.mtu) if conf.vlan and leases else found
@@ -75,7 +75,7 @@ def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interfa
 
 
 def filter_port(conf: NetConf, owner: Owner, mac: str, leases: Sequence[Lease]) -> None:
-    """ipMasq and macspoofchk, before the pod can send anything."""
+    """Create the rules of ipMasq and macspoofchk, before the pod can send packets."""
     if conf.mac_spoof_check:
         nft.check_source_mac(host_ifname(owner), mac)
     if conf.ip_masq:
@@ -84,12 +84,12 @@ def filter_port(conf: NetConf, owner: Owner, mac: str, leases: Sequence[Lease]) 
 
 
 def unfilter_port(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
-    """Take back what `filter_port` made. Idempotent."""
+    """Remove the rules of `filter_port`. Idempotent."""
     nft.forget(network, host_ifname(owner), known)
 
 
 def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: str) -> tuple[Interface, Interface]:
-    """The veth pair, both ends down. Returns the node's end and the pod's."""
+    """Create the veth pair with both ends down. Returns the node's end and the pod's."""
     host = veth.create(node, host_ifname(owner), owner.ifname, pod_netns, peer_mac=mac, mtu=conf.mtu)
     if _IPV6.exists():
         sysctl.write(f"ipv6/conf/{host.name}/addr_gen_mode", _NO_ADDRESS)
@@ -97,7 +97,7 @@ def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: st
 
 
 def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> None:
-    """Make the node's end a port of the bridge, set what it may do there, and bring it up."""
+    """Make the node's end a port of the bridge, set the port options, and bring it up."""
     joined = (f"cannot make {port.name} a port of bridge {to.name}", change(port.index, master=to.index))
     up = (f"cannot bring {port.name} up", change(port.index, state="up"))
     if not (conf.hairpin or conf.port_isolation or conf.vlan or conf.trunk):
@@ -116,7 +116,7 @@ def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> No
 
 
 def configure_pod(pod: Link, pod_netns: int, conf: NetConf, interface: Interface, leases: Sequence[Lease]) -> None:
-    """Addresses on the pod's end, which comes up unless the configuration keeps it down."""
+    """Add the addresses to the pod's end, and bring it up unless the configuration keeps it down."""
     index, ifname = interface.index, interface.name
     with netns.inside(pod_netns):
         _pod_ipv6(ifname, leases, conf.enable_dad)
@@ -130,8 +130,8 @@ def configure_pod(pod: Link, pod_netns: int, conf: NetConf, interface: Interface
 
 
 def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
-    """The pod's routes; a gateway outside the pod's subnets is taken as on the link, as the reference does. Another
-    attachment of the pod may have the same routes: these come beside them."""
+    """Add the pod's routes. A gateway outside the pod's subnets is treated as on-link, as in the reference plugin.
+    Routes of another attachment of the pod stay, even to the same destination."""
     steps = []
     for route in wanted:
         extra = {name: value for name in ("priority", "table", "scope") if (value := getattr(route, name)) is not None}
@@ -144,9 +144,9 @@ def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
 
 
 def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:
-    """The configured routes with their gateways filled in, and a default route per family where we are its gateway."""
+    """The configured routes with their gateways, and a default route per family if we are the default gateway."""
     gateways = {lease.gateway.version: lease.gateway for lease in reversed(leases) if lease.gateway}
-    # Of a family without an address: on the link, as the reference does.
+    # A route of a family without an address stays without a gateway (on-link), as in the reference plugin.
     found = [
         replace(route, gateway=route.gateway or gateways.get(route.network.version))
         for route in (conf.ipam.routes if conf.ipam else conf.delegated_routes)
@@ -160,8 +160,8 @@ def pod_routes(conf: NetConf, leases: Sequence[Lease]) -> list[PodRoute]:
 
 
 def settle(node: Link, conf: NetConf, port: Interface, pod_netns: int, ifname: str) -> None:
-    """Wait until the bridge forwards for the port: a pod that starts sooner would lose its first packets. With
-    enabledad, until its IPv6 addresses are known to be its alone."""
+    """Wait until the bridge port forwards: a pod that starts earlier would lose its first packets. With enabledad,
+    also wait until duplicate detection of the pod's IPv6 addresses has finished."""
     if conf.container_interface_down:
         return
     bridge.wait_forwarding(node, port.index)
@@ -169,9 +169,9 @@ def settle(node: Link, conf: NetConf, port: Interface, pod_netns: int, ifname: s
         netns.call(pod_netns, _wait_for_dad, ifname)
 
 
-def tell_neighbours(pod_netns: int, interface: Interface, mac: str, leases: Sequence[Lease]) -> None:
-    """Correct the caches of those who knew an address's last holder. Not needed for the address that the MAC follows
-    from: its last holder had the same one."""
+def announce_addresses(pod_netns: int, interface: Interface, mac: str, leases: Sequence[Lease]) -> None:
+    """Update the caches of neighbours that know the previous owner of an address. Not needed for the address from
+    which the MAC is derived: its previous owner had the same MAC."""
     if not interface.up and not leases:
         return
     derived = mac == pod_mac(leases)
@@ -184,14 +184,14 @@ def tell_neighbours(pod_netns: int, interface: Interface, mac: str, leases: Sequ
 
 
 def disconnect(node: Link, owner: Owner, host_name: str) -> bool:
-    """Remove the veth pair by its node's end; False when it was gone."""
+    """Remove the veth pair by its node's end; False if it does not exist."""
     return node.delete(host_name or host_ifname(owner))
 
 
 def disconnect_in(pod_netns: str, ifname: str) -> bool:
-    """Remove the interface inside the pod's namespace: for pairs whose node's end has another plugin's name.
+    """Remove the interface inside the pod's namespace: for pairs whose node's end was named by another plugin.
 
-    Only a veth is touched, and never one of the node's own namespace. False when there is nothing to remove.
+    Removes only a veth, and never one in the node's own namespace. False if there is nothing to remove.
     """
     if not netns.is_namespace(pod_netns) or netns.inode(pod_netns) == netns.inode():
         return False
@@ -203,8 +203,8 @@ def disconnect_in(pod_netns: str, ifname: str) -> bool:
 def _ensure_gateway(
     node: Link, conf: NetConf, to: Interface, gateway: addresses.IPInterface, present: Sequence[addresses.IPInterface]
 ) -> None:
-    """Put the gateway's address on the bridge. Another address there stays when both can live together: IPv6 networks
-    that do not overlap; else forceAddress decides, as in the reference plugin."""
+    """Add the gateway's address to the bridge. Another address stays if it does not conflict (IPv6 networks that do
+    not overlap); else it is replaced only with forceAddress, as in the reference plugin."""
     if gateway in present:
         return
     for other in present:
@@ -217,14 +217,16 @@ def _ensure_gateway(
     addresses.add(node, to.index, gateway)
 
 
-def _heed_vlans(node: Link, conf: NetConf, to: Interface) -> None:
+def _enable_vlan_filtering(node: Link, conf: NetConf, to: Interface) -> None:
     try:
         bridge.set_vlan_filtering(node, to.index, on=True)
     except LinkError as error:
         if error.code != errno.EOPNOTSUPP:
             raise
         key = "vlan" if conf.vlan else "vlanTrunk"
-        message = f"network {conf.name}: {key}: this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)"
+        message = (
+            f"network {conf.name}: {key}: this kernel's bridges do not support VLANs (CONFIG_BRIDGE_VLAN_FILTERING)"
+        )
         raise CniError(Code.KERNEL_REFUSED, message) from error
 
 
@@ -237,7 +239,7 @@ def _leave_default_vlan(node: Link, port: Interface) -> None:
 
 
 def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as (first, last) of each row without gaps."""
+    """Sorted numbers as (first, last) of each consecutive range."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and found[-1][1] == number - 1:
@@ -248,7 +250,8 @@ def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _wait_for_dad(ifname: str) -> None:
-    """In the pod's namespace: until no address of the interface is tentative. LinkError when one is taken."""
+    """In the pod's namespace: wait until no address of the interface is tentative. LinkError if an address is a
+    duplicate."""
     deadline = time.monotonic() + _DAD_SECONDS
     while True:
         # An interface's name may hold any byte.
@@ -269,8 +272,8 @@ def _wait_for_dad(ifname: str) -> None:
 
 
 def _pod_ipv6(ifname: str, leases: Sequence[Lease], detect: bool) -> None:
-    """Inside the pod's namespace: the addresses are ours to give, so no neighbour's router advertisement may add to
-    them (CVE-2020-10749) and nothing may take them, unless the configuration asks for duplicate detection."""
+    """In the pod's namespace: set the sysctls so that router advertisements add no addresses (CVE-2020-10749) and
+    duplicate detection removes none, unless the configuration enables it."""
     for lease in leases:
         if lease.address.version == 6:
             _require_ipv6(lease)
@@ -283,7 +286,7 @@ def _pod_ipv6(ifname: str, leases: Sequence[Lease], detect: bool) -> None:
 
 def _require_ipv6(lease: Lease) -> None:
     if not _IPV6.exists():
-        raise CniError(Code.BAD_CONFIG, f"address {lease.address}: this kernel runs without IPv6 (ipv6.disable=1)")
+        raise CniError(Code.BAD_CONFIG, f"address {lease.address}: IPv6 is disabled in this kernel (ipv6.disable=1)")
 
 
 def _interface(text: str) -> addresses.IPInterface:

@@ -44,7 +44,7 @@ _ERESTART = 85
 # A kernel without nf_tables, or without a part of it.
 _ABSENT = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT)
 # Seconds. The kernel answers at once; this is for one that never does.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 # How often a change is tried anew because somebody else's came between reading and writing.
 _TRIES = 50
 _SET, _CHAIN, _OURS = "pods", "rules", "nodenet-"
@@ -138,7 +138,7 @@ class _Nft:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         except OSError as error:
             raise LinkError("cannot reach nf_tables: the kernel has no nfnetlink", error.errno or 0) from error
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(_TIMEOUT)
         self._kernel = Netlink(sock)
 
     def __enter__(self) -> _Nft:

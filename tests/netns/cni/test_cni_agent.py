@@ -247,7 +247,7 @@ def test_status_asks_the_agent(world: Any) -> None:
         trouble[0] = "maps: no space"
         reply = await agent.call("STATUS", "")
         assert json.loads(reply.stdout)["code"] == 51
-        assert "the agent of this node is unwell: maps: no space" in json.loads(reply.stdout)["msg"]
+        assert "the agent of this node has a problem: maps: no space" in json.loads(reply.stdout)["msg"]
 
     scenario(world, body, healthy=healthy)
 

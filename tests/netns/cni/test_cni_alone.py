@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nodenet.cni import patience
+from nodenet.cni import signals
 from nodenet.cni.attach import STEPS
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.plugin import Plugin
@@ -99,7 +99,7 @@ def test_an_add_leaves_a_pod_alone_whose_record_was_lost(world: Any, pinging: An
     before = world.left()
     reply = world.call("ADD", "c1", pod)
     assert json.loads(reply.stdout)["code"] == 103
-    assert "has an interface eth0 already" in json.loads(reply.stdout)["msg"]
+    assert "already has an interface eth0" in json.loads(reply.stdout)["msg"]
     assert world.left() == before
     assert pinging(pod, "10.77.0.1")
     assert world.call("DEL", "c1", pod).status == 0
@@ -348,17 +348,17 @@ def test_an_undoing_that_fails_does_not_hide_why(world: Any, monkeypatch: pytest
 
 @pytest.mark.parametrize("step", ["lease", "settle", "done"])
 def test_sigterm_undoes(world: Any, step: str) -> None:
-    """A runtime that loses patience ends the executable while it works alone."""
+    """A runtime that gives up ends the executable, which runs without an agent."""
     pod = world.pod()
     child = os.fork()
     if child == 0:
         netns.enter(world.node)
-        patience.leave_orderly()
+        signals.block_termination_signals()
 
         def asked_to_end(name: str) -> None:
             if name == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            patience.heed()
+            signals.raise_if_signalled()
 
         plugin = Plugin(step=asked_to_end)
         try:

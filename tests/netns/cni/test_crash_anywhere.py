@@ -14,7 +14,7 @@ import pytest
 
 import nodenet.cni
 import nodenet.link
-from nodenet.cni import patience
+from nodenet.cni import signals
 from nodenet.cni.plugin import Plugin
 from nodenet.cni.request import parse
 from nodenet.link import netns
@@ -47,8 +47,8 @@ def run(world: Any, verb: str, pod: str, number: int, line: int) -> int:
     status = 3
     try:
         netns.enter(world.node)
-        patience.leave_orderly()
-        plugin = Plugin(step=patience.heed)
+        signals.block_termination_signals()
+        plugin = Plugin(step=signals.raise_if_signalled)
         plugin.node  # noqa: B018 - opened, as a process that works alone has it
         sys.settrace(step)
         reply = plugin.run(parse(world.env(verb, "c1", pod), world.conf(**KEYS)))

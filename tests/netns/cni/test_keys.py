@@ -198,9 +198,9 @@ def test_vlan(world: Any, pinging: Any) -> None:
         reply = world.call("ADD", "c1", world.pod(), world.conf(vlan=100))
         body = json.loads(reply.stdout)
         assert body["code"] == 104
-        assert "vlan: this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)" in body["msg"]
+        assert "vlan: this kernel's bridges do not support VLANs (CONFIG_BRIDGE_VLAN_FILTERING)" in body["msg"]
         assert world.left() == []
-        pytest.skip("this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING is not set)")
+        pytest.skip("this kernel's bridges do not support VLANs (CONFIG_BRIDGE_VLAN_FILTERING is not set)")
     pods = [world.pod() for _ in range(3)]
     for number, (pod, vlan) in enumerate(zip(pods, (100, 100, 200), strict=True)):
         keys = {"vlan": vlan, "preserveDefaultVlan": False, "vlanTrunk": [{"minID": 300, "maxID": 301}]}
@@ -216,7 +216,7 @@ def test_pod_networks_of_the_node(world: Any) -> None:
     ipam = {"type": "nodenet", "dataDir": str(world.leases)}
     reply = world.call("ADD", "c1", world.pod(), world.conf(ipam=ipam))
     assert json.loads(reply.stdout)["code"] == 11
-    assert "no agent runs on this node, and none has left them" in json.loads(reply.stdout)["msg"]
+    assert "no agent is running on this node, and no agent has stored them" in json.loads(reply.stdout)["msg"]
     world.run_dir.mkdir()
     (world.run_dir / "pod-cidrs").write_text("10.44.3.0/24\nfd44:3::/64\n")
     for number, kind in enumerate(({"type": "nodenet"}, {"type": "host-local"}, {})):

@@ -164,7 +164,7 @@ def test_no_file_descriptors(world: Any, caplog: pytest.LogCaptureFixture) -> No
             caller.settimeout(5)
             assert caller.recv(4) == b"NNR1"
             caller.close()
-    told = [record for record in caplog.records if "cannot be taken" in record.getMessage()]
+    told = [record for record in caplog.records if "cannot be accepted" in record.getMessage()]
     assert 1 <= len(told) <= 2
 
 

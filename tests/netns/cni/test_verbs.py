@@ -54,7 +54,7 @@ class TestCheck:
             ("pod: ip link set eth0 down", "interface eth0 is down"),
             ("pod: ip link set eth0 address 02:00:00:00:00:09", "interface eth0 has MAC 02:00:00:00:00:09"),
             ("pod: ip link del eth0", "no interface eth0 in"),
-            ("node: ip link set HOST nomaster", "is no port of bridge nn0"),
+            ("node: ip link set HOST nomaster", "is not a port of bridge nn0"),
             ("node: ip link set HOST type bridge_slave hairpin off", "is not in hairpin mode"),
             ("node: ip link set HOST type bridge_slave isolated off", "is not isolated"),
             ("node: ip addr del 10.77.0.1/24 dev nn0", "bridge nn0 has no address 10.77.0.1"),

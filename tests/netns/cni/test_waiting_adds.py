@@ -79,7 +79,7 @@ def test_a_del_ends_its_own_add(world: Any) -> None:
         for n in range(MANY):
             assert code(world.execute("DEL", f"gone{n}")) == 0
         assert {code(call.result()) for call in calls} == {11}
-        assert all(b"its DEL has come" in call.result().stdout for call in calls)
+        assert all(b"a DEL for this container arrived" in call.result().stdout for call in calls)
         assert sorted(agent.forgotten) == sorted(f"gone{n}" for n in range(MANY))
     assert world.left() == []
     assert open_files() <= files

@@ -103,8 +103,16 @@ def test_ranges_come_from_three_places_in_order() -> None:
         ({"vlanTrunk": [{"minID": 4, "maxID": 3}]}, Code.BAD_CONFIG, "vlanTrunk: .*minID 4 is above maxID 3"),
         ({"vlanTrunk": [{"id": 0}]}, Code.BAD_CONFIG, "vlanTrunk: .*expected VLANs of 1-4094"),
         ({"ipMasqBackend": "pf"}, Code.BAD_CONFIG, "ipMasqBackend: expected iptables or nftables"),
-        ({"promiscMode": True, "hairpinMode": True}, Code.BAD_CONFIG, "promiscMode: cannot go with hairpinMode"),
-        ({"disableContainerInterface": True}, Code.BAD_CONFIG, "disableContainerInterface: cannot go with ipam"),
+        (
+            {"promiscMode": True, "hairpinMode": True},
+            Code.BAD_CONFIG,
+            "promiscMode: cannot be combined with hairpinMode",
+        ),
+        (
+            {"disableContainerInterface": True},
+            Code.BAD_CONFIG,
+            "disableContainerInterface: cannot be combined with ipam",
+        ),
         ({"prevResult": []}, Code.BAD_CONFIG, "prevResult: expected an object"),
         ({"prevResult": {"ips": [{"address": "x"}]}}, Code.BAD_CONFIG, r"prevResult\.ips\[0\]: 'x' does not appear"),
         (
@@ -114,7 +122,7 @@ def test_ranges_come_from_three_places_in_order() -> None:
         ),
         ({"prevResult": {"interfaces": [{}]}}, Code.BAD_CONFIG, r"prevResult\.interfaces\[0\]\.name: expected"),
         ({"ipam": []}, Code.BAD_CONFIG, "network net: ipam: expected an object"),
-        ({"ipam": {"type": "nodenet", "subnet": "10.1.0.0/24"}}, Code.BAD_CONFIG, "type nodenet takes the node's own"),
+        ({"ipam": {"type": "nodenet", "subnet": "10.1.0.0/24"}}, Code.BAD_CONFIG, "type nodenet uses the node's own"),
         ({"dns": {"search": "x"}}, Code.BAD_CONFIG, "network net: dns: search: expected a list"),
         ({"agentSocket": "x"}, Code.BAD_CONFIG, "network net: agentSocket: expected an absolute path"),
         ({"ipam": {"type": "../dhcp"}}, Code.UNSUPPORTED_FIELD, 'ipam.type: "../dhcp" is neither host-local'),
@@ -122,7 +130,7 @@ def test_ranges_come_from_three_places_in_order() -> None:
         (
             {"ipam": {"type": "static"}, "disableContainerInterface": True},
             Code.BAD_CONFIG,
-            "disableContainerInterface: cannot go with ipam",
+            "disableContainerInterface: cannot be combined with ipam",
         ),
         ({"ipam": {"ranges": [{"subnet": "10.1.0.0/24"}]}}, Code.BAD_CONFIG, r"ipam\.ranges\[0\]: expected a list"),
         (
@@ -183,7 +191,7 @@ def as_verb(verb: str, **keys: Any) -> NetConf:
 def test_a_list_is_not_taken_for_a_plugins_configuration(verb: str) -> None:
     """By hand that is soon done, and would be a network without addresses."""
     stdin = b'{"cniVersion": "1.1.0", "name": "net", "plugins": [{"type": "nodenet"}]}'
-    with pytest.raises(CniError, match="this is a list") as caught:
+    with pytest.raises(CniError, match="got a list") as caught:
         parse(stdin, {}, verb)
     assert caught.value.code == Code.BAD_CONFIG
     assert conf(plugins=[]).bridge == "cni0"
@@ -240,7 +248,7 @@ def test_gc_has_a_list() -> None:
 
 @pytest.mark.parametrize(("verb", "since"), [("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")])
 def test_a_verb_newer_than_the_version_is_code_1(verb: str, since: str) -> None:
-    with pytest.raises(CniError, match=f"{verb} is there since {since}") as caught:
+    with pytest.raises(CniError, match=f"{verb} needs {since} or newer") as caught:
         as_verb(verb, cniVersion="0.3.1")
     assert caught.value.code == Code.INCOMPATIBLE_VERSION
 

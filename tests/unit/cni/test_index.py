@@ -139,7 +139,7 @@ def test_any_history_gives_what_reading_all_gives(
 def test_a_lock_that_somebody_keeps_is_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nodenet.cni.ipam.LOCK_SECONDS", 0.05)
     store, other = made(tmp_path), made(tmp_path)
-    with other.locked(), pytest.raises(CniError, match="somebody holds") as caught:
+    with other.locked(), pytest.raises(CniError, match="another process has held") as caught:
         allocate(store, owner(1), DUAL)
     assert caught.value.code == Code.TRY_AGAIN
 
