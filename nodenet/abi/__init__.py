@@ -1,9 +1,10 @@
-"""The structs and numbers of bpf/lib/abi.h, both ways. Only these modules handle bytes of map keys and values.
+"""The structs and numbers of bpf/lib/abi.h: packs and unpacks them. Only these modules handle the bytes of map keys and
+values.
 
-Records are NamedTuples: they hash and compare in C, which matters when tens of thousands are compared at a restart.
-Addresses are `ipaddress` objects (IPv4 is stored as ::ffff:a.b.c.d), MACs are text, ports are plain numbers.
-tests/bpf/test_abi.py compares every size, offset and enum with the BTF of the built objects. Which map holds which
-records: nodenet/tables.
+Records are NamedTuples: they hash and compare in C, which matters because a restart compares tens of thousands.
+Addresses are `ipaddress` objects (IPv4 is stored as ::ffff:a.b.c.d), MACs are text, ports are integers.
+tests/bpf/test_abi.py compares all sizes, offsets and enums with the BTF of the built objects. nodenet/tables lists the
+maps and their records.
 """
 
 from __future__ import annotations

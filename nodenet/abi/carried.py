@@ -1,6 +1,6 @@
-"""What happens to entries of a map that another one replaces: how the bytes of its records change on the way.
+"""Converts the entries of a map that is replaced by another map.
 
-Functions of bytes, not of records: half a million entries are copied at a time.
+The functions take bytes, not records, because half a million entries may be copied at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import struct
 
 from nodenet.abi.numbers import CtFlag
 
-# A policy revision that is never in force for long: it is odd, and 2 ** 31 changes away from the first one.
+# A policy revision that no checked flow has: it is odd, and 2 ** 31 changes away from the first one.
 NEVER_JUDGED = 0xFFFFFFFF
 
 _CT = struct.Struct("=IIIIBBHI")
@@ -22,13 +22,13 @@ def unchanged(value: bytes) -> bytes:
 
 
 def keep_present(copied: bytes, present: bytes) -> bytes:
-    """Both maps have the entry and neither value says when it was written: the one that the new programs use stays."""
+    """For values without a timestamp: keep the entry of the new map, which the new programs use."""
     return present
 
 
-def ct_judged_again(value: bytes) -> bytes:
-    """nn_ct_entry whose flow is judged at its next packet. The old programs judged it by maps that are perhaps not
-    kept up to date any more."""
+def ct_recheck(value: bytes) -> bytes:
+    """nn_ct_entry with a revision that makes the next packet check policy again. The old programs checked it with
+    maps that may be out of date by now."""
     return value[:4] + NEVER_JUDGED.to_bytes(4, "little") + value[8:]
 
 
@@ -38,8 +38,8 @@ def ct_age(value: bytes) -> int:
 
 
 def ct_merged(copied: bytes, present: bytes) -> bytes:
-    """Two nn_ct_entry of one key: the one that was seen last. If they are of one connection, it keeps what either has
-    seen of replies and FINs. A RST is not kept: a later packet takes it back (RFC 5961)."""
+    """Merge two nn_ct_entry of one key: keep the one seen last. If both are of the same connection, combine their
+    flags for replies and FINs. RST is not combined, because a later packet clears it (RFC 5961)."""
     one, other = _CT.unpack(copied), _CT.unpack(present)
     newest = one if one[0] > other[0] else other
     if (one[4], one[6], one[7]) != (other[4], other[6], other[7]):
@@ -54,5 +54,5 @@ def lb_flow_age(value: bytes) -> int:
 
 
 def lb_flow_newest(copied: bytes, present: bytes) -> bytes:
-    """Two nn_lb_flow_entry of one key: the one that was used last."""
+    """Of two nn_lb_flow_entry of one key, keep the one used last."""
     return copied if lb_flow_age(copied) > lb_flow_age(present) else present

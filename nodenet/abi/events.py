@@ -1,4 +1,4 @@
-"""Records of what the programs report: counters and events."""
+"""Records that the programs report: counters and events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from nodenet.model import IPAddress
 
 
 class MetricsKey(NamedTuple):
-    """nn_metrics_key. `reason` 0 is forwarded, LOST_EVENTS counts events without room, else a DropReason."""
+    """nn_metrics_key. `reason`: 0 is forwarded, LOST_EVENTS counts events lost for lack of space, all others are a
+    DropReason."""
 
     reason: int
     direction: int
@@ -38,7 +39,7 @@ class MetricsEntry(NamedTuple):
 
 
 class Event(NamedTuple):
-    """nn_event: what one program saw of one packet or socket call. `time` is ns of CLOCK_MONOTONIC."""
+    """nn_event: one packet or socket call, as one program saw it. `time` is ns of CLOCK_MONOTONIC."""
 
     type: int
     point: int
@@ -77,7 +78,7 @@ class Event(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Decode one record; bytes beyond the struct (a newer datapath's) are ignored."""
+        """Decode one record; additional bytes (from a newer datapath) are ignored."""
         values = [*_EVENT.unpack_from(data)]
         values[6], values[7] = unpack_addr(values[6]), unpack_addr(values[7])
         values[8], values[9] = _PORTS.unpack_from(data, _PORTS_OFFSET)
@@ -87,5 +88,5 @@ class Event(NamedTuple):
 
 _EVENT = struct.Struct("=BBHiQQ16s16sHHBBBBBBHIIIIII6s6sBB6x")
 EVENT_SIZE = _EVENT.size
-# sport and dport, in network order.
+# sport and dport, in network byte order.
 _PORTS, _PORTS_OFFSET = struct.Struct(">HH"), 56

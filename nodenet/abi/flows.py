@@ -1,4 +1,4 @@
-"""Records of what the programs remember: connections, translated flows and sockets."""
+"""Records of the programs' state: connections, translated flows and sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of bpf/lib/abi.h: enums, flags and lengths of prefixes."""
+"""The numbers of bpf/lib/abi.h: enums, flags and prefix lengths."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum, IntFlag
 
 
 class DropReason(IntEnum):
-    """Hubble's DropReason numbers; the kernel side returns them negated (enum nn_drop)."""
+    """Hubble's DropReason numbers; the eBPF programs return them negated (enum nn_drop)."""
 
     INVALID_SOURCE_IP = 132
     POLICY_DENIED = 133
@@ -67,10 +67,11 @@ class ObservationPoint(IntEnum):
     FROM_ENDPOINT = 5
 
 
-# Metrics key that counts events the ring buffer had no room for.
+# The metrics key of events that did not fit into the ring buffer.
 LOST_EVENTS = 255
 # Prefix length of addresses in an LPM key: IPv4 starts after the 96 bits of ::ffff:.
 V4_PREFIX_BITS = 96
-# nn_policy_key.prefixlen when only subject, peer and direction count; then + protocol; then + port bits (0-16).
+# nn_policy_key.prefixlen with subject, peer and direction; with the protocol too; port bits (0-16) are added to the
+# latter.
 POLICY_BITS_DIRECTION = 72
 POLICY_BITS_PROTOCOL = 80

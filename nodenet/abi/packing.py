@@ -1,4 +1,4 @@
-"""How addresses, MACs and ports stand in the structs, and the records that are one number."""
+"""Encodes addresses, MACs and ports, and defines the records that hold one number."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Record(Protocol):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """The reverse of `pack`. Raises struct.error when the size is wrong."""
+        """The reverse of `pack`. Raises struct.error if the size is wrong."""
         ...
 
 
 def pack_addr(address: IPAddress) -> bytes:
-    """16 bytes; IPv4 mapped into IPv6."""
+    """16 bytes; IPv4 as an IPv4-mapped IPv6 address."""
     return _V4_PREFIX + address.packed if address.version == 4 else address.packed
 
 
@@ -40,14 +40,15 @@ def pack_mac(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-# Strings take no weak references: a small bound instead, for those of one node.
+# Strings do not support weak references, so this cache has a small limit instead, enough for one node.
 @lru_cache(maxsize=1 << 10)
 def unpack_mac(data: bytes) -> str:
     return data.hex(":")
 
 
 def swap_port(port: int) -> int:
-    """Between network order and x86/arm order: struct formats here are native, ports are big-endian."""
+    """Convert between network byte order and little-endian: the struct formats here are native, ports are
+    big-endian."""
     return ((port & 0xFF) << 8) | (port >> 8)
 
 

@@ -1,4 +1,4 @@
-"""Records of who is where and who may talk to whom."""
+"""Records of endpoints, identities and policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AddressKey(NamedTuple):
 
 
 class EndpointEntry(NamedTuple):
-    """nn_endpoint_entry. `netns`: 1 + the number (nsid) by which the node's namespace knows the pod's; 0: unknown."""
+    """nn_endpoint_entry. `netns`: 1 + the id (nsid) that the node's namespace has for the pod's; 0: not known."""
 
     ifindex: int
     identity: int
@@ -44,7 +44,7 @@ class EndpointEntry(NamedTuple):
 
 
 class LpmKey(NamedTuple):
-    """nn_lpm_key. `prefixlen` counts over 16 bytes."""
+    """nn_lpm_key. `prefixlen` counts bits of the 16-byte address."""
 
     prefixlen: int
     addr: IPAddress

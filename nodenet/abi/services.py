@@ -27,7 +27,8 @@ class FrontendKey(NamedTuple):
 
 
 class FrontendEntry(NamedTuple):
-    """nn_frontend_entry. Master: number of backends and flags; slot: backend_id. Both carry the Service's number."""
+    """nn_frontend_entry. Master entry: number of backends and flags. Slot: backend_id. Both contain the Service's
+    number."""
 
     backend_id: int
     service_id: int

@@ -23,13 +23,13 @@ _CLASSES: dict[int, type[IPv4Interface] | type[IPv6Interface]] = {
     socket.AF_INET: IPv4Interface,
     socket.AF_INET6: IPv6Interface,
 }
-# linux/if_addr.h: no duplicate address detection, so that an IPv6 address works at once.
+# linux/if_addr.h: skip duplicate address detection, so that an IPv6 address works at once.
 _IFA_F_NODAD = 0x02
 
 
 @dataclass(frozen=True, slots=True)
 class LocalAddress:
-    """An address of this namespace and the index of the interface that has it."""
+    """An address of this namespace and the index of its interface."""
 
     ifindex: int
     interface: IPInterface
@@ -41,14 +41,14 @@ class LocalAddress:
 
 
 def local(link: Link, ifindex: int = 0) -> list[LocalAddress]:
-    """Every address of the namespace, or of one interface, including loopback's and link-local ones."""
+    """All addresses of the namespace or of one interface, including loopback and link-local ones."""
     with refusing("cannot list addresses"):
         bodies = link.kernel.dump(_GETADDR, _HEADER.pack(0, 0, 0, 0, ifindex))
     found = []
     for body in bodies:
         family, prefixlen, _, scope, index = _HEADER.unpack_from(body)
         attributes = netlink.attributes(body, _HEADER.size)
-        # On a point-to-point interface IFA_ADDRESS is the other end; IFA_LOCAL, where there is one, is ours.
+        # On a point-to-point interface IFA_ADDRESS is the remote address, and IFA_LOCAL is ours.
         packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
         if packed and family in _CLASSES and ifindex in (0, index):
             found.append(LocalAddress(index, _CLASSES[family]((packed, prefixlen)), scope))
@@ -56,12 +56,14 @@ def local(link: Link, ifindex: int = 0) -> list[LocalAddress]:
 
 
 def changes() -> Listener:
-    """Tells when an address of the current namespace comes or goes."""
+    """Notifies of address changes in the current namespace: `fd` becomes readable, and `drain` reads the
+    notifications."""
     return Listener(_RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR)
 
 
 def add(link: Link, ifindex: int, address: IPInterface, detect: bool = False) -> bool:
-    """Give an interface an address; False when it had it. An IPv6 one skips duplicate detection, unless to `detect`."""
+    """Add an address to an interface; False if it has it already. An IPv6 address skips duplicate detection unless
+    `detect`."""
     try:
         with refusing(f"cannot add address {address} to interface {ifindex}"):
             link.kernel.run(added(ifindex, address, detect))
@@ -73,12 +75,12 @@ def add(link: Link, ifindex: int, address: IPInterface, detect: bool = False) ->
 
 
 def added(ifindex: int, address: IPInterface, detect: bool = False) -> Request:
-    """The request that `add` makes, for a batch."""
+    """The request of `add`, for a batch."""
     return Request(_NEWADDR, _body(ifindex, address, detect), netlink.CREATE | netlink.EXCL)
 
 
 def remove(link: Link, ifindex: int, address: IPInterface) -> None:
-    """Take an address from an interface; no error when it had it not."""
+    """Remove an address from an interface; no error if it is not there."""
     try:
         with refusing(f"cannot remove address {address} from interface {ifindex}"):
             link.kernel.run(Request(_DELADDR, _body(ifindex, address)))

@@ -35,10 +35,11 @@ _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 2, 4, 8, 16
 
 
 def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> Interface:
-    """The bridge of that name, made and brought up when it is missing; two callers at once get the same one.
+    """Return the bridge of that name; create it and bring it up if needed. Safe if two callers do this at the same
+    time.
 
-    A new one gets a MAC of its own, so that it does not change with its ports. Raises LinkError (EEXIST) when an
-    interface of that name is something else.
+    A new bridge gets its own MAC, so that it does not change with its ports. Raises LinkError (EEXIST) if the interface
+    is not a bridge.
     """
     found = link.get(name)
     if found is None:
@@ -62,7 +63,8 @@ def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> In
 
 
 def set_port(link: Link, port: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
-    """Options of a bridge's port; None leaves one as it is. An isolated port sends to no other isolated port."""
+    """Set options of a bridge port; None leaves an option unchanged. An isolated port sends nothing to other
+    isolated ports."""
     wanted = ((BRPORT_MODE, hairpin), (_BRPORT_ISOLATED, isolated))
     parts = [netlink.u8(kind, value) for kind, value in wanted if value is not None]
     with refusing(f"cannot set options of bridge port {port}"):
@@ -71,7 +73,7 @@ def set_port(link: Link, port: int, *, hairpin: bool | None = None, isolated: bo
 
 
 def is_isolated(link: Link, port: int) -> bool:
-    """Whether a port is isolated; False when the interface is no port, or gone."""
+    """True if the bridge port is isolated. False if the interface is not a bridge port or does not exist."""
     with refusing(f"cannot read bridge port {port}"):
         bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE))
     for body in bodies:
@@ -82,7 +84,7 @@ def is_isolated(link: Link, port: int) -> bool:
 
 
 def set_vlan_filtering(link: Link, bridge: int, on: bool) -> None:
-    """Whether the bridge heeds the VLANs of its ports."""
+    """Enable or disable VLAN filtering on the bridge."""
     data = netlink.nested(INFO_DATA, netlink.u8(_BR_VLAN_FILTERING, on))
     info = netlink.nested(IFLA_LINKINFO, netlink.text(INFO_KIND, "bridge"), data)
     with refusing(f"cannot set vlan_filtering of bridge {bridge}"):
@@ -92,25 +94,25 @@ def set_vlan_filtering(link: Link, bridge: int, on: bool) -> None:
 def add_vlan(
     link: Link, port: int, first: int, last: int = 0, *, untagged: bool = False, on_bridge: bool = False
 ) -> None:
-    """Let a port carry VLANs `first` to `last` (0: just the one). `untagged`: frames without a tag belong to it, in
-    both directions. `on_bridge`: the port is the bridge itself."""
+    """Add the VLANs `first` to `last` to a port (`last` 0: only `first`). `untagged`: frames without a tag belong to
+    the VLAN, in both directions. `on_bridge`: the port is the bridge itself."""
     _vlan(link, _SETLINK, port, (first, last or first), untagged, on_bridge)
 
 
 def remove_vlan(link: Link, port: int, vid: int, *, on_bridge: bool = False) -> None:
-    """Take a VLAN from a port. LinkError (ENOENT) when it had it not."""
+    """Remove a VLAN from a port. LinkError (ENOENT) if the port is not in it."""
     _vlan(link, _DELLINK, port, (vid, vid), False, on_bridge)
 
 
 def vlans(link: Link, port: int) -> dict[int, bool]:
-    """VLANs of a port or bridge, each with whether untagged frames belong to it."""
+    """The VLANs of a port or bridge. The value is True for the VLAN of incoming untagged frames (PVID)."""
     found: dict[int, bool] = {}
     with refusing("cannot list VLANs"):
         bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE) + netlink.u32(_IFLA_EXT_MASK, 2))
     for body in bodies:
         if struct.unpack_from("=i", body, 4)[0] != port:
             continue
-        # VLAN_INFO repeats, so it is read here: struct bridge_vlan_info of flags and number.
+        # VLAN_INFO is repeated, which `attributes` does not support. It is struct bridge_vlan_info: flags and number.
         data, offset = netlink.attributes(body, 16).get(_IFLA_AF_SPEC, b""), 0
         while offset + 8 <= len(data):
             length, kind, flags, vid = struct.unpack_from("=HHHH", data, offset)
@@ -134,9 +136,10 @@ def _vlan(link: Link, kind: int, port: int, span: tuple[int, int], untagged: boo
 
 
 def wait_forwarding(link: Link, port: int, timeout: float = 5.0) -> None:
-    """Return once the port forwards frames: the kernel opens it a little after the carrier came. LinkError in vain.
+    """Wait until the port forwards frames: the kernel enables it shortly after the carrier is up. LinkError on a
+    timeout.
 
-    The kernel sends no event for a port's state in every version, so it is asked, at growing intervals from 0.2 ms.
+    Not every kernel version sends an event for a port's state, so poll it, at growing intervals from 0.2 ms.
     """
     deadline, pause = time.monotonic() + timeout, 0.0002
     while (found := link.require(port)).port_state != FORWARDING:

@@ -1,4 +1,4 @@
-"""Groups of the cgroup v2 tree: found, made, emptied and removed."""
+"""Finds, creates, empties and removes cgroups of the v2 hierarchy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nodenet.mounttable import mounts
 
 
 def mount_point() -> Path:
-    """Where cgroup v2 is mounted (on a hybrid layout not /sys/fs/cgroup itself). Raises CannotRunError without one."""
+    """The mount point of cgroup v2 (on a hybrid layout not /sys/fs/cgroup). Raises CannotRunError if it is not
+    mounted."""
     for mount in mounts():
         if mount.fstype == "cgroup2":
             return mount.target
@@ -25,20 +26,20 @@ def make(path: Path) -> Path:
 
 
 def processes(root: Path) -> list[int]:
-    """Every process in the group and the groups below it."""
+    """All processes in the group and its descendants."""
     found: list[int] = []
     for folder, _, _ in os.walk(root):
         try:
             found += [int(line) for line in (Path(folder) / "cgroup.procs").read_text().split()]
-        except (FileNotFoundError, OSError):  # a group that is just being removed
+        except (FileNotFoundError, OSError):  # a group that is being removed
             continue
     return found
 
 
 def remove(root: Path, grace: float = 0.0, timeout: float = 10.0) -> None:
-    """End every process below `root` (SIGTERM and `grace` seconds first) and remove the groups. Idempotent.
+    """Terminate all processes below `root` (SIGTERM and `grace` seconds first) and remove the groups. Idempotent.
 
-    Raises CannotRunError when a process outlives SIGKILL by `timeout` seconds (one in uninterruptible sleep).
+    Raises CannotRunError if a process survives SIGKILL for `timeout` seconds (one in uninterruptible sleep).
     """
     if not root.is_dir():
         return
@@ -48,7 +49,7 @@ def remove(root: Path, grace: float = 0.0, timeout: float = 10.0) -> None:
     deadline = time.monotonic() + timeout
     while not _remove_groups(root):
         if time.monotonic() > deadline:
-            raise CannotRunError(f"{root}: processes {processes(root)} do not end")
+            raise CannotRunError(f"{root}: processes {processes(root)} did not end after SIGKILL")
         _signal(root, signal.SIGKILL)
         _wait_empty(root, 0.2)
 
@@ -67,7 +68,7 @@ def _signal(root: Path, number: signal.Signals) -> None:
 
 
 def _wait_empty(root: Path, seconds: float) -> None:
-    """Until no process is left below `root`, or `seconds` have passed; the kernel tells changes of cgroup.events."""
+    """Wait until no process is left below `root`, for at most `seconds`. Polls cgroup.events."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

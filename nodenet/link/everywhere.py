@@ -1,4 +1,4 @@
-"""Every network namespace of this node, by whatever keeps it alive, and the addresses in them."""
+"""Finds all network namespaces of this node and their addresses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PROC = Path("/proc")
 
 
 def namespaces(strict: bool = True) -> Iterator[Path]:
-    """A path to each namespace once: those of processes, and those that are mounted.
+    """One path to each namespace: those of processes, and mounted ones.
 
-    A process may keep its own secret even from root. `strict`: then PermissionError is raised; else it is passed over.
+    A process may hide its namespace even from root. `strict`: raise PermissionError then; else skip it.
     """
     seen: set[tuple[int, int]] = set()
     for path in (*_of_processes(), *_mounted()):
@@ -35,7 +35,8 @@ def namespaces(strict: bool = True) -> Iterator[Path]:
 
 
 def addresses_everywhere(strict: bool = True) -> frozenset[IPAddress] | None:
-    """Every address of every namespace; None when one of them could not be read: then nothing is known of absence."""
+    """All addresses of all namespaces; None if a namespace could not be read, because then an address may be in use
+    unseen."""
     found: set[IPAddress] = set()
     try:
         for path in namespaces(strict):
@@ -56,7 +57,7 @@ def _of_processes() -> Iterator[Path]:
 
 
 def _mounted() -> Iterator[Path]:
-    """Mount points of namespaces (proc(5), mountinfo): /run/netns and whatever else a runtime uses."""
+    """Mount points of namespaces (proc(5), mountinfo): in /run/netns and in the folders of runtimes."""
     for line in (_PROC / "self/mountinfo").read_bytes().splitlines():
         fields, _, kind = line.partition(b" - ")
         if kind.startswith(b"nsfs ") and b"net:[" in fields.split()[3]:
@@ -64,7 +65,7 @@ def _mounted() -> Iterator[Path]:
 
 
 def _unescaped(text: bytes) -> bytes:
-    """The kernel writes space, tab, newline and backslash of a path as a backslash and three octal digits; all other
-    bytes as they are, whatever a path's encoding."""
+    """Decode a path of mountinfo: the kernel writes space, tab, newline and backslash as a backslash and three octal
+    digits, and all other bytes unchanged."""
     first, *rest = text.split(b"\\")
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)

@@ -1,7 +1,7 @@
-"""One rtnetlink socket in one namespace, and what every other module here needs of it.
+"""An rtnetlink socket in one namespace, and functions for the other modules of this package.
 
-A `Link` is used by one thread at a time. Its calls block for as long as the kernel holds the RTNL lock (the end of a
-namespace with many interfaces can take tens of ms), so an event loop makes them in a worker thread.
+A `Link` is for one thread at a time. Its calls block while the kernel holds the RTNL lock (removing a namespace with
+many interfaces can take tens of ms), so asyncio code must call it in a worker thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HEADER = struct.Struct("=BxHiII")
 
 
 class LinkError(CannotRunError):
-    """The kernel refused a request; the message names the object. `code` is the errno."""
+    """The kernel rejected a request; the message names the object. `code` is the errno."""
 
     def __init__(self, doing: str, code: int, words: str = "") -> None:
         super().__init__(f"{doing}: {netlink.RefusedError(code, words)}")
@@ -43,10 +43,10 @@ class LinkError(CannotRunError):
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface as the kernel shows it. `kind` is "" for physical ones; `master` and `peer` are indexes or 0.
+    """An interface as the kernel reports it. `kind` is "" for physical ones; `master` and `peer` are indexes or 0.
 
-    `peer_netns` is the number (nsid) by which this namespace knows the one of the peer, None where the peer is in this
-    namespace. The kernel gives it when it is first asked for, and keeps it for as long as the other namespace lives.
+    `peer_netns` is the id (nsid) that this namespace has for the peer's; None if the peer is in this namespace. The
+    kernel assigns it at the first request and keeps it as long as the other namespace exists.
     """
 
     index: int
@@ -82,14 +82,14 @@ class Link:
         self.close()
 
     def netns_cookie(self) -> int:
-        """The kernel's cookie of the socket's namespace, 0 where it tells none (before Linux 5.14)."""
+        """The kernel's cookie of the socket's namespace; 0 if the kernel does not report it (before Linux 5.14)."""
         try:
             return int.from_bytes(self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
         except OSError:
             return 0
 
     def get(self, which: str | int) -> Interface | None:
-        """One interface by name or index; None when there is none."""
+        """An interface by name or index; None if it does not exist."""
         index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
         try:
             return _interface(self.kernel.ask(_GETLINK, link_header(index) + name))
@@ -99,26 +99,27 @@ class Link:
             raise LinkError(f"cannot read interface {which}", error.code, error.text) from error
 
     def require(self, which: str | int) -> Interface:
-        """Like `get`, but LinkError when there is none."""
+        """Like `get`, but raises LinkError if it does not exist."""
         if (found := self.get(which)) is None:
             raise LinkError(f"interface {which}", errno.ENODEV)
         return found
 
     def all(self) -> list[Interface]:
-        """Every interface of the namespace, by index."""
+        """All interfaces of the namespace, sorted by index."""
         with refusing("cannot list interfaces"):
             found = [_interface(body) for body in self.kernel.dump(_GETLINK, link_header(0))]
         return sorted(found, key=lambda interface: interface.index)
 
     def set(self, which: int | str, **attributes: Any) -> None:
-        """Change an interface: state ("up", "down"), mtu, address, master (an index, 0 for none), ifname, net_ns_fd."""
+        """Change attributes of an interface: state ("up", "down"), mtu, address, master (an index, 0 for none),
+        ifname, net_ns_fd."""
         index = which if isinstance(which, int) else self.require(which).index
         with refusing(f"cannot set {', '.join(attributes)} of interface {which}"):
             self.kernel.run(change(index, **attributes))
 
     def batch(self, *steps: tuple[str, Request]) -> None:
-        """Carry out several requests in one system call. LinkError tells in the step's own words which one failed
-        first; those after it have been tried too, so this is for what is undone as a whole."""
+        """Send several requests in one system call. LinkError contains the description of the first step that
+        failed. Later steps are executed too, so use this only for steps that are undone together."""
         if not steps:
             return
         try:
@@ -127,7 +128,7 @@ class Link:
             raise LinkError(steps[error.index][0], error.code, error.text) from error
 
     def delete(self, which: int | str) -> bool:
-        """Delete an interface; False when it was gone already. A veth takes its peer along."""
+        """Delete an interface; False if it does not exist. Deleting a veth also deletes its peer."""
         index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
         try:
             with refusing(f"cannot delete interface {which}"):
@@ -140,12 +141,12 @@ class Link:
 
 
 def link_header(index: int, flags: int = 0, mask: int = 0, family: int = socket.AF_UNSPEC) -> bytes:
-    """struct ifinfomsg. `mask` says which flags are to become what `flags` says."""
+    """struct ifinfomsg. `mask` selects the flags that are set to the value in `flags`."""
     return _HEADER.pack(family, 0, index, flags, mask)
 
 
 def change(index: int, *, state: str = "", **attributes: Any) -> Request:
-    """The request that Link.set makes, for a batch. Raises KeyError for an attribute that is not known here."""
+    """The request of Link.set, for a batch. Raises KeyError for an unknown attribute."""
     flags = IFF_UP if state == "up" else 0
     body = link_header(index, flags, IFF_UP if state else 0)
     return Request(NEWLINK, body + b"".join(_ATTRIBUTES[name](value) for name, value in attributes.items()))
@@ -165,13 +166,13 @@ _ATTRIBUTES: dict[str, Callable[[Any], bytes]] = {
 
 
 def encode(**attributes: Any) -> bytes:
-    """Attributes of an interface by the names of `Link.set`; empty values are left out."""
+    """Encode attributes of an interface, with the names of `Link.set`; empty values are omitted."""
     return b"".join(_ATTRIBUTES[name](value) for name, value in attributes.items() if value)
 
 
 @contextmanager
 def refusing(doing: str) -> Iterator[None]:
-    """Turn the kernel's refusal into a LinkError that says what was being done to what."""
+    """Convert an error of the kernel into a LinkError that begins with `doing`."""
     try:
         yield
     except RefusedError as error:
@@ -201,6 +202,6 @@ def _interface(body: bytes) -> Interface:
 
 
 def _netns_id(found: Mapping[int, bytes]) -> int | None:
-    """Without the attribute the peer is in the same namespace; negative: the kernel had no number to give."""
+    """None if the attribute is missing (same namespace) or negative (the kernel has no id)."""
     number = int.from_bytes(found.get(_LINK_NETNSID, b"\xff"), sys.byteorder, signed=True)
     return number if number >= 0 else None

@@ -1,7 +1,7 @@
-"""System calls that Python 3.11 has no function for. Each gives 0 or the errno.
+"""System calls without a function in Python 3.11. Each returns 0 or the errno.
 
-The self-contained plugin (nodenet/cni/bundle.py) has them built in as `_nodenet`; elsewhere ctypes calls libc, which is
-loaded at the first call.
+The self-contained plugin (nodenet/cni/bundle.py) contains setns in its builtin module `_nodenet`. Elsewhere ctypes
+calls libc, which is loaded at the first call.
 """
 
 from __future__ import annotations

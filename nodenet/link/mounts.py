@@ -27,7 +27,7 @@ def bind(source: Path, target: Path) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Lazily: what still has files open there keeps them. Nothing mounted there is no error."""
+    """Unmount lazily: processes with open files there can still use them. No error if nothing is mounted there."""
     code = libc.umount2(os.fsencode(target), _MNT_DETACH)
     if code not in (0, errno.EINVAL, errno.ENOENT):
         raise _error(code, "umount", target)
@@ -40,9 +40,9 @@ def mount_points(below: Path) -> list[Path]:
 
 
 def own(*, receives: bool = False) -> None:
-    """Give the calling thread a mount namespace of its own, from which nothing reaches the host's.
+    """Move the calling thread into its own mount namespace; its mounts do not propagate to the host.
 
-    `receives`: what the host mounts and unmounts later on shared mounts happens there, too.
+    `receives`: later mounts and unmounts of the host on shared mounts propagate to this namespace.
     """
     if code := libc.unshare(_CLONE_NEWNS):
         raise _error(code, "unshare of mounts", Path("/"))

@@ -1,8 +1,9 @@
-"""The part of netlink(7) that wiring a pod takes: messages, attributes, sockets, their errors.
+"""The part of netlink(7) that wiring a pod needs: messages, attributes, sockets, and their errors.
 
-pyroute2 speaks all of it, but importing it costs more than wiring a pod (docs/decisions/0010-own-rtnetlink.md), and the
-plugin may have to do that in a process of its own at every pod start. Numbers are those of linux/netlink.h,
-linux/rtnetlink.h and linux/if_link.h. Nothing here knows what a message means: handle.py and its neighbours do.
+pyroute2 supports all of it, but importing it costs more than wiring a pod (docs/decisions/0010-own-rtnetlink.md), and
+without an agent the plugin starts a new process at every pod start. The numbers are from linux/netlink.h,
+linux/rtnetlink.h and linux/if_link.h. This module only encodes and decodes; handle.py and the other modules know the
+meaning of messages.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Mapping, Sequence
 # Flags of a request.
 ECHO, REPLACE, EXCL, CREATE, APPEND = 0x8, 0x100, 0x200, 0x400, 0x800
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-# Flags of an answer: part of several; the dump met a change; an error is followed by attributes; without our request.
+# Flags of a reply: part of a multipart message; the dump is inconsistent; attributes follow the error; the error omits
+# our request.
 _MULTI, _DUMP_INTERRUPTED, _ACK_TLVS, _CAPPED = 0x2, 0x10, 0x200, 0x100
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
@@ -24,17 +26,18 @@ NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-# Bytes. The kernel's answers are at most 32 KiB each.
+# Bytes. The kernel's messages have at most 32 KiB each.
 _BUFFER = 1 << 16
 _TEXT_ATTRIBUTE = 1
-# How often a dump is begun again because what it lists changed meanwhile.
+# Attempts of a dump that is interrupted by changes.
 _TRIES = 5
-# Messages of changes that are read without a pause.
+# Limit of notifications that one `drain` reads.
 _AT_ONCE = 1000
 
 
 class RefusedError(Exception):
-    """The kernel's error: `code` is the errno, `text` the kernel's own words or "", `index` the message of a batch."""
+    """An error of the kernel: `code` is the errno, `text` the kernel's message or "", `index` the position of the
+    failed request in a batch."""
 
     def __init__(self, code: int, text: str = "", index: int = 0) -> None:
         super().__init__(os.strerror(code) + (f" ({text})" if text else ""))
@@ -44,7 +47,8 @@ class RefusedError(Exception):
 
 
 class Request:
-    """One message to the kernel: type, body (fixed header and attributes), flags beyond "request" and "acknowledge"."""
+    """A message to the kernel: type, body (fixed header and attributes), and flags besides "request" and
+    "acknowledge"."""
 
     __slots__ = ("body", "flags", "kind")
 
@@ -58,7 +62,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """An attribute that holds attributes."""
+    """An attribute that contains attributes."""
     return attribute(kind | NESTED, b"".join(parts))
 
 
@@ -77,7 +81,7 @@ def text(kind: int, value: str) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Attributes by type, from `offset` on. Of a repeated type the last one counts; a cut-off one ends the reading."""
+    """Attributes by type, from `offset` on. The last one of a repeated type counts; a truncated one ends the list."""
     found = {}
     end = len(data)
     while offset + 4 <= end:
@@ -90,7 +94,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def number(found: Mapping[int, bytes], kind: int) -> int:
-    """An unsigned number of one to eight bytes in the machine's order, or 0 when the attribute is not there."""
+    """An unsigned number of one to eight bytes in host byte order; 0 if the attribute is missing."""
     return int.from_bytes(found.get(kind, b""), "little" if _LITTLE else "big")
 
 
@@ -111,7 +115,8 @@ class Netlink:
         self._sock = sock
         self._sequence = 0
         self._buffer = bytearray(_BUFFER)
-        # Words for errors, no copy of our request in them, and filters of a dump that are heeded (Linux 4.20).
+        # Error messages as text, errors without a copy of our request, and filters of dumps that are applied (Linux
+        # 4.20).
         for option in (_EXT_ACK, _CAP_ACK, _STRICT_CHECK):
             sock.setsockopt(_SOL_NETLINK, option, 1)
 
@@ -119,8 +124,8 @@ class Netlink:
         self._sock.close()
 
     def run(self, *requests: Request) -> None:
-        """Carry out requests in order, all in one system call. Raises RefusedError for the first one that failed; those
-        after it have been tried too."""
+        """Send requests in one system call; the kernel executes them in order. Raises RefusedError for the first one
+        that failed; the later ones are executed too."""
         packets = []
         first = self._sequence + 1
         for request in requests:
@@ -137,13 +142,13 @@ class Netlink:
             raise refused
 
     def transact(self, begin: Request, requests: Sequence[Request], end: Request) -> None:
-        """Carry out requests between two marks of nfnetlink: all of them or none. Raises RefusedError for the first one
-        that failed; its index counts from `begin`."""
+        """Send requests as one nfnetlink transaction, between `begin` and `end`: the kernel executes all of them or
+        none. Raises RefusedError for the first one that failed; its index counts from `begin`."""
         first, last = self._sequence + 1, self._sequence + 1 + len(requests)
         packets = []
         for request in (begin, *requests, end):
             self._sequence += 1
-            # One acknowledgement is enough: the kernel reports every failure, and this one after them.
+            # One acknowledgement is enough: the kernel reports all errors before it.
             ack = _ACK if self._sequence == last else 0
             packets.append(_pack(request, _REQUEST | ack | request.flags, self._sequence))
         self._send(b"".join(packets))
@@ -153,14 +158,14 @@ class Netlink:
                 if kind != _ERROR:
                     continue
                 refused = refused or _error(body, flags, sequence - first)
-                # The kernel answers `begin` only when it refuses the whole: then nothing else is answered.
+                # The kernel replies to `begin` only if it rejects the whole transaction; then no other reply follows.
                 if sequence in (first, last):
                     if refused is not None:
                         raise refused
                     return
 
     def ask(self, kind: int, body: bytes, flags: int = 0) -> bytes:
-        """The body of the one message that answers. Raises RefusedError."""
+        """Send a request and return the body of its single reply. Raises RefusedError."""
         self._sequence += 1
         self._send(_pack(Request(kind, body), _REQUEST | flags, self._sequence))
         for answer, flags, _, found in self._receive(self._sequence):
@@ -171,12 +176,12 @@ class Netlink:
         raise RefusedError(errno.EBADMSG)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """The bodies of all objects of a kind, as they were at one moment. Raises RefusedError."""
+        """The bodies of all objects of a kind, from one consistent dump. Raises RefusedError."""
         for _ in range(_TRIES):
             found, whole = self._dump(kind, body)
             if whole:
                 return found
-        raise RefusedError(errno.EAGAIN, "what is listed changes all the time")
+        raise RefusedError(errno.EAGAIN, "the list changes too often for a consistent dump")
 
     def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
@@ -187,7 +192,7 @@ class Netlink:
             for answer, flags, _, part in self._receive(self._sequence):
                 whole = whole and not flags & _DUMP_INTERRUPTED
                 if answer in (_ERROR, _DONE):
-                    # Both begin with a negative errno or 0; the list is over.
+                    # Both end the dump and begin with a negative errno or 0.
                     if error := _error(part, flags, 0):
                         raise error
                     return found, whole
@@ -197,12 +202,12 @@ class Netlink:
         try:
             self._sock.send(packets)
         except OSError as error:
-            # A timeout has no number of its own.
+            # A timeout exception has no errno.
             raise RefusedError(error.errno or errno.ETIMEDOUT) from error
 
     def _receive(self, first: int) -> list[tuple[int, int, int, bytes]]:
-        """Messages of the next packet: type, flags, sequence number, body. Older ones, of a call that was cut short by
-        an exception, are left out."""
+        """Messages of the next packet: type, flags, sequence number, body. Replies to earlier requests, whose call
+        was interrupted by an exception, are skipped."""
         while True:
             try:
                 size = self._sock.recv_into(self._buffer)
@@ -214,7 +219,7 @@ class Netlink:
             while offset + 16 <= size:
                 length, kind, flags, sequence, _ = _MESSAGE.unpack_from(data, offset)
                 if length < 16 or offset + length > size:
-                    raise RefusedError(errno.EBADMSG, "netlink message cut off")
+                    raise RefusedError(errno.EBADMSG, "netlink message is truncated")
                 if sequence >= first:
                     found.append((kind, flags, sequence, data[offset + 16 : offset + length]))
                 offset += (length + 3) & ~3
@@ -223,8 +228,8 @@ class Netlink:
 
 
 class Listener:
-    """Tells when something of the groups changed in the current namespace: `fd` can be read then, and `drain` empties
-    it. `groups`: bits of RTMGRP_*, linux/rtnetlink.h."""
+    """Notifies of changes in the current namespace: `fd` becomes readable, and `drain` reads the notifications.
+    `groups`: bits of RTMGRP_* (linux/rtnetlink.h)."""
 
     def __init__(self, groups: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
@@ -232,8 +237,8 @@ class Listener:
         self.fd = self._socket.fileno()
 
     def drain(self) -> None:
-        """Discard what was sent so far. After 1000 messages it returns: `fd` can still be read then. Messages that the
-        kernel had no room for were changes as well."""
+        """Read and discard the pending notifications, at most 1000: `fd` stays readable if there are more. A lost
+        notification (ENOBUFS) is a change too, so it is not an error."""
         for _ in range(_AT_ONCE):
             try:
                 self._socket.recv(_BUFFER)
@@ -253,13 +258,13 @@ def _pack(request: Request, flags: int, sequence: int) -> bytes:
 
 
 def _error(body: bytes, flags: int, index: int) -> RefusedError | None:
-    """The error that an answer tells; None: it says that all is well."""
+    """The error of a reply; None if it reports success."""
     code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
     if code == 0:
         return None
     words = ""
     if flags & _ACK_TLVS:
-        # After the code comes the header of our request, and the rest of it when it was not capped.
+        # After the code comes the header of our request, followed by its body unless the reply is capped.
         skipped = 20 if flags & _CAPPED or len(body) < 8 else 4 + ((struct.unpack_from("=I", body, 4)[0] + 3) & ~3)
         words = string(attributes(body, skipped), _TEXT_ATTRIBUTE)
     return RefusedError(code, words, index)

@@ -1,10 +1,10 @@
-"""Network namespaces by name or path: create, delete, and do something inside one.
+"""Network namespaces by name or path: creates and deletes them, and runs code inside them.
 
-Names live in /run/netns as bind mounts of the namespace, exactly as `ip netns` keeps them, so both see the same
-ones. Everything here is synchronous and needs CAP_SYS_ADMIN.
+Names are bind mounts in /run/netns, as with `ip netns`, so both show the same namespaces. All functions are synchronous
+and need CAP_SYS_ADMIN.
 
-A namespace belongs to a thread, not to a process. Code of any length runs inside one in a thread of its own, which ends
-afterwards (`call`); a few system calls are made by the calling thread itself, which goes there and back (`inside`).
+A namespace is an attribute of a thread, not of a process. `call` runs longer code in a separate thread that ends
+afterwards. `inside` moves the calling thread there and back, for a few system calls.
 """
 
 from __future__ import annotations
@@ -46,35 +46,36 @@ def path_of(target: str | Path) -> Path:
 
 
 def names() -> list[str]:
-    """Names in /run/netns, sorted. A name may be a leftover whose namespace is gone: see `is_namespace`."""
+    """Names in /run/netns, sorted. A name may be left over from a removed namespace: see `is_namespace`."""
     return sorted(entry.name for entry in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []
 
 
 def exists(target: str | Path) -> bool:
-    """Whether the path exists at all."""
+    """True if the path exists."""
     return path_of(target).exists()
 
 
 def is_namespace(target: Target) -> bool:
-    """Whether a living network namespace stands behind the path (a file left by an unmount does not count)."""
+    """True if the path is an existing network namespace (not just a file that remained after an unmount)."""
     try:
         with opened(target) as fd:
-            # Only nsfs answers this request (include/uapi/linux/nsfs.h: NS_GET_NSTYPE).
+            # Only nsfs supports this ioctl (include/uapi/linux/nsfs.h: NS_GET_NSTYPE).
             return fcntl.ioctl(fd, 0xB703) == _CLONE_NEWNET
     except OSError:
         return False
 
 
 def inode(target: Target | None = None) -> tuple[int, int]:
-    """(device, inode) of a namespace: equal for two paths exactly when they are the same one. None: the current one."""
+    """(device, inode) of a namespace: equal for two paths only if they are the same namespace. None: the current
+    one."""
     stat = os.fstat(target) if isinstance(target, int) else Path(path_of(target) if target else _SELF).stat()
     return stat.st_dev, stat.st_ino
 
 
 def create(name: str | Path, loopback: bool = True) -> Path:
-    """Make a namespace that outlives the process, as `ip netns add` does, and return its path.
+    """Create a namespace that persists after the process ends, as `ip netns add` does, and return its path.
 
-    `loopback` also brings `lo` up. Raises FileExistsError when the name is taken; nothing is left after a failure.
+    `loopback` also brings `lo` up. Raises FileExistsError if the name exists; nothing is left after a failure.
     """
     path = path_of(name)
     _prepare_folder(path.parent)
@@ -88,7 +89,8 @@ def create(name: str | Path, loopback: bool = True) -> Path:
 
 
 def delete(name: str | Path) -> bool:
-    """Remove a named namespace; False when there was none. The kernel ends it when its last process is gone too."""
+    """Remove a named namespace; False if it does not exist. The kernel removes the namespace itself after its last
+    process has ended."""
     path = path_of(name)
     # EINVAL: not a mount point, for example a file left by a crash.
     code = libc.umount2(os.fsencode(path), _MNT_DETACH)
@@ -103,7 +105,8 @@ def delete(name: str | Path) -> bool:
 
 @contextmanager
 def opened(target: Target | None) -> Iterator[int]:
-    """A file descriptor of a namespace (None: the current one), closed afterwards unless it was given as one."""
+    """A file descriptor of a namespace (None: the current one). It is closed afterwards, unless `target` is a
+    descriptor."""
     if isinstance(target, int):
         yield target
         return
@@ -116,11 +119,11 @@ def opened(target: Target | None) -> Iterator[int]:
 
 @contextmanager
 def inside(target: Target) -> Iterator[None]:
-    """The calling thread is in the namespace for as long as the block runs: for a few system calls, where a thread of
-    their own (`call`) would cost ten times as much. Not for an await, nor for what starts threads or processes.
+    """Move the calling thread into the namespace while the block runs. For a few system calls: a separate thread
+    (`call`) would be ten times as expensive. The block must not await, and must not start threads or processes.
 
-    Signals that end a process wait until it is back: their handlers may raise, and what cleans up after that must not
-    do so in the wrong place. A thread that cannot come back ends its process (exit code 70), for the same reason.
+    SIGTERM and SIGINT are blocked meanwhile: their handlers may raise, and the cleanup must not run in the wrong
+    namespace. If the thread cannot return, the process exits (exit code 70), for the same reason.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
@@ -137,7 +140,8 @@ def inside(target: Target) -> Iterator[None]:
 
 
 def call(target: Target, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call a function in a thread that is inside the namespace; its result or exception comes back. About 0.1 ms."""
+    """Call a function in a thread inside the namespace, and return its result or raise its exception. Takes about
+    0.1 ms."""
 
     def inside() -> _T:
         with opened(target) as fd:
@@ -148,7 +152,7 @@ def call(target: Target, function: Callable[_P, _T], *args: _P.args, **kwargs: _
 
 
 def open_socket(target: Target | None, family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket that belongs to the namespace, usable from anywhere afterwards. None: the current namespace."""
+    """A socket that belongs to the namespace and can be used from anywhere. None: the current namespace."""
     if target is None:
         return socket.socket(family, kind, protocol)
     with inside(target):
@@ -172,14 +176,14 @@ def run(target: Target, argv: Sequence[str | Path], **options: Any) -> subproces
 
 
 def enter(target: Target) -> None:
-    """Move the calling thread into a namespace for good. Raises OSError (EINVAL: the file is no namespace)."""
+    """Move the calling thread into a namespace permanently. Raises OSError (EINVAL: not a namespace)."""
     with opened(target) as fd:
         if code := libc.setns(fd, _CLONE_NEWNET):
             raise OSError(code, os.strerror(code), str(target))
 
 
 def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run in a thread that is thrown away: it may change its namespace."""
+    """Run a function in a new thread, which ends afterwards, so that it may change its namespace."""
     results: list[_T] = []
     errors: list[BaseException] = []
     over = _thread.allocate_lock()
@@ -192,7 +196,7 @@ def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) 
         finally:
             over.release()
 
-    # Not threading.Thread: importing it costs a process that wires one pod 3 ms, and nobody needs to see this one.
+    # Not threading.Thread: its import costs 3 ms in a process that wires one pod, and its features are not needed here.
     over.acquire()
     _thread.start_new_thread(body, ())
     over.acquire()
@@ -203,7 +207,7 @@ def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) 
 
 def _unshare_and_bind(path: Path, loopback: bool) -> None:
     if code := libc.unshare(_CLONE_NEWNET):
-        raise OSError(code, f"cannot make a network namespace: {os.strerror(code)}")
+        raise OSError(code, f"cannot create a network namespace: {os.strerror(code)}")
     if loopback:
         _loopback_up()
     _mount(_SELF, path, _MS_BIND)
@@ -217,9 +221,9 @@ def _loopback_up() -> None:
 
 
 def _prepare_folder(folder: Path) -> None:
-    """Make the folder a shared mount, so that a namespace deleted here is let go in other mount namespaces too.
+    """Make the folder a shared mount, so that deleting a namespace here also releases it in other mount namespaces.
 
-    Under a lock: two that did this at once would hide each other's names beneath a second mount.
+    Under a lock: otherwise two processes could mount over each other and hide names.
     """
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,12 +1,12 @@
-"""Packet filter rules of our own, spoken to nf_tables directly: no `nft` or `iptables` program is needed on a node.
+"""Our own packet filter rules, through the netlink interface of nf_tables: the node needs no `nft` or `iptables`
+program.
 
-Two things are made here, each a table that goes away as one, so that nothing of anybody else's is ever read or changed:
+There are two kinds of tables, each removed as a whole, so that rules of other programs are never read or changed:
 
     table ip|ip6 nodenet-masq-<network>-<subnet>   ipMasq: the addresses whose packets leave the subnet masqueraded
-    table netdev nodenet-mac-<interface>           macspoofchk: a veth's frames with another source MAC are dropped
+    table netdev nodenet-mac-<interface>           macspoofchk: drop a veth's frames with another source MAC
 
-Every change is one transaction of the kernel: all of it or none. Numbers are those of linux/netfilter/nf_tables.h and
-linux/netfilter/nfnetlink.h.
+Each change is one atomic transaction. The numbers are from linux/netfilter/nf_tables.h and linux/netfilter/nfnetlink.h.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _IP, _IP6, _NETDEV = 2, 10, 5
 _POSTROUTING, _SRCNAT, _INGRESS, _BEFORE_ALL = 4, 100, 0, -500
 _ACCEPT, _DROP = 1, 0
 _ERESTART = 85
-# A kernel without nf_tables, or without a part of it.
+# Errors of a kernel without nf_tables, or without parts of it.
 _ABSENT = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EAFNOSUPPORT)
-# Seconds. The kernel answers at once; this is for one that never does.
+# Seconds. The kernel replies at once; the timeout is for the case that it does not.
 _TIMEOUT = 10.0
-# How often a change is tried anew because somebody else's came between reading and writing.
+# Attempts of a change that conflicts with a change of another program between reading and writing.
 _TRIES = 50
 _SET, _CHAIN, _OURS = "pods", "rules", "nodenet-"
 
 
 def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
-    """Packets of `address` to anywhere but its subnet and multicast leave with the node's address. Idempotent."""
+    """Packets from `address` leave with the node's address, except to its subnet and to multicast. Idempotent."""
     table, family = _masq_table(network, subnet), _family(subnet)
     with _Nft() as nft:
         try:
@@ -62,12 +62,12 @@ def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
             try:
                 nft.change([*_masq_rules(family, table, subnet), _element(_NEWSETELEM, family, table, address)])
             except RefusedError as second:
-                raise _refused(f"cannot make table {table}", second) from second
+                raise _refused(f"cannot create table {table}", second) from second
 
 
 def forget(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
-    """Take addresses out of the network's masquerading, end the check of an interface, and remove each table that has
-    nothing left. Idempotent, and no error where the kernel has no nf_tables: then it has nothing to forget."""
+    """Remove addresses from the network's masquerading, remove the MAC check of an interface, and remove tables that
+    are empty then. Idempotent. No error if the kernel has no nf_tables, because then there is nothing to remove."""
     wanted = tuple(addresses)
     with _Nft() as nft:
         try:
@@ -84,7 +84,7 @@ def forget(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
 
 
 def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
-    """Whether `masquerade` holds for the address."""
+    """True if the address is masqueraded."""
     table, family = _masq_table(network, subnet), _family(subnet)
     with _Nft() as nft:
         body = text(1, table) + text(2, _SET) + nested(3, nested(1, nested(1, attribute(1, address.packed))))
@@ -97,7 +97,7 @@ def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
 
 
 def check_source_mac(ifname: str, mac: str) -> None:
-    """Frames that arrive by the interface with another source MAC are dropped. Replaces what was said of it before."""
+    """Drop frames that arrive on the interface with another source MAC. Replaces an earlier rule."""
     table = _mac_table(ifname)
     hook = nested(4, _be32(1, _INGRESS), _be32(2, _BEFORE_ALL), text(3, ifname))
     chain = text(1, table) + text(3, _CHAIN) + hook + _be32(5, _ACCEPT) + text(7, "filter")
@@ -122,7 +122,7 @@ def check_source_mac(ifname: str, mac: str) -> None:
 
 
 def checks_source_mac(ifname: str) -> bool:
-    """Whether `check_source_mac` holds for the interface."""
+    """True if the interface has a rule of `check_source_mac`."""
     with _Nft() as nft:
         try:
             return bool(nft.ask(_GETTABLE, _NETDEV, text(1, _mac_table(ifname))))
@@ -148,7 +148,7 @@ class _Nft:
         self._kernel.close()
 
     def change(self, requests: list[Request], generation: int | None = None) -> None:
-        """One transaction. ERESTART when `generation` is not the ruleset's any more."""
+        """Execute one transaction. ERESTART if the ruleset has changed since `generation`."""
         guard = _be32(1, generation) if generation is not None else b""
         begin = Request(_BATCH_BEGIN, _header(0, _SUBSYSTEM) + guard)
         self._kernel.transact(begin, requests, Request(_BATCH_END, _header(0, _SUBSYSTEM)))
@@ -163,17 +163,17 @@ class _Nft:
         return found
 
     def ask(self, kind: int, family: int, body: bytes) -> bytes:
-        """The body (after nfgenmsg, which it keeps) of the object that is asked for. ENOENT when there is none."""
+        """The body of the requested object, including nfgenmsg. ENOENT if it does not exist."""
         request = _request(kind, family, body)
         return self._kernel.ask(request.kind, request.body)
 
     def list(self, kind: int, family: int, body: bytes) -> list[bytes]:
-        """The bodies of all objects that are asked for."""
+        """The bodies of all requested objects, including nfgenmsg."""
         request = _request(kind, family, body)
         return self._kernel.dump(request.kind, request.body)
 
     def generation(self) -> int:
-        """The number of the ruleset's last change, of whomever it was."""
+        """The generation number of the ruleset; every change by any program increments it."""
         return int(struct.unpack_from(">I", self.ask(_GETGEN, 0, b""), 8)[0])
 
 
@@ -197,7 +197,8 @@ def _remove(nft: _Nft, family: int, table: str) -> None:
 
 
 def _drop_empty(nft: _Nft, family: int, table: str) -> None:
-    """Remove a masquerading table without addresses, unless somebody puts one in at this moment."""
+    """Remove a masquerading table if it has no addresses; do not remove it if another process adds one at the same
+    time."""
     for _ in range(_TRIES):
         try:
             generation = nft.generation()
@@ -211,11 +212,11 @@ def _drop_empty(nft: _Nft, family: int, table: str) -> None:
                 return
             if error.code not in (_ERESTART, errno.EINTR, errno.EAGAIN):
                 raise _refused(f"cannot remove table {table}", error) from error
-    raise LinkError(f"cannot remove table {table}: the ruleset changes all the time", errno.EAGAIN)
+    raise LinkError(f"cannot remove table {table}: the ruleset changes too often", errno.EAGAIN)
 
 
 def _has_elements(body: bytes) -> bool:
-    """Whether an answer to GETSETELEM (after nfgenmsg) holds NFTA_SET_ELEM_LIST_ELEMENTS."""
+    """True if a reply to GETSETELEM contains NFTA_SET_ELEM_LIST_ELEMENTS (after nfgenmsg)."""
     offset = 4
     while offset + 4 <= len(body):
         length, kind = struct.unpack_from("=HH", body, offset)
@@ -226,7 +227,8 @@ def _has_elements(body: bytes) -> bool:
 
 
 def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[Request]:
-    """The table with its set and its chain. The chain is emptied first: two who do this at once end with one rule."""
+    """The table with its set and its chain. The chain is emptied first, so that two concurrent callers end with one
+    rule."""
     size = subnet.max_prefixlen // 8
     source, destination = (12, 16) if size == 4 else (8, 24)
     made = text(1, table) + text(2, _SET) + _be32(3, 0) + _be32(4, 7 if size == 4 else 8) + _be32(5, size)
@@ -256,12 +258,12 @@ def _masq_rules(family: int, table: str, subnet: IPNetwork) -> list[Request]:
 
 
 def _masq_table(network: str, subnet: IPNetwork) -> str:
-    # nft takes letters, digits, '/', '\\', '_', '.' and '-' in a name, but no colon.
+    # Names of nft may contain letters, digits, '/', '\\', '_', '.' and '-', but no colon.
     return f"{_OURS}masq-{network[:150]}-{str(subnet).replace(':', '_')}"
 
 
 def _masq_subnet(network: str, table: str) -> IPNetwork | None:
-    """The subnet of a masquerading table of the network; None when it is another's, or something else."""
+    """The subnet of a masquerading table of this network; None for other tables."""
     start, _, subnet = table.rpartition("-")
     if start != f"{_OURS}masq-{network[:150]}":
         return None

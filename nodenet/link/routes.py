@@ -1,4 +1,4 @@
-"""Routes: a pod's own, and those to the other nodes' pod networks, which carry our protocol number."""
+"""Routes of pods, and routes to the pod networks of other nodes, which carry our protocol number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nodenet.link import netlink
 from nodenet.link.handle import Link, LinkError, refusing
 from nodenet.link.netlink import Request
 
-# "who added it" of rtnetlink(7), as other routing daemons have one; `ip route show proto 110` lists ours.
+# The protocol number of our routes (rtnetlink(7)); `ip route show proto 110` lists them.
 PROTOCOL = 110
 _MAIN_TABLE = 254
 _UNICAST = 1
@@ -26,19 +26,19 @@ _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _HEADER = struct.Struct("=BBBBBBBBI")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 8, 15
 _RTA_MULTIPATH = 9
-# struct rtnexthop: length, flags, weight, interface; attributes behind it.
+# struct rtnexthop: length, flags, weight, interface; attributes follow.
 _NEXT_HOP = struct.Struct("=HBBi")
-# RTAX_MTU and RTAX_ADVMSS, named as the CNI specification does.
+# RTAX_MTU and RTAX_ADVMSS, with the names of the CNI specification.
 _METRICS = {"mtu": 2, "advmss": 8}
-# A route that the kernel made of another one for one destination.
+# A cached route that the kernel derived from another one for a single destination.
 _CLONED = 0x200
-# The metric that the kernel gives an IPv6 route without one.
+# The kernel's default metric of an IPv6 route.
 _V6_METRIC = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A unicast route of the main table. `gateway` None: on the link."""
+    """A unicast route. `gateway` None: on-link."""
 
     network: IPNetwork
     gateway: IPAddress | None
@@ -49,8 +49,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What `sync_routes` did. `conflicts`: wanted networks that somebody else's route of the same metric covers.
-    `failed`: networks whose route the kernel refused to add, change or remove, and its words."""
+    """The outcome of `sync_routes`. `conflicts`: desired networks for which another program has a route with the
+    same metric. `failed`: networks whose route the kernel refused to add, change or remove, with its error message."""
 
     added: list[IPNetwork] = field(default_factory=list)
     changed: list[IPNetwork] = field(default_factory=list)
@@ -60,7 +60,8 @@ class SyncResult:
 
 
 def listed(link: Link, table: int | None = _MAIN_TABLE) -> list[Route]:
-    """Every unicast route of a table (None: of all), both families; of a route with several next hops one for each."""
+    """All unicast routes of a table (None: of all tables), both families. A route with several next hops is returned
+    once per hop."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         with refusing("cannot list routes"):
@@ -70,31 +71,31 @@ def listed(link: Link, table: int | None = _MAIN_TABLE) -> list[Route]:
 
 
 def add(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> None:
-    """Add a route. LinkError: EEXIST if taken, ENETUNREACH (EHOSTUNREACH for IPv6) for a gateway that is not on the
-    link by another route."""
+    """Add a route. LinkError: EEXIST if it exists, ENETUNREACH (EHOSTUNREACH for IPv6) if the gateway is not
+    on-link."""
     with refusing(f"cannot add route to {network}" + (f" via {gateway}" if gateway else "")):
         link.kernel.run(added(ifindex, network, gateway, **attributes))
 
 
 def added(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
-    """The request that `add` makes, for a batch. Attributes: proto, priority, table, scope, metrics (mtu, advmss)."""
+    """The request of `add`, for a batch. Attributes: proto, priority, table, scope, metrics (mtu, advmss)."""
     return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE | netlink.EXCL)
 
 
 def added_beside(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
-    """As `added`, also where another interface has a route to the network. The kernel puts an IPv4 one before the
-    others, and makes one route with several next hops of IPv6 ones. EEXIST for one that is there in every respect."""
+    """Like `added`, but allowed if another interface has a route to the network. The kernel inserts an IPv4 route
+    before the others, and merges IPv6 routes into one with several next hops. EEXIST only for an identical route."""
     return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE)
 
 
 def sync_routes(
     link: Link, desired: Mapping[IPNetwork, IPAddress], device: str | int, protocol: int = PROTOCOL
 ) -> SyncResult:
-    """Make the routes that carry `protocol` be exactly `desired` (network to gateway, over `device`).
+    """Make the routes with `protocol` equal to `desired` (network to gateway, on `device`).
 
-    Routes of others are never changed or removed: where one stands in the way, the network is named in `conflicts`.
-    A route that the kernel refuses (a gateway that cannot be reached) is named in `failed` and holds up no other one.
-    Raises LinkError when the device is missing or the routes cannot be listed.
+    Routes of other programs are never changed or removed: if one conflicts, the network is listed in `conflicts`. If
+    the kernel rejects a route (an unreachable gateway), the network is listed in `failed`, and the others are still
+    processed. Raises LinkError if the device does not exist or the routes cannot be listed.
     """
     ifindex = link.require(device).index
     result = SyncResult()
@@ -161,7 +162,7 @@ def _body(
     family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
     if scope is None:
         scope = _SCOPE_LINK if gateway is None else _SCOPE_UNIVERSE
-    # A table above 255 has its number in the attribute alone.
+    # The header field holds table numbers up to 255; a larger one is only in the attribute.
     low = table if table < 256 else 0
     body = _HEADER.pack(family, network.prefixlen, 0, 0, low, proto, scope, _UNICAST, 0)
     body += netlink.attribute(_RTA_DST, network.network_address.packed) if network.prefixlen else b""
@@ -176,7 +177,7 @@ def _body(
 
 
 def _routes(body: bytes, wanted: int | None) -> Iterator[Route]:
-    """The routes of one message; none when it is not a unicast route of the wanted table."""
+    """The routes of one message; none if it is not a unicast route of the wanted table."""
     family, prefixlen, _, _, table, protocol, _, kind, flags = _HEADER.unpack_from(body)
     found = netlink.attributes(body, _HEADER.size)
     if wanted not in (None, netlink.number(found, _RTA_TABLE) or table) or kind != _UNICAST or flags & _CLONED:

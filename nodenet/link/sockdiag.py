@@ -1,8 +1,8 @@
-"""The sockets of a network namespace, and how to end one: sock_diag(7), linux/inet_diag.h.
+"""Lists and destroys the sockets of a network namespace: sock_diag(7), linux/inet_diag.h.
 
-Ending is SOCK_DESTROY (Linux 4.5 with CONFIG_INET_DIAG_DESTROY; CAP_NET_ADMIN in the namespace): the owner's next call
-fails with ECONNABORTED; TCP sends a reset, UDP is no longer connected. The kernel compares the cookie, so another
-socket that has the same addresses since is never ended in its place.
+Destroying uses SOCK_DESTROY (Linux 4.5 with CONFIG_INET_DIAG_DESTROY; CAP_NET_ADMIN in the namespace): the next call of
+the owner fails with ECONNABORTED; TCP sends a reset, UDP is disconnected. The kernel compares the cookie, so it never
+destroys a newer socket with the same addresses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY, _DESTROY = 20, 21
 # family, protocol, extensions, padding, states
 _REQUEST = struct.Struct("=BBBxI")
-# ports, addresses, interface, cookie: ports and addresses in network order
+# ports, addresses, interface, cookie; ports and addresses in network byte order
 _ID = struct.Struct("=2s2s16s16sIII")
 # family, state, timer, retransmissions; the identity follows
 _ANSWER_HEADER = 4
@@ -35,7 +35,8 @@ ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """One socket. An IPv4-mapped address is shown as the IPv4 address. `identity`: how the kernel names the socket."""
+    """One socket. An IPv4-mapped address is converted to IPv4. `identity`: the kernel's identification of the
+    socket."""
 
     family: int
     protocol: int
@@ -49,9 +50,9 @@ class Socket:
 
 
 class SockDiag:
-    """One sock_diag socket. `target` is a namespace's name, path or file descriptor; None: the current one.
+    """A sock_diag socket. `target` is a namespace's name, path or file descriptor; None: the current one.
 
-    For one thread at a time; calls block for as long as the kernel looks, without the RTNL lock.
+    For one thread at a time. Calls block while the kernel searches; they do not take the RTNL lock.
     """
 
     def __init__(self, target: netns.Target | None = None) -> None:
@@ -69,7 +70,7 @@ class SockDiag:
         self._kernel.close()
 
     def sockets(self, protocol: int, *states: int) -> Iterator[Socket]:
-        """Sockets of both families in one of these states. Raises RefusedError: ENOENT where the kernel has no
+        """Sockets of both families in one of these states. Raises RefusedError: ENOENT if the kernel has no
         sock_diag for the protocol."""
         mask = sum(1 << state for state in states)
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -78,7 +79,7 @@ class SockDiag:
                 yield _socket(answer, protocol)
 
     def destroy(self, found: Socket) -> bool:
-        """End a socket. False: it is gone, or another one has its place. Raises RefusedError (see can_destroy)."""
+        """Destroy a socket. False: it is gone or was replaced by another one. Raises RefusedError (see can_destroy)."""
         body = _REQUEST.pack(found.family, found.protocol, 0, 1 << found.state) + found.identity
         try:
             self._kernel.run(Request(_DESTROY, body))
@@ -89,7 +90,8 @@ class SockDiag:
         return True
 
     def can_destroy(self, protocol: int) -> bool:
-        """Whether this kernel lists and ends sockets of the protocol: asked with an identity that no socket has."""
+        """True if this kernel can list and destroy sockets of the protocol. Tries it with an identity that no socket
+        has."""
         nothing = _ID.pack(b"\0\1", b"\0\1", bytes(16), bytes(16), 0, 0, 0)
         try:
             next(self.sockets(protocol, ESTABLISHED), None)

@@ -1,4 +1,4 @@
-"""net.* sysctls of a namespace. /proc/sys/net shows the namespace of the thread that opens it."""
+"""net.* sysctls of a namespace. /proc/sys/net shows those of the opening thread's namespace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ _ROOT = "/proc/sys/net"
 
 
 def read(key: str, target: netns.Target | None = None) -> str:
-    """The value of "ipv4/ip_forward" and the like (slashes, for interface names may have dots). Raises OSError."""
+    """The value of a key such as "ipv4/ip_forward" (with slashes, because interface names may contain dots). Raises
+    OSError."""
     if target is not None:
         with netns.inside(target):
             return read(key)
@@ -16,14 +17,15 @@ def read(key: str, target: netns.Target | None = None) -> str:
 
 
 def write(key: str, value: str | int, target: netns.Target | None = None) -> bool:
-    """Set a value; False when it was so already (some sysctls reset others even then). Raises OSError."""
+    """Set a value; False if it is set already: it is not written again, because writing some sysctls resets others.
+    Raises OSError."""
     if target is not None:
         with netns.inside(target):
             return write(key, value)
     path = _path(key)
     if smallfile.read(path).strip() == str(value):
         return False
-    # No newline: Linux 6.18.15 takes the number alone and says that one byte less was written.
+    # No newline: Linux 6.18.15 reads only the number and reports one byte less as written.
     smallfile.write(path, str(value))
     return True
 

@@ -1,9 +1,9 @@
-"""eBPF programs on an interface: a clsact queueing discipline and one direct-action filter per side.
+"""Attaches eBPF programs to an interface with a clsact queueing discipline and one direct-action filter per direction.
 
-This works from Linux 5.10 on; where the kernel has tcx (bpf/tcx.py) the agent uses that.
+Works from Linux 5.10 on; on kernels with tcx the agent uses bpf/tcx.py instead.
 
-A replaced filter is swapped in one step: no packet meets the interface without a program.
-Filters outlive the process.
+A filter is replaced atomically: no packet passes the interface without a program. Filters persist after the process
+ends.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _HEADER = struct.Struct("=BxxxiIII")
 
 
 class Hook(IntEnum):
-    """The two sides of clsact, as the INTERFACE sees them. On the node's end of a pod's veth that is the reverse of
-    the pod's view: what arrives here is what the pod sends."""
+    """The two directions of clsact, as the INTERFACE sees them. On the node's end of a pod's veth they are the
+    reverse of the pod's view: packets that arrive here were sent by the pod."""
 
     INGRESS = 0xFFFFFFF2
     EGRESS = 0xFFFFFFF3
@@ -42,7 +42,7 @@ class Hook(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A filter on an interface. `program_id` and `tag` are the kernel's (bpftool prog)."""
+    """A filter on an interface. `program_id` and `tag` identify the program in the kernel (bpftool prog)."""
 
     hook: Hook
     name: str
@@ -54,7 +54,7 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded sched_cls program for one side of an interface; the filter carries `name`."""
+    """A loaded sched_cls program for one direction of an interface; the filter is called `name`."""
 
     hook: Hook
     fd: int
@@ -62,13 +62,13 @@ class Program:
 
 
 def attach(link: Link, ifindex: int, hook: Hook, prog_fd: int, name: str) -> None:
-    """Attach a loaded sched_cls program, in place of the one we had there. LinkError names the interface's index."""
+    """Attach a loaded sched_cls program; it replaces our previous one. LinkError names the interface's index."""
     attach_all(link, ifindex, [Program(hook, prog_fd, name)])
 
 
 def attach_all(link: Link, ifindex: int, programs: Sequence[Program]) -> list[str]:
-    """Attach programs, each in place of the one we had there. Returns a sentence for each thing that had to give way.
-    LinkError names what failed."""
+    """Attach programs; each replaces our previous one. Returns a sentence for each thing that was removed to make
+    room. LinkError names what failed."""
     gave_way = _make_room(link, ifindex)
     try:
         link.kernel.run(*(_filter(ifindex, program) for program in programs))
@@ -80,9 +80,9 @@ def attach_all(link: Link, ifindex: int, programs: Sequence[Program]) -> list[st
 
 
 def _make_room(link: Link, ifindex: int) -> list[str]:
-    """A clsact on the interface. An ingress queueing discipline has the same place, and no side for what leaves: the
-    kernel would put a filter for that side among those for what arrives. So it is removed: policy comes before a
-    bandwidth limit. Returns a sentence about that."""
+    """Ensure a clsact on the interface. An ingress queueing discipline occupies the same place but has no egress
+    side: the kernel would attach our egress filter to ingress. So it is removed, because policy is more important
+    than a bandwidth limit. Returns a sentence about the removal."""
     clsact = _header(ifindex, _CLSACT, _CLSACT_PARENT) + netlink.text(_TCA_KIND, "clsact")
     request = Request(_NEWQDISC, clsact, netlink.CREATE | netlink.EXCL)
     with refusing(f"cannot add clsact to interface {ifindex}"):
@@ -96,11 +96,13 @@ def _make_room(link: Link, ifindex: int) -> list[str]:
             return []
         link.kernel.run(Request(_DELQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT)))
         link.kernel.run(request)
-    return [f"interface {ifindex}: its ingress queueing discipline (a limit of what its pod may send) was removed"]
+    return [
+        f"interface {ifindex}: its ingress queueing discipline (a bandwidth limit for what its pod sends) was removed"
+    ]
 
 
 def _kind_in_place(link: Link, ifindex: int) -> str:
-    """What is where clsact would be: "clsact" or "ingress"."""
+    """The queueing discipline in the place of clsact: "clsact" or "ingress"."""
     body = link.kernel.ask(_GETQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT), netlink.ECHO)
     return netlink.string(netlink.attributes(body, _HEADER.size), _TCA_KIND)
 
@@ -118,7 +120,7 @@ def _filter(ifindex: int, program: Program) -> Request:
 
 
 def attached(link: Link, ifindex: int) -> list[Attached]:
-    """Every bpf filter on both sides of an interface, ours and others'. Empty when the interface is gone."""
+    """All bpf filters of both directions of an interface, ours and others'. Empty if the interface does not exist."""
     found = []
     for hook in Hook:
         try:
@@ -134,7 +136,7 @@ def attached(link: Link, ifindex: int) -> list[Attached]:
 
 
 def detach(link: Link, ifindex: int, hook: Hook, name: str) -> bool:
-    """Remove our filter; False when it was not there. The last filter's clsact goes with it."""
+    """Remove our filter; False if it does not exist. The clsact is removed with its last filter."""
     ours = [entry for entry in attached(link, ifindex) if entry.hook == hook and entry.name == name]
     for entry in ours:
         with refusing(f"cannot detach program {name} from {hook.name.lower()} of interface {ifindex}"):
@@ -147,12 +149,13 @@ def detach(link: Link, ifindex: int, hook: Hook, name: str) -> bool:
 
 
 def _header(ifindex: int, handle: int, parent: int, info: int = 0) -> bytes:
-    """struct tcmsg. `info` of a filter is its priority, and in the lower half the protocol in network order."""
+    """struct tcmsg. For a filter, the upper half of `info` is the priority and the lower half the protocol in
+    network byte order."""
     return _HEADER.pack(socket.AF_UNSPEC, ifindex, handle, parent, info)
 
 
 def _attached(hook: Hook, body: bytes) -> Attached | None:
-    """The filter of one message; None when it is another kind's, or tells of a priority as a whole."""
+    """The filter of one message; None if it is not a bpf filter, or the message describes a whole priority."""
     _, _, handle, _, info = _HEADER.unpack_from(body)
     found = netlink.attributes(body, _HEADER.size)
     if netlink.string(found, _TCA_KIND) != "bpf" or not handle:

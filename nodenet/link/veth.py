@@ -16,16 +16,16 @@ from nodenet.link.handle import (
 )
 from nodenet.link.netlink import Request
 
-# linux/veth.h: the other end's header and attributes.
+# linux/veth.h: contains the header and attributes of the other end.
 _VETH_INFO_PEER = 1
 
 
 def create(
     link: Link, name: str, peer_name: str, peer_netns: int, *, mac: str = "", peer_mac: str = "", mtu: int = 0
 ) -> Interface:
-    """Make a pair in one request: `name` here, `peer_name` directly in the namespace `peer_netns` (an open fd).
+    """Create a pair with one request: `name` here, `peer_name` in the namespace `peer_netns` (an open fd).
 
-    Both ends are down. Raises LinkError with EEXIST when either name is taken; `mtu` 0 is the kernel's default.
+    Both ends are down. Raises LinkError with EEXIST if either name exists; `mtu` 0 is the kernel's default.
     """
     peer = link_header(0) + encode(ifname=peer_name, net_ns_fd=peer_netns, address=peer_mac, mtu=mtu)
     info = netlink.nested(

@@ -1,4 +1,4 @@
-"""The interface by which a node itself is in one VLAN of a bridge (linux/if_link.h, linux/if_vlan.h)."""
+"""The node's interface in a VLAN of a bridge (linux/if_link.h, linux/if_vlan.h)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _IFLA_LINK, _IFLA_VLAN_ID = 5, 1
 
 
 def gateway_interface(link: Link, over: Interface, vid: int, mtu: int = 0) -> Interface:
-    """`<bridge>.<vid>`, made when it is missing: what the node sends by it is in that VLAN of the bridge.
+    """Return `<bridge>.<vid>`; create it if it is missing. Packets that the node sends through it are in that VLAN.
 
-    One that is there already is taken as it is: the reference plugin makes a veth pair of the same name.
+    An existing interface is used unchanged: the reference plugin creates a veth pair with the same name.
     """
     name = f"{over.name}.{vid}"
     data = netlink.nested(INFO_DATA, netlink.attribute(_IFLA_VLAN_ID, struct.pack("=H", vid)))

@@ -164,7 +164,7 @@ CT = BpfMap(
             _FLOW,
             "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2 created:4",
         ),
-        adapt=carried.ct_judged_again,
+        adapt=carried.ct_recheck,
         merge=carried.ct_merged,
         age=carried.ct_age,
     ),

@@ -1,1 +1,1 @@
-"""Tracing of the host's own stack with BCC: what happens to packets outside our programs."""
+"""Traces the host's network stack with BCC: what happens to packets outside our programs."""

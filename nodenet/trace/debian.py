@@ -1,4 +1,4 @@
-"""Finds BCC, which distributions package and PyPI does not have."""
+"""Finds BCC, which is packaged by distributions but not on PyPI."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from types import ModuleType
 
 from nodenet.errors import CannotRunError
 
-# Where Debian's and Ubuntu's python3-bpfcc puts its modules: pure Python that any Python 3 can load.
+# The module folder of python3-bpfcc in Debian and Ubuntu: pure Python that any Python 3 can load.
 DIST_PACKAGES = Path("/usr/lib/python3/dist-packages")
 _INSTALL = "apt-get install python3-bpfcc"
 
 
 def load_bcc(folder: Path = DIST_PACKAGES) -> ModuleType:
-    """BCC's module, from this environment or else from the system's packages in `folder`: a virtual environment does
-    not see those on its own. Raises CannotRunError where it is not installed."""
+    """The BCC module, from this environment or else from the system packages in `folder`, which a virtual
+    environment does not search. Raises CannotRunError if it is not installed."""
     try:
         module = import_module("bcc")
     except ModuleNotFoundError:
         module = _from(folder / "bcc")
-    except (ImportError, OSError) as error:  # libbcc.so is a package of its own
+    except (ImportError, OSError) as error:  # libbcc.so is in a separate package
         raise CannotRunError(f"BCC cannot be loaded: {error}", _INSTALL) from error
     if not hasattr(module, "BPF"):
-        raise CannotRunError(f"{module.__file__} is another project called bcc, so BCC cannot be loaded", _INSTALL)
+        raise CannotRunError(
+            f"{module.__file__} belongs to another project named bcc, so BCC cannot be loaded", _INSTALL
+        )
     return module
 
 
@@ -37,7 +39,7 @@ def _from(package: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise CannotRunError(f"{source} cannot be loaded as a module")
     module = module_from_spec(spec)
-    sys.modules["bcc"] = module  # its own modules import each other by this name
+    sys.modules["bcc"] = module  # its submodules import each other by this name
     try:
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:

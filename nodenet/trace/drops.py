@@ -1,4 +1,4 @@
-"""Every packet that the kernel drops, by reason and function: tracepoint skb:kfree_skb, counted in the kernel."""
+"""Counts all packets that the kernel drops, by reason and function: tracepoint skb:kfree_skb, counted in the kernel."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _SYMBOL = re.compile(r'\{ (0x[0-9a-f]+|\d+), "(\w+)" \}')
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Where the fields of a record are, and the names of the reasons (empty before Linux 5.17, which gives none)."""
+    """The offsets of the fields of a record, and the names of the reasons (empty before Linux 5.17, which reports
+    none)."""
 
     offsets: Mapping[str, int]
     reasons: Mapping[int, str]
 
 
 class Drop(NamedTuple):
-    """So many packets since the last look. `protocol` is the EtherType's name or number."""
+    """Dropped packets since the previous `take`. `protocol` is the EtherType's name or number."""
 
     packets: int
     reason: str
@@ -39,7 +40,7 @@ class Drop(NamedTuple):
 
 
 def parse_format(text: str) -> Format:
-    """The tracepoint's `format` file. Raises CannotRunError when it lacks what is counted by."""
+    """Parse the tracepoint's `format` file. Raises CannotRunError if a required field is missing."""
     offsets = {name: int(offset) for name, offset, _size in _FIELD.findall(text)}
     for name in ("location", "protocol"):
         if name not in offsets:
@@ -48,10 +49,10 @@ def parse_format(text: str) -> Format:
 
 
 class DropTracer:
-    """Attach with `with`; `take` gives what was dropped since the call before. Needs root, BCC and tracefs.
+    """Used as a context manager; `take` returns the drops since its previous call. Needs root, BCC and tracefs.
 
-    `source` is the folder with drops.bcc.c and the stand-in for a kernel's headers. Raises CannotRunError where
-    something is missing.
+    `source` is the folder with drops.bcc.c and the replacement for kernel headers. Raises CannotRunError if something
+    is missing.
     """
 
     def __init__(self, source: Path) -> None:
@@ -69,7 +70,7 @@ class DropTracer:
         self._bpf.cleanup()
 
     def take(self) -> list[Drop]:
-        """The most frequent first."""
+        """The drops since the previous call, the most frequent first."""
         return sorted(self._new(), key=lambda drop: (-drop.packets, drop))
 
     def _new(self) -> Iterator[Drop]:
@@ -89,13 +90,13 @@ class DropTracer:
         try:
             bpf = self._bcc.BPF(src_file=str(source / "drops.bcc.c"), cflags=flags)
             bpf.attach_tracepoint(tp="skb:kfree_skb", fn_name="nn_on_drop")
-        except Exception as error:  # BCC raises nothing more precise
+        except Exception as error:  # BCC raises plain exceptions
             raise CannotRunError(f"BCC cannot trace skb:kfree_skb: {error}", "run as root") from error
         return bpf
 
 
 def protocol_name(number: int) -> str:
-    """An EtherType in words where it is a common one. The tracepoint gives it in the machine's order."""
+    """The name of a common EtherType, else its number. The tracepoint reports it in host byte order."""
     return PROTOCOLS.get(number, f"0x{number:04x}")
 
 
@@ -108,7 +109,7 @@ def _read_format() -> str:
 
 
 def _mount_tracefs(folder: Path) -> None:
-    """In a mount namespace of this process alone: the machine's own mounts stay as they are."""
+    """Mount tracefs in a mount namespace of this process, so that the machine's own mounts do not change."""
     try:
         mounts.own()
         mounts.mount("tracefs", folder, "tracefs")

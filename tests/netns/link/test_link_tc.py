@@ -99,7 +99,7 @@ def test_an_ingress_qdisc_gives_way(two: tuple[str, str], node: tuple[Link, int,
     wanted = [tc.Program(Hook.INGRESS, program, "nn_from_pod"), tc.Program(Hook.EGRESS, program, "nn_to_pod")]
     gave_way = tc.attach_all(link, ifindex, wanted)
     assert gave_way == [
-        f"interface {ifindex}: its ingress queueing discipline (a limit of what its pod may send) was removed"
+        f"interface {ifindex}: its ingress queueing discipline (a bandwidth limit for what its pod sends) was removed"
     ]
     assert [(entry.hook, entry.name) for entry in tc.attached(link, ifindex)] == [
         (Hook.INGRESS, "nn_from_pod"),

@@ -31,7 +31,7 @@ class Kernel:
         found = frozenset(self.has)
         await asyncio.sleep(self.slow)
         if self.broken:
-            raise CannotRunError("what is listed changes all the time")
+            raise CannotRunError("the list changes too often for a consistent dump")
         return found
 
     def tell(self, addresses: frozenset[IPAddress]) -> None:

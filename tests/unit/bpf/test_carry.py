@@ -140,9 +140,9 @@ def ct(last_seen: int, flags: int = 0, **changes: int) -> bytes:
 
 
 def test_of_two_entries_of_one_connection_the_last_seen_one_is_kept_with_what_either_saw() -> None:
-    copied = rules.ct_judged_again(ct(10, flags=1 | 8))
+    copied = rules.ct_recheck(ct(10, flags=1 | 8))
     assert rules.ct_merged(copied, ct(11, flags=2, revision=4)) == ct(11, flags=1 | 2, revision=4)
-    assert rules.ct_merged(copied, ct(9, flags=4)) == rules.ct_judged_again(ct(10, flags=1 | 4 | 8))
+    assert rules.ct_merged(copied, ct(9, flags=4)) == rules.ct_recheck(ct(10, flags=1 | 4 | 8))
     other = ct(11, created=11)
     assert rules.ct_merged(copied, other) == other, "another connection with the same ends"
     assert rules.ct_age(copied) == 10
