@@ -46,7 +46,7 @@ def test_the_environments_own_comes_first(tmp_path):
 
 def test_another_project_of_that_name_is_told_apart(tmp_path):
     package(tmp_path / "environment", "")
-    with pytest.raises(CannotRunError, match="another project called bcc"):
+    with pytest.raises(CannotRunError, match="another project named bcc"):
         load_bcc(tmp_path)
 
 
