@@ -171,7 +171,8 @@ def _transfer(name: str, source: Path, target: Path, fresh: bool) -> Transfer | 
     if declared is None or declared.carried is None or not target.exists():
         return None
     old = RawTable(name, source)
-    convert = converter(declared.carried, layout.of_map(old.info)) if old.info.type == declared.type else None
+    # A value of a per-CPU map is several.
+    convert = None if old.percpu else converter(declared.carried, layout.of_map(old.info))
     if convert is None:
         old.close()
         return None

@@ -41,6 +41,11 @@ class RawTable:
         os.close(self.fd)
 
     @property
+    def percpu(self) -> bool:
+        """Whether each entry has a value for every CPU."""
+        return self._percpu
+
+    @property
     def batched(self) -> bool | None:
         """Whether the kernel reads this type of map in batches; None: nothing was read yet."""
         return self._batches

@@ -40,6 +40,7 @@ WITHOUT_CREATED = (
 )
 # nn_ct_entry as a later version may have it.
 WITH_MORE = (("lib/abi.h", "\t__u32 created; /*", "\t__u32 packets;\n\t__u32 created; /*"),)
+OF_TYPE = "\t__uint(type, BPF_MAP_TYPE_{});\n\t__uint(max_entries, 131072);\n\t__type(key, struct nn_ct_key);"
 # The same size, with another meaning of the same place.
 RENAMED = (
     ("lib/abi.h", "\t__u32 revision; /* policy revision at which", "\t__u32 verdict; /* policy revision at which"),
@@ -187,6 +188,22 @@ def test_a_record_of_the_same_size_with_other_members_is_another_layout(
         assert new.tables["nn_ct"].count() == 0
 
 
+@pytest.mark.parametrize(("type_", "copied"), [("HASH", {"nn_ct": 1}), ("LRU_PERCPU_HASH", {})])
+def test_a_map_of_another_type_is_read_unless_it_has_a_value_for_each_cpu(
+    root: Path, bpf_cache: Path, variant: Callable[[Edits], dict[str, Path]], type_: str, copied: dict[str, int]
+) -> None:
+    with ExitStack() as stack:
+        edits = (("lib/conntrack.h", OF_TYPE.format("LRU_HASH"), OF_TYPE.format(type_)),)
+        other = Datapath(root, bpf_cache, loader.DatapathConfig(), variant(edits))
+        stack.callback(other.close)
+        server(other)
+        assert other.received(opening(1000)) == TC_OK
+        new = Datapath(root, bpf_cache, loader.DatapathConfig())
+        stack.callback(new.close)
+        assert new.loaded.carrying.copied == copied
+        assert new.tables["nn_ct"].count() == len(copied)
+
+
 # Sizes, without programs: the copies themselves.
 
 
@@ -282,23 +299,36 @@ def test_a_crash_at_any_step_loses_no_entry(
 
 
 def test_two_switches_that_were_interrupted_are_both_made_up_for(root: Path, bpf_cache: Path) -> None:
-    """Programs of three builds are attached to different pods. The newest entry of a key wins."""
+    """Programs of three builds are attached to different pods. Of one key the entry that was seen last is kept, or that
+    of the newest programs where entries do not say when they were seen."""
     pins = Pins(root)
+    socket = abi.SockRevnatKey(7, ip_address(SERVER), 80, 17)
     with ExitStack() as stack:
-        maps = []
+
+        def opened_table(name: str) -> BpfTable:
+            return stack.enter_context(closing(BpfTable(name, pins.map(name))))
+
+        connections, choices = [], []
         for size in (8192, 4096, 2048):
-            stack.callback(loader.close, load(pins, bpf_cache, nn_ct=size))
-            maps.append(stack.enter_context(closing(BpfTable("nn_ct", pins.map("nn_ct")))))
-            maps[-1].update(ct_key(size), ct_entry(100))
-            for number, table in enumerate(maps):
+            stack.callback(loader.close, load(pins, bpf_cache, nn_ct=size, nn_sock_choice=size))
+            connections.append(opened_table("nn_ct"))
+            choices.append(opened_table("nn_sock_choice"))
+            connections[-1].update(ct_key(size), ct_entry(100))
+            for number, table in enumerate(connections):
                 table.update(ct_key(1), ct_entry(200 - number, rule_id=number))
-        last = load(pins, bpf_cache, nn_ct=1024)
+            for number, table in enumerate(choices):
+                table.update(socket, abi.U32(number))
+        # Not by the newest programs.
+        other = socket._replace(cookie=8)
+        for number, table in enumerate(choices[:2]):
+            table.update(other, abi.U32(number))
+        last = load(pins, bpf_cache, nn_ct=1024, nn_sock_choice=1024)
         stack.callback(loader.close, last)
         last.carrying.finish()
-        with closing(BpfTable("nn_ct", pins.map("nn_ct"))) as new:
-            found = {key.remote_port: entry for key, entry in new.items()}
+        found = {key.remote_port: entry for key, entry in opened_table("nn_ct").items()}
         assert set(found) == {1, 8192, 4096, 2048}
         assert (found[1].last_seen, found[1].rule_id) == (200, 0)
+        assert dict(opened_table("nn_sock_choice").items()) == {socket: abi.U32(2), other: abi.U32(1)}
 
 
 def test_an_object_that_is_no_map_of_ours_is_not_copied(root: Path, bpf_cache: Path) -> None:

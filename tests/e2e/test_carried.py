@@ -31,8 +31,8 @@ spec:
   policyTypes: [Ingress, Egress]
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 """
-# The server answers one datagram when a line comes. The agent is replaced before that. No packet of the client opens the
-# flow again, and for a datagram no socket can tell who opened it.
+# The server answers one datagram when a line comes. The agent is replaced before that. No packet of the client opens
+# the flow again, and for a datagram no socket can tell who opened it.
 SERVER = """
 import socket, sys
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
