@@ -1,5 +1,6 @@
-"""The NetworkPolicy engine: networking.k8s.io/v1 read into types, resolved, explained, laid out as a matrix and linted.
+"""The NetworkPolicy engine: parses, resolves, explains and lints networking.k8s.io/v1 policies, and computes their
+matrix.
 
-Pure: no I/O, no clock, nothing of nodenet. Policies are additive allow lists without any order between them; the rules
-are those of the Kubernetes API documentation (networking.k8s.io/v1 NetworkPolicySpec).
+Pure: no I/O, no clock, no imports from nodenet. Policies are additive allow lists without an order among them; the
+rules are those of the Kubernetes API documentation (networking.k8s.io/v1 NetworkPolicySpec).
 """

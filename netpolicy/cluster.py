@@ -1,4 +1,4 @@
-"""A cluster as the engine looks at it from outside: pods with addresses and ports, namespaces, Services, policies."""
+"""The input of the engine: pods with addresses and ports, namespaces, Services, policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netpolicy.types import IPAddress, IPNetwork, LabelSet, NamedPort, NetworkPo
 
 @dataclass(frozen=True, slots=True)
 class ContainerPort:
-    """A declared containerPort; `name` is empty where it has none."""
+    """A declared containerPort; `name` is empty if it has none."""
 
     port: int
     protocol: Protocol = Protocol.TCP
@@ -23,7 +23,8 @@ class ContainerPort:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod. `workload` is what people call it by (the Deployment's name, say); `ips` is empty where none is known."""
+    """A pod. `workload` is the name of its workload (of the Deployment, for example); `ips` is empty if none is
+    known."""
 
     namespace: str
     name: str
@@ -48,7 +49,7 @@ class Pod:
         workload: str = "",
         standing: Standing = UNKNOWN,
     ) -> Pod:
-        """Build a Pod from plain labels; named ports are found among `ports`."""
+        """Build a Pod from plain labels; its named ports are taken from `ports`."""
         declared = tuple(ports)
         named = [NamedPort(p.name, p.protocol, p.port) for p in declared if p.name]
         return cls(
@@ -65,12 +66,12 @@ class Pod:
 
     @property
     def holds_addresses(self) -> bool:
-        """Whether `ips` are this pod's own (see netpolicy.holders). Finished pods are not in a Cluster."""
+        """True if `ips` belong to this pod (see netpolicy.holders). A Cluster contains no finished pods."""
         return not self.host_network
 
     @property
     def claim(self) -> tuple[Standing, str, str]:
-        """Compares pods that show one address: the greatest has it."""
+        """Orders pods that list the same address: the greatest has it."""
         return self.standing, self.namespace, self.name
 
     def __str__(self) -> str:
@@ -79,7 +80,7 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """`target` is a number or the name of the backend pods' port."""
+    """`target` is a number, or the name of a port of the backend pods."""
 
     port: int
     target: int | str
@@ -89,7 +90,7 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service as far as policy cares: which pods stand behind which port. `selector` None: no pods of its own."""
+    """The parts of a Service that policy needs: its backend pods and ports. `selector` None: it selects no pods."""
 
     namespace: str
     name: str
@@ -103,7 +104,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node's own addresses, and the networks its pods' addresses come from."""
+    """A node's own addresses and its pod networks."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
@@ -112,10 +113,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Everything a question about policy needs. `skipped` names the objects that say nothing about policy.
+    """All objects that a policy question needs. `skipped` names the objects that do not affect policy.
 
-    `dormant`: pods that a workload may make, and makes none of now (replicas 0). `custom`: those of `skipped` whose
-    kind is not Kubernetes' own; they may make pods in a way that is not known here.
+    `dormant`: pods that a workload can create, but does not create now (replicas 0). `custom`: those of `skipped` whose
+    kind is not one of Kubernetes' own; they may create pods in a way that we do not know.
     """
 
     pods: tuple[Pod, ...] = ()

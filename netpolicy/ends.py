@@ -1,4 +1,4 @@
-"""What a person calls the two ends of a connection -> the ends: pods, workloads, Services, addresses."""
+"""Resolves names for the two ends of a connection to pods, workloads, Services or addresses."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from netpolicy.types import IPAddress
 
 
 class UnknownEndError(ValueError):
-    """The input has nothing of that name; the text is a sentence."""
+    """The input has no object of that name. The text is a sentence."""
 
 
 class NoBackendError(ValueError):
-    """A Service that leads nowhere; the text is a sentence."""
+    """A Service without backends. The text is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One connection to be judged. `via` is the Service it was addressed to, or empty."""
+    """One connection to evaluate. `via` is the Service in its destination address, or empty."""
 
     source: Party
     destination: Party
@@ -33,7 +33,7 @@ class Connection:
 
 
 def parse_traffic(text: str) -> Traffic:
-    """`PORT[/PROTOCOL]`, or `icmp`. Raises ValueError with a sentence."""
+    """Parse `PORT[/PROTOCOL]` or `icmp`. Raises ValueError with a sentence."""
     if text.lower() == "icmp":
         return Traffic(None, 0)
     port = parse_port(text)
@@ -43,12 +43,11 @@ def parse_traffic(text: str) -> Traffic:
 def connections(
     cluster: Cluster, source: str, destination: str, traffic: Traffic, namespace: str = "default"
 ) -> list[Connection]:
-    """Every connection that the question stands for: workloads and Services have several pods.
+    """All connections that the question covers: workloads and Services have several pods.
 
-    An end is `NS/POD`, `NS/WORKLOAD` (`namespace` where it is left out), an address, and for the destination also
-    `svc/NAME.NS`. An address of a pod means the pod, one of a Service the Service, one of a node the node; any other is
-    outside. Raises UnknownEndError (a Service without that port included), and NoBackendError for a Service without
-    pods.
+    An end is `NS/POD`, `NS/WORKLOAD` (`namespace` if NS is omitted) or an address; the destination may also be
+    `svc/NAME.NS`. The address of a pod, Service or node means that object; any other address is outside the cluster.
+    Raises UnknownEndError (also if a Service does not have the port), and NoBackendError for a Service without pods.
     """
     sources = _ends(cluster, source, "source", namespace)
     service = _service(cluster, destination, namespace)
@@ -83,7 +82,7 @@ def _pairs(source: Pod | Party, destination: Pod | Party) -> list[tuple[Party, P
 
 
 def _facing(pod: Pod, other: Party) -> Party:
-    """The pod with its address of the other end's family, or its first one."""
+    """The pod with an address of the other end's family, else with its first address."""
     same = [ip for ip in pod.ips if other.address is not None and ip.version == other.address.version]
     return Party.of(pod, next(iter(same or pod.ips), None))
 
@@ -93,9 +92,7 @@ def _ends(cluster: Cluster, text: str, which: str, default: str) -> list[Pod | P
     if address is not None:
         return [_at(cluster, address)]
     if text.startswith("svc/"):
-        raise UnknownEndError(
-            f"{which} {text!r}: a Service opens no connections; expected NS/POD, NS/WORKLOAD or an IP"
-        )
+        raise UnknownEndError(f"{which} {text!r}: a Service cannot be a source; expected NS/POD, NS/WORKLOAD or an IP")
     namespace, slash, name = text.rpartition("/")
     namespace = namespace if slash else default
     pods = [pod for pod in (*cluster.pods, *cluster.dormant) if pod.namespace == namespace]
@@ -117,7 +114,8 @@ def _at(cluster: Cluster, address: IPAddress) -> Pod | Party:
 
 
 def _service(cluster: Cluster, text: str, default: str) -> Service | None:
-    """The Service that a destination names, or whose address it is. Raises UnknownEndError for an unknown name."""
+    """The Service that has the name or the address of a destination; None if it is neither. Raises UnknownEndError
+    for an unknown name."""
     if text.startswith("svc/"):
         name, dot, namespace = text.removeprefix("svc/").partition(".")
         wanted = (namespace if dot else default, name)
@@ -131,20 +129,20 @@ def _service(cluster: Cluster, text: str, default: str) -> Service | None:
 
 
 def _backends(cluster: Cluster, service: Service, traffic: Traffic) -> list[tuple[Pod, Traffic]]:
-    """The pods behind a Service's port, each with the port that its own policy sees (policy acts on the backend)."""
+    """The backend pods of a Service's port, each with its own port, which is the one that policy sees."""
     ports = [p for p in service.ports if p.port == traffic.port and p.protocol is traffic.protocol]
     if not ports:
         known = ", ".join(f"{p.port}/{p.protocol}" for p in service.ports) or "none"
         raise UnknownEndError(f"{service} has no port {traffic}; it has: {known}")
     if service.selector is None:
-        raise NoBackendError(f"{service} has no selector: which addresses stand behind it is not known here")
+        raise NoBackendError(f"{service} has no selector, so its backends are not known here")
     pods = [p for p in cluster.pods if p.namespace == service.namespace and matches(service.selector, p.labels.mapping)]
     found = [
         (pod, Traffic(port.protocol, number)) for pod in pods for port in ports for number in _targets(pod.ports, port)
     ]
     if not found:
         why = f"no pod with {service.selector}" if not pods else f"no pod with a port named {ports[0].target}"
-        raise NoBackendError(f"{service} leads nowhere: {why} in namespace {service.namespace}")
+        raise NoBackendError(f"{service} has no backend: {why} in namespace {service.namespace}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""One packet's verdict, straight from the policies: no entries, no numbers. The matrix and explanations stand on it."""
+"""Evaluates one packet directly from the policies, without compiled entries. The matrix and explanations use it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from netpolicy.types import (
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """One end of a connection. `labels` None: not a pod that policy can select (an outside address, a node).
+    """One end of a connection. `labels` None: policy cannot select it (an outside address, a node).
 
-    `host`: a node's own address or a hostNetwork pod, on `node` where that is known. `address` None: not known.
+    `host`: a node's own address or a hostNetwork pod, on `node` if that is known. `address` None: not known.
     """
 
     name: str
@@ -43,7 +43,8 @@ class Party:
 
 
 class Traffic(NamedTuple):
-    """What is asked for. `protocol` None: no transport protocol that a rule could name (ICMP); `port` is then 0."""
+    """The protocol and port of the question. `protocol` None: not a protocol that a rule can name (ICMP); `port` is
+    0 then."""
 
     protocol: Protocol | None
     port: int
@@ -53,7 +54,7 @@ class Traffic(NamedTuple):
 
 
 class Reason(StrEnum):
-    """Why a direction's verdict is what it is."""
+    """The reason of a direction's verdict."""
 
     RULE = "rule"
     NO_RULE = "no-rule"
@@ -65,7 +66,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DirectionVerdict:
-    """What one end's policies say: `isolated_by` them, and the rules that allow (all of them, in order)."""
+    """The verdict for one end: the policies that isolate it, and all rules that allow the connection, in order."""
 
     direction: Direction
     reason: Reason
@@ -79,7 +80,7 @@ class DirectionVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A connection needs the source's egress and the destination's ingress."""
+    """A connection is allowed if the source's egress and the destination's ingress allow it."""
 
     egress: DirectionVerdict
     ingress: DirectionVerdict
@@ -90,7 +91,7 @@ class Verdict:
 
 
 class Evaluator:
-    """Answers questions about one set of policies; what repeats between questions is remembered."""
+    """Evaluates connections for one set of policies, and caches intermediate results."""
 
     def __init__(self, policies: Iterable[NetworkPolicy], namespaces: Namespaces) -> None:
         self.namespaces = namespaces
@@ -110,7 +111,7 @@ class Evaluator:
         )
 
     def isolating(self, subject: LabelSet, direction: Direction) -> tuple[NetworkPolicy, ...]:
-        """The policies that isolate pods with these labels, by name."""
+        """The policies that isolate pods with these labels, sorted by name."""
         key = (subject, direction)
         if key not in self._isolating:
             self._isolating[key] = tuple(
@@ -121,7 +122,7 @@ class Evaluator:
         return self._isolating[key]
 
     def peer_matches(self, namespace: str, peer: Peer, other: Party) -> bool:
-        """Whether a peer of a policy in `namespace` matches: by labels, or by address for an ipBlock."""
+        """True if a peer of a policy in `namespace` matches: by labels, or by address for an ipBlock."""
         if peer.block is not None:
             return block_matches(peer.block, other.address)
         if other.labels is None:
@@ -154,7 +155,7 @@ class Evaluator:
     def _rules_for(
         self, subject: LabelSet, direction: Direction, other: Party, policies: tuple[NetworkPolicy, ...]
     ) -> list[tuple[RuleRef, Rule]]:
-        """Rules whose peers match `other`, whatever the port."""
+        """The rules whose peers match `other`, for any port."""
         key = (subject, direction, other)
         if key not in self._open:
             self._open[key] = [
@@ -167,19 +168,20 @@ class Evaluator:
 
 
 def block_matches(block: IPBlock, address: IPAddress | None) -> bool:
-    """Whether an address is in a block. One that is not known is only in a block that holds every address."""
+    """True if an address is in a block. An unknown address is only in a block that contains all addresses."""
     if address is None:
         return block.cidr.prefixlen == 0 and not block.excepts
     return address in block
 
 
 def ports_match(ports: tuple[PortRule, ...], traffic: Traffic, destination: LabelSet | None) -> bool:
-    """Whether a rule's ports match; no ports: everything. Names are looked up at the destination pod."""
+    """True if a rule's ports match; a rule without ports matches everything. Port names are those of the destination
+    pod."""
     return not ports or any(port_matches(port, traffic, destination) for port in ports)
 
 
 def port_matches(port: PortRule, traffic: Traffic, destination: LabelSet | None) -> bool:
-    """Whether one entry of ports matches."""
+    """True if one entry of ports matches."""
     if port.protocol is not traffic.protocol:
         return False
     if port.port is None:

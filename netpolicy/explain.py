@@ -1,4 +1,5 @@
-"""Why a connection is allowed or denied, in words: the rules that allow, or who isolates and what each rule misses."""
+"""Explains why a connection is allowed or denied: the allowing rules, or the isolating policies and why each rule
+does not match."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _OTHER_SIDE = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """A rule (or, with `rule` None, a policy without any) of an isolating policy that does not allow the connection."""
+    """A rule of an isolating policy that does not allow the connection. `rule` None: the policy has no rules."""
 
     policy: PolicyRef
     rule: RuleRef | None
@@ -38,7 +39,8 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One direction's answer. `summary` is a sentence; `misses` come nearest first; `missing` is what would help."""
+    """The result for one direction. `summary` is a sentence; `misses` begin with the closest rule; `missing`
+    describes a rule that would allow the connection."""
 
     direction: Direction
     subject: str
@@ -53,7 +55,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer for one pair of ends."""
+    """The result for one pair of ends."""
 
     source: Party
     destination: Party
@@ -83,7 +85,7 @@ def _side(
         for policy in evaluator.isolating(subject.labels, direction):
             rules = policy.rules(direction)
             if not rules:
-                misses.append(Miss(policy.ref, None, False, False, f"has no {direction} rules: it allows nothing"))
+                misses.append(Miss(policy.ref, None, False, False, f"has no {direction} rules, so it allows nothing"))
             for index, rule in enumerate(rules):
                 ref = policy.rule_ref(direction, index)
                 miss = _miss(evaluator, policy.ref, ref, rule, other, destination, traffic)
@@ -125,7 +127,7 @@ def _summary(reason: Reason, direction: Direction, subject: Party) -> str:
 
 
 def describe(party: Party) -> str:
-    """An end with what a policy could know it by."""
+    """An end with the attributes that a policy can match: labels and address."""
     known = []
     if party.labels is not None:
         known += [f"{key}={value}" for key, value in party.labels.labels]
@@ -158,7 +160,7 @@ def _miss(
 
 
 def _with_problems(miss: Miss, problems: tuple[Problem, ...]) -> Miss:
-    """A part that could not be read may be why the rule does not match: that comes first."""
+    """Mention parts that could not be read first: they may be the reason why the rule does not match."""
     if not problems:
         return miss
     return replace(miss, text=f"could not be read: {'; '.join(map(str, problems))} (as read: {miss.text})")
@@ -181,17 +183,17 @@ def _why_not_peer(evaluator: Evaluator, namespace: str, peer: Peer, other: Party
     if peer.block is not None:
         return _why_not_block(peer, other)
     if other.labels is None:
-        return f"{peer} selects pods, and {other.name} is none that policy can select"
+        return f"{peer} selects pods, and {other.name} is not a pod that policy can select"
     pod = other.labels
     if peer.namespaces is None and pod.namespace != namespace:
-        return f"{peer} means namespace {namespace} alone (no namespaceSelector), not {pod.namespace}"
+        return f"{peer} selects only in namespace {namespace} (no namespaceSelector), not in {pod.namespace}"
     if peer.namespaces is not None:
         labels = namespace_labels(evaluator.namespaces, pod.namespace)
         if not matches(peer.namespaces, labels):
             return f"namespace {pod.namespace} {_lacks(peer.namespaces, labels)}"
     if peer.pods is not None:
         return f"{other.name} {_lacks(peer.pods, pod.mapping)}"
-    return f"{peer} matches nobody"
+    return f"{peer} matches nothing"
 
 
 def _why_not_block(peer: Peer, other: Party) -> str:
@@ -205,7 +207,7 @@ def _why_not_block(peer: Peer, other: Party) -> str:
 
 
 def _lacks(selector: Selector, labels: Mapping[str, str]) -> str:
-    """What a selector asks that these labels do not give."""
+    """The requirements of a selector that these labels do not meet."""
     wrong: list[Requirement] = [r for r in selector.requirements if not matches(Selector((r,)), labels)]
     return " and ".join(_lacks_one(requirement, labels) for requirement in wrong)
 

@@ -1,4 +1,4 @@
-"""Reading decoded JSON field by field, and the syntax of the values: every refusal names object and field."""
+"""Reads decoded JSON field by field and checks the syntax of values. Every error names the object and the field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A place in an object: `path` is written as kubectl explains it, such as spec.ingress[0].ports[1].port."""
+    """A field of an object. `path` is in the notation of kubectl explain, such as spec.ingress[0].ports[1].port."""
 
     object: str
     path: str
@@ -30,11 +30,11 @@ class Field:
         return self.error(f"expected {what}, got {_show(self.value)}")
 
     def child(self, key: str) -> Field:
-        """A key of a mapping; its value is None where the key is absent or null, which the API treats alike."""
+        """A key of a mapping; its value is None if the key is absent or null, which the API treats as equal."""
         return Field(self.object, f"{self.path}.{key}" if self.path else key, self.mapping().get(key))
 
     def at(self, key: str) -> Field:
-        """A key that may hold dots (a label): written with brackets."""
+        """A key that may contain dots (a label), written with brackets."""
         return Field(self.object, f"{self.path}[{key}]", self.mapping().get(key))
 
     @property
@@ -42,7 +42,7 @@ class Field:
         return self.value is None
 
     def mapping(self) -> Mapping[str, Any]:
-        """Raises PolicyError unless the value is a mapping with text keys. None reads as empty."""
+        """The value as a mapping; None is an empty one. Raises PolicyError if it is not a mapping with text keys."""
         if self.value is None:
             return {}
         if not isinstance(self.value, Mapping):
@@ -53,14 +53,15 @@ class Field:
         return self.value
 
     def present(self) -> Field:
-        """Itself. Raises PolicyError unless it is a mapping that is really there: an empty list item means nothing."""
+        """Returns this field. Raises PolicyError if its value is absent or not a mapping: an empty list item has no
+        meaning."""
         if self.value is None:
             raise self.expected("a mapping ({} for everything)")
         self.mapping()
         return self
 
     def items(self) -> Iterator[Field]:
-        """The items of a list; of nothing when absent."""
+        """The items of a list; none if the field is absent."""
         if self.value is None:
             return
         if not isinstance(self.value, list | tuple):
@@ -84,7 +85,7 @@ class Field:
         return str(self.value)
 
     def only(self, known: Collection[str]) -> Field:
-        """Itself. Raises UnknownFieldError when the mapping has another key."""
+        """Returns this field. Raises UnknownFieldError if the mapping has a key that is not in `known`."""
         for key in self.mapping():
             if key not in known:
                 field = self.child(key)
@@ -100,7 +101,7 @@ def port_number(field: Field) -> int:
 
 
 def port_name(field: Field) -> str:
-    """IANA_SVC_NAME (RFC 6335), as the API server checks it."""
+    """IANA_SVC_NAME (RFC 6335), as the API server validates it."""
     name = field.text()
     if len(name) > 15 or not _PORT_NAME.fullmatch(name):
         raise field.expected("a port number, or a port name of at most 15 of a-z 0-9 - with a letter in it")
@@ -127,7 +128,7 @@ def label_value(field: Field) -> str:
 
 
 def labels(field: Field) -> dict[str, str]:
-    """A mapping of labels: metadata.labels or matchLabels."""
+    """Labels from metadata.labels or matchLabels."""
     found: dict[str, str] = {}
     for key in field.mapping():
         value = field.at(label_key(field, key))

@@ -1,7 +1,7 @@
-"""Whose an address is when several pods show it: the one place that turns an address into a pod.
+"""Decides which pod has an address that several pods list. Only this module maps addresses to pods.
 
-After a node restart, or while a pod terminates, the API shows one address in two pods: the live one and a ghost. A
-policy speaks of the pod that has the address now.
+After a node restart, or while a pod terminates, the API may list one address in two pods, of which one is stale. Policy
+applies to the pod that has the address now.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 class Standing(NamedTuple):
-    """How good a pod's claim to its address is; of two, the greater one has it.
+    """The strength of a pod's claim to its address: the pod with the greater value has it.
 
-    `lasting`: without a deletionTimestamp. `ready`: its Ready condition. `started`: status.startTime, or when it was
-    created; RFC 3339 in UTC, which compares as text; empty where neither can be read.
+    `lasting`: no deletionTimestamp. `ready`: the Ready condition. `started`: status.startTime, or else the creation
+    time, as RFC 3339 text in UTC, which sorts by time; empty if neither is valid.
     """
 
     lasting: bool = True
@@ -28,30 +28,30 @@ class Standing(NamedTuple):
 
     @classmethod
     def of(cls, deleted: object, ready: object, *times: object) -> Standing:
-        """From the fields' values: metadata.deletionTimestamp, the Ready condition's status, and the times in the order
-        in which they are preferred."""
+        """From the values of the fields: metadata.deletionTimestamp, the status of the Ready condition, and the
+        times in order of preference."""
         fine = [time for time in times if isinstance(time, str) and _TIME.fullmatch(time)]
         return cls(not deleted, ready == "True", fine[0] if fine else "")
 
 
-# Of a pod of which no more is known than that it exists.
+# For a pod without status.
 UNKNOWN = Standing()
 
 
 class Holder(Protocol):
-    """What a pod must tell of itself."""
+    """The attributes that a pod must have here."""
 
     @property
     def ips(self) -> tuple[IPAddress, ...]: ...
 
     @property
     def holds_addresses(self) -> bool:
-        """False for hostNetwork pods, whose address is the node's, and for Succeeded and Failed ones."""
+        """False for hostNetwork pods, whose address is the node's, and for Succeeded and Failed pods."""
         ...
 
     @property
     def claim(self) -> Any:
-        """The Standing, then what makes the answer the same everywhere."""
+        """The Standing, then namespace and name, so that all nodes decide equally."""
         ...
 
 
@@ -59,12 +59,12 @@ P = TypeVar("P", bound=Holder)
 
 
 def holder(pods: Iterable[P]) -> P:
-    """The one of several pods (at least one) that has the address which all of them show."""
+    """The pod that has the address which all these pods (at least one) list."""
     return max(pods, key=lambda pod: pod.claim)
 
 
 def holders(pods: Iterable[P]) -> dict[IPAddress, P]:
-    """Every pod address, with the pod that has it."""
+    """All pod addresses, each with the pod that has it."""
     found: dict[IPAddress, P] = {}
     for pod in pods:
         if not pod.holds_addresses:
@@ -77,13 +77,13 @@ def holders(pods: Iterable[P]) -> dict[IPAddress, P]:
 
 
 class Claims(Generic[P]):
-    """Which pods show which address; pods come and go by name."""
+    """Tracks which pods list which address, while pods are added and removed by name."""
 
     def __init__(self) -> None:
         self._pods: dict[IPAddress, dict[tuple[str, str], P]] = {}
 
     def change(self, ref: tuple[str, str], old: P | None, new: P | None) -> set[IPAddress]:
-        """One pod is another now. Returns the addresses whose holder may be another too."""
+        """Replace, add or remove one pod. Returns the addresses whose holder may have changed."""
         touched: set[IPAddress] = set()
         if old is not None and old.holds_addresses:
             for address in old.ips:
@@ -99,6 +99,6 @@ class Claims(Generic[P]):
         return touched
 
     def holder(self, address: IPAddress) -> P | None:
-        """The pod that has the address; None when no pod shows it."""
+        """The pod that has the address; None if no pod lists it."""
         claims = self._pods.get(address)
         return holder(claims.values()) if claims else None

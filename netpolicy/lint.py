@@ -1,6 +1,6 @@
-"""The mistakes people make in NetworkPolicies: valid objects that probably do not do what their author meant.
+"""Finds common mistakes in NetworkPolicies: valid objects that probably do not do what their author intended.
 
-Checks that look at pods are made only where the input has pods, those about addresses only where one is known.
+Checks that need pods run only if the input has pods, and checks of addresses only if an address is known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SIDE = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One mistake. `check` is its short name, `field` the place in the policy, `message` a sentence."""
+    """One mistake. `check` is its short name, `field` its place in the policy, `message` a sentence."""
 
     policy: PolicyRef
     check: str
@@ -52,7 +52,8 @@ class Finding:
 
 
 def lint(cluster: Cluster) -> list[Finding]:
-    """Every finding, by policy and field. A policy may be for pods that a workload makes at another time."""
+    """All findings, sorted by policy and field. Dormant pods are included, because a policy may be intended for
+    them."""
     cluster = replace(cluster, pods=cluster.pods + cluster.dormant)
     found = [
         finding
@@ -75,9 +76,9 @@ def _selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Findin
 
 
 def _may_be_custom(namespace: str, cluster: Cluster) -> str:
-    """A custom resource without a pod template may make pods all the same."""
+    """A custom resource without a pod template may still create pods."""
     near = [name for name in cluster.custom if name.partition(" ")[2].startswith(f"{namespace}/")]
-    return f"; whether {near[0]} makes such pods is not known here" if near else ""
+    return f"; it is not known here whether {near[0]} creates such pods" if near else ""
 
 
 def _named_port_missing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
@@ -92,7 +93,7 @@ def _named_port_missing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Fin
             who = "no pod that the policy selects" if ingress else "no pod that the rule allows"
             other = sorted({str(p.protocol) for pod in pods for p in pod.ports if p.name == port.port})
             message = f"{who} has a {port.protocol} port named {port.port}" + (
-                f" (as {', '.join(other)} there is one: say protocol)" if other else ""
+                f" (there is one for {', '.join(other)}: set protocol)" if other else ""
             )
             yield Finding(policy.ref, "named-port-missing", f"spec.{direction}[{index}].ports[{place}].port", message)
 
@@ -143,34 +144,36 @@ def _block_covers_pods(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Find
         field = f"spec.{direction}[{index}].{_SIDE[direction]}[{place}].ipBlock"
         covered = [pod for pod in _pods(cluster) if any(address in block for address in pod.ips)]
         networks = [cidr for node in cluster.nodes for cidr in node.pod_cidrs if cidr.network_address in block]
-        note = "pods' addresses change; select pods by labels, and take their networks out with except"
+        note = "pods' addresses change; select pods by labels, and exclude their networks with except"
         if covered:
             more = f" and {len(covered) - 1} more" if len(covered) > 1 else ""
             message = f"{block} covers the address of pod {covered[0]}{more}: {note}"
         elif networks:
             message = f"{block} covers the pod network {networks[0]}: {note}"
         elif block.cidr.prefixlen == 0 and not block.excepts:
-            message = f"{block} covers every pod's address too, not only the world outside: {note}"
+            message = f"{block} covers every pod's address too, not only addresses outside the cluster: {note}"
         else:
             continue
         yield Finding(policy.ref, "block-covers-pods", field, message)
 
 
 def _wide(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
-    """podSelector {} with a rule that takes back what the isolation was for."""
+    """podSelector {} with a rule that allows so much that the isolation has no effect."""
     if policy.selector.requirements:
         return
     for direction, index, rule in _rules(policy):
         if rule.ports:
             continue
         field = f"spec.{direction}[{index}]"
-        everyone = f"for every pod of namespace {policy.namespace} this rule allows"
+        everyone = f"for all pods of namespace {policy.namespace} this rule allows"
         if not rule.peers:
-            message = f"{everyone} everything {_SIDE[direction]} everyone: no other policy can narrow it"
+            message = f"{everyone} all traffic {_SIDE[direction]} everywhere, and no other policy can restrict it"
             yield Finding(policy.ref, "wide-rule", field, message)
         for place, peer in enumerate(rule.peers):
             if _is_wide(peer):
-                message = f"{everyone} every port {_SIDE[direction]} {_width(peer)}: no other policy can narrow it"
+                message = (
+                    f"{everyone} every port {_SIDE[direction]} {_width(peer)}, and no other policy can restrict it"
+                )
                 yield Finding(policy.ref, "wide-rule", f"{field}.{_SIDE[direction]}[{place}]", message)
 
 
@@ -186,7 +189,7 @@ def _width(peer: Peer) -> str:
 
 
 def _unreadable(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
-    """Of objects from an API server: manifests with such parts are refused before."""
+    """Only for objects from an API server: manifests with such parts are rejected earlier."""
     for problem in policy.problems:
         yield Finding(policy.ref, "unreadable", problem.field, f"{problem.message}: {problem.effect}")
 
@@ -199,14 +202,14 @@ def _ignored_rules(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]
 
 
 def _no_dns(cluster: Cluster) -> Iterator[Finding]:
-    """Pods isolated for egress that may send to port 53 of nobody, over UDP or over TCP."""
+    """Pods that are isolated for egress and for which no rule allows port 53, over UDP or over TCP."""
     evaluator = Evaluator(cluster.policies, cluster.namespaces)
     subjects: dict[LabelSet, str] = {}
     for pod in _pods(cluster):
         subjects.setdefault(pod.labels, str(pod))
     for policy in cluster.policies:
         if not _subjects(policy, cluster):
-            # A folder of policies without their pods: what the selector asks for stands for a pod.
+            # The input has policies without their pods: use a pod that the selector describes.
             typical = LabelSet.of(policy.namespace, dict(_typical(policy)))
             if matches(policy.selector, typical.mapping):
                 name = f"a pod with {policy.selector}" if typical.labels else "a pod without labels"
@@ -216,7 +219,7 @@ def _no_dns(cluster: Cluster) -> Iterator[Finding]:
         missing = [traffic for traffic in _DNS if not _may_send(evaluator, policies, traffic, cluster)]
         if policies and missing:
             what = " and ".join(str(traffic) for traffic in missing)
-            message = f"{name} is isolated for egress and may send to {what} of no one: names will not resolve"
+            message = f"{name} is isolated for egress and no rule allows {what}, so DNS names will not resolve"
             refs = ", ".join(str(policy.ref) for policy in policies)
             if len(policies) > 1:
                 message += f" (isolated by {refs})"
@@ -248,7 +251,8 @@ def _opens(evaluator: Evaluator, policy: NetworkPolicy, rule: Rule, traffic: Tra
 
 
 def _may_be_dns(policy: NetworkPolicy, rule: Rule, traffic: Traffic, cluster: Cluster) -> bool:
-    """Whether a rule may be meant for name servers that the input does not show: kube-system's, or some address."""
+    """True if a rule may be intended for name servers that are not in the input: those of kube-system, or at an
+    address."""
     if rule.ports and not any(_dns_port(port, traffic) for port in rule.ports):
         return False
     return not rule.peers or any(_dns_peer(policy, peer, cluster) for peer in rule.peers)
@@ -269,7 +273,7 @@ def _dns_peer(policy: NetworkPolicy, peer: Peer, cluster: Cluster) -> bool:
         return policy.namespace == _DNS_NAMESPACE
     if matches(peer.namespaces, namespace_labels(cluster.namespaces, _DNS_NAMESPACE)):
         return True
-    # Namespaces that the input does not show may be the ones; those that it shows have no name server.
+    # The namespaces may be ones that are not in the input; those in the input have no name server.
     shown = {policy.namespace, *cluster.namespaces, *(pod.namespace for pod in cluster.pods)}
     return not any(matches(peer.namespaces, namespace_labels(cluster.namespaces, name)) for name in shown)
 
@@ -280,7 +284,7 @@ def _one(requirement: Requirement, labels: dict[str, str]) -> bool:
 
 
 def _pods(cluster: Cluster) -> list[Pod]:
-    """Pods that policy can select."""
+    """The pods that policy can select."""
     return [pod for pod in cluster.pods if not pod.host_network]
 
 

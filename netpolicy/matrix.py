@@ -1,4 +1,4 @@
-"""Every pod to every other pod: what policy makes of each port."""
+"""Computes whether policy allows each port from every pod to every other pod."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from netpolicy.types import IPAddress, NetworkPolicy, Protocol
 
 
 class Cell(NamedTuple):
-    """One question and its answer. `source` and `destination` are namespace/name."""
+    """One question and its result. `source` and `destination` are namespace/name."""
 
     source: str
     destination: str
@@ -22,7 +22,7 @@ class Cell(NamedTuple):
 
 
 def parse_ports(text: str) -> tuple[ContainerPort, ...]:
-    """`80/tcp,81/udp,9000` -> ports; TCP where no protocol is said. Raises ValueError with a sentence."""
+    """`80/tcp,81/udp,9000` -> ports; TCP if no protocol is given. Raises ValueError with a sentence."""
     return tuple(dict.fromkeys(parse_port(part.strip()) for part in text.split(",")))
 
 
@@ -45,8 +45,9 @@ def matrix_for(
 ) -> list[Cell]:
     """Cells for every ordered pair of different pods, sorted by name.
 
-    `ports` are asked of every destination; without them each destination's own declared ports are. A pod reaching
-    itself is left out: it always may. A pod with several addresses is asked on each, and allowed when all of them are.
+    `ports` are checked for every destination; if None, each destination's own declared ports are. A pod may always
+    reach itself, so these pairs are omitted. For a pod with several addresses each is checked; a cell is allowed if all
+    are.
     """
     ordered = sorted(pods, key=str)
     asked = None if ports is None else tuple(ports)
@@ -70,9 +71,9 @@ def _answers(
 
 
 def parties(source: Pod, destination: Pod) -> list[tuple[Party, Party]]:
-    """Both ends with addresses of one family, for each address of the destination that the source can call.
+    """Both ends with addresses of one family, for each address of the destination that the source can reach.
 
-    Where one end has no address of that family (or none is known at all) what is known is used.
+    If they have no family in common, or no address is known, the first addresses that are known are used.
     """
     pairs: list[tuple[IPAddress | None, IPAddress | None]] = []
     for address in destination.ips:
@@ -85,7 +86,7 @@ def parties(source: Pod, destination: Pod) -> list[tuple[Party, Party]]:
 
 
 def as_json(cells: Iterable[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """The shape that `lab probe --matrix` prints too."""
+    """The format that `lab probe --matrix` prints too."""
     return {
         "results": [
             {
@@ -101,5 +102,5 @@ def as_json(cells: Iterable[Cell]) -> dict[str, list[dict[str, Any]]]:
 
 
 def differences(computed: Iterable[Cell], real: Mapping[tuple[str, str, int, str], bool]) -> list[Cell]:
-    """Computed cells whose real answer (keyed by from, to, port, protocol) is another, or missing."""
+    """Computed cells whose measured result (keyed by from, to, port, protocol) differs or is missing."""
     return [cell for cell in computed if real.get((*cell[:3], str(cell.protocol))) is not cell.allowed]

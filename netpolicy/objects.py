@@ -1,5 +1,5 @@
-"""Kubernetes objects (decoded JSON or YAML) -> Cluster. A workload stands for the pods that its controller would make
-(see workloads.py)."""
+"""Kubernetes objects (decoded JSON or YAML) -> Cluster. A workload represents the pods that its controller would
+create (see workloads.py)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FINISHED = ("Succeeded", "Failed")
 def cluster(
     objects: Iterable[Object], namespace: str = "default", strict: bool = True, *, live: bool = False
 ) -> Cluster:
-    """Read every object; `namespace` is for those that name none. Raises PolicyError for the first that is wrong.
-    Not `strict`, for objects of an API server: NetworkPolicies are read as far as they can be (`parse.read`).
+    """Read all objects; `namespace` is the default for objects without one. Raises PolicyError for the first invalid
+    one. `strict` False, for objects from an API server: NetworkPolicies are read as far as possible (`parse.read`).
 
-    `live`: the real pods are among the objects, and workloads add none.
+    `live`: the real pods are among the objects, so workloads add none.
 
-    Kinds that say nothing about policy are listed in `skipped`. Of two objects with the same name the later counts.
+    Kinds that do not affect policy are listed in `skipped`. Of two objects with the same name the later one counts.
     """
     pods: dict[tuple[str, str], Pod] = {}
     policies: dict[tuple[str, str], NetworkPolicy] = {}
@@ -38,8 +38,8 @@ def cluster(
     nodes = tuple(node(obj) for obj in everything if obj.get("kind") == "Node")
     for obj in everything:
         root = _root(obj)
-        # A custom resource may have the name of a kind of Kubernetes' own (Knative's Service). A NetworkPolicy of
-        # another group is refused: its author would believe that it was checked.
+        # A custom resource may have the same kind name as a built-in one (Knative's Service). But a NetworkPolicy of
+        # another group is rejected, or its author would assume that it was checked.
         kind = "" if _is_custom(obj) and obj.get("kind") != "NetworkPolicy" else obj.get("kind")
         if kind == "NetworkPolicy":
             policy = network_policy(obj) if strict else read(obj).policy
@@ -74,9 +74,9 @@ def cluster(
 
 
 def _add_workloads(pods: dict[tuple[str, str], Pod], workloads: Iterable[Made], live: bool) -> tuple[Pod, ...]:
-    """Adds the pods that workloads stand for, and returns the dormant ones: those that no workload makes now.
+    """Add the pods that workloads represent, and return the dormant ones: those that no workload creates now.
 
-    `live`: the input has the real pods, so what a workload without any stands for is dormant.
+    `live`: the input has the real pods, so a workload without any gives one dormant pod.
     """
     real = {(pod.namespace, pod.workload) for pod in pods.values()}
     dormant: list[Pod] = []
@@ -90,7 +90,7 @@ def _add_workloads(pods: dict[tuple[str, str], Pod], workloads: Iterable[Made], 
 
 
 def _unpacked(objects: Iterable[Object]) -> Iterator[Object]:
-    """A List stands for its items."""
+    """Replace a List by its items."""
     for obj in objects:
         items = obj.get("items")
         if str(obj.get("kind")).endswith("List") and isinstance(items, list):
@@ -100,7 +100,7 @@ def _unpacked(objects: Iterable[Object]) -> Iterator[Object]:
 
 
 def _is_custom(obj: Object) -> bool:
-    """Whether its kind is none of Kubernetes' own: it may make pods in a way that is not known here."""
+    """True if the kind is not one of Kubernetes' own: it may create pods in a way that we do not know."""
     group, slash, _ = str(obj.get("apiVersion") or "").rpartition("/")
     return bool(slash) and "." in group and not group.endswith(".k8s.io")
 
@@ -133,7 +133,7 @@ def _standing(metadata: Field, status: Field) -> Standing:
 
 
 def _owner(metadata: Field, own: Mapping[str, str]) -> str:
-    """The workload a person would name: a ReplicaSet's name without the hash that its Deployment added."""
+    """The name of the pod's workload: for a ReplicaSet its name without the hash that the Deployment added."""
     for item in metadata.child("ownerReferences").items():
         kind, name = item.child("kind").value, str(item.child("name").value)
         if kind == "ReplicaSet":
@@ -143,7 +143,7 @@ def _owner(metadata: Field, own: Mapping[str, str]) -> str:
 
 
 def service(obj: Object) -> Service:
-    """Read one Service. A targetPort that is absent is the port itself."""
+    """Read one Service. The default of targetPort is the port itself."""
     root = _root(obj)
     metadata, spec = root.child("metadata"), root.child("spec")
     wanted = spec.child("selector")

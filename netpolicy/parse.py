@@ -1,10 +1,10 @@
-"""networking.k8s.io/v1 NetworkPolicy objects -> NetworkPolicy, checked and defaulted as the API server does it.
+"""networking.k8s.io/v1 NetworkPolicy objects -> NetworkPolicy, with the validation and defaults of the API server.
 
-The rules are those of the API reference and of the API server's own validation of this kind.
+The rules are those of the API reference and of the API server's validation of this kind.
 
-One parser, two ways to use it. `read` never refuses an object: what it cannot read isolates and allows nothing, and is
-listed. It is for objects that an API server has accepted, perhaps a newer one. `network_policy` raises for the first
-problem: it is for manifests, whose author can correct them.
+The parser can be used in two ways. `read` never rejects an object: a part that it cannot read isolates and allows
+nothing, and is listed. It is for objects that an API server, perhaps a newer one, has accepted. `network_policy` raises
+for the first problem: it is for manifests, whose author can correct them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SPEC = ("podSelector", "policyTypes", "ingress", "egress")
 _PEER = ("podSelector", "namespaceSelector", "ipBlock")
 _PORT = ("protocol", "port", "endPort")
 
-# What becomes of a part that cannot be read. Each makes the policy allow less, never more.
+# The effect of a part that cannot be read. Each makes the policy allow less, never more.
 NO_PEER = "this peer matches nothing"
 NO_PORT = "this port matches nothing"
 NO_RULE = "this rule allows nothing"
@@ -62,15 +62,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A policy, and everything that an API server or `kubectl --validate=strict` would refuse, in the order met."""
+    """A policy, and all errors that an API server or `kubectl --validate=strict` would report, in the order found."""
 
     policy: NetworkPolicy
     errors: tuple[PolicyError, ...]
 
 
 def network_policy(obj: Mapping[str, Any]) -> NetworkPolicy:
-    """Read one object. Raises PolicyError for the first thing that the API server would refuse, unknown fields
-    included, as kubectl has them refused."""
+    """Read one object. Raises PolicyError for the first thing that the API server would reject, including unknown
+    fields, which kubectl asks it to reject."""
     found = read(obj)
     for error in found.errors:
         raise error
@@ -78,7 +78,7 @@ def network_policy(obj: Mapping[str, Any]) -> NetworkPolicy:
 
 
 def read(obj: Mapping[str, Any]) -> Reading:
-    """Read one object as far as it can be read. Raises PolicyError only when it has no name."""
+    """Read one object as far as possible. Raises PolicyError only if it has no name."""
     metadata = Field("NetworkPolicy", "metadata", obj.get("metadata")).present()
     name = metadata.child("name")
     if not name.text():
@@ -93,7 +93,7 @@ def read(obj: Mapping[str, Any]) -> Reading:
     root = Field(f"NetworkPolicy {where}/{name.value}", "", obj)
     for key, wanted in (("apiVersion", API_VERSION), ("kind", "NetworkPolicy")):
         word = root.child(key)
-        if not word.absent and word.value != wanted:  # items of an API list carry neither
+        if not word.absent and word.value != wanted:  # items of an API list have neither
             reader.errors.append(word.expected(wanted))
     reader.check(lambda: labels(root.child("metadata").child("labels")))
     reader.check(lambda: root.only(("apiVersion", "kind", "metadata", "spec", "status")))
@@ -103,13 +103,14 @@ def read(obj: Mapping[str, Any]) -> Reading:
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads part by part. A part that raises is noted with its effect, and the caller goes on without it."""
+    """Reads an object part by part. An error in a part is recorded with its effect, and the caller continues without
+    the part."""
 
     errors: list[PolicyError] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def attempt(self, effect: str, read: Callable[[], T]) -> T | None:
-        """The part, or None when it cannot be read."""
+        """Returns the part, or None if it cannot be read."""
         try:
             return read()
         except PolicyError as error:
@@ -118,7 +119,7 @@ class _Reader:
             return None
 
     def check(self, read: Callable[[], object]) -> None:
-        """For what the API server would refuse and what still can be read: it says what it says."""
+        """For values that the API server would reject but that can still be read: records the error and no effect."""
         try:
             read()
         except PolicyError as error:
@@ -132,10 +133,11 @@ class _Reader:
         ingress, egress = self._rules(spec.child("ingress"), "from"), self._rules(spec.child("egress"), "to")
         directions = self._directions(spec.child("policyTypes"), bool(egress))
         if known is None or pods is None:
-            # A field that is not known may narrow every rule. Pods that the policy may not mean get none of its rules.
+            # An unknown field may restrict every rule. If the podSelector is unreadable, pods that the policy may not
+            # select must not get its rules.
             ingress, egress = tuple(NOTHING for _ in ingress), tuple(NOTHING for _ in egress)
         if known is None and spec.child("policyTypes").absent:
-            # API servers always fill in policyTypes. Without it the unknown field may stand for a direction.
+            # API servers always set policyTypes. If it is absent, the unknown field may stand for a direction.
             directions = frozenset(Direction)
         selector = Selector() if pods is None else pods
         return NetworkPolicy(namespace, name, selector, directions, ingress, egress, tuple(self.problems))
@@ -153,7 +155,8 @@ class _Reader:
         return found or (frozenset(Direction) if has_egress_rules else frozenset({Direction.INGRESS}))
 
     def _rules(self, section: Field, side: str) -> tuple[Rule, ...]:
-        """A section that is no list counts as one rule that allows nothing: it is there, and so egress isolates."""
+        """A section that is not a list becomes one rule that allows nothing: the section is present, so egress
+        isolates."""
         items = self.attempt(NO_RULES, lambda: list(section.items()))
         return (NOTHING,) if items is None else tuple(self._rule(item, side) for item in items)
 
@@ -168,14 +171,14 @@ class _Reader:
         opened = [self.attempt(NO_PORT, partial(_port, item)) for item in ports]
         found = tuple(port for port in opened if port is not None)
         if ports and not found:
-            return NOTHING  # without ports it would mean every port
+            return NOTHING  # a rule without ports would mean every port
         return Rule(tuple(peer or Peer() for peer in matched), found)
 
     def _peer(self, peer: Field) -> Peer:
         peer.present().only(_PEER)
         pods, namespaces, block = (peer.child(key) for key in _PEER)
         if not block.absent and not (pods.absent and namespaces.absent):
-            raise block.error("ipBlock stands alone: not together with podSelector or namespaceSelector")
+            raise block.error("ipBlock cannot be combined with podSelector or namespaceSelector")
         if pods.absent and namespaces.absent and block.absent:
             raise peer.error("expected podSelector, namespaceSelector or ipBlock")
         return Peer(
@@ -185,10 +188,10 @@ class _Reader:
         )
 
     def selector(self, selector: Field) -> Selector:
-        """metav1.LabelSelector; absent and empty both match everything (a caller for whom absent differs asks first).
+        """metav1.LabelSelector; absent and empty both match everything (callers that distinguish them check before).
 
-        The syntax of keys and values is checked, but what breaks it is read all the same: API servers keep such
-        selectors in old objects, and they compare with pods' labels like any other.
+        Keys and values with a syntax error are recorded and still used: API servers keep such selectors in old objects,
+        and compare them with labels as usual.
         """
         selector.only(("matchLabels", "matchExpressions"))
         found = []
@@ -216,7 +219,7 @@ class _Reader:
         if operator in (Operator.IN, Operator.NOT_IN) and not found:
             raise values.error(f"operator {operator} needs at least one value")
         if operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST) and found:
-            raise values.error(f"operator {operator} takes no values, got {list(found)}")
+            raise values.error(f"operator {operator} must have no values, got {list(found)}")
         return Requirement(text, operator, found)
 
 
@@ -241,7 +244,7 @@ def _port(port: Field) -> PortRule:
 
 
 def _block(block: Field) -> IPBlock:
-    """One except that cannot be read makes the whole block unreadable: without it the block would allow more."""
+    """If one except cannot be read, the whole block is unreadable: without it the block would allow more."""
     block.only(("cidr", "except"))
     cidr = _cidr(block.child("cidr"))
     excepts = []

@@ -1,12 +1,12 @@
 """ipBlocks as regions: every address belongs to at most one region, and each block is a set of regions.
 
-The prefixes of all blocks and excepts cut the address space. A region is one prefix minus the more specific prefixes in
-it, so an address's region is its longest matching prefix: one lookup in an LPM table. A region is named by what it
-covers (prefix and holes), not by its prefix alone: the same name always means the same addresses, whatever other blocks
-come and go. That makes a change of blocks safe for packets when new regions are allowed first, prefixes are switched
-from the most specific to the least, and old regions are forgotten last.
+The prefixes of all blocks and excepts divide the address space. A region is a prefix without the more specific prefixes
+in it, so the region of an address is its longest matching prefix: one lookup in an LPM table. A region is identified by
+the addresses that it covers (prefix and holes), not only by its prefix: the same region always means the same
+addresses, even if other blocks are added or removed. So a change of blocks is safe for packets in this order: first
+allow the new regions, then switch prefixes from the most to the least specific, then remove the old regions.
 
-IPv4 lives inside IPv6 as ::ffff:0:0/96, as in the kernel's maps.
+IPv4 is stored inside IPv6 as ::ffff:0:0/96, as in the kernel's maps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _V4_BITS = 0xFFFF << 32
 
 
 class Prefix(NamedTuple):
-    """A prefix over 128 bits: `bits` is the address with the rest zero."""
+    """A prefix of 128 bits: `bits` is the address with all further bits zero."""
 
     bits: int
     length: int
@@ -51,7 +51,7 @@ class Prefix(NamedTuple):
         return cls(_V4_BITS | int(address) if address.version == 4 else int(address), 128)
 
     def covers(self, other: Prefix) -> bool:
-        """Whether every address of `other` is one of these."""
+        """True if this prefix contains all addresses of `other`."""
         return other.length >= self.length and (other.bits ^ self.bits) >> (128 - self.length) == 0
 
     @property
@@ -76,7 +76,7 @@ _V4_ALL = Prefix(_V4_BITS, 96)
 
 
 class Region(NamedTuple):
-    """Addresses of `prefix` that are in none of `holes`: the maximal prefixes, among those in use, inside it."""
+    """The addresses of `prefix` that are in none of `holes`, the largest prefixes in use inside it."""
 
     prefix: Prefix
     holes: tuple[Prefix, ...]
@@ -84,10 +84,11 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """A partition made by `partition`, sorted by prefix. Regions are numbered by whoever resolves (see `numbered`)."""
+    """The result of `partition`, sorted by prefix. The caller numbers the regions (see `numbered`)."""
 
     regions: tuple[Region, ...] = ()
-    # Ports that the pod at a /32 or /128 names, where an egress rule joins an ipBlock with a named port.
+    # Label sets with the named ports of the pod at a /32 or /128, for egress rules that combine an ipBlock with a named
+    # port.
     pods: Mapping[Prefix, LabelSet] = field(default_factory=dict)
     numbers: Mapping[Region, int] = field(default_factory=dict)
 
@@ -95,7 +96,7 @@ class Regions:
         return Regions(self.regions, self.pods, numbers)
 
     def inside(self, block: IPBlock) -> list[Region]:
-        """The regions that make up a block. Its prefixes must have been among those that cut the space."""
+        """The regions of a block. Its prefixes must have been part of the partition."""
         cidr = Prefix.of(block.cidr)
         holes = [Prefix.of(network) for network in block.excepts]
         start = bisect_left(self.regions, cidr, key=lambda region: region.prefix)
@@ -111,9 +112,9 @@ class Regions:
 
 
 def partition(prefixes: Iterable[Prefix]) -> tuple[Region, ...]:
-    """Cut the address space by these prefixes. Sorted; the same set gives the same regions.
+    """Divide the address space by these prefixes. The result is sorted and depends only on the set of prefixes.
 
-    An IPv6 prefix that would swallow the IPv4 addresses (::/0) gets 0.0.0.0/0 as a hole: it means IPv6 alone.
+    An IPv6 prefix that contains the IPv4-mapped range (::/0) gets 0.0.0.0/0 as a hole: it covers only IPv6.
     """
     unique = set(prefixes)
     if any(prefix.length < 96 and prefix.covers(_V4_ALL) for prefix in unique):
@@ -131,7 +132,7 @@ def partition(prefixes: Iterable[Prefix]) -> tuple[Region, ...]:
 
 
 class Blocks:
-    """The prefixes that policies' blocks cut the address space by. Policies come and go."""
+    """The prefixes of all policies' blocks, while policies are added and removed."""
 
     def __init__(self) -> None:
         self._cuts: Counter[Prefix] = Counter()
@@ -143,11 +144,11 @@ class Blocks:
 
     @property
     def names_ports(self) -> bool:
-        """Whether an egress rule joins an ipBlock with a named port: then `hosts` matters."""
+        """True if an egress rule combines an ipBlock with a named port: then `hosts` is needed."""
         return bool(self._named)
 
     def change(self, old: NetworkPolicy | None, new: NetworkPolicy | None) -> bool:
-        """One policy is another now. Returns whether the cuts or the named ports may be others."""
+        """Replace, add or remove one policy. Returns True if the prefixes or the named ports may have changed."""
         if old is not None:
             self._cuts.subtract(_cuts_of(old))
             for prefix in _cuts_of(old):
@@ -162,8 +163,8 @@ class Blocks:
         return (_cuts_of(old) if old else []) != (_cuts_of(new) if new else []) or before != after
 
     def hosts(self, pods: Iterable[tuple[IPAddress, LabelSet]]) -> dict[Prefix, LabelSet]:
-        """The pods whose address becomes a region of its own: in a rule that joins an ipBlock with a named port, the
-        name means a number per destination pod."""
+        """The pods whose address must be a separate region: if an egress rule combines an ipBlock with a named port,
+        the name may mean another number for each destination pod."""
         named = [pair for pairs in self._named.values() for pair in pairs]
         return {
             Prefix.host(address): pod

@@ -1,7 +1,7 @@
-"""From policies to entries: who may talk to a subject, by number, protocol and port prefix.
+"""Resolves policies to entries: which peers may communicate with a subject, by number, protocol and port prefix.
 
-An entry's peer is the number of a label set or of a region of addresses, or ANY. A flow of an isolated subject is
-allowed when an entry matches for its peer's label set, for the region of its peer's address, or for ANY.
+The peer of an entry is the number of a label set or of a region of addresses, or ANY. A flow of an isolated subject is
+allowed if an entry matches for its peer's label set, for the region of its peer's address, or for ANY.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ PORT_BITS = 16
 
 
 class EntryKey(NamedTuple):
-    """What an entry matches. `protocol` None: all of them; else the first `port_bits` bits of `port` (0: all ports)."""
+    """The match of an entry. `protocol` None: all protocols; else the first `port_bits` bits of `port` must match
+    (0: all ports)."""
 
     peer: int
     direction: Direction
@@ -43,11 +44,11 @@ class EntryKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPolicy:
-    """All that holds for one subject. A direction without isolating policies lets everything through.
+    """The resolved policy of one subject. A direction without isolating policies allows everything.
 
-    Where several rules give the same entry, the first in the order of policy name and index is named. `policies` are
-    those that select the subject. `changed`: the keys whose entries differ from those of `since`, what held before;
-    without a `since` every entry may be new.
+    If several rules give the same entry, it names the first one, in the order of policy name and index. `policies` are
+    those that select the subject. `changed`: the keys whose entries differ from those of `since`, the previous result;
+    without `since` all entries may be new.
     """
 
     policies: tuple[PolicyRef, ...]
@@ -70,7 +71,7 @@ _PartKey = tuple[Direction, tuple[NamedPort, ...]]
 
 @dataclass(slots=True)
 class _Selection:
-    """The label sets that the peers of some rules select, and the policies that have such rules."""
+    """The label sets that a list of peers selects, and the policies with such rules."""
 
     namespace: str
     peers: tuple[Peer, ...]
@@ -82,9 +83,9 @@ class _Selection:
 
 
 class Resolver:
-    """Policies, label sets, namespaces and regions, and what they mean for subjects. All of them may change.
+    """Resolves policies for subjects from label sets, namespaces and regions. All inputs may change.
 
-    Tell it what changed, then ask `resolve`. A ResolvedPolicy is the same object as before if no change concerns it.
+    Call the `change_` methods, then `resolve`. A ResolvedPolicy is the same object as before if no change affects it.
     """
 
     def __init__(self) -> None:
@@ -93,21 +94,21 @@ class Resolver:
         self._index = Index()
         self._policies: dict[str, dict[str, NetworkPolicy]] = {}
         self._selections: dict[tuple[str, tuple[Peer, ...]], _Selection] = {}
-        # Policies with an egress rule that names a port: it means what each destination pod calls so.
+        # Policies with an egress rule with a named port: its number depends on the destination pod.
         self._name_ports: set[PolicyRef] = set()
         self._blocks: dict[PolicyRef, tuple[IPBlock, ...]] = {}
-        # What each policy gives a subject; only the subject's named ports make a difference.
+        # The entries that each policy gives a subject; of the subject only its named ports matter.
         self._parts: dict[PolicyRef, dict[_PartKey, _Entries]] = {}
-        # Since the last `resolve`: policies that may give other entries, those whose peers select other label sets and
-        # which these are, and namespaces with other policies.
+        # Changes since the last `resolve`: policies whose entries may differ, policies whose peers select other label
+        # sets (and which), and namespaces whose policies select other pods.
         self._dirty: set[PolicyRef] = set()
         self._moved: dict[PolicyRef, set[int]] = {}
-        self._repoliced: set[str] = set()
+        self._reselected: set[str] = set()
         self._matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
         self._resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
 
     def change_groups(self, added: Mapping[int, LabelSet], gone: Iterable[int]) -> None:
-        """Label sets by number. A number of `gone` may come back in `added` with another meaning."""
+        """Add and remove label sets by number. A number of `gone` may appear in `added` with another meaning."""
         for number in gone:
             group = self._groups.pop(number)
             self._index.remove(number, group)
@@ -135,13 +136,13 @@ class Resolver:
             self._dirty |= self._name_ports
 
     def change_namespaces(self, changed: Mapping[str, Mapping[str, str] | None]) -> None:
-        """The labels that namespaces have now; None for one that is gone."""
+        """The new labels of namespaces; None for a deleted one."""
         for name, labels in changed.items():
             before = self._index.labels_of(name)
             self._index.relabel(name, labels)
             after = self._index.labels_of(name)
             for selection in self._selections.values():
-                # Only a selector of namespaces whose answer changes selects other label sets.
+                # Other label sets are selected only if the result of a namespaceSelector changes.
                 if any(
                     peer.namespaces is not None and matches(peer.namespaces, before) != matches(peer.namespaces, after)
                     for peer in selection.peers
@@ -160,7 +161,7 @@ class Resolver:
             self._moved.setdefault(ref, set()).update(numbers)
 
     def change_policies(self, changed: Mapping[PolicyRef, NetworkPolicy | None]) -> None:
-        """New versions of policies; None for one that is gone."""
+        """New versions of policies; None for a deleted one."""
         for ref, policy in changed.items():
             namespace = self._policies.setdefault(ref.namespace, {})
             old = namespace.pop(ref.name, None)
@@ -177,7 +178,7 @@ class Resolver:
                 self._leave(ref, peers)
             self._dirty.add(ref)
             if old is None or policy is None or old.selector != policy.selector:
-                self._repoliced.add(ref.namespace)
+                self._reselected.add(ref.namespace)
 
     def _note_parts(self, policy: NetworkPolicy) -> None:
         rules = [(direction, rule) for direction in policy.directions for rule in policy.rules(direction)]
@@ -201,15 +202,17 @@ class Resolver:
             del self._selections[ref.namespace, peers]
 
     def change_regions(self, regions: Regions, changed: Collection[Prefix]) -> None:
-        """The regions of all policies' blocks, numbered. `changed`: prefixes whose region came, went or is another."""
+        """Set the numbered regions of all policies' blocks. `changed`: prefixes whose region was added, removed or
+        replaced."""
         self._regions = regions
         for ref, blocks in self._blocks.items():
             if any(Prefix.of(block.cidr).covers(prefix) for block in blocks for prefix in changed):
                 self._dirty.add(ref)
 
     def resolve(self, subjects: Iterable[LabelSet]) -> list[ResolvedPolicy]:
-        """What holds for every pod with each of these label sets. What is not asked for is forgotten."""
-        # A named port of an egress rule concerns label sets that no peer need select.
+        """The resolved policy of each of these label sets. Results for other label sets are removed from the cache."""
+        # A named port in an egress rule depends on label sets that no peer needs to select, so resolve these policies
+        # completely.
         self._dirty |= self._moved.keys() & self._name_ports
         stale = {ref: self._parts.pop(ref, {}) for ref in self._dirty}
         changed = {ref: self._move_parts(ref, numbers) for ref, numbers in self._moved.items() if ref not in stale}
@@ -217,9 +220,9 @@ class Resolver:
         resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
         answers = []
         for subject in subjects:
-            known = None if subject.namespace in self._repoliced else self._matching.get(subject)
+            known = None if subject.namespace in self._reselected else self._matching.get(subject)
             refs = matching[subject] = self._policies_of(subject) if known is None else known
-            # The same policies and the same named ports give the same answer: the other labels no longer matter.
+            # Equal policies and equal named ports give the same result; the other labels do not matter here.
             key = (refs, subject.named_ports)
             if key not in resolved:
                 old = self._resolved.get(key)
@@ -230,13 +233,13 @@ class Resolver:
                 else:
                     resolved[key] = old
             answers.append(resolved[key])
-        # What held before that is not needed any more.
+        # Drop the references to older results, so that they do not form an endless chain.
         for answer in self._resolved.values():
             object.__setattr__(answer, "since", None)
         self._matching, self._resolved = matching, resolved
         self._dirty.clear()
         self._moved.clear()
-        self._repoliced.clear()
+        self._reselected.clear()
         return answers
 
     def _policies_of(self, subject: LabelSet) -> tuple[PolicyRef, ...]:
@@ -247,7 +250,7 @@ class Resolver:
         policies = [self._policies[ref.namespace][ref.name] for ref in refs]
         entries: dict[EntryKey, RuleRef] = {}
         for direction in Direction:
-            # The first rule of an entry is named, so the last policy is written first.
+            # An entry names its first rule, so write the last policy first.
             for policy in reversed(policies):
                 entries.update(self._part(policy, direction, subject))
         return ResolvedPolicy(refs, _isolated(policies), entries)
@@ -259,8 +262,8 @@ class Resolver:
         stale: Mapping[PolicyRef, Mapping[_PartKey, _Entries]],
         changed: Mapping[PolicyRef, Mapping[_PartKey, Collection[EntryKey]]],
     ) -> ResolvedPolicy:
-        """As `_resolve`, for the same policies: only entries that changed are looked at. `stale` is what policies gave
-        before, `changed` the keys of what others gave that is different now."""
+        """As `_resolve`, for the same policies, but checks only changed entries. `stale`: the previous entries of
+        policies to resolve again; `changed`: the changed keys of the others."""
         policies = [self._policies[ref.namespace][ref.name] for ref in old.policies]
         keys: dict[EntryKey, None] = {}
         parts: dict[Direction, list[_Entries]] = {}
@@ -274,7 +277,7 @@ class Resolver:
                     keys.update(dict.fromkeys(changed[policy_ref].get(place, ())))
         entries = {**old.entries}
         for key in keys:
-            # The first policy that gives the entry names it.
+            # An entry names the first policy that gives it.
             ref = next((part[key] for part in parts[key.direction] if key in part), None)
             if ref is None:
                 entries.pop(key, None)
@@ -283,8 +286,8 @@ class Resolver:
         return ResolvedPolicy(old.policies, _isolated(policies), entries, old, tuple(keys))
 
     def _move_parts(self, ref: PolicyRef, numbers: set[int]) -> dict[_PartKey, Collection[EntryKey]]:
-        """Bring what a policy gives up to date after its peers came to select, or not to select, these label sets.
-        Returns the keys that changed."""
+        """Update the entries of a policy after its peers began or ceased to select these label sets. Returns the
+        changed keys."""
         policy = self._policies[ref.namespace][ref.name]
         changed: dict[_PartKey, Collection[EntryKey]] = {}
         for place, part in self._parts.get(ref, {}).items():
@@ -313,7 +316,7 @@ class Resolver:
         named_ports: tuple[NamedPort, ...],
         only: Collection[int] | None = None,
     ) -> _Entries:
-        """What a policy gives a subject with these named ports; with `only` what it gives for these peers alone."""
+        """The entries that a policy gives a subject with these named ports; with `only`, just those for these peers."""
         found: _Entries = {}
         for index, rule in enumerate(policy.rules(direction)):
             ref = policy.rule_ref(direction, index)
@@ -341,13 +344,13 @@ class Resolver:
             elif direction is Direction.INGRESS:
                 prefixes = _named(port, named_ports)
             else:
-                # Policies with such a rule are never asked for some peers alone.
+                # `only` is never set for a policy with such a rule (see `resolve`).
                 yield from self._named_egress(port, namespace, rule.peers)
                 continue
             yield from ((number, prefix) for number in numbers for prefix in prefixes)
 
     def _peers(self, namespace: str, peers: tuple[Peer, ...]) -> list[int]:
-        """Numbers of the label sets and regions that peers match; ANY alone when there are none."""
+        """The numbers of the label sets and regions that peers match; only ANY if there are no peers."""
         if not peers:
             return [ANY]
         found = set(self._selections[namespace, peers].numbers)
@@ -357,7 +360,8 @@ class Resolver:
         return sorted(found)
 
     def _named_egress(self, port: PortRule, namespace: str, peers: tuple[Peer, ...]) -> Iterator[tuple[int, _Ports]]:
-        """A port name towards others means what each destination pod calls so; the world outside has no names."""
+        """A named port of an egress rule is looked up in each destination pod; addresses outside the cluster have no
+        named ports."""
         everyone: Iterable[int] = sorted(self._groups)
         for number in everyone if not peers else self._peers(namespace, peers):
             if number in self._groups:
@@ -375,14 +379,14 @@ def _isolated(policies: Iterable[NetworkPolicy]) -> dict[Direction, tuple[Policy
 
 
 def _different(before: _Entries, after: _Entries) -> dict[EntryKey, None]:
-    """The keys of the entries that one has alone, or that both have for different rules."""
+    """The keys of entries that only one of the two has, or that have different rules."""
     found = dict.fromkeys(key for key, ref in after.items() if before.get(key) != ref)
     found.update(dict.fromkeys(key for key in before if key not in after))
     return found
 
 
 def _peer_lists(policy: NetworkPolicy | None) -> set[tuple[Peer, ...]]:
-    """The lists of peers of a policy's rules, without those that mean everyone."""
+    """The peer lists of a policy's rules, without empty ones, which mean all peers."""
     if policy is None:
         return set()
     return {rule.peers for direction in policy.directions for rule in policy.rules(direction) if rule.peers}
@@ -402,7 +406,7 @@ def _prefixes(port: PortRule) -> tuple[_Ports, ...]:
 
 @lru_cache(maxsize=4096)
 def port_prefixes(first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """Least (port, leading bits) pairs that cover first..last, both included, and nothing else."""
+    """The fewest (port, leading bits) pairs that cover exactly first..last, both included."""
     found = []
     while first <= last:
         free = PORT_BITS if first == 0 else (first & -first).bit_length() - 1

@@ -1,4 +1,4 @@
-"""Label selectors (metav1.LabelSelector): one against one label set, and one against many through an index."""
+"""Label selectors (metav1.LabelSelector): matches one label set, or many label sets through an index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _K = TypeVar("_K")
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """Whether every requirement holds. NotIn and DoesNotExist hold for a key that is absent."""
+    """True if all requirements are met. An absent key meets NotIn and DoesNotExist."""
     return all(_holds(requirement, labels) for requirement in selector.requirements)
 
 
@@ -30,7 +30,7 @@ def _holds(requirement: Requirement, labels: Mapping[str, str]) -> bool:
 
 
 def peer_selects(peer: Peer, policy_namespace: str, pod: LabelSet, namespaces: Namespaces) -> bool:
-    """Whether a peer's selectors match a pod. An ipBlock never does: it goes by address."""
+    """True if a peer's selectors match a pod. An ipBlock never does: it matches addresses."""
     if peer.pods is None and peer.namespaces is None:
         return False
     if peer.namespaces is None:
@@ -42,9 +42,9 @@ def peer_selects(peer: Peer, policy_namespace: str, pod: LabelSet, namespaces: N
 
 
 class Index:
-    """Many label sets by number, arranged so that a selector is a few set operations instead of a scan.
+    """An index of numbered label sets: a selector needs a few set operations instead of a scan.
 
-    Label sets come and go; so do the labels of namespaces.
+    Label sets can be added and removed, and the labels of namespaces can change.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Index:
         self._namespaces: dict[str, Mapping[str, str]] = {}
 
     def add(self, number: int, group: LabelSet) -> None:
-        """A further label set. Its namespace has no labels but its name until `relabel` says more."""
+        """Add a label set. Its namespace has only the name label until `relabel` is called."""
         self._by_namespace[group.namespace].add(number)
         self._namespaces.setdefault(group.namespace, namespace_labels({}, group.namespace))
         for pair in group.labels:
@@ -69,23 +69,23 @@ class Index:
             _discard(self._keys, pair[0], number)
 
     def relabel(self, namespace: str, labels: Mapping[str, str] | None) -> None:
-        """A namespace has these labels from now on; None: it is gone."""
+        """Set the labels of a namespace; None: it was deleted."""
         if labels is None and namespace not in self._by_namespace:
             self._namespaces.pop(namespace, None)
         else:
             self._namespaces[namespace] = namespace_labels({namespace: labels or {}}, namespace)
 
     def labels_of(self, namespace: str) -> Mapping[str, str]:
-        """What selectors of namespaces are compared with."""
+        """The labels of a namespace with which namespaceSelectors are compared."""
         return self._namespaces.get(namespace) or namespace_labels({}, namespace)
 
     @property
     def namespaces(self) -> Namespaces:
-        """`labels_of` every namespace that has one of the label sets."""
+        """The result of `labels_of` for all namespaces that are known."""
         return self._namespaces
 
     def select(self, peer: Peer, policy_namespace: str) -> frozenset[int]:
-        """Numbers of the label sets that the peer's selectors match."""
+        """The numbers of the label sets that the peer's selectors match."""
         if peer.pods is None and peer.namespaces is None:
             return frozenset()
         scope: set[int] = set()

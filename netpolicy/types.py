@@ -1,4 +1,4 @@
-"""What a NetworkPolicy says, as frozen and hashable values."""
+"""The content of a NetworkPolicy as frozen, hashable values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import NamedTuple
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
-# The API server puts this label on every namespace (KEP-2161).
+# The API server sets this label on every namespace (KEP-2161).
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 
 
 class PolicyError(ValueError):
-    """An object that the API server would refuse. The text names the object, the field and what was expected."""
+    """An object that the API server would reject. The text names the object, the field and the expected value."""
 
     def __init__(self, subject: str, path: str, message: str) -> None:
         super().__init__(f"{subject}: {path}: {message}" if path else f"{subject}: {message}")
@@ -26,7 +26,7 @@ class PolicyError(ValueError):
 
 
 class UnknownFieldError(PolicyError):
-    """A field that this version of the engine does not know: a mistake in a manifest, or one of a newer API."""
+    """A field that this version of the engine does not know: a mistake in a manifest, or a field of a newer API."""
 
 
 class Direction(StrEnum):
@@ -37,7 +37,7 @@ class Direction(StrEnum):
 
 
 class Protocol(StrEnum):
-    """The protocols a NetworkPolicy port can name."""
+    """The protocols that a NetworkPolicy port can name."""
 
     TCP = "TCP"
     UDP = "UDP"
@@ -74,7 +74,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A label selector: every requirement must hold, so one without requirements matches everything."""
+    """A label selector: all requirements must be met, so an empty one matches everything."""
 
     requirements: tuple[Requirement, ...] = ()
 
@@ -88,7 +88,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class IPBlock:
-    """Addresses of `cidr` without those of `excepts`. It matches pods' addresses like any other."""
+    """The addresses of `cidr` without those of `excepts`. It matches pods' addresses too."""
 
     cidr: IPNetwork
     excepts: tuple[IPNetwork, ...] = ()
@@ -104,9 +104,10 @@ class IPBlock:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One entry of from/to. `pods` alone means the policy's own namespace; with `namespaces` both must match.
+    """One entry of from/to. `pods` without `namespaces` selects in the policy's own namespace; with both, both must
+    match.
 
-    A peer with nothing set (one that could not be read) matches nobody.
+    A peer with no field set (one that could not be read) matches nothing.
     """
 
     pods: Selector | None = None
@@ -121,12 +122,12 @@ class Peer:
             parts.append(f"pods {self.pods}")
         if self.namespaces is not None:
             parts.append(f"namespaces {self.namespaces}")
-        return " in ".join(parts) or "nobody"
+        return " in ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class PortRule:
-    """One entry of ports. `port` None: every port of the protocol; text: a named port of the destination pod."""
+    """One entry of ports. `port` None: every port of the protocol; a text: a named port of the destination pod."""
 
     protocol: Protocol = Protocol.TCP
     port: int | str | None = None
@@ -141,18 +142,19 @@ class PortRule:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of ingress/egress. No peers: everyone, inside the cluster or not. No ports: every protocol and port."""
+    """One entry of ingress/egress. No peers: all addresses, inside and outside the cluster. No ports: all protocols
+    and ports."""
 
     peers: tuple[Peer, ...] = ()
     ports: tuple[PortRule, ...] = ()
 
 
-# What stands for a rule that could not be read: its peer matches nobody.
+# Replaces a rule that could not be read: its peer matches nothing.
 NOTHING = Rule((Peer(),))
 
 
 class Problem(NamedTuple):
-    """A part of an object that could not be read, and what the engine does instead: `effect`, a clause."""
+    """A part of an object that could not be read. `effect` is a clause that says what the engine does instead."""
 
     field: str
     message: str
@@ -162,7 +164,8 @@ class Problem(NamedTuple):
         return f"{self.field}: {self.message}: {self.effect}"
 
     def concerns(self, direction: Direction, index: int) -> bool:
-        """Whether one rule allows less because of it: a part of the rule, its whole section, or the policy."""
+        """True if a rule allows less because of this problem: in a part of the rule, in its whole section, or in the
+        policy."""
         _, _, path = self.field.partition(".")
         section, _, rest = path.replace("[", ".", 1).partition(".")
         if section not in tuple(Direction):
@@ -182,7 +185,7 @@ class PolicyRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class RuleRef:
-    """One rule of one policy: `index` is its place in spec.ingress or spec.egress, from 0."""
+    """One rule of a policy: `index` is its position in spec.ingress or spec.egress, from 0."""
 
     namespace: str
     policy: str
@@ -195,9 +198,9 @@ class RuleRef:
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """One policy. `directions` are its policyTypes, defaulted; rules of a direction not in it have no effect.
+    """One policy. `directions` are its policyTypes with defaults; rules of other directions have no effect.
 
-    `problems`: the parts that could not be read. They isolate, and allow nothing.
+    `problems`: parts that could not be read. They isolate, and allow nothing.
     """
 
     namespace: str
@@ -213,7 +216,7 @@ class NetworkPolicy:
         return PolicyRef(self.namespace, self.name)
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
-        """The rules in force for `direction`; empty when the policy does not isolate it."""
+        """The effective rules of `direction`; empty if the policy does not isolate it."""
         if direction not in self.directions:
             return ()
         return self.ingress if direction is Direction.INGRESS else self.egress
@@ -222,12 +225,12 @@ class NetworkPolicy:
         return RuleRef(self.namespace, self.name, direction, index)
 
     def problems_of(self, direction: Direction, index: int) -> tuple[Problem, ...]:
-        """Why one rule allows less than it says: its own unread parts, and those that concern every rule."""
+        """The problems because of which a rule allows less: in the rule itself, or affecting all rules."""
         return tuple(problem for problem in self.problems if problem.concerns(direction, index))
 
 
 class NamedPort(NamedTuple):
-    """A containerPort that has a name."""
+    """A containerPort with a name."""
 
     name: str
     protocol: Protocol
@@ -236,15 +239,16 @@ class NamedPort(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """All that a policy can see of a pod but its address: pods with equal label sets share an identity.
+    """All attributes of a pod that a policy can select by, except its address: pods with equal label sets share an
+    identity.
 
-    Build it with `LabelSet.of`, which brings labels and ports into one order.
+    Create it with `LabelSet.of`, which sorts labels and ports.
     """
 
     namespace: str
     labels: tuple[tuple[str, str], ...] = ()
     named_ports: tuple[NamedPort, ...] = ()
-    # The same labels for lookups; follows from `labels`.
+    # The same labels as a dict, derived from `labels`.
     mapping: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -255,10 +259,11 @@ class LabelSet:
         return cls(namespace, tuple(sorted(labels.items())), tuple(sorted(set(named_ports))))
 
     def ports_named(self, name: str, protocol: Protocol) -> tuple[int, ...]:
-        """Numbers of this pod's ports of that name and protocol; empty when it has none."""
+        """The numbers of this pod's ports with that name and protocol; empty if there are none."""
         return tuple(p.port for p in self.named_ports if p.name == name and p.protocol is protocol)
 
 
 def namespace_labels(namespaces: Mapping[str, Mapping[str, str]], name: str) -> dict[str, str]:
-    """Labels of a namespace with the one that the API server always adds; also for one not (yet) known."""
+    """The labels of a namespace, including the name label that the API server always adds; also for an unknown
+    namespace."""
     return {NAMESPACE_NAME_LABEL: name, **namespaces.get(name, {})}

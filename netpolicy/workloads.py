@@ -1,7 +1,7 @@
-"""Objects that make pods -> the pods that they stand for: every kind with a pod template, also kinds not known here.
+"""Workloads -> the pods that they represent: all kinds with a pod template, also unknown kinds.
 
-Pods of a workload are named `<workload>-<number>` from 0: one for each replica, for a DaemonSet one for each node (at
-least one). They have the labels that the controller adds and a policy could name.
+Pods of a workload are named `<workload>-<number>` from 0: one per replica, for a DaemonSet one per node (at least one).
+They have the labels that the controller adds and that a policy could select by.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from netpolicy.cluster import ContainerPort, Pod
 from netpolicy.fields import Field, labels, port_number
 from netpolicy.types import PolicyError, Protocol
 
-# Kind -> where its pod template and its number of pods are; a DaemonSet's number is that of the nodes.
+# Kind -> the paths of its pod template and its number of pods; for a DaemonSet this is the number of nodes.
 _KNOWN: Mapping[str, tuple[str, str]] = {
     "Deployment": ("spec.template", "spec.replicas"),
     "StatefulSet": ("spec.template", "spec.replicas"),
@@ -23,12 +23,12 @@ _KNOWN: Mapping[str, tuple[str, str]] = {
     "Job": ("spec.template", "spec.parallelism"),
     "CronJob": ("spec.jobTemplate.spec.template", "spec.jobTemplate.spec.parallelism"),
 }
-# A pod template lies a few fields deep, in custom kinds too: spec.template, spec.tfReplicaSpecs.Worker.template.
+# Maximum depth of a pod template, also in custom kinds: spec.template, spec.tfReplicaSpecs.Worker.template.
 _DEPTH = 8
 
 
 class Made(NamedTuple):
-    """`pods`: those that the object makes now. `dormant`: one for each template that makes none now (replicas 0)."""
+    """`pods`: those that the workload creates now. `dormant`: one for each template with no replicas."""
 
     pods: tuple[Pod, ...]
     dormant: tuple[Pod, ...] = ()
@@ -40,10 +40,10 @@ class _Template(NamedTuple):
 
 
 def made_by(root: Field, namespace: str, nodes: int = 1) -> Made | None:
-    """The pods that an object of any kind but Pod stands for; None when it has no pod template.
+    """The pods that an object of any kind except Pod represents; None if it has no pod template.
 
-    Raises PolicyError for a workload of a known kind that the API server would refuse. In objects of kinds that are not
-    known here only what is understood counts.
+    Raises PolicyError for a workload of a known kind that the API server would reject. In objects of unknown kinds,
+    parts that cannot be read are ignored.
     """
     kind = str(root.mapping().get("kind"))
     if kind in _KNOWN:
@@ -70,7 +70,7 @@ def _at(root: Field, path: str) -> Field:
 
 
 def _search(field: Field, depth: int) -> Iterator[_Template]:
-    """Every pod template below a field: a mapping whose `spec` has a list of containers."""
+    """All pod templates below a field: mappings whose `spec` has a list of containers."""
     value = field.value
     if depth == 0 or not isinstance(value, Mapping):
         return
@@ -108,7 +108,7 @@ def _replica(root: Field, namespace: str, template: Field, index: int) -> Pod:
     if kind == "StatefulSet":
         own |= {"statefulset.kubernetes.io/pod-name": name, "apps.kubernetes.io/pod-index": str(index)}
     if kind in ("Job", "CronJob"):
-        # A CronJob's Jobs are named after it and a time: the value stands for any.
+        # The Jobs of a CronJob have its name and a time in their names: this value represents all of them.
         own |= {"batch.kubernetes.io/job-name": workload, "job-name": workload}
     return Pod.of(
         namespace,
@@ -121,7 +121,7 @@ def _replica(root: Field, namespace: str, template: Field, index: int) -> Pod:
 
 
 def container_ports(spec: Field) -> Iterator[ContainerPort]:
-    """Declared ports of the containers, and of init containers that keep running beside them (KEP-753)."""
+    """The declared ports of the containers, and of init containers that keep running (KEP-753)."""
     containers = list(spec.child("containers").items())
     containers += [c for c in spec.child("initContainers").items() if c.child("restartPolicy").value == "Always"]
     seen = set()

@@ -145,7 +145,7 @@ def test_explain_says_what_each_rule_misses(shop: str) -> None:
     ("source", "words"),
     [
         ("10.0.0.1", None),
-        ("10.0.0.9", "means namespace shop alone (no namespaceSelector), not other"),
+        ("10.0.0.9", "selects only in namespace shop (no namespaceSelector), not in other"),
         ("10.0.0.10", "10.0.0.10 is in 10.0.0.0/24 but in its except 10.0.0.8/29"),
         ("10.1.0.1", "10.1.0.1 is not in 10.0.0.0/24"),
         ("2001:db8::1", "2001:db8::1 is not in 10.0.0.0/24"),
@@ -178,14 +178,14 @@ def test_explain_a_service_means_its_backends_and_their_ports(shop: str, destina
         (
             ["explain", "-f", "SHOP", "--from", "svc/web.shop", "--to", "shop/db", "--port", "1"],
             2,
-            "opens no connections",
+            "cannot be a source",
         ),
         (["explain", "-f", "SHOP", "--from", "shop/db", "--to", "svc/x", "--port", "1"], 2, "svc/web.shop"),
         (["explain", "-f", "SHOP", "--from", "shop/db", "--to", "svc/web.shop", "--port", "1"], 2, "it has: 80/TCP"),
         (
             ["explain", "-f", "SHOP", "--from", "shop/db", "--to", "svc/nothing.shop", "--port", "80"],
             1,
-            "leads nowhere",
+            "has no backend",
         ),
         (["explain", "-f", "SHOP", "--from", "shop/db", "--to", "shop/web", "--port", "x"], 2, "--port: port 'x'"),
         (["explain", "--from", "a/b", "--to", "c/d", "--port", "1", "--socket", "/nowhere"], 3, "/nowhere"),

@@ -59,7 +59,7 @@ def ingress(peer: Obj | None = None, **rule: Any) -> Obj:
             ),
             "egress-without-dns",
             "spec.egress",
-            "shop/web is isolated for egress and may send to 53/TCP of no one",
+            "shop/web is isolated for egress and no rule allows 53/TCP",
             policy(podSelector=WEB, egress=[{"to": [{"podSelector": DB}], "ports": [{"port": 8080}]}, DNS]),
         ),
         (
@@ -73,7 +73,7 @@ def ingress(peer: Obj | None = None, **rule: Any) -> Obj:
             ingress(ports=[{"port": "http", "protocol": "UDP"}]),
             "named-port-missing",
             "spec.ingress[0].ports[0].port",
-            "has a UDP port named http (as TCP there is one: say protocol)",
+            "has a UDP port named http (there is one for TCP: set protocol)",
             ingress(ports=[{"port": "http"}]),
         ),
         (
@@ -108,7 +108,7 @@ def ingress(peer: Obj | None = None, **rule: Any) -> Obj:
             policy(podSelector={}, ingress=[{}]),
             "wide-rule",
             "spec.ingress[0]",
-            "for every pod of namespace shop this rule allows everything from everyone",
+            "for all pods of namespace shop this rule allows all traffic from everywhere",
             policy(podSelector=WEB, ingress=[{}]),
         ),
         (

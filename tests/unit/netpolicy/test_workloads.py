@@ -89,7 +89,7 @@ def test_of_a_custom_resource_that_cannot_be_followed_nothing_is_claimed() -> No
     rollout = workload("Rollout", "argoproj.io/v1alpha1", workloadRef={"kind": "Deployment", "name": "backup"})
     (finding,) = lint(cluster([DB, rollout, POLICY]))
     assert finding.check == "selects-nothing"
-    assert "whether Rollout ops/backup makes such pods is not known here" in finding.message
+    assert "it is not known here whether Rollout ops/backup creates such pods" in finding.message
     secret = workload("Secret", "v1")
     (finding,) = lint(cluster([DB, secret, POLICY]))
     assert "not known here" not in finding.message
