@@ -76,7 +76,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """What agent.py tells. `sample` is called in a worker thread and may read maps; the others must be quick."""
+    """What the agent tells. `sample` is called in a worker thread and may read maps; the others must be quick."""
 
     def sample(self) -> Sample:
         """Everything as it is now."""

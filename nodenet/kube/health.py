@@ -13,6 +13,7 @@ from nodenet.kinds import ApiKind
 from nodenet.kube.absence import FIRST_POLL_SECONDS, LAST_POLL_SECONDS
 from nodenet.kube.session import AnswerError
 from nodenet.model import ObjectRef
+from nodenet.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +83,15 @@ class Recovery:
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._sleep = sleep
-        self._event = asyncio.Event()
+        self._recovered = Pulse()
 
     def happened(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
+        self._recovered.fire()
 
     async def wait(self, seconds: float) -> bool:
         """Until then or until a recovery; whether it was one."""
         sleeping = asyncio.ensure_future(self._sleep(seconds))
-        woken = asyncio.ensure_future(self._event.wait())
+        woken = asyncio.ensure_future(self._recovered.next().wait())
         try:
             await asyncio.wait((sleeping, woken), return_when=asyncio.FIRST_COMPLETED)
             return woken.done()

@@ -10,6 +10,7 @@ from nodenet.flow.filter import Origin
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Query, Reader, Ring, T
 from nodenet.flow.types import Flow, Lost
+from nodenet.pulse import Pulse
 
 
 def new_origin(node_name: str, cluster_name: str, node_labels: tuple[str, ...] = ()) -> Origin:
@@ -25,12 +26,11 @@ class Feed:
         self.pipeline = pipeline
         self.origin = origin
         self.ring = pipeline.ring
-        self._more = asyncio.Event()
+        self._more = Pulse()
 
     def wake(self) -> None:
         """Tell every waiting reader that there may be more. Costs the same for one event or a thousand."""
-        self._more.set()
-        self._more = asyncio.Event()
+        self._more.fire()
 
     def flows(self, query: Query, deadline: float | None = None) -> AsyncIterator[list[Flow | Lost]]:
         """Batches of flows that answer a query. A following one ends at `deadline` (loop time), or when its task is
@@ -45,7 +45,7 @@ class Feed:
         """Between batches other tasks have their turn, so that a reader of everything does not stop the others."""
         reader = Reader(ring, query)
         while True:
-            more = self._more
+            more = self._more.next()
             batch = reader.read()
             if batch.items:
                 yield batch.items

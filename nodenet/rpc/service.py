@@ -34,7 +34,7 @@ Row = Mapping[str, Any]
 
 
 class Provider(Protocol):
-    """What agent.py tells. The methods are called in a worker thread: they may block, and must only read.
+    """What the agent tells. The methods are called in a worker thread: they may block, and must only read.
 
     Values are what JSON knows, and addresses, networks, enums and named tuples, which become text or lists.
     """
