@@ -16,6 +16,7 @@ from nodenet.agent.measured import AgentSource
 from nodenet.agent.memory import freeze_start
 from nodenet.agent.parts import Parts
 from nodenet.agent.watch import ApiWatch
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.server import CniServer
 from nodenet.compile import LocalNode
 from nodenet.config import Config
@@ -45,8 +46,7 @@ class Agent:
         pods = Attachments(
             config.node_name, engine, api, keepers.endpoints, keepers.addresses, datapath.loaded.programs
         )
-        self.cni = CniServer(
-            config.run_dir,
+        hooks = AgentHooks(
             pods.added,
             pods.deleted,
             expected=pods.expected,
@@ -55,6 +55,7 @@ class Agent:
             networks=pods.networks,
             done=self.metrics.cni_operation,
         )
+        self.cni = CniServer(config.run_dir, hooks)
 
     async def run(self) -> None:
         """Bring the node up to date and keep it so, until cancelled. Raises what cannot be mended by trying again."""

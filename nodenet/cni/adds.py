@@ -14,15 +14,16 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from nodenet.cni import sockets
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.calls import Call, Plugins, words
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.hooks import Hooks, Wired
+from nodenet.cni.hooks import Hooks
 from nodenet.cni.owner import Owner
 from nodenet.cni.plugin import Adding, Plugin
 from nodenet.cni.protocol import Reply
@@ -50,16 +51,6 @@ class _Add:
     task: asyncio.Task[None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """The agent's part of an ADD; the fields are explained at CniServer."""
-
-    admit: Callable[[Wired], None]
-    on_add: Callable[[Endpoint], Awaitable[None]]
-    on_del: Callable[[Endpoint], Awaitable[None]]
-    seconds: float
-
-
 @dataclass(slots=True)
 class _State:
     """State that the threads share, guarded by the lock. `abandoned`: owners whose DEL arrived while their ADD was
@@ -79,7 +70,7 @@ class Adds:
     def __init__(
         self,
         most: int,
-        agent: Agent,
+        agent: AgentHooks,
         plugins: Plugins,
         hooks: Callable[[Call], Hooks],
         answer: Callable[[Call, Reply], None],

@@ -20,20 +20,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nodenet.cni import protocol, sockets
-from nodenet.cni.adds import Adds, Agent
+from nodenet.cni.adds import Adds
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.attach import Step
 from nodenet.cni.calls import Call, Plugins, words
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
-from nodenet.cni.hooks import Hooks, Wired, nothing
+from nodenet.cni.hooks import Hooks
 from nodenet.cni.plugin import Plugin
-from nodenet.cni.podcidrs import Networks
 from nodenet.cni.protocol import ProtocolError, Reply
 from nodenet.cni.request import Request, parse
 from nodenet.endpoint import Endpoint
 from nodenet.errors import CannotRunError
 
-Hook = Callable[[Endpoint], Awaitable[None]]
 _T = TypeVar("_T")
 log = logging.getLogger("nodenet.cni")
 # Seconds within which a connection must send its whole request.
@@ -57,48 +56,24 @@ _KEPT_FREE = 4
 class CniServer:
     """Serves the CNI executable on `<run_dir>/cni.sock`.
 
-    `expected(request)` is called before an ADD creates anything; if it raises CniError, that is the reply.
-
-    `admit(wired)` is called when everything is wired and recorded. Then `on_add(endpoint)` is awaited, and then ADD
-    replies: together they put the endpoint's policy in force. If either raises, the ADD is undone: a CniError keeps its
-    code, a timeout is code 11, any other exception is code 105. Then `on_del` is awaited for the same endpoint.
-
-    `on_del(endpoint)` is awaited after the veth is removed and before the addresses are released. It must accept an
-    unknown endpoint. If it raises, the DEL fails with code 11 or 105, and the runtime retries it.
-
-    `healthy()` returns a sentence about a problem of the agent, or "", for STATUS. `networks()` returns the node's pod
-    networks, for configurations without ranges. `done(verb, seconds, failed)` is called after each verb.
-
-    Awaited hooks run on the event loop and have `hook_seconds`; the others run in the thread of the call. The verbs
-    work in the network namespace of the thread that calls `start`.
+    The verbs work in the network namespace of the thread that calls `start`. `workers`: threads that take calls.
     """
 
     def __init__(
         self,
         run_dir: Path,
-        on_add: Hook,
-        on_del: Hook,
+        agent: AgentHooks,
         *,
-        expected: Callable[[Request], None] = nothing,
-        admit: Callable[[Wired], None] = nothing,
-        hook_seconds: float = 30.0,
         workers: int = 16,
         step: Step = lambda name: None,
-        healthy: Callable[[], Awaitable[str]] | None = None,
-        networks: Networks | None = None,
-        done: Callable[[str, float, bool], None] = lambda verb, seconds, failed: None,
     ) -> None:
         self.path = run_dir / "cni.sock"
         self._run_dir = run_dir
-        self._expected, self._on_del = expected, on_del
-        self._hook_seconds = hook_seconds
-        self._on_health = healthy
-        self._done = done
+        self._agent = agent
         turns = threading.BoundedSemaphore(_WIRING)
-        self._hook_set = Hooks(self._forget, self._healthy, networks, turn=lambda: turns)
+        self._hook_set = Hooks(self._forget, self._healthy, agent.networks, turn=lambda: turns)
         self._workers = workers
         self._plugins = Plugins(lambda: Plugin(run_dir, step))
-        agent = Agent(admit, on_add, on_del, hook_seconds)
         most = max(1, workers - _KEPT_FREE)
         self._adds = Adds(most, agent, self._plugins, self._hooks_of, self._answer)
         self._threads: list[threading.Thread] = []
@@ -239,7 +214,7 @@ class CniServer:
 
     def _report(self, request: Request, reply: Reply, seconds: float) -> None:
         """Count and log a call, after the reply: the start of a pod must not wait for a log."""
-        self._done(request.verb, seconds, reply.status != 0)
+        self._agent.done(request.verb, seconds, reply.status != 0)
         who = f"{request.verb} {request.container_id} {request.ifname} {request.pod}"
         if reply.status == 0:
             log.info("%s: done in %.1f ms", who, seconds * 1e3)
@@ -261,15 +236,16 @@ class CniServer:
     def _hooks_of(self, call: Call) -> Hooks:
         def wanted() -> None:
             sockets.require_caller(call.connection)
-            self._expected(call.request)
+            self._agent.expected(call.request)
 
         return replace(self._hook_set, wanted=wanted)
 
     def _forget(self, endpoint: Endpoint) -> None:
-        self._await(lambda: self._on_del(endpoint), words(endpoint))
+        self._await(lambda: self._agent.on_del(endpoint), words(endpoint))
 
     def _healthy(self) -> str:
-        return self._await(self._on_health, "the agent's health") if self._on_health else ""
+        healthy = self._agent.healthy
+        return self._await(healthy, "the agent's health") if healthy else ""
 
     def _await(self, hook: Callable[[], Awaitable[_T]], what: str) -> _T:
         """Run a hook on the event loop and wait for it. Raises only CniError."""
@@ -278,7 +254,7 @@ class CniServer:
             raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}")
 
         async def run() -> _T:
-            async with asyncio.timeout(self._hook_seconds):
+            async with asyncio.timeout(self._agent.seconds):
                 return await hook()
 
         call = run()
@@ -290,13 +266,13 @@ class CniServer:
         self._hooks.add(future)
         try:
             # This second limit applies if the event loop is blocked.
-            return future.result(self._hook_seconds + 5)
+            return future.result(self._agent.seconds + 5)
         except CniError:
             raise
         except TimeoutError as error:
             # If the loop is blocked, the hook must not start later, when this call has already failed.
             future.cancel()
-            message = f"the agent was not ready with {what} within {self._hook_seconds:g} s"
+            message = f"the agent was not ready with {what} within {self._agent.seconds:g} s"
             raise CniError(Code.TRY_AGAIN, message) from error
         except concurrent.futures.CancelledError as error:
             raise CniError(Code.TRY_AGAIN, f"the agent is stopping: {what}") from error

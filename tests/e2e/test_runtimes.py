@@ -31,6 +31,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.install import Options, install
 from nodenet.cni.server import CniServer
 from nodenet.link import netns
@@ -343,7 +344,7 @@ def agent(node: Node) -> Iterator[list[Endpoint]]:
             told.remove(endpoint)
 
     async def serve() -> None:
-        server = CniServer(node.folder, added, deleted)
+        server = CniServer(node.folder, AgentHooks(added, deleted))
         await server.start()
         ready.set()
         await asyncio.to_thread(stop.wait)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.protocol import Reply
 from nodenet.cni.server import CniServer
@@ -50,12 +51,12 @@ class Agent:
         return Reply(done.returncode, done.stdout)
 
 
-def scenario(world: Any, body: Callable[[Agent], Awaitable[None]], **options: Any) -> None:
+def scenario(world: Any, body: Callable[[Agent], Awaitable[None]], workers: int = 16, **hooks: Any) -> None:
     """Run a test's coroutine inside the node's namespace, with a server."""
 
     async def main() -> None:
         agent = Agent(world)
-        server = CniServer(world.run_dir, agent.on_add, agent.on_del, **options)
+        server = CniServer(world.run_dir, AgentHooks(agent.on_add, agent.on_del, **hooks), workers=workers)
         await server.start()
         try:
             await body(agent)
@@ -115,14 +116,14 @@ def test_a_hook_that_hangs_is_cut_off(world: Any) -> None:
         assert json.loads(reply.stdout)["code"] == 11
         assert world.left() == []
 
-    scenario(world, body, hook_seconds=0.05)
+    scenario(world, body, seconds=0.05)
 
 
 def test_an_agent_that_stops_undoes_what_is_under_way(world: Any) -> None:
     async def main() -> None:
         agent = Agent(world)
         agent.wait = asyncio.Event()
-        server = CniServer(world.run_dir, agent.on_add, agent.on_del)
+        server = CniServer(world.run_dir, AgentHooks(agent.on_add, agent.on_del))
         await server.start()
         call = asyncio.create_task(agent.call("ADD", "c1", world.pod()))
         await agent.entered.wait()
@@ -158,7 +159,7 @@ def test_a_stale_socket_means_alone_and_is_taken_over(world: Any) -> None:
         assert (await agent.call("ADD", "c1", world.pod())).status == 0
         assert agent.calls == ["add c1 10.77.0.2"]
         with pytest.raises(CannotRunError, match="another agent of this node listens there"):
-            await CniServer(world.run_dir, agent.on_add, agent.on_del).start()
+            await CniServer(world.run_dir, AgentHooks(agent.on_add, agent.on_del)).start()
 
     world.run_dir.mkdir()
     with netns.open_socket(None, 1, 1) as left_behind:
@@ -193,7 +194,7 @@ def test_a_del_that_the_agent_cannot_do_keeps_the_lease_for_the_next_try(world: 
             if refuse:
                 raise ValueError("not now")
 
-        server = CniServer(world.run_dir, agent.on_add, on_del)
+        server = CniServer(world.run_dir, AgentHooks(agent.on_add, on_del))
         await server.start()
         pod = world.pod()
         assert (await agent.call("ADD", "c1", pod)).status == 0

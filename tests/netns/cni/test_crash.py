@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from nodenet.cni import detach, protocol
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.attach import STEPS
 from nodenet.cni.detach import recover
 from nodenet.cni.ipam import Owner, Store
@@ -129,7 +130,7 @@ def test_two_hundred_at_once(world: Any) -> None:
         await asyncio.sleep(0)
 
     async def main() -> None:
-        server = CniServer(world.run_dir, nothing, nothing)
+        server = CniServer(world.run_dir, AgentHooks(nothing, nothing))
         await server.start()
         try:
             pods = [world.pod() for _ in range(200)]

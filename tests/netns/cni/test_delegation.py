@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nodenet.cni import alone, child
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.attach import STEPS
 from nodenet.cni.detach import recover
 from nodenet.cni.plugin import Plugin
@@ -248,7 +249,7 @@ def test_by_way_of_the_agent(node: Delegating) -> None:
         pass
 
     async def serve() -> None:
-        server = CniServer(node.world.run_dir, hook, hook)
+        server = CniServer(node.world.run_dir, AgentHooks(hook, hook))
         await server.start()
         try:
             pod = node.world.pod()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nodenet.cni.agent import AgentHooks
 from nodenet.cni.install import Options, install
 from nodenet.cni.server import CniServer
 from nodenet.link import netns, routes
@@ -83,7 +84,7 @@ def test_by_way_of_the_agent(world: Any, root: Path) -> None:
         added.remove(endpoint)
 
     async def serve() -> None:
-        server = CniServer(world.run_dir, on_add, on_del)
+        server = CniServer(world.run_dir, AgentHooks(on_add, on_del))
         await server.start()
         try:
             pod = world.pod()

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from nodenet.cni import protocol
+from nodenet.cni.agent import AgentHooks
+from nodenet.cni.attach import Step
 from nodenet.cni.server import CniServer
 from nodenet.link import netns
 from nodenet.model import Endpoint
@@ -39,11 +41,19 @@ async def never(endpoint: Endpoint) -> None:
 
 
 @contextmanager
-def serving(world: Any, on_add: Any = nothing, on_del: Any = nothing, **options: Any) -> Iterator[Callable[..., None]]:
+def serving(
+    world: Any,
+    on_add: Any = nothing,
+    on_del: Any = nothing,
+    *,
+    workers: int = 16,
+    step: Step = lambda name: None,
+    **hooks: Any,
+) -> Iterator[Callable[..., None]]:
     """An agent's server in the node's namespace, on an event loop of its own; gives what closes it. No thread stays."""
     before = set(threading.enumerate())
     loop = asyncio.new_event_loop()
-    server = CniServer(world.run_dir, on_add, on_del, **options)
+    server = CniServer(world.run_dir, AgentHooks(on_add, on_del, **hooks), workers=workers, step=step)
     thread = threading.Thread(target=lambda: (netns.enter(world.node), loop.run_forever()))  # type: ignore[func-returns-value]
     thread.start()
 
