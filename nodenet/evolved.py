@@ -1,6 +1,7 @@
-"""Large tables that change a little at a time: the next version shares what did not change, and knows what did.
+"""Large tables with small changes: a new version shares unchanged entries with the previous one, and knows the changed
+keys.
 
-Copying a table of 50,000 addresses for every pod that starts would cost more than the rest of the change.
+Copying a table of 50,000 addresses for every new pod would cost more than the rest of the change.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, 
 from operator import eq
 from typing import Any
 
-# How many steps back a table remembers its changes, and how many changed keys at most.
+# For how many previous versions a table remembers the changed keys, and how many keys in total.
 _STEPS = 16
 _KEYS = 4096
-# So many newest differences at most are apart from the others: they are what each version copies. Objects that nobody
-# looked at for a while are not in the CPU's caches, so copying a thousand of them for one change costs more than the
-# rest of that change.
+# The newest differences are kept in a dict of their own, up to this number: each version copies only that dict. Copying
+# a thousand older objects, which are no longer in the CPU's caches, would cost more than the rest of a change.
 _NEWEST = 64
-# A version whose differences from its base are more than this, and more than an eighth of it, gets a base of its own.
+# If a version has more differences from its base than this, and more than an eighth of the base, it gets a new base.
 _OVERLAY = 1024
 _GONE = object()
 _ABSENT = object()
@@ -25,26 +25,27 @@ _ABSENT = object()
 class Evolved(Mapping[Any, Any]):
     """One version of a table, made by `evolve`; it never changes.
 
-    `changed`: the keys that the version before, and it alone, lacks or holds with another value. Versions are known by
-    tokens: a reference would keep every table alive that there ever was.
+    `changed`: the keys in which it differs from the previous version. Versions are identified by tokens, because a
+    reference to the previous version would keep every older table in memory.
     """
 
     __slots__ = ("_base", "_length", "_newest", "_overlay", "_trail", "_version", "changed")
 
     def __init__(self, entries: Mapping[Any, Any]) -> None:
         self._base: dict[Any, Any] = dict(entries)
-        # What differs from the base, and what differs from both; _GONE for a key that is not there. Versions share all
-        # three.
+        # `_overlay` differs from the base, `_newest` from both; _GONE marks a deleted key. Versions share base and
+        # overlay.
         self._overlay: dict[Any, Any] = {}
         self._newest: dict[Any, Any] = {}
         self._length = len(self._base)
         self._version = object()
         self.changed: Collection[Any] = ()
-        # (the version before, the keys changed since), newest first.
+        # (previous version, keys that changed since it), newest first.
         self._trail: tuple[tuple[object, Collection[Any]], ...] = ()
 
     def _next(self, changes: Mapping[Any, Any], added: int) -> Evolved:
-        """The version with these changes, which are real ones. None deletes. `added`: by how many keys it is longer."""
+        """The next version. Every change must be a real one; the value None deletes the key. `added`: the growth in
+        keys."""
         after = Evolved.__new__(Evolved)
         after._length = self._length + added
         after._newest = newest = self._newest.copy()
@@ -54,7 +55,7 @@ class Evolved(Mapping[Any, Any]):
             elif key in self._overlay or key in self._base:
                 newest[key] = _GONE
             else:
-                # It came and went since the others were made: nothing has to say so.
+                # The key exists only in `newest`: no _GONE is needed.
                 del newest[key]
         after._base, after._overlay = self._base, self._overlay
         if len(newest) > _NEWEST:
@@ -65,8 +66,8 @@ class Evolved(Mapping[Any, Any]):
         return after
 
     def _fold(self) -> None:
-        """Into a version that nobody has yet: the newest differences join the others, and these a new base when they
-        are many."""
+        """Merge the newest differences into the overlay, and the overlay into a new base if it is large. Only for a
+        version that has not been returned yet, because it changes that version."""
         newest, self._newest = self._newest, {}
         self._overlay = {**self._overlay, **newest}
         for key, value in newest.items():
@@ -110,7 +111,7 @@ class Evolved(Mapping[Any, Any]):
         return self._base.items() if self._is_base else super().items()
 
     def copy(self) -> dict[Any, Any]:
-        """The entries as a dict of their own."""
+        """A new dict of the entries."""
         return self._base.copy() if self._is_base else _merged(self._base, {**self._overlay, **self._newest})
 
     @property
@@ -118,7 +119,7 @@ class Evolved(Mapping[Any, Any]):
         return not self._overlay and not self._newest
 
     def _entries(self) -> Iterator[tuple[Any, Any]]:
-        """In the order of the base; then what was added to it."""
+        """Entries in the order of the base, followed by the added ones."""
         overlay = {**self._overlay, **self._newest}
         for key, value in self._base.items():
             found = overlay.get(key, value)
@@ -129,7 +130,8 @@ class Evolved(Mapping[Any, Any]):
                 yield key, value
 
     def changed_since(self, other: object) -> Collection[Any] | None:
-        """Every key that may differ from another table; None when it is not one of the last versions before this."""
+        """All keys that may differ from the table `other`. None if `other` is not one of the recent previous
+        versions."""
         if not isinstance(other, Evolved):
             return None
         if other is self:
@@ -143,7 +145,7 @@ class Evolved(Mapping[Any, Any]):
 
 
 class Draft(MutableMapping[Any, Any]):
-    """A table that is being changed, over one that is not: it costs what is changed."""
+    """A mutable view over an unchanged table. Its memory is proportional to the changes."""
 
     __slots__ = ("_overlay", "_under")
 
@@ -168,7 +170,7 @@ class Draft(MutableMapping[Any, Any]):
         self._overlay[key] = _GONE
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:
-        """As a dict's, with one look-up instead of three."""
+        """Like dict.pop, with one look-up instead of three."""
         value = self._overlay.get(key, _ABSENT)
         if value is _ABSENT:
             value = self._under.get(key, _ABSENT)
@@ -190,9 +192,9 @@ class Draft(MutableMapping[Any, Any]):
 def evolve(
     before: Mapping[Any, Any], changes: Mapping[Any, Any], same: Callable[[Any, Any], bool] = eq
 ) -> Mapping[Any, Any]:
-    """`before` with the changes made; a value None deletes the key. The same object when nothing is different then."""
+    """`before` with `changes` applied; the value None deletes a key. Returns `before` itself if nothing differs."""
     if not before:
-        # Hashing is expensive in a table of addresses: the first version looks nothing up.
+        # Hashing addresses is expensive: the first version is made without looking up any key.
         first = Evolved(
             changes if None not in changes.values() else {k: v for k, v in changes.items() if v is not None}
         )
@@ -209,9 +211,9 @@ def evolve(
 
 
 def changed_keys(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Collection[Any]:
-    """The keys whose value is another object, is new or is gone; cheap where `new` evolved from `old`.
+    """The keys that were added, deleted, or have another value object. Cheap if `new` evolved from `old`.
 
-    An object that is the same may be among them.
+    The result may contain keys whose value did not change.
     """
     if old is new:
         return ()
@@ -243,7 +245,7 @@ def _shortened(trail: tuple[tuple[object, Collection[Any]], ...]) -> tuple[tuple
     total = 0
     for place, (_, keys) in enumerate(trail[:_STEPS]):
         total += len(keys)
-        # The newest step is always kept: its keys are there anyway.
+        # The newest step is always kept: its keys are in memory anyway (`changed`).
         if place and total > _KEYS:
             return trail[:place]
     return trail[:_STEPS]

@@ -1,7 +1,7 @@
-"""The kinds of objects that the agent knows, one declaration each.
+"""The kinds of objects that the agent uses, one declaration each.
 
-Store, API client, status, metrics and the lab read them. A new kind is a declaration here, its struct and build
-function in `nodenet.decode`, its field in `store.Snapshot`, and whoever uses it.
+Store, API client, status, metrics and the lab read them. A new kind needs a declaration here, a struct and a build
+function in `nodenet.decode`, a field in `store.Snapshot`, and code that uses it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nodenet.model import Endpoint, EndpointSlice, Namespace, Node, ObjectRef, P
 
 @dataclass(frozen=True, slots=True)
 class ApiResource:
-    """Where the Kubernetes API serves a kind. `group` is "" for the core group; `plural` is the word in URLs."""
+    """The API resource of a kind. `group` is "" for the core group; `plural` is the name in URLs."""
 
     group: str
     version: str
@@ -29,21 +29,21 @@ class ApiResource:
 
     @property
     def api_version(self) -> str:
-        """As manifests write it: v1, apps/v1."""
+        """apiVersion as in manifests: v1, apps/v1."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def qualified(self) -> str:
-        """Plural with the group, as messages, `kubectl` and CRDs name it: deployments.apps."""
+        """Plural and group, as in messages, `kubectl` and names of CRDs: deployments.apps."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
     def base(self) -> str:
-        """The URL path of its group and version, which answers with a list of what is served there."""
+        """The URL path of the group and version. A GET returns the list of its resources (discovery)."""
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The URL path of a collection, an object or a subresource. An empty `namespace`: all of them."""
+        """The URL path of a collection, an object or a subresource. An empty `namespace` means all namespaces."""
         parts = [self.base]
         if self.namespaced and namespace:
             parts += ["namespaces", namespace]
@@ -53,9 +53,10 @@ class ApiResource:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class Kind:
-    """`holds`: the type of its objects in the model; `key` gives an object's name within the kind.
+    """A kind of object in the Store. `holds`: the type of its objects in the model; `key` returns an object's unique
+    key within the kind.
 
-    `place`: the field of store.Snapshot that shows them.
+    `place`: the field of store.Snapshot with these objects.
     """
 
     holds: type[Any]
@@ -64,7 +65,7 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """The kind of manifests; for a record of this node the type's name."""
+        """The name in messages and metrics: the API's kind, or the type's name for a record of this node."""
         return self.holds.__name__
 
     def __str__(self) -> str:
@@ -77,11 +78,11 @@ class Kind:
 class ApiKind(Kind):
     """A kind that the API serves.
 
-    `wire` is what its JSON is read as; `build` makes the object of that and adds to its third argument what could not
-    be read. It returns None for an object that the agent does not need, and raises netpolicy.types.PolicyError for one
-    that cannot be used at all.
+    `wire` is the type that the JSON is decoded into. `build` makes the model's object from it, and adds the parts that
+    it could not read to its third argument. It returns None for an object that the agent does not need, and raises
+    netpolicy.types.PolicyError for one that cannot be used at all.
     `optional`: its CustomResourceDefinition may not be installed. The agent then works without it (kube/absence.py).
-    `decides_policy`: a pod may start only when its objects are known.
+    `decides_policy`: a pod may start only after the first list of this kind has arrived.
     """
 
     resource: ApiResource
@@ -156,7 +157,7 @@ NETWORK_POLICY = ApiKind(
     build=build.network_policy,
     decides_policy=True,
 )
-# This node's own record of an attached pod.
+# An attached pod on this node; not an API object.
 ENDPOINT = Kind(
     holds=Endpoint,
     key=lambda endpoint: AttachmentKey(endpoint.container_id, endpoint.ifname),

@@ -1,4 +1,4 @@
-"""Wakes everybody who waits for the next change."""
+"""Wakes all tasks that wait for the next change."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 
 
 class Pulse:
-    """For one event loop. `fire` costs the same for one waiter or a thousand."""
+    """For one event loop. Nothing is stored per waiter."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def next(self) -> asyncio.Event:
-        """The event that the next `fire` sets. Take it before you look at the state: a change after that is not
+        """The event that the next `fire` sets. Call this before you read the state, so that no later change is
         missed."""
         return self._event
 
     def fire(self) -> None:
-        """Wake all who wait now."""
+        """Wake all tasks that wait now."""
         self._event.set()
         self._event = asyncio.Event()

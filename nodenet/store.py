@@ -1,4 +1,5 @@
-"""Kubernetes objects and local endpoints, as deltas in and as frozen Snapshots out. No I/O, no clock."""
+"""The store of Kubernetes objects and local endpoints: it takes deltas and returns frozen Snapshots. No I/O, no
+clock."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from nodenet.model import Endpoint, EndpointSlice, IPAddress, Namespace, Node, O
 
 
 class Op(StrEnum):
-    """What happened to one object; the words of the Kubernetes watch protocol."""
+    """The type of a change, as in the Kubernetes watch protocol."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -24,21 +25,21 @@ class Op(StrEnum):
 
 
 class Delta(NamedTuple):
-    """One object is new or changed (DELETED: gone)."""
+    """One object was created, changed or deleted."""
 
     op: Op
     obj: object
 
 
 class Removal(NamedTuple):
-    """An object is gone, of which nothing but its name is known."""
+    """An object was deleted; only its key is known."""
 
     kind: Kind
     key: tuple[str, str]
 
 
 class Listing(NamedTuple):
-    """A fresh list. `keep` names what is in it, yet could not be read."""
+    """A complete list of one kind. `keep`: keys of objects in the list that could not be decoded."""
 
     kind: Kind
     objects: tuple[object, ...]
@@ -49,7 +50,7 @@ StoreEvent = Delta | Removal | Listing
 
 
 def listings(objects: Iterable[object], kinds: Iterable[Kind] = KINDS) -> list[Listing]:
-    """The first list of every kind: these objects and no others."""
+    """One Listing for every kind, which together contain exactly these objects."""
     found: dict[Kind, list[object]] = {kind: [] for kind in kinds}
     by_type = {kind.holds: kind for kind in found}
     for obj in objects:
@@ -59,7 +60,7 @@ def listings(objects: Iterable[object], kinds: Iterable[Kind] = KINDS) -> list[L
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One consistent view. A mapping is the same object as in the Snapshot before when nothing of its kind changed.
+    """One consistent view. If nothing of a kind changed, its mapping is the same object as in the previous Snapshot.
 
     Cluster-scoped objects have an ObjectRef with an empty namespace. `revision` grows with every change of the store.
     """
@@ -74,12 +75,13 @@ class Snapshot:
     endpoints: Mapping[AttachmentKey, Endpoint] = field(default_factory=dict)
 
 
-# Removed pods that are remembered: the kubelet asks for one's network for some minutes at most.
+# The largest number of removed pods in memory. The kubelet may request a removed pod's network for a few minutes.
 _REMOVED_PODS = 8192
 
 
 class _Claims:
-    """How many pods show each address. Where two do, their standing decides, and a change of it is a change."""
+    """Counts the pods that claim each address. If two pods claim one, their standing decides between them, so a changed
+    standing then counts as a change of the pod."""
 
     def __init__(self, pods: Iterable[Pod] = ()) -> None:
         self._count: dict[IPAddress, int] = {}
@@ -96,30 +98,32 @@ class _Claims:
                     del self._count[address]
 
     def decide(self, before: object, after: object) -> bool:
-        """Whether another standing of an otherwise unchanged pod may give an address to another pod."""
+        """Whether the changed standing of an otherwise equal pod may move an address from one pod to another."""
         if not isinstance(before, Pod) or not isinstance(after, Pod) or before.standing == after.standing:
             return False
         return any(self._count.get(address, 0) > 1 for address in after.ips)
 
 
 class Store:
-    """Holds the newest version of every object. Not safe for several threads: one task writes, Snapshots are shared."""
+    """Holds the newest version of every object. Not thread-safe, except for `pod_is_removed`; Snapshots may be
+    shared."""
 
     def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
         self.revision = 0
         self._kinds = {kind.holds: kind for kind in kinds}
-        # UIDs of the pods that were removed last. A UID is never given to another object.
+        # UIDs of recently removed pods, oldest first. UIDs are never reused.
         self._removed: dict[str, None] = {}
         self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in self._kinds.values()}
         self._views: dict[Kind, Mapping[Any, Any]] = {kind: Evolved({}) for kind in self._kinds.values()}
-        # Changes that no Snapshot shows yet; None: the object is gone.
+        # Changes since the last Snapshot; None: the object was deleted.
         self._pending: dict[Kind, dict[tuple[str, str], Any]] = {}
         self._missing = set(self._kinds.values())
         self._claims = _Claims()
 
     @property
     def synced(self) -> bool:
-        """Every kind has been listed once. Before that a Snapshot is a part of the truth: write nothing from it."""
+        """Whether the first list of every kind has arrived. Before that a Snapshot is incomplete: write nothing from
+        it."""
         return not self._missing
 
     @property
@@ -128,11 +132,11 @@ class Store:
         return tuple(kind for kind in self._kinds.values() if kind in self._missing)
 
     def kind_of(self, event: StoreEvent) -> Kind:
-        """What kind of objects an event is about."""
+        """The kind of an event's objects."""
         return self._kinds[type(event.obj)] if isinstance(event, Delta) else event.kind
 
     def feed(self, event: StoreEvent) -> bool:
-        """Take whatever a source yields: see `apply`, `delete` and `replace`."""
+        """Process one event: calls `apply`, `delete` or `replace`."""
         if isinstance(event, Delta):
             return self.apply(event.op, event.obj)
         if isinstance(event, Removal):
@@ -140,7 +144,8 @@ class Store:
         return self.replace(event.kind, event.objects, event.keep)
 
     def apply(self, op: Op, obj: object) -> bool:
-        """Take one delta. Returns whether anything that a Snapshot shows has changed."""
+        """Process one delta. Returns whether anything changed. A changed standing of a pod counts only if it may move
+        an address."""
         kind = self._kinds[type(obj)]
         key = kind.key(obj)
         if op is Op.DELETED:
@@ -158,7 +163,7 @@ class Store:
         return True
 
     def delete(self, kind: Kind, key: tuple[str, str]) -> bool:
-        """Forget one object by its name (an AttachmentKey for an endpoint). Returns whether it was there."""
+        """Delete one object by its key. Returns whether it existed."""
         before = self._objects[kind].pop(key, None)
         if before is None:
             return False
@@ -170,9 +175,10 @@ class Store:
         return True
 
     def replace(self, kind: Kind, objects: Iterable[object], keep: Iterable[tuple[str, str]] = ()) -> bool:
-        """Take a fresh list: what it lacks is gone, but for `keep` (listed, yet not readable: the old version stays).
+        """Replace the objects of this kind with a new list. Objects that are missing from it are deleted. For keys in
+        `keep` (present but not decodable) the previous version remains.
 
-        Returns whether a Snapshot shows a change, or may be used for the first time.
+        Returns whether anything changed, or this was the first list of the kind.
         """
         old = self._objects[kind]
         new = {kind.key(obj): obj for obj in objects}
@@ -193,18 +199,20 @@ class Store:
         return True
 
     def pod_is_removed(self, uid: str) -> bool:
-        """Whether a pod of this UID was here and is gone for good: an ADD for it need not wait. Safe for threads."""
+        """Whether a pod with this UID existed and was removed: a CNI ADD for it need not wait. Safe to call from any
+        thread."""
         return uid in self._removed
 
     def snapshot(self) -> Snapshot:
-        """The present state. Costs what changed since the last call."""
+        """The current state. The cost is proportional to the changes since the last call."""
         for kind, changes in self._pending.items():
             self._views[kind] = evolve(self._views[kind], changes, is_)
         self._pending.clear()
         return Snapshot(self.revision, **{kind.place: view for kind, view in self._views.items()})
 
     def _note_removal(self, old: object | None, new: object | None = None) -> None:
-        """`new` has the name of `old`; a recreated pod has another UID."""
+        """Remember the UID of a removed pod. `new` is the object that now has the name of `old`; a recreated pod has
+        another UID."""
         if not isinstance(old, Pod) or (isinstance(new, Pod) and new.uid == old.uid):
             return
         self._removed[old.uid] = None
@@ -212,6 +220,6 @@ class Store:
             del self._removed[next(iter(self._removed))]
 
     def _show(self, kind: Kind, changes: Mapping[tuple[str, str], Any]) -> None:
-        """In the next Snapshot. A pod that is equal but for its standing is shown too, so that the standing is right
-        when another pod shows the same address."""
+        """Add changes to the next Snapshot. A pod that differs only in its standing is included, so that its standing
+        is current when another pod claims the same address."""
         self._pending.setdefault(kind, {}).update(changes)

@@ -1,1 +1,1 @@
-"""The JSON of API objects as structs, and the model built from them. No I/O."""
+"""Reads the JSON of API objects into structs, and builds the model from them. No I/O."""

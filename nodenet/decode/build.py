@@ -1,8 +1,8 @@
 """Wire structs (schema.py) -> model, one function per kind. Pure.
 
-Lenient about what is absent, strict about what is there and wrong. Element by element: what is wrong is left out and
-added to `unread`, the rest of the object counts. Where leaving something out could let more through, the object says so
-in the model: a NetworkPolicy isolates and allows less (see netpolicy.parse), a Pod or Namespace has `labels_unread`.
+Absent fields get their defaults. An invalid element is left out and added to `unread`; the rest of the object is used.
+Where an omission could allow more traffic, the model says so: an invalid NetworkPolicy isolates and allows less (see
+netpolicy.parse), and a Pod or Namespace has `labels_unread`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from nodenet.interned import interned
 from nodenet.model import IPAddress, IPNetwork, ObjectRef, Protocol, ServiceType
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
-# On the mirror of a static pod: the uid under which the kubelet, and so the CNI plugin, knows it.
+# Annotation of a static pod's mirror: the UID that the kubelet, and therefore the CNI plugin, uses for the pod.
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 TEMPLATE_HASH_LABEL = "pod-template-hash"
 
-# A CronJob's Jobs carry the minute they were due at.
+# The name of a CronJob's Job ends with the scheduled time in minutes since the epoch.
 _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 
 Unreads = list[Unread]
@@ -100,7 +100,7 @@ def pod(ref: ObjectRef, obj: schema.Pod, unread: Unreads) -> model.Pod:
 
 
 def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedPort]:
-    """Ports that have a name: of the containers, and of the init containers that go on running (KEP-753)."""
+    """Named ports of the containers and of the sidecars: init containers with restartPolicy Always (KEP-753)."""
     groups = [("containers", index, container) for index, container in enumerate(spec.containers or ())]
     groups += [
         ("initContainers", index, container)
@@ -118,7 +118,8 @@ def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedP
 
 
 def _workload(metadata: schema.Metadata) -> tuple[str, str] | None:
-    """The controller, or what stands behind it where its name tells: a Deployment or a CronJob."""
+    """(kind, name) of the pod's controller. For a ReplicaSet or Job whose name shows that a Deployment or CronJob
+    created it: that Deployment or CronJob."""
     owner = next((o for o in metadata.owner_references or () if o.controller and o.kind and o.name), None)
     if owner is None:
         return None
@@ -156,7 +157,7 @@ def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Servi
     try:
         kind = ServiceType(spec.type or "ClusterIP")
     except ValueError:
-        message = f"expected one of {', '.join(ServiceType)}, got {spec.type!r}: served at its cluster IPs alone"
+        message = f"expected one of {', '.join(ServiceType)}, got {spec.type!r}: served at its cluster IPs only"
         unread.append(Unread("spec.type", message))
         kind = ServiceType.CLUSTER_IP
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
@@ -174,7 +175,7 @@ def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Servi
 
 
 def _ports(path: str, ports: list[schema.Port] | None, unread: Unreads) -> Iterable[model.ServicePort]:
-    """A port without a number ("all ports" of an EndpointSlice) is left out: it joins nothing."""
+    """Ports without a number ("all ports" of an EndpointSlice) are left out: no Service port can refer to them."""
     for index, port in enumerate(ports or ()):
         if port.port is None:
             continue
@@ -188,7 +189,7 @@ def endpoint_slice(ref: ObjectRef, obj: schema.EndpointSlice, unread: Unreads) -
     name = (obj.metadata.labels or {}).get(SERVICE_NAME_LABEL)
     if not name:
         return None
-    # Names (addressType FQDN) are no addresses: nothing to forward to.
+    # Endpoints of addressType FQDN are DNS names: the datapath cannot forward to them.
     endpoints = [] if obj.address_type == "FQDN" else obj.endpoints or []
     return model.EndpointSlice(
         ref,
@@ -205,9 +206,9 @@ def endpoint_slice(ref: ObjectRef, obj: schema.EndpointSlice, unread: Unreads) -
 def _endpoint(
     ref: ObjectRef, index: int, endpoint: schema.SliceEndpoint, unread: Unreads
 ) -> model.SliceEndpoint | None:
-    """Conditions that are absent: ready counts as true, serving as ready says, terminating as false (KEP-1672).
+    """Defaults of absent conditions: ready is true, serving equals ready, terminating is false (KEP-1672).
 
-    None when the first address cannot be read: the API gives no meaning to further ones.
+    Returns None if the first address is invalid: the API gives no meaning to further addresses.
     """
     conditions = endpoint.conditions or schema.Conditions()
     ready = conditions.ready is not False
@@ -229,7 +230,7 @@ def _endpoint(
 
 
 def network_policy(ref: ObjectRef, obj: Any, unread: Unreads) -> NetworkPolicy:
-    """Items of a list come without kind and apiVersion."""
+    """Adds apiVersion and kind before parsing: the API leaves them out of the items of a list."""
     policy = parse.read({"apiVersion": parse.API_VERSION, "kind": "NetworkPolicy", **obj}).policy
     unread += [Unread(problem.field, f"{problem.message}: {problem.effect}") for problem in policy.problems]
     return policy

@@ -1,7 +1,8 @@
-"""What can be read of an object that breaks its schema: one bad element costs that element, not its object.
+"""Reads the valid parts of an object that does not match its schema: only the invalid element is lost, not the object.
 
-A bad item of a list is left out. A bad field of the object itself, or of a part of it, counts as absent. A bad field
-inside a list's item makes the item bad: half of an endpoint or of a port means something else than the whole.
+An invalid item of a list is left out. An invalid field of the object, or of a nested object, counts as absent. An
+invalid field inside an item of a list makes the whole item invalid: an endpoint or a port without one of its fields
+would mean something else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import msgspec
 
 
 class Unread(NamedTuple):
-    """A place in an object, written as spec.ports[1].port, and what is wrong there."""
+    """The path of an invalid element, for example spec.ports[1].port, and what is wrong with it."""
 
     path: str
     message: str
@@ -22,16 +23,16 @@ class Unread(NamedTuple):
 
 
 class _Lost:
-    """Stands for an element that cannot be read."""
+    """The type of _LOST, which replaces an element that cannot be read."""
 
 
 _LOST = _Lost()
 
 
 def salvage(value: Any, wanted: Any, unread: list[Unread]) -> Any:
-    """`value` as far as it is of the type `wanted`, a msgspec Struct; None when a required field is missing.
+    """The parts of `value` that match `wanted`, a msgspec Struct. None if a required field is missing or invalid.
 
-    Adds what was left out to `unread`.
+    Adds each element that was left out to `unread`.
     """
     found = _read(value, wanted, "", unread, in_list=False)
     return None if found is _LOST else found
@@ -42,6 +43,7 @@ def _read(value: Any, wanted: Any, path: str, unread: list[Unread], in_list: boo
         return msgspec.convert(value, wanted, strict=False)
     except msgspec.ValidationError as error:
         message = str(error)
+    # An optional field has a union type: try each member. The arguments of list and dict are their elements.
     for option in get_args(wanted) if get_origin(wanted) not in (list, dict) else (wanted,):
         if get_origin(option) is list and isinstance(value, list):
             return _items(value, get_args(option)[0], path, unread)

@@ -1,5 +1,5 @@
-"""The fields of the Kubernetes API that the agent uses, as msgspec structs. Everything may be absent or null, because
-API servers leave out what is empty; what must be there is checked where it is used (build.py)."""
+"""The fields of the Kubernetes API that the agent uses, as msgspec structs. Almost every field may be absent or null,
+because API servers leave out empty fields; build.py checks the fields that it requires."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import msgspec
 
 
 class Struct(msgspec.Struct, rename="camel", gc=False):
-    """Unknown fields are passed over; names are camelCase in JSON."""
+    """Unknown fields are ignored; names are camelCase in JSON."""
 
 
 class Owner(Struct):

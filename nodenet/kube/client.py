@@ -1,5 +1,5 @@
-"""List and watch of the Kubernetes API: what it yields, fed to a Store, keeps it equal to the cluster, through every
-kind of trouble on the way.
+"""List and watch of the Kubernetes API. Its events keep a Store equal to the cluster, also across errors of server and
+network.
 
 The protocol: https://kubernetes.io/docs/reference/using-api/api-concepts/ (lists in pages, watches from a
 resourceVersion, bookmarks, 410 Gone).
@@ -25,7 +25,7 @@ from nodenet.kube import protocol
 from nodenet.kube.absence import GONE_SECONDS, Absence
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.decode import DecodeError, decode, name_of
-from nodenet.kube.health import KindStats, Recovery, Trouble
+from nodenet.kube.health import Failures, KindStats, Recovery
 from nodenet.kube.session import NETWORK_ERRORS, REQUEST_SECONDS, AnswerError, Session
 from nodenet.model import ObjectRef
 from nodenet.store import Delta, Listing, Op, Removal, StoreEvent
@@ -33,25 +33,26 @@ from nodenet.store import Delta, Listing, Op, Removal, StoreEvent
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 500
-# The API server ends a watch after this long; ours differ, so that they do not all come back in one second.
+# The API server ends a watch after timeoutSeconds. It is random within these bounds, so that the watches of many agents
+# do not restart at the same time.
 WATCH_SECONDS = (240, 480)
-# Bookmarks come about once a minute, at most 75 s apart: a watch that brings nothing for so long may be dead behind a
-# proxy that keeps its own side open. It is asked for again.
+# Bookmarks arrive about once a minute, at most 75 s apart. A watch that is silent for this long may be dead behind a
+# proxy that keeps its own side open, so it is started again.
 IDLE_SECONDS = 90.0
-# A watch refused with one of these may be tried again from where it was; any other status means: list again.
-_PASSING = (401, 403, 429, 500, 502, 503)
+# After one of these statuses the watch is retried from the same resourceVersion. After any other status: a new list.
+_RETRY_SAME_VERSION = (401, 403, 429, 500, 502, 503)
 
 
-# Every API server that can serve custom resources lists this group.
+# Every API server that can serve custom resources lists this group in /apis.
 _CRD_GROUP = "apiextensions.k8s.io"
 
 
 class _RelistError(Exception):
-    """What the server sent cannot be continued from: list again."""
+    """The watch cannot continue after what the server sent: start again with a list."""
 
 
-# What may happen to a connection, each handled by trying again.
-_TROUBLE = (_RelistError, AnswerError, *NETWORK_ERRORS)
+# Errors of a list or watch. Each is handled by a retry.
+_RETRIED_ERRORS = (_RelistError, AnswerError, *NETWORK_ERRORS)
 
 
 class KubeClient:
@@ -84,57 +85,58 @@ class KubeClient:
         await self._session.__aexit__(kind, error, trace)
 
     async def watch(self, kind: ApiKind) -> AsyncIterator[StoreEvent]:
-        """Everything that happens to objects of one kind, for ever: first a Listing, then changes, and a Listing again
-        whenever changes may have been missed. Never raises for what a server or a network does."""
+        """Events of one kind, without an end: first a Listing, then changes, and a new Listing whenever changes may
+        have been missed. Never raises because of a server or network error."""
         version: str | None = None
-        trouble = Trouble(kind, self._session.access.server, self.stats[kind], self._recovery, self._spread)
+        failures = Failures(kind, self._session.access.server, self.stats[kind], self._recovery, self._spread)
         absence = Absence(kind)
         while True:
             try:
                 if version is None:
                     listing, version = await self._list(kind)
-                    absence.happened(listing)
-                    trouble.listed()
+                    absence.record_event(listing)
+                    failures.listed()
                     yield listing
-                trouble.watching()
-                async for new_version, event in self._watch(kind, version, trouble.connected):
-                    trouble.over()
+                failures.watch_starts()
+                async for new_version, event in self._watch(kind, version, failures.connected):
+                    failures.succeeded()
                     version = new_version or version
                     if event is not None:
-                        absence.happened(event)
+                        absence.record_event(event)
                         yield event
-                pause = trouble.ended()
-            except _TROUBLE as error:
+                pause = failures.watch_ended()
+            except _RETRIED_ERRORS as error:
                 version = None if _must_relist(error) else version
-                report = await self._judged(kind, error, absence)
+                report = await self._error_to_report(kind, error, absence)
+                # The kind was just confirmed as not installed: its objects are gone, and the first sync is complete.
                 if report is None and self.stats[kind].installed:
                     yield Listing(kind, ())
-                pause = trouble.began(report) if report else trouble.absent()
+                pause = failures.failed(report) if report else failures.absent()
             if pause and await self._recovery.wait(pause):
-                trouble.woken()
+                failures.reset_backoff()
 
-    async def _judged(self, kind: ApiKind, error: Exception, absence: Absence) -> Exception | None:
-        """What to report of a failed list or watch. None: nothing, because the optional kind is not installed."""
+    async def _error_to_report(self, kind: ApiKind, error: Exception, absence: Absence) -> Exception | None:
+        """The error to report for a failed list or watch. None if the optional kind is confirmed as not installed."""
         if not (kind.optional and isinstance(error, AnswerError) and error.code == 404):
-            absence.unclear()
+            absence.reset()
             return error
         if absence.confirmed:
             return None
         try:
             missing = await self._discovery_lacks(kind)
-        except _TROUBLE as unclear:
-            absence.unclear()
-            return unclear
+        except _RETRIED_ERRORS as discovery_error:
+            absence.reset()
+            return discovery_error
         if not missing:
-            absence.unclear()
+            absence.reset()
             return error
-        if absence.missing(time.monotonic()):
+        if absence.record_missing(time.monotonic()):
             return None
-        return AnswerError(404, f"not served; its objects stay in force until that lasts {GONE_SECONDS:g} s")
+        return AnswerError(404, f"not served; its objects are deleted only if this lasts {GONE_SECONDS:g} s")
 
     async def _discovery_lacks(self, kind: ApiKind) -> bool:
-        """Whether the API's discovery documents say that it does not serve the kind. They name what is served, so a
-        server that is not complete, or that is none of Kubernetes, does not pass for one without the kind."""
+        """Whether the API's discovery documents show that it does not serve the kind. A server with incomplete
+        discovery, or one that is not a Kubernetes API, does not count as a server without the kind."""
         resource = kind.resource
         try:
             async with self._get(kind, resource.base) as response:
@@ -151,7 +153,7 @@ class KubeClient:
         return _CRD_GROUP in groups and resource.api_version not in groups.get(resource.group, ())
 
     async def _list(self, kind: ApiKind) -> tuple[Listing, str]:
-        """All pages of a list. The resourceVersion is that of the moment that all of them show."""
+        """All pages of a list, and its resourceVersion: all pages show the state at that version."""
         objects: list[object] = []
         keep: list[ObjectRef] = []
         seen: set[ObjectRef] = set()
@@ -172,6 +174,7 @@ class KubeClient:
             version = page.metadata.resource_version or "0"
             if not page.metadata.continue_:
                 self.stats[kind].lists += 1
+                # Problems of objects that no longer exist are not reported any more.
                 for gone in self.stats[kind].unread.keys() - seen - set(keep):
                     del self.stats[kind].unread[gone]
                 return Listing(kind, tuple(objects), tuple(keep)), version
@@ -180,7 +183,8 @@ class KubeClient:
     async def _watch(
         self, kind: ApiKind, version: str, connected: Callable[[], None]
     ) -> AsyncIterator[tuple[str, StoreEvent | None]]:
-        """One watch until the server ends it: the resourceVersion to go on from, and what happened (None: nothing)."""
+        """One watch, until the server ends it or it is idle for too long. Yields the resourceVersion to continue from,
+        and the event (None for a bookmark or an unreadable object)."""
         low, high = WATCH_SECONDS
         params = {
             "watch": "1",
@@ -191,12 +195,12 @@ class KubeClient:
         async with self._get(kind, kind.resource.path(), params, self._idle_seconds) as response:
             self.stats[kind].watches += 1
             connected()
-            lines = _lines(response.content, partial(self._heard, kind))
+            lines = _lines(response.content, partial(self._received, kind))
             while True:
                 try:
                     line = await anext(lines, None)
                 except aiohttp.SocketTimeoutError:
-                    log.debug("%s: no word for %g seconds, asking again", kind, self._idle_seconds)
+                    log.debug("%s: no data for %g seconds: the watch starts again", kind, self._idle_seconds)
                     return
                 if line is None:
                     return
@@ -220,7 +224,7 @@ class KubeClient:
         except DecodeError as error:
             self._report(kind, error)
             if event.type == Op.DELETED:
-                raise _RelistError("something without a readable name was deleted") from error
+                raise _RelistError("an object without a readable name was deleted") from error
             return error.version, None
         self.stats[kind].note(kind, decoded.ref, decoded.unread)
         if decoded.obj is None:
@@ -228,44 +232,46 @@ class KubeClient:
         return decoded.version, Delta(Op(event.type), decoded.obj)
 
     def _report(self, kind: ApiKind, error: DecodeError) -> None:
-        """An object of which nothing can be used."""
+        """Report an object that cannot be used at all."""
         if error.ref is not None:
             text = f"{error}: its last readable version stays in force"
             self.stats[kind].note(kind, error.ref, (text,))
             return
         self.stats[kind].undecodable += 1
         self.stats[kind].nameless += 1
-        log.warning("left out: %s", error)
+        log.warning("object ignored: %s", error)
 
-    def _heard(self, kind: ApiKind) -> None:
+    def _received(self, kind: ApiKind) -> None:
         self.stats[kind].last_byte = time.monotonic()
 
     @asynccontextmanager
     async def _get(
         self, kind: ApiKind, path: str, params: dict[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose answer is 200. Any answer shows that the server is there."""
+        """A GET whose answer is 200. Any answer, also an error, shows that the server is reachable."""
         try:
             async with self._session.get(path, params, read_seconds) as response:
-                self._heard(kind)
+                self._received(kind)
                 yield response
         except AnswerError:
-            self._heard(kind)
+            self._received(kind)
             raise
 
 
 def _must_relist(error: Exception) -> bool:
-    """After a broken line an event may be lost; after a refusal (410 Gone above all) the version is of no use."""
+    """Whether a new list is needed: an event may be lost after an unreadable line, and a status such as 410 Gone means
+    that the server no longer has this resourceVersion."""
     if isinstance(error, AnswerError):
-        return error.code not in _PASSING
+        return error.code not in _RETRY_SAME_VERSION
     return isinstance(error, _RelistError | msgspec.DecodeError)
 
 
-async def _lines(content: aiohttp.StreamReader, heard: Callable[[], None]) -> AsyncIterator[bytes]:
-    """Lines of any length. What a cut connection leaves unfinished is dropped. `heard`: called for all that arrives."""
+async def _lines(content: aiohttp.StreamReader, on_data: Callable[[], None]) -> AsyncIterator[bytes]:
+    """Lines of any length. An incomplete line at the end of the connection is dropped. `on_data` is called for every
+    chunk."""
     rest: list[bytes] = []
     async for chunk in content.iter_any():
-        heard()
+        on_data()
         first, *others = chunk.split(b"\n")
         rest.append(first)
         for part in others:

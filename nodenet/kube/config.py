@@ -1,4 +1,4 @@
-"""Where the Kubernetes API is and how to prove who we are: a kubeconfig file, or the pod's service account."""
+"""The address of the Kubernetes API and our credentials, from a kubeconfig file or the pod's service account."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNSUPPORTED_USER = ("exec", "auth-provider", "username", "password")
 
 @dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """`server` is a URL without a slash at its end. `ssl` None: plain HTTP. A token file is read for every request,
+    """`server` is a URL without a trailing slash. `ssl` None: plain HTTP. A token file is read for every request,
     because the kubelet replaces it."""
 
     server: str
@@ -33,20 +33,22 @@ class ClusterAccess:
     server_name: str | None = None
 
     def bearer(self) -> str:
-        """The token of this moment, or "". Raises OSError when its file cannot be read."""
+        """The current token, or "". Raises OSError when its file cannot be read."""
         return self.token_file.read_text().strip() if self.token_file else self.token
 
 
 def load(kubeconfig: Path | None) -> ClusterAccess:
-    """From a kubeconfig's current context, or (None) from the service account of the pod that we run in.
+    """Access from a kubeconfig's current context, or (None) from the service account of the pod that we run in.
 
-    Raises BadInputError naming file and field, CannotRunError when there is neither.
+    Raises BadInputError naming file and field, and CannotRunError if there is neither a kubeconfig nor a service
+    account.
     """
     return from_kubeconfig(kubeconfig) if kubeconfig else in_cluster(os.environ, SERVICE_ACCOUNT)
 
 
 def in_cluster(environ: Mapping[str, str], folder: Path) -> ClusterAccess:
-    """What every pod finds: two variables and three files. Raises CannotRunError when they are not there."""
+    """Access from the environment variables and service account files of a pod. Raises CannotRunError if one is
+    missing."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
     token, authority = folder / "token", folder / "ca.crt"
     if not host:
@@ -100,7 +102,7 @@ def _access(config: _Kubeconfig, cluster: dict[str, Any], user: dict[str, Any], 
 
 
 class _Kubeconfig:
-    """One file, for messages that name it."""
+    """One kubeconfig file. Its error messages name the file."""
 
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         self._path = path
@@ -116,7 +118,7 @@ class _Kubeconfig:
                 value = entry.get(what)
                 if isinstance(value, dict):
                     return value
-        raise self.error(f"{_SECTIONS[what]}", f"none is named {name!r}")
+        raise self.error(f"{_SECTIONS[what]}", f"no entry has the name {name!r}")
 
     def text(self, section: dict[str, Any], key: str, where: str, required: bool = False) -> str:
         value = section.get(key)
@@ -129,11 +131,12 @@ class _Kubeconfig:
         return value
 
     def path_of(self, name: str) -> Path:
-        """Relative paths count from the kubeconfig's folder, as for kubectl."""
+        """Relative paths are relative to the kubeconfig's folder, as for kubectl."""
         return self._path.parent / name
 
     def content(self, section: dict[str, Any], key: str, where: str) -> bytes | None:
-        """`<key>-data` in base64, or what the file named by `<key>` holds."""
+        """The decoded base64 of `<key>-data`, or the content of the file that `<key>` names. None if both are
+        absent."""
         data = self.text(section, f"{key}-data", where)
         if data:
             try:
@@ -166,7 +169,7 @@ class _Kubeconfig:
         return context
 
     def _load_chain(self, context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-        """OpenSSL reads them from a file alone: one that only we can read, for as long as that takes."""
+        """OpenSSL can read a certificate chain only from a file: write a temporary one that only this user can read."""
         with tempfile.NamedTemporaryFile() as file:
             file.write(certificate + b"\n" + key)
             file.flush()

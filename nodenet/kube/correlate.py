@@ -1,8 +1,8 @@
-"""Which notices become Events, so that no pod can flood etcd. Pure.
+"""Decides which notices become Events, so that no pod can flood etcd. Pure.
 
-The rules are those of client-go's recorder (tools/record, EventCorrelator), which the kubelet uses: the same notice
-again raises the count of its Event; many notices that differ only in the message become one; an object has a budget.
-The node has a budget too, because whoever can make pods can make objects.
+The rules are those of client-go's recorder (tools/record, EventCorrelator), which the kubelet uses: a repeated notice
+raises the count of its Event; many notices that differ only in the message become one Event; each object has a budget.
+The node has a budget too, because a user who can create pods can create any number of objects.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-# Events of one object: this many at once, then one in five minutes.
+# Budget of one object: a burst of this many Events, then one per OBJECT_SECONDS.
 OBJECT_BURST = 25
 OBJECT_SECONDS = 300.0
-# Of the whole node: this many at once, then one a second.
+# Budget of the node: a burst of this many Events, then one per NODE_SECONDS.
 NODE_BURST = 100
 NODE_SECONDS = 1.0
-# More messages than this within the time, for one object, type and reason, become one Event.
+# If one object, type and reason has more different messages than this within SIMILAR_SECONDS, the others become one
+# Event.
 SIMILAR_MESSAGES = 10
 SIMILAR_SECONDS = 600.0
 SIMILAR_PREFIX = "(combined from similar events): "
 # The API's limit on the text of an Event, in bytes.
 LONGEST_MESSAGE = 1024
-# Objects, groups and Events that are remembered. The API forgets an Event after an hour.
+# The largest number of objects, groups and Events in memory. The API deletes an Event after an hour.
 REMEMBERED = 4096
 
 K = TypeVar("K", bound=Hashable)
@@ -33,7 +34,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The object of an Event. `namespace` is "" for one that is cluster-scoped."""
+    """The object of an Event. `namespace` is "" for a cluster-scoped object."""
 
     api_version: str
     kind: str
@@ -54,7 +55,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An Event as it should be. `first` and `last` are UNIX seconds. `count` 1: it is new."""
+    """The desired state of an Event. `first` and `last` are UNIX seconds. `count` 1: it does not exist yet."""
 
     notice: Notice
     name: str
@@ -64,7 +65,7 @@ class Entry:
 
 
 class _Remembered(Generic[K, V]):
-    """A bounded dictionary that forgets what was used longest ago."""
+    """A bounded dictionary that evicts the least recently used entry."""
 
     def __init__(self, make: Callable[[], V]) -> None:
         self._make = make
@@ -85,7 +86,7 @@ class _Remembered(Generic[K, V]):
 
 @dataclass(slots=True)
 class Budget:
-    """A token bucket: `burst` at once, then one in `seconds`."""
+    """A token bucket with `burst` tokens; one is added every `seconds`. `left` -1: not used yet."""
 
     burst: int
     seconds: float
@@ -105,14 +106,14 @@ class Budget:
 
 @dataclass(slots=True)
 class _Similar:
-    """Messages of one object, type and reason, since `began`."""
+    """Different messages of one object, type and reason since `began`."""
 
     began: float = 0.0
     messages: set[str] = field(default_factory=set)
 
 
 class Correlator:
-    """One node's. `now` is UNIX seconds and never goes back by much."""
+    """The correlator of one node. `now` is UNIX seconds; it may go back only by a little."""
 
     def __init__(self) -> None:
         self._node = Budget(NODE_BURST, NODE_SECONDS)
@@ -121,7 +122,7 @@ class Correlator:
         self._entries: _Remembered[Notice, Entry | None] = _Remembered(lambda: None)
 
     def take(self, notice: Notice, now: float) -> Entry | None:
-        """What to write for a notice; None: nothing, because a budget is used up."""
+        """The Event to write for a notice. None if a budget is used up."""
         budget = self._objects.get(notice.about)
         if not (budget.has_one(now) and self._node.has_one(now)):
             return None
@@ -138,14 +139,14 @@ class Correlator:
         return entry
 
     def forget(self, entry: Entry) -> None:
-        """The API has no such Event (any more): the next notice of this kind makes a new one."""
+        """Forget an Event that the API does not have: the next equal notice creates a new one."""
         for key in (entry.notice, replace(entry.notice, message=SIMILAR_PREFIX)):
             known = self._entries.get(key)
             if known is not None and known.name == entry.name:
                 self._entries.set(key, None)
 
     def _combined(self, notice: Notice, now: float) -> tuple[Notice, str]:
-        """The notice that it counts as, and the message that is shown."""
+        """The notice under which this one is counted, and the message to show."""
         similar = self._similar.get((notice.about, notice.type, notice.reason))
         if now - similar.began > SIMILAR_SECONDS:
             similar.began, similar.messages = now, set()
@@ -156,7 +157,7 @@ class Correlator:
 
 
 def shortened(message: str) -> str:
-    """At most LONGEST_MESSAGE bytes, and nothing that a terminal would act on."""
+    """The message cut to LONGEST_MESSAGE bytes, without control characters, which could change a terminal's state."""
     clean = "".join(letter if letter.isprintable() else " " for letter in message[:LONGEST_MESSAGE])
     data = clean.encode(errors="replace")
     if len(data) <= LONGEST_MESSAGE:
@@ -165,5 +166,6 @@ def shortened(message: str) -> str:
 
 
 def _name(about: About, now: float) -> str:
-    """As client-go names it: the object's name and the time in nanoseconds; an Event's name has 253 letters at most."""
+    """The name of an Event as client-go builds it: the object's name and the time in nanoseconds. The API allows 253
+    characters."""
     return f"{about.name[:230]}.{int(now * 1e9):x}"

@@ -1,4 +1,4 @@
-"""JSON of the Kubernetes API -> model, by the declarations of kinds.py."""
+"""Decodes JSON of the Kubernetes API into the model, as declared in kinds.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _NAMED = msgspec.json.Decoder(Named)
 
 
 class DecodeError(ValueError):
-    """An object that cannot be used. The text names it and the field; `ref` and `version` as far as they are known."""
+    """An object that cannot be used. The message names the object and the field. `ref` is None and `version` is "" if
+    unknown."""
 
     def __init__(self, kind: ApiKind, ref: ObjectRef | None, message: str, version: str = "") -> None:
         super().__init__(f"{kind} {ref}: {message}" if ref else f"{kind} without a name: {message}")
@@ -30,8 +31,8 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`obj` None: an object that says nothing to us (an EndpointSlice of no Service). `unread`: what was left out of
-    it, a sentence each."""
+    """A decoded object. `obj` is None for an object that the agent does not use (an EndpointSlice without a Service).
+    `unread`: one sentence for each part that was left out."""
 
     ref: ObjectRef
     version: str
@@ -40,7 +41,7 @@ class Decoded:
 
 
 def decode(kind: ApiKind, raw: bytes | msgspec.Raw) -> Decoded:
-    """One object. Raises DecodeError for what has no name or is no JSON."""
+    """Decode one object. Raises DecodeError if it has no name, is not JSON or cannot be used at all."""
     unread: Unreads = []
     try:
         parsed, metadata = _parse(kind, raw, unread)
@@ -58,7 +59,7 @@ def decode(kind: ApiKind, raw: bytes | msgspec.Raw) -> Decoded:
 
 
 def _parse(kind: ApiKind, raw: bytes | msgspec.Raw, unread: Unreads) -> tuple[Any, ObjectName | None]:
-    """The object as its struct (a NetworkPolicy: as a dict), and its metadata."""
+    """The object as its struct (a NetworkPolicy as a dict), and its metadata. Both are None if nothing can be read."""
     decoder = _decoder(kind)
     try:
         parsed = decoder.decode(raw)
@@ -70,7 +71,7 @@ def _parse(kind: ApiKind, raw: bytes | msgspec.Raw, unread: Unreads) -> tuple[An
 
 
 def name_of(kind: ApiKind, raw: bytes | msgspec.Raw) -> tuple[ObjectRef, str]:
-    """Name and resourceVersion, for objects of which nothing else matters. Raises DecodeError."""
+    """Name and resourceVersion of an object; nothing else is decoded. Raises DecodeError."""
     metadata = _metadata(kind, raw)
     ref = _ref(kind, metadata)
     if ref is None:

@@ -1,4 +1,4 @@
-"""Events about objects of the API, for `kubectl describe`: sent in the background, in order, and not too many."""
+"""Sends Events about API objects, for `kubectl describe`: in the background, in order, and within a budget."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nodenet.model import ObjectRef
 
 log = logging.getLogger(__name__)
 
-# The core group's: `kubectl get events` and `describe` read it, and it has a count. The API stores the same object for
-# events.k8s.io.
+# Event of the core group: `kubectl get events` and `describe` read it, and it has a count. The API stores the same
+# object for events.k8s.io.
 EVENTS = ApiResource("", "v1", "Event", "events")
-# Where Events about cluster-scoped objects are.
+# The namespace of Events about cluster-scoped objects.
 DEFAULT_NAMESPACE = "default"
-# Entries that wait for the API. Further ones are lost, and counted.
+# The largest number of entries in the queue. Further ones are dropped and counted.
 WAITING = 256
 
 
 class EventRecorder:
-    """`component` and `host` say who reports. `record` never waits; `run` sends."""
+    """`component` and `host` name the reporter. `record` never blocks; `run` sends."""
 
     def __init__(
         self,
@@ -46,7 +46,8 @@ class EventRecorder:
         self._waiting: asyncio.Queue[Entry] = asyncio.Queue(waiting)
 
     def record(self, notice: Notice) -> None:
-        """What exceeds the budget of its object or of the node is left out; what finds no room is counted in `lost`."""
+        """Queue one notice. It is ignored if it exceeds a budget; it is dropped and counted in `lost` if the queue is
+        full."""
         if self._waiting.full():
             self.lost += 1
             return
@@ -55,13 +56,13 @@ class EventRecorder:
             self._waiting.put_nowait(entry)
 
     async def run(self) -> None:
-        """For ever."""
+        """Send entries until cancelled."""
         while True:
             await self.send(await self._waiting.get())
             self._waiting.task_done()
 
     async def flush(self) -> None:
-        """Until nothing waits any more."""
+        """Wait until the queue is empty and everything has been sent."""
         await self._waiting.join()
 
     async def send(self, entry: Entry) -> None:
@@ -71,7 +72,7 @@ class EventRecorder:
             last = {"count": entry.count, "lastTimestamp": _time(entry.last), "message": entry.notice.message}
             if await self._writer.patch(target, last) is not Outcome.GONE:
                 return
-            # The API forgets an Event after an hour: begin again, with the count so far.
+            # The API deletes an Event after an hour: create it again, with the count so far.
         outcome = await self._writer.create(EVENTS, namespace, self._event(entry, namespace))
         if outcome is not Outcome.DONE:
             self._correlator.forget(entry)

@@ -1,4 +1,4 @@
-"""How well one kind's watch does: what people, metrics and CNI are told, and how long to wait after a failure."""
+"""The health of one kind's watch: its statistics for status, metrics and CNI, and the pauses after failures."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from nodenet.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
-# A watch that has failed for this long is no passing thing: what the agent knows is getting old.
+# A watch that has failed for longer than this is reported: the agent's view of the cluster is out of date.
 CUT_OFF_SECONDS = 30.0
-# A connected watch brings a bookmark about once a minute, and one that brings nothing is asked for again after
-# IDLE_SECONDS (client.py). So bytes that are older than this mean that the API is out of reach.
+# A connected watch receives a bookmark about once a minute, and a silent one is started again after IDLE_SECONDS
+# (client.py). If the last byte is older than this, the API is unreachable.
 STALE_SECONDS = 110.0
-# A watch that the server ends sooner than this, without a word, is trouble.
+# A watch that the server ends sooner than this, without sending anything, counts as a failure.
 SHORT_WATCH_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 0.1
-# While anything is stale, seconds count: policy is enforced as it was. A refused connection costs a server little.
+# The longest pause is short, because old policy is enforced while the watch is down, and a refused connection costs the
+# server little.
 LAST_BACKOFF_SECONDS = 4.0
-# What is said of one object at most: objects are other people's input.
+# Limits of what is reported about one object: its content comes from users.
 _SENTENCES = 5
 _SENTENCE_LENGTH = 300
 
 
 @dataclass(slots=True)
 class KindStats:
-    """What happened to one kind's watch. `error` is why it is not connected now, or ""; `failing_since` is when that
-    began, and `last_byte` when the server last sent anything, in seconds of the monotonic clock; 0: not so, or never.
+    """Statistics of one kind's watch. `error` is why it is not connected now, or "". `failing_since` is the time of the
+    first failure (0: not failing) and `last_byte` the time of the last data from the server (0: none yet), both in
+    seconds of the monotonic clock.
 
     `installed`: False while the API does not serve an optional kind.
-    `unread`: what could not be read of objects that the API has now. `undecodable` counts such versions.
+    `unread`: for each object in the API, the parts that could not be read. `undecodable` counts object versions with
+    such parts; `nameless` counts objects without a readable name.
     """
 
     lists: int = 0
@@ -54,8 +57,8 @@ class KindStats:
     unread: dict[ObjectRef, tuple[str, ...]] = field(default_factory=dict)
 
     def cut_off(self, now: float) -> bool:
-        """Whether it has failed for longer than an API server needs to start again, or has been silent for longer than
-        a living connection is."""
+        """Whether the watch has failed for more than CUT_OFF_SECONDS, or received nothing for more than
+        STALE_SECONDS."""
         failing = bool(self.failing_since) and now - self.failing_since > CUT_OFF_SECONDS
         return failing or (bool(self.last_byte) and now - self.last_byte > STALE_SECONDS)
 
@@ -64,7 +67,8 @@ class KindStats:
         return now - self.last_byte if self.last_byte else None
 
     def note(self, kind: ApiKind, ref: ObjectRef, unread: Iterable[str]) -> None:
-        """What could not be read of an object's newest version. The same is logged once."""
+        """Record the parts of an object's newest version that could not be read. An unchanged list is logged only
+        once."""
         found = [text if len(text) <= _SENTENCE_LENGTH else f"{text[: _SENTENCE_LENGTH - 3]}..." for text in unread]
         if not found:
             self.unread.pop(ref, None)
@@ -79,17 +83,17 @@ class KindStats:
 
 
 class Recovery:
-    """Tells the watches that wait that another one got through: the server is back."""
+    """Wakes the waiting watches when one of them has connected: the server is reachable again."""
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._sleep = sleep
         self._recovered = Pulse()
 
-    def happened(self) -> None:
+    def notify(self) -> None:
         self._recovered.fire()
 
     async def wait(self, seconds: float) -> bool:
-        """Until then or until a recovery; whether it was one."""
+        """Wait for so many seconds, or until another watch recovers. Returns True in the second case."""
         sleeping = asyncio.ensure_future(self._sleep(seconds))
         woken = asyncio.ensure_future(self._recovered.next().wait())
         try:
@@ -100,8 +104,8 @@ class Recovery:
             woken.cancel()
 
 
-class Trouble:
-    """How often in a row one kind's watch failed, how long to wait therefore, and what is reported of it."""
+class Failures:
+    """Counts consecutive failures of one kind's watch, computes the pause after each, and reports them."""
 
     def __init__(
         self, kind: ApiKind, server: str, stats: KindStats, recovery: Recovery, spread: Callable[[], float]
@@ -117,21 +121,23 @@ class Trouble:
         self._silent = True
         self._relisted = False
 
-    def watching(self) -> None:
-        """A watch is asked for."""
+    def watch_starts(self) -> None:
+        """A watch request is about to be sent."""
         self._since = asyncio.get_running_loop().time()
         self._silent = True
 
     def connected(self) -> None:
-        """The server answers. That is no success yet: it may end the watch at once, or say 410."""
+        """The server answered. The backoff is not reset yet, because the server may end the watch at once or answer
+        410."""
         if self._stats.error:
             log.info("%s: %s: connected again", self._server, self._kind)
             self._stats.error = ""
-            self._recovery.happened()
+            self._recovery.notify()
         self._stats.failing_since = 0.0
 
     def listed(self) -> None:
-        """A list is complete. It ends no row of lists whose versions are refused at once."""
+        """A list is complete. The backoff is not reset if the list follows a 410: the watch may be refused with 410
+        again."""
         self.connected()
         self._polls.reset()
         if not self._stats.installed:
@@ -141,7 +147,7 @@ class Trouble:
             self._backoff.reset()
 
     def absent(self) -> float:
-        """The API answers that the kind is not installed. Returns seconds to wait before the next look."""
+        """The API answered that the kind is not installed. Returns seconds to wait before the next check."""
         self.connected()
         if self._stats.installed:
             log.info("%s: %s: not installed", self._server, self._kind)
@@ -149,19 +155,19 @@ class Trouble:
             self._stats.unread.clear()
         return self._spread_out(self._polls.next())
 
-    def over(self) -> None:
-        """Something came."""
+    def succeeded(self) -> None:
+        """The watch delivered an event or lasted long enough: the failure is over."""
         self.connected()
         self._backoff.reset()
         self._silent = self._relisted = False
 
-    def woken(self) -> None:
-        """Another kind got through: try again as if nothing had happened before."""
+    def reset_backoff(self) -> None:
+        """The watch of another kind recovered: start again with the shortest pause."""
         self._backoff.reset()
         self._polls.reset()
 
-    def began(self, error: Exception) -> float:
-        """Returns seconds to wait. The same trouble is reported once."""
+    def failed(self, error: Exception) -> float:
+        """A list or watch failed. Returns seconds to wait. Repetitions of the same error are logged at debug level."""
         self._stats.errors += 1
         text = str(error) or type(error).__name__
         level = logging.DEBUG if text == self._stats.error else logging.WARNING
@@ -170,23 +176,23 @@ class Trouble:
         self._stats.failing_since = self._stats.failing_since or time.monotonic()
         if isinstance(error, AnswerError):
             if error.code == 410 and not self._relisted:
-                # The server is well, only the version is too old: a list helps at once.
+                # 410 means that only the resourceVersion is too old: list at once, without a pause.
                 self._relisted = True
                 return 0.0
             return max(self._pause(), error.after)
         return self._pause()
 
-    def ended(self) -> float:
-        """A watch came to its end, as each does every few minutes. Returns seconds to wait before the next."""
+    def watch_ended(self) -> float:
+        """The server ended a watch, as it does every few minutes. Returns seconds to wait before the next one."""
         if self._silent and asyncio.get_running_loop().time() - self._since < SHORT_WATCH_SECONDS:
             return self._pause()
-        self.over()
+        self.succeeded()
         return 0.0
 
     def _pause(self) -> float:
-        """Doubles with every failure."""
+        """Seconds to wait; doubled with every failure."""
         return self._spread_out(self._backoff.next())
 
     def _spread_out(self, seconds: float) -> float:
-        """Somewhere in the upper half, so that many agents do not come at once."""
+        """A random value between 50 % and 100 % of `seconds`, so that many agents do not retry at the same time."""
         return seconds * (0.5 + 0.5 * self._spread())

@@ -1,4 +1,4 @@
-"""What the API's protocol wraps around objects: pages of a list, events of a watch, errors; as msgspec structs."""
+"""The envelopes of the API protocol as msgspec structs: pages of a list, events of a watch, discovery and errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nodenet.decode.schema import ObjectName, Struct
 
 
 class Named(Struct):
-    """Any object, as far as its name goes."""
+    """Name and resourceVersion of any object."""
 
     metadata: ObjectName
 
@@ -19,7 +19,7 @@ class ListMetadata(Struct):
 
 
 class ListPage(Struct):
-    """One page of a list. Items stay raw: one that cannot be read must not spoil the others."""
+    """One page of a list. Items stay raw, so that an invalid item does not affect the others."""
 
     metadata: ListMetadata
     items: list[msgspec.Raw] | None = None
@@ -37,7 +37,7 @@ class ServedResource(Struct):
 
 
 class ResourceList(Struct):
-    """What a group and version serves, subresources included."""
+    """The resources of one group and version, including subresources."""
 
     kind: str | None = None
     resources: list[ServedResource] | None = None
@@ -53,7 +53,7 @@ class Group(Struct):
 
 
 class GroupList(Struct):
-    """/apis: the groups that are served, but for the core group."""
+    """The answer to /apis: all served groups except the core group."""
 
     kind: str | None = None
     groups: list[Group] | None = None
@@ -68,7 +68,7 @@ class StatusDetails(Struct):
 
 
 class Status(Struct):
-    """What an API server answers instead of what was asked for."""
+    """The body of an error answer."""
 
     details: StatusDetails | None = None
 

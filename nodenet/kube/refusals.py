@@ -1,4 +1,5 @@
-"""What RBAC refused, so that it is reported once and not asked for with every write. Pure but for the log."""
+"""Remembers writes that RBAC refused, so that each is logged once and not retried with every write. Pure except for the
+log."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-# A refused verb is tried again after this, because roles change while an agent runs.
+# A refused write is retried after this time, because roles may change while the agent runs.
 REFUSED_SECONDS = 600.0
-# Verb, resource and namespace. Namespaces come and go, so the oldest are forgotten.
+# The largest number of keys (verb, resource, namespace). Namespaces come and go, so the oldest keys are evicted.
 _MOST = 256
 
 Key = tuple[str, str, str]
@@ -27,24 +28,24 @@ class Refusals:
         self._found: dict[Key, _Refusal] = {}
 
     def holds(self, key: Key, now: float) -> bool:
-        """Whether this was refused a short time ago."""
+        """Whether this was refused within the last REFUSED_SECONDS."""
         found = self._found.get(key)
         return found is not None and now - found.since < REFUSED_SECONDS
 
     def add(self, key: Key, message: str, now: float) -> None:
-        told = any(known[:2] == key[:2] for known in self._found)
-        log.log(logging.DEBUG if told else logging.WARNING, "%s %s: %s", key[0], key[1], message)
+        logged = any(known[:2] == key[:2] for known in self._found)
+        log.log(logging.DEBUG if logged else logging.WARNING, "%s %s: %s", key[0], key[1], message)
         self._found.pop(key, None)
         self._found[key] = _Refusal(message, now)
         if len(self._found) > _MOST:
             del self._found[next(iter(self._found))]
 
     def remove(self, key: Key) -> None:
-        """It is allowed."""
+        """The write succeeded: it is allowed now."""
         self._found.pop(key, None)
 
     def sentences(self) -> list[str]:
-        """One for each verb and resource, with the API's words and the number of namespaces."""
+        """One sentence for each verb and resource, with the API's message and the number of further namespaces."""
         grouped: dict[tuple[str, str], list[_Refusal]] = {}
         for (verb, noun, _), refusal in self._found.items():
             grouped.setdefault((verb, noun), []).append(refusal)

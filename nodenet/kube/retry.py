@@ -1,7 +1,7 @@
-"""Which failed writes are tried again, and when. Pure.
+"""Decides which failed writes are retried, and when. Pure.
 
-Rules of the API: 429 and 5xx answers may carry Retry-After; 409 on a write that names a resourceVersion means that the
-object must be read again (https://kubernetes.io/docs/reference/using-api/api-concepts/).
+Rules of the API: 429 and 5xx answers may carry Retry-After; 409 on a write with a resourceVersion means that the object
+must be read again (https://kubernetes.io/docs/reference/using-api/api-concepts/).
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from nodenet import backoff
 FIRST_SECONDS = 0.2
 LAST_SECONDS = 5.0
 ATTEMPTS = 6
-# From the first attempt of a write to the start of its last one. A write that could not be done by then is given up.
+# The longest time from the start of a write's first attempt to the start of its last one.
 DEADLINE_SECONDS = 60.0
 
 
 class Outcome(StrEnum):
-    """How a write ended."""
+    """The result of a write."""
 
     DONE = "done"
-    # The object or its namespace does not exist, or not any more.
+    # The object or its namespace does not exist, or the namespace is being deleted.
     GONE = "gone"
-    # RBAC does not allow it (403), or did not a short time ago.
+    # RBAC does not allow it (403), or refused it within the last REFUSED_SECONDS (refusals.py).
     FORBIDDEN = "forbidden"
-    # The API will not take this body, now or later.
+    # The request is invalid: a retry would fail too.
     REJECTED = "rejected"
-    # The server could not be reached, or did not want to, for too long.
+    # Too many attempts, or too much time: the server was unreachable, overloaded, or reported conflicts.
     GAVE_UP = "gave up"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came instead of success. `code` 0: no answer. `after`: seconds, as the server asked (0: it did not)."""
+    """A failed attempt. `code` is the HTTP status, 0 if there was no answer; `after` is Retry-After in seconds, 0 if
+    absent."""
 
     code: int
     after: float = 0.0
@@ -43,34 +44,35 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """Try again in `seconds`; `reread`: from the present state of the object."""
+class Retry:
+    """Retry in `seconds`. `reread`: read the object again first."""
 
     seconds: float
     reread: bool = False
 
 
-def judge(answer: Answer, attempt: int, passed: float, spread: float) -> Outcome | Again:
-    """What follows from a failed attempt, the `attempt`-th (from 1), `passed` seconds after the first one began.
+def judge(answer: Answer, attempt: int, passed: float, spread: float) -> Outcome | Retry:
+    """Decide what to do after a failed attempt. `attempt` counts from 1; `passed` is seconds since the first one began.
 
-    `spread`, 0 to 1, moves the pause within its upper half. A pause that the server asks for is never shortened: where
-    it does not fit into the deadline, the write is given up.
+    `spread`, 0 to 1, chooses the pause between 50 % and 100 % of the backoff. A pause that the server requests is never
+    shortened: if it exceeds the deadline, the write fails.
     """
     if answer.code == 409 and answer.reason == "AlreadyExists":
-        # Names of new objects are unique, so it is this one: an earlier answer was lost.
+        # Names of new objects are unique, so an earlier attempt created it and only the answer was lost.
         return Outcome.DONE
     if answer.code in (404, 410) or "NamespaceTerminating" in answer.causes:
         return Outcome.GONE
     if answer.code == 403:
         return Outcome.FORBIDDEN
-    if not _passes(answer.code):
+    if not _is_temporary(answer.code):
         return Outcome.REJECTED
     seconds = max(backoff.pause(FIRST_SECONDS, LAST_SECONDS, attempt - 1) * (0.5 + 0.5 * spread), answer.after)
     if attempt >= ATTEMPTS or passed + seconds > DEADLINE_SECONDS:
         return Outcome.GAVE_UP
-    return Again(seconds, reread=answer.code == 409)
+    return Retry(seconds, reread=answer.code == 409)
 
 
-def _passes(code: int) -> bool:
-    """No answer, too many requests, a conflict, a server that has trouble, or a token that was just replaced."""
+def _is_temporary(code: int) -> bool:
+    """Temporary errors: no answer, a timeout, a conflict, too many requests, a server error, or an expired token (401),
+    which the next attempt reads again."""
     return code in (0, 401, 408, 409, 429) or code >= 500

@@ -1,4 +1,4 @@
-"""HTTP requests to one API server, with the credentials and deadlines that all of them share."""
+"""HTTP requests to one API server, with common credentials and timeouts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import msgspec
 
 from nodenet.kube import protocol
 from nodenet.kube.config import ClusterAccess
-from nodenet.kube.sockets import watched_socket
+from nodenet.kube.sockets import keepalive_socket
 
 REQUEST_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
-# Of an answer that is an error.
+# Bytes that are read of the body of an error answer.
 _LONGEST_ERROR = 1 << 16
 
-# What may happen to a request or its answer.
+# Errors of a request or of decoding its answer.
 NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError)
 
 
 class AnswerError(Exception):
-    """An HTTP status or a Status object in place of the answer. `after`: seconds to wait, as the server asked.
+    """The server answered with an error status or a Status object. `after`: Retry-After in seconds, 0 if absent.
 
-    `reason` and `causes` are words of the API: NotFound, AlreadyExists, NamespaceTerminating.
+    `reason` and `causes` are the API's reason codes: NotFound, AlreadyExists, NamespaceTerminating.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class AnswerError(Exception):
 
 
 class Session:
-    """Use it as an async context manager. `connections`: how many at a time, 0: any number."""
+    """Use it as an async context manager. `connections`: the largest number of open connections, 0: no limit."""
 
     def __init__(self, access: ClusterAccess, connections: int = 0) -> None:
         self.access = access
@@ -49,7 +49,7 @@ class Session:
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
-            ssl=self.access.ssl or True, limit=self._connections, socket_factory=watched_socket
+            ssl=self.access.ssl or True, limit=self._connections, socket_factory=keepalive_socket
         )
         self._session = aiohttp.ClientSession(connector=connector)
         return self
@@ -65,7 +65,7 @@ class Session:
     async def get(
         self, path: str, params: Mapping[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose answer is 200; AnswerError says what else it was. `read_seconds`: the longest pause in it."""
+        """A GET. Raises AnswerError if the status is not 200. `read_seconds`: the longest time without data."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
         async with self._http().get(
             self.access.server + path,
@@ -81,7 +81,7 @@ class Session:
     async def send(
         self, method: str, path: str, body: bytes, content_type: str, params: Mapping[str, str], seconds: float
     ) -> bytes:
-        """A write, done within `seconds`. Raises AnswerError for any answer that is no success."""
+        """A write that takes at most `seconds`. Raises AnswerError if the status is not 2xx."""
         async with self._http().request(
             method,
             self.access.server + path,
@@ -111,6 +111,7 @@ async def _answer_error(response: aiohttp.ClientResponse) -> AnswerError:
     except (msgspec.DecodeError, RecursionError):
         status = protocol.Status(message=response.reason)
     causes = tuple(cause.reason for cause in (status.details.causes if status.details else None) or () if cause.reason)
+    # Kubernetes sends Retry-After in seconds; the date form of HTTP is ignored.
     after = response.headers.get("Retry-After", "")
     return AnswerError(
         response.status,

@@ -1,7 +1,7 @@
-"""Writes to the Kubernetes API: patches, of status above all, and new objects such as Events.
+"""Writes to the Kubernetes API: patches, mostly of status, and new objects such as Events.
 
-They have their own connections and their own rules (retry.py), so that no write ever holds up a watch. A write that
-fails is the caller's to repeat or to forget; none raises for what a server or a network does.
+Writes use their own connections and retry rules (retry.py), so that they never delay a watch. No write raises because
+of a server or network error: the caller gets an Outcome and decides whether to write again later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nodenet.kinds import ApiResource
 from nodenet.kube import retry
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.refusals import Refusals
-from nodenet.kube.retry import Again, Answer, Outcome
+from nodenet.kube.retry import Answer, Outcome, Retry
 from nodenet.kube.session import NETWORK_ERRORS, AnswerError, Session
 from nodenet.model import ObjectRef
 
@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 
-# Writes under way at a time. Further ones wait for a connection, which counts for WRITE_SECONDS.
+# The largest number of concurrent writes. Further ones wait for a connection; the wait counts towards WRITE_SECONDS.
 CONNECTIONS = 4
-# For one attempt, the wait for a connection included. API servers end other requests than watches after 60 s.
+# Timeout of one attempt, including the wait for a connection. API servers end requests other than watches after 60 s.
 WRITE_SECONDS = 15.0
 MANAGER = "nodenet"
 
 
 class PatchType(StrEnum):
-    """By content type. STRATEGIC is not for custom resources. APPLY is server-side apply, which takes over the fields
-    of the body from other managers."""
+    """The content type of a patch. STRATEGIC does not work for custom resources. APPLY is server-side apply; it takes
+    over the fields in the body from other managers."""
 
     JSON = "application/json-patch+json"
     MERGE = "application/merge-patch+json"
@@ -61,7 +61,7 @@ class Target:
 
     @property
     def noun(self) -> str:
-        """As RBAC names it: nodes/status, deployments.apps."""
+        """The name that RBAC uses: nodes/status, deployments.apps."""
         return self.resource.qualified + (f"/{self.subresource}" if self.subresource else "")
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """One request. `verb` is RBAC's word."""
+    """One request. `verb` is RBAC's verb."""
 
     verb: str
     target: Target
@@ -110,16 +110,16 @@ class KubeWriter:
         await self._session.__aexit__(kind, error, trace)
 
     def problems(self) -> list[str]:
-        """What RBAC does not allow, a sentence for each verb and resource."""
+        """The writes that RBAC does not allow, one sentence for each verb and resource."""
         return self._refusals.sentences()
 
     async def patch(self, target: Target, body: Object | list[Object], kind: PatchType = PatchType.MERGE) -> Outcome:
-        """`body` does not name a resourceVersion: it holds whatever the object is now, and may be sent again."""
+        """Patch without a resourceVersion: `body` applies to any version of the object, so it may be sent again."""
         return await self._until_done(_patch(target, kind), lambda: _ready(body))
 
     async def change(self, target: Target, change: Callable[[Object], Object | None]) -> Outcome:
-        """Read the object and send what `change` makes of it as a merge patch. When somebody else wrote meanwhile, both
-        are done again. `change` returns None for an object that is as it should be."""
+        """Read the object, call `change` with it, and send the result as a merge patch. After a conflict with another
+        writer (HTTP 409) all three are repeated. `change` returns None if nothing needs to change."""
 
         async def body() -> Object | None:
             path = target.resource.path(target.ref.namespace, target.ref.name)
@@ -134,8 +134,8 @@ class KubeWriter:
         return await self._until_done(_patch(target, PatchType.MERGE), body)
 
     async def create(self, resource: ApiResource, namespace: str, obj: Object) -> Outcome:
-        """A new object. Its name must be unique: after a lost answer it is sent again, and one that is there counts as
-        made."""
+        """Create an object. Its name must be unique: after a lost answer the request is sent again, and "already
+        exists" counts as success."""
         target = Target(resource, ObjectRef(namespace, str(obj["metadata"]["name"])))
         write = _Write(
             "create", target, "POST", resource.path(namespace), "application/json", {"fieldManager": MANAGER}
@@ -176,10 +176,10 @@ class KubeWriter:
         data = msgspec.json.encode(content)
         await self._session.send(write.method, write.path, data, write.content_type, write.params, self._write_seconds)
 
-    def _note(self, write: _Write, verdict: Outcome | Again, error: Exception) -> None:
-        """Refusals are reported by `problems`, and logged there once."""
+    def _note(self, write: _Write, verdict: Outcome | Retry, error: Exception) -> None:
+        """Log a failed attempt. FORBIDDEN is logged by Refusals; GONE is a normal result."""
         text = str(error) or type(error).__name__
-        if isinstance(verdict, Again):
+        if isinstance(verdict, Retry):
             log.debug("%s %s: %s; trying again in %.1f s", write.verb, write.target, text, verdict.seconds)
         elif verdict in (Outcome.REJECTED, Outcome.GAVE_UP):
             log.warning("%s %s: %s: %s", write.verb, write.target, verdict, text)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nodenet import kinds
 from nodenet.agent.api_health import as_rows
 from nodenet.kinds import ApiResource
-from nodenet.kube.absence import GONE_LOOKS, GONE_SECONDS, LAST_POLL_SECONDS, Absence
+from nodenet.kube.absence import GONE_CHECKS, GONE_SECONDS, LAST_POLL_SECONDS, Absence
 from nodenet.kube.client import KubeClient
 from nodenet.model import Namespace, ObjectRef
 from nodenet.store import Delta, Listing, Op, Removal, Store, StoreEvent
@@ -158,7 +158,7 @@ async def test_objects_outlive_a_404_until_it_has_lasted(monkeypatch: pytest.Mon
         while len(pauses.seconds) < 20 and not going.done():  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert not going.done()
-        assert "its objects stay in force" in client.stats[OPTIONAL].error
+        assert "its objects are deleted only if" in client.stats[OPTIONAL].error
         assert state(client) == "failing"
         now[0] += GONE_SECONDS
         assert await going == [emptied()]
@@ -175,7 +175,7 @@ async def test_another_answer_starts_the_wait_again(monkeypatch: pytest.MonkeyPa
     now = [1000.0]
 
     def later() -> float:
-        now[0] += 0.9 * GONE_SECONDS / GONE_LOOKS
+        now[0] += 0.9 * GONE_SECONDS / GONE_CHECKS
         return now[0]
 
     monkeypatch.setattr("nodenet.kube.client.time", SimpleNamespace(monotonic=later))
@@ -223,14 +223,14 @@ def test_known_objects_go_only_after_an_unbroken_row_of_evidence(looks: list[tup
         now += passed
         if answer == "missing":
             row.append(now)
-            enough = len(row) >= GONE_LOOKS and now - row[0] >= GONE_SECONDS
-            assert tracked.missing(now) == (enough or not known)
+            enough = len(row) >= GONE_CHECKS and now - row[0] >= GONE_SECONDS
+            assert tracked.record_missing(now) == (enough or not known)
             known = known and not enough
         else:
             row.clear()
             if answer == "unclear":
-                tracked.unclear()
+                tracked.reset()
             else:
-                tracked.happened(EVENTS[answer])
+                tracked.record_event(EVENTS[answer])
                 known = answer in ("listed", "unreadable", "added")
         assert not (known and tracked.confirmed)

@@ -172,7 +172,7 @@ async def test_the_age_of_the_last_byte_is_known() -> None:
         assert list(watch_trouble(client.stats, stats.last_byte + STALE_SECONDS)) == []
         (sentence,) = watch_trouble(client.stats, stats.last_byte + STALE_SECONDS + 1)
         assert sentence == "watch of Namespace: the API server has sent nothing for 111 s"
-    # A silent watch is asked for again before silence counts as trouble.
+    # A silent watch is asked for again before silence counts as a failure.
     assert IDLE_SECONDS < STALE_SECONDS
 
 

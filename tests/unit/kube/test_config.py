@@ -80,9 +80,9 @@ def test_insecure(tmp_path: Path) -> None:
         ({}, {"client-certificate-data": "eA=="}, {}, "one is missing"),
         ({"certificate-authority": "nowhere"}, {}, {}, "nowhere: No such file"),
         ({"certificate-authority-data": "eA=="}, {}, {}, "certificate-authority: not a certificate"),
-        ({}, {}, {"current-context": "d"}, "contexts: none is named 'd'"),
+        ({}, {}, {"current-context": "d"}, "contexts: no entry has the name 'd'"),
         ({}, {}, {"current-context": None}, "current-context: required"),
-        ({}, {}, {"clusters": 7}, "clusters: none is named 'k'"),
+        ({}, {}, {"clusters": 7}, "clusters: no entry has the name 'k'"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_field(tmp_path: Path, cluster: Any, user: Any, more: Any, message: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodenet.kube.retry import ATTEMPTS, DEADLINE_SECONDS, LAST_SECONDS, Again, Answer, Outcome, judge
+from nodenet.kube.retry import ATTEMPTS, DEADLINE_SECONDS, LAST_SECONDS, Answer, Outcome, Retry, judge
 
 ANSWERS = st.builds(
     Answer,
@@ -20,7 +20,7 @@ ANSWERS = st.builds(
 @given(ANSWERS, st.integers(1, 50), st.floats(0, 200), st.floats(0, 1))
 def test_no_write_goes_on_for_ever(answer: Answer, attempt: int, passed: float, spread: float) -> None:
     verdict = judge(answer, attempt, passed, spread)
-    if isinstance(verdict, Again):
+    if isinstance(verdict, Retry):
         assert attempt < ATTEMPTS
         assert passed + verdict.seconds <= DEADLINE_SECONDS
         # The server's wish is never cut short, and nothing is sent again at once.
@@ -50,5 +50,5 @@ def test_what_is_not_tried_again(answer: Answer, outcome: Outcome) -> None:
 
 def test_pauses_double() -> None:
     found = [judge(Answer(503), attempt, 0.0, 1.0) for attempt in range(1, ATTEMPTS)]
-    assert [verdict.seconds for verdict in found if isinstance(verdict, Again)] == [0.2, 0.4, 0.8, 1.6, 3.2]
-    assert judge(Answer(0), 1, 0.0, 0.0) == Again(0.1)
+    assert [verdict.seconds for verdict in found if isinstance(verdict, Retry)] == [0.2, 0.4, 0.8, 1.6, 3.2]
+    assert judge(Answer(0), 1, 0.0, 0.0) == Retry(0.1)
