@@ -16,9 +16,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from nodenet.lab import layout
 from nodenet.lab.api_trouble import ApiTrouble, Event, Mode
 from nodenet.lab.apiserver.server import ApiServer, serve
-from nodenet.lab.gate import Gate
+from nodenet.lab.gate import Gate, networks_of
 from nodenet.lab.troubles import Troubles
 
 NODES = {"node1": [ip_network("127.0.1.0/24")], "node2": [ip_network("127.0.2.0/24")]}
@@ -88,6 +89,22 @@ async def until(condition: Callable[[], bool]) -> None:
     """What the kernel does without telling us."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("host", "node"),
+    [
+        ("172.30.0.12", "node2"),
+        ("fd00:172:30::b", "node1"),
+        ("10.244.1.9", "node1"),
+        ("fd00:10:244:2::5", "node2"),
+        ("172.30.0.1", None),
+        ("10.244.3.1", None),
+    ],
+)
+def test_a_node_is_known_by_its_own_and_its_pods_addresses(host: str, node: str | None) -> None:
+    plan = layout.plan("x", 2, layout.IPFamily.DUAL)
+    assert Gate(networks_of(plan)).node_of(host) == node
 
 
 async def test_without_trouble_the_gate_is_not_noticed(lab: Lab) -> None:
