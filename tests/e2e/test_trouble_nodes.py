@@ -108,7 +108,7 @@ def test_a_reboot_loses_what_a_machine_loses_and_its_pods_come_back(lab: Lab, fo
     # The disk has kept the leases, and nobody's stay: by DEL, or because the boot id is another one.
     assert leases(lab) == {pod(lab, name)["status"]["podIP"] for name in ("server", "other")}
     assert not leases(lab) & old_leases
-    assert ("leases of before the reboot are free" in lab.agent_log("node1")[log:]) == forget
+    assert ("freed 2 leases from before the reboot" in lab.agent_log("node1")[log:]) == forget
     assert allowed(lab, "other", "server")
     assert not allowed(lab, "client", "server")
 
