@@ -1,4 +1,4 @@
-"""The agent's configuration: one frozen value, read from YAML, checked once, with every error told at once."""
+"""The agent's configuration: one frozen value, read from YAML and checked once. All errors are reported together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nodenet.errors import BadInputError
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the agent can be told. Keys of the YAML file are these names.
+    """All settings of the agent. The keys of the YAML file are these names.
 
-    Paths may not exist yet; the agent makes its own folders. Sizes are numbers of map entries.
+    Paths need not exist; the agent creates its folders. Sizes are numbers of map entries.
     """
 
     node_name: str
@@ -23,33 +23,33 @@ class Config:
     kubeconfig: Path | None = None
     # Sockets (agent.sock, cni.sock) and the endpoints folder.
     run_dir: Path = Path("/run/nodenet")
-    # Folder in a bpffs where programs, links and maps are pinned.
+    # Folder on a bpffs for pinned programs, links and maps.
     bpffs: Path = Path("/sys/fs/bpf/nodenet")
     # cgroup v2 folder that the socket programs attach to. None: the root of the v2 hierarchy.
     cgroup: Path | None = None
-    # Compiled eBPF objects, keyed by the content of sources and flags.
+    # Cache of compiled eBPF objects. The key is a hash of sources and flags.
     cache_dir: Path = Path("/var/cache/nodenet")
-    # host:port of Prometheus metrics and health; empty: off.
+    # host:port for Prometheus metrics and health checks; empty: off.
     metrics_address: str = "127.0.0.1:9909"
-    # host:port for Hubble's API over TCP; empty: the unix socket alone.
+    # host:port for Hubble's API over TCP; empty: only the unix socket.
     hubble_address: str = ""
     cluster_name: str = "default"
     # Flows kept in memory for `observe --last`.
     flow_buffer: int = 4095
-    # Tell of allowed flows too; off: drops alone, which is a little quicker.
+    # Report allowed flows too. Off: only drops, which is slightly faster.
     flow_events: bool = True
-    # NetworkPolicy enforcement: off lets everything through and says so in `nodenet status`.
+    # Enforce NetworkPolicies. Off: all traffic is allowed, and `nodenet status` says so.
     enforce_policy: bool = True
-    # Deliver same-node packets straight into the other pod (bpf_redirect_peer) instead of through the bridge.
+    # Deliver packets between pods of this node with bpf_redirect_peer instead of through the bridge.
     redirect_peer: bool = True
-    # Sizes of maps: nodenet/tables says which map has which key.
+    # Sizes of maps. nodenet/tables declares which map uses which key.
     ct_entries: int = tables.CT.size.entries
     service_entries: int = tables.FRONTEND.size.entries
     backend_entries: int = tables.BACKEND.size.entries
     endpoint_entries: int = tables.ENDPOINT.size.entries
     ipcache_entries: int = tables.IPCACHE.size.entries
     policy_entries: int = tables.POLICY.size.entries
-    # Seconds between full comparisons of the kernel's maps with what is wanted.
+    # Seconds between full comparisons of the kernel's maps with the desired state.
     resync_seconds: float = 60.0
 
     @property
@@ -59,7 +59,7 @@ class Config:
 
     @property
     def map_sizes(self) -> dict[str, int]:
-        """Numbers of entries by name of the map, for the maps that have a key here."""
+        """Entries by map name, for the maps with a size key."""
         return tables.sizes({key: getattr(self, key) for key in tables.SIZE_KEYS})
 
 
@@ -67,7 +67,7 @@ _POSITIVE = ("flow_buffer", *tables.SIZE_KEYS, "resync_seconds")
 
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
-    """Build a Config from a decoded YAML mapping. Raises BadInputError that lists every wrong key at once."""
+    """Build a Config from a decoded YAML mapping. Raises BadInputError that lists all invalid keys."""
     hints = get_type_hints(Config)
     known = {f.name: f for f in fields(Config)}
     errors = [f"{key}: unknown key (known: {', '.join(known)})" for key in data if key not in known]
@@ -93,7 +93,7 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
 
 
 def is_text(key: str) -> bool:
-    """Whether a key's value is a text or a path. False for an unknown key."""
+    """Whether a key's value is a string or a path. False for an unknown key."""
     return get_type_hints(Config).get(key) in (str, Path, Path | None)
 
 

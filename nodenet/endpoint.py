@@ -1,5 +1,5 @@
-"""A pod's attachment on its node, and the few words that it takes: apart from model.py, because the CNI plugin needs no
-more, and a pod's start waits for everything that the plugin imports.
+"""A pod's attachment on its node. These types are not in model.py, because the CNI plugin imports them, and each import
+delays the start of a pod.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ IPNetwork = IPv4Network | IPv6Network
 
 
 class ObjectRef(NamedTuple):
-    """The name of a namespaced object; cluster-scoped ones have an empty namespace."""
+    """Namespace and name of an object. The namespace of cluster-scoped objects is empty."""
 
     namespace: str
     name: str
@@ -23,7 +23,7 @@ class ObjectRef(NamedTuple):
 
 
 class AttachmentKey(NamedTuple):
-    """What names an endpoint: the CNI specification's (container id, interface name)."""
+    """The key of an endpoint: container ID and interface name, as in the CNI specification."""
 
     container_id: str
     ifname: str
@@ -31,15 +31,15 @@ class AttachmentKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A pod's attachment on this node: what the CNI plugin made and the agent polices.
+    """A pod's attachment on this node. The CNI plugin creates it; the agent enforces policy on it.
 
     `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
-    this node's number for it (1-65535). `bridged`: its frames stay on the bridge, because its configuration asks
-    something of the bridge itself (VLANs, isolated ports, its MAC check).
+    this node's number for it (1-65535). `bridged`: its frames must pass the bridge, because its network configuration
+    uses a feature of the bridge (VLANs, isolated ports, MAC check).
 
-    `netns_id` is the number (nsid) by which the node's namespace knows the pod's, None: not known. `netns_cookie` is
-    the kernel's number of the pod's namespace in events of sockets (SO_NETNS_COOKIE, Linux 5.14), 0: not known. The
-    agent asks the kernel for both: they are in no record, and endpoints that differ in nothing else are equal.
+    `netns_id` is the number (nsid) of the pod's network namespace in the node's namespace; None: unknown.
+    `netns_cookie` identifies the pod's namespace in socket events (SO_NETNS_COOKIE, Linux 5.14); 0: unknown. The agent
+    reads both from the kernel. They are not saved in records, and are ignored when endpoints are compared.
     """
 
     endpoint_id: int

@@ -1,10 +1,10 @@
-"""Errors that reach a person: a sentence naming object and field, a hint, and the exit code of interface.md."""
+"""Errors that are shown to users: a sentence naming object and field, a hint, and the exit code."""
 
 from __future__ import annotations
 
 
 class NodenetError(Exception):
-    """Base of every error shown without a traceback. `hint` is what to do next, or empty."""
+    """Base class of errors that are shown without a traceback. `hint`: what to do next, or empty."""
 
     exit_code = 1
 
@@ -14,13 +14,13 @@ class NodenetError(Exception):
 
 
 class BadInputError(NodenetError):
-    """Bad usage or bad input: the message names the object and the field and says what was expected."""
+    """Invalid usage or input. The message names the object and the field, and says what was expected."""
 
     exit_code = 2
 
 
 class CannotRunError(NodenetError):
-    """This machine or this moment does not allow it: the message says why."""
+    """Not possible on this machine or at this moment. The message says why."""
 
     exit_code = 3
 

@@ -1,7 +1,7 @@
-"""One object for equal values, for as long as somebody holds it.
+"""Returns one shared object for equal keys, as long as it is referenced.
 
-A cache with a bound would do as well, but it fills up with what is gone: each pod that comes and goes brings addresses
-that never come back, and the process grows for hours before the bound is reached.
+A bounded cache would fill up with unused objects: deleted pods leave addresses that are never used again, so the
+process would grow for hours until the bound is reached.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ V = TypeVar("V")
 
 
 def interned(make: Callable[[K], V]) -> Callable[[K], V]:
-    """`make`, which gives the object that it gave before if that is still in use. The objects take weak references.
+    """Decorate `make`: for a known key return the previous object if it is still in use. Results must support weak
+    references.
 
-    From any thread: two that call at the same moment may get two equal objects.
+    Thread-safe, except that two concurrent calls may return two equal objects.
     """
     known: WeakValueDictionary[K, V] = WeakValueDictionary()
 

@@ -1,4 +1,4 @@
-"""Kubernetes YAML from files and folders, as plain objects that remember where they stood. No kinds are judged here."""
+"""Reads Kubernetes YAML from files and folders into plain objects with their source. Kinds are not checked here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from nodenet.errors import BadInputError
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
-# Nodes of one text with every alias written out: an anchor of anchors doubles with each line ("billion laughs").
+# The largest number of YAML nodes in one text after expanding its aliases: nested aliases can double the number with
+# each line ("billion laughs").
 MAX_NODES = 2_000_000
-# The C loader recurses without a check of its own: a text of 100,000 brackets ends the process.
+# The C loader recurses without a limit: 100,000 nested brackets crash the process.
 MAX_DEPTH = 250
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as Kubernetes reads it: JSON has no dates, so an unquoted one is text."""
+    """A YAML loader without dates: Kubernetes converts YAML to JSON, which has none, so an unquoted date is a
+    string."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
@@ -57,16 +59,16 @@ class Manifest:
 
 
 def documents(text: str) -> list[object]:
-    """The documents of a YAML text as plain values. Raises yaml.YAMLError, also for a text that is nested too deeply,
-    or that its aliases make too large or endless."""
+    """The documents of a YAML text as plain values. Raises yaml.YAMLError, also if the text is nested too deeply, is
+    too large after expanding aliases, or contains an anchor that includes itself."""
     _require_bounded(text)
     return list(yaml.load_all(text, Loader=_Loader))
 
 
 def _require_bounded(text: str) -> None:
-    """Count the nodes of what the text says without building it: an alias counts as many as its anchor."""
+    """Count the nodes of the text without building the values. An alias counts as many nodes as its anchor."""
     sizes: dict[str, int] = {}
-    # Anchor and nodes so far of each collection that is open; the outermost is the text itself.
+    # Anchor and number of nodes of each open collection; the first entry is the whole text.
     stack: list[tuple[str | None, int]] = [(None, 0)]
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
@@ -81,7 +83,7 @@ def _require_bounded(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(open_anchor == event.anchor for open_anchor, _ in stack):
                 raise yaml.YAMLError(f"the anchor {event.anchor!r} contains itself")
-            # The loader reports an anchor that is not there.
+            # An undefined anchor counts 1: the loader reports it later.
             anchor, size = None, sizes.get(str(event.anchor), 1)
         else:
             continue
@@ -96,7 +98,7 @@ def _require_bounded(text: str) -> None:
 def load(paths: Iterable[Path]) -> list[Manifest]:
     """Every object of the files and of the folders' .yaml, .yml and .json files (recursively, sorted by path).
 
-    A `List` is unpacked. Raises BadInputError naming file, line and field: nothing is returned from a partly bad set.
+    A `List` is unpacked. Raises BadInputError naming file, line and field if any object is invalid.
     """
     found: list[Manifest] = []
     for path in paths:
@@ -107,7 +109,7 @@ def load(paths: Iterable[Path]) -> list[Manifest]:
 
 def _files(path: Path) -> Iterator[Path]:
     if not path.exists():
-        raise BadInputError(f"{path}: no such file or folder", "give a YAML file or a folder of them")
+        raise BadInputError(f"{path}: no such file or folder", "give a YAML file or a folder with YAML files")
     if path.is_dir():
         yield from sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
     else:

@@ -1,6 +1,7 @@
-"""What the agent knows, as frozen values. No I/O, no clock: addresses are `ipaddress` objects, labels are mappings.
+"""The model: Kubernetes objects as frozen values. Addresses are `ipaddress` objects, labels are mappings. No I/O, no
+clock.
 
-Only the fields that something uses are here; `nodenet.kube` decodes the API's JSON into them once, at the edge.
+It has only the fields that are used. `nodenet.decode` builds the objects once from the API's JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Labels = Mapping[str, str]
 
 
 class Protocol(IntEnum):
-    """Transport protocols by their IP protocol number (IANA); the names are those of the Kubernetes API."""
+    """Transport protocols by IP protocol number (IANA). The names are those of the Kubernetes API."""
 
     ANY = 0
     ICMP = 1
@@ -31,14 +32,14 @@ class Protocol(IntEnum):
 
 
 class Direction(IntEnum):
-    """Traffic direction as the pod sees it; the numbers are Hubble's TrafficDirection."""
+    """Traffic direction as seen by the pod. The numbers are Hubble's TrafficDirection."""
 
     INGRESS = 1
     EGRESS = 2
 
 
 class Identity(IntEnum):
-    """Reserved identities (1-255), numbered as Cilium numbers them. Pods start at 256 (see compile/ids.py)."""
+    """Reserved identities (1-255), with Cilium's numbers. Identities of pods start at 256 (see compile/ids.py)."""
 
     UNKNOWN = 0
     HOST = 1
@@ -49,7 +50,7 @@ class Identity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as the API tells it. `ips` is empty until status.podIPs is set; `workload` is (kind, name) of its owner."""
+    """A pod in the API. `ips` is empty until status.podIPs is set; `workload` is (kind, name) of its owner."""
 
     ref: ObjectRef
     uid: str
@@ -60,25 +61,25 @@ class Pod:
     phase: str = "Pending"
     named_ports: tuple[NamedPort, ...] = ()
     workload: tuple[str, str] | None = None
-    # A label could not be read: no selector can be trusted with this pod.
+    # A label could not be read, so no selector can be evaluated for this pod.
     labels_unread: bool = False
-    # Only decides between pods that show one address. Two pods that differ in it alone are equal, so that a pod that
-    # becomes ready does not count as changed (the Store knows when it matters).
+    # Decides between pods that claim the same address. It is not compared, so that a pod that becomes ready does not
+    # count as changed; the Store checks when it matters.
     standing: Standing = field(default=Standing(), compare=False)
 
     @property
     def finished(self) -> bool:
-        """A Succeeded or Failed pod no longer owns its address (KEP-1287's terminal phases)."""
+        """Whether the phase is terminal: a Succeeded or Failed pod no longer owns its address."""
         return self.phase in ("Succeeded", "Failed")
 
     @property
     def holds_addresses(self) -> bool:
-        """Whether `ips` are this pod's own now (see netpolicy.holders)."""
+        """Whether the pod owns its `ips` now (see netpolicy.holders)."""
         return not self.host_network and not self.finished
 
     @property
     def claim(self) -> tuple[Standing, bool, ObjectRef]:
-        """Compares pods that show one address: the greatest has it."""
+        """Sort key of pods that claim the same address: the greatest owns it."""
         return self.standing, self.phase == "Running", self.ref
 
 
@@ -91,7 +92,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`addresses` are its InternalIPs, `pod_cidrs` the pod networks that the control plane gave it."""
+    """`addresses` are the InternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
@@ -108,7 +109,8 @@ class ServiceType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """One entry of spec.ports. `name` joins it to the EndpointSlice port of the same name."""
+    """One entry of spec.ports, or a port of an EndpointSlice. Ports with the same `name` and protocol belong
+    together."""
 
     name: str
     protocol: Protocol
@@ -117,7 +119,7 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`cluster_ips` is empty for a headless or ExternalName Service: neither has a frontend."""
+    """`cluster_ips` is empty for headless and ExternalName Services, which have no frontend."""
 
     ref: ObjectRef
     type: ServiceType
@@ -129,7 +131,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class SliceEndpoint:
-    """One endpoint of an EndpointSlice with its conditions (absent ones already read as the API says: KEP-1672)."""
+    """One endpoint of an EndpointSlice with its conditions. Absent ones have the API's defaults (KEP-1672)."""
 
     addresses: tuple[IPAddress, ...]
     ready: bool = True
@@ -141,7 +143,7 @@ class SliceEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSlice:
-    """`service` is what the label kubernetes.io/service-name names; a nil port ("all ports") is left out."""
+    """`service` is from the label kubernetes.io/service-name. Ports without a number ("all ports") are left out."""
 
     ref: ObjectRef
     service: ObjectRef

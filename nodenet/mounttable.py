@@ -1,4 +1,4 @@
-"""The mounts that this process sees (proc(5), /proc/PID/mounts). A mount point may be any bytes."""
+"""Reads the mounts of this process (proc(5), /proc/PID/mounts). A mount point may contain any bytes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line of the table. `target` holds bytes that are no UTF-8 as surrogates, as os.fsdecode does."""
+    """One line of the table. In `target`, bytes that are not UTF-8 are surrogates, as with os.fsdecode."""
 
     target: Path
     fstype: str
 
 
 def mounts(table: Path = Path("/proc/self/mounts")) -> Iterator[Mount]:
-    """In the order in which they were mounted. Raises OSError when the table cannot be read."""
+    """The mounts in the order of mounting. Raises OSError if the table cannot be read."""
     for line in table.read_bytes().splitlines():
         fields = line.split(b" ")
         # Space, tab, newline and backslash are written as octal escapes.
@@ -28,7 +28,7 @@ def mounts(table: Path = Path("/proc/self/mounts")) -> Iterator[Mount]:
 
 
 def filesystem_of(path: Path) -> str:
-    """The kind of file system that a path is in; "" when that cannot be told."""
+    """The type of the file system that contains a path; "" if unknown."""
     found, kind = Path(), ""
     for mount in mounts():
         # A later mount at the same place covers the earlier one.

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Pulse:
-    """For one event loop. Nothing is stored per waiter."""
+    """For one event loop."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()

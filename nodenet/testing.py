@@ -1,4 +1,4 @@
-"""Stand-ins for tests: maps in memory, maps that fail or die at a given write, a clock that is moved by hand."""
+"""Fakes for tests: maps in memory, maps that fail or crash at a given write, a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nodenet.reconcile.apply import Table
 
 
 class FakeTable:
-    """A map in memory. It keeps packed bytes, as the kernel does: what does not survive packing shows up."""
+    """A map in memory. It stores packed bytes, as the kernel does, so that errors in packing are found."""
 
     def __init__(self, name: str, entries: Mapping[Any, Any] | None = None, max_entries: int = 1 << 30) -> None:
         self.name = name
@@ -48,15 +48,15 @@ class FakeTable:
 
 
 class Crashed(BaseException):
-    """The process is gone: nothing that handles errors may handle this."""
+    """Simulates the death of the process. It is a BaseException, so that no error handler catches it."""
 
 
 @dataclass(slots=True)
 class Fault:
-    """Shared by the tables of one agent: what happens at the `at`-th write (from 0) to any of them.
+    """A fault at the `at`-th write (from 0) to any table of one agent. The tables share it.
 
-    crash: the process dies there, before the write is made or (`made`) right after. Otherwise the write fails with
-    ENOMEM, and so do the `times` - 1 after it.
+    `crash`: raises Crashed before the write or, with `made`, after it. Otherwise this write and the next `times` - 1
+    fail with ENOMEM.
     """
 
     at: int
@@ -71,7 +71,7 @@ class Fault:
 
 
 class FaultyTable:
-    """A Table that obeys a Fault."""
+    """A Table that fails as its Fault says."""
 
     def __init__(self, inner: Table, fault: Fault) -> None:
         self._inner = inner
@@ -101,16 +101,16 @@ class FaultyTable:
 
 
 def fake_tables(entries: Mapping[str, Mapping[Any, Any]] | None = None) -> dict[str, FakeTable]:
-    """One FakeTable for every map that has records."""
+    """One FakeTable for every map with declared key and value records."""
     return {name: FakeTable(name, (entries or {}).get(name)) for name in tables.KEYED}
 
 
 class FakeClock:
-    """Time that passes only in `advance`."""
+    """A clock that moves only in `advance`."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
-        # Seconds of `now` in which nobody computed: a thread waited for a CPU.
+        # Seconds of `now` without CPU time for this thread: it waited for a CPU.
         self.stolen = 0.0
         self._sleepers: list[tuple[float, asyncio.Event]] = []
 
@@ -138,7 +138,7 @@ class FakeClock:
         return event.is_set()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; whoever's time is over runs at the next turn of the event loop."""
+        """Move the clock. Tasks whose timeout has passed run in the next iteration of the event loop."""
         self.now += seconds
         for due, over in self._sleepers:
             if due <= self.now:
@@ -147,8 +147,8 @@ class FakeClock:
 
 
 def dump(held: Mapping[str, Mapping[Any, Any]], names: Names | None = None) -> str:
-    """Every entry of every table as sorted text, one a line. Numbers that `names` knows are written as what they mean,
-    so that the text does not depend on them."""
+    """All entries of all tables as sorted text, one per line. Numbers that `names` contains are replaced by their
+    meaning, so that the text does not depend on them."""
     writer = _Dump(held, names or Names())
     sections = [[name, *(f"  {line}" for line in writer.lines(name))] for name in sorted(held) if held[name]]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
@@ -163,7 +163,7 @@ class _Dump:
         render = getattr(self, f"_{name.removeprefix('nn_')}", self._plain)
         entries = [(_key_order(key), render(key, value)) for key, value in self._tables[name].items()]
         if name in ("nn_backend", "nn_member", "nn_revnat", "nn_policy"):
-            # Their keys are numbers, which are nobody's business.
+            # Their keys are numbers: sort by text instead, so that the order does not depend on them.
             return iter(sorted(text for _, text in entries))
         return (text for _, text in sorted(entries))
 

@@ -1,4 +1,5 @@
-"""Snapshot -> what the kernel's maps must hold, and what their numbers mean. Pure but for the numbers it remembers."""
+"""Compiles a Snapshot into the desired contents of the BPF maps and the meaning of their numbers. Pure, except that
+numbers are remembered between runs."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ T = TypeVar("T")
 
 
 class Compiler:
-    """Compiles Snapshots of one node, one after the other. What a change does not touch is not compiled again.
+    """Compiles the Snapshots of one node, one after the other. Only the parts that a change affects are compiled again.
 
-    Not for several threads at once. The tables it returns must not be changed; one that did not change is the same
-    object as the time before, so that nobody needs to compare it.
+    Not thread-safe. The returned tables must not be modified. A table that did not change is the same object as in the
+    previous result, so that callers need not compare its entries.
     """
 
     def __init__(self, ids: Ids | None = None) -> None:
@@ -37,12 +38,12 @@ class Compiler:
         self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
     def restore(self, tables: Mapping[str, Table]) -> None:
-        """Before the first compilation: keep the numbers and slots that the kernel's maps hold."""
+        """Call before the first compilation: take over the numbers and slots that the kernel's maps hold."""
         self._services = ServiceCompiler(self.ids, slots.restore(self.ids, tables))
         self._held = {name: tables.get(name, {}) for name in ("nn_ipcache", "nn_cidr")}
 
     def settle(self) -> None:
-        """The maps hold what was compiled last: numbers of what is gone may be given again."""
+        """Call when the maps hold the last result: numbers of deleted things may now be reused."""
         self.ids.settle()
 
     def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
@@ -73,7 +74,7 @@ class Compiler:
         return self._remember("policies", inputs, self._policy.compile)
 
     def _remember(self, part: str, inputs: tuple[Any, ...], run: Callable[..., T]) -> T:
-        """Run one part, or give its last result when its inputs are the same. A failed run is not remembered."""
+        """Run one part, or return its last result if its inputs are the same. A failed run is not remembered."""
         last = self._memo.get(part)
         if last is not None and all(map(_same, last[0], inputs)):
             result: T = last[1]
@@ -89,15 +90,16 @@ def compile_once(snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Na
 
 
 def _same(old: object, new: object) -> bool:
-    """Mappings are compared by identity: the store hands out the same one while nothing changed."""
+    """Mappings are compared by identity: the store returns the same object while nothing changed."""
     return old is new or (not isinstance(new, Mapping) and old == new)
 
 
 def _with_unread_labels(
     pods: Mapping[ObjectRef, Pod], namespaces: Mapping[ObjectRef, Namespace]
 ) -> Mapping[ObjectRef, Pod]:
-    """A namespace whose labels cannot all be read: no namespaceSelector can be trusted with its pods, as if it were
-    their own labels. The same mapping where there is none, as always with a real API server."""
+    """If labels of a namespace cannot be read, no namespaceSelector can be evaluated for its pods: mark them as if
+    their own labels were unreadable. Returns `pods` itself if there is no such namespace, as always with a real API
+    server."""
     unread = {namespace.name for namespace in namespaces.values() if namespace.labels_unread}
     if not unread:
         return pods

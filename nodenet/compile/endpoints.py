@@ -1,8 +1,8 @@
-"""This node's endpoints and the pods they belong to -> nn_endpoint.
+"""Compiles nn_endpoint from this node's endpoints and their pods.
 
-Fail closed: an endpoint whose pod the API does not show (its watch is behind, or the pod is being deleted) keeps its
-attachment, with identity 0, which no policy entry names, and isolated in both directions. So it talks to its own node
-alone until its labels, and with them its policies, are known.
+Fail closed: an endpoint whose pod is not in the API (the watch is behind, or the pod is deleted) keeps its attachment,
+but has identity 0, which no policy entry uses, and is isolated in both directions. It can reach only its own node until
+its labels, and therefore its policies, are known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ISOLATED = EndpointFlag.ISOLATED_INGRESS | EndpointFlag.ISOLATED_EGRESS
 
 @dataclass(frozen=True, slots=True)
 class EndpointTables:
-    """nn_endpoint; the identity of each local address (0: not known); and the endpoints without a pod."""
+    """nn_endpoint; the identity of each local address (0: unknown); and the endpoints without an identity."""
 
     endpoints: Table
     identities: Mapping[IPAddress, int]
@@ -28,9 +28,9 @@ class EndpointTables:
 
 
 def pod_of(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> Pod | None:
-    """The pod that the endpoint was made for; None when the API shows none, or another one of the same name.
+    """The pod of an endpoint. None if it is not in the API, or if the API has another pod of the same name.
 
-    A StatefulSet's pod comes back under its old name: the uid tells them apart where the runtime gave it.
+    A recreated pod of a StatefulSet has the same name: the UID distinguishes the two, if the runtime passed one.
     """
     pod = pods.get(endpoint.pod)
     if pod is None or pod.host_network:
@@ -39,7 +39,7 @@ def pod_of(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> Pod | None:
 
 
 def local_pods(endpoints: Mapping[AttachmentKey, Endpoint], pods: Mapping[ObjectRef, Pod]) -> tuple[ObjectRef, ...]:
-    """The pods that have an endpoint here, sorted: the subjects of this node's policy."""
+    """The pods that have an endpoint on this node, sorted: the subjects of its policy."""
     return tuple(sorted({e.pod for e in endpoints.values() if pod_of(e, pods) is not None}))
 
 
@@ -50,10 +50,11 @@ def compile_endpoints(
     flags: Mapping[int, EndpointFlag],
     enforce: bool = True,
 ) -> EndpointTables:
-    """One entry per address. `identities` and `flags` are the policy compiler's; not `enforce`: nobody is isolated.
+    """One entry per address. `identities` and `flags` come from the policy compiler. `enforce` False: no endpoint is
+    isolated.
 
-    Should two endpoints hold one address, the one with a known pod has it, then the one that was made last (the
-    runtime made it because the older one's address was free).
+    If two endpoints have the same address, one with a known pod wins, then the newer one: the runtime created it
+    because the older one's address was free.
     """
     table: dict[AddressKey, EndpointEntry] = {}
     found: dict[IPAddress, int] = {}
@@ -75,13 +76,14 @@ def compile_endpoints(
 
 
 def _netns(endpoint: Endpoint) -> int:
-    """nn_endpoint_entry.netns: 0 where the number is not known, or does not fit into 16 bits."""
+    """nn_endpoint_entry.netns: 0 if the number is unknown or does not fit into 16 bits, else the number + 1."""
     number = endpoint.netns_id
     return 0 if number is None or number >= 0xFFFF else number + 1
 
 
 def precedence(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> tuple[bool, int, str, str]:
-    """Orders endpoints that hold one address, weakest first. Interface indexes grow: the larger one was made later."""
+    """Sort key of endpoints with the same address: the last one wins. Interface indexes increase, so the larger one is
+    newer."""
     return pod_of(endpoint, pods) is not None, endpoint.host_ifindex, endpoint.container_id, endpoint.ifname
 
 

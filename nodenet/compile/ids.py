@@ -1,8 +1,10 @@
-"""Numbers for what the kernel's maps name: deterministic, remembered, and never two meanings at a time.
+"""Assigns the numbers in the kernel's maps: deterministic, stable, and never reused while a map may hold the old
+meaning.
 
-A number is a hash of what it stands for, so that every node and every restart arrives at the same one. Where two things
-hash alike the later one probes on. A number whose thing is gone stays taken until `settle` says that the maps no longer
-hold it: a number that changed its meaning half way through a change would let through what nobody allows.
+A number is a hash of its key, so that every node and every restart computes the same one. If two keys have the same
+hash, the later one takes the next free number (linear probing). The number of a deleted key is not reused until
+`settle`, when the maps no longer hold it: if its meaning changed during an update, traffic could pass that no rule
+allows.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from netpolicy.types import LabelSet, RuleRef
 
 K = TypeVar("K", bound=Hashable)
 
-# A restored number is believed only when it is among the first probes of what it is said to stand for.
+# A restored number is accepted only if it is among this many first probes of its key.
 _BELIEVED_PROBES = 64
 
 
@@ -40,9 +42,9 @@ BACKENDS = Space(1, (1 << 31) - 1)
 
 
 class Numbering(Generic[K]):
-    """Gives each key a number of `space` and keeps it for as long as the key is wanted.
+    """Assigns each key a number of `space`, which stays the same until the key is retired and settled.
 
-    Keys are written for hashing by `canonical`: equal keys, equal text, on every node and in every process.
+    The hash is that of the key's `canonical` text, which is the same on every node and in every process.
     """
 
     def __init__(self, space: Space, taken: Mapping[K, int] | None = None) -> None:
@@ -68,7 +70,8 @@ class Numbering(Generic[K]):
         raise AssertionError("unreachable: the probes visit the whole space")
 
     def restore(self, pairs: Iterable[tuple[K, int]]) -> None:
-        """Take over numbers found in pinned maps, where each can have come from this key and is free."""
+        """Take over numbers from pinned maps. A pair is ignored if its key or number is in use, or if the key cannot
+        have produced the number."""
         for key, number in pairs:
             if key in self._numbers or number in self._keys:
                 continue
@@ -76,16 +79,16 @@ class Numbering(Generic[K]):
                 self._take(key, number)
 
     def keep(self, wanted: Collection[K]) -> None:
-        """Mark every other key as gone. Their numbers are free after the next `settle`."""
+        """Retire every key that is not in `wanted`. Their numbers are free after the next `settle`."""
         self._retired = {key for key in self._numbers if key not in wanted}
 
     def retire(self, key: K) -> None:
-        """Mark one key as gone, as `keep` does with all that it does not name."""
+        """Retire one key. Its number is free after the next `settle`."""
         if key in self._numbers:
             self._retired.add(key)
 
     def settle(self) -> None:
-        """The maps hold what was compiled last: numbers that are gone may be given again."""
+        """Free the numbers of retired keys: the maps hold the last result and use them no longer."""
         for key in self._retired:
             del self._keys[self._numbers.pop(key)]
         self._retired = set()
@@ -104,27 +107,29 @@ class Numbering(Generic[K]):
 
 
 class IdentityKey(NamedTuple):
-    """What an identity stands for: pods with these labels, among those labels that policies tell pods apart by.
+    """The key of an identity: pods with these labels.
 
-    `told_apart` is part of it because the same labels mean fewer pods once a further label counts.
+    `distinguishing`: the high-cardinality labels that policies use. They are part of the key, because the same labels
+    select fewer pods as soon as one more label counts.
     """
 
     labels: LabelSet
-    told_apart: tuple[str, ...] = ()
+    distinguishing: tuple[str, ...] = ()
 
 
 def canonical(key: Hashable) -> str:
-    """A key as text that does not depend on the process: strings, numbers, enums, addresses, tuples, identities."""
+    """The text of a key, which does not depend on the process. Keys are strings, numbers, enums, addresses, tuples and
+    IdentityKeys."""
     if isinstance(key, IdentityKey):
-        key = (key.labels.namespace, key.labels.labels, key.labels.named_ports, key.told_apart)
+        key = (key.labels.namespace, key.labels.labels, key.labels.named_ports, key.distinguishing)
     return _CANONICAL.encode(key)
 
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """Every numbering of one agent. It lives as long as the agent; the compiler asks it for numbers.
+    """All numberings of one agent. One instance is used for the agent's whole lifetime.
 
-    `services` and `backends` are keyed by whatever the Service compiler names them by (see `canonical`).
+    `services` and `backends` are keyed by the AddressPorts of the Service compiler.
     """
 
     identities: Numbering[IdentityKey] = field(default_factory=lambda: Numbering(IDENTITIES))

@@ -1,4 +1,4 @@
-"""Addresses -> identities: pods, nodes, and this node itself -> nn_ipcache. What is not in it is the world."""
+"""Compiles nn_ipcache: the identities of the addresses of pods, nodes and this node. Other addresses are the world."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _NOWHERE = LocalNode("")
 
 
 class IpcacheCompiler:
-    """Compiles the addresses of one Snapshot after the other; a table is evolved from the one before.
+    """Compiles the addresses of one Snapshot after the other; each table is evolved from the previous one.
 
-    The newest knowledge wins: an endpoint record of this node over a node's address over a pod's status over a
-    gateway, which is a guess: with another IPAM the first address of a pod network is some pod's. Of several pods that
-    show one address `holder` chooses; if the labels of that one cannot be read, the address has no identity.
+    If several sources claim an address, the first of these wins: an endpoint record of this node, this node's own
+    addresses, a node's address, a pod's status, a gateway. A gateway is a guess: with another IPAM the first address of
+    a pod network may belong to a pod. If several pods claim an address, `holder` chooses one; if that pod's labels
+    cannot be read, the address has no identity.
     """
 
     def __init__(self) -> None:
@@ -41,9 +42,9 @@ class IpcacheCompiler:
         local_identities: Mapping[IPAddress, int],
         local: LocalNode,
     ) -> Table:
-        """`identities` by pod are the policy compiler's, `local_identities` by address are those of this node's
-        endpoints, where 0 means that the pod is not known: its address has no identity then, whatever an older pod's
-        status says.
+        """`identities` (by pod) come from the policy compiler. `local_identities` (by address) are those of this node's
+        endpoints; 0 means that the pod is unknown. Its address then has no identity, even if the status of an older pod
+        still contains it.
         """
         touched: dict[IPAddress, None] = {}
         for ref in changed_keys(self._pods, pods):
@@ -84,7 +85,8 @@ class IpcacheCompiler:
 
 
 def gateways(node: Node) -> Iterable[IPAddress]:
-    """The bridge address of each of the node's pod networks: its first one, as host-local's default gateway is."""
+    """The presumed bridge addresses of a node: the first address of each pod network, which is host-local's default
+    gateway."""
     return (cidr.network_address + 1 for cidr in node.pod_cidrs if cidr.num_addresses > 2)
 
 

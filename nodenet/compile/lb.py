@@ -1,7 +1,7 @@
-"""Every Service of the cluster -> frontends, backends, members and revnat.
+"""Compiles the Services of the cluster into frontends, backends, members and revnat.
 
-What each Service claims is remembered with the objects that it was compiled from. A change compiles the Services
-it concerns, settles who has the addresses that they claim, and copies the tables that it changes.
+The frontends that each Service claims are remembered. After a change only the affected Services are compiled again;
+then the owner of each claimed address is determined, and the affected tables get a new version.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceTables:
-    """The four maps of the Services, the names of their numbers, and what could not be followed.
+    """The four maps of the Services, the names of their numbers, and warnings.
 
-    `slots` tells which backend_ids sit in slots 1, 2, ... of each frontend: the start of the next compilation.
+    `slots`: the backend_ids in slots 1, 2, ... of each frontend. The next compilation starts from them.
     """
 
     frontends: Table
@@ -44,10 +44,11 @@ class ServiceTables:
 
 
 class ServiceCompiler:
-    """Compiles the Services of one Snapshot after the other. `previous`: the slots to start from, as `restore` gives.
+    """Compiles the Services of one Snapshot after the other. `previous`: the slots to start from, as returned by
+    `slots.restore`.
 
-    The tables of two results are the same object where they are equal, else `Evolved` from one another. The order of
-    their entries is that of the names in the first result; later what is new comes last.
+    A table that did not change is the same object as in the previous result, else it is evolved from that. In the first
+    result entries are ordered by Service name; later additions come last.
     """
 
     def __init__(self, ids: Ids, previous: Slots = MappingProxyType({})) -> None:
@@ -56,7 +57,7 @@ class ServiceCompiler:
         self._known: _Known | None = None
 
     def compile(self, services: Services, slices: Slices) -> ServiceTables:
-        """Raises OverflowError when a space of numbers is full; the next compilation then starts from nothing."""
+        """Raises OverflowError if a space of numbers is full; the next compilation then starts from an empty state."""
         known, self._known = self._known or _Known(), None
         if services is not known.services or slices is not known.slices:
             self._update(known, services, slices)
@@ -73,7 +74,8 @@ class ServiceCompiler:
             self._forget_others(known)
 
     def _forget_others(self, known: _Known) -> None:
-        """What was restored or left behind by a failed run, and is not wanted. All that is wanted has a number."""
+        """Retire numbers that were restored or left by a failed run and are not used. All used keys have a number
+        already."""
         if len(self._ids.services) > len(known.held):
             self._ids.services.keep(known.held)
         if len(self._ids.backends) > len(known.tables.backends):
@@ -85,24 +87,26 @@ _EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolv
 
 @dataclass(slots=True)
 class _Known:
-    """What the last compilation knew. Changed by the next one: worthless when that fails half way."""
+    """The state of the last compilation. The next one modifies it; if that fails, it is inconsistent and is
+    discarded."""
 
     services: Services = field(default_factory=dict)
     slices: Slices = field(default_factory=dict)
     by_service: dict[ObjectRef, dict[ObjectRef, EndpointSlice]] = field(default_factory=dict)
-    # What each Service claims, and who claims each address, sorted: the first has it.
+    # The frontends that each Service claims, and the Services that claim each address, sorted by name: the first one
+    # owns it.
     claims: dict[ObjectRef, dict[AddressPort, Frontend]] = field(default_factory=dict)
     claimants: dict[AddressPort, tuple[ObjectRef, ...]] = field(default_factory=dict)
     contested: set[AddressPort] = field(default_factory=set)
     held: dict[AddressPort, Frontend] = field(default_factory=dict)
     cut: set[AddressPort] = field(default_factory=set)
-    # How many frontends are on an address, and how many use a backend_id.
+    # The number of frontends on each address, and the number of uses of each backend_id.
     ports: dict[IPAddress, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     tables: ServiceTables = _EMPTY
 
     def claim(self, services: Services, slices: Slices) -> Iterable[AddressPort]:
-        """Compile the Services that a change concerns; returns the addresses whose frontend may be another now."""
+        """Compile the Services that changed. Returns the addresses whose frontend may have changed."""
         concerned = set(_changed(self.services, services))
         for ref in _changed(self.slices, slices):
             old, new = self.slices.get(ref), slices.get(ref)
@@ -132,7 +136,7 @@ class _Known:
                 yield address
         alone = (ref,)
         for address, frontend in new.items():
-            # Hashing an address is what costs in all of this: nothing is looked up twice, or in what is empty.
+            # Hashing an address is the expensive part: never look up a key twice, or in an empty dict.
             known = old.get(address) if old else None
             if known is None:
                 others = self.claimants.setdefault(address, alone)
@@ -151,12 +155,14 @@ class _Known:
             self.contested.discard(address)
 
     def winner(self, address: AddressPort) -> Frontend | None:
-        """The API server gives an address to one Service. Should two claim it, the first by name has it."""
+        """The frontend that serves the address. The API server assigns an address to one Service; if two claim it, the
+        first by name owns it."""
         refs = self.claimants.get(address)
         return self.claims[refs[0]][address] if refs else None
 
     def warnings(self) -> Iterator[str]:
-        """By Service and port: first the claims that lost, then the frontends that are cut."""
+        """One sentence for each lost claim, then one for each frontend with too many backends, each in the order of
+        Service names."""
         for ref in sorted({ref for address in self.contested for ref in self.claimants[address][1:]}):
             for address in self.claims[ref]:
                 holder = self.claimants[address][0]
@@ -175,7 +181,7 @@ class _Known:
 
 
 class _Changes(NamedTuple):
-    """What one compilation changes of each table; None: the entry goes."""
+    """The changes of one compilation to each table; the value None deletes the entry."""
 
     frontends: dict[Any, Any]
     backends: dict[Any, Any]
@@ -186,7 +192,7 @@ class _Changes(NamedTuple):
 
 
 class _Run:
-    """One compilation's change of the tables."""
+    """Collects the changes of one compilation to the tables."""
 
     def __init__(self, known: _Known, ids: Ids, slots: Slots) -> None:
         self._known = known
@@ -197,7 +203,7 @@ class _Run:
         self._left: dict[int, AddressPort] = {}
 
     def switch(self, address: AddressPort, new: Frontend | None) -> None:
-        """From now on this frontend serves the address, or none does."""
+        """Set the frontend of an address. None: no Service has the address any more."""
         known, changes = self._known, self._changes
         old = known.held.get(address)
         if old == new:
@@ -230,7 +236,7 @@ class _Run:
         self._write(address, service_id, last if old is not None else None, slots if new is not None else None)
 
     def finish(self) -> None:
-        """The tables with the changes made."""
+        """Apply the changes to the tables, and retire the numbers that are no longer used."""
         known = self._known
         for number, backend in self._left.items():
             if not known.users[number]:
@@ -262,7 +268,8 @@ class _Run:
         return numbers
 
     def _join(self, service_id: int, numbers: Sequence[int], old: Frontend | None, new: Frontend | None) -> None:
-        """The members of a UDP Service. `numbers`: those of new's backends and draining ones, in this order."""
+        """Update the members of a UDP Service. `numbers`: the backend_ids of new.backends and new.draining, in this
+        order."""
         before = (*old.backends, *old.draining) if old is not None else ()
         after = dict(zip(numbers, (*new.backends, *new.draining), strict=True)) if new is not None else {}
         for backend in before:
@@ -277,7 +284,8 @@ class _Run:
                 self._left[number] = backend
 
     def _count(self, addr: IPAddress, step: int) -> None:
-        """The entry that all ports of an address share; it names no Service port, so it carries no number."""
+        """Update the entry that all ports of an address share (port 0). It belongs to no Service port, so its numbers
+        are 0."""
         before = self._known.ports.get(addr, 0)
         after = self._known.ports[addr] = before + step
         if not before or not after:
@@ -288,7 +296,8 @@ class _Run:
     def _write(
         self, address: AddressPort, service_id: int, old: Sequence[int] | None, new: Sequence[int] | None
     ) -> None:
-        """The entries of a frontend that differ; None: there is no such frontend."""
+        """Write the entries of a frontend that differ between `old` and `new` slots. None: the frontend did not exist,
+        or is deleted."""
         addr, port, protocol = address
         entries = self._changes.frontends
         if new is None:
@@ -304,5 +313,5 @@ class _Run:
 
 
 def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> list[ObjectRef]:
-    """The names whose object is another, is new or is gone."""
+    """The names of objects that were added, deleted or changed."""
     return [ref for ref in changed_keys(old, new) if old.get(ref) != new.get(ref)]

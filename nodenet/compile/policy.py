@@ -1,8 +1,8 @@
-"""NetworkPolicies -> nn_policy, nn_cidr, identities and isolation flags.
+"""Compiles NetworkPolicies into nn_policy, nn_cidr, identities and isolation flags.
 
-Entries are keyed by identity: a further pod with a known label set changes nothing here. Entries are made for this
-node's pods alone, regions for the blocks of every policy: a pod that gets other labels, and with them other policies,
-must find its peers' addresses under the region numbers that they had before.
+Entries are keyed by identity, so another pod with a known label set changes nothing. There are entries only for this
+node's pods, but regions for the ipBlocks of all policies: when a pod's labels change and other policies select it, the
+region numbers of its peers' addresses must stay the same.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from nodenet.compile.ids import IdentityKey, Ids
 from nodenet.evolved import changed_keys, evolve
 from nodenet.model import Direction, IPNetwork, Labels, ObjectRef, Pod, Protocol
 
-# Labels whose values differ from pod to pod or from rollout to rollout. They are part of a pod's identity only when a
-# policy names them: else each pod would be an identity of its own.
+# Labels whose values differ for each pod or each rollout. They are part of a pod's identity only if a policy uses them;
+# otherwise each pod would have its own identity.
 HIGH_CARDINALITY_LABELS = frozenset(
     {
         "pod-template-hash",
@@ -48,26 +48,28 @@ _PROTOCOLS = {protocol: int(Protocol[protocol.name]) for protocol in PolicyProto
 
 @dataclass(frozen=True, slots=True)
 class PolicyTables:
-    """What NetworkPolicies make of a snapshot: two maps' contents, and what endpoints and people need beside them."""
+    """The result of compiling NetworkPolicies: the contents of two maps, and data for endpoints, flow names and
+    status."""
 
     # nn_policy and nn_cidr.
     policy: Mapping[PolicyKey, U32]
     cidr: Mapping[LpmKey, U32]
-    # Identity of every pod that has one: not of hostNetwork pods, not of finished ones that have no endpoint here.
+    # Identity of every pod that has one. hostNetwork pods, finished pods without an endpoint here, and pods with
+    # unreadable labels have none.
     identities: Mapping[ObjectRef, int]
-    # Isolation of the endpoints with that identity; identities without endpoints here are absent.
+    # Isolation flags by identity; only identities that have an endpoint here.
     flags: Mapping[int, EndpointFlag]
-    # Names: rule_id, identity and region as the kernel's events tell them.
+    # The meaning of the numbers in kernel events: rule_id, identity and region.
     rules: Mapping[int, RuleRef]
     labels: Mapping[int, LabelSet]
     regions: Mapping[int, IPNetwork]
-    # Which policies isolate the endpoints with that identity.
+    # By identity: the policies that isolate its endpoints.
     isolating: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]]
 
 
 class PolicyCompiler:
-    """Compiles the policies of one Snapshot after the other. Tables are the same objects where nothing changed, else
-    evolved from those before (nodenet.evolved)."""
+    """Compiles the policies of one Snapshot after the other. A table that did not change is the same object as in the
+    previous result; the others are evolved from it (nodenet.evolved) or new."""
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
@@ -81,44 +83,48 @@ class PolicyCompiler:
         local: Collection[ObjectRef],
         enforce: bool = True,
     ) -> PolicyTables:
-        """Compile for the node whose endpoints are those of the pods `local` (names not among `pods` are left out).
+        """Compile for the node whose endpoints belong to the pods `local` (names that are not in `pods` are ignored).
 
-        `enforce` False: identities only; nothing is isolated and nothing needs allowing. Raises OverflowError when a
-        space of numbers is full; the next compilation then starts from nothing.
+        `enforce` False: only identities; no pod is isolated. Raises OverflowError if a space of numbers is full; the
+        next compilation then starts from an empty state.
         """
         known, self._known = self._known, None
-        told_apart = _told_apart(policies.values()) if known is None or policies is not known.policies else None
-        if known is None or known.enforce != enforce or told_apart not in (None, known.told_apart):
-            # Which labels count is part of every identity: nothing of what is known holds.
-            known = _Known(self._ids, told_apart or _told_apart(policies.values()), enforce)
+        # None: the policies did not change, and neither did the labels that they use.
+        distinguishing = None
+        if known is None or policies is not known.policies:
+            distinguishing = _distinguishing_labels(policies.values())
+        if known is None or known.enforce != enforce or distinguishing not in (None, known.distinguishing):
+            # The labels that count are part of every identity: compile everything again.
+            known = _Known(self._ids, distinguishing or _distinguishing_labels(policies.values()), enforce)
         known.update(pods, namespaces, policies, local)
         self._known = known
         return known.tables
 
 
 class _Known:
-    """What the last compilation knew. Changed by the next one: worthless when that fails half way."""
+    """The state of the last compilation. The next one modifies it; if that fails, it is inconsistent and is
+    discarded."""
 
-    def __init__(self, ids: Ids, told_apart: tuple[str, ...], enforce: bool) -> None:
+    def __init__(self, ids: Ids, distinguishing: tuple[str, ...], enforce: bool) -> None:
         self._ids = ids
-        self.told_apart = told_apart
+        self.distinguishing = distinguishing
         self.enforce = enforce
         self.policies: Mapping[Any, NetworkPolicy] = {}
         self.tables = PolicyTables({}, {}, {}, {}, {}, {}, {}, {})
-        self._without = HIGH_CARDINALITY_LABELS.difference(told_apart)
+        self._without = HIGH_CARDINALITY_LABELS.difference(distinguishing)
         self._pods: Mapping[ObjectRef, Pod] = {}
         self._namespaces: Mapping[str, Labels] = {}
         self._local: Collection[ObjectRef] = ()
         self._label_sets: dict[ObjectRef, LabelSet] = {}
         self._numbers: dict[LabelSet, int] = {}
-        # How many pods have a label set.
+        # The number of pods with each label set.
         self._users: Counter[LabelSet] = Counter()
         self._blocks = Blocks()
         self._regions = Regions()
         self._resolver = Resolver()
-        # By subject; subjects under the same policies share an object.
+        # By subject identity; subjects with the same policies share one object.
         self._resolved: dict[int, ResolvedPolicy] = {}
-        # The numbered rules, by policy.
+        # The rules that have a number, by policy.
         self._rules: dict[PolicyRef, tuple[RuleRef, ...]] = {}
 
     def update(
@@ -149,8 +155,8 @@ class _Known:
     def _change_pods(
         self, pods: Mapping[ObjectRef, Pod], concerned: Iterable[ObjectRef], local: set[ObjectRef], changes: _Changes
     ) -> None:
-        """Label sets and identities. New label sets get their numbers in a fixed order: two that hash alike must get
-        the same ones on every node."""
+        """Update label sets and identities. New label sets get their numbers in sorted order, so that two with the same
+        hash get the same numbers on every node."""
         new: dict[ObjectRef, LabelSet] = {}
         for ref in concerned:
             pod, old = pods.get(ref), self._label_sets.pop(ref, None)
@@ -165,19 +171,19 @@ class _Known:
                 changes.left.add(old)
         self._label_sets.update(new)
         for labels in sorted({labels for labels in new.values() if labels not in self._numbers}, key=_order):
-            number = self._ids.identities.number(IdentityKey(labels, self.told_apart))
+            number = self._ids.identities.number(IdentityKey(labels, self.distinguishing))
             self._numbers[labels] = number
             changes.groups[number] = labels
         for labels in changes.left:
             if not self._users[labels]:
                 del self._users[labels]
                 number = self._numbers.pop(labels)
-                self._ids.identities.retire(IdentityKey(labels, self.told_apart))
+                self._ids.identities.retire(IdentityKey(labels, self.distinguishing))
                 changes.gone[number] = None
         changes.identities.update({ref: self._numbers[labels] for ref, labels in new.items()})
 
     def _change_policies(self, policies: Mapping[Any, NetworkPolicy], changes: _Changes) -> bool:
-        """Returns whether the regions may be others."""
+        """Update blocks and resolver. Returns whether the regions may have changed."""
         cut = False
         if self.enforce:
             changed = {PolicyRef(*ref): policies.get(ref) for ref in changed_keys(self.policies, policies)}
@@ -207,7 +213,7 @@ class _Known:
         self._resolver.change_regions(self._regions, prefixes)
 
     def _change_subjects(self, changes: _Changes) -> None:
-        """Entries of the subjects whose policy is another now."""
+        """Update the entries of the subjects whose policies changed."""
         labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
         subjects = sorted(labels)
         resolved = dict(zip(subjects, self._resolver.resolve([labels[n] for n in subjects]), strict=True))
@@ -231,7 +237,8 @@ class _Known:
         self._resolved = resolved
 
     def _name_rules(self, changes: _Changes) -> dict[int, RuleRef | None]:
-        """The numbers of all rules of policies that select a subject."""
+        """Changes of the rule numbers: every rule of a policy that selects a subject has a number. None: the rule is no
+        longer used."""
         used = {ref for resolved in self._resolved.values() for ref in resolved.policies}
         names: dict[int, RuleRef | None] = {}
         for ref in (used ^ self._rules.keys()) | (changes.policies & used):
@@ -271,15 +278,16 @@ class _Known:
             self._forget_others()
 
     def _forget_others(self) -> None:
-        """What was restored or left behind by a failed run, and is not wanted. All that is wanted has a number."""
-        self._ids.identities.keep({IdentityKey(labels, self.told_apart) for labels in self._numbers})
+        """Retire numbers that were restored or left by a failed run and are not used. All used keys have a number
+        already."""
+        self._ids.identities.keep({IdentityKey(labels, self.distinguishing) for labels in self._numbers})
         self._ids.regions.keep({*self._regions.regions})
         self._ids.rules.keep({rule for rules in self._rules.values() for rule in rules})
 
 
 @dataclass(slots=True)
 class _Changes:
-    """What one compilation changes; None: the entry goes."""
+    """The changes of one compilation; the value None deletes the entry."""
 
     identities: dict[ObjectRef, int | None] = field(default_factory=dict)
     # Label sets that lost a pod.
@@ -290,7 +298,7 @@ class _Changes:
     cidr: dict[LpmKey, U32 | None] = field(default_factory=dict)
     regions: dict[int, IPNetwork | None] = field(default_factory=dict)
     policies: set[PolicyRef] = field(default_factory=set)
-    # Some subject has other entries, or other policies.
+    # The entries or the policies of at least one subject changed.
     has_other_policies: bool = False
 
 
@@ -307,21 +315,21 @@ def _rules_of(policy: NetworkPolicy) -> tuple[RuleRef, ...]:
 
 
 def _has_identity(pod: Pod, local: Collection[ObjectRef]) -> bool:
-    """hostNetwork pods are their node. A finished pod counts only while its endpoint is here. A pod whose labels cannot
-    all be read has none: no selector matches it, and its endpoint is isolated."""
+    """hostNetwork pods have the identity of their node. A finished pod has one only while it has an endpoint here. A
+    pod with an unreadable label has none: no selector matches it, and its endpoint is isolated."""
     return not pod.host_network and not pod.labels_unread and (not pod.finished or pod.ref in local)
 
 
 def identities(
     pods: Mapping[ObjectRef, Pod], policies: Iterable[NetworkPolicy], local: Collection[ObjectRef] = ()
 ) -> dict[ObjectRef, LabelSet]:
-    """The label set that stands for each pod that has an identity."""
-    without = HIGH_CARDINALITY_LABELS.difference(_told_apart(policies))
+    """The label set of each pod that has an identity."""
+    without = HIGH_CARDINALITY_LABELS.difference(_distinguishing_labels(policies))
     return {ref: label_set(pod, without) for ref, pod in pods.items() if _has_identity(pod, local)}
 
 
 def label_set(pod: Pod, without: Collection[str] = HIGH_CARDINALITY_LABELS) -> LabelSet:
-    """A pod as a policy sees it, without the labels that no policy can tell apart."""
+    """The parts of a pod that policies can select, without the labels in `without`."""
     labels = {key: value for key, value in pod.labels.items() if key not in without}
     return LabelSet.of(pod.ref.namespace, labels, pod.named_ports)
 
@@ -335,13 +343,13 @@ def restore(
 ) -> None:
     """Take over the numbers that pinned nn_ipcache and nn_cidr hold, before the first compile of a new process.
 
-    Numbers are hashes and come out alike by themselves, but for the few that collided: those are told apart here.
+    Numbers are hashes, so most would be the same anyway. This restores the few that differ because of a collision.
     """
     held = {key.addr: value.value for key, value in ipcache.items()}
-    by_pod, told_apart = identities(pods, policies), _told_apart(policies)
+    by_pod, distinguishing = identities(pods, policies), _distinguishing_labels(policies)
     whose = holders(pods.values())
     ids.identities.restore(
-        (IdentityKey(labels, told_apart), held[ip])
+        (IdentityKey(labels, distinguishing), held[ip])
         for ref, labels in sorted(by_pod.items(), key=lambda item: item[0])
         for ip in pods[ref].ips
         if ip in held and whose.get(ip) is pods[ref]
@@ -364,8 +372,8 @@ def _addresses(pods: Mapping[ObjectRef, Pod], identity_of: Mapping[ObjectRef, La
     ]
 
 
-def _told_apart(policies: Iterable[NetworkPolicy]) -> tuple[str, ...]:
-    """The high-cardinality labels that policies name, and that therefore count."""
+def _distinguishing_labels(policies: Iterable[NetworkPolicy]) -> tuple[str, ...]:
+    """The high-cardinality labels that policies use. They are part of identities."""
     keys: set[str] = set()
     for policy in policies:
         keys |= policy.selector.keys

@@ -1,6 +1,7 @@
-"""One Service and its EndpointSlices -> the frontends that it claims and the backends behind each.
+"""Computes the frontends that a Service claims, and their backends, from the Service and its EndpointSlices.
 
-Rules: the Service and EndpointSlice API (KEP-752, KEP-1672 for terminating endpoints) as kube-proxy reads it.
+The rules are those of the Service and EndpointSlice API (KEP-752, KEP-1672 for terminating endpoints), as kube-proxy
+applies them.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from nodenet.abi import AddressPort
 from nodenet.compile.state import ServicePortName
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service, ServicePort, SliceEndpoint
 
-# A Service with this label belongs to another proxy (KEP-2447).
+# A Service with this label is served by another proxy (KEP-2447).
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 
 _READY = 0
 _TERMINATING = 1
 
 PortKey = tuple[str, Protocol]
-# (first address, port) -> the best condition that any slice tells of it.
+# (first address, port) -> the best rank that any slice gives it.
 Candidates = dict[tuple[IPAddress, int], int]
 
 
 class Frontend(NamedTuple):
-    """One address and port that clients use. `backends` is sorted and without duplicates.
+    """An address and port of a Service. `backends` is sorted and has no duplicates.
 
-    `draining`, UDP only: endpoints that terminate but still serve, while others are ready. They get no new flows, and
-    keep those that they have.
+    `draining` (only UDP): terminating endpoints that still serve, while others are ready. They get no new flows but
+    keep their existing ones.
     """
 
     address: AddressPort
@@ -38,12 +39,13 @@ class Frontend(NamedTuple):
 
 
 def has_frontends(service: Service) -> bool:
-    """Headless and ExternalName Services have no ClusterIP; labelled ones are another proxy's."""
+    """Headless and ExternalName Services have no ClusterIP; labelled ones are served by another proxy."""
     return bool(service.cluster_ips) and PROXY_NAME_LABEL not in service.labels
 
 
 def frontends_of(service: Service, slices: Iterable[EndpointSlice]) -> dict[AddressPort, Frontend]:
-    """What one Service claims, in the order of its ports and addresses. `slices`: those that name it, in any order."""
+    """The frontends of one Service, in the order of its ports and addresses. `slices`: its EndpointSlices, in any
+    order."""
     found: dict[AddressPort, Frontend] = {}
     if not has_frontends(service):
         return found
@@ -57,12 +59,13 @@ def frontends_of(service: Service, slices: Iterable[EndpointSlice]) -> dict[Addr
 
 
 def _frontend(ref: ObjectRef, port: ServicePort, address: IPAddress, candidates: Candidates) -> Frontend:
-    """A frontend's backends are the ready ones of its family, or those that finish their work when none is ready."""
+    """The backends of a frontend are the ready endpoints of its IP family. If there are none, terminating endpoints
+    that still serve are used."""
     version = address.version
     family = [(target, rank) for target, rank in candidates.items() if target[0].version == version]
     best = min(map(itemgetter(1), family), default=_READY)
     targets = sorted(target for target, rank in family if rank == best)
-    # kube-proxy keeps UDP flows of endpoints that serve, ready or not.
+    # kube-proxy keeps UDP flows to endpoints that still serve, even if they are not ready.
     draining = sorted(target for target, rank in family if rank != best) if port.protocol == Protocol.UDP else ()
     return Frontend(
         AddressPort(address, port.port, port.protocol),
@@ -73,7 +76,8 @@ def _frontend(ref: ObjectRef, port: ServicePort, address: IPAddress, candidates:
 
 
 def _candidates(slices: Iterable[EndpointSlice], all_ready: bool) -> dict[PortKey, Candidates]:
-    """All slices of one Service merged. An endpoint that two slices show (it moves) counts with its better state."""
+    """Merge the slices of one Service. An endpoint may be in two slices while it moves between them: its better rank
+    counts."""
     ports: dict[PortKey, Candidates] = {}
     for slice_ in slices:
         for endpoint in slice_.endpoints:
@@ -90,7 +94,8 @@ def _candidates(slices: Iterable[EndpointSlice], all_ready: bool) -> dict[PortKe
 
 
 def _rank(endpoint: SliceEndpoint, all_ready: bool) -> int | None:
-    """None: must not be used. spec.publishNotReadyAddresses: "disregard any indications of ready/not-ready"."""
+    """The rank of an endpoint; None if it must not be used. spec.publishNotReadyAddresses: "disregard any indications
+    of ready/not-ready"."""
     if not endpoint.addresses:
         return None
     if endpoint.ready or all_ready:

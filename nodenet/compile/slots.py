@@ -1,8 +1,9 @@
-"""Which backend sits in which slot of a frontend, from one compilation to the next and over a restart.
+"""Assigns backends to the slots of a frontend, so that few slots change between compilations and over a restart.
 
-A frontend's slots keep what they held: the assignment of the last compilation (at a restart: the kernel's) is
-the start, a hole is filled by a new backend or else by the last slot's. So one backend that goes costs at most one slot
-write, one deletion and the master entry, whatever the number of backends; a sorted order would shift all that follow.
+Slots keep their backends: the start is the assignment of the last compilation, or after a restart the kernel's. A free
+slot gets a new backend, or else the backend of the last slot. One removed backend therefore costs at most one slot
+write, one deletion and the master entry, for any number of backends; in a sorted order all following slots would
+change.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
 
 
 def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
-    """Put `wanted` (no duplicates) into slots so that few of `previous` change: see the module's text."""
+    """Assign `wanted` (without duplicates) to slots, changing few of `previous` (see the module's docstring)."""
     if len(wanted) == len(previous) and set(wanted) == set(previous):
         return tuple(previous)
     missing = dict.fromkeys(wanted)
     slots: list[int | None] = []
     for backend in previous:
-        # A crash in the middle of a change may have left one backend in two slots: the second one is a hole.
+        # After a crash during a change one backend may be in two slots: the second slot counts as free.
         slots.append(backend if backend in missing else None)
         missing.pop(backend, None)
     waiting = iter(missing)
@@ -48,7 +49,8 @@ def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
 
 
 def _standing_for(table: Table) -> Iterator[tuple[AddressPort, int]]:
-    """What each number of nn_backend or nn_revnat stands for; sorted, so that a double one ends alike everywhere."""
+    """(address and port, number) for each entry of nn_backend or nn_revnat. Sorted, so that duplicates always have the
+    same result."""
     return ((table[key], key.value) for key in sorted(table))
 
 
@@ -59,6 +61,6 @@ def _slots_of(table: Table) -> dict[AddressPort, tuple[int, ...]]:
             continue
         address = AddressPort(*key[:3])
         entries = (table.get(FrontendKey(*address, slot)) for slot in range(1, value.backends + 1))
-        # A missing slot becomes 0, which is no backend's number: a hole.
+        # A missing slot becomes 0, which is not a valid backend_id: the slot counts as free.
         found[address] = tuple(entry.backend_id if entry else 0 for entry in entries)
     return found

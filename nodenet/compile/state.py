@@ -1,4 +1,4 @@
-"""What a compilation is told beside the Snapshot, and what comes out of it."""
+"""The input of a compilation beside the Snapshot, and its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Table = Mapping[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """This node: its name in the API and every address of its own (InternalIPs, bridge gateways: all are HOST)."""
+    """This node: its name in the API and all its addresses (InternalIPs and bridge gateways), which have identity
+    HOST."""
 
     name: str
     addresses: frozenset[IPAddress] = frozenset()
@@ -24,7 +25,7 @@ class LocalNode:
 
 
 class ServicePortName(NamedTuple):
-    """What a service_id stands for, to a person. `name` is the port's name in spec.ports, often empty."""
+    """The meaning of a service_id. `name` is the port's name in spec.ports, often empty."""
 
     ref: ObjectRef
     name: str
@@ -34,9 +35,9 @@ class ServicePortName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """Name of each map that the compiler fills (nodenet.tables) -> every entry that it must hold.
+    """For each map that the compiler fills (nodenet.tables), by name: all entries that it must hold.
 
-    The order of entries follows from the Snapshots compiled so far and from nothing else.
+    The order of entries depends only on the Snapshots compiled so far.
     """
 
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -44,14 +45,16 @@ class DesiredState:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the numbers in events mean. `isolated_by`: subject identity -> direction -> the policies that isolate it."""
+    """The meaning of the numbers in events. `isolated_by`: subject identity -> direction -> the policies that isolate
+    it."""
 
     services: Mapping[int, ServicePortName] = field(default_factory=dict)
     rules: Mapping[int, RuleRef] = field(default_factory=dict)
     identities: Mapping[int, LabelSet] = field(default_factory=dict)
     regions: Mapping[int, IPNetwork] = field(default_factory=dict)
     isolated_by: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]] = field(default_factory=dict)
-    # Endpoints whose pod the API does not show (yet, or any more): isolated in both directions until it does.
+    # Endpoints without an identity, because their pod is not in the API or has unreadable labels. They are isolated in
+    # both directions.
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
-    # Sentences about input that could not be followed to the letter, each naming its object.
+    # Sentences about input that could not be applied completely, each naming its object.
     warnings: tuple[str, ...] = ()

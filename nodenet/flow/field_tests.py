@@ -1,6 +1,6 @@
-"""The test of each field of a FlowFilter, made from the field's values, with the most comparisons that it needs. Pure.
+"""Builds the test of each field of a FlowFilter from its values, with an upper bound of comparisons. Pure.
 
-Where values can be looked up, the effort of a test does not grow with their number.
+Values are put into sets and dicts where possible, so that the cost of a test does not grow with their number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_NAMESPACE = "default"
 
 @dataclass(frozen=True, slots=True)
 class FieldTest:
-    """Whether a flow has one of the wanted values. `steps`: comparisons for one flow, at most."""
+    """Tests whether a flow has one of the wanted values. `steps`: the largest number of comparisons for one flow."""
 
     test: Test
     steps: int = 1
@@ -49,7 +49,7 @@ def _one_of(get: Callable[[Flow], object]) -> Builder:
 
 
 def _ip(get: Callable[[Flow], IPAddress | None]) -> Builder:
-    """Networks are looked up once for each prefix length that occurs."""
+    """Networks are grouped by prefix length: one look-up per length."""
 
     def build(values: Sequence[str], _origin: Origin) -> FieldTest:
         hosts = frozenset(_parsed(ip_address, value) for value in values if "/" not in value)
@@ -77,7 +77,7 @@ def _network(value: str) -> Any:
 
 
 def _parsed(parse: Callable[[str], Any], value: str) -> Any:
-    """The value read, or a ValueError whose message is short."""
+    """Parse a value. Raises ValueError with a short message."""
     try:
         return parse(value)
     except ValueError as error:
@@ -85,7 +85,8 @@ def _parsed(parse: Callable[[str], Any], value: str) -> Any:
 
 
 def _named(get: Callable[[Flow], tuple[str, str]]) -> Builder:
-    """ "namespace/prefix"; no slash: namespace default; "namespace/": all of it; "/prefix": in every namespace."""
+    """ "namespace/prefix". Without a slash the namespace is default; "namespace/" matches everything in it; "/prefix"
+    matches in every namespace."""
 
     def build(values: Iterable[str], _origin: Origin) -> FieldTest:
         grouped: dict[str, set[str]] = defaultdict(set)
@@ -116,7 +117,7 @@ def _namespaced(value: str) -> tuple[str, str]:
 
 
 def _selectors(values: Iterable[str]) -> tuple[list[selector.Selector], int]:
-    """Each selector once, and the requirements of all."""
+    """The different selectors, and the total number of their requirements."""
     found = [selector.parse(value) for value in dict.fromkeys(values)]
     return found, sum(len(one.requirements) for one in found)
 
@@ -142,7 +143,7 @@ def _workload(get: Callable[[Flow], Party]) -> Builder:
 
 
 def _forms(kind: str, name: str) -> tuple[tuple[str, str], ...]:
-    """The workloads of a filter that mean this one: an empty half means any."""
+    """All filter values that match this workload. An empty kind or name matches any."""
     return (kind, name), (kind, ""), ("", name), ("", "")
 
 
@@ -185,7 +186,7 @@ def _protocol(values: Iterable[str], _origin: Origin) -> FieldTest:
 
 
 def _reply(values: Iterable[bool], _origin: Origin) -> FieldTest:
-    """Like Hubble: a drop whose side is not known counts as not a reply; other such flows match neither."""
+    """As in Hubble: if `is_reply` is unknown, a drop counts as not a reply, and other flows never match."""
     wanted = frozenset(values)
 
     def test(flow: Flow) -> bool:
@@ -197,7 +198,8 @@ def _reply(values: Iterable[bool], _origin: Origin) -> FieldTest:
 
 
 def _tcp_flags(values: Iterable[int], _origin: Origin) -> FieldTest:
-    """All flags of one value must be set; others may be. There are 256 values at most: flags are bits of one byte."""
+    """All flags of one value must be set; other flags do not matter. Flags are the bits of one byte, so there are at
+    most 256 values."""
     wanted = frozenset(values)
 
     def test(flow: Flow) -> bool:
@@ -208,7 +210,7 @@ def _tcp_flags(values: Iterable[int], _origin: Origin) -> FieldTest:
 
 
 def _event_type(values: Iterable[EventTypeMatch], _origin: Origin) -> FieldTest:
-    """Type 0 is any type, and so is a sub-type that is not to be matched (here None)."""
+    """Type 0 matches any type. None stands for a sub-type that is not compared."""
     wanted = frozenset((value.type, value.sub_type if value.match_sub_type else None) for value in values)
 
     def test(flow: Flow) -> bool:
@@ -219,9 +221,9 @@ def _event_type(values: Iterable[EventTypeMatch], _origin: Origin) -> FieldTest:
 
 
 def _node_name(values: Iterable[str], origin: Origin) -> FieldTest:
-    """ "node" or "cluster/node", each with `*`; an empty half matches everything."""
+    """ "node" or "cluster/node"; both may contain `*`, and an empty one matches everything."""
     own = origin.node_name.rpartition("/")[2]
-    # Read every value, also behind one that matches: each mistake is an error.
+    # Parse every value, also after one that matches, so that each invalid value is an error.
     answers = [_on_node(value, own, origin.cluster_name) for value in values]
     return _always(any(answers))
 
@@ -241,13 +243,13 @@ def _node_labels(values: Iterable[str], origin: Origin) -> FieldTest:
 
 
 def _ip_version(values: Iterable[int], _origin: Origin) -> FieldTest:
-    """Hubble numbers them 1 (IPv4), 2 (IPv6), 0 (not IP)."""
+    """Hubble's numbers: 1 (IPv4), 2 (IPv6), 0 (not IP)."""
     wanted = frozenset({1: 4, 2: 6}.get(value) for value in values)
     return FieldTest(lambda flow: flow.ip_version in wanted)
 
 
 def _interface(values: Iterable[InterfaceMatch], _origin: Origin) -> FieldTest:
-    """By number: a flow does not carry the name."""
+    """Only by index: flows do not have an interface name, so a value with a name never matches."""
     wanted = frozenset(value.ifindex for value in values if value.ifindex and not value.name)
     return FieldTest(lambda flow: flow.ifindex in wanted)
 
@@ -273,7 +275,7 @@ def _service_name(service: ServiceName | None) -> tuple[str, str]:
     return service if service is not None else ("", "")
 
 
-# Layer 7 names are known and match nothing here.
+# Layer 7 protocols are valid but match no flow.
 _PROTOCOLS: dict[str, tuple[int, ...]] = {
     "tcp": (Protocol.TCP,),
     "udp": (Protocol.UDP,),

@@ -1,7 +1,7 @@
-"""Hubble's FlowFilter: which flows a reader wants. `matcher` makes one test per flow of it. Pure.
+"""Hubble's FlowFilter, which selects the flows that a reader wants. `matcher` compiles it into a test. Pure.
 
-Inside one filter every field that is set must match, and the values of a field are alternatives; filters of a list are
-alternatives. Fields about things that this datapath does not record (HTTP, DNS, trace ids, SNAT) match no flow.
+In one filter all fields that are set must match; the values of a field are alternatives, and so are the filters of a
+list. Fields that this datapath does not record (HTTP, DNS, trace ids, SNAT) match no flow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nodenet.flow.types import Workload
 
 
 class FilterError(ValueError):
-    """A filter that cannot be followed: `field` and what is wrong with its value."""
+    """An invalid filter. `field` is the name of the invalid field."""
 
     def __init__(self, field_name: str, message: str) -> None:
         super().__init__(f"{field_name}: {message}")
@@ -21,7 +21,7 @@ class FilterError(ValueError):
 
 
 class EventTypeMatch(NamedTuple):
-    """An event type, and a sub-type when `match_sub_type`; type 0 is any."""
+    """An event type. The sub-type counts only if `match_sub_type`. Type 0 matches any type."""
 
     type: int
     match_sub_type: bool = False
@@ -29,7 +29,7 @@ class EventTypeMatch(NamedTuple):
 
 
 class InterfaceMatch(NamedTuple):
-    """A network interface by number, name, or both."""
+    """A network interface by index, name, or both."""
 
     ifindex: int = 0
     name: str = ""
@@ -37,7 +37,8 @@ class InterfaceMatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FlowFilter:
-    """The fields of flow.FlowFilter under the same names; empty ones do not count. TCP flags are bits of the header."""
+    """The fields of flow.FlowFilter under the same names; empty fields are ignored. TCP flags are the bits of the
+    header."""
 
     uuid: tuple[str, ...] = ()
     source_ip: tuple[str, ...] = ()
@@ -83,15 +84,15 @@ class FlowFilter:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What all flows of one agent share: its node, its cluster, and how it makes their uuids."""
+    """The node and cluster of all flows of one agent, and the prefix of their UUIDs."""
 
     node_name: str = ""
     cluster_name: str = "default"
     node_labels: tuple[str, ...] = ()
-    # The first 20 digits of every uuid; the flow's number makes the rest.
+    # The first 20 hexadecimal digits of every UUID; the flow's number supplies the others.
     uuid_prefix: str = "0" * 20
 
     def uuid(self, number: int) -> str:
-        """A flow's uuid: unique for as long as the prefix is."""
+        """A flow's UUID. It is unique if the prefix is."""
         digits = self.uuid_prefix + f"{number & 0xFFFFFFFFFFFF:012x}"
         return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

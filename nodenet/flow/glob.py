@@ -1,5 +1,5 @@
-"""Names with `*` for any run of characters. No regular expression: the effort is linear in the pattern and the name.
-Pure."""
+"""Matches names against patterns with `*` (any characters). It uses no regular expressions, so that a hostile pattern
+cannot cause backtracking. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def check(pattern: str) -> None:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether the whole name matches. Each part between stars is searched once, behind the part before it: the first
-    place where it fits leaves the most room for the rest, so there is nothing to go back to."""
+    """Whether the whole name matches. Each part between stars is searched only once, after the previous part: the first
+    match leaves the most room for the rest, so no backtracking is needed."""
     first, *rest = pattern.split("*")
     if not rest:
         return name == pattern

@@ -1,6 +1,6 @@
-"""The datapath's events as flows: names from one NameTable, looked up at the time of the event. Pure.
+"""Converts the datapath's events into flows, with names from one NameTable. Pure.
 
-The only place that knows both `abi.Event` and `Flow`. A few microseconds for each event.
+This is the only module that uses both `abi.Event` and `Flow`. It runs for every event, so speed counts.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ _REASONS = {
     int(CtStatus.REPLY): TraceReason.REPLY,
     int(CtStatus.RELATED): TraceReason.RELATED,
 }
-# With no interface: from a socket call, not from a packet.
+# Event types of socket programs: without an interface index the event comes from a socket call, not from a packet.
 _OF_SOCKETS = frozenset({int(abi.EventType.SOCK), int(abi.EventType.DROP)})
 _DIRECTIONS = {int(direction): direction for direction in Direction}
 _WITH_PORTS = frozenset({int(Protocol.TCP), int(Protocol.UDP), int(Protocol.SCTP)})
 _ICMP = frozenset({int(Protocol.ICMP), int(Protocol.ICMPV6)})
 _TCP = int(Protocol.TCP)
-# The parser can end with these before or within the transport header, which the event then shows as zeros.
+# With these drop reasons the parser may have stopped before the end of the transport header; the event's fields are
+# then 0.
 _UNPARSED = frozenset(
     {
         DropReason.INVALID_PACKET_DROPPED,
@@ -60,7 +61,7 @@ _UNPARSED = frozenset(
         DropReason.FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND,
     }
 )
-# As events tell them. Constants of the module, because each access to a member of an enum costs 70 ns (Python 3.11).
+# The values as in events. They are module constants, because each access to an enum member costs 70 ns (Python 3.11).
 _POLICY_DENIED = -int(DropReason.POLICY_DENIED)
 _IS_A_CLUSTERIP = -int(DropReason.IS_A_CLUSTERIP)
 _DROP, _TRACE, _POLICY_VERDICT = EventType.DROP, EventType.TRACE, EventType.POLICY_VERDICT
@@ -74,11 +75,11 @@ _ALLOWED_BY_DEFAULT: _Policies = ((), (), PolicyMatch.ALL)
 
 
 class DecodeError(ValueError):
-    """A record that is not an event of this ABI: the agent counts it as lost."""
+    """A record that is not an event of this ABI. The agent counts it as lost."""
 
 
 def decode(record: bytes) -> Event:
-    """One ring-buffer record (struct nn_event). Raises DecodeError when it is too short or of an unknown type."""
+    """Decode one ring-buffer record (struct nn_event). Raises DecodeError if it is too short or its type is unknown."""
     try:
         event = Event.unpack(record)
     except struct.error as error:
@@ -89,9 +90,10 @@ def decode(record: bytes) -> Event:
 
 
 def to_flow(event: Event, names: NameTable, clock_offset: int, number: int) -> Flow:
-    """One event with names. `clock_offset` is ns from CLOCK_MONOTONIC to the epoch; `number` counts flows.
+    """Convert one event into a flow. `clock_offset` is ns from CLOCK_MONOTONIC to the epoch; `number` is the flow's
+    number.
 
-    Raises KeyError for a type that `decode` refuses.
+    Raises KeyError for an event type that `decode` would refuse.
     """
     if not event.ifindex and event.type in _OF_SOCKETS:
         return _socket_flow(event, names, clock_offset, number)
@@ -99,7 +101,8 @@ def to_flow(event: Event, names: NameTable, clock_offset: int, number: int) -> F
 
 
 def _packet_flow(event: Event, names: NameTable, clock_offset: int, number: int) -> Flow:
-    """What a program saw of a frame. The arguments stand in Flow's order: by name they cost three times as much."""
+    """The flow of a packet event. Arguments are positional, in Flow's order: keyword arguments cost three times as
+    much."""
     event_type, direction = _TYPES[event.type], _DIRECTIONS.get(event.direction)
     if event.is_reply and direction is not None:
         direction = _INGRESS if direction is _EGRESS else _EGRESS
@@ -121,7 +124,8 @@ def _packet_flow(event: Event, names: NameTable, clock_offset: int, number: int)
         destination,
         *_layers(event),
         direction,
-        # A drop comes before the side is known, unless it is known to be a reply: Hubble's clients print `<>` then.
+        # A drop may happen before it is known whether the packet is a reply: then None, and Hubble's clients print
+        # `<>`.
         True if event.is_reply else None if drop_reason else False,
         drop_reason,
         *_services(event, source, destination, names),
@@ -139,8 +143,8 @@ def _packet_flow(event: Event, names: NameTable, clock_offset: int, number: int)
 
 
 def _socket_flow(event: Event, names: NameTable, clock_offset: int, number: int) -> Flow:
-    """What a program did to a socket's call. There is no packet yet: no frame, no TCP flags, no side of a connection.
-    The cookie is the network namespace's."""
+    """The flow of a socket event. There is no packet yet, so there are no MAC addresses, TCP flags or reply flag. The
+    event's cookie is that of the network namespace."""
     drop_reason = abs(event.reason) or None
     source, source_ip = _caller(event, names)
     destination = _party(event.daddr, event.dst_identity, event.time, names)
@@ -166,7 +170,8 @@ def _socket_flow(event: Event, names: NameTable, clock_offset: int, number: int)
 
 
 def _layers(event: Event) -> _Layers:
-    """From `source_ip` to `icmp`: what of the packet's headers was there, and was read."""
+    """The fields of a Flow from `source_ip` to `icmp`. None for headers that the packet lacks or that were not
+    parsed."""
     if not event.ip_version:
         return _NOT_IP
     protocol = event.protocol
@@ -181,31 +186,33 @@ def _layers(event: Event) -> _Layers:
 
 
 def _transport_was_read(event: Event) -> bool:
-    """False for a drop at which the parser ended before the transport header: zeros are not what the packet said."""
+    """False if the parser stopped before the transport header: the zeros in the event are then not values of the
+    packet."""
     if -event.reason not in _UNPARSED:
         return True
     return bool(event.sport or event.dport or event.tcp_flags or event.icmp_type)
 
 
 def _policies(event: Event, subject: Party, direction: Direction | None, names: NameTable) -> _Policies:
-    """`allowed_by`, `denied_by` and `policy_match`. `subject`: the endpoint whose rules were asked."""
+    """`allowed_by`, `denied_by` and `policy_match` of a flow. `subject`: the endpoint whose policy was evaluated."""
     if event.reason:
         if event.reason != _POLICY_DENIED or direction is None:
             return _NO_POLICY
         return (), names.isolated_by.get((subject.identity, direction), ()), None
     verdict = event.type == _POLICY_VERDICT
     if not event.rule_id:
-        # Not isolated: everything is allowed.
+        # No rule: the endpoint is not isolated, so everything is allowed.
         return _ALLOWED_BY_DEFAULT if verdict else _NO_POLICY
     rule = names.rules.get(event.rule_id)
     if rule is None:
-        # The policy is gone, or was compiled a moment ago.
+        # The policy was deleted, or the names are older than the map entry.
         return _NO_POLICY
     return (rule,), (), rule.match if verdict else None
 
 
 def _party(address: IPAddress, identity: int, time: int, names: NameTable) -> Party:
-    """Who had this address at that time. The identity is the event's: it is what the datapath judged by."""
+    """The owner of an address at the time of the event. The event's identity has precedence, because the datapath
+    decided with it."""
     known = names.addresses.get(address)
     past = names.past.get(address) if names.past else None
     if past is not None and past.fits(known, identity, time):
@@ -218,11 +225,11 @@ def _party(address: IPAddress, identity: int, time: int, names: NameTable) -> Pa
 
 
 def _caller(event: Event, names: NameTable) -> tuple[Party, IPAddress | None]:
-    """The pod whose socket it was, and the address that it will use."""
+    """The pod of a socket, and the source address that the socket will use."""
     bound = None if event.saddr.is_unspecified else event.saddr
     pod = names.netns_cookies.get(event.cookie) or names.endpoints.get(event.endpoint_id)
     if pod is None:
-        # The endpoint is gone; a socket that was bound says its address.
+        # The endpoint was deleted: only the address of a bound socket is known.
         return _UNKNOWN if bound is None else _party(bound, 0, event.time, names), bound
     return pod, bound or next((ip for ip in pod.ips if ip.version == event.ip_version), None)
 
@@ -230,12 +237,13 @@ def _caller(event: Event, names: NameTable) -> tuple[Party, IPAddress | None]:
 def _services(
     event: Event, source: Party, destination: Party, names: NameTable
 ) -> tuple[ServiceName | None, ServiceName | None]:
-    """(source, destination). The Service that the client called, or whose address is in the packet itself."""
+    """(source, destination): the Service that the client connected to, or the Service whose address is in the
+    packet."""
     of_source = of_destination = None
     if event.service_id:
         service = names.services.get(event.service_id)
         of_source, of_destination = (service, None) if event.is_reply else (None, service)
-    # A pod's address is not a Service's: most events are done without these lookups, which hash an address each.
+    # A pod's address is never a Service's. Skip these look-ups for pods: each hashes an address, which is expensive.
     if of_destination is None and not destination.pod:
         of_destination = names.frontends.get((event.daddr, event.dport, event.protocol))
         if of_destination is None and event.reason == _IS_A_CLUSTERIP:

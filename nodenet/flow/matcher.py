@@ -1,4 +1,4 @@
-"""The filters of one request as one test per flow, with a bound on what the test costs. Pure."""
+"""Compiles the filters of one request into one test with bounded cost. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from nodenet.flow.types import Flow
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """Both lists of a request. Called with a flow, it says whether the flow is wanted; `steps` bounds the effort."""
+    """The test of a request. Call it with a flow: it returns whether the flow is wanted. `steps`: the largest number of
+    comparisons."""
 
     wanted: tuple[tuple[FieldTest, ...], ...]
     unwanted: tuple[tuple[FieldTest, ...], ...]
@@ -31,7 +32,8 @@ def _holds(tests: tuple[FieldTest, ...], flow: Flow) -> bool:
 
 
 def compile_filters(whitelist: Sequence[FlowFilter], blacklist: Sequence[FlowFilter], origin: Origin) -> Matcher | None:
-    """None: everything is wanted. Raises FilterError naming the field, also for what is over a limit."""
+    """Compile both lists. Returns None if there is no filter. Raises FilterError naming the field if a value is invalid
+    or a limit is exceeded."""
     steps = 0
     lists: list[tuple[tuple[FieldTest, ...], ...]] = []
     for name, filters in (("whitelist", whitelist), ("blacklist", blacklist)):
@@ -42,13 +44,13 @@ def compile_filters(whitelist: Sequence[FlowFilter], blacklist: Sequence[FlowFil
 
 
 def require_filters(name: str, count: int) -> None:
-    """Raises FilterError when one list has too many filters."""
+    """Raises FilterError if a list has too many filters."""
     if count > limits.MAX_FILTERS:
         raise FilterError(name, f"{count} filters, at most {limits.MAX_FILTERS}")
 
 
 def require_values(field_name: str, count: int) -> None:
-    """`count`: values in all filters of a list, up to this field. Raises FilterError when they are too many."""
+    """`count`: values in all filters of a list, including this field. Raises FilterError if there are too many."""
     if count > limits.MAX_VALUES:
         raise FilterError(
             field_name, f"{count} values in this field and those before it, at most {limits.MAX_VALUES} in one list"
@@ -58,7 +60,7 @@ def require_values(field_name: str, count: int) -> None:
 def _compile_list(
     filters: Sequence[FlowFilter], origin: Origin, steps: int
 ) -> tuple[tuple[tuple[FieldTest, ...], ...], int]:
-    """The tests of each filter, and `steps` with theirs added."""
+    """The tests of each filter, and `steps` plus the comparisons of these tests."""
     compiled, count = [], 0
     for one in filters:
         tests: list[FieldTest] = []

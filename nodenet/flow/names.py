@@ -1,4 +1,5 @@
-"""The Snapshot and the compiler's Names, turned into what flows are named by. Pure; once per change, not per event."""
+"""Builds the NameTable of flows from the Snapshot and the compiler's Names. Pure. Runs once per change, not per
+event."""
 
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ from nodenet.flow.types import (
 from nodenet.model import Endpoint, Identity, IPAddress, ObjectRef, Pod
 from nodenet.store import Snapshot
 
-# Cilium's label for a pod's namespace, which hubble users filter by.
+# Cilium's label for a pod's namespace. Hubble users filter by it.
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
 
 
 class NameTableBuilder:
-    """Makes NameTables, each from the one before: a change costs little more than what changed."""
+    """Builds each NameTable from the previous one. The cost is mostly proportional to the change."""
 
     def __init__(self) -> None:
         self._snapshot = Snapshot()
@@ -39,11 +40,11 @@ class NameTableBuilder:
         self._ipcache: Mapping[LpmKey, U32] = {}
         self._claims: Claims[Pod] = Claims()
         self._parties: dict[ObjectRef, tuple[Pod, int, Party]] = {}
-        # Of this node's endpoints: the name that each had last, and by address.
+        # The last name of each of this node's endpoints, by endpoint and by address.
         self._local: dict[AttachmentKey, Party] = {}
         self._local_addresses: Mapping[IPAddress, Party] = {}
         self._nodes: Mapping[IPAddress, Party] = {}
-        # Addresses of pods alone, and those of nodes over them.
+        # Names by address: only pods, and pods together with nodes (which win).
         self._pods: Mapping[IPAddress, Party] = Evolved({})
         self._addresses: Mapping[IPAddress, Party] = Evolved({})
         self._identities: Mapping[int, Party] = Evolved({})
@@ -61,8 +62,8 @@ class NameTableBuilder:
         *,
         now: int,
     ) -> NameTable:
-        """The table for one Snapshot. `ipcache` is the compiled table, so that a socket event's ends have their numbers
-        too. `now`: nanoseconds of CLOCK_MONOTONIC."""
+        """The table for one Snapshot. `ipcache` is the compiled table; the identities of named pods are read from it.
+        `now`: nanoseconds of CLOCK_MONOTONIC."""
         self._place(snapshot, node, ipcache or {})
         self._name_policies(snapshot, names)
         self._services.update(snapshot.services, names.services)
@@ -83,8 +84,8 @@ class NameTableBuilder:
         )
 
     def _place(self, snapshot: Snapshot, node: LocalNode, ipcache: Mapping[LpmKey, U32]) -> None:
-        """Who has which address. As in the ipcache: an endpoint of this node over a node's address over a pod's
-        status, of which `holders` chooses."""
+        """Update the owner of each address. The order is that of the ipcache: an endpoint of this node wins over a
+        node's address, and that over a pod's status (among several pods, netpolicy.holders decides)."""
         before = self._snapshot
         touched: set[IPAddress] = set()
         for ref in changed_keys(before.pods, snapshot.pods):
@@ -118,8 +119,8 @@ class NameTableBuilder:
         return found.value if found is not None else 0
 
     def _place_endpoints(self, snapshot: Snapshot) -> set[IPAddress]:
-        """This node's pods keep their names although the API shows them no longer or as finished. Returns the addresses
-        whose name is another now."""
+        """Update the names of this node's endpoints. They keep their names when the pod is deleted or finished in the
+        API. Returns the addresses whose name changed."""
         local: dict[AttachmentKey, Party] = {}
         found: dict[IPAddress, Party] = {}
         for key, endpoint in sorted(snapshot.endpoints.items(), key=lambda item: precedence(item[1], snapshot.pods)):
@@ -177,7 +178,7 @@ class NameTableBuilder:
 
 
 def _bare_party(endpoint: Endpoint) -> Party:
-    """A pod that the API has not shown yet, or no longer: its record has its name."""
+    """The name of a pod that is not in the API (not yet, or no longer), from the endpoint's record."""
     namespace, name = endpoint.pod
     return Party(0, namespace, name, _labels(namespace, ()), (), endpoint.endpoint_id, endpoint.ips)
 

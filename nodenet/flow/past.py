@@ -1,7 +1,7 @@
-"""Names of pods that are gone, for their last flows: a pod's last packets come after the API has forgotten it.
+"""Keeps the names of deleted pods for a while: their last packets arrive after the API has deleted them.
 
-Kept by address, for a while, and compared with the time of each event: a pod that gets the address has it for flows
-from then on, and for flows that the datapath judged by its identity. Pure: times are the callers'.
+Names are kept by address and compared with the time of each event. A pod that later gets the address is used for later
+flows, and for flows that the datapath decided with its identity. Pure: the caller passes all times.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from nodenet.evolved import changed_keys
 from nodenet.flow.types import Party, Past
 from nodenet.model import IPAddress
 
-# A connection that is cut off is retried for about this long; host-local gives an address again only after all others.
+# A broken connection is retried for about this long. host-local reuses an address only after all others.
 LINGER_NS = 60 * 10**9
-# So many names at most; the oldest go first.
+# The largest number of names; the oldest are evicted first.
 MOST = 8192
 
 
 class PastNames:
-    """Whose the addresses were. `now` and all times are nanoseconds of CLOCK_MONOTONIC, as in events."""
+    """The previous owners of addresses. All times are nanoseconds of CLOCK_MONOTONIC, as in events."""
 
     def __init__(self) -> None:
         self._pods: Mapping[IPAddress, Party] = {}
@@ -27,7 +27,7 @@ class PastNames:
         self._past: dict[IPAddress, Past] = {}
 
     def update(self, pods: Mapping[IPAddress, Party], now: int) -> dict[IPAddress, Past]:
-        """`pods` is who has which address from now on. Returns the names to use besides."""
+        """`pods`: the current owners. Returns the previous owners whose names are still used."""
         for address in changed_keys(self._pods, pods):
             before, after = self._pods.get(address), pods.get(address)
             if before is not None and (after is None or not _same(after, before)):

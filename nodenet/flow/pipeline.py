@@ -1,4 +1,4 @@
-"""Ring-buffer records in, flows in the ring out: what the agent calls for every event. Pure but for its own state."""
+"""Decodes ring-buffer records and puts flows into the ring. The agent calls it for every event. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nodenet.flow import kernel
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow, Lost, LostSource, NameTable
 
-# Records kept for `nodenet monitor --last`, at most: 145 bytes each.
+# The largest number of records kept for `nodenet monitor --last`; each takes 145 bytes.
 MAX_RECORDS = 4095
 _UNNAMED = NameTable()
 
@@ -18,21 +18,23 @@ def _no_names() -> NameTable:
 
 
 class Pipeline:
-    """`names` gives the newest table, once for each event; `clock_offset` is ns from CLOCK_MONOTONIC to the epoch, and
-    is set again when the time of day was. `records` holds the newest records as they came."""
+    """`names` returns the newest table; it is called for each event. `clock_offset` is ns from CLOCK_MONOTONIC to the
+    epoch; the agent sets it again after the wall clock was set. `records` holds the newest records in their original
+    form."""
 
     def __init__(self, ring: Ring[Flow], clock_offset: int, names: Callable[[], NameTable] = _no_names) -> None:
         self.ring = ring
         self.records: Ring[bytes] = Ring(min(ring.capacity, MAX_RECORDS))
         self.clock_offset = clock_offset
         self._names = names
-        # Records that were not of this ABI, and what was wrong with the last one.
+        # The number of records that could not be decoded, and the error of the last one.
         self.undecoded = 0
         self.last_error = ""
         self._number = 0
 
     def receive(self, record: bytes) -> None:
-        """Take one record. Never raises: it is called from C. What cannot be decoded is counted and shown as lost."""
+        """Process one record. Never raises, because it is called from C. Undecodable records are counted and reported
+        as lost."""
         try:
             event = kernel.decode(record)
         except kernel.DecodeError as error:
@@ -45,7 +47,8 @@ class Pipeline:
         self.ring.append(kernel.to_flow(event, self._names(), self.clock_offset, self._number))
 
     def lost_in_kernel(self, flows: int, now: int) -> None:
-        """Tell readers that the kernel's ring buffer had no room for so many. `now` is ns since the epoch."""
+        """Report to readers that the kernel's ring buffer had no room for `flows` events. `now` is ns since the
+        epoch."""
         if flows > 0:
             self._lost(Lost(LostSource.KERNEL, flows, 0, now))
 

@@ -1,4 +1,5 @@
-"""The newest flows, bounded. Writing never waits: a reader that is too slow finds a Lost where its flows were. Pure."""
+"""A bounded ring of the newest flows. Writing never blocks: a slow reader gets a Lost in place of overwritten flows.
+Pure."""
 
 from __future__ import annotations
 
@@ -9,30 +10,31 @@ from typing import Generic, NamedTuple, TypeVar
 from nodenet.flow.limits import STEPS_PER_READ
 from nodenet.flow.types import Flow, Lost, LostSource
 
-# What a ring keeps: flows, or the records that a producer made them of.
+# The items of a ring: flows, or the records that a producer made them from.
 T = TypeVar("T", Flow, bytes)
-# Items that one `read` looks at, at most, and fewer where a filter is expensive: between reads others have their turn.
+# The largest number of items that one `read` examines. Fewer if the filter is expensive, because other tasks run only
+# between reads.
 READ_SIZE = 512
 
 
 class Ring(Generic[T]):
-    """Keeps the last `capacity` items, with a Lost where some are missing. Places are counted from 0 and never reused,
-    so a reader is one number."""
+    """Keeps the last `capacity` items, with a Lost where some are missing. Places count from 0 and are never reused, so
+    a reader's position is one number."""
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"capacity: expected 1 or more, got {capacity}")
         self.capacity = capacity
-        # Items ever added, and flows known to be lost before they came here (kernel, decoding).
+        # Total items added, and total flows lost before they reached the ring (in the kernel or in decoding).
         self.seen = 0
         self.lost = 0
-        # Flows that readers missed because they were slower than the ring turns.
+        # Flows that readers missed because the ring overwrote them first.
         self.lost_by_readers = 0
         self._items: list[T | Lost | None] = [None] * capacity
         self._end = 0
 
     def append(self, item: T | Lost) -> None:
-        """Add one item; the oldest one goes when the ring is full."""
+        """Add one item. It replaces the oldest one if the ring is full."""
         self._items[self._end % self.capacity] = item
         self._end += 1
         if isinstance(item, Lost):
@@ -45,12 +47,12 @@ class Ring(Generic[T]):
 
     @property
     def end(self) -> int:
-        """The place that the next item will get."""
+        """The place of the next item to be added."""
         return self._end
 
     @property
     def start(self) -> int:
-        """The place of the oldest item that is still here."""
+        """The place of the oldest item in the ring."""
         return max(0, self._end - self.capacity)
 
     def at(self, place: int) -> T | Lost:
@@ -61,18 +63,18 @@ class Ring(Generic[T]):
         return item
 
     def newest_first(self) -> Iterator[tuple[int, T | Lost]]:
-        """Every item with its place. Only for use without an append in between."""
+        """Every item with its place. Do not append while iterating."""
         for place in range(self._end - 1, self.start - 1, -1):
             yield place, self.at(place)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a reader asks for. Times are ns since the epoch, both ends included; `number` 0: no bound.
+    """A reader's request. Times are ns since the epoch, both inclusive. `number` 0: no limit.
 
-    Without `first` a number means the newest that match. With `follow` and neither number nor `since`, only what
-    comes from now on. `steps`: comparisons that `matches` needs for one flow, at most. Of records only `number`,
-    `first` and `follow` count: the others look into flows.
+    Without `first`, `number` means the newest matching items. With `follow` but neither `number` nor `since`, only
+    future items are returned. `steps`: the largest number of comparisons of `matches` for one flow. For records only
+    `number`, `first` and `follow` count: the other fields test flows.
     """
 
     number: int = 0
@@ -95,14 +97,15 @@ class Query:
 
 
 class Batch(NamedTuple, Generic[T]):
-    """What one `read` found. `done`: the query is answered and nothing more will come."""
+    """The result of one `read`. `done`: the query is complete."""
 
     items: list[T | Lost]
     done: bool
 
 
 class Reader(Generic[T]):
-    """One query's way through the ring: back to the first item that is wanted where a number is given, then forward."""
+    """Runs one query on the ring. If it wants the newest N items, the reader first searches backwards for the oldest of
+    these. Then it reads forward."""
 
     def __init__(self, ring: Ring[T], query: Query) -> None:
         self._ring: Ring[T] = ring
@@ -111,19 +114,18 @@ class Reader(Generic[T]):
         self._left = query.number if query.first and query.number else None
         self._stop = None if query.follow else ring.end
         only_new = query.follow and not query.number and query.since is None
-        # Matching flows that are still to be found on the way back, from the place where it goes on.
+        # Backward search: the number of matching items still to find, and the place where the search continues.
         self._wanted = 0 if only_new or query.first else query.number
         self._back = ring.end
         self._place = ring.end if only_new or self._wanted else ring.start
 
     @property
     def waiting(self) -> bool:
-        """Everything that is here has been read."""
+        """Whether everything in the ring has been read."""
         return not self._wanted and self._place >= self._ring.end
 
     def read(self) -> Batch[T]:
-        """The next matching items; none when there are none yet. Looks at READ_SIZE items at most, on the way back and
-        forward each."""
+        """The next matching items, possibly none. Examines at most READ_SIZE items backwards and as many forwards."""
         if self._wanted:
             self._search_back()
             if self._wanted:
@@ -144,7 +146,7 @@ class Reader(Generic[T]):
         return Batch(found, self._left == 0 or (self._stop is not None and self._place >= self._stop))
 
     def _search_back(self) -> None:
-        """One read's share of the way back to the oldest item that is wanted. The ring may turn in the meantime."""
+        """Continue the backward search, for one read. The ring may overwrite items between two reads."""
         oldest = self._ring.start
         stop = max(oldest, self._back - self._size)
         while self._back > stop and self._wanted:
@@ -165,7 +167,7 @@ class Reader(Generic[T]):
 
 
 def _time(item: Flow | bytes | Lost) -> int:
-    """ns since the epoch; 0: not known."""
+    """ns since the epoch; 0: unknown."""
     if isinstance(item, Flow):
         return item.time
     return item.first if isinstance(item, Lost) else 0

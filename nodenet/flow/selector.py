@@ -1,6 +1,6 @@
-"""Label selectors as the hubble CLI takes them: Kubernetes' grammar, with an optional source before the key. Pure.
+"""Parses label selectors of the hubble CLI: Kubernetes' grammar, with an optional source before the key. Pure.
 
-Read in one pass without regular expressions: a selector comes from a client, and must not cost more than its length.
+It uses one pass and no regular expressions: selectors come from clients, so the cost must be linear in their length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _VALUE = _KEY | {":"}
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One condition on the label at `place` (source, key). `values` None: it must be there, or not."""
+    """One condition on the label `place` (source, key). `values` None: the label must exist (or must not, if `wanted`
+    is False)."""
 
     place: tuple[str, str]
     wanted: bool
@@ -35,7 +36,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A test for a party's labels: every requirement must hold."""
+    """Tests a party's labels: every requirement must hold."""
 
     requirements: tuple[Requirement, ...]
 
@@ -45,17 +46,18 @@ class Selector:
 
 
 def parse(selector: str) -> Selector:
-    """Raises ValueError naming what is wrong.
+    """Parse a selector. Raises ValueError with the invalid part.
 
     `app=web`, `app!=web`, `k8s:tier in (a, b)`, `tier notin (a)`, `app`, `!app`, `reserved:world`. As in Kubernetes,
-    `!=` and `notin` hold for a label that is absent. Without a source, or with `any:`, every source matches.
+    `!=` and `notin` also match if the label is absent. Without a source, or with `any:`, every source matches.
     """
     return Selector(tuple(_requirement(part.strip()) for part in _parts(selector)))
 
 
 @lru_cache(maxsize=4096)
 def split(labels: tuple[str, ...]) -> Labels:
-    """{(source, key): value}; every label is also there with an empty source. Do not change the result."""
+    """{(source, key): value}; each label is also included with an empty source. The result is cached: do not modify
+    it."""
     found: Labels = {}
     for label in labels:
         source, _, rest = label.partition(":")
@@ -66,7 +68,7 @@ def split(labels: tuple[str, ...]) -> Labels:
 
 
 def _parts(selector: str) -> list[str]:
-    """What stands between commas, except those in brackets."""
+    """Split at commas, except those in parentheses."""
     parts, start, inside = [], 0, False
     for place, character in enumerate(selector):
         if character == "(":

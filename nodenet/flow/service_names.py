@@ -1,4 +1,4 @@
-"""What Services and their numbers are called in flows. Pure; follows what changed."""
+"""The names of Services in flows, by number and address. Pure and incremental."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ K = TypeVar("K", bound=Hashable)
 class ServiceNames:
     """Three tables of flow.types.NameTable: `numbers`, `frontends` and `addresses`.
 
-    Of two Services that claim one address the first by name is meant, as in the compiled frontends.
+    If two Services claim one address, the first by name is used, as in the compiled frontends.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class ServiceNames:
         return self._addresses.table
 
     def update(self, services: Mapping[ObjectRef, Service], numbers: Mapping[int, ServicePortName]) -> None:
-        """These are the Services, and the numbers that their ports have in events."""
+        """Update to the current Services, and to the service_ids that events contain."""
         changed = changed_keys(self._known_numbers, numbers)
         names = {number: numbers.get(number) for number in changed}
         self.numbers = evolve(self.numbers, {n: ServiceName(*name.ref) if name else None for n, name in names.items()})
@@ -49,7 +49,7 @@ class ServiceNames:
 
 
 class _Claimed(Generic[K]):
-    """Which Services claim a key, and a table with the first of each."""
+    """The Services that claim each key, and a table with the first Service of each key."""
 
     def __init__(self) -> None:
         self.table: Mapping[K, ServiceName] = Evolved({})
@@ -65,7 +65,7 @@ class _Claimed(Generic[K]):
         self._touched |= before ^ after
 
     def finish(self) -> None:
-        """Bring the table up to date."""
+        """Apply the changes to the table."""
         changes: dict[K, ServiceName | None] = {}
         for key in self._touched:
             refs = self._claims[key]

@@ -1,8 +1,8 @@
-"""What a flow is: the facts of one observation and the names of both ends. Pure.
+"""The types of flows: the facts of one observation and the names of both ends. Pure.
 
-Each producer (flow/kernel.py: the datapath's events) fills the fields that it knows. What it does not know is None, and
-stays absent in messages and in print (docs/decisions/0032-flows-own-their-fields.md).
-Named tuples, because one is made for every event.
+Each producer (flow/kernel.py: the datapath's events) sets the fields that it knows. The others are None, and are absent
+in messages and in output (docs/decisions/0032-flows-own-their-fields.md). They are named tuples because one is created
+for every event.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nodenet.model import Direction, Identity, IPAddress
 
 
 class Verdict(IntEnum):
-    """Hubble's Verdict numbers; those that this datapath gives."""
+    """Hubble's Verdict numbers, as far as this datapath uses them."""
 
     UNKNOWN = 0
     FORWARDED = 1
@@ -25,14 +25,14 @@ class Verdict(IntEnum):
 
 
 class FlowType(IntEnum):
-    """Hubble's FlowType: what was observed. L7 (2) has no producer yet."""
+    """Hubble's FlowType. L7 (2) has no producer yet."""
 
     L3_L4 = 1
     SOCK = 3
 
 
 class EventType(IntEnum):
-    """Cilium's monitor event types, as Hubble's event_type carries them; the sub-type says more:
+    """Cilium's monitor event types, as in Hubble's event_type. The sub-type is:
 
     the drop reason of DROP, the point of TRACE (0: to an endpoint), the SocketPoint of SOCK.
     """
@@ -44,7 +44,7 @@ class EventType(IntEnum):
 
 
 class TracePoint(IntEnum):
-    """Hubble's TraceObservationPoint; those that this datapath has."""
+    """Hubble's TraceObservationPoint, as far as this datapath uses it."""
 
     TO_STACK = 3
     FROM_ENDPOINT = 5
@@ -52,7 +52,7 @@ class TracePoint(IntEnum):
 
 
 class TraceReason(IntEnum):
-    """Hubble's TraceReason: what connection tracking said of the packet."""
+    """Hubble's TraceReason: the connection tracking state of the packet."""
 
     NEW = 1
     ESTABLISHED = 2
@@ -61,7 +61,7 @@ class TraceReason(IntEnum):
 
 
 class SocketPoint(IntEnum):
-    """Hubble's SocketTranslationPoint; the destination is replaced on the way out only."""
+    """Hubble's SocketTranslationPoint. Only the destination is translated, so there is one point."""
 
     POST_FORWARD = 2
 
@@ -74,12 +74,12 @@ class LostSource(IntEnum):
     KERNEL = 1
     # The agent could not decode or queue them.
     AGENT = 2
-    # A reader was slower than the flows came.
+    # A reader was slower than the arrival of flows.
     READER = 3
 
 
 class PolicyMatch(IntEnum):
-    """What a rule looked at, in the numbers of Cilium's policy verdicts."""
+    """The layers that a rule matches, in the numbers of Cilium's policy verdicts."""
 
     NONE = 0
     L3_ONLY = 1
@@ -96,9 +96,9 @@ class Workload(NamedTuple):
 
 
 class Party(NamedTuple):
-    """One end of a flow. `labels` carry their source as Cilium writes them: k8s:app=web, reserved:world.
+    """One end of a flow. `labels` contain their source, as in Cilium: k8s:app=web, reserved:world.
 
-    `endpoint_id` is set for pods of this node; `ips` help where an event does not carry the pod's own address.
+    `endpoint_id` is set for pods of this node. `ips` are used for events that lack the pod's own address.
     """
 
     identity: int
@@ -111,22 +111,23 @@ class Party(NamedTuple):
 
 
 class Past(NamedTuple):
-    """The pod that had an address until `gone`. Its name is used until `until`; ns of CLOCK_MONOTONIC, as in events."""
+    """The pod that had an address until the time `gone`. Its name is used until `until`. Both are ns of
+    CLOCK_MONOTONIC."""
 
     party: Party
     gone: int
     until: int
 
     def fits(self, known: Party | None, identity: int, time: int) -> bool:
-        """Whether an event of that time is this pod's, and not that of `known`, who has the address now. `identity` is
-        what the datapath judged by: none or world when it had forgotten the pod too."""
+        """Whether an event at `time` belongs to this pod and not to `known`, the current owner of the address.
+        `identity` is the one that the datapath used: unknown or world if the pod was deleted from its maps too."""
         if time >= self.until:
             return False
         if known is None:
             return identity in (self.party.identity, Identity.UNKNOWN, Identity.WORLD)
         if time < self.gone:
             return True
-        # The table is newer than the maps: for a moment they still judge by the old identity.
+        # The names may be newer than the maps, which for a short time still use the old identity.
         return identity == self.party.identity != known.identity and identity != Identity.UNKNOWN
 
 
@@ -138,7 +139,8 @@ class ServiceName(NamedTuple):
 
 
 class PolicyName(NamedTuple):
-    """A policy, or one rule of it: `rule` is "ingress[0]" or empty, `match` what that rule looks at."""
+    """A policy, or one rule of it: `rule` is for example "ingress[0]", or empty; `match` tells which layers the rule
+    matches."""
 
     namespace: str
     name: str
@@ -154,10 +156,10 @@ class Icmp(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """One observation on this node. None: the producer does not know, or the packet has no such thing.
+    """One observation on this node. A field is None if the producer does not know it or the packet does not have it.
 
-    `time` is ns since the epoch; `number` counts this agent's flows and makes the uuid. Names are those at the time of
-    the observation. Node and cluster are the same for all flows of an agent: see filter.Origin.
+    `time` is ns since the epoch. `number` counts this agent's flows; the UUID is made from it. Names are those at the
+    time of the observation. Node and cluster are the same for all flows of an agent: see filter.Origin.
     """
 
     time: int
@@ -168,7 +170,8 @@ class Flow(NamedTuple):
     verdict: Verdict
     source: Party
     destination: Party
-    # Layer 3 and 4. `protocol`: IANA's number; ports of TCP, UDP and SCTP; TCP flags: the bits of the header.
+    # Layers 3 and 4. `protocol` is IANA's number; ports are those of TCP, UDP and SCTP; TCP flags are the bits of the
+    # header.
     source_ip: IPAddress | None = None
     destination_ip: IPAddress | None = None
     protocol: int | None = None
@@ -176,15 +179,16 @@ class Flow(NamedTuple):
     destination_port: int | None = None
     tcp_flags: int | None = None
     icmp: Icmp | None = None
-    # Of the connection, as the endpoint sees it: what a pod answers is part of ingress. Policy is asked in it too.
+    # The direction of the connection, as seen by the endpoint: replies of a pod to an incoming connection are ingress.
+    # It is also the direction whose policy applies.
     direction: Direction | None = None
     is_reply: bool | None = None
     # Hubble's DropReason number.
     drop_reason: int | None = None
-    # The Service that the client called, or whose address is in the packet.
+    # The Service that the client connected to, or whose address is in the packet.
     source_service: ServiceName | None = None
     destination_service: ServiceName | None = None
-    # Policies in this direction.
+    # Policies in `direction`.
     allowed_by: tuple[PolicyName, ...] = ()
     denied_by: tuple[PolicyName, ...] = ()
     policy_match: PolicyMatch | None = None
@@ -205,7 +209,7 @@ class Flow(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Flows that are missing at this place of a stream. `first` and `last` are ns since the epoch, 0 if not known."""
+    """Flows that are missing at this place of a stream. `first` and `last` are ns since the epoch, 0 if unknown."""
 
     source: LostSource
     flows: int
@@ -228,12 +232,12 @@ RESERVED: Mapping[int, Party] = {
 
 @dataclass(frozen=True, slots=True)
 class NameTable:
-    """What numbers and addresses in events mean at one moment. Built by `flow.names`, replaced as a whole."""
+    """The meaning of numbers and addresses in events at one moment. Built by `flow.names`, replaced as a whole."""
 
     addresses: Mapping[IPAddress, Party] = field(default_factory=dict)
-    # Who had an address a short time ago (see flow.past).
+    # The previous owners of addresses, for a short time (see flow.past).
     past: Mapping[IPAddress, Past] = field(default_factory=dict)
-    # For an address that is not known (any more): what its identity still says.
+    # Names by identity, for addresses that are not in `addresses`.
     identities: Mapping[int, Party] = field(default_factory=dict)
     # This node's endpoints: by their number, and by the cookie of their network namespace (socket events carry it).
     endpoints: Mapping[int, Party] = field(default_factory=dict)
@@ -241,7 +245,7 @@ class NameTable:
     services: Mapping[int, ServiceName] = field(default_factory=dict)
     # (address, port, protocol) of every frontend.
     frontends: Mapping[tuple[IPAddress, int, int], ServiceName] = field(default_factory=dict)
-    # For calls to a port that the Service does not have: its address alone.
+    # Services by address only, for connections to a port that the Service does not have.
     service_addresses: Mapping[IPAddress, ServiceName] = field(default_factory=dict)
     rules: Mapping[int, PolicyName] = field(default_factory=dict)
     # (identity of the endpoint, direction) -> the policies that isolate it.

@@ -1,13 +1,13 @@
-"""What hubble's clients print of a flow and cannot make themselves: its summary. Pure."""
+"""The summary of a flow, which Hubble's clients print but expect from the server. Pure."""
 
 from __future__ import annotations
 
 from nodenet.flow.types import Flow, Icmp
 from nodenet.model import Protocol
 
-# In the order in which clients print them.
+# In the order of Hubble's clients.
 TCP_FLAGS = (("SYN", 2), ("ACK", 16), ("RST", 4), ("FIN", 1), ("PSH", 8), ("URG", 32), ("ECE", 64), ("CWR", 128))
-# RFC 792 and RFC 4443; the names that packet printers use.
+# RFC 792 and RFC 4443; the names are those of common packet printers.
 _ICMP4 = {
     0: "EchoReply",
     3: "DestinationUnreachable",
@@ -33,14 +33,14 @@ _NAMES = {int(Protocol.UDP): "UDP", int(Protocol.SCTP): "SCTP"}
 
 
 def summary(flow: Flow) -> str:
-    """The words in parentheses at the end of hubble's compact line. Empty where the protocol is not known."""
+    """The text in parentheses at the end of Hubble's compact line. Empty if the protocol is unknown."""
     if flow.protocol is None:
         return NOT_IP if flow.source_mac is not None and flow.ip_version is None else ""
     return transport(flow.protocol, flow.tcp_flags, flow.icmp)
 
 
 def transport(protocol: int, tcp_flags: int | None, icmp: Icmp | None) -> str:
-    """The protocol, and what is most telling in its header."""
+    """The protocol with its TCP flags or ICMP type."""
     if protocol == Protocol.TCP:
         flags = ", ".join(name for name, bit in TCP_FLAGS if tcp_flags and tcp_flags & bit)
         return f"TCP Flags: {flags}" if flags else "TCP"
