@@ -120,9 +120,7 @@ class Resolver:
         for number, group in added.items():
             self._groups[number] = group
             self._index.add(number, group)
-        if self._selections:
-            for number, group in added.items():
-                self._select(number, group)
+            self._select(number, group)
 
     def _select(self, number: int, group: LabelSet) -> None:
         for selection in self._selections.values():
