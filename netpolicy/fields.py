@@ -61,7 +61,7 @@ class Field:
         return self
 
     def items(self) -> Iterator[Field]:
-        """The items of a list; none if the field is absent."""
+        """The items of a list; none if the field is absent. Raises PolicyError if it is not a list."""
         if self.value is None:
             return
         if not isinstance(self.value, list | tuple):

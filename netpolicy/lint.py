@@ -103,6 +103,7 @@ def _namespace_label_missing(policy: NetworkPolicy, cluster: Cluster) -> Iterato
     known = {name: namespace_labels(cluster.namespaces, name) for name in names}
     for direction, index, place, peer in _peers(policy):
         for requirement in peer.namespaces.requirements if peer.namespaces else ():
+            # NotIn and DoesNotExist also match namespaces without the label.
             if requirement.operator not in (Operator.IN, Operator.EXISTS):
                 continue
             if any(_one(requirement, labels) for labels in known.values()):

@@ -65,6 +65,7 @@ def _answers(
     evaluator: Evaluator, source: Pod, destination: Pod, ports: Iterable[ContainerPort]
 ) -> Iterator[tuple[ContainerPort, bool]]:
     ends = parties(source, destination)
+    # Ports that differ only in their names are one port.
     for port in {(port.port, port.protocol): port for port in ports}.values():
         traffic = Traffic(port.protocol, port.port)
         yield port, all(evaluator.verdict(*pair, traffic).allowed for pair in ends)

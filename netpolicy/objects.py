@@ -137,6 +137,7 @@ def _owner(metadata: Field, own: Mapping[str, str]) -> str:
     for item in metadata.child("ownerReferences").items():
         kind, name = item.child("kind").value, str(item.child("name").value)
         if kind == "ReplicaSet":
+            # The default matches no suffix: a pod without the label has no Deployment.
             return name.removesuffix("-" + own.get("pod-template-hash", " "))
         return name
     return ""

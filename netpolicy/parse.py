@@ -137,7 +137,8 @@ class _Reader:
             # select must not get its rules.
             ingress, egress = tuple(NOTHING for _ in ingress), tuple(NOTHING for _ in egress)
         if known is None and spec.child("policyTypes").absent:
-            # API servers always set policyTypes. If it is absent, the unknown field may stand for a direction.
+            # API servers always set policyTypes. If it is absent, the unknown field may replace it, so isolate both
+            # directions.
             directions = frozenset(Direction)
         selector = Selector() if pods is None else pods
         return NetworkPolicy(namespace, name, selector, directions, ingress, egress, tuple(self.problems))
@@ -172,6 +173,7 @@ class _Reader:
         found = tuple(port for port in opened if port is not None)
         if ports and not found:
             return NOTHING  # a rule without ports would mean every port
+        # An unreadable peer stays, and matches nothing: an empty list would mean all peers.
         return Rule(tuple(peer or Peer() for peer in matched), found)
 
     def _peer(self, peer: Field) -> Peer:

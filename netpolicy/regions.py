@@ -102,8 +102,10 @@ class Regions:
         start = bisect_left(self.regions, cidr, key=lambda region: region.prefix)
         found: list[Region] = []
         for region in self.regions[start:]:
+            # Regions are sorted, so all further ones begin after the block.
             if region.prefix.bits > cidr.last:
                 break
+            # ::/0 covers the bits of the IPv4 range, but an IPv6 block means only IPv6.
             if not cidr.covers(region.prefix) or region.prefix.is_v4 != cidr.is_v4:
                 continue
             if not any(hole.covers(region.prefix) for hole in holes):

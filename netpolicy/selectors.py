@@ -70,6 +70,7 @@ class Index:
 
     def relabel(self, namespace: str, labels: Mapping[str, str] | None) -> None:
         """Set the labels of a namespace; None: it was deleted."""
+        # A deleted namespace that still has label sets keeps its name label.
         if labels is None and namespace not in self._by_namespace:
             self._namespaces.pop(namespace, None)
         else:

@@ -99,7 +99,7 @@ def uninstall(bin_dir: Path, conf_dir: Path, output: Format) -> None:
 @output_option
 def leases(data_dir: Path, run_dir: Path, output: Format) -> None:
     """Every leased address: network, container, and the pod where this node knows it."""
-    from nodenet.cni.leases import listed
+    from nodenet.cni.leases import list_leases
 
     columns = [
         Column("NETWORK", "network"),
@@ -109,7 +109,7 @@ def leases(data_dir: Path, run_dir: Path, output: Format) -> None:
         Column("NAMESPACE", "namespace"),
         Column("POD", "pod"),
     ]
-    rows, problems = listed(data_dir, run_dir)
+    rows, problems = list_leases(data_dir, run_dir)
     for problem in problems:
         click.echo(f"nodenet: {problem}", err=True)
     emit(rows, columns, output)

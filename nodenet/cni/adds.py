@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 from nodenet.cni import sockets
 from nodenet.cni.agent import AgentHooks
-from nodenet.cni.calls import Call, Plugins, words
+from nodenet.cni.calls import Call, Plugins, describe
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.hooks import Hooks
@@ -32,9 +32,9 @@ from nodenet.errors import NodenetError
 
 log = logging.getLogger("nodenet.cni")
 # Limit of ADDs that wait for the agent at the same time: each keeps some files open.
-_MOST_WAITING = 100
+_MAX_WAITING = 100
 # Threads that finish ADDs: undoing one blocks in the kernel.
-_ENDING = 4
+_FINISHERS = 4
 _STOPPING = "the agent is stopping"
 _ITS_DEL = "a DEL for this container arrived"
 
@@ -75,21 +75,21 @@ class Adds:
         hooks: Callable[[Call], Hooks],
         answer: Callable[[Call, Reply], None],
     ) -> None:
-        self._most = most
+        self._limit = most
         self._agent = agent
         self._plugins = plugins
         self._hooks = hooks
         self._answer = answer
         self._lock = threading.Condition()
         self._state = _State()
-        self._ended: SimpleQueue[tuple[_Add, CniError | None] | None] = SimpleQueue()
+        self._to_finish: SimpleQueue[tuple[_Add, CniError | None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the threads, in the calling thread's network namespace."""
         self._loop = loop
-        self._threads = [threading.Thread(target=self._end_all, name=f"cni_end_{n}") for n in range(_ENDING)]
+        self._threads = [threading.Thread(target=self._finish_all, name=f"cni_end_{n}") for n in range(_FINISHERS)]
         for thread in self._threads:
             thread.start()
 
@@ -114,7 +114,7 @@ class Adds:
         for call in queued:
             self._refuse(call, why)
         if waiting is not None:
-            self._give_up(waiting, why)
+            self._abort(waiting, why)
 
     def join(self, deadline: Callable[[], float]) -> bool:
         """Wait until all ADDs have finished, at most `deadline()` seconds. Returns True if some have not."""
@@ -131,12 +131,12 @@ class Adds:
         for call in queued:
             self._refuse(call, _STOPPING)
         for add in waiting:
-            self._give_up(add, _STOPPING)
+            self._abort(add, _STOPPING)
 
     def close(self) -> None:
         """End the threads. All ADDs must have finished."""
         for _ in self._threads:
-            self._ended.put(None)
+            self._to_finish.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -147,7 +147,7 @@ class Adds:
         """The next call to wire, or None. The call is counted as being wired."""
         with self._lock:
             state = self._state
-            if not state.queue or len(state.working) >= self._most or len(state.waiting) >= _MOST_WAITING:
+            if not state.queue or len(state.working) >= self._limit or len(state.waiting) >= _MAX_WAITING:
                 return None
             call = state.queue.popleft()
             state.working.append(call.owner)
@@ -160,6 +160,7 @@ class Adds:
             finally:
                 with self._lock:
                     self._state.working.remove(call.owner)
+                    # The mark of a DEL applies to all ADDs of the owner that are being wired.
                     if call.owner not in self._state.working:
                         self._state.abandoned.discard(call.owner)
                     self._lock.notify_all()
@@ -173,25 +174,25 @@ class Adds:
         if refused:
             self._refuse(call, refused)
             return
-        plugin = self._plugins.take()
+        plugin = self._plugins.acquire()
         steps = plugin.adding(call.request, self._hooks(call))
         try:
             wired = next(steps)
         except Exception as error:  # noqa: BLE001 - it becomes the call's answer
-            self._plugins.give(plugin)
+            self._plugins.release(plugin)
             self._answer(call, call.failed(error))
             return
         add = _Add(call, plugin, steps, wired.endpoint)
         try:
             self._agent.admit(wired)
         except (NodenetError, OSError) as error:
-            message = f"the agent failed with {words(wired.endpoint)}: {error}"
+            message = f"the agent failed with {describe(wired.endpoint)}: {error}"
             self._wait(add, CniError(Code.AGENT_FAILED, message))
         else:
             self._wait(add, None)
 
     def _wait(self, add: _Add, failed: CniError | None) -> None:
-        """Hand the ADD to the event loop, which then passes it to `_end_all`."""
+        """Hand the ADD to the event loop, which then passes it to `_finish_all`."""
         assert self._loop is not None
         loop = self._loop
         with self._lock:
@@ -202,17 +203,18 @@ class Adds:
                 add.why = _ITS_DEL
 
         def begin() -> None:
-            add.task = loop.create_task(self._enforced(add, failed))
-            add.task.add_done_callback(lambda task: self._ended.put((add, self._outcome(add, task))))
+            add.task = loop.create_task(self._enforce(add, failed))
+            add.task.add_done_callback(lambda task: self._to_finish.put((add, self._outcome(add, task))))
             if add.why:
                 add.task.cancel()
 
         try:
             loop.call_soon_threadsafe(begin)
         except RuntimeError:
-            self._ended.put((add, CniError(Code.TRY_AGAIN, f"{_STOPPING}: {words(add.endpoint)}")))
+            # The event loop is closed, so `begin` will not run.
+            self._to_finish.put((add, CniError(Code.TRY_AGAIN, f"{_STOPPING}: {describe(add.endpoint)}")))
 
-    def _give_up(self, add: _Add, why: str) -> None:
+    def _abort(self, add: _Add, why: str) -> None:
         assert self._loop is not None
 
         def cancel() -> None:
@@ -223,7 +225,7 @@ class Adds:
         add.why = add.why or why
         self._loop.call_soon_threadsafe(cancel)
 
-    async def _enforced(self, add: _Add, failed: CniError | None) -> None:
+    async def _enforce(self, add: _Add, failed: CniError | None) -> None:
         """Do the agent's part completely, or undo it."""
         agent, endpoint = self._agent, add.endpoint
         try:
@@ -242,7 +244,7 @@ class Adds:
             raise
 
     def _outcome(self, add: _Add, task: asyncio.Task[None]) -> CniError | None:
-        what = words(add.endpoint)
+        what = describe(add.endpoint)
         if task.cancelled():
             return CniError(Code.TRY_AGAIN, f"{add.why or _STOPPING}: {what}")
         error = task.exception()
@@ -252,21 +254,21 @@ class Adds:
             return CniError(Code.TRY_AGAIN, f"the agent was not ready with {what} within {self._agent.seconds:g} s")
         return CniError(Code.AGENT_FAILED, f"the agent failed with {what}: {error}")
 
-    def _end_all(self) -> None:
+    def _finish_all(self) -> None:
         """One thread: reply to ADDs whose wait is over, or undo them and reply."""
-        while (ended := self._ended.get()) is not None:
+        while (ended := self._to_finish.get()) is not None:
             add, error = ended
             try:
-                self._end(add, error)
+                self._finish(add, error)
             finally:
                 with self._lock:
-                    # When its files are closed, another ADD of the same attachment may already be waiting.
+                    # `_finish` releases the attachment, so another ADD of it may have taken this place.
                     if self._state.waiting.get(add.call.owner) is add:
                         del self._state.waiting[add.call.owner]
                     self._lock.notify_all()
             self._work()
 
-    def _end(self, add: _Add, error: CniError | None) -> None:
+    def _finish(self, add: _Add, error: CniError | None) -> None:
         try:
             if error is None:
                 next(add.steps)
@@ -277,7 +279,7 @@ class Adds:
             reply = Reply(0, end.value.stdout.encode())
         except Exception as problem:  # noqa: BLE001 - it becomes the call's answer
             reply = add.call.failed(problem)
-        self._plugins.give(add.plugin)
+        self._plugins.release(add.plugin)
         self._answer(add.call, reply)
 
     def _refuse(self, call: Call, why: str) -> None:

@@ -1,4 +1,4 @@
-"""What an agent does in the verbs that its server runs."""
+"""The hooks of an agent in the verbs that its server runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nodenet.cni.request import Request
 from nodenet.endpoint import Endpoint
 
 
-def _uncounted(verb: str, seconds: float, failed: bool) -> None:
-    """Where nobody counts the verbs."""
+def _no_count(verb: str, seconds: float, failed: bool) -> None:
+    """The default of `done`: count nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +40,5 @@ class AgentHooks:
     admit: Callable[[Wired], None] = nothing
     healthy: Callable[[], Awaitable[str]] | None = None
     networks: Networks | None = None
-    done: Callable[[str, float, bool], None] = _uncounted
+    done: Callable[[str, float, bool], None] = _no_count
     seconds: float = 30.0

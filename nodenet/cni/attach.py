@@ -70,7 +70,7 @@ class Attacher:
         (Records.busy). Addresses come from `sets`, unless another plugin assigns them. `crashed`: a verb was killed,
         so leases of the owner may exist. The steps to undo are on `job.undo`. Raises CniError, OSError, LinkError."""
         self.step("begin")
-        self.hooks.wanted()
+        self.hooks.require_wanted()
         job, leases = self._delegated(job) if job.conf.delegate else (job, None)
         # Duplicate address detection takes over a second, so do not block other ADDs meanwhile.
         with nullcontext() if job.conf.enable_dad else self.hooks.turn():
@@ -105,7 +105,7 @@ class Attacher:
         pods = podcidrs.known(self.run_dir, self.hooks.networks)
         with podpool.elsewhere(store, self.run_dir, sets, pods) as taken:
             leases = ipam.allocate(store, job.owner, sets, job.conf.ipam.requested, search, taken)
-        job.undo.callback(_undone, ipam.release, store, job.owner, [lease.address.ip for lease in leases])
+        job.undo.callback(_undo_step, ipam.release, store, job.owner, [lease.address.ip for lease in leases])
         return leases
 
     def _wire(self, job: Job, leases: Sequence[Lease]) -> Added:
@@ -118,7 +118,7 @@ class Attacher:
         self.step("filters")
         if conf.ip_masq or conf.mac_spoof_check:
             known = [lease.address.ip for lease in leases]
-            job.undo.callback(_undone, wire.unfilter_port, conf.name, owner, known)
+            job.undo.callback(_undo_step, wire.unfilter_port, conf.name, owner, known)
             wire.filter_port(conf, owner, mac, leases)
         self.step("port")
         wire.join_bridge(self.node, conf, host, bridge)
@@ -144,7 +144,7 @@ class Attacher:
 
     def _record(self, job: Job, leases: Sequence[Lease], host: Interface, mac: str) -> Endpoint:
         self.step("endpoint-id")
-        job.undo.callback(_undone, job.records.drop, job.owner)
+        job.undo.callback(_undo_step, job.records.drop, job.owner)
         endpoint = Endpoint(
             endpoint_id=job.records.allocate_id(job.owner),
             container_id=job.owner.container_id,
@@ -192,7 +192,7 @@ def _create_pair(node: Link, job: Job, mac: str) -> tuple[Interface, Interface]:
         if not taken:
             wire.disconnect(node, job.owner, "")
 
-    job.undo.callback(_undone, disconnect)
+    job.undo.callback(_undo_step, disconnect)
     try:
         return wire.create_pair(node, job.conf, job.owner, job.pod_netns, mac)
     except LinkError as error:
@@ -204,7 +204,7 @@ def _create_pair(node: Link, job: Job, mac: str) -> tuple[Interface, Interface]:
         raise
 
 
-def _undone(function: Callable[..., object], *args: object) -> None:
+def _undo_step(function: Callable[..., object], *args: object) -> None:
     """Undo one step. A failure here must neither prevent the other steps from being undone nor hide why ADD failed."""
     try:
         function(*args)

@@ -48,13 +48,13 @@ class Plugins:
         self._make = make
         self._idle: deque[Plugin] = deque()
 
-    def take(self) -> Plugin:
+    def acquire(self) -> Plugin:
         try:
             return self._idle.pop()
         except IndexError:
             return self._make()
 
-    def give(self, plugin: Plugin) -> None:
+    def release(self, plugin: Plugin) -> None:
         self._idle.append(plugin)
 
     def close(self) -> None:
@@ -63,6 +63,6 @@ class Plugins:
             self._idle.pop().close()
 
 
-def words(endpoint: Endpoint) -> str:
+def describe(endpoint: Endpoint) -> str:
     """Describes an endpoint in messages."""
     return f"endpoint {endpoint.endpoint_id} of {endpoint.pod if endpoint.pod.name else endpoint.container_id}"

@@ -72,7 +72,7 @@ class Checker:
             if entry.address not in have:
                 yield f"interface {inside.name} has no address {entry.address}"
         # Search all tables: a later plugin (sbr) may have moved the routes.
-        present = {(route.network, route.gateway, route.metric) for route in routes.listed(self._pod, None)}
+        present = {(route.network, route.gateway, route.metric) for route in routes.list_routes(self._pod, None)}
         for route in map(self._completed, self._prev.routes):
             if self._expected(route, mine) not in present:
                 via = f" via {route.gateway}" if route.gateway else ""

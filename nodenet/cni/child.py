@@ -15,7 +15,7 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.signals import raise_if_signalled
 
 # Largest output in bytes: a CNI result has some hundred.
-_MOST = 1 << 20
+_MAX_OUTPUT = 1 << 20
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     environment: Mapping[str, str],
     stdin: bytes,
     limit: float,
-    words: Sequence[str] = (),
+    arguments: Sequence[str] = (),
     *,
     quiet: bool = False,
 ) -> tuple[int, bytes]:
@@ -34,17 +34,17 @@ def run(
     cannot be started or prints too much. Standard input and output are files in memory instead of pipes: neither side
     ever blocks on the other, and a grandchild that keeps them open does not delay us.
     """
-    given, said = _memory("stdin"), _memory("stdout")
+    stdin_fd, stdout_fd = _memory("stdin"), _memory("stdout")
     try:
-        _fill(given, stdin)
-        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, said, 1)]
+        _fill(stdin_fd, stdin)
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, stdin_fd, 0), (os.POSIX_SPAWN_DUP2, stdout_fd, 1)]
         if quiet:
             actions.append((os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0))
         try:
             # Undo what a child would inherit: two signals that Python ignores, and signals that this thread blocks.
             pid = os.posix_spawn(
                 executable,
-                [executable, *words],
+                [executable, *arguments],
                 dict(environment),
                 file_actions=actions,
                 # In a process group of its own, so that its children can be killed with it.
@@ -54,17 +54,17 @@ def run(
             )
         except OSError as error:
             raise CniError(Code.IO_FAILURE, f"{executable}: {error.strerror}") from error
-        status = _wait(executable, pid, said, time.monotonic() + limit)
-        size = os.fstat(said).st_size
-        if size > _MOST:
-            raise CniError(Code.IO_FAILURE, f"{executable}: its output has {size} bytes, expected at most {_MOST}")
-        return status, os.pread(said, size, 0)
+        status = _wait(executable, pid, stdout_fd, time.monotonic() + limit)
+        size = os.fstat(stdout_fd).st_size
+        if size > _MAX_OUTPUT:
+            raise CniError(Code.IO_FAILURE, f"{executable}: output of {size} bytes, expected at most {_MAX_OUTPUT}")
+        return status, os.pread(stdout_fd, size, 0)
     finally:
-        os.close(given)
-        os.close(said)
+        os.close(stdin_fd)
+        os.close(stdout_fd)
 
 
-def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
+def _wait(executable: str, pid: int, stdout_fd: int, deadline: float) -> int:
     """Wait for our child and return its exit status. The child has ended when this returns or raises."""
     ended = False
     try:
@@ -77,8 +77,8 @@ def _wait(executable: str, pid: int, said: int, deadline: float) -> int:
                 if time.monotonic() > deadline:
                     message = f"{executable}: not finished in time, so it was killed"
                     raise CniError(Code.TRY_AGAIN, message)
-                if os.fstat(said).st_size > _MOST:
-                    raise CniError(Code.IO_FAILURE, f"{executable}: its output exceeds {_MOST} bytes")
+                if os.fstat(stdout_fd).st_size > _MAX_OUTPUT:
+                    raise CniError(Code.IO_FAILURE, f"{executable}: its output exceeds {_MAX_OUTPUT} bytes")
         finally:
             os.close(handle)
         ended = True

@@ -35,6 +35,7 @@ def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
                 detacher.detach(owner, conf.name, data_dir, netns, crashed=crashed, masqueraded=conf.ip_masq)
             log.info("network %s: interface %s of container %s freed", conf.name, owner.ifname, owner.container_id)
         except (CniError, LinkError, OSError) as error:
+            # Another verb is working on this attachment: skip it.
             if not (isinstance(error, CniError) and error.code == Code.TRY_AGAIN and "another" in str(error)):
                 failed.append(f"container {owner.container_id} {owner.ifname}: {error}")
     if store:
@@ -47,7 +48,7 @@ def collect(detacher: Detacher, conf: NetConf, request: Request) -> None:
     if conf.delegate:
         _delegated(conf, request, failed)
     if failed:
-        message = f"network {conf.name}: GC: {len(failed)} attachments could not be freed: {failed[0]}"
+        message = f"network {conf.name}: GC: some resources could not be freed ({len(failed)}): {failed[0]}"
         raise CniError(Code.IO_FAILURE, message, "; ".join(failed[1:]))
 
 

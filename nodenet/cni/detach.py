@@ -59,6 +59,7 @@ class Detacher:
             network, data_dir = record.network, record.data_dir
         self.step("cut")
         cut = wire.disconnect(self.node, owner, record.endpoint.host_ifname if record else "")
+        # The reference plugin gives the node's end another name.
         if netns_path and not cut:
             wire.disconnect_in(netns_path, owner.ifname)
         self.step("forget")
@@ -69,7 +70,7 @@ class Detacher:
         self.step("filters")
         wire.unfilter_port(network, owner, known)
         if masqueraded and known and not record:
-            forget_reference(network, owner, known)
+            remove_reference_rules(network, owner, known)
         self.step("release")
         if store:
             ipam.release(store, owner, known)
@@ -109,11 +110,11 @@ def _give_back(delegate: Delegate | None, record: Record | None) -> None:
         delegate.delete()
 
 
-def forget_reference(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
+def remove_reference_rules(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
     # Imported here: only nodes that just moved from the reference plugin need it.
-    from nodenet.cni.reference import forget_masquerade
+    from nodenet.cni.reference import remove_masquerade
 
-    forget_masquerade(network, owner.container_id, known)
+    remove_masquerade(network, owner.container_id, known)
 
 
 def recover(run_dir: Path, forget: Callable[[Endpoint], None] = lambda endpoint: None) -> list[str]:

@@ -53,7 +53,7 @@ class CniError(NodenetError):
 
 
 @contextmanager
-def naming(path: PathLike[str]) -> Iterator[None]:
+def with_filename(path: PathLike[str]) -> Iterator[None]:
     """Add the file's name to the error of a failed write: the kernel's error for a full disk contains none."""
     try:
         yield

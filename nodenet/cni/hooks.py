@@ -26,7 +26,7 @@ def nothing(what: object) -> None:
     """A hook that does nothing."""
 
 
-def _wanted() -> None:
+def _no_check() -> None:
     """Without an agent no check is needed: the runtime kills the plugin process when it gives up."""
 
 
@@ -36,15 +36,16 @@ class Hooks:
     networks.
 
     An ADD is wired inside `turn`. It waits for the agent, another IPAM plugin and duplicate address detection outside
-    of it. `wanted` raises CniError if the ADD is no longer useful: its caller or its pod is gone. It is called while
-    the attachment is held and before anything is created, so that no ADD follows the DEL of a runtime that gave up.
+    of it. `require_wanted` raises CniError if the ADD is no longer useful: its caller or its pod is gone. It is called
+    while the attachment is held and before anything is created, so that no ADD follows the DEL of a runtime that gave
+    up.
     """
 
     forget: Callable[[Endpoint], None] = nothing
     healthy: Callable[[], str] = str
     networks: Networks | None = None
     turn: Callable[[], AbstractContextManager[object]] = nullcontext
-    wanted: Callable[[], None] = _wanted
+    require_wanted: Callable[[], None] = _no_check
 
 
 NO_AGENT = Hooks()

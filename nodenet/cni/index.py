@@ -24,7 +24,7 @@ from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
 
 # Bytes: a longer log is rebuilt. This is some 60,000 changes.
-_LONGEST = 1 << 22
+_MAX_LOG = 1 << 22
 
 
 class Index:
@@ -41,7 +41,7 @@ class Index:
         """Called after the lock was taken: check whether another program changed the folder. Build the index if it
         does not exist."""
         try:
-            self._current = smallfile.read(self._seen) == self._state() and self._log.stat().st_size < _LONGEST
+            self._current = smallfile.read(self._seen) == self._state() and self._log.stat().st_size < _MAX_LOG
         except OSError:
             with suppress(OSError):
                 self._rebuild()
@@ -61,6 +61,7 @@ class Index:
         key, found = _key(owner).encode(), dict[bytes, None]()
         data = self._log.read_bytes()
         at = data.find(key)
+        # The sign is before the key. The last change of an address counts.
         while at > 0:
             address = data[at + len(key) : data.find(b"\n", at)]
             if data[at - 1 : at] == b"+":
@@ -71,6 +72,7 @@ class Index:
         try:
             return [ip_address(address.decode("ascii")) for address in found]
         except ValueError:
+            # The log is damaged: read the leases.
             return [address for address, other in self._read_all().items() if other == owner]
 
     def add(self, owner: Owner, address: IPAddress) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 
-from nodenet.cni.errors import CniError, Code, naming
+from nodenet.cni.errors import CniError, Code, with_filename
 from nodenet.cni.index import Index
 from nodenet.cni.owner import Owner
 from nodenet.cni.ranges import Range, RangeSet
@@ -124,7 +124,7 @@ class Store:
         """All leased addresses, from the file names only."""
         return {address for name in self.names() if (address := _parse(name))}
 
-    def full(self, entry: RangeSet, elsewhere: Set[str] = frozenset()) -> bool:
+    def is_full(self, entry: RangeSet, elsewhere: Set[str] = frozenset()) -> bool:
         """True if no address of a set is free. `elsewhere`: names of leases of other networks, which count too."""
         names = self.names() | elsewhere
         # A cheap test first: with fewer files than addresses, one must be free. Otherwise check each address.
@@ -188,7 +188,7 @@ class Store:
             (self.folder / _TEMPORARY).unlink(missing_ok=True)
             smallfile.write(f"{self.folder}/{_TEMPORARY}", owner.text, os.O_EXCL)
             return
-        with naming(self.folder):
+        with with_filename(self.folder):
             content = owner.text.encode()
             if os.write(self._prepared, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -211,7 +211,7 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def remember(self, set_number: int, address: IPAddress) -> None:
+    def store_last(self, set_number: int, address: IPAddress) -> None:
         """Store the last assigned address. Written in place, as the reference plugin does: the file is only a hint,
         and it is ignored if it is damaged."""
         smallfile.write(f"{self.folder}/last_reserved_ip.{set_number}", str(address))
@@ -293,7 +293,7 @@ def _take(
         address = _take_requested(store, owner, wanted[0], entry)
     else:
         address = _take_next(store, owner, number, entry, elsewhere)
-    store.remember(number, address)
+    store.store_last(number, address)
     return _lease(address, entry, number)
 
 

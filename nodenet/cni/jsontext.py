@@ -7,7 +7,7 @@ from typing import Any
 
 # A configuration with a prevResult has some six levels. The limit protects the recursive encoder that writes the value
 # again.
-_DEEPEST = 100
+_MAX_DEPTH = 100
 
 
 def loads(text: bytes) -> Any:
@@ -21,14 +21,14 @@ def loads(text: bytes) -> Any:
         found = json.loads(text.decode("utf-8", "surrogatepass"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if text.count(b"[") + text.count(b"{") > _DEEPEST:
+    if text.count(b"[") + text.count(b"{") > _MAX_DEPTH:
         _check_depth(found)
     return found
 
 
 def _check_depth(found: Any) -> None:
     level = [found]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         level = [
             inner
             for value in level
@@ -37,4 +37,4 @@ def _check_depth(found: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(f"nested more than {_DEEPEST} deep")
+    raise ValueError(f"nested more than {_MAX_DEPTH} deep")

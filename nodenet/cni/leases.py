@@ -10,7 +10,7 @@ from nodenet.cni.records import Records
 from nodenet.errors import CannotRunError
 
 
-def listed(data_dir: Path, run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def list_leases(data_dir: Path, run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per lease, sorted by network and address, and a sentence for each endpoint file that cannot be read.
 
     `namespace` and `pod` are "" if no endpoint file has the owner. Raises CannotRunError if a folder is not readable.

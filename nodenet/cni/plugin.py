@@ -195,6 +195,7 @@ def _sandbox(request: Request) -> Iterator[int]:
                 raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
             yield fd
     except FileNotFoundError as error:
+        # A missing file in the body of the `with` statement is another error.
         if error.filename is None or str(error.filename) != str(netns.path_of(path)):
             raise
         raise CniError(Code.UNKNOWN_CONTAINER, f"CNI_NETNS: {path} does not exist") from error

@@ -55,6 +55,7 @@ class RangeSet:
         order = [*self.ranges[first:], *self.ranges[:first]]
         pieces = [(found, 0, found.size) for found in order]
         if offset:
+            # The rest of the first range, then the other ranges, then the start of the first range.
             pieces = [(order[0], offset, order[0].size), *pieces[1:], (order[0], 0, offset)]
         for found, begin, end in pieces:
             for number in range(begin, end):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nodenet.cni.errors import naming
+from nodenet.cni.errors import with_filename
 from nodenet.cni.ipam import Store
 from nodenet.endpoint import IPAddress
 from nodenet.link import smallfile
@@ -79,7 +79,7 @@ def _put(mark: Path, now: str) -> None:
     """Write the mark atomically: a partial one would look like a boot id of another boot."""
     temporary = mark.with_suffix(".new")
     try:
-        with naming(temporary):
+        with with_filename(temporary):
             temporary.write_text(now)
         temporary.rename(mark)
     except OSError:

@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from nodenet.cni.errors import CniError, Code, naming
+from nodenet.cni.errors import CniError, Code, with_filename
 from nodenet.cni.owner import Owner
 from nodenet.cni.signals import pause
 from nodenet.endpoint import Endpoint, ObjectRef
@@ -173,9 +173,10 @@ class Records:
             self.ids.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd, crashed = _hold(path, deadline)
         try:
+            # A killed verb has left its note: keep it.
             if network and not (crashed and os.fstat(fd).st_size):
                 note = [owner.container_id, owner.ifname, network, str(data_dir or ""), netns]
-                with naming(path):
+                with with_filename(path):
                     os.write(fd, json.dumps(note).encode())
             yield crashed
         finally:
@@ -198,6 +199,7 @@ class Records:
         with self._locked():
             last = f"{self.ids}/last"
             start = 0
+            # Without a valid last number, start at the first one.
             with suppress(FileNotFoundError, ValueError):
                 start = int(smallfile.read(last))
             for step in range(MAX_ENDPOINT_ID):

@@ -29,7 +29,7 @@ def masquerade_chain(network: str, container_id: str) -> str:
     return ("CNI-" + hashlib.sha512((network + container_id).encode()).hexdigest())[:_CHAIN_LENGTH]
 
 
-def forget_masquerade(network: str, container_id: str, addresses: Iterable[IPAddress]) -> None:
+def remove_masquerade(network: str, container_id: str, addresses: Iterable[IPAddress]) -> None:
     """Remove a container's chain and the rules that jump to it, for the families of its addresses. Idempotent. Never
     raises, because a missing program must not make every DEL fail: problems are logged."""
     chain = masquerade_chain(network, container_id)

@@ -23,7 +23,7 @@ from nodenet.cni import protocol, sockets
 from nodenet.cni.adds import Adds
 from nodenet.cni.agent import AgentHooks
 from nodenet.cni.attach import Step
-from nodenet.cni.calls import Call, Plugins, words
+from nodenet.cni.calls import Call, Plugins, describe
 from nodenet.cni.conf import failure
 from nodenet.cni.errors import CniError, Code
 from nodenet.cni.hooks import Hooks
@@ -42,21 +42,22 @@ _BACKLOG = 512
 # Bytes per read.
 _CHUNK = 1 << 16
 # Seconds between two attempts to accept a call without free file descriptors, and to end the server.
-_AGAIN_SECONDS = 0.1
+_RETRY_SECONDS = 0.1
 # Seconds between two log messages about calls that cannot be accepted.
-_QUIET_SECONDS = 10.0
+_LOG_INTERVAL_SECONDS = 10.0
 # ADDs that are wired at the same time. More of them contend for the interpreter's lock and the kernel's RTNL lock: with
 # eight, a burst of 100 took half as long again (python -m perf.cni). DELs are not limited, because they spend most of
 # their time waiting in the kernel.
-_WIRING = 2
+_MAX_WIRING = 2
 # Threads that are reserved for DEL and other verbs.
-_KEPT_FREE = 4
+_RESERVED_THREADS = 4
 
 
 class CniServer:
     """Serves the CNI executable on `<run_dir>/cni.sock`.
 
-    The verbs work in the network namespace of the thread that calls `start`. `workers`: threads that take calls.
+    The verbs work in the network namespace of the thread that calls `start`. `workers`: the number of threads that
+    accept calls.
     """
 
     def __init__(
@@ -70,18 +71,18 @@ class CniServer:
         self.path = run_dir / "cni.sock"
         self._run_dir = run_dir
         self._agent = agent
-        turns = threading.BoundedSemaphore(_WIRING)
+        turns = threading.BoundedSemaphore(_MAX_WIRING)
         self._hook_set = Hooks(self._forget, self._healthy, agent.networks, turn=lambda: turns)
         self._workers = workers
         self._plugins = Plugins(lambda: Plugin(run_dir, step))
-        most = max(1, workers - _KEPT_FREE)
+        most = max(1, workers - _RESERVED_THREADS)
         self._adds = Adds(most, agent, self._plugins, self._hooks_of, self._answer)
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
         # Both are set once. Closing: read only what has already arrived. Refusing: also reject calls that are not
         # finished.
         self._closing = self._refusing = False
-        self._logged_at = -_QUIET_SECONDS
+        self._logged_at = -_LOG_INTERVAL_SECONDS
         self._hooks: set[concurrent.futures.Future[Any]] = set()
         self._listener: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,7 +97,7 @@ class CniServer:
         self._listener = sock
         self._adds.start(self._loop)
         self._threads = [
-            threading.Thread(target=self._take_calls, args=(sock,), name=f"cni_{number}")
+            threading.Thread(target=self._accept_calls, args=(sock,), name=f"cni_{number}")
             for number in range(self._workers)
         ]
         for thread in self._threads:
@@ -115,11 +116,12 @@ class CniServer:
             sockets.end_request(connection)
         late = await asyncio.to_thread(self._join, grace)
         self._refusing = True
+        # A thread may have started a hook or an ADD just before, so repeat until all have stopped.
         while late:
             self._adds.refuse_all()
             for hook in list(self._hooks):
                 hook.cancel()
-            late = await asyncio.to_thread(self._join, _AGAIN_SECONDS)
+            late = await asyncio.to_thread(self._join, _RETRY_SECONDS)
         await asyncio.to_thread(self._adds.close)
         self._plugins.close()
         self._listener.close()
@@ -136,16 +138,17 @@ class CniServer:
             thread.join(left())
         return any(thread.is_alive() for thread in self._threads) | self._adds.join(left)
 
-    def _take_calls(self, listener: socket.socket) -> None:
+    def _accept_calls(self, listener: socket.socket) -> None:
         """The loop of one thread, until the listener is shut down."""
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError as error:
+                # The listener was shut down.
                 if error.errno == errno.EINVAL:
                     return
                 self._log_rejected(error)
-                time.sleep(_AGAIN_SECONDS)
+                time.sleep(_RETRY_SECONDS)
                 continue
             self._open.add(connection)
             if self._closing:
@@ -156,9 +159,9 @@ class CniServer:
                 log.exception("a CNI call failed")
 
     def _log_rejected(self, error: OSError) -> None:
-        """Log the error, at most once per _QUIET_SECONDS for all threads."""
+        """Log the error, at most once per _LOG_INTERVAL_SECONDS for all threads."""
         now = time.monotonic()
-        if now - self._logged_at >= _QUIET_SECONDS:
+        if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
             self._logged_at = now
             log.error("CNI calls cannot be accepted: %s", error)
 
@@ -225,23 +228,23 @@ class CniServer:
         """Run a verb other than ADD, with the hooks. Never raises."""
         if self._refusing:
             return failure(call.request.stdin, CniError(Code.TRY_AGAIN, "the agent is stopping"))
-        plugin = self._plugins.take()
+        plugin = self._plugins.acquire()
         try:
             return plugin.run(call.request, self._hooks_of(call))
         except Exception as error:  # noqa: BLE001 - it becomes the call's answer
             return call.failed(error)
         finally:
-            self._plugins.give(plugin)
+            self._plugins.release(plugin)
 
     def _hooks_of(self, call: Call) -> Hooks:
-        def wanted() -> None:
+        def require_wanted() -> None:
             sockets.require_caller(call.connection)
             self._agent.expected(call.request)
 
-        return replace(self._hook_set, wanted=wanted)
+        return replace(self._hook_set, require_wanted=require_wanted)
 
     def _forget(self, endpoint: Endpoint) -> None:
-        self._await(lambda: self._agent.on_del(endpoint), words(endpoint))
+        self._await(lambda: self._agent.on_del(endpoint), describe(endpoint))
 
     def _healthy(self) -> str:
         healthy = self._agent.healthy

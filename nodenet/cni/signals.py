@@ -9,19 +9,19 @@ from __future__ import annotations
 import signal
 import time
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_TERMINATION = (signal.SIGTERM, signal.SIGINT)
 
 
 def block_termination_signals() -> None:
     """Block SIGTERM and SIGINT, so that they stay pending until `raise_if_signalled`. Child processes do not inherit
     the blocked signals (child.py)."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATION)
 
 
 def raise_if_signalled(step: str = "") -> None:
     """Raises SystemExit if SIGTERM or SIGINT is pending. `step` is ignored: Plugin calls this before each step."""
     for number in signal.sigpending():
-        if number in _ENDING:
+        if number in _TERMINATION:
             raise SystemExit(128 + number)
 
 

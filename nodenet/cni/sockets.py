@@ -41,6 +41,7 @@ def require_caller(connection: socket.socket) -> None:
     """Raises CniError if the caller has closed the connection: it was killed, and the runtime's DEL may have
     finished already."""
     poll = select.poll()
+    # Without requested events, poll reports only a hang-up or an error.
     poll.register(connection, 0)
     if poll.poll(0):
         raise CniError(Code.TRY_AGAIN, "the caller has gone, so nothing was done")

@@ -40,13 +40,14 @@ def status(
         return
     store = Store(conf.ipam.data_dir, conf.name)
     folder = store.folder
+    # ADD creates missing folders, so check the nearest existing one.
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK) or _read_only(folder):
         raise CniError(Code.NOT_AVAILABLE, f"{where}: leases cannot be written to {store.folder}")
     elsewhere = podpool.taken_names(store, sets, pods)
     for entry in sets:
-        if store.full(entry, elsewhere):
+        if store.is_full(entry, elsewhere):
             message = f"{where}: no free address in {entry}: all {entry.usable} are leased"
             raise CniError(Code.NOT_AVAILABLE, message, f"leases are files in {store.folder}")
 

@@ -20,7 +20,7 @@ from nodenet.cni.routes import PodRoute
 from nodenet.cni.signals import pause
 from nodenet.endpoint import IPAddress
 from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
-from nodenet.link.handle import Interface, Link, LinkError, change
+from nodenet.link.handle import Interface, Link, LinkError, change_request
 
 _IPV6 = Path("/proc/sys/net/ipv6")
 # ip link: ADDR_GEN_MODE none. A bridge port needs no link-local address; without one there is no DAD and MLD traffic.
@@ -85,7 +85,7 @@ def filter_port(conf: NetConf, owner: Owner, mac: str, leases: Sequence[Lease]) 
 
 def unfilter_port(network: str, owner: Owner, known: Iterable[IPAddress]) -> None:
     """Remove the rules of `filter_port`. Idempotent."""
-    nft.forget(network, host_ifname(owner), known)
+    nft.remove_rules(network, host_ifname(owner), known)
 
 
 def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: str) -> tuple[Interface, Interface]:
@@ -98,8 +98,8 @@ def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: st
 
 def join_bridge(node: Link, conf: NetConf, port: Interface, to: Interface) -> None:
     """Make the node's end a port of the bridge, set the port options, and bring it up."""
-    joined = (f"cannot make {port.name} a port of bridge {to.name}", change(port.index, master=to.index))
-    up = (f"cannot bring {port.name} up", change(port.index, state="up"))
+    joined = (f"cannot make {port.name} a port of bridge {to.name}", change_request(port.index, master=to.index))
+    up = (f"cannot bring {port.name} up", change_request(port.index, state="up"))
     if not (conf.hairpin or conf.port_isolation or conf.vlan or conf.trunk):
         node.batch(joined, up)
         return
@@ -121,11 +121,14 @@ def configure_pod(pod: Link, pod_netns: int, conf: NetConf, interface: Interface
     with netns.inside(pod_netns):
         _pod_ipv6(ifname, leases, conf.enable_dad)
     steps = [
-        (f"cannot add address {lease.address} to {ifname}", addresses.added(index, lease.address, conf.enable_dad))
+        (
+            f"cannot add address {lease.address} to {ifname}",
+            addresses.add_request(index, lease.address, conf.enable_dad),
+        )
         for lease in leases
     ]
     if not conf.container_interface_down:
-        steps.append((f"cannot bring {ifname} up", change(index, state="up")))
+        steps.append((f"cannot bring {ifname} up", change_request(index, state="up")))
     pod.batch(*steps)
 
 
@@ -139,7 +142,7 @@ def add_routes(pod: Link, ifindex: int, wanted: Sequence[PodRoute]) -> None:
         if metrics:
             extra["metrics"] = metrics
         doing = f"cannot add route to {route.network}" + (f" via {route.gateway}" if route.gateway else "")
-        steps.append((doing, routes.added_beside(ifindex, route.network, route.gateway, **extra)))
+        steps.append((doing, routes.append_request(ifindex, route.network, route.gateway, **extra)))
     pod.batch(*steps)
 
 
@@ -234,6 +237,7 @@ def _leave_default_vlan(node: Link, port: Interface) -> None:
     try:
         bridge.remove_vlan(node, port.index, _DEFAULT_VLAN)
     except LinkError as error:
+        # ENOENT: the bridge has no default VLAN.
         if error.code != errno.ENOENT:
             raise
 

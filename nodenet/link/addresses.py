@@ -10,7 +10,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from nodenet.endpoint import IPAddress
 from nodenet.link import netlink
-from nodenet.link.handle import Link, LinkError, refusing
+from nodenet.link.handle import Link, LinkError, link_errors
 from nodenet.link.netlink import Listener, Request
 
 IPInterface = IPv4Interface | IPv6Interface
@@ -42,7 +42,7 @@ class LocalAddress:
 
 def local(link: Link, ifindex: int = 0) -> list[LocalAddress]:
     """All addresses of the namespace or of one interface, including loopback and link-local ones."""
-    with refusing("cannot list addresses"):
+    with link_errors("cannot list addresses"):
         bodies = link.kernel.dump(_GETADDR, _HEADER.pack(0, 0, 0, 0, ifindex))
     found = []
     for body in bodies:
@@ -65,8 +65,8 @@ def add(link: Link, ifindex: int, address: IPInterface, detect: bool = False) ->
     """Add an address to an interface; False if it has it already. An IPv6 address skips duplicate detection unless
     `detect`."""
     try:
-        with refusing(f"cannot add address {address} to interface {ifindex}"):
-            link.kernel.run(added(ifindex, address, detect))
+        with link_errors(f"cannot add address {address} to interface {ifindex}"):
+            link.kernel.run(add_request(ifindex, address, detect))
     except LinkError as error:
         if error.code == errno.EEXIST:
             return False
@@ -74,7 +74,7 @@ def add(link: Link, ifindex: int, address: IPInterface, detect: bool = False) ->
     return True
 
 
-def added(ifindex: int, address: IPInterface, detect: bool = False) -> Request:
+def add_request(ifindex: int, address: IPInterface, detect: bool = False) -> Request:
     """The request of `add`, for a batch."""
     return Request(_NEWADDR, _body(ifindex, address, detect), netlink.CREATE | netlink.EXCL)
 
@@ -82,7 +82,7 @@ def added(ifindex: int, address: IPInterface, detect: bool = False) -> Request:
 def remove(link: Link, ifindex: int, address: IPInterface) -> None:
     """Remove an address from an interface; no error if it is not there."""
     try:
-        with refusing(f"cannot remove address {address} from interface {ifindex}"):
+        with link_errors(f"cannot remove address {address} from interface {ifindex}"):
             link.kernel.run(Request(_DELADDR, _body(ifindex, address)))
     except LinkError as error:
         if error.code != errno.EADDRNOTAVAIL:

@@ -20,8 +20,8 @@ from nodenet.link.handle import (
     Link,
     LinkError,
     encode,
+    link_errors,
     link_header,
-    refusing,
 )
 from nodenet.link.netlink import Request
 
@@ -31,6 +31,7 @@ _DELLINK, _GETLINK, _SETLINK = 17, 18, 19
 _IFLA_PROTINFO, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 12, 26, 29
 _BR_VLAN_FILTERING, _BRPORT_ISOLATED = 7, 33
 _BRIDGE_FLAGS, _BRIDGE_VLAN_INFO, _BRIDGE_SELF = 0, 2, 2
+_RTEXT_FILTER_BRVLAN = 2  # linux/rtnetlink.h
 _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 2, 4, 8, 16
 
 
@@ -44,11 +45,12 @@ def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> In
     found = link.get(name)
     if found is None:
         try:
-            with refusing(f"cannot create bridge {name}"):
+            with link_errors(f"cannot create bridge {name}"):
                 kind = netlink.nested(IFLA_LINKINFO, netlink.text(INFO_KIND, "bridge"))
                 body = link_header(0) + encode(ifname=name, address=random_mac(), mtu=mtu) + kind
                 link.kernel.run(Request(NEWLINK, body, netlink.CREATE | netlink.EXCL))
         except LinkError as error:
+            # EEXIST: another caller has created it meanwhile.
             if error.code != errno.EEXIST:
                 raise
         found = link.require(name)
@@ -57,7 +59,7 @@ def ensure(link: Link, name: str, mtu: int = 0, promiscuous: bool = False) -> In
     if not found.up:
         link.set(found.index, state="up")
     if promiscuous:
-        with refusing(f"cannot make bridge {name} promiscuous"):
+        with link_errors(f"cannot make bridge {name} promiscuous"):
             link.kernel.run(Request(NEWLINK, link_header(found.index, IFF_PROMISC, IFF_PROMISC)))
     return found
 
@@ -67,14 +69,14 @@ def set_port(link: Link, port: int, *, hairpin: bool | None = None, isolated: bo
     isolated ports."""
     wanted = ((BRPORT_MODE, hairpin), (_BRPORT_ISOLATED, isolated))
     parts = [netlink.u8(kind, value) for kind, value in wanted if value is not None]
-    with refusing(f"cannot set options of bridge port {port}"):
+    with link_errors(f"cannot set options of bridge port {port}"):
         header = link_header(port, family=socket.AF_BRIDGE)
         link.kernel.run(Request(_SETLINK, header + netlink.nested(_IFLA_PROTINFO, *parts)))
 
 
 def is_isolated(link: Link, port: int) -> bool:
     """True if the bridge port is isolated. False if the interface is not a bridge port or does not exist."""
-    with refusing(f"cannot read bridge port {port}"):
+    with link_errors(f"cannot read bridge port {port}"):
         bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE))
     for body in bodies:
         if struct.unpack_from("=i", body, 4)[0] == port:
@@ -87,7 +89,7 @@ def set_vlan_filtering(link: Link, bridge: int, on: bool) -> None:
     """Enable or disable VLAN filtering on the bridge."""
     data = netlink.nested(INFO_DATA, netlink.u8(_BR_VLAN_FILTERING, on))
     info = netlink.nested(IFLA_LINKINFO, netlink.text(INFO_KIND, "bridge"), data)
-    with refusing(f"cannot set vlan_filtering of bridge {bridge}"):
+    with link_errors(f"cannot set vlan_filtering of bridge {bridge}"):
         link.kernel.run(Request(NEWLINK, link_header(bridge) + info))
 
 
@@ -107,8 +109,9 @@ def remove_vlan(link: Link, port: int, vid: int, *, on_bridge: bool = False) -> 
 def vlans(link: Link, port: int) -> dict[int, bool]:
     """The VLANs of a port or bridge. The value is True for the VLAN of incoming untagged frames (PVID)."""
     found: dict[int, bool] = {}
-    with refusing("cannot list VLANs"):
-        bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE) + netlink.u32(_IFLA_EXT_MASK, 2))
+    with link_errors("cannot list VLANs"):
+        wanted = netlink.u32(_IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN)
+        bodies = link.kernel.dump(_GETLINK, link_header(0, family=socket.AF_BRIDGE) + wanted)
     for body in bodies:
         if struct.unpack_from("=i", body, 4)[0] != port:
             continue
@@ -130,7 +133,7 @@ def _vlan(link: Link, kind: int, port: int, span: tuple[int, int], untagged: boo
     if on_bridge:
         parts.insert(0, netlink.attribute(_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_SELF)))
     doing = "add" if kind == _SETLINK else "remove"
-    with refusing(f"cannot {doing} VLAN {first}{'' if first == last else f'-{last}'} of bridge port {port}"):
+    with link_errors(f"cannot {doing} VLAN {first}{'' if first == last else f'-{last}'} of bridge port {port}"):
         header = link_header(port, family=socket.AF_BRIDGE)
         link.kernel.run(Request(kind, header + netlink.nested(_IFLA_AF_SPEC, *parts)))
 

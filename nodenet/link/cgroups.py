@@ -60,6 +60,7 @@ def _signal(root: Path, number: signal.Signals) -> None:
         kill.write_text("1")
         return
     for pid in processes(root):
+        # This process may be in the group.
         if pid != os.getpid():
             try:
                 os.kill(pid, number)

@@ -92,8 +92,9 @@ class Link:
         """An interface by name or index; None if it does not exist."""
         index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
         try:
-            return _interface(self.kernel.ask(_GETLINK, link_header(index) + name))
+            return _interface(self.kernel.get(_GETLINK, link_header(index) + name))
         except RefusedError as error:
+            # EINVAL and ERANGE: no interface can have such a name.
             if error.code in (errno.ENODEV, errno.EINVAL, errno.ERANGE):
                 return None
             raise LinkError(f"cannot read interface {which}", error.code, error.text) from error
@@ -106,7 +107,7 @@ class Link:
 
     def all(self) -> list[Interface]:
         """All interfaces of the namespace, sorted by index."""
-        with refusing("cannot list interfaces"):
+        with link_errors("cannot list interfaces"):
             found = [_interface(body) for body in self.kernel.dump(_GETLINK, link_header(0))]
         return sorted(found, key=lambda interface: interface.index)
 
@@ -114,8 +115,8 @@ class Link:
         """Change attributes of an interface: state ("up", "down"), mtu, address, master (an index, 0 for none),
         ifname, net_ns_fd."""
         index = which if isinstance(which, int) else self.require(which).index
-        with refusing(f"cannot set {', '.join(attributes)} of interface {which}"):
-            self.kernel.run(change(index, **attributes))
+        with link_errors(f"cannot set {', '.join(attributes)} of interface {which}"):
+            self.kernel.run(change_request(index, **attributes))
 
     def batch(self, *steps: tuple[str, Request]) -> None:
         """Send several requests in one system call. LinkError contains the description of the first step that
@@ -131,7 +132,7 @@ class Link:
         """Delete an interface; False if it does not exist. Deleting a veth also deletes its peer."""
         index, name = (which, b"") if isinstance(which, int) else (0, netlink.text(IFLA_IFNAME, which))
         try:
-            with refusing(f"cannot delete interface {which}"):
+            with link_errors(f"cannot delete interface {which}"):
                 self.kernel.run(Request(_DELLINK, link_header(index) + name))
         except LinkError as error:
             if error.code == errno.ENODEV:
@@ -145,7 +146,7 @@ def link_header(index: int, flags: int = 0, mask: int = 0, family: int = socket.
     return _HEADER.pack(family, 0, index, flags, mask)
 
 
-def change(index: int, *, state: str = "", **attributes: Any) -> Request:
+def change_request(index: int, *, state: str = "", **attributes: Any) -> Request:
     """The request of Link.set, for a batch. Raises KeyError for an unknown attribute."""
     flags = IFF_UP if state == "up" else 0
     body = link_header(index, flags, IFF_UP if state else 0)
@@ -171,7 +172,7 @@ def encode(**attributes: Any) -> bytes:
 
 
 @contextmanager
-def refusing(doing: str) -> Iterator[None]:
+def link_errors(doing: str) -> Iterator[None]:
     """Convert an error of the kernel into a LinkError that begins with `doing`."""
     try:
         yield

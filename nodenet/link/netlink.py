@@ -164,7 +164,7 @@ class Netlink:
                         raise refused
                     return
 
-    def ask(self, kind: int, body: bytes, flags: int = 0) -> bytes:
+    def get(self, kind: int, body: bytes, flags: int = 0) -> bytes:
         """Send a request and return the body of its single reply. Raises RefusedError."""
         self._sequence += 1
         self._send(_pack(Request(kind, body), _REQUEST | flags, self._sequence))

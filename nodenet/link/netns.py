@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_TERMINATION = (signal.SIGTERM, signal.SIGINT)
 _SELF = "/proc/thread-self/ns/net"
 
 
@@ -125,7 +125,7 @@ def inside(target: Target) -> Iterator[None]:
     SIGTERM and SIGINT are blocked meanwhile: their handlers may raise, and the cleanup must not run in the wrong
     namespace. If the thread cannot return, the process exits (exit code 70), for the same reason.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATION)
     try:
         with opened(None) as home:
             enter(target)
@@ -230,6 +230,7 @@ def _prepare_folder(folder: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if code := libc.mount(b"", os.fsencode(folder), _MS_SHARED | _MS_REC):
+            # EINVAL: the folder is not a mount point yet.
             if code != errno.EINVAL:
                 raise OSError(code, os.strerror(code), str(folder))
             _mount(folder, folder, _MS_BIND | _MS_REC)

@@ -65,7 +65,7 @@ def masquerade(network: str, subnet: IPNetwork, address: IPAddress) -> None:
                 raise _refused(f"cannot create table {table}", second) from second
 
 
-def forget(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
+def remove_rules(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
     """Remove addresses from the network's masquerading, remove the MAC check of an interface, and remove tables that
     are empty then. Idempotent. No error if the kernel has no nf_tables, because then there is nothing to remove."""
     wanted = tuple(addresses)
@@ -80,7 +80,7 @@ def forget(network: str, ifname: str, addresses: Iterable[IPAddress]) -> None:
             if family == _NETDEV and name == _mac_table(ifname):
                 _remove(nft, family, name)
             elif (subnet := _masq_subnet(network, name)) is not None:
-                _take_out(nft, family, name, [a for a in wanted if a.version == subnet.version and a in subnet])
+                _remove_addresses(nft, family, name, [a for a in wanted if a.version == subnet.version and a in subnet])
 
 
 def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
@@ -89,7 +89,7 @@ def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:
     with _Nft() as nft:
         body = text(1, table) + text(2, _SET) + nested(3, nested(1, nested(1, attribute(1, address.packed))))
         try:
-            return bool(nft.ask(_GETSETELEM, family, body))
+            return bool(nft.get(_GETSETELEM, family, body))
         except RefusedError as error:
             if error.code == errno.ENOENT:
                 return False
@@ -110,6 +110,7 @@ def check_source_mac(ifname: str, mac: str) -> None:
         try:
             nft.change(
                 [
+                    # Creating it first makes the deletion succeed if there is no such table.
                     _request(_NEWTABLE, _NETDEV, text(1, table), CREATE),
                     _request(_DELTABLE, _NETDEV, text(1, table)),
                     _request(_NEWTABLE, _NETDEV, text(1, table), CREATE),
@@ -125,7 +126,7 @@ def checks_source_mac(ifname: str) -> bool:
     """True if the interface has a rule of `check_source_mac`."""
     with _Nft() as nft:
         try:
-            return bool(nft.ask(_GETTABLE, _NETDEV, text(1, _mac_table(ifname))))
+            return bool(nft.get(_GETTABLE, _NETDEV, text(1, _mac_table(ifname))))
         except RefusedError:
             return False
 
@@ -162,10 +163,10 @@ class _Nft:
                 found.append((body[0], name))
         return found
 
-    def ask(self, kind: int, family: int, body: bytes) -> bytes:
+    def get(self, kind: int, family: int, body: bytes) -> bytes:
         """The body of the requested object, including nfgenmsg. ENOENT if it does not exist."""
         request = _request(kind, family, body)
-        return self._kernel.ask(request.kind, request.body)
+        return self._kernel.get(request.kind, request.body)
 
     def list(self, kind: int, family: int, body: bytes) -> list[bytes]:
         """The bodies of all requested objects, including nfgenmsg."""
@@ -174,10 +175,10 @@ class _Nft:
 
     def generation(self) -> int:
         """The generation number of the ruleset; every change by any program increments it."""
-        return int(struct.unpack_from(">I", self.ask(_GETGEN, 0, b""), 8)[0])
+        return int(struct.unpack_from(">I", self.get(_GETGEN, 0, b""), 8)[0])
 
 
-def _take_out(nft: _Nft, family: int, table: str, addresses: list[IPAddress]) -> None:
+def _remove_addresses(nft: _Nft, family: int, table: str, addresses: list[IPAddress]) -> None:
     for address in addresses:
         try:
             nft.change([_element(_DELSETELEM, family, table, address)])
@@ -185,7 +186,7 @@ def _take_out(nft: _Nft, family: int, table: str, addresses: list[IPAddress]) ->
             if error.code != errno.ENOENT:
                 raise _refused(f"cannot end the masquerading of {address}", error) from error
     if addresses:
-        _drop_empty(nft, family, table)
+        _remove_if_empty(nft, family, table)
 
 
 def _remove(nft: _Nft, family: int, table: str) -> None:
@@ -196,7 +197,7 @@ def _remove(nft: _Nft, family: int, table: str) -> None:
             raise _refused(f"cannot remove table {table}", error) from error
 
 
-def _drop_empty(nft: _Nft, family: int, table: str) -> None:
+def _remove_if_empty(nft: _Nft, family: int, table: str) -> None:
     """Remove a masquerading table if it has no addresses; do not remove it if another process adds one at the same
     time."""
     for _ in range(_TRIES):

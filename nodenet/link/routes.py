@@ -13,7 +13,7 @@ from typing import Any
 
 from nodenet.endpoint import IPAddress, IPNetwork
 from nodenet.link import netlink
-from nodenet.link.handle import Link, LinkError, refusing
+from nodenet.link.handle import Link, LinkError, link_errors
 from nodenet.link.netlink import Request
 
 # The protocol number of our routes (rtnetlink(7)); `ip route show proto 110` lists them.
@@ -59,12 +59,12 @@ class SyncResult:
     failed: dict[IPNetwork, str] = field(default_factory=dict)
 
 
-def listed(link: Link, table: int | None = _MAIN_TABLE) -> list[Route]:
+def list_routes(link: Link, table: int | None = _MAIN_TABLE) -> list[Route]:
     """All unicast routes of a table (None: of all tables), both families. A route with several next hops is returned
     once per hop."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
-        with refusing("cannot list routes"):
+        with link_errors("cannot list routes"):
             bodies = link.kernel.dump(_GETROUTE, _HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
         found += [route for body in bodies for route in _routes(body, table)]
     return found
@@ -73,17 +73,17 @@ def listed(link: Link, table: int | None = _MAIN_TABLE) -> list[Route]:
 def add(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> None:
     """Add a route. LinkError: EEXIST if it exists, ENETUNREACH (EHOSTUNREACH for IPv6) if the gateway is not
     on-link."""
-    with refusing(f"cannot add route to {network}" + (f" via {gateway}" if gateway else "")):
-        link.kernel.run(added(ifindex, network, gateway, **attributes))
+    with link_errors(f"cannot add route to {network}" + (f" via {gateway}" if gateway else "")):
+        link.kernel.run(add_request(ifindex, network, gateway, **attributes))
 
 
-def added(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
+def add_request(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
     """The request of `add`, for a batch. Attributes: proto, priority, table, scope, metrics (mtu, advmss)."""
     return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE | netlink.EXCL)
 
 
-def added_beside(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
-    """Like `added`, but allowed if another interface has a route to the network. The kernel inserts an IPv4 route
+def append_request(ifindex: int, network: IPNetwork, gateway: IPAddress | None, **attributes: Any) -> Request:
+    """Like `add_request`, but allowed if another interface has a route to the network. The kernel inserts an IPv4 route
     before the others, and merges IPv6 routes into one with several next hops. EEXIST only for an identical route."""
     return Request(_NEWROUTE, _body(ifindex, network, gateway, **attributes), netlink.CREATE)
 
@@ -99,12 +99,12 @@ def sync_routes(
     """
     ifindex = link.require(device).index
     result = SyncResult()
-    routes = listed(link)
+    routes = list_routes(link)
     ours = {route.network: route for route in routes if route.protocol == protocol}
     others = {(route.network, route.metric) for route in routes if route.protocol != protocol}
     for network, route in ours.items():
         if network not in desired:
-            with _noting(result, network):
+            with _collect_failure(result, network):
                 _delete(link, route)
                 result.removed.append(network)
     for network, gateway in desired.items():
@@ -114,7 +114,7 @@ def sync_routes(
         if not have and (network, _V6_METRIC if network.version == 6 else 0) in others:
             result.conflicts.append(network)
             continue
-        with _noting(result, network):
+        with _collect_failure(result, network):
             if have:
                 _replace(link, ifindex, network, gateway, protocol)
                 result.changed.append(network)
@@ -125,7 +125,7 @@ def sync_routes(
 
 
 @contextmanager
-def _noting(result: SyncResult, network: IPNetwork) -> Iterator[None]:
+def _collect_failure(result: SyncResult, network: IPNetwork) -> Iterator[None]:
     try:
         yield
     except LinkError as error:
@@ -133,14 +133,14 @@ def _noting(result: SyncResult, network: IPNetwork) -> Iterator[None]:
 
 
 def _replace(link: Link, ifindex: int, network: IPNetwork, gateway: IPAddress, protocol: int) -> None:
-    with refusing(f"cannot change route to {network} via {gateway}"):
+    with link_errors(f"cannot change route to {network} via {gateway}"):
         body = _body(ifindex, network, gateway, proto=protocol)
         link.kernel.run(Request(_NEWROUTE, body, netlink.CREATE | netlink.REPLACE))
 
 
 def _delete(link: Link, route: Route) -> None:
     try:
-        with refusing(f"cannot remove route to {route.network}"):
+        with link_errors(f"cannot remove route to {route.network}"):
             body = _body(route.ifindex, route.network, route.gateway, proto=route.protocol)
             link.kernel.run(Request(_DELROUTE, body))
     except LinkError as error:

@@ -100,6 +100,7 @@ class SockDiag:
         try:
             self._kernel.run(Request(_DESTROY, _REQUEST.pack(socket.AF_INET, protocol, 0, 1 << CLOSE) + nothing))
         except RefusedError as error:
+            # ENOENT: the kernel has searched for the socket, so it supports SOCK_DESTROY.
             return error.code == errno.ENOENT
         return True
 

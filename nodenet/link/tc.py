@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from nodenet.link import netlink
-from nodenet.link.handle import Link, LinkError, refusing
+from nodenet.link.handle import Link, LinkError, link_errors
 from nodenet.link.netlink import RefusedError, Request
 
 _HANDLE = 1
@@ -69,23 +69,23 @@ def attach(link: Link, ifindex: int, hook: Hook, prog_fd: int, name: str) -> Non
 def attach_all(link: Link, ifindex: int, programs: Sequence[Program]) -> list[str]:
     """Attach programs; each replaces our previous one. Returns a sentence for each thing that was removed to make
     room. LinkError names what failed."""
-    gave_way = _make_room(link, ifindex)
+    removed = _ensure_clsact(link, ifindex)
     try:
         link.kernel.run(*(_filter(ifindex, program) for program in programs))
     except RefusedError as error:
         program = programs[error.index]
         doing = f"cannot attach program {program.name} to {program.hook.name.lower()} of interface {ifindex}"
         raise LinkError(doing, error.code, error.text) from error
-    return gave_way
+    return removed
 
 
-def _make_room(link: Link, ifindex: int) -> list[str]:
+def _ensure_clsact(link: Link, ifindex: int) -> list[str]:
     """Ensure a clsact on the interface. An ingress queueing discipline occupies the same place but has no egress
     side: the kernel would attach our egress filter to ingress. So it is removed, because policy is more important
     than a bandwidth limit. Returns a sentence about the removal."""
     clsact = _header(ifindex, _CLSACT, _CLSACT_PARENT) + netlink.text(_TCA_KIND, "clsact")
     request = Request(_NEWQDISC, clsact, netlink.CREATE | netlink.EXCL)
-    with refusing(f"cannot add clsact to interface {ifindex}"):
+    with link_errors(f"cannot add clsact to interface {ifindex}"):
         try:
             link.kernel.run(request)
             return []
@@ -103,7 +103,7 @@ def _make_room(link: Link, ifindex: int) -> list[str]:
 
 def _kind_in_place(link: Link, ifindex: int) -> str:
     """The queueing discipline in the place of clsact: "clsact" or "ingress"."""
-    body = link.kernel.ask(_GETQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT), netlink.ECHO)
+    body = link.kernel.get(_GETQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT), netlink.ECHO)
     return netlink.string(netlink.attributes(body, _HEADER.size), _TCA_KIND)
 
 
@@ -124,7 +124,7 @@ def attached(link: Link, ifindex: int) -> list[Attached]:
     found = []
     for hook in Hook:
         try:
-            with refusing(f"cannot list filters of interface {ifindex}"):
+            with link_errors(f"cannot list filters of interface {ifindex}"):
                 bodies = link.kernel.dump(_GETFILTER, _header(ifindex, 0, hook))
         except LinkError as error:
             # ENODEV: no such interface. EINVAL: no clsact on it.
@@ -139,11 +139,11 @@ def detach(link: Link, ifindex: int, hook: Hook, name: str) -> bool:
     """Remove our filter; False if it does not exist. The clsact is removed with its last filter."""
     ours = [entry for entry in attached(link, ifindex) if entry.hook == hook and entry.name == name]
     for entry in ours:
-        with refusing(f"cannot detach program {name} from {hook.name.lower()} of interface {ifindex}"):
+        with link_errors(f"cannot detach program {name} from {hook.name.lower()} of interface {ifindex}"):
             header = _header(ifindex, entry.handle, hook, entry.priority << 16 | _ETH_P_ALL)
             link.kernel.run(Request(_DELFILTER, header + netlink.text(_TCA_KIND, "bpf")))
     if ours and not attached(link, ifindex):
-        with refusing(f"cannot remove clsact of interface {ifindex}"):
+        with link_errors(f"cannot remove clsact of interface {ifindex}"):
             link.kernel.run(Request(_DELQDISC, _header(ifindex, _CLSACT, _CLSACT_PARENT)))
     return bool(ours)
 

@@ -11,8 +11,8 @@ from nodenet.link.handle import (
     Interface,
     Link,
     encode,
+    link_errors,
     link_header,
-    refusing,
 )
 from nodenet.link.netlink import Request
 
@@ -33,7 +33,7 @@ def create(
         netlink.text(INFO_KIND, "veth"),
         netlink.nested(INFO_DATA, netlink.attribute(_VETH_INFO_PEER | netlink.NESTED, peer)),
     )
-    with refusing(f"cannot create veth pair {name} - {peer_name}"):
+    with link_errors(f"cannot create veth pair {name} - {peer_name}"):
         body = link_header(0) + encode(ifname=name, address=mac, mtu=mtu) + info
         link.kernel.run(Request(NEWLINK, body, netlink.CREATE | netlink.EXCL))
     return link.require(name)

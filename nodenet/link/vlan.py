@@ -16,8 +16,8 @@ from nodenet.link.handle import (
     Link,
     LinkError,
     encode,
+    link_errors,
     link_header,
-    refusing,
 )
 from nodenet.link.netlink import Request
 
@@ -34,7 +34,7 @@ def gateway_interface(link: Link, over: Interface, vid: int, mtu: int = 0) -> In
     info = netlink.nested(IFLA_LINKINFO, netlink.text(INFO_KIND, "vlan"), data)
     body = link_header(0, IFF_UP, IFF_UP) + encode(ifname=name, mtu=mtu) + netlink.u32(_IFLA_LINK, over.index) + info
     try:
-        with refusing(f"cannot create interface {name}"):
+        with link_errors(f"cannot create interface {name}"):
             link.kernel.run(Request(NEWLINK, body, netlink.CREATE | netlink.EXCL))
         bridge.add_vlan(link, over.index, vid, on_bridge=True)
     except LinkError as error:

@@ -114,7 +114,7 @@ def test_add_check_and_del(node: Delegating, pinging: Any) -> None:
     ]
     assert result["dns"] == {"nameservers": ["10.77.0.53"]}
     with Link(pod) as link:
-        found = {(str(route.network), str(route.gateway)) for route in routes.listed(link) if route.gateway}
+        found = {(str(route.network), str(route.gateway)) for route in routes.list_routes(link) if route.gateway}
     assert ("10.9.0.0/16", "10.77.0.1") in found
     assert pinging(pod, "10.77.0.1")
     assert pinging(pod, "fd77::fe")

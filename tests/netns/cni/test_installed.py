@@ -56,7 +56,7 @@ def test_alone_where_nothing_is_installed(world: Any, root: Path, pinging: Any) 
     status, result = bare(world, root, "ADD", "c1", pod)
     assert (status, [entry["address"] for entry in result["ips"]]) == (0, ["10.77.0.2/24", "fd77::2/64"])
     with Link(pod) as link:
-        assert {str(route.gateway) for route in routes.listed(link) if route.gateway} == {"10.77.0.1", "fd77::1"}
+        assert {str(route.gateway) for route in routes.list_routes(link) if route.gateway} == {"10.77.0.1", "fd77::1"}
     assert pinging(pod, "10.77.0.1")
     # In the specification's shape also when it fails.
     status, result = bare(world, root, "ADD", "c1", pod)

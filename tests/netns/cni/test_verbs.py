@@ -178,7 +178,7 @@ class TestGc:
         (world.run_dir / "endpoints/a-eth0.json").mkdir()
         code, message = error(self.gc(world))
         assert code == 5
-        assert "GC: 1 of them could not be freed: container a eth0" in message
+        assert "GC: some resources could not be freed (1): container a eth0" in message
         assert world.interfaces(pods[1]) == ["lo"]
 
     def test_without_a_list_only_what_is_certainly_dead_goes(self, world: Any) -> None:

@@ -45,7 +45,7 @@ def test_a_storm_is_noted_in_pieces_and_ends(two: tuple[str, str]) -> None:
         with Link(two[0]) as link:
             loopback = link.require("lo").index
             for first in range(0, len(wanted), 200):
-                link.batch(*(("add", addresses.added(loopback, one)) for one in wanted[first : first + 200]))
+                link.batch(*(("add", addresses.add_request(loopback, one)) for one in wanted[first : first + 200]))
             rounds = 0
             while select.select([changes.fd], [], [], 0.2)[0]:
                 changes.drain()

@@ -39,10 +39,10 @@ def test_addresses_come_and_go_and_the_last_takes_the_table_with_it(inside: Insi
         inside(nft.masquerade, "pods", subnet, address)
         assert inside(nft.is_masqueraded, "pods", subnet, address)
     assert not inside(nft.is_masqueraded, "other", SUBNET4, WEB)
-    inside(nft.forget, "pods", "veth0", [WEB])
+    inside(nft.remove_rules, "pods", "veth0", [WEB])
     assert not inside(nft.is_masqueraded, "pods", SUBNET4, WEB)
     assert inside(nft.is_masqueraded, "pods", SUBNET4, DB)
-    inside(nft.forget, "pods", "veth0", [DB, SIX, WEB])
+    inside(nft.remove_rules, "pods", "veth0", [DB, SIX, WEB])
     assert inside(tables) == []
 
 
@@ -51,7 +51,7 @@ def test_a_check_of_the_source_mac_is_replaced_and_forgotten(inside: Inside) -> 
     for mac in ("02:00:00:00:00:01", "02:00:00:00:00:02"):
         inside(nft.check_source_mac, "lo", mac)
         assert inside(nft.checks_source_mac, "lo")
-    inside(nft.forget, "pods", "lo", [])
+    inside(nft.remove_rules, "pods", "lo", [])
     assert inside(tables) == []
 
 
@@ -60,7 +60,7 @@ def test_a_full_set_is_listed_whole(inside: Inside) -> None:
     many = [ip_address("10.9.0.0") + n for n in range(2, 255)]
     for address in many:
         inside(nft.masquerade, "pods", SUBNET4, address)
-    inside(nft.forget, "pods", "veth0", many[:-1])
+    inside(nft.remove_rules, "pods", "veth0", many[:-1])
     assert inside(nft.is_masqueraded, "pods", SUBNET4, many[-1])
 
 
@@ -73,7 +73,7 @@ def test_adds_and_deletes_at_once_leave_what_was_asked_for(inside: Inside) -> No
         for _ in range(15):
             nft.masquerade("pods", SUBNET4, own)
             assert nft.is_masqueraded("pods", SUBNET4, own)
-            nft.forget("pods", "veth0", [own])
+            nft.remove_rules("pods", "veth0", [own])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: inside(churn, number), range(4)))
@@ -137,12 +137,12 @@ def mute() -> Iterator[Netlink]:
 def test_a_kernel_that_does_not_answer_is_an_error(mute: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mute, "_send", lambda _packets: None)
     with pytest.raises(RefusedError) as caught:
-        mute.ask(18, bytes(16))
+        mute.get(18, bytes(16))
     assert caught.value.code == errno.ETIMEDOUT
 
 
 def test_a_closed_socket_is_an_error_of_the_same_kind(mute: Netlink) -> None:
     mute.close()
     with pytest.raises(RefusedError) as caught:
-        mute.ask(18, bytes(16))
+        mute.get(18, bytes(16))
     assert caught.value.code == errno.EBADF

@@ -33,7 +33,7 @@ def node(two: tuple[str, str]) -> Iterator[Link]:
 
 
 def ours(link: Link) -> dict[str, str]:
-    return {str(r.network): str(r.gateway) for r in routes.listed(link) if r.protocol == routes.PROTOCOL}
+    return {str(r.network): str(r.gateway) for r in routes.list_routes(link) if r.protocol == routes.PROTOCOL}
 
 
 def test_sync_adds_changes_and_removes(node: Link) -> None:
@@ -52,11 +52,11 @@ def test_sync_touches_nobody_elses(node: Link) -> None:
     uplink = node.require("up0").index
     routes.add(node, uplink, A4, OTHER4)
     routes.add(node, uplink, B4, OTHER4, priority=7)
-    before = [route for route in routes.listed(node) if route.protocol != routes.PROTOCOL]
+    before = [route for route in routes.list_routes(node) if route.protocol != routes.PROTOCOL]
     done = routes.sync_routes(node, {A4: GATE4, B4: GATE4}, "up0")
     assert (done.added, done.conflicts) == ([B4], [A4])
     routes.sync_routes(node, {}, "up0")
-    assert routes.listed(node) == before
+    assert routes.list_routes(node) == before
 
 
 def test_an_unreachable_gateway_is_told_and_holds_up_no_other_route(node: Link) -> None:

@@ -97,8 +97,8 @@ def test_an_ingress_qdisc_gives_way(two: tuple[str, str], node: tuple[Link, int,
     with rtnl(two[0]) as ip:
         ip.tc("add", "ingress", ifindex, 0xFFFF0000)
     wanted = [tc.Program(Hook.INGRESS, program, "nn_from_pod"), tc.Program(Hook.EGRESS, program, "nn_to_pod")]
-    gave_way = tc.attach_all(link, ifindex, wanted)
-    assert gave_way == [
+    removed = tc.attach_all(link, ifindex, wanted)
+    assert removed == [
         f"interface {ifindex}: its ingress queueing discipline (a bandwidth limit for what its pod sends) was removed"
     ]
     assert [(entry.hook, entry.name) for entry in tc.attached(link, ifindex)] == [

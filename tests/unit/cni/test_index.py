@@ -88,7 +88,7 @@ def test_an_index_that_is_damaged_or_gone_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_log_that_grows_too_long_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nodenet.cni.index._LONGEST", 2000)
+    monkeypatch.setattr("nodenet.cni.index._MAX_LOG", 2000)
     store = made(tmp_path)
     for number in range(200):
         allocate(store, owner(number), DUAL, search=False)
