@@ -62,7 +62,7 @@ class Engine:
     """Keeps the maps at what it is fed, and publishes each compilation as one value.
 
     `tables` holds a Table for every name of reconcile.maps.TABLES. Everything but `current` and `pod_is_removed` is for
-    the event loop that calls `run`. Compiling and writing are in a worker thread.
+    the event loop that calls `run`. Compiling and writing are in a worker thread, unless there is little to do.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Engine:
     # In
 
     def feed(self, *events: StoreEvent) -> bool:
-        """Take what sources yield. The next run follows at once where it changes anything; returns whether it does."""
+        """Take what sources yield. If it changes anything, a run follows; returns whether it does."""
         changed = [event for event in events if self._store.feed(event)]
         for kind in {self._store.kind_of(event) for event in changed}:
             self._changes[kind].fire()
