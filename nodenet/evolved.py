@@ -29,7 +29,7 @@ class Evolved(Mapping[Any, Any]):
     reference to the previous version would keep every older table in memory.
     """
 
-    __slots__ = ("_base", "_length", "_newest", "_overlay", "_trail", "_version", "changed")
+    __slots__ = ("_base", "_length", "_newest", "_overlay", "_trail", "_trail_keys", "_version", "changed")
 
     def __init__(self, entries: Mapping[Any, Any]) -> None:
         self._base: dict[Any, Any] = dict(entries)
@@ -42,6 +42,8 @@ class Evolved(Mapping[Any, Any]):
         self.changed: Collection[Any] = ()
         # (previous version, keys that changed since it), newest first.
         self._trail: tuple[tuple[object, Collection[Any]], ...] = ()
+        # How many keys there are in all of it.
+        self._trail_keys = 0
 
     def _next(self, changes: Mapping[Any, Any], added: int) -> Evolved:
         """The next version. Every change must be a real one; the value None deletes the key. `added`: the growth in
@@ -62,8 +64,18 @@ class Evolved(Mapping[Any, Any]):
             after._fold()
         after._version = object()
         after.changed = tuple(changes)
-        after._trail = _shortened(((self._version, after.changed), *self._trail))
+        after._remember(self)
         return after
+
+    def _remember(self, before: Evolved) -> None:
+        """Set the trail: the newest step, and earlier ones up to the limits. Only for a version that has not been
+        returned yet."""
+        trail = ((before._version, self.changed), *before._trail)
+        keys = before._trail_keys + len(self.changed)
+        while len(trail) > _STEPS or (keys > _KEYS and len(trail) > 1):
+            keys -= len(trail[-1][1])
+            trail = trail[:-1]
+        self._trail, self._trail_keys = trail, keys
 
     def _fold(self) -> None:
         """Merge the newest differences into the overlay, and the overlay into a new base if it is large. Only for a
@@ -239,13 +251,3 @@ def _merged(base: Mapping[Any, Any], overlay: Mapping[Any, Any]) -> dict[Any, An
         if value is _GONE:
             del merged[key]
     return merged
-
-
-def _shortened(trail: tuple[tuple[object, Collection[Any]], ...]) -> tuple[tuple[object, Collection[Any]], ...]:
-    total = 0
-    for place, (_, keys) in enumerate(trail[:_STEPS]):
-        total += len(keys)
-        # The newest step is always kept: its keys are in memory anyway (`changed`).
-        if place and total > _KEYS:
-            return trail[:place]
-    return trail[:_STEPS]

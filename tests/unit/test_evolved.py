@@ -22,6 +22,7 @@ def small_levels() -> Iterator[None]:
         patch.setattr(evolved, "_NEWEST", 2)
         patch.setattr(evolved, "_OVERLAY", 6)
         patch.setattr(evolved, "_STEPS", 5)
+        patch.setattr(evolved, "_KEYS", 8)
         yield
 
 
@@ -87,3 +88,20 @@ def test_what_comes_and_goes_leaves_nothing() -> None:
     assert isinstance(table, Evolved)
     assert dict(table.items()) == {0: 0}
     assert (table._newest, table._overlay) == ({}, {})
+
+
+def test_a_version_knows_what_changed_since_the_last_ones_and_forgets_the_others() -> None:
+    """At most 5 steps and 8 keys, but the newest step always."""
+    versions = [Evolved({0: 0})]
+    for number in range(1, 8):
+        versions.append(evolve(versions[-1], {number: 1}))  # type: ignore[arg-type]
+    assert [versions[-1].changed_since(one) is not None for one in versions] == [False, False] + 6 * [True]
+    assert set(versions[-1].changed_since(versions[2]) or ()) == {3, 4, 5, 6, 7}
+    many = evolve(versions[-1], dict.fromkeys(range(10, 16), 1))
+    assert isinstance(many, Evolved)
+    assert set(many.changed_since(versions[-3]) or ()) == {6, 7, *range(10, 16)}
+    assert many.changed_since(versions[-4]) is None
+    more = evolve(many, dict.fromkeys(range(20, 40), 1))
+    assert isinstance(more, Evolved)
+    assert set(more.changed_since(many) or ()) == set(range(20, 40))
+    assert more.changed_since(versions[-1]) is None
