@@ -50,7 +50,8 @@ __attribute__((used)) static const char mark[] = "nodenet's CNI plugin, with " A
 
 static struct config conf = { .socket = DEFAULT_SOCKET, .version = NEWEST };
 
-/* Standard input and output may be non-blocking, because the caller shares them: wait until they are ready. */
+/* Returns true if a failed read or write should be repeated: after a signal, or, on a non-blocking descriptor, after
+ * waiting until it is ready. The caller of the launcher may have set standard input and output to non-blocking. */
 static bool again(int fd, short what)
 {
 	struct pollfd wanted = { .fd = fd, .events = what };

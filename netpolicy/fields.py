@@ -128,7 +128,7 @@ def label_value(field: Field) -> str:
 
 
 def labels(field: Field) -> dict[str, str]:
-    """Labels from metadata.labels or matchLabels."""
+    """The labels of metadata.labels or matchLabels. Raises PolicyError for an invalid key or value."""
     found: dict[str, str] = {}
     for key in field.mapping():
         value = field.at(label_key(field, key))

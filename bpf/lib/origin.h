@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Checks on which interface a packet to a pod entered this node. Packets of the node itself have no ingress interface.
- * Packets of its pods come from their veths, or from the bridge that routes them. Anyone on the network can forge these
- * source addresses. */
+/* Checks on which interface a packet to a pod entered this node, because anyone on the network can forge the addresses
+ * of the node and of its pods. Packets of the node itself have no ingress interface. Packets of its pods come from
+ * their veths, or from the bridge that routes them. */
 #ifndef NN_ORIGIN_H
 #define NN_ORIGIN_H
 

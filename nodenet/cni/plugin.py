@@ -185,7 +185,7 @@ class Plugin:
 
 @contextmanager
 def _sandbox(request: Request) -> Iterator[int]:
-    """The pod's namespace as an open file, after a check that it is a network namespace and not the node's own."""
+    """Opens the pod's namespace and checks that it is a network namespace and not the node's own. Raises CniError."""
     path = request.netns
     try:
         with netns.opened(path) as fd:

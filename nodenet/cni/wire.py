@@ -255,7 +255,7 @@ def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 def _wait_for_dad(ifname: str) -> None:
     """In the pod's namespace: wait until no address of the interface is tentative. LinkError if an address is a
-    duplicate."""
+    duplicate, or after _DAD_SECONDS."""
     deadline = time.monotonic() + _DAD_SECONDS
     while True:
         # An interface's name may hold any byte.

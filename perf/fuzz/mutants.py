@@ -96,7 +96,7 @@ MUTANTS: Mapping[str, Mutant] = {
         ),
     ),
     "third-party-error": Mutant(
-        "a pod is believed about the flows of others",
+        "a pod may report errors about the flows of others",
         "an ICMP error about a flow of others",
         (Edit("lib/police.h", "if (nn_addr_equal(sender, &quoted->daddr))", "if (sender || quoted)"),),
     ),
