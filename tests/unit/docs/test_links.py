@@ -45,5 +45,5 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_decisions_have_numbers_of_their_own_and_say_them() -> None:
     pages = sorted((ROOT / "docs/decisions").glob("*.md"))
     numbers = [page.name[:4] for page in pages]
-    assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    assert len(set(numbers)) == len(pages) > 20
     assert [page.read_text()[2:6] for page in pages] == numbers
