@@ -1,4 +1,4 @@
-"""`python -m nodenet`: the same as the `nodenet` script, for callers that know an interpreter and not a PATH."""
+"""`python -m nodenet`: the same as the `nodenet` script, for callers that have a Python interpreter but no PATH."""
 
 from nodenet.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics, read when they are scraped, and the small HTTP server for them and for the health checks."""
+"""Prometheus metrics, collected at each scrape, and the HTTP server for metrics and health checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nodenet.abi import LOST_EVENTS, DropReason, MetricsEntry, MetricsKey
 from nodenet.errors import CannotRunError
 from nodenet.model import Direction
 
-# After so long a connection without a request is closed.
+# A connection without a request is closed after this time.
 IDLE_SECONDS = 15.0
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _CNI_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -25,7 +25,7 @@ _CNI_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 
 @dataclass(frozen=True, slots=True)
 class MapUsage:
-    """How full one BPF map is, in entries."""
+    """Entries in use and capacity of one BPF map."""
 
     entries: int
     size: int
@@ -33,9 +33,9 @@ class MapUsage:
 
 @dataclass(frozen=True, slots=True)
 class WatchCount:
-    """What one watch of the Kubernetes API has brought since the start; how many objects of now have parts that could
-    not be read; the age of the server's last byte in seconds (None before the first); and whether the API serves the
-    kind."""
+    """Statistics of one watch of the Kubernetes API. `events`, `lists` and `errors` count since the start. `unread`:
+    the number of existing objects with unreadable parts. `age`: seconds since the server's last byte (None before the
+    first). `installed`: whether the API serves the kind."""
 
     events: int = 0
     lists: int = 0
@@ -47,10 +47,10 @@ class WatchCount:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Everything that is read at a scrape. Counters count since the agent started, `datapath` since the maps were made.
+    """All values of one scrape. Counters start with the agent; those in `datapath` start when the maps were created.
 
-    `objects`: how many of each kind there are (pods, slices, endpoints, identities and so on). `flows_lost`: where
-    they were lost -> how many.
+    `objects`: the number of objects by kind (pods, slices, endpoints, identities and so on). `flows_lost`: the number
+    by the place where they were lost.
     """
 
     node: str
@@ -64,35 +64,36 @@ class Sample:
     flows_lost: Mapping[str, int] = field(default_factory=dict)
     reconcile_runs: int = 0
     reconcile_errors: int = 0
-    # Map -> writes.
+    # The number of writes by map.
     writes: Mapping[str, int] = field(default_factory=dict)
-    # Connected UDP sockets whose backend left their Service.
+    # Connected UDP sockets that were closed because their backend left the Service.
     sockets_ended: int = 0
-    # What somebody else took away and the agent put back -> how many.
+    # Things that another program removed or changed and the agent restored: the number by what it was.
     repairs: Mapping[str, int] = field(default_factory=dict)
-    # Seconds since the epoch; 0: never yet.
+    # Seconds since the epoch; 0: not yet.
     last_sync: float = 0.0
     watches: Mapping[str, WatchCount] = field(default_factory=dict)
 
 
 class Source(Protocol):
-    """What the agent tells. `sample` is called in a worker thread and may read maps; the others must be quick."""
+    """Implemented by the agent. `sample` is called in a worker thread and may read maps; the other methods must be
+    fast."""
 
     def sample(self) -> Sample:
-        """Everything as it is now."""
+        """All current values."""
         ...
 
     def healthy(self) -> bool:
-        """Whether the agent does its work."""
+        """Whether the agent works."""
         ...
 
     def ready(self) -> bool:
-        """Whether endpoints and Services are in force: programs attached and a first synchronisation done."""
+        """Whether the programs are attached and the first synchronisation of endpoints and Services is done."""
         ...
 
 
 class Metrics(Collector):
-    """The collector, and the two histograms that the agent feeds as things happen."""
+    """The collector, and two histograms into which the agent puts its measurements."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -106,7 +107,7 @@ class Metrics(Collector):
         )
         self.cni_seconds = Histogram(
             "nodenet_cni_operation_duration_seconds",
-            "CNI verbs that the agent took part in.",
+            "CNI operations in which the agent took part.",
             ["verb", "result"],
             buckets=_CNI_BUCKETS,
             registry=self.registry,
@@ -114,15 +115,15 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def reconciled(self, seconds: float, failed: bool) -> None:
-        """One run of the reconcile loop."""
+        """Record one run of the reconcile loop."""
         self.reconcile_seconds.labels("error" if failed else "success").observe(seconds)
 
     def cni_operation(self, verb: str, seconds: float, failed: bool) -> None:
-        """One CNI call: ADD, DEL, ..."""
+        """Record one CNI call: ADD, DEL, ..."""
         self.cni_seconds.labels(verb, "error" if failed else "success").observe(seconds)
 
     def describe(self) -> list[Metric]:
-        """Nothing is collected at registration: the source may not be ready to be read."""
+        """Prometheus calls this at registration. It returns nothing, because the source may not be ready yet."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -135,18 +136,18 @@ class Metrics(Collector):
         yield from _watches(sample)
         yield _counter(
             "nodenet_service_sockets_ended",
-            "Connected UDP sockets that were ended because their backend left the Service.",
+            "Connected UDP sockets that were closed because their backend left the Service.",
             {(): sample.sockets_ended},
         )
         yield _counter(
             "nodenet_repairs",
-            "Programs, pins and map entries that were gone or changed by somebody else, and were put back.",
+            "Programs, pins and map entries that another program removed or changed, and the agent restored.",
             sample.repairs,
             "what",
         )
 
     def text(self) -> bytes:
-        """The exposition format. Calls the source: use a worker thread."""
+        """The metrics in the exposition format. Call it in a worker thread: it calls the source."""
         return generate_latest(self.registry)
 
 
@@ -170,9 +171,11 @@ def _counter(name: str, text: str, values: Mapping[Any, float], *labels: str) ->
 
 def _agent(sample: Sample) -> Iterator[Metric]:
     yield _gauge("nodenet_build_info", "The agent's version.", {(sample.version, sample.node): 1}, "version", "node")
-    yield _gauge("nodenet_healthy", "1 when the agent does its work.", {(): sample.healthy})
-    yield _gauge("nodenet_ready", "1 when endpoints and Services are in force.", {(): sample.ready})
-    yield _gauge("nodenet_objects", "Objects that the agent knows.", sample.objects, "kind")
+    yield _gauge("nodenet_healthy", "1 if the agent works.", {(): sample.healthy})
+    yield _gauge(
+        "nodenet_ready", "1 if programs are attached and endpoints and Services are synchronised.", {(): sample.ready}
+    )
+    yield _gauge("nodenet_objects", "Number of objects by kind.", sample.objects, "kind")
 
 
 def _datapath(sample: Sample) -> Iterator[Metric]:
@@ -181,13 +184,13 @@ def _datapath(sample: Sample) -> Iterator[Metric]:
     for unit, attribute in (("packets", "packets"), ("bytes", "octets")):
         yield _counter(
             f"nodenet_forwarded_{unit}",
-            f"{unit.capitalize()} let through between pods and their peers.",
+            f"{unit.capitalize()} forwarded between pods and their peers.",
             {_direction(k.direction): getattr(v, attribute) for k, v in forwarded.items()},
             "direction",
         )
         yield _counter(
             f"nodenet_dropped_{unit}",
-            f"{unit.capitalize()} dropped; socket calls that were refused count as packets.",
+            f"{unit.capitalize()} dropped; refused socket calls count as packets.",
             {(_direction(k.direction), _reason(k.reason)): getattr(v, attribute) for k, v in dropped.items()},
             "direction",
             "reason",
@@ -204,35 +207,35 @@ def _maps(sample: Sample) -> Iterator[Metric]:
     )
     yield _gauge(
         "nodenet_map_pressure",
-        "Part of a BPF map that is in use, 0-1.",
+        "Fraction of a BPF map that is in use, 0-1.",
         {n: m.entries / m.size if m.size else 0.0 for n, m in sample.maps.items()},
         "map",
     )
 
 
 def _flows(sample: Sample) -> Iterator[Metric]:
-    yield _counter("nodenet_flows_seen", "Flows that came from the datapath.", {(): sample.flows_seen})
+    yield _counter("nodenet_flows_seen", "Flows received from the datapath.", {(): sample.flows_seen})
     kernel = sum(v.packets for k, v in sample.datapath.items() if k.reason == LOST_EVENTS)
     lost = {"kernel": kernel, **sample.flows_lost}
-    yield _counter("nodenet_flows_lost", "Flows that were lost, by where.", lost, "where")
+    yield _counter("nodenet_flows_lost", "Lost flows, by place.", lost, "where")
 
 
 def _reconcile(sample: Sample) -> Iterator[Metric]:
     yield _counter("nodenet_reconcile_runs", "Runs of the reconcile loop.", {(): sample.reconcile_runs})
-    yield _counter("nodenet_reconcile_errors", "Runs that failed and were repeated.", {(): sample.reconcile_errors})
+    yield _counter("nodenet_reconcile_errors", "Runs that failed and were retried.", {(): sample.reconcile_errors})
     yield _counter("nodenet_map_writes", "Entries written to or deleted from a BPF map.", sample.writes, "map")
     yield _gauge(
         "nodenet_reconcile_last_success_timestamp_seconds",
-        "When the maps last held what is wanted.",
+        "Time at which the maps last had the desired contents.",
         {(): sample.last_sync},
     )
 
 
 def _watches(sample: Sample) -> Iterator[Metric]:
     for name, text in (
-        ("events", "Changes that watches of the Kubernetes API brought."),
-        ("lists", "Full lists that were fetched from the Kubernetes API."),
-        ("errors", "Watches of the Kubernetes API that broke, and objects that could not be read."),
+        ("events", "Changes received from watches of the Kubernetes API."),
+        ("lists", "Full lists fetched from the Kubernetes API."),
+        ("errors", "Failed watches of the Kubernetes API, and objects that could not be read."),
     ):
         yield _counter(
             f"nodenet_api_watch_{name}", text, {kind: getattr(c, name) for kind, c in sample.watches.items()}, "kind"
@@ -245,7 +248,7 @@ def _watches(sample: Sample) -> Iterator[Metric]:
     )
     yield _gauge(
         "nodenet_api_last_byte_age_seconds",
-        "Since the Kubernetes API last sent anything on a watch; a living watch brings a bookmark about once a minute.",
+        "Seconds since the Kubernetes API last sent data on a watch; a working watch receives a bookmark every minute.",
         {kind: count.age for kind, count in sample.watches.items() if count.age is not None},
         "kind",
     )
@@ -269,12 +272,12 @@ def _reason(number: int) -> str:
 
 
 def app(metrics: Metrics, source: Source) -> web.Application:
-    """/metrics, /healthz (the agent does its work), /readyz (endpoints and Services are in force)."""
+    """The HTTP application: /metrics, /healthz (the agent works), /readyz (endpoints and Services are synchronised)."""
 
     reading: asyncio.Task[bytes] | None = None
 
     async def show(_request: web.Request) -> web.Response:
-        # A scrape counts the entries of every map: those who ask meanwhile get the same answer.
+        # A scrape is expensive, because it counts the entries of every map: concurrent scrapes share one answer.
         nonlocal reading
         if reading is None or reading.done():
             reading = asyncio.create_task(asyncio.to_thread(metrics.text))
@@ -303,7 +306,8 @@ class MetricsServer:
         self._runner = web.AppRunner(app(metrics, source), access_log=None, keepalive_timeout=IDLE_SECONDS)
 
     async def start(self, address: str) -> int:
-        """Listen on host:port (port 0: any free one). Returns the port. Raises CannotRunError when it is in use."""
+        """Listen on host:port (port 0: any free one). Returns the port. Raises CannotRunError if this is not
+        possible."""
         host, _, port = address.rpartition(":")
         await self._runner.setup()
         try:
@@ -311,10 +315,11 @@ class MetricsServer:
         except OSError as error:
             await self._runner.cleanup()
             raise CannotRunError(
-                f"metrics_address {address}: {error.strerror or error}", "set another, or an empty one to do without"
+                f"metrics_address {address}: {error.strerror or error}",
+                "set another address, or an empty one to serve no metrics",
             ) from error
         return int(self._runner.addresses[0][1])
 
     async def stop(self) -> None:
-        """Close the socket and open connections."""
+        """Close the listening socket and all connections."""
         await self._runner.cleanup()

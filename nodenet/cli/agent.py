@@ -16,18 +16,18 @@ import click
     required=True,
     help="YAML file; docs/operations.md lists every key.",
 )
-@click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
+@click.option("--check", is_flag=True, help="Check the configuration and exit.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every write and watch event.")
 def agent(config_file: Path, check: bool, verbose: bool) -> None:
     """Run the node agent in the foreground: policy, Services and flows of this node, until SIGTERM.
 
-    What it has put into the kernel stays when it ends, and the next start carries on from there.
+    Programs and maps stay in the kernel when the agent ends; the next start continues with them.
     """
     from nodenet.agent.settings import read_config
 
     config = read_config(config_file)
     if check:
-        click.echo(f"{config_file}: good: node {config.node_name}")
+        click.echo(f"{config_file}: valid: node {config.node_name}")
         return
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,

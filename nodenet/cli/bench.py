@@ -1,4 +1,4 @@
-"""`nodenet bench`: eBPF, iptables, nftables and IPVS measured side by side. The work is done by the package perf."""
+"""`nodenet bench`: measures eBPF, iptables, nftables and IPVS. The package perf does the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nodenet.errors import BadInputError, CannotRunError
 if TYPE_CHECKING:
     from perf.run import Settings
 
-# What a shell reports for a program that SIGINT ended.
+# The exit code that a shell reports for a program that SIGINT ended.
 _INTERRUPTED = 130
 
 
@@ -41,7 +41,11 @@ _INTERRUPTED = 130
 )
 @click.option("--backends", type=int, default=1, show_default=True, help="Backends of each Service.")
 @click.option(
-    "--epochs", type=click.IntRange(1), default=6, show_default=True, help="How often everything is made anew."
+    "--epochs",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="Repetitions; all objects are created again for each.",
 )
 @click.option(
     "--rounds", type=click.IntRange(2), default=20, show_default=True, help="Blocks of each target in an epoch."
@@ -55,7 +59,7 @@ _INTERRUPTED = 130
     type=float,
     default=60,
     show_default=True,
-    help="What takes a mode longer (loading N Services, one change) is left out, and said so.",
+    help="Skip and report steps that take a mode longer than this (loading N Services, one change).",
 )
 @click.option("--cpu", type=int, default=0, show_default=True, help="CPU of client and server; -1: not pinned.")
 @click.option("--vm", metavar="KERNEL", help="Run in a virtual machine with this kernel (6.1, 6.12, ...).")
@@ -66,9 +70,9 @@ _INTERRUPTED = 130
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def bench(ctx: click.Context, /, **options: Any) -> None:
-    """Measure Service balancing by eBPF against iptables, nftables and IPVS, with pod to pod as the limit.
+    """Compare Service load balancing of eBPF with iptables, nftables and IPVS. Pod to pod is the upper bound.
 
-    Everything runs in namespaces of its own and is removed again. perf/README.md says how to read the figures.
+    Everything runs in separate namespaces and is removed at the end. perf/README.md explains the figures.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -86,7 +90,8 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
 @click.argument("after", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def compare(before: Path, after: Path, output: str) -> None:
-    """Tell what changed between two JSON reports beyond their noise. Exit code 1 when something became worse."""
+    """Show the differences between two JSON reports that are larger than the noise. Exit code 1 if something became
+    worse."""
     _need_perf()
     from perf import compare as comparing
     from perf import counted
@@ -109,10 +114,10 @@ def compare(before: Path, after: Path, output: str) -> None:
     "--beside",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
-    help="A report of --vm, or of other workloads: a section of the page, apart. May be given several times.",
+    help="A report of --vm or of other workloads, as a separate section of the page. May be given several times.",
 )
 def show(report: Path, html_file: Path | None, beside: tuple[Path, ...]) -> None:
-    """Print a JSON report's tables again, or make its page."""
+    """Print the tables of a JSON report, or write its page."""
     _need_perf()
     from perf import counted
     from perf import report as reporting
@@ -132,12 +137,12 @@ def show(report: Path, html_file: Path | None, beside: tuple[Path, ...]) -> None
 
 
 def _need_perf() -> None:
-    """The wheel brings the package perf. Raises CannotRunError where another project's module of that name hides it
-    (Debian's linux-perf has one)."""
+    """Check that `perf` is nodenet's package, which the wheel contains. Raises CannotRunError if another module of that
+    name hides it (Debian's linux-perf has one)."""
     import perf
 
     if not hasattr(perf, "__path__") or find_spec("perf.run") is None:
-        raise CannotRunError(f"{perf.__file__} is not nodenet's package perf, and comes before it on sys.path")
+        raise CannotRunError(f"{perf.__file__} is not nodenet's package perf, but comes before it on sys.path")
 
 
 def _settings(options: dict[str, Any]) -> Settings:
@@ -167,13 +172,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _check_outputs(options: dict[str, Any]) -> None:
-    """Before minutes of measuring: the files can be written, and the plots made."""
+    """Check before minutes of measuring that the files can be written and the plots drawn."""
     for option in ("json_file", "html_file"):
         path = options[option]
         if path and not path.resolve().parent.is_dir():
             raise BadInputError(f"--{option.removesuffix('_file')}: {path}: there is no folder {path.parent}")
         if path and not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-            raise BadInputError(f"--{option.removesuffix('_file')}: {path}: may not be written")
+            raise BadInputError(f"--{option.removesuffix('_file')}: {path}: not writable")
     if options["html_file"]:
         from perf import html
 
@@ -193,7 +198,7 @@ def _run(settings: Settings, quiet: bool) -> dict[str, Any]:
     try:
         return run(settings, progress)
     except KeyboardInterrupt:
-        print("nodenet bench: interrupted; everything that it had made is removed", file=sys.stderr)
+        print("nodenet bench: interrupted; everything that it created is removed", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
     finally:
         for number, handler in before.items():
@@ -201,14 +206,14 @@ def _run(settings: Settings, quiet: bool) -> dict[str, Any]:
 
 
 def _first(_signal: int, _frame: FrameType | None) -> None:
-    """SIGINT or SIGTERM: the run ends and removes everything. A second one must not interrupt that."""
+    """Handle SIGINT or SIGTERM: the run ends and removes everything. A second signal must not interrupt that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _again)
     raise KeyboardInterrupt
 
 
 def _again(_signal: int, _frame: FrameType | None) -> None:
-    print("nodenet bench: already ending: what it had made is being removed", file=sys.stderr, flush=True)
+    print("nodenet bench: already ending: removing everything that it created", file=sys.stderr, flush=True)
 
 
 def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
@@ -229,7 +234,7 @@ def _page(report: dict[str, Any], path: Path, beside: Sequence[dict[str, Any]] =
 
 
 def _save(path: Path, text: str) -> None:
-    """Raises CannotRunError when the disk does not take it; the tables were printed before."""
+    """Raises CannotRunError if the file cannot be written. The tables have been printed before."""
     try:
         path.write_text(text)
     except OSError as error:
@@ -247,7 +252,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _in_machine(options: dict[str, Any]) -> dict[str, Any]:
-    """Hand over to the virtual machine's runner."""
+    """Run the benchmark in a virtual machine."""
     from perf import vm_bench
 
     return vm_bench.main(options)

@@ -1,4 +1,4 @@
-"""`nodenet bpf`: build the eBPF objects, and ask the kernel what it can do."""
+"""`nodenet bpf`: builds the eBPF objects and probes the kernel's features."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def bpf() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("/var/cache/nodenet"),
     show_default=True,
-    help="Where objects are kept, by the content of their sources and flags.",
+    help="Cache of compiled objects, keyed by a hash of sources and flags.",
 )
 @output_option
 def build(cache_dir: Path, output: Format) -> None:
-    """Compile every object that the cache does not have, both for every kernel and for Linux 6.2 and newer."""
+    """Compile all objects that are not in the cache, in two variants: for all kernels, and for Linux 6.2 and newer."""
     from nodenet.bpf.build import build_every_variant
 
     rows = [
@@ -39,7 +39,7 @@ def build(cache_dir: Path, output: Format) -> None:
 @bpf.command()
 @output_option
 def probe(output: Format) -> None:
-    """What this kernel offers. Exit code 3 when something that nodenet needs is missing."""
+    """List the features of this kernel. Exit code 3 if a required one is missing."""
     from dataclasses import asdict
 
     from nodenet.agent.features import features

@@ -1,4 +1,4 @@
-"""`nodenet cni`: put the plugin onto a node, take it away, show who has which address."""
+"""`nodenet cni`: installs and removes the plugin, and shows the leases."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ _FILES = [Column("FILE", "file"), Column("STATE", "state")]
 
 
 _bin_dir = click.option(
-    "--bin-dir", type=_FOLDER, default="/opt/cni/bin", show_default=True, help="Where runtimes find plugins."
+    "--bin-dir", type=_FOLDER, default="/opt/cni/bin", show_default=True, help="Where runtimes look for plugins."
 )
 _conf_dir = click.option(
-    "--conf-dir", type=_FOLDER, default="/etc/cni/net.d", show_default=True, help="Where they find conflists."
+    "--conf-dir", type=_FOLDER, default="/etc/cni/net.d", show_default=True, help="Where runtimes look for conflists."
 )
 _cache_dir = click.option(
-    "--cache-dir", type=_FOLDER, default="/var/cache/nodenet", show_default=True, help="Where what is built is kept."
+    "--cache-dir", type=_FOLDER, default="/var/cache/nodenet", show_default=True, help="Cache of built files."
 )
 
 
 @click.group()
 def cni() -> None:
-    """Install the CNI plugin, show its leases."""
+    """Install the CNI plugin and show its leases."""
 
 
 @cni.command()
 @_bin_dir
 @_conf_dir
 @click.option(
-    "--subnet", "subnets", multiple=True, help="A pod network of this node; once per family. None: the agent's."
+    "--subnet", "subnets", multiple=True, help="A pod network of this node; once per family. Default: from the agent."
 )
 @click.option("--name", default="nodenet", show_default=True, help="Name of the network.")
-@click.option("--bridge", default="cni0", show_default=True, help="Bridge that the pods are on.")
+@click.option("--bridge", default="cni0", show_default=True, help="Bridge that connects the pods.")
 @click.option("--mtu", type=int, default=0, show_default=True, help="MTU of pods and bridge; 0: the kernel's default.")
 @click.option("--agent-socket", default="/run/nodenet/cni.sock", show_default=True, help="The agent's CNI socket.")
 @click.option(
     "--require-agent/--no-require-agent",
     default=True,
     show_default=True,
-    help="No pod starts while the agent is away (error 11, try again); or the plugin alone, without policies.",
+    help="While the agent is unreachable: fail ADD (error 11, try again later), or attach pods without policies.",
 )
 @_cache_dir
 @output_option
@@ -58,8 +58,8 @@ def install(
     cache_dir: Path,
     output: Format,
 ) -> None:
-    """Write the plugin, which needs no Python on the node, then the conflist if it changed; each whole or not
-    at all."""
+    """Write the plugin, which needs no Python on the node, and then the conflist if it changed. Files are replaced
+    atomically."""
     from nodenet.cni import install as installing
 
     options = installing.Options(subnets, name, bridge, mtu, agent_socket, require_agent)
@@ -71,7 +71,7 @@ def install(
 @_cache_dir
 @output_option
 def build(cache_dir: Path, output: Format) -> None:
-    """Build the plugin's two files, unless the cache has them: for an image that is to install them."""
+    """Build the plugin's two files, unless they are in the cache: for a container image that installs them."""
     from nodenet.cni import bundle
 
     made = bundle.build(cache_dir)
@@ -84,7 +84,7 @@ def build(cache_dir: Path, output: Format) -> None:
 @_conf_dir
 @output_option
 def uninstall(bin_dir: Path, conf_dir: Path, output: Format) -> None:
-    """Remove the conflist, then the plugin. Pods that run keep their network."""
+    """Remove the conflist, then the plugin. Running pods keep their network."""
     from nodenet.cni import install as installing
 
     gone = installing.uninstall(bin_dir, conf_dir)
@@ -98,7 +98,7 @@ def uninstall(bin_dir: Path, conf_dir: Path, output: Format) -> None:
 @click.option("--run-dir", type=_FOLDER, default="/run/nodenet", show_default=True, help="The agent's run_dir.")
 @output_option
 def leases(data_dir: Path, run_dir: Path, output: Format) -> None:
-    """Every leased address: network, container, and the pod where this node knows it."""
+    """List the leased addresses: network, container, and the pod if this node knows it."""
     from nodenet.cni.leases import list_leases
 
     columns = [

@@ -1,4 +1,4 @@
-"""`nodenet completion SHELL`: the script that a shell sources."""
+"""`nodenet completion SHELL`: prints a completion script."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print a shell's completion script: `source <(nodenet completion bash)`."""
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"{shell}: this version of click knows no completion for it")
+        raise click.UsageError(f"{shell}: this version of click does not support completion for it")
     click.echo(kind(ctx.find_root().command, {}, "nodenet", "_NODENET_COMPLETE").source())

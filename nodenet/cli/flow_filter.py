@@ -1,4 +1,5 @@
-"""The filter flags of `observe`, with the meaning that they have in the hubble CLI, as GetFlows' filter messages."""
+"""Converts the filter flags of `observe`, which mean the same as in the hubble CLI, into filter messages of
+GetFlows."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _TRUE_FALSE = {"true": True, "false": False}
 
 
 class Choice(NamedTuple):
-    """One use of a filter flag on the command line: its name without dashes, its value, whether --not stood before."""
+    """One use of a filter flag on the command line: its name without dashes, its value, and whether --not preceded
+    it."""
 
     flag: str
     value: str
@@ -31,7 +33,8 @@ class Choice(NamedTuple):
 
 
 class _Draft:
-    """Two filters that grow together: a flag about either end sets the source in one, the destination in the other."""
+    """Two filters that are built together: a flag for either end sets the source in one and the destination in the
+    other."""
 
     def __init__(self) -> None:
         self.left = flow_pb2.FlowFilter()
@@ -41,7 +44,7 @@ class _Draft:
         self.destination_namespaces: list[str] = []
 
     def finish(self) -> list[Any]:
-        """One filter where both halves are the same."""
+        """The finished filters; only one if both are equal."""
         for half in (self.left, self.right):
             _qualify(half, "source", self.source_namespaces)
             _qualify(half, "destination", self.destination_namespaces)
@@ -51,7 +54,8 @@ class _Draft:
 
 
 def _qualify(half: Any, side: str, namespaces: Sequence[str]) -> None:
-    """Pods and Services without a namespace get each of these; without either, any pod of them is meant."""
+    """Add these namespaces to pods and Services without one. Without pods and Services: match any pod of these
+    namespaces."""
     if not namespaces:
         return
     pods, services = getattr(half, f"{side}_pod"), getattr(half, f"{side}_service")
@@ -69,8 +73,8 @@ Use = Callable[[_Draft, str], None]
 
 
 class Flag(NamedTuple):
-    """One filter flag. `short` is a letter or empty; a flag with a `constant` takes no value, one with an `optional`
-    value need not have one."""
+    """One filter flag. `short` is a letter or empty. A flag with `constant` takes no value; with `optional` the value
+    may be omitted, and then this one is used."""
 
     help: str
     use: Use
@@ -208,18 +212,18 @@ FLAGS: dict[str, Flag] = {
     ),
     "type": Flag(f"TYPE[:SUBTYPE]: {', '.join(TYPES)}.", _both("event_type", _event_type), "t", "", "TYPE[:SUBTYPE]"),
     "reply": Flag(
-        "Answers (true) or what was asked (false).",
+        "Replies (true) or other packets (false).",
         _both("reply", _lookup(_TRUE_FALSE, "one of")),
         metavar="true|false",
         optional="true",
     ),
     "tcp-flags": Flag("All of these set: syn,ack,fin,rst,...", _both("tcp_flags", _tcp_flags), metavar="FLAGS"),
-    "node-name": Flag("Seen on this node; * matches any part.", _both("node_name"), metavar="[CLUSTER/]NODE"),
-    "node-label": Flag("Seen on a node with these labels.", _both("node_labels"), metavar="SELECTOR"),
+    "node-name": Flag("Flows of this node; * matches any characters.", _both("node_name"), metavar="[CLUSTER/]NODE"),
+    "node-label": Flag("Flows of a node with these labels.", _both("node_labels"), metavar="SELECTOR"),
     "ip-version": Flag("v4, v6 or none.", _both("ip_version", _lookup(_IP_VERSIONS, "one of")), metavar="VERSION"),
-    "ipv4": Flag("IPv4 alone.", _both("ip_version", lambda _text: 1), "4", "v4"),
-    "ipv6": Flag("IPv6 alone.", _both("ip_version", lambda _text: 2), "6", "v6"),
-    "uuid": Flag("The one flow with this identifier.", _both("uuid"), metavar="UUID"),
+    "ipv4": Flag("Only IPv4.", _both("ip_version", lambda _text: 1), "4", "v4"),
+    "ipv6": Flag("Only IPv6.", _both("ip_version", lambda _text: 2), "6", "v6"),
+    "uuid": Flag("The flow with this UUID.", _both("uuid"), metavar="UUID"),
 }
 _SIDED = ("pod", "namespace", "ip", "port", "label", "service", "workload", "identity")
 _CONFLICTS = [
@@ -232,8 +236,8 @@ _CONFLICTS = [
 def build(choices: Iterable[Choice]) -> tuple[list[Any], list[Any]]:
     """(whitelist, blacklist) of flow.FlowFilter. Raises BadInputError naming the flag.
 
-    Different flags must all match, uses of one flag are alternatives; so it is with the flags after --not: what
-    matches all of them is left out.
+    Different flags must all match; several uses of one flag are alternatives. The same holds for flags after --not:
+    flows that match all of these are excluded.
     """
     wanted, unwanted = _Draft(), _Draft()
     used: dict[bool, set[str]] = {False: set(), True: set()}
@@ -251,9 +255,9 @@ def build(choices: Iterable[Choice]) -> tuple[list[Any], list[Any]]:
 
 
 def split_not(arguments: Sequence[str]) -> list[str]:
-    """`--not --from-ip X` as `--not-from-ip X`, so that the order of flags survives the parser.
+    """Replace `--not --from-ip X` by `--not-from-ip X`, because click does not keep the order of different options.
 
-    Raises BadInputError for a --not before anything but a filter.
+    Raises BadInputError for a --not that does not precede a filter.
     """
     letters = {flag.short: name for name, flag in FLAGS.items() if flag.short}
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""What the parts of a flow are called: the words of the hubble CLI, and what drops mean. Pure."""
+"""Texts for the parts of a flow: those of the hubble CLI, and explanations of drops. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MATCHES = {
     PolicyMatch.L4_ONLY: "L4-Only",
     PolicyMatch.ALL: "all",
 }
-# Where the words of an enum's name are not the words that people know.
+# Drop reasons whose text cannot be derived from the enum's name.
 _REASONS = {
     "INVALID_PACKET_DROPPED": "Invalid packet",
     "CT_MAP_INSERTION_FAILED": "CT: Map insertion failed",
@@ -42,7 +42,7 @@ _REASONS = {
     "FORBIDDEN_ICMPV6_MESSAGE": "Forbidden ICMPv6 message",
     "DROP_EP_NOT_READY": "Endpoint not ready",
 }
-# What a drop means here, for those who do not know the reason's name.
+# Explanations of drop reasons in this datapath.
 _MEANINGS = {
     "POLICY_DENIED": "the pod is isolated and no rule allows this",
     "INVALID_SOURCE_IP": "the pod sent from an address that is not its own",
@@ -57,7 +57,7 @@ _MEANINGS = {
 
 
 class TimeFormat(StrEnum):
-    """What --time-format takes; all times are UTC, as hubble prints them."""
+    """Values of --time-format. All times are UTC, as in hubble."""
 
     STAMP_MILLI = "StampMilli"
     RFC3339 = "RFC3339"
@@ -68,7 +68,7 @@ class TimeFormat(StrEnum):
 
 
 def via_service(flow: Any, translate: bool = True) -> str:
-    """The Service that the client called, where the line itself names the pod behind it."""
+    """The Service that the client connected to, if the line shows the backend pod instead."""
     if not translate:
         return ""
     ends = ((flow.source_service, flow.source), (flow.destination_service, flow.destination))
@@ -76,9 +76,9 @@ def via_service(flow: Any, translate: bool = True) -> str:
 
 
 def explanation(flow: Any, allowed_too: bool = False) -> str:
-    """Why a flow was dropped: the reason's name and the policies that isolate the pod, or what the reason means.
+    """Why a flow was dropped: the reason's name, and the policies that isolate the pod or an explanation of the reason.
 
-    With `allowed_too` also which rule let a connection pass. Empty where there is nothing to add.
+    With `allowed_too`, for allowed connections the rule that allowed them. Empty if there is nothing to add.
     """
     if flow.verdict == flow_pb2.DROPPED:
         reason = _enum_name(flow_pb2.DropReason, flow.drop_reason_desc)
@@ -96,7 +96,7 @@ def explanation(flow: Any, allowed_too: bool = False) -> str:
 
 
 def hosts(flow: Any, translate: bool) -> tuple[str, str]:
-    """Source and destination as hubble names them: pod, else Service, else address; with the port."""
+    """Source and destination as in hubble: pod, else Service, else address; with the port."""
     if not flow.HasField("IP"):
         return (flow.ethernet.source, flow.ethernet.destination) if flow.HasField("ethernet") else ("", "")
     source_port, destination_port = _ports(flow)
@@ -107,7 +107,7 @@ def hosts(flow: Any, translate: bool) -> tuple[str, str]:
 
 
 def flow_type(flow: Any) -> str:
-    """The TYPE of the compact line."""
+    """The TYPE in the compact line."""
     kind, sub_type = flow.event_type.type, flow.event_type.sub_type
     if kind == EventType.TRACE:
         return POINTS.get(sub_type, str(sub_type))
@@ -123,7 +123,7 @@ def flow_type(flow: Any) -> str:
 
 
 def verdict(flow: Any) -> str:
-    """The VERDICT of the compact line; a policy verdict is ALLOWED or DENIED."""
+    """The VERDICT in the compact line. That of a policy verdict event is ALLOWED or DENIED."""
     if flow.event_type.type == EventType.POLICY_VERDICT:
         if flow.verdict in (flow_pb2.FORWARDED, flow_pb2.REDIRECTED):
             return "ALLOWED"
@@ -135,7 +135,7 @@ def verdict(flow: Any) -> str:
 
 
 def reason_text(number: int) -> str:
-    """A drop reason in words: 133 is "Policy denied"."""
+    """The text of a drop reason: 133 is "Policy denied"."""
     name = _enum_name(flow_pb2.DropReason, number)
     return _REASONS.get(name) or name.replace("_", " ").capitalize()
 

@@ -1,4 +1,4 @@
-"""Flows as text, line for line as the hubble CLI prints them; drops say which policies and what to look at. Pure."""
+"""Formats flows as the hubble CLI does, with explanations of drops. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLORS = {
 
 
 class Output(StrEnum):
-    """What -o takes."""
+    """Values of -o."""
 
     COMPACT = "compact"
     DICT = "dict"
@@ -36,7 +36,7 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to print. `translate`: names instead of addresses; `explain`: allowed flows say by which rule, too."""
+    """Output options. `translate`: names instead of addresses; `explain`: also print which rule allowed a flow."""
 
     output: Output = Output.COMPACT
     time_format: TimeFormat = TimeFormat.STAMP_MILLI
@@ -47,7 +47,8 @@ class Options:
 
 
 class Printer:
-    """Text for one stream of GetFlowsResponse messages: `lines` for each, `close` at the end (a table comes whole)."""
+    """Formats a stream of GetFlowsResponse messages. Call `lines` for each message, and `close` at the end (it prints
+    the table)."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -55,7 +56,7 @@ class Printer:
         self._rows: list[list[str]] = []
 
     def lines(self, response: Any) -> Iterator[str]:
-        """The lines for one message; none for what this output does not show."""
+        """The lines for one message; none if this output format does not show it."""
         output, kind = self._options.output, response.WhichOneof("response_types")
         if output in (Output.JSON, Output.JSONPB):
             yield to_json(response)
@@ -73,7 +74,7 @@ class Printer:
         self._first = False
 
     def close(self) -> Iterator[str]:
-        """What was held back: the table, with columns as wide as they must be."""
+        """The table, whose column widths are known only at the end."""
         if self._options.output is not Output.TABLE or not self._rows:
             return
         headings = list(HEADINGS)
@@ -122,12 +123,13 @@ class Printer:
 
 
 def to_json(message: Any) -> str:
-    """One line of JSON with the field names of the protocol, as hubble's -o json."""
+    """One line of JSON with the field names of the protocol, like hubble's -o json."""
     return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
 
 
 def compact(flow: Any, options: Options) -> str:
-    """`time: src:port (ID:n) -> dst:port (ID:n) TYPE VERDICT (Summary)`, and for drops why, in parentheses."""
+    """`time: src:port (ID:n) -> dst:port (ID:n) TYPE VERDICT (Summary)`, and for drops the explanation in
+    parentheses."""
     source, destination = hosts(flow, options.translate)
     left = f"{source} {identity(flow.source.identity)}"
     right = f"{destination} {identity(flow.destination.identity)}"
@@ -145,7 +147,7 @@ def compact(flow: Any, options: Options) -> str:
 
 
 def _notes(flow: Any, options: Options) -> str:
-    """What hubble's line does not say, in parentheses behind it."""
+    """Additional notes in parentheses, which hubble's line does not have."""
     notes = (via_service(flow, options.translate), explanation(flow, options.explain))
     return "".join(f" ({note})" for note in notes if note)
 

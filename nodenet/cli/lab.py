@@ -1,4 +1,4 @@
-"""`nodenet lab`: virtual nodes on this machine. The group, and the commands for a lab as a whole."""
+"""`nodenet lab`: virtual nodes on this machine. This module has the group and the commands for whole labs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ for _command in (apply, delete, get, exec_, probe, agent, trouble):
 )
 @name_option
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every pod is ready.")
-@click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="How long all of it may take.")
+@click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="Limit for the whole command.")
 @click.option(
     "--node-cidr-mask-size",
     "mask_size",
@@ -61,10 +61,10 @@ for _command in (apply, delete, get, exec_, probe, agent, trouble):
     "--agent-config",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     metavar="FILE",
-    help="The agents' configuration as YAML; --agent-set goes before it.",
+    help="The agents' configuration as YAML; --agent-set overrides it.",
 )
 @click.option(
-    "--settable-clock", is_flag=True, help="Agents whose clock `lab trouble clock` can set (needs a C compiler)."
+    "--settable-clock", is_flag=True, help="Start agents whose clock `lab trouble clock` can set (needs a C compiler)."
 )
 def up(
     files: Sequence[Path],
@@ -80,9 +80,9 @@ def up(
 ) -> None:
     """Start a lab: nodes, an agent on each, and the pods of the manifests.
 
-    Everything is checked before anything is made; what fails later is taken away again.
+    All input is checked before anything is created. If the start fails later, everything is removed again.
     """
-    # Before anything is made: the daemon and the agents need all of it, in processes of their own.
+    # Check this first: the daemon and the agents import these modules in other processes.
     require("lab", "lab up")
     from nodenet.lab import apply as applying
     from nodenet.lab import layout, settings
@@ -108,7 +108,7 @@ def up(
 
 
 def _mapping(file: Path | None) -> dict[str, Any]:
-    """The keys of a YAML file. Raises BadInputError that names it."""
+    """The mapping in a YAML file. Raises BadInputError naming the file."""
     import yaml
 
     from nodenet.errors import BadInputError
@@ -127,7 +127,7 @@ def _mapping(file: Path | None) -> dict[str, Any]:
 
 
 def _summary(client: LabClient, seconds: float) -> None:
-    """What is there, and what to do with it."""
+    """Print the objects of the lab, and commands to try next."""
     from nodenet.lab import ready
 
     pods, services = client.objects("Pod"), client.objects("Service")
@@ -148,7 +148,7 @@ def _summary(client: LabClient, seconds: float) -> None:
 
 
 def _counted(results: Sequence[Result]) -> str:
-    """What `apply` did, by kind."""
+    """The number of applied objects by kind."""
     kinds = Counter(result.resource.kind for result in results)
     return "applied: " + ", ".join(_plural(count, kind) for kind, count in kinds.items())
 
@@ -170,7 +170,7 @@ def down(name: str, everything: bool) -> None:
     try:
         found = teardown.labs() if everything else [name]
         if not found:
-            say("no lab is there")
+            say("there is no lab")
         for each in found:
             say(f"lab {each} is gone" if teardown.down(each) else f"lab {each}: there was nothing to remove")
     except PermissionError as error:
@@ -200,7 +200,7 @@ def list_(output: Format) -> None:
 @name_option
 @output_option
 def status(name: str, output: Format) -> None:
-    """Is the lab well? Exit code 1 when an agent or a pod is not."""
+    """Show whether the lab is healthy. Exit code 1 if an agent or a pod is not ready."""
     from nodenet.lab import ready
     from nodenet.lab.client import LabClient
 
@@ -218,7 +218,7 @@ def status(name: str, output: Format) -> None:
     }
     agents = [f"{a['node']}: agent {a['state']}, pid {a['pid']}, {a['restarts']} restarts" for a in daemon["agents"]]
     lines = [
-        f"lab {name}: {'well' if healthy else 'not well'}, {data['ipFamily']}, since {daemon['startedAt']}",
+        f"lab {name}: {'healthy' if healthy else 'not healthy'}, {data['ipFamily']}, since {daemon['startedAt']}",
         *(f"  {line}" for line in agents),
         *(f"  staged: {each['node']}: {each['kind']} {each['what']}" for each in daemon["troubles"]),
         f"  pods: {progress.ready} of {progress.total} ready",
@@ -241,10 +241,10 @@ def kubeconfig(name: str) -> None:
 @lab.command()
 @click.argument("node", required=False, shell_complete=node_names)
 @name_option
-@click.option("--tail", type=click.IntRange(min=0), default=0, metavar="N", help="The last N lines alone.")
-@click.option("-n", "--lines", "lines", type=click.IntRange(min=0), default=0, hidden=True, help="As --tail.")
+@click.option("--tail", type=click.IntRange(min=0), default=0, metavar="N", help="Only the last N lines.")
+@click.option("-n", "--lines", "lines", type=click.IntRange(min=0), default=0, hidden=True, help="The same as --tail.")
 def logs(node: str | None, name: str, tail: int, lines: int) -> None:
-    """Print the log of NODE's agent, or of the lab itself."""
+    """Print the log of NODE's agent, or of the lab's daemon."""
     from nodenet.lab import files
 
     state = files.read_state(name)

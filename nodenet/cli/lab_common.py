@@ -1,4 +1,4 @@
-"""What the lab's commands share: options, messages, completion."""
+"""Options, messages and completion for the lab's commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def say(message: str) -> None:
-    """A note for a person: stdout belongs to the data."""
+    """Print a note to stderr, because stdout is only for data."""
     click.echo(message, err=True)
 
 
@@ -51,14 +51,14 @@ def name_option(command: _F) -> _F:
 
 
 def load_manifests(files: Sequence[Path]) -> list[Manifest]:
-    """Every object of the files. Raises BadInputError when files were given and nothing is in them."""
+    """All objects of the files. Raises BadInputError if files were given but contain no objects."""
     from nodenet import manifests
     from nodenet.errors import BadInputError
 
     found = manifests.load(files)
     if files and not found:
         raise BadInputError(
-            f"{', '.join(map(str, files))}: no Kubernetes objects", "give YAML files or a folder of them"
+            f"{', '.join(map(str, files))}: no Kubernetes objects", "give YAML files or a folder with YAML files"
         )
     return found
 
@@ -66,7 +66,7 @@ def load_manifests(files: Sequence[Path]) -> list[Manifest]:
 def namespace_option(command: _F) -> _F:
     """The shared `-n`."""
     option = click.option(
-        "-n", "--namespace", default="default", show_default=True, metavar="NS", help="Where names without one live."
+        "-n", "--namespace", default="default", show_default=True, metavar="NS", help="Namespace of names without one."
     )
     return option(command)
 

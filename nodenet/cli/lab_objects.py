@@ -1,4 +1,4 @@
-"""`nodenet lab apply`, `delete` and `get`: a running lab's objects, as kubectl would."""
+"""`nodenet lab apply`, `delete` and `get`: objects of a running lab, as with kubectl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Object = Mapping[str, Any]
 
-# Seconds between two looks at whether an object is gone.
+# Seconds between two checks whether an object is deleted.
 _POLL = 0.1
 
 
@@ -31,7 +31,7 @@ _POLL = 0.1
 @click.option("--wait/--no-wait", default=False, help="Wait until every pod is ready.")
 @click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="With --wait: how long.")
 def apply(files: Sequence[Path], name: str, namespace: str, wait: bool, timeout: float) -> None:
-    """Create or change the manifests' objects. All are checked before the first is touched."""
+    """Create or change the manifests' objects. All are checked before the first one is changed."""
     from nodenet.lab import apply as applying
     from nodenet.lab import up
     from nodenet.lab.client import LabClient
@@ -48,7 +48,7 @@ def apply(files: Sequence[Path], name: str, namespace: str, wait: bool, timeout:
 @manifest_option
 @name_option
 @namespace_option
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until they are gone.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until they are deleted.")
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
 @click.argument("kind", required=False)
 @click.argument("names", nargs=-1)
@@ -61,7 +61,7 @@ def delete(
     kind: str | None,
     names: Sequence[str],
 ) -> None:
-    """Remove the manifests' objects, or KIND NAME... . Exit code 1 when a named one is not there."""
+    """Delete the manifests' objects, or KIND NAME... . Exit code 1 if a named one does not exist."""
     from nodenet.lab import apply as applying
     from nodenet.lab.client import LabClient
 
@@ -90,7 +90,8 @@ def delete(
 
 
 def _until_gone(objects: Objects, wanted: Iterable[tuple[Resource, str, str]], timeout: float) -> None:
-    """Until each is gone, or is another one that is not being deleted. Raises NodenetError naming one that stays."""
+    """Wait until each object is deleted, or was recreated. Raises NodenetError naming an object that still exists after
+    `timeout`."""
     deadline = time.monotonic() + timeout
     for resource, namespace, name in wanted:
         while (live := objects.get(resource, namespace, name)) and "deletionTimestamp" in live["metadata"]:
@@ -127,7 +128,7 @@ def _prepared(files: Sequence[Path], namespace: str, client: LabClient) -> Apply
     show_default=True,
     help="How to print it.",
 )
-@click.option("-w", "--watch", is_flag=True, help="Go on with every change.")
+@click.option("-w", "--watch", is_flag=True, help="Also print every later change.")
 def get(
     name: str, namespace: str, kind: str, names: Sequence[str], all_namespaces: bool, output: str, watch: bool
 ) -> None:

@@ -31,16 +31,20 @@ _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @name_option
 @namespace_option
-@click.option("-i", "--stdin", is_flag=True, hidden=True, expose_value=False, help="As kubectl's; always so here.")
-@click.option("-t", "--tty", is_flag=True, hidden=True, expose_value=False, help="As kubectl's; always so here.")
+@click.option(
+    "-i", "--stdin", is_flag=True, hidden=True, expose_value=False, help="For compatibility with kubectl; always on."
+)
+@click.option(
+    "-t", "--tty", is_flag=True, hidden=True, expose_value=False, help="For compatibility with kubectl; always on."
+)
 @click.argument("pod")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def exec_(name: str, namespace: str, pod: str, command: Sequence[str]) -> None:
     """Run COMMAND in POD: `nodenet lab exec deploy/web -n shop -- curl http://api/`.
 
-    POD is a name, the start of one, deploy/NAME (or sts/, ds/, job/), each with NS/ before it if you like. The command
-    has the pod's network, cgroup, environment and an /etc/hosts with every Service's name; its files are this
-    machine's. Its exit code is ours.
+    POD is a name, the start of a name, or deploy/NAME (or sts/, ds/, job/), optionally with NS/ before it. The command
+    runs with the pod's network, cgroup and environment, and an /etc/hosts with the names of all Services. Other files
+    are those of this machine. The command's exit code is returned.
     """
     from nodenet.lab import execute, find
     from nodenet.lab.client import LabClient
@@ -55,7 +59,7 @@ def exec_(name: str, namespace: str, pod: str, command: Sequence[str]) -> None:
 
 
 def _options_after_pod(words: list[str], namespace: str, name: str) -> tuple[list[str], str, str]:
-    """kubectl users write options behind the pod as well: `exec POD -n NS -- CMD`. Up to the `--`."""
+    """Parse options between the pod and `--`, which kubectl allows too: `exec POD -n NS -- CMD`."""
     if "--" not in words:
         return words, namespace, name
     cut = words.index("--")
@@ -75,12 +79,12 @@ def _options_after_pod(words: list[str], namespace: str, name: str) -> tuple[lis
 @click.command()
 @name_option
 @namespace_option
-@click.option("--from", "source", metavar="NS/POD", help="Where from: a pod, the start of its name, or deploy/NAME.")
-@click.option("--to", "target", metavar="NS/POD|svc/NAME.NS|IP", help="Where to.")
+@click.option("--from", "source", metavar="NS/POD", help="Source: a pod, the start of its name, or deploy/NAME.")
+@click.option("--to", "target", metavar="NS/POD|svc/NAME.NS|IP", help="Destination.")
 @click.option("--port", metavar="PORT[/PROTO]", help="Default: the first one that the target declares.")
 @click.option("--matrix", is_flag=True, help="Every pod to every pod.")
-@click.option("--ports", metavar="80/tcp,81/udp,...", help="With --matrix: these, not the declared ones.")
-@click.option("--compare", is_flag=True, help="With --matrix: exit 1 when it differs from what policy computes.")
+@click.option("--ports", metavar="80/tcp,81/udp,...", help="With --matrix: these ports instead of the declared ones.")
+@click.option("--compare", is_flag=True, help="With --matrix: exit 1 if the result differs from the computed policy.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -102,10 +106,10 @@ def probe(
     timeout: float,
     output: Format,
 ) -> None:
-    """Make real connections between pods, and tell whether and why they are allowed.
+    """Make real connections between pods, and show whether and why they are allowed.
 
     Exit code 0: allowed. 1: denied, or no answer although policy allows it (with --compare: a difference, or nothing
-    that could be compared). 3: it cannot be tried here.
+    could be compared). 3: this machine cannot make the connection.
     """
     from nodenet.lab.client import LabClient
 
@@ -139,11 +143,13 @@ def _matrix(client: LabClient, ports: str | None, compare: bool, timeout: float,
         say("  namespaces together): some connections may look denied that policy allows")
     emit_document(as_json(cells), output, policy_format.grid(cells))
     if found.left_out:
-        say(f"left out, for want of an address: {', '.join(found.left_out)}")
+        say(f"skipped, because they have no address: {', '.join(found.left_out)}")
     if found.unsupported:
-        say(f"left out: {', '.join(map(str, found.unsupported))}: this kernel does not speak {_protocols(found)}")
+        say(f"skipped: {', '.join(map(str, found.unsupported))}: this kernel does not support {_protocols(found)}")
     if found.unsupported and not cells:
-        raise CannotRunError("nothing could be probed", "policy alone: nodenet policy matrix --lab NAME --ports ...")
+        raise CannotRunError(
+            "nothing could be probed", "only the computed policy: nodenet policy matrix --lab NAME --ports ..."
+        )
     if compare:
         _compare(verdict.computed(objects, asked), found)
 
@@ -153,7 +159,7 @@ def _protocols(found: Survey) -> str:
 
 
 def _compare(wanted: Sequence[Cell], found: Survey) -> None:
-    """Ends the command: 0 when every cell is as policy computes it, and there is one."""
+    """Exit with 0 if there are cells and all equal the computed policy, else with 1."""
     from nodenet.lab import verdict
 
     unsupported = {tuple(port) for port in found.unsupported}
@@ -188,8 +194,9 @@ def _one(
     )
     if not outcome.supported:
         raise CannotRunError(
-            f"{goal.port}: this kernel does not speak {goal.port.protocol}, so that nothing was tried",
-            f"policy alone: nodenet policy explain --lab {client.lab} --from {source} --to {target} --port {goal.port}",
+            f"{goal.port}: this kernel does not support {goal.port.protocol}: nothing was tried",
+            f"only the computed policy: nodenet policy explain --lab {client.lab} "
+            f"--from {source} --to {target} --port {goal.port}",
         )
     goal = goals.answered(objects, goal, outcome.answer)
     explained = None
@@ -239,11 +246,11 @@ def _text(data: Mapping[str, Any], words: str, drops: Sequence[Drop]) -> str:
 
 def _words(outcome: Outcome, note: str) -> str:
     if outcome.outcome == "answered":
-        # A stand-in says its pod's name; others say whatever they say.
+        # The lab's stand-in containers answer with the pod's name; other programs answer anything.
         by = f"answered by {outcome.answer}" if _NAME.fullmatch(outcome.answer or "") else outcome.error or "answered"
         return f"{by} in {outcome.ms:.1f} ms"
     if outcome.outcome == "refused" and not note:
-        return f"refused ({outcome.error}): it arrived, and nothing listens there"
+        return f"refused ({outcome.error}): the packet arrived, but nothing listens there"
     return outcome.error
 
 

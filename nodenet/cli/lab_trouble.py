@@ -1,4 +1,4 @@
-"""`nodenet lab trouble` and `nodenet lab agent`: failures on purpose, on all nodes or on some."""
+"""`nodenet lab trouble` and `nodenet lab agent`: staged failures, on all nodes or on some."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _for_option = click.option(
     "seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="It ends by itself after this time. Default: when somebody ends it.",
+    help="End the failure after this time. Default: until it is ended by a command.",
 )
 
 
@@ -45,18 +45,19 @@ def _nodes_option(command: _F) -> _F:
         multiple=True,
         metavar="NODE",
         shell_complete=node_names,
-        help="Only for this node and its pods; may be given several times. Default: for all.",
+        help="Only for this node and its pods; may be given several times. Default: all nodes.",
     )
     return option(command)
 
 
 @trouble.group()
 def api() -> None:
-    """The way from nodes to the API server. kubectl on this machine, the kubelets and the controllers keep theirs."""
+    """Failures between nodes and the API server. kubectl on this machine, the kubelets and the controllers are not
+    affected."""
 
 
 def _steady(mode: str, help_: str, *options: Callable[[Any], Any]) -> None:
-    """One command for one mode."""
+    """Define the command for one mode, which lasts until it is ended."""
 
     def command(name: str, nodes: Sequence[str], seconds: float | None, **values: Any) -> None:
         from nodenet.lab.api_trouble import ApiTrouble, Mode
@@ -68,24 +69,26 @@ def _steady(mode: str, help_: str, *options: Callable[[Any], Any]) -> None:
     api.command(mode, help=help_)(command)
 
 
-_steady("away", "No API server: connections are refused, and open ones reset.")
-_steady("blackhole", "Packets vanish: nothing is acknowledged, open connections stay open.")
-_steady("hang", "Connections open and stay open, and nothing answers.")
+_steady("away", "The API server is down: connections are refused, and open ones are reset.")
+_steady("blackhole", "Packets are dropped: nothing is acknowledged, open connections stay open.")
+_steady("hang", "Connections are accepted, but never answered.")
 _steady(
     "slow",
-    "Every answer comes late or slowly.",
-    click.option("--latency", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Later by this."),
-    click.option("--rate", type=click.IntRange(min=0), metavar="BYTES", default=0, help="At most this per second."),
+    "Every answer is delayed or slow.",
+    click.option(
+        "--latency", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Delay of each answer."
+    ),
+    click.option("--rate", type=click.IntRange(min=0), metavar="BYTES", default=0, help="Limit per second."),
 )
 _steady(
     "error",
-    "Every request is answered with an HTTP error. Open watches go on.",
+    "Every request is answered with an HTTP error. Open watches continue.",
     click.option("--code", type=int, default=503, show_default=True, help="The HTTP status."),
 )
 
 
 def _once(event: str, help_: str) -> None:
-    """One command for what happens once."""
+    """Define the command for an event that happens once."""
 
     def command(name: str, nodes: Sequence[str]) -> None:
         from nodenet.lab.api_trouble import Event
@@ -99,7 +102,7 @@ def _once(event: str, help_: str) -> None:
 
 
 _once("reset", "Reset every open connection, once (RST).")
-_once("cut-watches", "End every open watch in order, once. It can be continued.")
+_once("cut-watches", "End every open watch properly, once. Clients can continue them.")
 _once("expire", "Forget all resourceVersions so far and end every watch with 410 Gone: clients must list again.")
 
 
@@ -107,7 +110,7 @@ _once("expire", "Forget all resourceVersions so far and end every watch with 410
 @name_option
 @_nodes_option
 def back(name: str, nodes: Sequence[str]) -> None:
-    """Nodes reach the API again."""
+    """End the failures: nodes reach the API again."""
     _staging(name).api_back(nodes)
 
 
@@ -119,7 +122,7 @@ def back(name: str, nodes: Sequence[str]) -> None:
 def agent(verb: str, node: str, name: str, seconds: float | None) -> None:
     """Stop, start, restart, kill -9, pause (SIGSTOP) or resume the agent of NODE.
 
-    One that was killed starts again by itself. --for is for a pause.
+    A killed agent is restarted automatically. --for applies to pause.
     """
     _staging(name).agent(verb, [node], seconds)
 
@@ -130,9 +133,11 @@ trouble.add_command(agent)
 @trouble.command()
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=node_names)
 @name_option
-@click.option("--forget", is_flag=True, help="The runtime forgets its sandboxes, as CRI-O does: no CNI DEL for them.")
+@click.option(
+    "--forget", is_flag=True, help="The runtime forgets its sandboxes, as CRI-O does, and calls no CNI DEL for them."
+)
 def reboot(nodes: Sequence[str], name: str, forget: bool) -> None:
-    """Take a node's power away and give it back: namespaces, pins and /run are lost, leases stay."""
+    """Reboot nodes as after a power failure: namespaces, pins and /run are lost, leases remain."""
     for node, boot_id in _staging(name).reboot(*nodes, forget=forget).items():
         say(f"{node}: rebooted, boot id {boot_id}")
 
@@ -142,13 +147,13 @@ def reboot(nodes: Sequence[str], name: str, forget: bool) -> None:
 @name_option
 @_nodes_option
 def clock(seconds: float, name: str, nodes: Sequence[str]) -> None:
-    """Set the wall clock of agents, at once. The lab has to be started with --settable-clock."""
+    """Change the wall clock of agents in one step. The lab must have been started with --settable-clock."""
     _staging(name).clock(seconds, nodes)
 
 
 @trouble.group()
 def pod() -> None:
-    """What a pod's object says. POD is [NS/]NAME, the start of a name, or deploy/NAME, as for `lab exec`."""
+    """Change the status of a pod's object. POD is [NS/]NAME, the start of a name, or deploy/NAME, as for `lab exec`."""
 
 
 def _pod(name: str, namespace: str, word: str) -> tuple[LabClient, dict[str, Any]]:
@@ -164,7 +169,8 @@ def _pod(name: str, namespace: str, word: str) -> tuple[LabClient, dict[str, Any
 @namespace_option
 @name_option
 def hold(word: str, namespace: str, name: str) -> None:
-    """The kubelet stops writing the status of POD: kubectl patch --subresource=status then stays."""
+    """Stop the kubelet's writes to the status of POD, so that it does not overwrite kubectl patch
+    --subresource=status."""
     from nodenet.lab import staged_pods
 
     staged_pods.hold(*_pod(name, namespace, word))
@@ -175,7 +181,7 @@ def hold(word: str, namespace: str, name: str) -> None:
 @namespace_option
 @name_option
 def release(word: str, namespace: str, name: str) -> None:
-    """The kubelet writes the status of POD again, with what is so."""
+    """Let the kubelet write the status of POD again, with the real values."""
     from nodenet.lab import staged_pods
 
     staged_pods.release(*_pod(name, namespace, word))
@@ -198,7 +204,7 @@ def pod_status(
     addresses: Sequence[str],
     other: str | None,
 ) -> None:
-    """Hold POD and write parts of its status."""
+    """Hold POD (see hold) and write parts of its status."""
     from nodenet.lab import pods, staged_pods
 
     if addresses and other:
@@ -219,7 +225,7 @@ def pod_status(
     "--phase", type=click.Choice(["Failed", "Succeeded"]), default="Failed", show_default=True, help="How it ends."
 )
 def pod_end(word: str, namespace: str, name: str, phase: str) -> None:
-    """POD ends: its processes and network go, its object stays with its addresses."""
+    """End POD: its processes and network are removed, its object keeps its addresses."""
     from nodenet.lab import staged_pods
 
     staged_pods.end(*_pod(name, namespace, word), phase)
@@ -229,7 +235,7 @@ def pod_end(word: str, namespace: str, name: str, phase: str) -> None:
 @name_option
 @output_option
 def list_(name: str, output: Format) -> None:
-    """What is staged now."""
+    """List the staged failures."""
     columns = [("NODE", "node"), ("KIND", "kind"), ("TROUBLE", "what"), ("SECONDS-LEFT", "secondsLeft")]
     emit(_staging(name).list(), [Column(*column) for column in columns], output)
 
@@ -237,5 +243,5 @@ def list_(name: str, output: Format) -> None:
 @trouble.command()
 @name_option
 def clear(name: str) -> None:
-    """End everything that is staged."""
+    """End all staged failures."""
     _staging(name).clear()

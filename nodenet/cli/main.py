@@ -1,4 +1,4 @@
-"""The root command. Subcommands are imported when they are used, so that `nodenet --help` stays quick."""
+"""The root command. Subcommands are imported only when they run, so that `nodenet --help` is fast."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from nodenet.errors import CannotRunError, NodenetError
 
 
 class _Lazy(NamedTuple):
-    """Where a command lives and what the root's help says about it."""
+    """The location of a command, and its line in the root's help."""
 
     target: str
     help: str
-    # Brings the modules that the core installation lacks. Commands of the core import such modules only for --lab.
+    # The extra with the modules that the core installation lacks. Commands of the core need such modules only for
+    # --lab.
     extra: str = "lab"
 
 
@@ -28,25 +29,25 @@ COMMANDS: dict[str, _Lazy] = {
     "agent": _Lazy("nodenet.cli.agent:agent", "Run the node agent in the foreground.", "agent"),
     "bench": _Lazy("nodenet.cli.bench:bench", "Measure eBPF against iptables, nftables and IPVS.", "bench"),
     "bpf": _Lazy("nodenet.cli.bpf:bpf", "Build and inspect the eBPF objects."),
-    "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin, show its leases."),
+    "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin and show its leases."),
     "completion": _Lazy("nodenet.cli.completion:completion", "Print a shell's completion script."),
-    "ct": _Lazy("nodenet.cli.show:ct", "Connection tracking of the node."),
+    "ct": _Lazy("nodenet.cli.show:ct", "Connection tracking entries of the node."),
     "endpoint": _Lazy("nodenet.cli.show:endpoint", "Pods that are attached to the node."),
     "identity": _Lazy("nodenet.cli.show:identity", "Label sets and their numbers."),
     "ipcache": _Lazy("nodenet.cli.show:ipcache", "Addresses and the identities behind them."),
     "lab": _Lazy("nodenet.cli.lab:lab", "Virtual nodes on this machine."),
-    "map": _Lazy("nodenet.cli.show:map_", "eBPF maps: entries, size, fill."),
+    "map": _Lazy("nodenet.cli.show:map_", "eBPF maps: entries, size, usage."),
     "monitor": _Lazy("nodenet.cli.monitor:monitor", "Print raw datapath events."),
     "observe": _Lazy("nodenet.cli.observe:observe", "Show flows with names, verdicts and reasons."),
     "policy": _Lazy("nodenet.cli.policy:policy", "Compute, explain and check NetworkPolicies."),
     "service": _Lazy("nodenet.cli.show:service", "Services as the datapath balances them."),
-    "status": _Lazy("nodenet.cli.show:status", "Is the agent well, and what does it hold?"),
-    "trace": _Lazy("nodenet.cli.trace:trace", "Trace the rest of the host's network stack."),
+    "status": _Lazy("nodenet.cli.show:status", "Show whether the agent is healthy, and its state."),
+    "trace": _Lazy("nodenet.cli.trace:trace", "Trace packet drops in the host's network stack."),
 }
 
 
 class ShownError(click.ClickException):
-    """A NodenetError on its way to a person: one sentence, a hint, the exit code of interface.md; no traceback."""
+    """Shows a NodenetError without a traceback: one sentence, a hint and the exit code."""
 
     def __init__(self, error: NodenetError) -> None:
         super().__init__(str(error))
@@ -54,14 +55,14 @@ class ShownError(click.ClickException):
         setattr(self, "exit_code", error.exit_code)  # noqa: B010  click types it as a class variable
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """To stderr: stdout belongs to the data."""
+        """Print to stderr, because stdout is only for data."""
         click.echo(f"nodenet: {self.message}", err=True, file=file)
         if self.hint:
             click.echo(f"  hint: {pasteable(self.hint)}", err=True, file=file)
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one only to run it."""
+    """A group that imports a command only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -77,7 +78,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """From the table alone: nothing is imported for `--help`."""
+        """Uses only the table COMMANDS: `--help` imports no command."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
@@ -95,13 +96,13 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             raise SystemExit(130) from None  # as a shell counts Ctrl-C: 128 + SIGINT
         except BrokenPipeError:
-            raise  # click ends quietly when nobody reads any more
+            raise  # click exits silently when the reader of stdout is closed
         except OSError as error:
             raise ShownError(_refused(error)) from error
 
 
 def _refused(error: OSError) -> NodenetError:
-    """What the system refused, for a person."""
+    """An OSError as an error for users."""
     where = f"{error.filename}: " if error.filename is not None else ""
     what = f"{where}{error.strerror or str(error) or type(error).__name__}"
     denied = isinstance(error, PermissionError) and os.geteuid() != 0
@@ -121,7 +122,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def root() -> None:
-    """A Kubernetes node's network in Python and eBPF: CNI, Services, NetworkPolicy, flows, lab and benchmark."""
+    """The network of a Kubernetes node in Python and eBPF: CNI, Services, NetworkPolicy, flows, lab and benchmark."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

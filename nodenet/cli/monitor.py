@@ -1,4 +1,4 @@
-"""`nodenet monitor`: the datapath's records as they came, numbers and all."""
+"""`nodenet monitor`: prints the datapath's raw records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nodenet.flow.types import Icmp
 
 
 def event_line(event: Event, clock_offset: int) -> str:
-    """One event with every number that the kernel gave. `clock_offset`: ns from its clock to the epoch."""
+    """One event as text, with all numbers of the record. `clock_offset`: ns from the kernel's clock to the epoch."""
     when = datetime.fromtimestamp((event.time + clock_offset) / 1e9, UTC)
     kind = EventType(event.type).name if event.type in set(EventType) else str(event.type)
     parts = [
@@ -39,7 +39,7 @@ def event_line(event: Event, clock_offset: int) -> str:
 
 
 def event_json(event: Event, clock_offset: int, node: str = "") -> str:
-    """The same as one line of JSON; `epoch` is ns since the epoch; `node` is told where there are several."""
+    """One event as a line of JSON. `epoch` is ns since the epoch; `node` is included if it is not empty."""
     fields = {name: str(v) if name in ("saddr", "daddr") else v for name, v in event._asdict().items()}
     return json.dumps({**({"node": node} if node else {}), "epoch": event.time + clock_offset, **fields})
 
@@ -51,20 +51,21 @@ def _end(address: Any, port: int) -> str:
 
 @click.command()
 @click.option("--last", type=click.IntRange(min=0), default=0, metavar="N", help="The newest N records first.")
-@click.option("--no-follow", is_flag=True, help="Stop after what there is.")
+@click.option("--no-follow", is_flag=True, help="Stop after the existing records.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @target_options
 def monitor(last: int, no_follow: bool, output: str, **where: str | None) -> None:
     """Print raw datapath events: every number of the record, no names. Ctrl-C ends it.
 
-    Of several nodes of a lab they come as they are read, each with its node; only each node's own are in order.
+    With several nodes of a lab each record shows its node. Records of one node are in order; those of different nodes
+    are not sorted.
     """
     with suppress(KeyboardInterrupt):
         asyncio.run(_run(targets(where), last, not no_follow, output))
 
 
 async def _run(found: list[Target], last: int, follow: bool, output: str) -> None:
-    """An agent of several that does not answer is named on stderr; raises its error when none does."""
+    """With several agents, one that fails is reported on stderr. If all fail, the first error is raised."""
     results = await asyncio.gather(
         *(_one(target, last, follow, output, len(found) > 1) for target in found), return_exceptions=True
     )

@@ -1,4 +1,4 @@
-"""`nodenet observe`: flows with names, verdicts and reasons, with the flags of the hubble CLI."""
+"""`nodenet observe`: shows flows with names, verdicts and reasons; it has the flags of the hubble CLI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nodenet.errors import BadInputError
 
 DEFAULT_LAST = 20
 ALL = (1 << 64) - 1
-# What the lines show, and no more: labels and the rest need not travel.
+# The fields that the lines show. Others, such as labels, are not requested.
 PRINTED_FIELDS = (
     "time", "verdict", "ethernet", "IP", "l4", "source.identity", "source.namespace", "source.pod_name",
     "destination.identity", "destination.namespace", "destination.pod_name", "Type", "node_name", "event_type",
@@ -30,7 +30,7 @@ PRINTED_FIELDS = (
 
 
 class FilterCommand(click.Command):
-    """Lets `--not` stand before any filter, and gathers all filters in `choices`."""
+    """Accepts `--not` before any filter, and collects all filters in `ctx.meta`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args[:1] == ["flows"]:  # the hubble CLI's `observe flows`, which is what this always does
@@ -88,12 +88,14 @@ def _time_option(_ctx: click.Context, _param: click.Parameter, value: str | None
 @click.option(
     "--last", type=click.IntRange(min=1), metavar="N", help=f"The newest N flows ({DEFAULT_LAST} by default)."
 )
-@click.option("--first", type=click.IntRange(min=1), metavar="N", help="The oldest N flows that are kept.")
-@click.option("--all", "everything", is_flag=True, help="Every flow that is kept.")
-@click.option("--since", callback=_time_option, metavar="TIME", help="From then on: 5m, 1h30m, 2026-01-31T12:00:00Z.")
-@click.option("--until", callback=_time_option, metavar="TIME", help="Up to then.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("--not", "negate", is_flag=True, expose_value=False, help="The next filter is for what to leave out.")
+@click.option("--first", type=click.IntRange(min=1), metavar="N", help="The oldest N flows in memory.")
+@click.option("--all", "everything", is_flag=True, help="All flows in memory.")
+@click.option(
+    "--since", callback=_time_option, metavar="TIME", help="Flows since this time: 5m, 1h30m, 2026-01-31T12:00:00Z."
+)
+@click.option("--until", callback=_time_option, metavar="TIME", help="Flows until this time.")
+@click.option("-f", "--follow", is_flag=True, help="Also show new flows.")
+@click.option("--not", "negate", is_flag=True, expose_value=False, help="Exclude flows that match the next filter.")
 @filter_options
 @click.option(
     "-o", "--output", type=click.Choice([o.value for o in Output]), default="compact", show_default=True,
@@ -104,18 +106,18 @@ def _time_option(_ctx: click.Context, _param: click.Parameter, value: str | None
     show_default=True, help="How to print times; they are UTC.",
 )  # fmt: skip
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
-@click.option("--print-node-name", is_flag=True, help="Also the node that saw it (always with several nodes).")
-@click.option("--numeric", is_flag=True, help="Addresses instead of names.")
-@click.option("--ip-translation/--no-ip-translation", default=True, help="Names instead of addresses.")
-@click.option("-v", "--explain", is_flag=True, help="Also for allowed connections: by which rule.")
-@click.option("--print-raw-filters", is_flag=True, help="Print the filters as JSON and do nothing else.")
+@click.option("--print-node-name", is_flag=True, help="Print the node of each flow (always on with several nodes).")
+@click.option("--numeric", is_flag=True, help="Show addresses instead of names.")
+@click.option("--ip-translation/--no-ip-translation", default=True, help="Show names instead of addresses.")
+@click.option("-v", "--explain", is_flag=True, help="For allowed connections, show the rule too.")
+@click.option("--print-raw-filters", is_flag=True, help="Print the filters as JSON and exit.")
 @target_options
 @click.pass_context
 def observe(ctx: click.Context, /, **options: Any) -> None:
     """Show flows with names, verdicts and reasons.
 
-    Different filters must all match; uses of one filter are alternatives. Drops name the policies that isolate the pod.
-    A lab has an agent on every node: --lab NAME shows the flows of all of them in the order of time.
+    Different filters must all match; several uses of one filter are alternatives. Drops name the policies that isolate
+    the pod. --lab NAME shows the flows of all nodes of a lab, sorted by time.
     """
     where = {name: options[name] for name in ("socket", "server", "lab", "node")}
     whitelist, blacklist = build(ctx.meta.get("nodenet.choices", []))
@@ -125,12 +127,12 @@ def observe(ctx: click.Context, /, **options: Any) -> None:
     request = make_request(options, whitelist, blacklist)
     found = targets(where)
     printer = Printer(_print_options(options, len(found) > 1))
-    with suppress(KeyboardInterrupt):  # how one ends --follow
+    with suppress(KeyboardInterrupt):  # Ctrl-C is the normal end of --follow
         asyncio.run(_run(found, request, printer))
 
 
 def make_request(options: dict[str, Any], whitelist: list[Any], blacklist: list[Any]) -> Any:
-    """The GetFlowsRequest that the options ask for. Raises BadInputError for options that exclude each other."""
+    """The GetFlowsRequest for the options. Raises BadInputError for options that exclude each other."""
     from nodenet.rpc.pb.observer import observer_pb2
 
     last, first, follow, everything = (options[name] for name in ("last", "first", "follow", "everything"))
@@ -139,7 +141,7 @@ def make_request(options: dict[str, Any], whitelist: list[Any], blacklist: list[
             words = [("all" if name == "everything" else name) for name in (one, other)]
             raise BadInputError(f"--{words[0]} and --{words[1]} cannot be combined")
     if follow and options["output"] == Output.TABLE:
-        raise BadInputError("--output table and --follow cannot be combined", "a table is printed when all is known")
+        raise BadInputError("--output table and --follow cannot be combined", "a table can only be printed at the end")
     request = observer_pb2.GetFlowsRequest(follow=follow, first=bool(first), whitelist=whitelist, blacklist=blacklist)
     bounded = options["since"] or options["until"]
     if everything:

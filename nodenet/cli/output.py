@@ -1,4 +1,4 @@
-"""Tables, JSON and YAML for every list and show command. Data goes to stdout alone; logs and notes go to stderr."""
+"""Tables, JSON and YAML for all list and show commands. Data goes to stdout; logs and notes go to stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Format(StrEnum):
-    """What -o takes."""
+    """Values of -o."""
 
     TABLE = "table"
     JSON = "json"
@@ -22,7 +22,7 @@ class Format(StrEnum):
 
 
 class Column(NamedTuple):
-    """One column of a table. `key` is a field of the row, dotted for nested ones; `show` turns its value into text."""
+    """One column of a table. `key` is a field of the row, with dots for nested fields; `show` formats the value."""
 
     title: str
     key: str
@@ -38,38 +38,39 @@ def output_option(command: _F) -> _F:
         callback=lambda _ctx, _param, value: Format(value),
         default=Format.TABLE.value,
         show_default=True,
-        help="How to print it.",
+        help="Output format.",
     )
     return option(command)
 
 
 def emit(rows: Iterable[Row], columns: Sequence[Column], output: Format) -> None:
-    """Print a list. A table shows `columns`; JSON and YAML show every field of every row, as one array."""
+    """Print a list. A table shows only `columns`; JSON and YAML show all fields of all rows in one array."""
     click.echo(render(rows, columns, output))
 
 
 def emit_document(data: object, output: Format, text: str) -> None:
-    """Print one object: `text` where a table was asked for, else the object itself."""
+    """Print one object: `text` for the format table, else the object."""
     click.echo(text if output is Format.TABLE else encode(data, output))
 
 
 def render(rows: Iterable[Row], columns: Sequence[Column], output: Format) -> str:
-    """`emit` as text, without the last line break."""
+    """The text that `emit` prints, without the final newline."""
     return table(rows, columns) if output is Format.TABLE else encode(list(rows), output)
 
 
 def encode(data: object, output: Format) -> str:
-    """JSON (indented) or YAML of plain data; what JSON does not know (addresses, paths) becomes its text."""
+    """JSON (indented) or YAML. Types that JSON does not have (addresses, paths) become strings."""
     if output is Format.JSON:
         return json.dumps(data, indent=2, default=_plain, ensure_ascii=False)
-    import yaml  # only who asks for YAML pays for its import
+    import yaml  # imported only for YAML, because it is slow
 
     plain = json.loads(json.dumps(data, default=_plain))
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)).rstrip("\n")
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-    """Left-aligned columns, numbers to the right, two spaces between; the head alone when there are no rows."""
+    """Left-aligned columns separated by two spaces; columns of numbers are right-aligned. Without rows only the
+    header."""
     values = [[_lookup(row, column.key) for column in columns] for row in rows]
     cells = [[_cell(value, column) for value, column in zip(line, columns, strict=True)] for line in values]
     lines = [[column.title for column in columns], *cells]

@@ -1,4 +1,4 @@
-"""`nodenet policy`: what NetworkPolicies mean, from manifests or from a running lab. No kernel is asked."""
+"""`nodenet policy`: computes the effect of NetworkPolicies from manifests or from a running lab, without the kernel."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _FILES = click.option(
     multiple=True,
     metavar="FILE_OR_DIR",
     type=click.Path(path_type=Path),
-    help="Manifests: YAML files or folders of them. Can be given several times.",
+    help="Manifests: YAML files or folders. May be given several times.",
 )
 _NAMESPACE = click.option(
-    "-n", "--namespace", default="default", show_default=True, help="Of objects and names that say none."
+    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects and names without one."
 )
-_LAB = click.option("--lab", "lab_name", metavar="NAME", help="Ask a running lab instead of manifests.")
+_LAB = click.option("--lab", "lab_name", metavar="NAME", help="Use the objects of a running lab instead of manifests.")
 
 
 @click.group()
 def policy() -> None:
     """Compute, explain and check NetworkPolicies.
 
-    Manifests with a pod template (Deployments, CronJobs, custom kinds too) stand for their pods: one per replica, named
-    WORKLOAD-0, WORKLOAD-1 and so on.
+    For each manifest with a pod template (Deployments, CronJobs, also custom kinds) pods are assumed: one per replica,
+    named WORKLOAD-0, WORKLOAD-1 and so on.
     """
 
 
@@ -51,12 +51,14 @@ policy.add_command(policy_get)
 @_FILES
 @_LAB
 @_NAMESPACE
-@click.option("--ports", metavar="PORT[/PROTO],...", help="Ask these of every pod; else each pod's containerPorts.")
+@click.option(
+    "--ports", metavar="PORT[/PROTO],...", help="Ports to check for every pod. Default: each pod's containerPorts."
+)
 @output_option
 def matrix_command(
     files: tuple[Path, ...], lab_name: str | None, namespace: str, ports: str | None, output: Format
 ) -> None:
-    """May every pod reach every other pod? The same JSON as `nodenet lab probe --matrix`, computed."""
+    """Compute which pods may connect to which. The JSON has the format of `nodenet lab probe --matrix`."""
     asked = None
     if ports is not None:
         try:
@@ -64,23 +66,29 @@ def matrix_command(
         except ValueError as error:
             raise BadInputError(f"--ports: {error}") from error
     cluster = _cluster(files, lab_name, namespace)
-    # A lab's pod without an address does not run yet: nobody can ask it anything.
+    # A lab's pod without an address does not run yet, so no connection to it is possible.
     pods = [pod for pod in cluster.pods if pod.ips or not lab_name]
     cells = matrix.matrix_for(pods, cluster.policies, cluster.namespaces, asked)
     emit_document(matrix.as_json(cells), output, policy_format.grid(cells))
 
 
 @policy.command("explain")
-@click.option("--from", "source", required=True, metavar="NS/POD|NS/WORKLOAD|IP", help="Who connects.")
-@click.option("--to", "destination", required=True, metavar="NS/POD|NS/WORKLOAD|svc/NAME.NS|IP", help="To whom.")
-@click.option("--port", required=True, metavar="PORT[/PROTO]", help="On which port (tcp, udp, sctp), or icmp.")
+@click.option("--from", "source", required=True, metavar="NS/POD|NS/WORKLOAD|IP", help="Source of the connection.")
+@click.option(
+    "--to",
+    "destination",
+    required=True,
+    metavar="NS/POD|NS/WORKLOAD|svc/NAME.NS|IP",
+    help="Destination of the connection.",
+)
+@click.option("--port", required=True, metavar="PORT[/PROTO]", help="Destination port (tcp, udp, sctp), or icmp.")
 @_FILES
 @_LAB
 @_NAMESPACE
 @click.option(
     "--socket",
     metavar="PATH",
-    help=f"The agent to ask without -f and --lab ({SOCKET_VARIABLE}; else {DEFAULT_SOCKET}).",
+    help=f"The agent that answers without -f and --lab ({SOCKET_VARIABLE}; else {DEFAULT_SOCKET}).",
 )
 @output_option
 @click.pass_context
@@ -95,7 +103,7 @@ def explain_command(
     socket: str | None,
     output: Format,
 ) -> None:
-    """May it connect, and why? Exit code 1 when some of the connections asked about are denied."""
+    """Explain whether a connection is allowed, and why. Exit code 1 if at least one of the connections is denied."""
     try:
         traffic = ends.parse_traffic(port)
     except ValueError as error:
@@ -133,7 +141,7 @@ def _computed(
 
 
 def _agents_answer(socket: str | None, source: str, destination: str, traffic: Traffic) -> dict[str, Any]:
-    """From the running agent: pods by NS/POD and addresses, with the policies that are in force now."""
+    """The answer of the running agent, for pods (NS/POD) and addresses, with the current policies."""
     from nodenet.rpc.client import Client
 
     if traffic.protocol is None:
@@ -156,7 +164,7 @@ def _agents_answer(socket: str | None, source: str, destination: str, traffic: T
 def lint_command(
     ctx: click.Context, files: tuple[Path, ...], lab_name: str | None, namespace: str, output: Format
 ) -> None:
-    """Find the mistakes people make. Exit code 1 when there are some."""
+    """Find common mistakes in policies. Exit code 1 if there are any."""
     cluster = _cluster(files, lab_name, namespace)
     findings = find_mistakes(cluster)
     rows = [finding.as_json() for finding in findings]
@@ -167,7 +175,7 @@ def lint_command(
         Column("FINDING", "message"),
     ]
     shown = [{**row, "name": f"{row['namespace']}/{row['policy']}"} for row in rows]
-    text = table(shown, columns) if rows else f"{len(cluster.policies)} policies: nothing to complain about"
+    text = table(shown, columns) if rows else f"{len(cluster.policies)} policies: no mistakes found"
     emit_document({"findings": rows}, output, text)
     ctx.exit(1 if findings else 0)
 
@@ -181,11 +189,12 @@ def _cluster(files: tuple[Path, ...], lab_name: str | None, namespace: str) -> C
 
 
 def _note_what_was_left_out(cluster: Cluster) -> None:
-    """On stderr: kinds that say nothing here, and blocks that could not be compared with addresses."""
+    """Print on stderr which kinds were skipped, and which pods cannot match ipBlocks because their address is
+    unknown."""
     if cluster.skipped:
         kinds = Counter(name.partition(" ")[0] for name in cluster.skipped)
         counts = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
-        click.echo(f"note: kinds that say nothing about policy were skipped: {counts}", err=True)
+        click.echo(f"note: kinds that do not affect policy were skipped: {counts}", err=True)
     blocks = any(
         peer.block is not None and (peer.block.cidr.prefixlen or peer.block.excepts)
         for found in cluster.policies
@@ -195,7 +204,7 @@ def _note_what_was_left_out(cluster: Cluster) -> None:
     unknown = [str(pod) for pod in cluster.pods if not pod.ips]
     if blocks and unknown:
         click.echo(
-            f"note: ipBlock rules cannot match pods whose status.podIP the input does not tell: {_some(unknown)}",
+            f"note: ipBlock rules cannot match pods without status.podIP in the input: {_some(unknown)}",
             err=True,
         )
 
@@ -205,7 +214,7 @@ def _some(names: tuple[str, ...] | list[str]) -> str:
 
 
 def _grouped(answers: list[dict[str, Any]]) -> list[str]:
-    """Connections with the same answer are told once: replicas mostly are."""
+    """Group connections with the same answer, so that replicas are printed once."""
     groups: dict[object, list[dict[str, Any]]] = {}
     for answer in answers:
         sides = [

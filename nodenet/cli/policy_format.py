@@ -1,4 +1,4 @@
-"""How matrices, explanations and findings look as text. Pure."""
+"""Formats matrices and explanations as text. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _VERDICTS = {True: "ALLOWED", False: "DENIED"}
 
 
 def grid(cells: Sequence[Cell]) -> str:
-    """Sources down; destinations and their ports across, numbered. `.` allowed, `X` denied, blank: not asked."""
+    """A table with one row per source and one numbered column per destination and port. `.`: allowed, `X`: denied,
+    blank: not computed."""
     if not cells:
-        return "no pod has a port to ask about; name some with --ports"
+        return "no pod declares a port; give ports with --ports"
     rows = list(dict.fromkeys(cell.source for cell in cells))
     columns = sorted({(cell.destination, cell.port, str(cell.protocol)) for cell in cells})
     marks = {(c.source, c.destination, c.port, str(c.protocol)): "." if c.allowed else "X" for c in cells}
@@ -28,7 +29,8 @@ def grid(cells: Sequence[Cell]) -> str:
 
 
 def explanation(answer: Mapping[str, Any], alike: int) -> str:
-    """One connection's answer (netpolicy.explain.as_json). `alike` counts further connections with the same one."""
+    """The text of one answer (netpolicy.explain.as_json). `alike`: the number of further connections with the same
+    answer."""
     source, target = answer["from"]["name"], answer["to"]["name"]
     asked = f"{answer['port']}/{answer['protocol']}" if answer["port"] else answer["protocol"]
     via = f" (behind {answer['service']})" if answer.get("service") else ""

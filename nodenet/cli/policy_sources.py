@@ -1,4 +1,4 @@
-"""Where `nodenet policy` gets its objects: manifests, or a running lab's API."""
+"""Reads the objects for `nodenet policy` from manifests or from a running lab's API."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from nodenet import manifests
 from nodenet.errors import BadInputError
 
 _LAB_KINDS = ("Node", "Namespace", "Pod", "Service", "NetworkPolicy")
-# They make pods; those that have none now may have a policy that waits for them. (A ReplicaSet is a Deployment's.)
+# Workloads that create pods. One without pods is included too, because a policy may select its future pods. (A
+# ReplicaSet belongs to a Deployment.)
 _LAB_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
 
 def from_files(paths: Sequence[Path], namespace: str) -> Cluster:
-    """Everything the manifests say. Raises BadInputError naming file, object and field."""
+    """All objects of the manifests. Raises BadInputError naming file, object and field."""
     loaded = manifests.load(paths)
     if not loaded:
         raise BadInputError(
-            f"{', '.join(map(str, paths))}: no Kubernetes objects", "give YAML files or a folder of them"
+            f"{', '.join(map(str, paths))}: no Kubernetes objects", "give YAML files or a folder with YAML files"
         )
     for manifest in loaded:
         _read([manifest.data], namespace, strict=True, source=f"{manifest.source}: ")
@@ -30,7 +31,7 @@ def from_files(paths: Sequence[Path], namespace: str) -> Cluster:
 
 
 def from_lab(name: str) -> Cluster:
-    """What a running lab's API holds now: real pod names and addresses."""
+    """The current objects of a running lab's API, with real pod names and addresses."""
     from nodenet.lab.client import LabClient
 
     client = LabClient(name)

@@ -1,4 +1,4 @@
-"""The words that call this program and its pip, for people to paste: names that the shell finds, else paths."""
+"""How to call this program and its pip, for commands that users copy: a name on PATH, else a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORD = re.compile(r"(?<![\w/.-])nodenet(?= [a-z])")
 
 
 def program() -> str:
-    """`nodenet` when it is on PATH; else the script of this Python, from here when that is shorter."""
+    """`nodenet` if it is on PATH, else the path of this Python's script (relative if that is shorter)."""
     if shutil.which("nodenet"):
         return "nodenet"
     called = Path(sys.argv[0])
@@ -23,13 +23,13 @@ def program() -> str:
 
 
 def pasteable(text: str) -> str:
-    """`text` with every `nodenet COMMAND` in it as it can be called here."""
+    """Replace `nodenet` in every `nodenet COMMAND` of the text by `program()`."""
     words = program()
     return text if words == "nodenet" else _WORD.sub(lambda _: words, text)
 
 
 def pip() -> str:
-    """The words that call the pip of this Python: `pip` when the shell finds that one."""
+    """The command that calls this Python's pip: `pip` if that is the one on PATH."""
     found = shutil.which("pip")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "pip"

@@ -1,4 +1,4 @@
-"""What a running agent holds: `status` and the list commands, read through its socket."""
+"""`nodenet status` and the list commands: they read the state of a running agent through its socket."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 
 
 def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, str | None]) -> None:
-    """Fetch one resource from every agent that `where` names and print it. Several agents: with a column for the node.
+    """Fetch one resource from the agents in `where` and print it. With several agents there is a column for the node.
 
-    An agent of several that does not answer is named on stderr and makes the exit code 1: half a list must not pass
-    for a whole one. Raises its NodenetError when none answers.
+    If some agents do not answer, they are reported on stderr and the exit code is 1, so that an incomplete list does
+    not look complete. If none answers, the first NodenetError is raised.
     """
     found = targets(where)
     answers = asyncio.run(_gather_rows(found, resource, limit))
@@ -144,21 +144,25 @@ def _group(name: str, resource: str, help_: str, list_help: str) -> click.Group:
     return group
 
 
-endpoint = _group("endpoint", "endpoint", "Pods that are attached to the node.", "Every endpoint with its isolation.")
-identity = _group("identity", "identity", "Label sets and their numbers.", "Every identity the agent knows.")
-service = _group("service", "service", "Services as the datapath balances them.", "Every frontend with its backends.")
-ipcache = _group("ipcache", "ipcache", "Addresses and the identities behind them.", "Every address and CIDR.")
-ct = _group("ct", "ct", "Connection tracking of the node.", "Every connection of the node's pods.")
-map_ = _group("map", "map", "eBPF maps: entries, size, fill.", "Every map of the datapath.")
+endpoint = _group(
+    "endpoint", "endpoint", "Pods that are attached to the node.", "List the endpoints and their isolation."
+)
+identity = _group("identity", "identity", "Label sets and their numbers.", "List the identities.")
+service = _group(
+    "service", "service", "Services as the datapath balances them.", "List the frontends and their backends."
+)
+ipcache = _group("ipcache", "ipcache", "Addresses and the identities behind them.", "List the addresses and CIDRs.")
+ct = _group("ct", "ct", "Connection tracking entries of the node.", "List the connections of the node's pods.")
+map_ = _group("map", "map", "eBPF maps: entries, size, usage.", "List the maps of the datapath.")
 # For the `policy` group: `policy get`.
-policy_get = _list_command("policy", "get", "The rules in force on a node, as the datapath has them.")
+policy_get = _list_command("policy", "get", "List the policy rules in the datapath of a node.")
 
 
 @click.command()
 @output_option
 @target_options
 def status(output: Format, **where: str | None) -> None:
-    """Is the agent well, and what does it hold? Exit code 1 when it is not well, 3 when it does not answer."""
+    """Show whether the agent is healthy, and its state. Exit code 1 if it is not healthy, 3 if it does not answer."""
     found = targets(where)
     answers = asyncio.run(_statuses(found))
     if len(found) == 1 and isinstance(answers[0], NodenetError):
@@ -189,7 +193,7 @@ async def _statuses(where: Sequence[Target]) -> list[dict[str, Any] | NodenetErr
 
 
 def status_text(document: Row) -> str:
-    """A status for people: what is wrong first, then what is there."""
+    """The status as text: first the problems, then the rest."""
     lines = [f"{document.get('node') or 'agent'}: {'healthy' if document.get('healthy') else 'NOT HEALTHY'}"]
     lines += [f"  ! {problem}" for problem in document.get("problems") or ()]
     for name, value in document.items():
@@ -238,7 +242,7 @@ def _word(value: Any) -> str:
 
 
 def _title(name: str) -> str:
-    """`lastError` as `last error`; a name that begins with a capital is a kind and stays."""
+    """Convert `lastError` to `last error`. Names with a capital first letter are kinds and stay the same."""
     if name[:1].isupper():
         return name
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name)

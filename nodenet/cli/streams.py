@@ -1,4 +1,4 @@
-"""Flows of several agents as one stream, in the order of their times."""
+"""Merges the flows of several agents into one stream, sorted by time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from nodenet.cli.target import Target
 from nodenet.errors import NodenetError
 from nodenet.rpc.client import Client
 
-# Seconds that a followed flow waits for earlier ones of other nodes.
+# Seconds that a flow is held back with --follow, because earlier flows of other nodes may still arrive.
 REORDER_SECONDS = 0.1
 
 
 async def collect(where: Sequence[Target], request: Any, complain: Callable[[str], None]) -> list[Any]:
-    """Every answer of all agents, oldest first; with a number the first or last ones of all.
+    """All answers of all agents, oldest first. With `request.number`: the first or last ones of all agents together.
 
-    An agent that does not answer is complained about; raises its error when none does.
+    Agents that fail are passed to `complain`. If all fail, the error of the last one is raised; an invalid request
+    (exit code 2) is raised at once.
     """
     results = await asyncio.gather(*(_all(one, request) for one in where), return_exceptions=True)
     _check(where, results, complain)
@@ -31,9 +32,9 @@ async def collect(where: Sequence[Target], request: Any, complain: Callable[[str
 
 
 async def follow(where: Sequence[Target], request: Any, complain: Callable[[str], None]) -> AsyncIterator[Any]:
-    """Answers as they come, put in order where several agents answer at about the same time.
+    """Answers as they arrive. Those of several agents are sorted by time within REORDER_SECONDS.
 
-    An agent that goes away is complained about; raises the last one's error when all have gone.
+    Agents that fail are passed to `complain`. When all have failed, the error of the last one is raised.
     """
     if len(where) == 1:
         async with Client(where[0].address) as client:
@@ -97,7 +98,7 @@ async def _feed(where: Target, request: Any, queue: asyncio.Queue[Any]) -> None:
 async def _reordered(
     queue: asyncio.Queue[Any], open_streams: int, complain: Callable[[str], None]
 ) -> AsyncIterator[Any]:
-    """Answers are kept for REORDER_SECONDS and let go in the order of their times."""
+    """Hold answers back for REORDER_SECONDS, and yield them in the order of their times."""
     loop = asyncio.get_running_loop()
     heap: list[tuple[int, int, Any]] = []
     arrivals: deque[tuple[float, int]] = deque()

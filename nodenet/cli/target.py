@@ -1,4 +1,5 @@
-"""Which agent a command talks to: --socket, --server or --lab with --node, and their environment variables."""
+"""The options that select the agents for a command: --socket, --server or --lab with --node, and their environment
+variables."""
 
 from __future__ import annotations
 
@@ -13,23 +14,23 @@ from nodenet.errors import BadInputError, CannotRunError
 
 DEFAULT_SOCKET = "/run/nodenet/agent.sock"
 SOCKET_VARIABLE = "NODENET_SOCKET"
-# What the hubble CLI reads.
+# The variable that the hubble CLI uses.
 SERVER_VARIABLE = "HUBBLE_SERVER"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Target(NamedTuple):
-    """One agent. `node` is its name in the lab, empty outside of one."""
+    """One agent. `node` is its node's name in a lab, else empty."""
 
     address: str
     node: str = ""
 
 
 def target_options(command: _F) -> _F:
-    """The shared options; the command takes them as `**where` and passes them to `targets`."""
+    """Add the common options. The command takes them as `**where` and passes them to `targets`."""
     for option in (
-        click.option("--node", metavar="NODE", help="One node of the lab; without it all of them."),
+        click.option("--node", metavar="NODE", help="Only this node of the lab. Default: all nodes."),
         click.option("--lab", metavar="NAME", help="The agents of this lab."),
         click.option("--server", metavar="ADDRESS", help=f"host:port or unix:///path ({SERVER_VARIABLE})."),
         click.option(
@@ -43,9 +44,9 @@ def target_options(command: _F) -> _F:
 def targets(
     where: Mapping[str, str | None], environment: Mapping[str, str] = os.environ, root: Path | None = None
 ) -> list[Target]:
-    """The agents that the options name: one, or every node of a lab. `root` is the folder of all labs.
+    """The agents that the options select: one, or those of a lab. `root` is the folder of all labs.
 
-    Raises BadInputError for options that exclude each other and for a lab or a node that is not there, CannotRunError
+    Raises BadInputError for options that exclude each other, and for a lab or node that does not exist; CannotRunError
     for a lab without nodes yet.
     """
     given = [name for name in ("socket", "server", "lab") if where.get(name)]
@@ -66,7 +67,7 @@ def _lab(name: str, node: str, root: Path | None) -> list[Target]:
     folder = (root or RUN_ROOT) / check_lab_name(name)
     if not folder.is_dir():
         raise BadInputError(
-            f"lab {name}: there is no such lab", "nodenet lab up starts one, nodenet lab list shows them"
+            f"lab {name}: there is no such lab", "nodenet lab up starts a lab, nodenet lab list shows all labs"
         )
     nodes = sorted(path.parent.name for path in folder.glob("*/agent.yaml"))
     if not nodes:

@@ -1,4 +1,4 @@
-"""Times as people write them on the command line. Pure: now is an argument."""
+"""Parses times of the command line. Pure: the current time is an argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
 
 
 def parse(text: str, now: datetime) -> datetime:
-    """`5m`, `1h30m` (so long ago), or a date and time as in RFC 3339; without a zone it is UTC. Raises ValueError."""
+    """Parse `5m` or `1h30m` (a time before `now`), or a date and time as in RFC 3339, in UTC if it has no zone. Raises
+    ValueError."""
     if re.fullmatch(f"(?:{_PART})+", text):
         seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
         return now - timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""`nodenet trace`: what happens to packets outside our own programs."""
+"""`nodenet trace`: traces packets outside of nodenet's programs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ import click
 
 @click.group()
 def trace() -> None:
-    """Trace the rest of the host's network stack."""
+    """Trace packet drops in the host's network stack."""
 
 
 @trace.command()
 @click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, metavar="SECONDS")
 @click.option("--duration", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="0: until Ctrl-C.")
-@click.option("--reason", multiple=True, metavar="NAME", help="Only these reasons, such as NO_SOCKET.")
+@click.option(
+    "--reason",
+    multiple=True,
+    metavar="NAME",
+    help="Only this reason, for example NO_SOCKET. May be given several times.",
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def drops(interval: float, duration: float, reason: tuple[str, ...], output: str) -> None:
-    """Count every packet that the kernel drops, by its reason and the function that did it.
+    """Count the packets that the kernel drops, by reason and kernel function.
 
-    What our datapath drops by policy is here too, as a drop by tc; `nodenet observe` says more about it.
+    Policy drops of nodenet's datapath are included as drops by tc; `nodenet observe` shows more about them.
     """
     from nodenet.bpf.build import source_dir
     from nodenet.trace.drops import Drop, DropTracer

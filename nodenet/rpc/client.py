@@ -1,4 +1,4 @@
-"""The command line's side of the agent's gRPC: one connection, plain Python values out."""
+"""The client of the agent's gRPC server, for the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 from nodenet.rpc.pb.observer import observer_pb2
 from nodenet.rpc.service import HEALTH, OBSERVER_SERVICE
 
-# As the hubble CLI waits for what is not a stream.
+# Timeout of calls without a stream, as in the hubble CLI.
 UNARY_SECONDS = 12.0
 _OBSERVER = observer_pb2.DESCRIPTOR.services_by_name["Observer"]
 _AGENT = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
@@ -25,9 +25,10 @@ _OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_retries
 
 
 class Client:
-    """A connection to one agent: `target` is a path, unix:path, unix:///path or host:port. Use with `async with`.
+    """A connection to one agent. `target` is a path, unix:path, unix:///path or host:port. Use it with `async with`.
 
-    Every call raises CannotRunError when nobody answers there, BadInputError for a request the agent refuses.
+    Calls raise CannotRunError if the connection is refused or times out, BadInputError if the agent rejects the
+    request.
     """
 
     def __init__(self, target: str) -> None:
@@ -45,7 +46,7 @@ class Client:
         await self._channel.close()
 
     def get_flows(self, request: Any) -> AsyncGenerator[Any, None]:
-        """GetFlowsResponse messages."""
+        """Call GetFlows. Yields GetFlowsResponse messages."""
         return self._stream(_OBSERVER, "GetFlows", request)
 
     async def nodes(self) -> Any:
@@ -57,13 +58,13 @@ class Client:
         return await self._unary(_OBSERVER, "GetNamespaces", observer_pb2.GetNamespacesRequest())
 
     async def serving(self, service: str = OBSERVER_SERVICE) -> bool:
-        """Whether the health check says SERVING."""
+        """Whether the health check returns SERVING."""
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await self._unary(_HEALTH, "Check", request, HEALTH)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def status(self) -> dict[str, Any]:
-        """The agent's own status."""
+        """The agent's status."""
         answer = await self._unary(_AGENT, "Status", agent_pb2.StatusRequest())
         return msgspec.json.decode(answer.json, type=dict[str, Any])
 
@@ -81,7 +82,7 @@ class Client:
         return msgspec.json.decode(answer.json, type=dict[str, Any])
 
     def monitor(self, number: int = 0, follow: bool = False) -> AsyncGenerator[Any, None]:
-        """MonitorResponse messages."""
+        """Call Monitor. Yields MonitorResponse messages."""
         return self._stream(_AGENT, "Monitor", agent_pb2.MonitorRequest(number=number, follow=follow))
 
     async def _unary(self, service: Any, name: str, request: Any, full_name: str = "") -> Any:
@@ -98,7 +99,7 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise self._explained(error) from error
         finally:
-            # Of a stream that is left early, the server would not learn otherwise: it keeps a place for each.
+            # If the caller stops early, the server must be notified: it limits the number of open streams.
             call.cancel()
 
     def _explained(self, error: grpc.aio.AioRpcError) -> NodenetError:
@@ -116,7 +117,7 @@ class Client:
 
 
 def socket_path(target: str) -> Path | None:
-    """The path of a unix socket, or None for host:port. Raises BadInputError for anything else."""
+    """The path of a unix socket, or None for host:port. Raises BadInputError if the target is neither."""
     if target.startswith("unix:"):
         return Path("/" + target.removeprefix("unix:").lstrip("/") if "//" in target else target.removeprefix("unix:"))
     if "/" in target:
@@ -128,14 +129,16 @@ def socket_path(target: str) -> Path | None:
 
 
 def not_there(target: str, path: Path | None) -> CannotRunError:
-    """Nobody listens. Says what is wrong with the socket, as far as one can see."""
+    """The error for an agent that cannot be reached. It says whether the socket exists."""
     if path is None:
-        return CannotRunError(f"no agent answers at {target}", "is the agent running, with hubble_address set to this?")
+        return CannotRunError(
+            f"no agent answers at {target}", "is the agent running, and is its hubble_address set to this?"
+        )
     if not path.exists():
         return CannotRunError(
             f"no agent: there is no socket {path}",
             "start one (nodenet agent --config FILE, or nodenet lab up), or name its socket with --socket or --lab",
         )
     return CannotRunError(
-        f"no agent answers on {path}", "the socket is left over from an agent that was killed, or it is not yours"
+        f"no agent answers on {path}", "the socket may be left over from a killed agent, or you may lack permission"
     )

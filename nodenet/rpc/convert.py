@@ -1,4 +1,4 @@
-"""Flows to Hubble's messages and its filters back. Messages are made only for flows that somebody asked for."""
+"""Converts flows into Hubble's messages, and Hubble's filters into FlowFilters. Only requested flows are converted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 def response(flow: Flow, origin: Origin, mask: Mask | None = None) -> Any:
-    """A GetFlowsResponse with the flow's masked fields."""
+    """A GetFlowsResponse with the fields of the flow that are in the mask."""
     message = observer_pb2.GetFlowsResponse(node_name=origin.node_name)
     _set_time(message.time, flow.time)
     fill(message.flow, flow, origin, mask)
@@ -31,7 +31,7 @@ def response(flow: Flow, origin: Origin, mask: Mask | None = None) -> Any:
 
 
 def lost_response(lost: Lost, origin: Origin) -> Any:
-    """A GetFlowsResponse that says how many flows are missing here."""
+    """A GetFlowsResponse that reports lost flows."""
     message = observer_pb2.GetFlowsResponse(node_name=origin.node_name)
     fill_lost(message.lost_events, lost)
     if lost.last:
@@ -40,7 +40,7 @@ def lost_response(lost: Lost, origin: Origin) -> Any:
 
 
 def fill_lost(message: Any, lost: Lost) -> None:
-    """A flow.LostEvent."""
+    """Fill a flow.LostEvent."""
     message.source = int(lost.source)
     message.num_events_lost = lost.flows
     if lost.first:
@@ -50,7 +50,7 @@ def fill_lost(message: Any, lost: Lost) -> None:
 
 
 def fill(message: Any, flow: Flow, origin: Origin, mask: Mask | None = None) -> None:
-    """A flow.Flow. Without a mask every field that the flow knows."""
+    """Fill a flow.Flow. Without a mask all known fields are set."""
     if mask is None:
         for put in _PUT.values():
             put(message, flow, origin)
@@ -62,8 +62,8 @@ def fill(message: Any, flow: Flow, origin: Origin, mask: Mask | None = None) -> 
 
 
 def filters(messages: Sequence[Any], which: str) -> tuple[FlowFilter, ...]:
-    """flow.FlowFilter messages as FlowFilters. Raises FilterError for what cannot be followed, and for more filters or
-    values than a list may have: before they are converted."""
+    """Convert flow.FlowFilter messages. Raises FilterError for an unsupported field, and for too many filters or values
+    (before these are converted)."""
     require_filters(which, len(messages))
     count, found = 0, []
     for index, message in enumerate(messages):
@@ -73,7 +73,7 @@ def filters(messages: Sequence[Any], which: str) -> tuple[FlowFilter, ...]:
 
 
 def _filter(message: Any, place: str, count: int) -> tuple[FlowFilter, int]:
-    """One filter, and `count` with its values added."""
+    """Convert one filter. Also returns `count` plus the number of its values."""
     if message.experimental.cel_expression:
         raise FilterError(f"{place}.experimental.cel_expression", "CEL is not supported; use the other fields")
     values: dict[str, Any] = {}

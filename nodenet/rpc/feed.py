@@ -1,4 +1,4 @@
-"""The flows of one agent as its readers see them: the ring, and a wake-up for those who wait."""
+"""The flows of one agent for its readers: the ring, and a notification of waiting readers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from nodenet.pulse import Pulse
 
 
 def new_origin(node_name: str, cluster_name: str, node_labels: tuple[str, ...] = ()) -> Origin:
-    """An Origin whose uuids no other run shares: version 4 and variant bits of RFC 9562, 74 random bits."""
+    """An Origin with a random UUID prefix for this run: version 4 and variant bits of RFC 9562, and 74 random bits."""
     digits = os.urandom(10).hex()
     return Origin(node_name, cluster_name, node_labels, f"{digits[:12]}4{digits[13:16]}8{digits[17:]}")
 
 
 class Feed:
-    """The agent calls `pipeline.receive` for each record and `wake` after each batch. One event loop."""
+    """The agent calls `pipeline.receive` for each record, and `wake` after each batch. Use it in one event loop
+    only."""
 
     def __init__(self, pipeline: Pipeline, origin: Origin) -> None:
         self.pipeline = pipeline
@@ -29,20 +30,20 @@ class Feed:
         self._more = Pulse()
 
     def wake(self) -> None:
-        """Tell every waiting reader that there may be more. Costs the same for one event or a thousand."""
+        """Notify all waiting readers that there may be new flows. One call per batch is enough."""
         self._more.fire()
 
     def flows(self, query: Query, deadline: float | None = None) -> AsyncIterator[list[Flow | Lost]]:
-        """Batches of flows that answer a query. A following one ends at `deadline` (loop time), or when its task is
-        cancelled."""
+        """Batches of flows that match a query. A query with `follow` ends at `deadline` (loop time), or when its task
+        is cancelled."""
         return self._read(self.ring, query, deadline)
 
     def records(self, query: Query) -> AsyncIterator[list[bytes | Lost]]:
-        """The same of the kernel's records; they take no filter and no times."""
+        """Batches of the kernel's records. Filters and times of the query are ignored."""
         return self._read(self.pipeline.records, query, None)
 
     async def _read(self, ring: Ring[T], query: Query, deadline: float | None) -> AsyncIterator[list[T | Lost]]:
-        """Between batches other tasks have their turn, so that a reader of everything does not stop the others."""
+        """Yields to other tasks between batches, so that one reader does not block the others."""
         reader = Reader(ring, query)
         while True:
             more = self._more.next()

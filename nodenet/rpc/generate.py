@@ -1,4 +1,4 @@
-"""Write nodenet/rpc/pb from nodenet/rpc/proto: `make proto`. Needs grpcio-tools, which only development needs."""
+"""Generates nodenet/rpc/pb from nodenet/rpc/proto: `make proto`. Needs grpcio-tools (a development dependency)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Field masks of GetFlows as trees: what to fill, and what to cut from what was filled."""
+"""Field masks of GetFlows as trees. They decide which fields are filled, and which nested fields are cleared again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from nodenet.flow import limits
 from nodenet.flow.filter import FilterError
 from nodenet.rpc.pb.flow import flow_pb2
 
-# Field -> those of its own to keep; None: all of them.
+# Field name -> mask of its nested fields; None: all of them.
 Mask = dict[str, "Mask | None"]
 
 
 def parse(paths: Sequence[str]) -> Mask | None:
-    """A field mask as a tree; None where there are no paths. Raises FilterError for a path that flow.Flow lacks, and
-    for too many or too long ones."""
+    """Parse a field mask. Returns None if there are no paths. Raises FilterError for a path that flow.Flow does not
+    have, and for too many or too long paths."""
     if len(paths) > limits.MAX_PATHS:
         raise FilterError("field_mask", f"{len(paths)} paths, at most {limits.MAX_PATHS}")
     mask: Mask = {}

@@ -1,4 +1,4 @@
-"""observer.Observer: what the hubble CLI, relay and UI ask a node."""
+"""The service observer.Observer, which the hubble CLI, relay and UI call on each node."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from nodenet.rpc.places import Places
 
 VERSION_HEADER = "hubble-server-version"
 _RATE_WINDOW = 60 * 1_000_000_000
-# GetFlows calls at once, on the unix socket and over TCP each.
+# The largest number of concurrent GetFlows calls; separate limits for the unix socket and for TCP.
 MAX_STREAMS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What the server says about itself. `clock` gives ns since the epoch, `started` is one of its values."""
+    """Facts about the server. `clock` returns ns since the epoch; `started` is the time of the start."""
 
     version: str
     address: str = ""
@@ -43,7 +43,7 @@ class ServerInfo:
 
 
 class Observer:
-    """One method per call of the service; grpc.aio passes (request, context)."""
+    """One method per call of the service. grpc.aio passes (request, context)."""
 
     def __init__(self, feed: Feed, info: ServerInfo) -> None:
         self._feed = feed
@@ -51,7 +51,7 @@ class Observer:
         self._places = Places("GetFlows", MAX_STREAMS, MAX_STREAMS)
 
     async def GetFlows(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Flows oldest first. INVALID_ARGUMENT names the filter field that cannot be followed, or what is over a limit
+        """Flows, oldest first. Fails with INVALID_ARGUMENT naming the field if a filter is invalid or over a limit
         (flow/limits.py)."""
         await self._places.take(context)
         await self._introduce(context)
@@ -70,19 +70,19 @@ class Observer:
                     yield convert.response(item, origin, mask)
 
     async def GetAgentEvents(self, _request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Not recorded: the agent's changes are in its metrics and its log."""
+        """Not supported: changes of the agent are in its metrics and its log."""
         await context.abort(
             grpc.StatusCode.UNIMPLEMENTED, "this agent records no agent events; see its metrics and log"
         )
         yield  # makes this a stream
 
     async def GetDebugEvents(self, _request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """The datapath has no debug messages; its raw events are nodenet.v1.Agent/Monitor."""
+        """Not supported: the datapath has no debug messages. Raw events are available from nodenet.v1.Agent/Monitor."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this datapath sends no debug events; see nodenet monitor")
         yield  # makes this a stream
 
     async def GetNodes(self, _request: Any, context: Any) -> Any:  # noqa: N802
-        """This node alone: a relay gathers the others."""
+        """Only this node: a relay collects the others."""
         await self._introduce(context)
         ring = self._feed.ring
         node = observer_pb2.Node(
@@ -99,7 +99,7 @@ class Observer:
         return observer_pb2.GetNodesResponse(nodes=[node])
 
     async def GetNamespaces(self, _request: Any, context: Any) -> Any:  # noqa: N802
-        """The namespaces of the flows that are still held."""
+        """The namespaces of the flows in the ring."""
         await self._introduce(context)
         found: set[str] = set()
         async for batch in self._feed.flows(Query()):
@@ -111,7 +111,7 @@ class Observer:
         return observer_pb2.GetNamespacesResponse(namespaces=namespaces)
 
     async def ServerStatus(self, _request: Any, context: Any) -> Any:  # noqa: N802
-        """How many flows are held, have been seen, and come per second."""
+        """Number of flows in the ring, number of flows seen, and flows per second."""
         await self._introduce(context)
         ring = self._feed.ring
         status = observer_pb2.ServerStatusResponse(
@@ -146,13 +146,13 @@ class Observer:
         )
 
     def _deadline(self, query: Query) -> float | None:
-        """When a following query that has an end is over, in the loop's time."""
+        """The end of a query with `follow` and `until`, in loop time. None: no end."""
         if not query.follow or query.until is None:
             return None
         return asyncio.get_running_loop().time() + max(0, query.until - self._info.clock()) / 1e9
 
     def _rate(self) -> float:
-        """Flows per second over the last minute, or since the start where that is shorter."""
+        """Flows per second over the last minute, or since the start if that is less."""
         now = self._info.clock()
         window = min(_RATE_WINDOW, max(1, self._info.uptime))
         count = 0

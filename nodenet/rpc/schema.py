@@ -1,8 +1,8 @@
-"""From generated descriptors to message classes, server handlers and client calls.
+"""Makes message classes, server handlers and client calls from the generated descriptors.
 
-The descriptors live in a pool of their own, not in protobuf's global one: `flow`, `peer` and `relay` are names that
-another library in the same process may well use, and the global pool refuses a second meaning. Only protobuf's
-public interface is used at run time, so the generated modules do not depend on the version that generated them.
+The descriptors are in a separate pool, not in protobuf's global one: another library in the same process may use the
+names `flow`, `peer` and `relay`, and the global pool rejects a second definition. Only protobuf's public API is used at
+run time, so the generated modules work with other versions of protobuf than the one that generated them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ for _module in (any_pb2, field_mask_pb2, timestamp_pb2, wrappers_pb2):
 def build(serialized: bytes, namespace: MutableMapping[str, Any]) -> None:
     """Add one file to the pool and its messages, enums and services to a generated module's namespace.
 
-    Files that it imports must have been built before: the generated module imports their modules.
+    Files that it imports must be built first; the generated module does so by importing their modules.
     """
     added = POOL.AddSerializedFile(serialized)
     namespace["DESCRIPTOR"] = added
@@ -42,9 +42,10 @@ def build(serialized: bytes, namespace: MutableMapping[str, Any]) -> None:
 
 
 def handler(service: ServiceDescriptor, servicer: object, full_name: str = "") -> grpc.GenericRpcHandler:
-    """Serve a service by an object that has a method for each of its calls, under `full_name` where one is given.
+    """Make the handler of a service. `servicer` has a method for each call; `full_name` replaces the name of the
+    service.
 
-    Raises TypeError when a method is missing: a call that is not served should be a decision, not an oversight.
+    Raises TypeError if a method is missing, so that no call is forgotten.
     """
     missing = [method.name for method in service.methods if not hasattr(servicer, method.name)]
     if missing:
@@ -54,7 +55,7 @@ def handler(service: ServiceDescriptor, servicer: object, full_name: str = "") -
 
 
 def call(channel: Any, service: ServiceDescriptor, name: str, full_name: str = "") -> Any:
-    """The client side of one call on a channel (grpc's or grpc.aio's)."""
+    """The client stub of one call on a channel of grpc or grpc.aio."""
     method = service.methods_by_name[name]
     make = channel.unary_stream if method.server_streaming else channel.unary_unary
     return make(

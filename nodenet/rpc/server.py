@@ -1,4 +1,4 @@
-"""The agent's gRPC server: a unix socket, and TCP where the configuration says so."""
+"""The agent's gRPC server, on a unix socket and, if configured, on TCP."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from nodenet.rpc.pb.observer import observer_pb2
 from nodenet.rpc.service import HEALTH, Agent, Health, Provider
 
 _GRACE_SECONDS = 1.0
-# struct sockaddr_un holds 108 bytes with the closing zero.
+# struct sockaddr_un has 108 bytes, including the terminating zero.
 _LONGEST_SOCKET_PATH = 107
-# Calls at once in all, well over what the kinds of calls allow for themselves (places.py), and of one connection.
+# The largest number of concurrent calls in total. It is larger than the sum of the limits per kind (places.py). One
+# connection may have 128.
 _MAX_CALLS = 512
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -44,9 +45,9 @@ class Server:
         self._path: Path | None = None
 
     async def start(self, path: Path, address: str = "") -> int:
-        """Listen on the unix socket, readable by root alone, and on `host:port`. Returns the TCP port, 0 without one.
+        """Listen on the unix socket (only root may open it) and on `host:port`. Returns the TCP port, or 0 without one.
 
-        A socket that a killed agent left is taken over; raises CannotRunError when a living one has it.
+        The socket of a killed agent is replaced. Raises CannotRunError if a running agent uses it.
         """
         if len(str(path)) > _LONGEST_SOCKET_PATH:
             raise CannotRunError(
@@ -63,7 +64,7 @@ class Server:
         return port
 
     async def stop(self) -> None:
-        """End open streams after a moment of grace and remove the socket."""
+        """Stop the server: open streams end after a grace period. Then remove the socket."""
         await self._server.stop(_GRACE_SECONDS)
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -84,4 +85,4 @@ def _take_over(path: Path) -> None:
         except OSError:
             path.unlink(missing_ok=True)
             return
-    raise CannotRunError(f"{path}: another agent listens here", "stop it first, or give this one a run_dir of its own")
+    raise CannotRunError(f"{path}: another agent listens here", "stop it first, or give this one another run_dir")

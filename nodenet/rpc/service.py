@@ -1,4 +1,4 @@
-"""nodenet.v1.Agent and the health check: what the agent tells its own command line and its supervisor."""
+"""The services nodenet.v1.Agent and grpc.health.v1.Health, for the command line and for supervisors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HEALTH = "grpc.health.v1.Health"
 OBSERVER_SERVICE = "hubble.server.Observer"
 RESOURCES = ("endpoint", "identity", "service", "policy", "ipcache", "ct", "map")
 _ROWS_PER_CHUNK = 500
-# Calls at once on the unix socket, and over TCP. Questions to the provider take one of the process's few threads.
-_QUESTIONS = (32, 4)
+# Limits of concurrent calls: (unix socket, TCP). Each call of the provider occupies one of the process's few threads.
+_PROVIDER_CALLS = (32, 4)
 _STREAMS = (16, 16)
-# Characters of an error's text in an answer: the whole of a call's metadata has a limit of 8 KiB.
+# The largest number of characters of an error message: all metadata of a call together is limited to 8 KiB.
 _ERROR_LENGTH = 2000
 _WATCH_SECONDS = 1.0
 
@@ -34,13 +34,13 @@ Row = Mapping[str, Any]
 
 
 class Provider(Protocol):
-    """What the agent tells. The methods are called in a worker thread: they may block, and must only read.
+    """Implemented by the agent. The methods are called in a worker thread: they may block, and must only read.
 
-    Values are what JSON knows, and addresses, networks, enums and named tuples, which become text or lists.
+    Values are JSON types, or addresses, networks, enums and named tuples, which are converted to strings or lists.
     """
 
     def status(self) -> Row:
-        """One object; `healthy` (bool) and `node` are shown by everybody, the rest as it is."""
+        """One object. Clients interpret `healthy` (bool) and `node`; they show the other fields unchanged."""
         ...
 
     def rows(self, resource: str) -> Iterable[Row]:
@@ -48,11 +48,11 @@ class Provider(Protocol):
         ...
 
     def explain(self, source: str, destination: str, port: int, protocol: str) -> Row:
-        """The policy verdict for one connection. Raises NodenetError for names that it does not know."""
+        """The policy verdict for one connection. Raises NodenetError for unknown names."""
         ...
 
     def healthy(self) -> bool:
-        """Whether the agent does its work. Quick: it is called on the event loop."""
+        """Whether the agent works. It must be fast, because it is called in the event loop."""
         ...
 
 
@@ -62,29 +62,29 @@ class Agent:
     def __init__(self, feed: Feed, provider: Provider) -> None:
         self._feed = feed
         self._provider = provider
-        self._questions = Places("questions to the agent", *_QUESTIONS)
+        self._provider_calls = Places("calls of the agent", *_PROVIDER_CALLS)
         self._monitors = Places("Monitor", *_STREAMS)
 
     async def Status(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's status as JSON."""
-        await self._questions.take(context)
-        status = await _asked(context, self._provider.status)
+        await self._provider_calls.take(context)
+        status = await _call_provider(context, self._provider.status)
         return agent_pb2.StatusResponse(json=encode(status))
 
     async def List(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Rows as JSON objects, some hundreds in a message."""
+        """Rows as JSON objects, _ROWS_PER_CHUNK per message."""
         if request.resource not in RESOURCES:
             message = f"resource: unknown {shown(request.resource)} (known: {', '.join(RESOURCES)})"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-        await self._questions.take(context)
-        for chunk in await _asked(context, self._chunks, request.resource, request.limit or None):
+        await self._provider_calls.take(context)
+        for chunk in await _call_provider(context, self._chunks, request.resource, request.limit or None):
             yield agent_pb2.ListResponse(rows=chunk)
 
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's explanation as JSON."""
-        await self._questions.take(context)
+        await self._provider_calls.take(context)
         protocol = request.protocol or "TCP"
-        found = await _asked(
+        found = await _call_provider(
             context, self._provider.explain, getattr(request, "from"), request.to, request.port, protocol
         )
         return agent_pb2.ExplainResponse(json=encode(found))
@@ -116,14 +116,14 @@ class Agent:
 
 
 class Health:
-    """grpc.health.v1.Health for the whole server ("") and for hubble's name of the Observer."""
+    """grpc.health.v1.Health for the whole server ("") and for the Observer under Hubble's name."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self._watches = Places("Watch", *_STREAMS)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """NOT_FOUND for a service that is not here, as the health protocol says."""
+        """The status now. Fails with NOT_FOUND for an unknown service, as the health protocol demands."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"service {shown(request.service)} is not served here")
@@ -148,12 +148,12 @@ class Health:
 
 
 def encode(value: object) -> bytes:
-    """JSON; what JSON does not know becomes its text."""
+    """Encode as JSON. Other types are converted to strings."""
     return msgspec.json.encode(value, enc_hook=str)
 
 
-async def _asked(context: Any, function: Any, *arguments: Any) -> Any:
-    """Call the provider in a thread; its errors reach the client with their hint."""
+async def _call_provider(context: Any, function: Any, *arguments: Any) -> Any:
+    """Call the provider in a thread. A NodenetError is sent to the client with its hint."""
     try:
         return await asyncio.to_thread(function, *arguments)
     except NodenetError as error:

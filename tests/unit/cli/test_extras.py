@@ -99,7 +99,7 @@ def test_the_core_needs_no_extra(words):
 
 def test_the_agents_configuration_is_checked_without_its_extra(config):
     done = without(EVERYTHING, "agent", "--check", "--config", config)
-    assert (done.returncode, done.stdout) == (0, f"{config}: good: node n1\n")
+    assert (done.returncode, done.stdout) == (0, f"{config}: valid: node n1\n")
 
 
 @pytest.mark.parametrize("words", [("observe", "--last", "1"), ("status",)])

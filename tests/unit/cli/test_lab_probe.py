@@ -66,7 +66,7 @@ def test_a_drop_that_was_seen_is_a_denial(run: Any) -> None:
 def test_a_protocol_that_the_kernel_lacks_is_not_tried(run: Any) -> None:
     done = run("--from a --to b --port 5050/sctp", Outcome("unsupported", None, 0.0, "Protocol not supported"))
     assert (done.exit_code, done.stdout) == (3, "")
-    assert "5050/SCTP: this kernel does not speak SCTP" in done.stderr
+    assert "5050/SCTP: this kernel does not support SCTP" in done.stderr
 
 
 CELLS = [Cell(f"default/{source}", f"default/{to}", 80, Protocol.TCP, True) for source, to in (("a", "b"), ("b", "a"))]
@@ -80,12 +80,12 @@ CELLS = [Cell(f"default/{source}", f"default/{to}", 80, Protocol.TCP, True) for 
             Survey(CELLS, (), ("default/c (no room)",)),
             "--compare",
             0,
-            "left out, for want of an address: default/c (no",
+            "skipped, because they have no address: default/c (no",
         ),
         (Survey([], (), ("default/c",)), "--compare", 1, "nothing was compared"),
         (Survey([], (), ()), "", 0, ""),
-        (Survey([], (Port(82, "SCTP"),), ()), "--compare --ports 82/sctp", 3, "left out: 82/SCTP: this kernel"),
-        (Survey(CELLS, (Port(82, "SCTP"),), ()), "--compare --ports 80,82/sctp", 0, "left out: 82/SCTP"),
+        (Survey([], (Port(82, "SCTP"),), ()), "--compare --ports 82/sctp", 3, "skipped: 82/SCTP: this kernel"),
+        (Survey(CELLS, (Port(82, "SCTP"),), ()), "--compare --ports 80,82/sctp", 0, "skipped: 82/SCTP"),
         (Survey(CELLS[:1], (), ()), "--compare", 1, "the probe was not tried"),
     ],
 )
