@@ -105,6 +105,7 @@ def _convert(value: object, wanted: Any) -> object:
         if not isinstance(value, str) or not value:
             raise ValueError(f"expected a path, got {value!r}")
         return Path(value)
+    # YAML reads 60 as an int. bool is a subclass of int, but `true` is not a number.
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):

@@ -240,6 +240,7 @@ def changed_keys(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Collection[A
         if last is not value:
             found.append(key)
             added += last is None
+    # Every key of `new` is in `old` or was added: equal numbers mean that no key was deleted.
     if len(old) + added != len(new):
         found.extend(key for key in old if key not in new)
     return found

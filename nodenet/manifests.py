@@ -130,6 +130,7 @@ def _read(file: Path) -> Iterator[Manifest]:
     except yaml.YAMLError as error:
         raise BadInputError(f"{file}: not YAML: {error}") from error
     for number, document in enumerate(found, 1):
+        # An empty document, for example after a trailing ---.
         if document is None:
             continue
         source = str(file) if len(found) == 1 else f"{file} (document {number})"

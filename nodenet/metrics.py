@@ -295,8 +295,8 @@ def app(metrics: Metrics, source: Source) -> web.Application:
     return found
 
 
-def _answer(well: bool, otherwise: str) -> web.Response:
-    return web.Response(text="ok\n") if well else web.Response(text=f"{otherwise}\n", status=503)
+def _answer(healthy: bool, problem: str) -> web.Response:
+    return web.Response(text="ok\n") if healthy else web.Response(text=f"{problem}\n", status=503)
 
 
 class MetricsServer:

@@ -158,6 +158,7 @@ class Store:
             self._claims.replaced(before, obj)
         if before == obj and not self._claims.decide(before, obj):
             return False
+        # The object may be a recreated pod: the pod with the old UID is then removed.
         self._note_removal(before, obj)
         self.revision += 1
         return True

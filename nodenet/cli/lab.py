@@ -86,7 +86,7 @@ def up(
     require("lab", "lab up")
     from nodenet.lab import apply as applying
     from nodenet.lab import layout, settings
-    from nodenet.lab import up as bringing
+    from nodenet.lab import up as starting
     from nodenet.lab.files import LabState
 
     started = time.monotonic()
@@ -95,15 +95,15 @@ def up(
     prepared = applying.prepare(load_manifests(files))
     for skipped in prepared.skipped:
         say(f"skipped: {skipped}")
-    bringing.check_host()
-    bringing.check_new(name)
+    starting.check_host()
+    starting.check_new(name)
     deadline = started + timeout
-    with bringing.or_nothing(name):
-        client = bringing.start(state, say, deadline, settable_clock=settable_clock)
+    with starting.or_nothing(name):
+        client = starting.start(state, say, deadline, settable_clock=settable_clock)
         if prepared.objects:
             say(_counted(applying.apply(client.writer(), prepared)))
         if wait:
-            bringing.wait_ready(client, say, deadline)
+            starting.wait_ready(client, say, deadline)
     _summary(client, time.monotonic() - started)
 
 

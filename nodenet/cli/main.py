@@ -98,10 +98,10 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             raise  # click exits silently when the reader of stdout is closed
         except OSError as error:
-            raise ShownError(_refused(error)) from error
+            raise ShownError(_system_error(error)) from error
 
 
-def _refused(error: OSError) -> NodenetError:
+def _system_error(error: OSError) -> NodenetError:
     """An OSError as an error for users."""
     where = f"{error.filename}: " if error.filename is not None else ""
     what = f"{where}{error.strerror or str(error) or type(error).__name__}"

@@ -148,6 +148,7 @@ def make_request(options: dict[str, Any], whitelist: list[Any], blacklist: list[
         request.number = ALL
     elif first or last:
         request.number = first or last
+    # With a time range or --follow there is no default number: show everything in the range, or only new flows.
     elif not bounded and not follow:
         request.number = DEFAULT_LAST
     for name in ("since", "until"):
@@ -188,13 +189,13 @@ async def _run(where: list[Target], request: Any, printer: Printer) -> None:
 
     if request.follow:
         async for answer in streams.follow(where, request, complain):
-            _say(printer.lines(answer))
+            _print_lines(printer.lines(answer))
     else:
         for answer in await streams.collect(where, request, complain):
-            _say(printer.lines(answer))
-        _say(printer.close())
+            _print_lines(printer.lines(answer))
+        _print_lines(printer.close())
 
 
-def _say(lines: Any) -> None:
+def _print_lines(lines: Any) -> None:
     for line in lines:
         click.echo(line)

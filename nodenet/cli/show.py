@@ -173,6 +173,7 @@ def status(output: Format, **where: str | None) -> None:
     ]
     text = "\n\n".join(status_text(document) for document in documents)
     emit_document(documents[0] if len(documents) == 1 else documents, output, text)
+    # Several agents, none of which answers: the same exit code as for one.
     if all(isinstance(answer, NodenetError) for answer in answers):
         raise SystemExit(3)
     if not all(document.get("healthy") for document in documents):

@@ -62,6 +62,7 @@ def _check(where: Sequence[Target], results: Sequence[Any], complain: Callable[[
     for one, result in zip(where, results, strict=True):
         if isinstance(result, NodenetError):
             errors.append(result)
+            # Exit code 2 is an invalid request: every agent rejects it.
             if result.exit_code == 2 or len(errors) == len(where):
                 raise result
             complain(f"{one.node}: {result}")

@@ -53,6 +53,7 @@ def targets(
     if len(given) > 1:
         raise BadInputError(f"--{given[0]} and --{given[1]} cannot be combined: each names an agent")
     node = where.get("node") or ""
+    # --node without --lab means the lab with the default name.
     if where.get("lab") or node:
         if given and not where.get("lab"):
             raise BadInputError(f"--node names a node of a lab and cannot be combined with --{given[0]}")

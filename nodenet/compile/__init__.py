@@ -64,6 +64,7 @@ class Compiler:
         return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
 
     def _policies(self, snapshot: Snapshot, pods: Mapping[ObjectRef, Pod], local: LocalNode) -> PolicyTables:
+        # Numbers of identities can only be restored when the first Snapshot shows which pod has which address.
         if self._held:
             policy.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
             self._held = {}

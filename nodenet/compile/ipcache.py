@@ -53,7 +53,7 @@ class IpcacheCompiler:
             pod = pods.get(ref)
             touched.update(dict.fromkeys(pod.ips if pod is not None else ()))
         if nodes is not self._nodes or local.name != self._local.name:
-            touched.update(self._place_nodes(nodes, local.name))
+            touched.update(self._update_nodes(nodes, local.name))
         touched.update(dict.fromkeys(_different(self._local_identities, local_identities)))
         touched.update(dict.fromkeys(local.addresses ^ self._local.addresses))
         self._pods, self._nodes, self._identities = pods, nodes, identities
@@ -63,7 +63,7 @@ class IpcacheCompiler:
         self._table = evolve(self._table, changes)
         return self._table
 
-    def _place_nodes(self, nodes: Mapping[ObjectRef, Node], name: str) -> Iterable[tuple[IPAddress, None]]:
+    def _update_nodes(self, nodes: Mapping[ObjectRef, Node], name: str) -> Iterable[tuple[IPAddress, None]]:
         whose = [(n, int(Identity.HOST if n.name == name else Identity.REMOTE_NODE)) for n in nodes.values()]
         guesses = {address: number for node, number in whose for address in gateways(node)}
         addresses = {address: number for node, number in whose for address in node.addresses}

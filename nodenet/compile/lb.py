@@ -68,12 +68,12 @@ class ServiceCompiler:
         first = not known.services and not known.slices
         run = _Run(known, self._ids, self._slots)
         for address in known.claim(services, slices):
-            run.switch(address, known.winner(address))
+            run.set_frontend(address, known.winner(address))
         run.finish()
         if first:
-            self._forget_others(known)
+            self._retire_unused(known)
 
-    def _forget_others(self, known: _Known) -> None:
+    def _retire_unused(self, known: _Known) -> None:
         """Retire numbers that were restored or left by a failed run and are not used. All used keys have a number
         already."""
         if len(self._ids.services) > len(known.held):
@@ -99,7 +99,7 @@ class _Known:
     claimants: dict[AddressPort, tuple[ObjectRef, ...]] = field(default_factory=dict)
     contested: set[AddressPort] = field(default_factory=set)
     held: dict[AddressPort, Frontend] = field(default_factory=dict)
-    cut: set[AddressPort] = field(default_factory=set)
+    truncated: set[AddressPort] = field(default_factory=set)
     # The number of frontends on each address, and the number of uses of each backend_id.
     ports: dict[IPAddress, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
@@ -134,13 +134,13 @@ class _Known:
             if address not in new:
                 self._unclaim(address, ref)
                 yield address
-        alone = (ref,)
+        only_this = (ref,)
         for address, frontend in new.items():
             # Hashing an address is the expensive part: never look up a key twice, or in an empty dict.
             known = old.get(address) if old else None
             if known is None:
-                others = self.claimants.setdefault(address, alone)
-                if others is not alone:
+                others = self.claimants.setdefault(address, only_this)
+                if others is not only_this:
                     self.claimants[address] = tuple(sorted((*others, ref)))
                     self.contested.add(address)
                 yield address
@@ -171,9 +171,9 @@ class _Known:
                         f"Service {ref}: spec.clusterIPs: {address.addr} port {address.port} "
                         f"is already served for Service {holder}"
                     )
-        for ref in sorted({self.held[address].name.ref for address in self.cut}):
+        for ref in sorted({self.held[address].name.ref for address in self.truncated}):
             for address, frontend in self.claims[ref].items():
-                if address in self.cut and self.held[address].name.ref == ref:
+                if address in self.truncated and self.held[address].name.ref == ref:
                     yield (
                         f"Service {ref}: port {address.port}: it has {len(frontend.backends)} backends, "
                         f"the first {MAX_BACKENDS} by address are used"
@@ -200,9 +200,9 @@ class _Run:
         self._slots = slots
         self._changes = _Changes({}, {}, {}, {}, {}, {})
         self._gone: list[AddressPort] = []
-        self._left: dict[int, AddressPort] = {}
+        self._released: dict[int, AddressPort] = {}
 
-    def switch(self, address: AddressPort, new: Frontend | None) -> None:
+    def set_frontend(self, address: AddressPort, new: Frontend | None) -> None:
         """Set the frontend of an address. None: no Service has the address any more."""
         known, changes = self._known, self._changes
         old = known.held.get(address)
@@ -212,11 +212,13 @@ class _Run:
         service_id = self._ids.services.number(address)
         chosen = self._use(new.backends) if new is not None else []
         draining = self._use(new.draining) if new is not None else []
+        # UDP flows and sockets keep their backend only while it is a member of their Service. TCP Services have no
+        # members.
         if address.protocol == Protocol.UDP:
-            self._join(service_id, [*chosen, *draining], old, new)
+            self._update_members(service_id, [*chosen, *draining], old, new)
         if old is not None:
-            self._leave(old.backends)
-            self._leave(old.draining)
+            self._release(old.backends)
+            self._release(old.draining)
         slots = arrange(chosen[:MAX_BACKENDS], last) if new is not None else ()
         if new is None:
             del known.held[address]
@@ -224,9 +226,9 @@ class _Run:
         else:
             known.held[address] = new
         if len(chosen) > MAX_BACKENDS:
-            known.cut.add(address)
-        elif known.cut:
-            known.cut.discard(address)
+            known.truncated.add(address)
+        elif known.truncated:
+            known.truncated.discard(address)
         number = U32(service_id)
         changes.slots[address] = slots if new is not None else None
         changes.names[service_id] = new.name if new is not None else None
@@ -238,7 +240,7 @@ class _Run:
     def finish(self) -> None:
         """Apply the changes to the tables, and retire the numbers that are no longer used."""
         known = self._known
-        for number, backend in self._left.items():
+        for number, backend in self._released.items():
             if not known.users[number]:
                 del known.users[number]
                 self._changes.backends[U32(number)] = None
@@ -267,7 +269,9 @@ class _Run:
             numbers.append(number)
         return numbers
 
-    def _join(self, service_id: int, numbers: Sequence[int], old: Frontend | None, new: Frontend | None) -> None:
+    def _update_members(
+        self, service_id: int, numbers: Sequence[int], old: Frontend | None, new: Frontend | None
+    ) -> None:
         """Update the members of a UDP Service. `numbers`: the backend_ids of new.backends and new.draining, in this
         order."""
         before = (*old.backends, *old.draining) if old is not None else ()
@@ -276,12 +280,12 @@ class _Run:
             self._changes.members[MemberKey(service_id, self._ids.backends.number(backend))] = None
         self._changes.members.update({MemberKey(service_id, number): backend for number, backend in after.items()})
 
-    def _leave(self, backends: Iterable[AddressPort]) -> None:
+    def _release(self, backends: Iterable[AddressPort]) -> None:
         for backend in backends:
             number = self._ids.backends.number(backend)
             self._known.users[number] -= 1
             if not self._known.users[number]:
-                self._left[number] = backend
+                self._released[number] = backend
 
     def _count(self, addr: IPAddress, step: int) -> None:
         """Update the entry that all ports of an address share (port 0). It belongs to no Service port, so its numbers

@@ -145,6 +145,7 @@ class _Known:
         self._resolver.change_namespaces({name: namespaces.get(name) for name in spaces})
         self._resolver.change_groups(changes.groups, [n for n in changes.gone if n in self.tables.labels])
         cut = self._change_policies(policies, changes)
+        # A named port in a rule with ipBlocks depends on the pods at these addresses: their regions may change.
         moved = pods is not self._pods and self._blocks.names_ports
         self._pods, self._namespaces, self._local = pods, namespaces, local
         if cut or moved:
@@ -185,6 +186,7 @@ class _Known:
     def _change_policies(self, policies: Mapping[Any, NetworkPolicy], changes: _Changes) -> bool:
         """Update blocks and resolver. Returns whether the regions may have changed."""
         cut = False
+        # Without enforcement the resolver gets no policies, so no pod is isolated.
         if self.enforce:
             changed = {PolicyRef(*ref): policies.get(ref) for ref in changed_keys(self.policies, policies)}
             for ref, policy in changed.items():
@@ -225,6 +227,7 @@ class _Known:
             changes.has_other_policies = True
             after = new.entries if new is not None else {}
             keys: Iterable[EntryKey] = after
+            # The resolver knows which entries changed since `old`; otherwise compare all entries.
             if new is not None and old is not None and new.since is old:
                 keys = new.changed
             elif old is not None:
@@ -275,9 +278,9 @@ class _Known:
             isolating=last.isolating if isolating == last.isolating else isolating,
         )
         if first:
-            self._forget_others()
+            self._retire_unused()
 
-    def _forget_others(self) -> None:
+    def _retire_unused(self) -> None:
         """Retire numbers that were restored or left by a failed run and are not used. All used keys have a number
         already."""
         self._ids.identities.keep({IdentityKey(labels, self.distinguishing) for labels in self._numbers})

@@ -124,6 +124,7 @@ def _workload(metadata: schema.Metadata) -> tuple[str, str] | None:
     if owner is None:
         return None
     kind, name = owner.kind or "", owner.name or ""
+    # A ReplicaSet of a Deployment is named DEPLOYMENT-HASH, and its pods have the hash as a label.
     suffix = f"-{(metadata.labels or {}).get(TEMPLATE_HASH_LABEL, '')}"
     if kind == "ReplicaSet" and len(suffix) > 1 and name.endswith(suffix):
         return "Deployment", name.removesuffix(suffix)
@@ -161,6 +162,7 @@ def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Servi
         unread.append(Unread("spec.type", message))
         kind = ServiceType.CLUSTER_IP
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
+    # clusterIP "None" means headless. Neither a headless nor an ExternalName Service has frontends.
     if kind is ServiceType.EXTERNAL_NAME or "None" in texts:
         texts = []
     addresses = [_ip(f"spec.clusterIPs[{index}]", text, unread) for index, text in enumerate(texts) if text]
@@ -187,6 +189,7 @@ def _ports(path: str, ports: list[schema.Port] | None, unread: Unreads) -> Itera
 
 def endpoint_slice(ref: ObjectRef, obj: schema.EndpointSlice, unread: Unreads) -> model.EndpointSlice | None:
     name = (obj.metadata.labels or {}).get(SERVICE_NAME_LABEL)
+    # A slice without the label belongs to no Service.
     if not name:
         return None
     # Endpoints of addressType FQDN are DNS names: the datapath cannot forward to them.

@@ -100,6 +100,7 @@ def _named(get: Callable[[Flow], tuple[str, str]]) -> Builder:
             namespace, name = get(flow)
             if not name and not namespace:
                 return False
+            # str.startswith with a tuple tests all prefixes in one call.
             return name.startswith(prefixes.get(namespace, anywhere))
 
         return FieldTest(test, 1 + max(map(len, prefixes.values()), default=len(anywhere)))

@@ -215,7 +215,7 @@ def _party(address: IPAddress, identity: int, time: int, names: NameTable) -> Pa
     decided with it."""
     known = names.addresses.get(address)
     past = names.past.get(address) if names.past else None
-    if past is not None and past.fits(known, identity, time):
+    if past is not None and past.owns(known, identity, time):
         known = past.party
     if known is not None:
         return known if not identity or known.identity == identity else known._replace(identity=identity)

@@ -64,7 +64,7 @@ class NameTableBuilder:
     ) -> NameTable:
         """The table for one Snapshot. `ipcache` is the compiled table; the identities of named pods are read from it.
         `now`: nanoseconds of CLOCK_MONOTONIC."""
-        self._place(snapshot, node, ipcache or {})
+        self._update_addresses(snapshot, node, ipcache or {})
         self._name_policies(snapshot, names)
         self._services.update(snapshot.services, names.services)
         self._snapshot, self._names, self._node = snapshot, names, node
@@ -83,7 +83,7 @@ class NameTableBuilder:
             isolated_by=self._isolated_by,
         )
 
-    def _place(self, snapshot: Snapshot, node: LocalNode, ipcache: Mapping[LpmKey, U32]) -> None:
+    def _update_addresses(self, snapshot: Snapshot, node: LocalNode, ipcache: Mapping[LpmKey, U32]) -> None:
         """Update the owner of each address. The order is that of the ipcache: an endpoint of this node wins over a
         node's address, and that over a pod's status (among several pods, netpolicy.holders decides)."""
         before = self._snapshot
@@ -96,7 +96,7 @@ class NameTableBuilder:
             touched.update(pod.ips if pod is not None else ())
         self._ipcache = ipcache
         if touched or snapshot.endpoints is not before.endpoints or snapshot.pods is not before.pods:
-            touched |= self._place_endpoints(snapshot)
+            touched |= self._update_endpoints(snapshot)
         if snapshot.nodes is not before.nodes or node != self._node:
             of_nodes = dict(_node_addresses(snapshot, node))
             touched.update(a for a in {*self._nodes, *of_nodes} if self._nodes.get(a) is not of_nodes.get(a))
@@ -118,7 +118,7 @@ class NameTableBuilder:
         found = self._ipcache.get(LpmKey.host(address))
         return found.value if found is not None else 0
 
-    def _place_endpoints(self, snapshot: Snapshot) -> set[IPAddress]:
+    def _update_endpoints(self, snapshot: Snapshot) -> set[IPAddress]:
         """Update the names of this node's endpoints. They keep their names when the pod is deleted or finished in the
         API. Returns the addresses whose name changed."""
         local: dict[AttachmentKey, Party] = {}

@@ -112,6 +112,7 @@ class Reader(Generic[T]):
         self._query = query
         self._size = max(1, min(READ_SIZE, STEPS_PER_READ // max(1, query.steps)))
         self._left = query.number if query.first and query.number else None
+        # Without `follow` flows that arrive during the query are not included, so that it ends.
         self._stop = None if query.follow else ring.end
         only_new = query.follow and not query.number and query.since is None
         # Backward search: the number of matching items still to find, and the place where the search continues.
@@ -154,6 +155,7 @@ class Reader(Generic[T]):
             item = self._ring.at(self._back)
             if not isinstance(item, Lost) and self._query.wants(item):
                 self._place, self._wanted = self._back, self._wanted - 1
+        # Fewer items match than were requested: start with the oldest match found so far.
         if self._back <= oldest:
             self._wanted = 0
 

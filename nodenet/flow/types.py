@@ -118,7 +118,7 @@ class Past(NamedTuple):
     gone: int
     until: int
 
-    def fits(self, known: Party | None, identity: int, time: int) -> bool:
+    def owns(self, known: Party | None, identity: int, time: int) -> bool:
         """Whether an event at `time` belongs to this pod and not to `known`, the current owner of the address.
         `identity` is the one that the datapath used: unknown or world if the pod was deleted from its maps too."""
         if time >= self.until:

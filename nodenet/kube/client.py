@@ -166,11 +166,13 @@ class KubeClient:
                     found = decode(kind, raw)
                 except DecodeError as error:
                     self._report(kind, error)
+                    # The store keeps the previous version of an object that exists but cannot be decoded.
                     keep += [error.ref] if error.ref else []
                 else:
                     self.stats[kind].note(kind, found.ref, found.unread)
                     seen.add(found.ref)
                     objects += [found.obj] if found.obj is not None else []
+            # A server without resourceVersions: a watch from "0" starts at any version.
             version = page.metadata.resource_version or "0"
             if not page.metadata.continue_:
                 self.stats[kind].lists += 1
@@ -224,10 +226,12 @@ class KubeClient:
         except DecodeError as error:
             self._report(kind, error)
             if event.type == Op.DELETED:
+                # Without the name we do not know which object to delete: only a list shows what is left.
                 raise _RelistError("an object without a readable name was deleted") from error
             return error.version, None
         self.stats[kind].note(kind, decoded.ref, decoded.unread)
         if decoded.obj is None:
+            # The agent no longer uses this version of the object, but the store may hold an earlier one.
             return decoded.version, Removal(kind, decoded.ref)
         return decoded.version, Delta(Op(event.type), decoded.obj)
 

@@ -124,6 +124,7 @@ class Correlator:
     def take(self, notice: Notice, now: float) -> Entry | None:
         """The Event to write for a notice. None if a budget is used up."""
         budget = self._objects.get(notice.about)
+        # Check both budgets before taking from one: a refused notice must cost nothing.
         if not (budget.has_one(now) and self._node.has_one(now)):
             return None
         budget.take()
@@ -140,6 +141,7 @@ class Correlator:
 
     def forget(self, entry: Entry) -> None:
         """Forget an Event that the API does not have: the next equal notice creates a new one."""
+        # A combined Event is stored under the prefix instead of its message.
         for key in (entry.notice, replace(entry.notice, message=SIMILAR_PREFIX)):
             known = self._entries.get(key)
             if known is not None and known.name == entry.name:

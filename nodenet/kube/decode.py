@@ -64,6 +64,7 @@ def _parse(kind: ApiKind, raw: bytes | msgspec.Raw, unread: Unreads) -> tuple[An
     try:
         parsed = decoder.decode(raw)
     except msgspec.ValidationError:
+        # Slow path, only for objects that do not match the schema.
         parsed = salvage(msgspec.json.decode(raw), decoder.type, unread)
     if isinstance(parsed, dict):
         return parsed, _metadata(kind, raw)

@@ -60,6 +60,7 @@ def judge(answer: Answer, attempt: int, passed: float, spread: float) -> Outcome
     if answer.code == 409 and answer.reason == "AlreadyExists":
         # Names of new objects are unique, so an earlier attempt created it and only the answer was lost.
         return Outcome.DONE
+    # An object cannot be created in a namespace that is being deleted (403 with this cause): not a matter of RBAC.
     if answer.code in (404, 410) or "NamespaceTerminating" in answer.causes:
         return Outcome.GONE
     if answer.code == 403:

@@ -156,6 +156,7 @@ class KubeWriter:
         while True:
             attempt += 1
             try:
+                # After a retry without `reread` the same content is sent again.
                 content = content or await body()
                 if content is not None:
                     await self._send(write, content)

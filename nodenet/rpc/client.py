@@ -89,7 +89,7 @@ class Client:
         try:
             return await schema.call(self._channel, service, name, full_name)(request, timeout=UNARY_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise self._explained(error) from error
+            raise self._to_error(error) from error
 
     async def _stream(self, service: Any, name: str, request: Any) -> AsyncGenerator[Any, None]:
         call = schema.call(self._channel, service, name)(request)
@@ -97,16 +97,16 @@ class Client:
             async for message in call:
                 yield message
         except grpc.aio.AioRpcError as error:
-            raise self._explained(error) from error
+            raise self._to_error(error) from error
         finally:
             # If the caller stops early, the server must be notified: it limits the number of open streams.
             call.cancel()
 
-    def _explained(self, error: grpc.aio.AioRpcError) -> NodenetError:
+    def _to_error(self, error: grpc.aio.AioRpcError) -> NodenetError:
         code = error.code()
         details, _, hint = (error.details() or code.name).partition("\n")
         if code is grpc.StatusCode.UNAVAILABLE:
-            return not_there(self.target, self._path)
+            return unreachable(self.target, self._path)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return CannotRunError(f"the agent at {self.target} did not answer within {UNARY_SECONDS:g} s")
         if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -128,7 +128,7 @@ def socket_path(target: str) -> Path | None:
     return None
 
 
-def not_there(target: str, path: Path | None) -> CannotRunError:
+def unreachable(target: str, path: Path | None) -> CannotRunError:
     """The error for an agent that cannot be reached. It says whether the socket exists."""
     if path is None:
         return CannotRunError(

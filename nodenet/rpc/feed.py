@@ -46,6 +46,7 @@ class Feed:
         """Yields to other tasks between batches, so that one reader does not block the others."""
         reader = Reader(ring, query)
         while True:
+            # Take the event before reading, so that a flow that arrives during the read wakes us.
             more = self._more.next()
             batch = reader.read()
             if batch.items:

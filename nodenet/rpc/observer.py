@@ -16,10 +16,10 @@ from nodenet.flow.ring import Query
 from nodenet.flow.types import Flow, Lost
 from nodenet.rpc import convert
 from nodenet.rpc import mask as masks
+from nodenet.rpc.call_limits import CallLimit
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.pb.observer import observer_pb2
 from nodenet.rpc.pb.relay import relay_pb2
-from nodenet.rpc.places import Places
 
 VERSION_HEADER = "hubble-server-version"
 _RATE_WINDOW = 60 * 1_000_000_000
@@ -48,12 +48,12 @@ class Observer:
     def __init__(self, feed: Feed, info: ServerInfo) -> None:
         self._feed = feed
         self._info = info
-        self._places = Places("GetFlows", MAX_STREAMS, MAX_STREAMS)
+        self._streams = CallLimit("GetFlows", MAX_STREAMS, MAX_STREAMS)
 
     async def GetFlows(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Flows, oldest first. Fails with INVALID_ARGUMENT naming the field if a filter is invalid or over a limit
         (flow/limits.py)."""
-        await self._places.take(context)
+        await self._streams.acquire(context)
         await self._introduce(context)
         origin = self._feed.origin
         try:
@@ -136,6 +136,7 @@ class Observer:
             self._feed.origin,
         )
         return Query(
+            # Hubble's clients ask for 2^64 - 1 flows when they want all.
             number=min(request.number, self._feed.ring.capacity),
             first=request.first,
             follow=request.follow,

@@ -20,7 +20,7 @@ from nodenet.rpc.service import HEALTH, Agent, Health, Provider
 _GRACE_SECONDS = 1.0
 # struct sockaddr_un has 108 bytes, including the terminating zero.
 _LONGEST_SOCKET_PATH = 107
-# The largest number of concurrent calls in total. It is larger than the sum of the limits per kind (places.py). One
+# The largest number of concurrent calls in total, more than the limits per kind (call_limits.py) allow together. One
 # connection may have 128.
 _MAX_CALLS = 512
 _OPTIONS = (
@@ -81,6 +81,7 @@ def _take_over(path: Path) -> None:
         return
     with socket.socket(socket.AF_UNIX) as probe:
         try:
+            # Only a running agent accepts connections on its socket.
             probe.connect(str(path))
         except OSError:
             path.unlink(missing_ok=True)

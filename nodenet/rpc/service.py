@@ -15,9 +15,9 @@ from nodenet.flow.limits import shown
 from nodenet.flow.ring import Query
 from nodenet.flow.types import Lost
 from nodenet.rpc import convert
+from nodenet.rpc.call_limits import CallLimit
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
-from nodenet.rpc.places import Places
 
 HEALTH = "grpc.health.v1.Health"
 OBSERVER_SERVICE = "hubble.server.Observer"
@@ -62,12 +62,12 @@ class Agent:
     def __init__(self, feed: Feed, provider: Provider) -> None:
         self._feed = feed
         self._provider = provider
-        self._provider_calls = Places("calls of the agent", *_PROVIDER_CALLS)
-        self._monitors = Places("Monitor", *_STREAMS)
+        self._provider_calls = CallLimit("calls of the agent", *_PROVIDER_CALLS)
+        self._monitors = CallLimit("Monitor", *_STREAMS)
 
     async def Status(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's status as JSON."""
-        await self._provider_calls.take(context)
+        await self._provider_calls.acquire(context)
         status = await _call_provider(context, self._provider.status)
         return agent_pb2.StatusResponse(json=encode(status))
 
@@ -76,13 +76,13 @@ class Agent:
         if request.resource not in RESOURCES:
             message = f"resource: unknown {shown(request.resource)} (known: {', '.join(RESOURCES)})"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-        await self._provider_calls.take(context)
+        await self._provider_calls.acquire(context)
         for chunk in await _call_provider(context, self._chunks, request.resource, request.limit or None):
             yield agent_pb2.ListResponse(rows=chunk)
 
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's explanation as JSON."""
-        await self._provider_calls.take(context)
+        await self._provider_calls.acquire(context)
         protocol = request.protocol or "TCP"
         found = await _call_provider(
             context, self._provider.explain, getattr(request, "from"), request.to, request.port, protocol
@@ -90,11 +90,9 @@ class Agent:
         return agent_pb2.ExplainResponse(json=encode(found))
 
     async def Monitor(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Raw records, oldest first."""
-        await self._monitors.take(context)
+        """Raw records, oldest first. Without `number` and `follow`: all records in the ring."""
+        await self._monitors.acquire(context)
         query = Query(number=request.number, follow=request.follow)
-        if not request.number and not request.follow:
-            query = Query()
         async for batch in self._feed.records(query):
             answer = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
             for item in batch:
@@ -120,7 +118,7 @@ class Health:
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
-        self._watches = Places("Watch", *_STREAMS)
+        self._watches = CallLimit("Watch", *_STREAMS)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The status now. Fails with NOT_FOUND for an unknown service, as the health protocol demands."""
@@ -131,7 +129,7 @@ class Health:
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The status now and after each change."""
-        await self._watches.take(context)
+        await self._watches.acquire(context)
         last = None
         while True:
             status = self._status(request.service)

@@ -9,21 +9,21 @@ from typing import Any
 import grpc
 
 
-class Places:
+class CallLimit:
     """Counts calls of one kind. `local` is the limit for callers on the unix socket, `network` the limit for TCP."""
 
     def __init__(self, what: str, local: int, network: int) -> None:
         self._what = what
-        self._most = {True: local, False: network}
-        self._taken: Counter[bool] = Counter()
+        self._limits = {True: local, False: network}
+        self._running: Counter[bool] = Counter()
 
-    async def take(self, context: Any) -> None:
+    async def acquire(self, context: Any) -> None:
         """Take a place until the call ends, with or without an error. Aborts the call with RESOURCE_EXHAUSTED if none
         is free."""
         is_local = context.peer().startswith("unix:")
-        most = self._most[is_local]
-        if self._taken[is_local] >= most:
-            message = f"{self._what}: {most} of these calls are running, which is the limit; try again later"
+        limit = self._limits[is_local]
+        if self._running[is_local] >= limit:
+            message = f"{self._what}: {limit} of these calls are running, which is the limit; try again later"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        self._taken[is_local] += 1
-        context.add_done_callback(lambda _context: self._taken.subtract([is_local]))
+        self._running[is_local] += 1
+        context.add_done_callback(lambda _context: self._running.subtract([is_local]))
