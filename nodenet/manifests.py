@@ -143,6 +143,7 @@ def _objects(document: object, source: str) -> Iterator[Manifest]:
     for field in ("apiVersion", "kind"):
         if not isinstance(document.get(field), str):
             raise BadInputError(f"{source}: {field}: required, expected text")
+    # Also PodList and similar kinds, which API servers return.
     if document["kind"].endswith("List") and isinstance(document.get("items"), list):
         for index, item in enumerate(document["items"]):
             yield from _objects(item, f"{source} items[{index}]")

@@ -97,6 +97,7 @@ def compare(before: Path, after: Path, output: str) -> None:
     from perf import counted
 
     old, new = _read(before), _read(after)
+    # Times and numbers of instructions cannot be compared.
     if counted.is_counted(old) != counted.is_counted(new):
         raise BadInputError("one report holds times and the other instructions of a virtual machine")
     changes = comparing.compare(old, new)

@@ -244,6 +244,7 @@ def build(choices: Iterable[Choice]) -> tuple[list[Any], list[Any]]:
     for flag, value, negated in choices:
         used[negated].add(flag)
         try:
+            # "*" is the constant of --all-namespaces: an empty namespace matches all.
             FLAGS[flag].use(unwanted if negated else wanted, "" if value == "*" else value)
         except ValueError as error:
             raise BadInputError(f"--{flag} {value!r}: {error}") from error

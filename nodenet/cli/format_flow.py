@@ -136,6 +136,7 @@ def compact(flow: Any, options: Options) -> str:
     arrow = "<>"
     if flow.HasField("is_reply"):
         arrow = "->"
+        # Show the client on the left, also for replies.
         if flow.is_reply.value:
             left, right, arrow = right, left, "<-"
     node = f" [{flow.node_name}]" if options.node_name else ""

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @click.group()
 def lab() -> None:
-    """Virtual nodes on this machine: real agents, the real CNI plugin, stand-ins for the pods' containers."""
+    """Virtual nodes on this machine, with real agents and the real CNI plugin. Only the pods' containers are replaced
+    by a small program."""
 
 
 for _command in (apply, delete, get, exec_, probe, agent, trouble):
@@ -180,7 +181,7 @@ def down(name: str, everything: bool) -> None:
 @lab.command("list")
 @output_option
 def list_(output: Format) -> None:
-    """Every lab on this machine."""
+    """List the labs on this machine."""
     from nodenet.errors import NodenetError
     from nodenet.lab import files, teardown
 

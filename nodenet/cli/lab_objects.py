@@ -163,6 +163,7 @@ def _follow(
         if event != "BOOKMARK" and (not names or obj["metadata"]["name"] in names):
             full = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
             text = _render(resource, [full], output, show_namespace, single=True)
+            # Only the row: the header belongs to the first list.
             click.echo(text.partition("\n")[2] if output in ("table", "wide") else text)
 
 

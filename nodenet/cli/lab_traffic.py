@@ -137,6 +137,7 @@ def _matrix(client: LabClient, ports: str | None, compare: bool, timeout: float,
     overflows = neighbours.overflows()
     found = probing.survey(client.lab, pods, asked, timeout=timeout)
     cells = found.cells
+    # A full neighbour table drops packets, which looks like a denial.
     if neighbours.overflows() > overflows:
         limit = neighbours.limit()
         say(f"note: the kernel's neighbour table was full (net.ipv4.neigh.default.gc_thresh3 is {limit}, for all")

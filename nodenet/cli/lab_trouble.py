@@ -19,7 +19,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @click.group()
 def trouble() -> None:
-    """Stage failures: no API, a slow one, an agent that hangs. `lab down` ends them all."""
+    """Stage failures, for example an API server that is down or slow, or an agent that hangs. `lab down` ends all of
+    them."""
 
 
 def _staging(name: str) -> Staging:

@@ -33,6 +33,7 @@ def pod_of(endpoint: Endpoint, pods: Mapping[ObjectRef, Pod]) -> Pod | None:
     A recreated pod of a StatefulSet has the same name: the UID distinguishes the two, if the runtime passed one.
     """
     pod = pods.get(endpoint.pod)
+    # A pod of the host network has no veth: an endpoint of its name belongs to an earlier pod.
     if pod is None or pod.host_network:
         return None
     return pod if not endpoint.pod_uid or endpoint.pod_uid == pod.uid else None
@@ -64,6 +65,7 @@ def compile_endpoints(
         identity = identities.get(pod.ref, Identity.UNKNOWN) if pod else Identity.UNKNOWN
         if not identity:
             unknown.add(key)
+        # Without an identity or flags the policies of the pod are unknown: isolate it.
         flag = (flags.get(identity, ISOLATED) if identity else ISOLATED) if enforce else EndpointFlag(0)
         if endpoint.bridged:
             flag |= EndpointFlag.NO_REDIRECT

@@ -50,6 +50,7 @@ class IpcacheCompiler:
         for ref in changed_keys(self._pods, pods):
             touched.update(dict.fromkeys(self._claims.change(ref, self._pods.get(ref), pods.get(ref))))
         for ref in changed_keys(self._identities, identities):
+            # The pod's addresses did not change, but their value does.
             pod = pods.get(ref)
             touched.update(dict.fromkeys(pod.ips if pod is not None else ()))
         if nodes is not self._nodes or local.name != self._local.name:
@@ -58,6 +59,7 @@ class IpcacheCompiler:
         touched.update(dict.fromkeys(local.addresses ^ self._local.addresses))
         self._pods, self._nodes, self._identities = pods, nodes, identities
         self._local_identities, self._local = local_identities, local
+        # Some addresses come from sets, whose order differs between processes; the order of the map must not.
         ordered = sorted(touched, key=lambda address: (address.version, int(address)))
         changes = {LpmKey.host(address): self._value(address) for address in ordered}
         self._table = evolve(self._table, changes)

@@ -151,6 +151,7 @@ class _Known:
         others = tuple(one for one in self.claimants.pop(address) if one != ref)
         if others:
             self.claimants[address] = others
+        # At most one Service claims the address now.
         if len(others) <= 1:
             self.contested.discard(address)
 
@@ -241,6 +242,7 @@ class _Run:
         """Apply the changes to the tables, and retire the numbers that are no longer used."""
         known = self._known
         for number, backend in self._released.items():
+            # Another frontend may have taken the backend into use again later in this run.
             if not known.users[number]:
                 del known.users[number]
                 self._changes.backends[U32(number)] = None

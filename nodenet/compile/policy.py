@@ -134,7 +134,7 @@ class _Known:
         policies: Mapping[Any, NetworkPolicy],
         local: Collection[ObjectRef],
     ) -> None:
-        """Bring `tables` up to date."""
+        """Update `tables` to these objects. Only affected parts are compiled again."""
         first = not self._pods and not self.policies
         changes = _Changes()
         concerned = {**dict.fromkeys(changed_keys(self._pods, pods))}

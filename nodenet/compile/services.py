@@ -54,6 +54,7 @@ def frontends_of(service: Service, slices: Iterable[EndpointSlice]) -> dict[Addr
         candidates = ports.get((port.name, port.protocol), {})
         for address in service.cluster_ips:
             frontend = _frontend(service.ref, port, address, candidates)
+            # The API rejects two ports with the same number and protocol. If it happens, the first one is used.
             found.setdefault(frontend.address, frontend)
     return found
 

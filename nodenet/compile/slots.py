@@ -26,6 +26,7 @@ def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
 
 def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
     """Assign `wanted` (without duplicates) to slots, changing few of `previous` (see the module's docstring)."""
+    # The common case: the same backends, so no slot changes.
     if len(wanted) == len(previous) and set(wanted) == set(previous):
         return tuple(previous)
     missing = dict.fromkeys(wanted)
@@ -57,6 +58,7 @@ def _standing_for(table: Table) -> Iterator[tuple[AddressPort, int]]:
 def _slots_of(table: Table) -> dict[AddressPort, tuple[int, ...]]:
     found: dict[AddressPort, tuple[int, ...]] = {}
     for key, value in table.items():
+        # Only master entries (slot 0) of real ports: port 0 is the entry that all ports of an address share.
         if key.slot or not key.port:
             continue
         address = AddressPort(*key[:3])

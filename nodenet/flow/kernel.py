@@ -104,6 +104,7 @@ def _packet_flow(event: Event, names: NameTable, clock_offset: int, number: int)
     """The flow of a packet event. Arguments are positional, in Flow's order: keyword arguments cost three times as
     much."""
     event_type, direction = _TYPES[event.type], _DIRECTIONS.get(event.direction)
+    # The event has the packet's direction; a flow has that of the connection, which is the opposite for a reply.
     if event.is_reply and direction is not None:
         direction = _INGRESS if direction is _EGRESS else _EGRESS
     drop_reason = abs(event.reason) or None
@@ -196,6 +197,7 @@ def _transport_was_read(event: Event) -> bool:
 def _policies(event: Event, subject: Party, direction: Direction | None, names: NameTable) -> _Policies:
     """`allowed_by`, `denied_by` and `policy_match` of a flow. `subject`: the endpoint whose policy was evaluated."""
     if event.reason:
+        # Policies explain only drops by policy.
         if event.reason != _POLICY_DENIED or direction is None:
             return _NO_POLICY
         return (), names.isolated_by.get((subject.identity, direction), ()), None

@@ -144,6 +144,7 @@ class NameTableBuilder:
         self._identities = evolve(self._identities, {n: _identity_party(n, names.identities.get(n)) for n in numbers})
         rules = set(changed_keys(before.rules, names.rules))
         policies = set(changed_keys(self._snapshot.policies, snapshot.policies))
+        # A changed policy may change what its rules match, although their numbers stay the same.
         if policies:
             rules.update(n for n, ref in names.rules.items() if (ref.namespace, ref.policy) in policies)
         self._rules = evolve(self._rules, {n: _rule_name(names.rules.get(n), snapshot.policies) for n in rules})
@@ -156,6 +157,7 @@ class NameTableBuilder:
 
     def _party(self, pod: Pod, endpoint_id: int, identity: int, ips: tuple[IPAddress, ...]) -> Party:
         known = self._parties.get(pod.ref)
+        # Reuse an equal name: tables compare names by identity.
         if (
             known is not None
             and known[0] is pod

@@ -33,10 +33,12 @@ class PastNames:
             if before is not None and (after is None or not _same(after, before)):
                 self._past.pop(address, None)
                 self._past[address] = Past(before, now, now + LINGER_NS)
+            # The same pod has its address again: it is not a previous owner.
             past = self._past.get(address)
             if past is not None and after is not None and _same(after, past.party):
                 del self._past[address]
         for address, past in list(self._past.items()):
+            # Entries are in order of age: all later ones are valid too.
             if past.until >= now and len(self._past) <= MOST:
                 break
             del self._past[address]

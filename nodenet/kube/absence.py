@@ -57,6 +57,7 @@ class Absence:
         if self._checks == 0:
             self._since = now
         self._checks += 1
+        # Wait for more evidence: if policies were deleted by mistake, forbidden traffic would be allowed.
         if self._known and (self._checks < GONE_CHECKS or now - self._since < GONE_SECONDS):
             return False
         self.confirmed = True

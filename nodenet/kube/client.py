@@ -100,6 +100,7 @@ class KubeClient:
                 failures.watch_starts()
                 async for new_version, event in self._watch(kind, version, failures.connected):
                     failures.succeeded()
+                    # An event without a resourceVersion does not move the place to continue from.
                     version = new_version or version
                     if event is not None:
                         absence.record_event(event)
@@ -117,6 +118,7 @@ class KubeClient:
 
     async def _error_to_report(self, kind: ApiKind, error: Exception, absence: Absence) -> Exception | None:
         """The error to report for a failed list or watch. None if the optional kind is confirmed as not installed."""
+        # Only a 404 for an optional kind may mean that it is not installed.
         if not (kind.optional and isinstance(error, AnswerError) and error.code == 404):
             absence.reset()
             return error
@@ -144,6 +146,7 @@ class KubeClient:
         except AnswerError as error:
             if error.code != 404 or not resource.group:
                 raise
+            # The group and version are not served. The list of all groups must confirm this below.
         else:
             names = [entry.name for entry in served.resources or ()]
             return served.kind == "APIResourceList" and resource.plural not in names
@@ -228,6 +231,7 @@ class KubeClient:
             if event.type == Op.DELETED:
                 # Without the name we do not know which object to delete: only a list shows what is left.
                 raise _RelistError("an object without a readable name was deleted") from error
+            # Skip the event: the store keeps the previous version of the object.
             return error.version, None
         self.stats[kind].note(kind, decoded.ref, decoded.unread)
         if decoded.obj is None:

@@ -157,6 +157,7 @@ class _Kubeconfig:
             context = ssl.create_default_context(cadata=authority.decode() if authority else None)
         except (ssl.SSLError, UnicodeDecodeError) as error:
             raise self.error("cluster.certificate-authority", f"not a certificate: {error}") from error
+        # The order matters: ssl refuses CERT_NONE while check_hostname is on.
         if cluster.get("insecure-skip-tls-verify") is True:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

@@ -150,6 +150,7 @@ class Correlator:
     def _combined(self, notice: Notice, now: float) -> tuple[Notice, str]:
         """The notice under which this one is counted, and the message to show."""
         similar = self._similar.get((notice.about, notice.type, notice.reason))
+        # A new period begins: count the different messages from 0.
         if now - similar.began > SIMILAR_SECONDS:
             similar.began, similar.messages = now, set()
         if notice.message in similar.messages or len(similar.messages) < SIMILAR_MESSAGES:
@@ -164,6 +165,7 @@ def shortened(message: str) -> str:
     data = clean.encode(errors="replace")
     if len(data) <= LONGEST_MESSAGE:
         return data.decode()
+    # Cutting bytes may split a character: drop the incomplete one.
     return data[: LONGEST_MESSAGE - 3].decode(errors="ignore") + "..."
 
 

@@ -48,6 +48,7 @@ class EventRecorder:
     def record(self, notice: Notice) -> None:
         """Queue one notice. It is ignored if it exceeds a budget; it is dropped and counted in `lost` if the queue is
         full."""
+        # Check this first, so that a dropped notice uses no budget.
         if self._waiting.full():
             self.lost += 1
             return
@@ -75,6 +76,7 @@ class EventRecorder:
             # The API deletes an Event after an hour: create it again, with the count so far.
         outcome = await self._writer.create(EVENTS, namespace, self._event(entry, namespace))
         if outcome is not Outcome.DONE:
+            # The API has no such Event: the next notice must create one instead of patching it.
             self._correlator.forget(entry)
 
     def _event(self, entry: Entry, namespace: str) -> dict[str, Any]:

@@ -179,11 +179,13 @@ class Failures:
                 # 410 means that only the resourceVersion is too old: list at once, without a pause.
                 self._relisted = True
                 return 0.0
+            # Never retry before the time that the server asked for.
             return max(self._pause(), error.after)
         return self._pause()
 
     def watch_ended(self) -> float:
         """The server ended a watch, as it does every few minutes. Returns seconds to wait before the next one."""
+        # Without this pause a server that ends every watch at once would be called in a tight loop.
         if self._silent and asyncio.get_running_loop().time() - self._since < SHORT_WATCH_SECONDS:
             return self._pause()
         self.succeeded()

@@ -35,6 +35,7 @@ class Refusals:
     def add(self, key: Key, message: str, now: float) -> None:
         logged = any(known[:2] == key[:2] for known in self._found)
         log.log(logging.DEBUG if logged else logging.WARNING, "%s %s: %s", key[0], key[1], message)
+        # Insert at the end: the order of the dict is the age of the refusals.
         self._found.pop(key, None)
         self._found[key] = _Refusal(message, now)
         if len(self._found) > _MOST:

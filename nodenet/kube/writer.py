@@ -150,6 +150,7 @@ class KubeWriter:
     async def _attempts(self, write: _Write, body: Callable[[], Awaitable[Any]]) -> Outcome:
         key = (write.verb, write.target.noun, write.target.ref.namespace)
         began = self._clock()
+        # RBAC refused this a short time ago: do not send the request again.
         if self._refusals.holds(key, began):
             return Outcome.FORBIDDEN
         attempt, content = 0, None
@@ -167,6 +168,7 @@ class KubeWriter:
                     if verdict is Outcome.FORBIDDEN:
                         self._refusals.add(key, str(error), self._clock())
                     return verdict
+                # After a conflict the content is based on an old version of the object.
                 content = None if verdict.reread else content
             else:
                 self._refusals.remove(key)

@@ -119,6 +119,7 @@ class Client:
 def socket_path(target: str) -> Path | None:
     """The path of a unix socket, or None for host:port. Raises BadInputError if the target is neither."""
     if target.startswith("unix:"):
+        # unix:///path is absolute; unix:path is relative to the working directory, as in gRPC.
         return Path("/" + target.removeprefix("unix:").lstrip("/") if "//" in target else target.removeprefix("unix:"))
     if "/" in target:
         return Path(target)

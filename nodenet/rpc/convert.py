@@ -272,6 +272,7 @@ def _put_summary(message: Any, flow: Flow, _origin: Origin) -> None:
 def _policies(direction: Direction, get: Callable[[Flow], tuple[PolicyName, ...]], name: str) -> Callable[..., None]:
     def put(message: Any, flow: Flow, _origin: Origin) -> None:
         found = get(flow)
+        # Hubble has separate fields for each direction.
         if found and flow.direction is direction:
             for policy in found:
                 labels = [f"{RULE_LABEL}={policy.rule}"] if policy.rule else []

@@ -43,6 +43,7 @@ def _add(mask: Mask, parts: list[str]) -> None:
         mask[head] = None
         return
     inner = mask.setdefault(head, {})
+    # None: an earlier path selected the whole field already.
     if inner is not None:
         _add(inner, rest)
 

@@ -71,6 +71,7 @@ class Server:
 
     def _listen(self, path: Path, address: str) -> int:
         self._server.add_insecure_port(f"unix:{path}")
+        # Only root may connect: the socket gives access to all flows.
         path.chmod(0o600)
         return self._server.add_insecure_port(address) if address else 0
 
