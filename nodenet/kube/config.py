@@ -47,8 +47,8 @@ def load(kubeconfig: Path | None) -> ClusterAccess:
 
 
 def in_cluster(environ: Mapping[str, str], folder: Path) -> ClusterAccess:
-    """Access from the environment variables and service account files of a pod. Raises CannotRunError if one is
-    missing."""
+    """Access from the environment variables and service account files of a pod. Raises CannotRunError if the host
+    variable or a file is missing; the port defaults to 443."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
     token, authority = folder / "token", folder / "ca.crt"
     if not host:
