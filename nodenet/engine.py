@@ -74,7 +74,7 @@ class Engine:
         resync_seconds: float = 60.0,
         run_blocking: RunBlocking = asyncio.to_thread,
     ) -> None:
-        self._store = Store()
+        self._store = Store(node_name=local.name)
         # Fires at each change of a kind that a Snapshot shows.
         self._changes = {kind: Pulse() for kind in KINDS}
         self._work = _Work(self._store, local, Maps(tables))

@@ -76,7 +76,7 @@ class Snapshot:
 
 
 # The largest number of removed pods in memory. The kubelet may request a removed pod's network for a few minutes.
-_REMOVED_PODS = 8192
+_REMOVED_PODS = 2048
 
 
 class _Claims:
@@ -106,9 +106,14 @@ class _Claims:
 
 class Store:
     """Holds the newest version of every object. Not thread-safe, except for `pod_is_removed`; Snapshots may be
-    shared."""
+    shared.
 
-    def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
+    `node_name`: only pods of this node are remembered after their removal, because only they can still get an ADD
+    here. "": pods of every node.
+    """
+
+    def __init__(self, kinds: Iterable[Kind] = KINDS, node_name: str = "") -> None:
+        self._node_name = node_name
         self.revision = 0
         self._kinds = {kind.holds: kind for kind in kinds}
         # UIDs of recently removed pods, oldest first. UIDs are never reused.
@@ -215,6 +220,8 @@ class Store:
         """Remember the UID of a removed pod. `new` is the object that now has the name of `old`; a recreated pod has
         another UID."""
         if not isinstance(old, Pod) or (isinstance(new, Pod) and new.uid == old.uid):
+            return
+        if self._node_name and old.node_name != self._node_name:
             return
         self._removed[old.uid] = None
         if len(self._removed) > _REMOVED_PODS:

@@ -46,7 +46,7 @@ async def test_a_pod_is_waited_for_and_then_asked_for_again() -> None:
 @pytest.mark.parametrize("removal", ["event", "list", "recreated"])
 async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
     pods = Pods()
-    gone = pod("web", "10.0.1.9")
+    gone = pod("web", "10.0.1.9", node_name="node1")
     pods.apply(Op.ADDED, gone)
     waiting = asyncio.create_task(pod_known(pods, replace(ENDPOINT, pod_uid="another"), 5))
     await asyncio.sleep(0)
@@ -71,7 +71,7 @@ async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
 async def test_a_removal_ends_a_wait() -> None:
     """A pod of the same name is there: the old one, then the next. Neither is the endpoint's."""
     pods = Pods()
-    mine = pod("web", "10.0.1.9")
+    mine = pod("web", "10.0.1.9", node_name="node1")
     pods.apply(Op.ADDED, replace(mine, uid="before"))
     waiting = asyncio.create_task(pod_known(pods, replace(ENDPOINT, pod_uid=mine.uid), 5))
     await asyncio.sleep(0)
@@ -88,6 +88,15 @@ def test_removed_pods_are_forgotten_in_their_order(monkeypatch: pytest.MonkeyPat
         store.apply(Op.ADDED, replace(pod("web", "10.0.1.9"), uid=f"u{number}"))
     store.delete(kinds.POD, pod("web", "10.0.1.9").ref)
     assert [number for number in range(5) if store.pod_is_removed(f"u{number}")] == [2, 3, 4]
+
+
+def test_removed_pods_of_other_nodes_are_not_remembered() -> None:
+    """In a large cluster they would push out those of this node."""
+    store = Store(node_name="node1")
+    for name, node in (("here", "node1"), ("there", "node2"), ("nowhere", "")):
+        store.apply(Op.ADDED, replace(pod(name, "10.0.1.9"), uid=name, node_name=node))
+        store.delete(kinds.POD, pod(name, "10.0.1.9").ref)
+    assert [name for name in ("here", "there", "nowhere") if store.pod_is_removed(name)] == ["here"]
 
 
 @pytest.mark.parametrize("kind", [kinds.NETWORK_POLICY, kinds.NAMESPACE, kinds.POD])
