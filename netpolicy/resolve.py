@@ -48,14 +48,32 @@ class ResolvedPolicy:
 
     If several rules give the same entry, it names the first one, in the order of policy name and index. `policies` are
     those that select the subject. `changed`: the keys whose entries differ from those of `since`, the previous result;
-    without `since` all entries may be new.
+    without `since` all entries may be new. Policies in `closed` isolate, and none of their rules is among the entries.
     """
 
     policies: tuple[PolicyRef, ...]
     isolated: Mapping[Direction, tuple[PolicyRef, ...]]
     entries: Mapping[EntryKey, RuleRef]
+    closed: frozenset[PolicyRef] = frozenset()
     since: ResolvedPolicy | None = field(default=None, compare=False, repr=False)
     changed: Collection[EntryKey] = field(default=(), compare=False, repr=False)
+
+
+class DemandKey(NamedTuple):
+    """Subjects with equal policies and equal named ports get the same entries; their other labels do not matter."""
+
+    policies: tuple[PolicyRef, ...]
+    named_ports: tuple[NamedPort, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many entries one subject needs. `sizes`: for each of its policies, in their order. Entries that several rules
+    give count once for each rule, so `total` is an upper bound."""
+
+    key: DemandKey
+    sizes: tuple[int, ...]
+    total: int
 
 
 class _Ports(NamedTuple):
@@ -85,7 +103,8 @@ class _Selection:
 class Resolver:
     """Resolves policies for subjects from label sets, namespaces and regions. All inputs may change.
 
-    Call the `change_` methods, then `resolve`. A ResolvedPolicy is the same object as before if no change affects it.
+    Call the `change_` methods, then `demands`, then `resolve`. A ResolvedPolicy is the same object as before if no
+    change affects it. `demands` makes no entry: the caller decides what there is room for before the memory is used.
     """
 
     def __init__(self) -> None:
@@ -105,7 +124,9 @@ class Resolver:
         self._moved: dict[PolicyRef, set[int]] = {}
         self._reselected: set[str] = set()
         self._matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
-        self._resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
+        self._sizes: dict[PolicyRef, dict[tuple[NamedPort, ...], int]] = {}
+        self._demands: dict[DemandKey, Demand] = {}
+        self._resolved: dict[DemandKey, ResolvedPolicy] = {}
 
     def change_groups(self, added: Mapping[int, LabelSet], gone: Iterable[int]) -> None:
         """Add and remove label sets by number. A number of `gone` may appear in `added` with another meaning."""
@@ -207,55 +228,116 @@ class Resolver:
             if any(Prefix.of(block.cidr).covers(prefix) for block in blocks for prefix in changed):
                 self._dirty.add(ref)
 
-    def resolve(self, subjects: Iterable[LabelSet]) -> list[ResolvedPolicy]:
-        """The resolved policy of each of these label sets. Results for other label sets are removed from the cache."""
-        # A named port in an egress rule depends on label sets that no peer needs to select, so resolve these policies
-        # completely.
-        self._dirty |= self._moved.keys() & self._name_ports
-        stale = {ref: self._parts.pop(ref, {}) for ref in self._dirty}
-        changed = {ref: self._move_parts(ref, numbers) for ref, numbers in self._moved.items() if ref not in stale}
+    def demands(self, subjects: Iterable[LabelSet]) -> list[Demand]:
+        """How many entries each of these label sets needs. The same object for label sets that need the same ones."""
+        touched = self._dirty | self._moved.keys()
+        for ref in touched:
+            self._sizes.pop(ref, None)
         matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
-        resolved: dict[tuple[tuple[PolicyRef, ...], tuple[NamedPort, ...]], ResolvedPolicy] = {}
+        demands: dict[DemandKey, Demand] = {}
         answers = []
         for subject in subjects:
             known = None if subject.namespace in self._reselected else self._matching.get(subject)
             refs = matching[subject] = self._policies_of(subject) if known is None else known
-            # Equal policies and equal named ports give the same result; the other labels do not matter here.
-            key = (refs, subject.named_ports)
+            key = DemandKey(refs, subject.named_ports)
+            demand = demands.get(key)
+            if demand is None:
+                demand = self._demands.get(key)
+                if demand is None or any(ref in touched for ref in refs):
+                    demand = self._demand(key)
+                demands[key] = demand
+            answers.append(demand)
+        self._matching, self._demands = matching, demands
+        self._reselected.clear()
+        return answers
+
+    def resolve(
+        self, demands: Iterable[Demand], closed: Mapping[DemandKey, frozenset[PolicyRef]] | None = None
+    ) -> list[ResolvedPolicy]:
+        """The resolved policy of each result of the last `demands`. Results for other subjects are removed from the
+        cache. `closed`: the policies whose rules are left out. No entry is made for them, so they need no memory."""
+        closed = closed or {}
+        # A named port in an egress rule depends on label sets that no peer needs to select, so resolve these policies
+        # completely. A policy that is closed may have grown too large to follow.
+        self._dirty |= self._moved.keys() & self._name_ports.union(*closed.values())
+        stale = {ref: self._parts.pop(ref, {}) for ref in self._dirty}
+        changed = {ref: self._move_parts(ref, numbers) for ref, numbers in self._moved.items() if ref not in stale}
+        resolved: dict[DemandKey, ResolvedPolicy] = {}
+        answers = []
+        for demand in demands:
+            key = demand.key
             if key not in resolved:
-                old = self._resolved.get(key)
-                if old is None:
-                    resolved[key] = self._resolve(subject, refs)
-                elif any(ref in stale or ref in changed for ref in refs):
-                    resolved[key] = self._resolve_again(subject, old, stale, changed)
+                old, without = self._resolved.get(key), closed.get(key, frozenset())
+                if old is None or old.closed != without:
+                    resolved[key] = self._resolve(key, without)
+                elif any(ref in stale or ref in changed for ref in key.policies):
+                    resolved[key] = self._resolve_again(key, old, stale, changed)
                 else:
                     resolved[key] = old
             answers.append(resolved[key])
         # Drop the references to older results, so that they do not form an endless chain.
         for answer in self._resolved.values():
             object.__setattr__(answer, "since", None)
-        self._matching, self._resolved = matching, resolved
+        self._resolved = resolved
         self._dirty.clear()
         self._moved.clear()
-        self._reselected.clear()
+        if closed:
+            used = {ref for answer in resolved.values() for ref in answer.policies if ref not in answer.closed}
+            self._parts = {ref: parts for ref, parts in self._parts.items() if ref in used}
         return answers
+
+    def _demand(self, key: DemandKey) -> Demand:
+        sizes = tuple(self._size(ref, key.named_ports) for ref in key.policies)
+        return Demand(key, sizes, sum(sizes))
+
+    def _size(self, ref: PolicyRef, named_ports: tuple[NamedPort, ...]) -> int:
+        known = self._sizes.setdefault(ref, {})
+        if named_ports not in known:
+            policy = self._policies[ref.namespace][ref.name]
+            known[named_ports] = sum(
+                self._count(policy.namespace, direction, rule, named_ports)
+                for direction in policy.directions
+                for rule in policy.rules(direction)
+            )
+        return known[named_ports]
+
+    def _count(self, namespace: str, direction: Direction, rule: Rule, named_ports: tuple[NamedPort, ...]) -> int:
+        """How many pairs `_rule` yields, without making them."""
+        if not rule.peers:
+            peers = 1
+        elif any(peer.block is not None for peer in rule.peers):
+            peers = len(self._peers(namespace, rule.peers))
+        else:
+            peers = len(self._selections[namespace, rule.peers].numbers)
+        if not rule.ports:
+            return peers
+        found = 0
+        for port in rule.ports:
+            if not isinstance(port.port, str):
+                found += peers * len(_prefixes(port))
+            elif direction is Direction.INGRESS:
+                found += peers * len(_named(port, named_ports))
+            else:
+                found += sum(1 for _ in self._named_egress(port, namespace, rule.peers))
+        return found
 
     def _policies_of(self, subject: LabelSet) -> tuple[PolicyRef, ...]:
         policies = self._policies.get(subject.namespace, {})
         return tuple(sorted(p.ref for p in policies.values() if matches(p.selector, subject.mapping)))
 
-    def _resolve(self, subject: LabelSet, refs: tuple[PolicyRef, ...]) -> ResolvedPolicy:
-        policies = [self._policies[ref.namespace][ref.name] for ref in refs]
+    def _resolve(self, key: DemandKey, closed: frozenset[PolicyRef]) -> ResolvedPolicy:
+        policies = [self._policies[ref.namespace][ref.name] for ref in key.policies]
+        opening = [policy for policy in policies if policy.ref not in closed]
         entries: dict[EntryKey, RuleRef] = {}
         for direction in Direction:
             # An entry names its first rule, so write the last policy first.
-            for policy in reversed(policies):
-                entries.update(self._part(policy, direction, subject))
-        return ResolvedPolicy(refs, _isolated(policies), entries)
+            for policy in reversed(opening):
+                entries.update(self._part(policy, direction, key.named_ports))
+        return ResolvedPolicy(key.policies, _isolated(policies), entries, closed)
 
     def _resolve_again(
         self,
-        subject: LabelSet,
+        key: DemandKey,
         old: ResolvedPolicy,
         stale: Mapping[PolicyRef, Mapping[_PartKey, _Entries]],
         changed: Mapping[PolicyRef, Mapping[_PartKey, Collection[EntryKey]]],
@@ -263,25 +345,26 @@ class Resolver:
         """As `_resolve`, for the same policies, but checks only changed entries. `stale`: the previous entries of
         policies to resolve again; `changed`: the changed keys of the others."""
         policies = [self._policies[ref.namespace][ref.name] for ref in old.policies]
+        opening = [policy for policy in policies if policy.ref not in old.closed]
         keys: dict[EntryKey, None] = {}
         parts: dict[Direction, list[_Entries]] = {}
         for direction in Direction:
-            place = (direction, subject.named_ports)
-            parts[direction] = [self._part(policy, direction, subject) for policy in policies]
-            for policy_ref, part in zip(old.policies, parts[direction], strict=True):
-                if policy_ref in stale:
-                    keys.update(_different(stale[policy_ref].get(place, {}), part))
-                elif policy_ref in changed:
-                    keys.update(dict.fromkeys(changed[policy_ref].get(place, ())))
+            place = (direction, key.named_ports)
+            parts[direction] = [self._part(policy, direction, key.named_ports) for policy in opening]
+            for policy, part in zip(opening, parts[direction], strict=True):
+                if policy.ref in stale:
+                    keys.update(_different(stale[policy.ref].get(place, {}), part))
+                elif policy.ref in changed:
+                    keys.update(dict.fromkeys(changed[policy.ref].get(place, ())))
         entries = {**old.entries}
-        for key in keys:
+        for entry in keys:
             # An entry names the first policy that gives it.
-            ref = next((part[key] for part in parts[key.direction] if key in part), None)
+            ref = next((part[entry] for part in parts[entry.direction] if entry in part), None)
             if ref is None:
-                entries.pop(key, None)
+                entries.pop(entry, None)
             else:
-                entries[key] = ref
-        return ResolvedPolicy(old.policies, _isolated(policies), entries, old, tuple(keys))
+                entries[entry] = ref
+        return ResolvedPolicy(old.policies, _isolated(policies), entries, old.closed, old, tuple(keys))
 
     def _move_parts(self, ref: PolicyRef, numbers: set[int]) -> dict[_PartKey, Collection[EntryKey]]:
         """Update the entries of a policy after its peers began or ceased to select these label sets. Returns the
@@ -300,11 +383,11 @@ class Resolver:
                     del part[key]
         return changed
 
-    def _part(self, policy: NetworkPolicy, direction: Direction, subject: LabelSet) -> _Entries:
+    def _part(self, policy: NetworkPolicy, direction: Direction, named_ports: tuple[NamedPort, ...]) -> _Entries:
         parts = self._parts.setdefault(policy.ref, {})
-        key = (direction, subject.named_ports)
+        key = (direction, named_ports)
         if key not in parts:
-            parts[key] = self._entries(policy, direction, subject.named_ports)
+            parts[key] = self._entries(policy, direction, named_ports)
         return parts[key]
 
     def _entries(

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # A run with no more than so many changes, all of these kinds, has little to do: a Service's change concerns no other
 # Service. One Namespace or NetworkPolicy may concern every pod.
 SMALL_CHANGES = 16
+# Policies whose rules have no room: so many at most are named by one run. `nodenet status` names all of them.
+_MOST_LOGGED = 20
 _SMALL_KINDS = frozenset({kinds.SERVICE, kinds.ENDPOINT_SLICE})
 
 
@@ -222,7 +224,21 @@ class _Work:
         desired, names = self._compiler.compile(snapshot, local)
         for warning in set(names.warnings) - set(last.warnings):
             log.warning("%s", warning)
+        _log_left_out(last, names)
         flow_names = self._flow_names.build(
             snapshot, names, local, desired.tables["nn_ipcache"], now=time.monotonic_ns()
         )
         return Compiled(snapshot, desired, names, flow_names, last.services)
+
+
+def _log_left_out(last: Names, names: Names) -> None:
+    """Each policy once, when its rules go out of force and when they are in force again."""
+    if names.left_out == last.left_out:
+        return
+    before, after = ({one.policy: one for one in some.left_out} for some in (last, names))
+    for one in [one for policy, one in after.items() if policy not in before][:_MOST_LOGGED]:
+        log.warning("%s", one)
+    gone = sorted(before.keys() - after.keys())
+    for policy in gone[:_MOST_LOGGED]:
+        log.info("NetworkPolicy %s/%s: its rules have room now", policy.namespace, policy.name)
+    log.warning("policies whose rules have no room: %d", len(after))

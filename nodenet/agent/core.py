@@ -19,6 +19,7 @@ from nodenet.agent.watch import ApiWatch
 from nodenet.cni.agent import AgentHooks
 from nodenet.cni.server import CniServer
 from nodenet.compile import LocalNode
+from nodenet.compile.shares import Room
 from nodenet.config import Config
 from nodenet.engine import Engine
 from nodenet.kube.client import KubeClient
@@ -26,6 +27,7 @@ from nodenet.kube.config import load as load_access
 from nodenet.metrics import Metrics
 from nodenet.reconcile.loop import Run
 from nodenet.rpc.observer import ServerInfo
+from nodenet.tables import CIDR
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ class Agent:
     """Joins the parts and starts them in their order. What is in the kernel stays when `run` is cancelled."""
 
     def __init__(self, config: Config, datapath: Datapath) -> None:
-        local = LocalNode(config.node_name, enforce_policy=config.enforce_policy)
+        room = Room.of(config.policy_entries, CIDR.size.entries)
+        local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, room=room)
         engine = Engine(local, datapath.tables, resync_seconds=config.resync_seconds)
         api = ApiWatch(KubeClient(load_access(config.kubeconfig)), engine)
         keepers = Keepers(datapath, engine)

@@ -11,6 +11,8 @@ from nodenet.agent.keepers import Keepers
 from nodenet.agent.watch import ApiWatch
 from nodenet.engine import Engine
 
+_MOST_SENTENCES = 10
+
 
 class Health:
     """For probes, for `nodenet status`, and for CNI STATUS."""
@@ -41,11 +43,18 @@ class Health:
         """What is wrong now, a sentence each."""
         stats = self._engine.stats
         maps = [f"maps: {stats.last_error}"] if stats.failing else []
-        return [*self._api.problems(), *self._keepers.problems(), *maps]
+        left_out = shortened([str(one) for one in self._engine.current.names.left_out])
+        return [*self._api.problems(), *self._keepers.problems(), *maps, *left_out]
 
     async def in_words(self) -> str:
         """For CNI STATUS: what keeps this node from serving its pods as it should, in a sentence, or ""."""
         return "" if self.healthy() else "; ".join(self.problems()) or "it is not ready yet"
+
+
+def shortened(sentences: list[str]) -> list[str]:
+    """The first ones, and how many more there are: who can make objects must not fill a screen."""
+    more = len(sentences) - _MOST_SENTENCES
+    return [*sentences[:_MOST_SENTENCES], f"and {more} more: nodenet status -o json"] if more > 0 else sentences
 
 
 def _process_age() -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.parts import Parts, count_objects
+from nodenet.compile.shares import LeftOut
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow
 from nodenet.reconcile.loop import Stats
@@ -35,8 +36,21 @@ def status(parts: Parts) -> Row:
         "api": parts.api.as_rows(),
         "repairs": dict(parts.keepers.integrity.repairs),
         "objects": count_objects(parts.engine.current),
+        "leftOut": [_left_out(one) for one in parts.engine.current.names.left_out],
         "sockets": {"ended": parts.keepers.sockets.ended},
         "flows": _flows(parts.events.pipeline.ring),
+    }
+
+
+def _left_out(one: LeftOut) -> Row:
+    """A policy whose rules have no room in the maps."""
+    return {
+        "namespace": one.policy.namespace,
+        "policy": one.policy.name,
+        "unit": one.unit,
+        "needed": one.asked,
+        "limit": one.limit,
+        "subjects": one.subjects,
     }
 
 

@@ -71,7 +71,7 @@ class Compiler:
         namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
         subjects = local_pods(snapshot.endpoints, pods)
 
-        inputs = (pods, namespaces, snapshot.policies, subjects, local.enforce_policy)
+        inputs = (pods, namespaces, snapshot.policies, subjects, local.room, local.enforce_policy)
         return self._remember("policies", inputs, self._policy.compile)
 
     def _remember(self, part: str, inputs: tuple[Any, ...], run: Callable[..., T]) -> T:
@@ -134,5 +134,6 @@ def _names(services: ServiceTables, policies: PolicyTables, endpoints: EndpointT
         regions=policies.regions,
         isolated_by=policies.isolating,
         unknown_endpoints=endpoints.unknown,
+        left_out=policies.left_out,
         warnings=services.warnings,
     )

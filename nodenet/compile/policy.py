@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from netpolicy.holders import holders
@@ -20,6 +20,7 @@ from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.ids import IdentityKey, Ids
+from nodenet.compile.shares import DEFAULT_ROOM, LeftOut, Room, share_entries, share_prefixes
 from nodenet.evolved import changed_keys, evolve
 from nodenet.model import Direction, IPNetwork, Labels, ObjectRef, Pod, Protocol
 
@@ -65,6 +66,8 @@ class PolicyTables:
     regions: Mapping[int, IPNetwork]
     # By identity: the policies that isolate its endpoints.
     isolating: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]]
+    # Policies that isolate, but whose rules have no room.
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class PolicyCompiler:
@@ -81,6 +84,7 @@ class PolicyCompiler:
         namespaces: Mapping[str, Labels],
         policies: Mapping[Any, NetworkPolicy],
         local: Collection[ObjectRef],
+        room: Room = DEFAULT_ROOM,
         enforce: bool = True,
     ) -> PolicyTables:
         """Compile for the node whose endpoints belong to the pods `local` (names that are not in `pods` are ignored).
@@ -93,9 +97,13 @@ class PolicyCompiler:
         distinguishing = None
         if known is None or policies is not known.policies:
             distinguishing = _distinguishing_labels(policies.values())
-        if known is None or known.enforce != enforce or distinguishing not in (None, known.distinguishing):
+        if (
+            known is None
+            or (known.enforce, known.room) != (enforce, room)
+            or distinguishing not in (None, known.distinguishing)
+        ):
             # The labels that count are part of every identity: compile everything again.
-            known = _Known(self._ids, distinguishing or _distinguishing_labels(policies.values()), enforce)
+            known = _Known(self._ids, distinguishing or _distinguishing_labels(policies.values()), room, enforce)
         known.update(pods, namespaces, policies, local)
         self._known = known
         return known.tables
@@ -105,9 +113,10 @@ class _Known:
     """The state of the last compilation. The next one modifies it; if that fails, it is inconsistent and is
     discarded."""
 
-    def __init__(self, ids: Ids, distinguishing: tuple[str, ...], enforce: bool) -> None:
+    def __init__(self, ids: Ids, distinguishing: tuple[str, ...], room: Room, enforce: bool) -> None:
         self._ids = ids
         self.distinguishing = distinguishing
+        self.room = room
         self.enforce = enforce
         self.policies: Mapping[Any, NetworkPolicy] = {}
         self.tables = PolicyTables({}, {}, {}, {}, {}, {}, {}, {})
@@ -119,7 +128,9 @@ class _Known:
         self._numbers: dict[LabelSet, int] = {}
         # The number of pods with each label set.
         self._users: Counter[LabelSet] = Counter()
+        # Of all policies, and what is left out because they have too many.
         self._blocks = Blocks()
+        self._left_out_blocks: tuple[LeftOut, ...] = ()
         self._regions = Regions()
         self._resolver = Resolver()
         # By subject identity; subjects with the same policies share one object.
@@ -148,10 +159,16 @@ class _Known:
         # A named port in a rule with ipBlocks depends on the pods at these addresses: their regions may change.
         moved = pods is not self._pods and self._blocks.names_ports
         self._pods, self._namespaces, self._local = pods, namespaces, local
-        if cut or moved:
-            self._change_regions(changes)
-        self._change_subjects(changes)
-        self._finish(changes, first)
+        closed = {one.policy for one in self._left_out_blocks}
+        regions = self._cut() if cut or moved else None
+        after = {one.policy for one in self._left_out_blocks}
+        self._resolver.change_policies(
+            {ref: self._opened(ref, after) for ref in dict.fromkeys((*changes.policies, *sorted(closed ^ after)))}
+        )
+        if regions is not None:
+            self._change_regions(regions, changes)
+        left_out = self._change_subjects(changes)
+        self._finish(changes, (*self._left_out_blocks, *left_out), first)
 
     def _change_pods(
         self, pods: Mapping[ObjectRef, Pod], concerned: Iterable[ObjectRef], local: set[ObjectRef], changes: _Changes
@@ -191,14 +208,31 @@ class _Known:
             changed = {PolicyRef(*ref): policies.get(ref) for ref in changed_keys(self.policies, policies)}
             for ref, policy in changed.items():
                 cut |= self._blocks.change(self.policies.get(ref), policy)
-            self._resolver.change_policies(changed)
             changes.policies.update(changed)
         self.policies = policies
         return cut
 
-    def _change_regions(self, changes: _Changes) -> None:
-        hosts = self._blocks.hosts(_addresses(self._pods, self._label_sets)) if self._blocks.names_ports else {}
-        found = Regions(partition(self._blocks.cuts | hosts.keys()), hosts)
+    def _cut(self) -> Regions:
+        """The regions of all blocks that there is room for."""
+        blocks, left_out = self._blocks, tuple[LeftOut, ...]()
+        addresses = _addresses(self._pods, self._label_sets) if blocks.names_ports else []
+        hosts = blocks.hosts(addresses) if addresses else {}
+        if len(blocks.cuts | hosts.keys()) > self.room.prefixes:
+            left_out = share_prefixes(self.policies.values(), addresses, self.room)
+            closed, blocks = {one.policy for one in left_out}, Blocks()
+            for policy in self.policies.values():
+                if policy.ref not in closed:
+                    blocks.change(None, policy)
+            hosts = blocks.hosts(addresses) if addresses else {}
+        self._left_out_blocks = left_out
+        return Regions(partition(blocks.cuts | hosts.keys()), hosts)
+
+    def _opened(self, ref: PolicyRef, closed: Collection[PolicyRef]) -> NetworkPolicy | None:
+        """A policy as it is in force: without rules if it is closed."""
+        policy = self.policies.get(ObjectRef(*ref))
+        return replace(policy, ingress=(), egress=()) if policy is not None and ref in closed else policy
+
+    def _change_regions(self, found: Regions, changes: _Changes) -> None:
         before, after = self._regions.numbers, {region: self._ids.regions.number(region) for region in found.regions}
         gone = [region for region in before if region not in after]
         for region in gone:
@@ -210,15 +244,17 @@ class _Known:
             changes.cidr[LpmKey.of(region.prefix.network)] = U32(after[region])
             changes.regions[after[region]] = region.prefix.network
         prefixes = {region.prefix for region in (*gone, *come)}
-        prefixes.update(p for p in {*self._regions.pods, *hosts} if self._regions.pods.get(p) != hosts.get(p))
+        prefixes.update(p for p in {*self._regions.pods, *found.pods} if self._regions.pods.get(p) != found.pods.get(p))
         self._regions = found.numbered(after)
         self._resolver.change_regions(self._regions, prefixes)
 
-    def _change_subjects(self, changes: _Changes) -> None:
-        """Update the entries of the subjects whose policies changed."""
+    def _change_subjects(self, changes: _Changes) -> tuple[LeftOut, ...]:
+        """Update the entries of the subjects whose policies changed. Returns what is left out of them."""
         labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
         subjects = sorted(labels)
-        resolved = dict(zip(subjects, self._resolver.resolve([labels[n] for n in subjects]), strict=True))
+        demands = self._resolver.demands([labels[n] for n in subjects])
+        closed, left_out = share_entries(demands, self.room)
+        resolved = dict(zip(subjects, self._resolver.resolve(demands, closed), strict=True))
         values: dict[RuleRef, U32] = {}
         for subject in dict.fromkeys((*subjects, *self._resolved)):
             new, old = resolved.get(subject), self._resolved.get(subject)
@@ -238,6 +274,7 @@ class _Known:
                     values[ref] = U32(self._ids.rules.number(ref))
                 changes.policy[_policy_key(subject, key)] = values[ref] if ref is not None else None
         self._resolved = resolved
+        return left_out
 
     def _name_rules(self, changes: _Changes) -> dict[int, RuleRef | None]:
         """Changes of the rule numbers: every rule of a policy that selects a subject has a number. None: the rule is no
@@ -256,7 +293,7 @@ class _Known:
             names.update({self._ids.rules.number(rule): rule for rule in after})
         return names
 
-    def _finish(self, changes: _Changes, first: bool) -> None:
+    def _finish(self, changes: _Changes, left_out: tuple[LeftOut, ...], first: bool) -> None:
         last = self.tables
         flags, isolating = last.flags, last.isolating
         rules: dict[int, RuleRef | None] = {}
@@ -276,6 +313,7 @@ class _Known:
             labels=evolve(last.labels, {**changes.gone, **changes.groups}),
             regions=evolve(last.regions, changes.regions),
             isolating=last.isolating if isolating == last.isolating else isolating,
+            left_out=left_out,
         )
         if first:
             self._retire_unused()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from netpolicy.types import LabelSet, PolicyRef, RuleRef
+from nodenet.compile.shares import DEFAULT_ROOM, LeftOut, Room
 from nodenet.endpoint import AttachmentKey
 from nodenet.model import Direction, IPAddress, IPNetwork, ObjectRef, Protocol
 
@@ -16,12 +17,13 @@ Table = Mapping[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """This node: its name in the API and all its addresses (InternalIPs and bridge gateways), which have identity
-    HOST."""
+    """This node: its name in the API, all its addresses (InternalIPs and bridge gateways), which have identity HOST,
+    and the room in its maps."""
 
     name: str
     addresses: frozenset[IPAddress] = frozenset()
     enforce_policy: bool = True
+    room: Room = DEFAULT_ROOM
 
 
 class ServicePortName(NamedTuple):
@@ -56,5 +58,7 @@ class Names:
     # Endpoints without an identity, because their pod is not in the API or has unreadable labels. They are isolated in
     # both directions.
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
+    # Policies whose rules are not in force because the maps have no room for them.
+    left_out: tuple[LeftOut, ...] = ()
     # Sentences about input that could not be applied completely, each naming its object.
     warnings: tuple[str, ...] = ()

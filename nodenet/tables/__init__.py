@@ -41,6 +41,8 @@ __all__ = [
 
 _FLOW = "pod:16 remote:16 pod_port:2 remote_port:2 protocol:1 pad:3"
 _SOCKET = "cookie:8 addr:16 port:2 protocol:1 pad:5"
+# nodenet/compile/shares.py
+_SHARED = "half is shared out; a namespace that asks for more than its part loses the rules of its largest policies"
 _STAYS = "a Service that does not fit stays as it was, whole"
 
 ENDPOINT = BpfMap(
@@ -69,7 +71,7 @@ CIDR = BpfMap(
     Records(abi.LpmKey, abi.U32),
     Size(65536),
     Writer.COMPILER,
-    "no ipBlock is added or removed any more",
+    _SHARED,
     Group.POLICY,
     Order(sets=2, deletes=3),
 )
@@ -79,7 +81,7 @@ POLICY = BpfMap(
     Records(abi.PolicyKey, abi.U32),
     Size(1048576, "policy_entries"),
     Writer.COMPILER,
-    "allows that do not fit are left out; what isolates is in force",
+    _SHARED,
     Group.POLICY,
     Order(sets=1, deletes=8),
 )

@@ -114,4 +114,6 @@ def compile_policy(
     enforce: bool = True,
 ) -> PolicyTables:
     """The policies, from nothing."""
-    return PolicyCompiler(ids).compile(pods, namespaces, {policy.ref: policy for policy in policies}, local, enforce)
+    return PolicyCompiler(ids).compile(
+        pods, namespaces, {policy.ref: policy for policy in policies}, local, enforce=enforce
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -15,6 +16,7 @@ from netpolicy.types import NetworkPolicy, Protocol
 from nodenet import kinds
 from nodenet.compile import DesiredState, LocalNode, Names, compile_once
 from nodenet.compile.policy import HIGH_CARDINALITY_LABELS
+from nodenet.compile.shares import DEFAULT_ROOM, Room
 from nodenet.endpoint import AttachmentKey
 from nodenet.engine import Engine
 from nodenet.kinds import KINDS, Kind
@@ -94,6 +96,8 @@ GONE = st.one_of(
         st.sampled_from([kinds.ENDPOINT]), st.builds(lambda n: AttachmentKey(f"c{n}", "eth0"), st.integers(1, 3))
     ),
 )
+# Little room: what is left out depends on the cluster as it is, not on how it came to be.
+ROOMS = st.sampled_from([DEFAULT_ROOM, DEFAULT_ROOM, Room(40, 6), Room(10, 3), Room(1000, 2)])
 STEPS = st.lists(st.lists(PODS | PODS | SPACES | NODES | policy() | ENDPOINTS | GONE, max_size=4), max_size=8)
 
 
@@ -102,12 +106,12 @@ def events(changes: Iterable[Any]) -> list[StoreEvent]:
     return [Removal(*c) if isinstance(c, tuple) and isinstance(c[0], Kind) else Delta(Op.MODIFIED, c) for c in changes]
 
 
-def _from_nothing(snapshot: Snapshot) -> tuple[DesiredState, Names]:
+def _from_nothing(snapshot: Snapshot, local: LocalNode = LOCAL) -> tuple[DesiredState, Names]:
     """Compiled by somebody who never saw another state than this one."""
     store = Store()
     for event in listings(obj for kind in KINDS for obj in getattr(snapshot, kind.place).values()):
         store.feed(event)
-    return compile_once(store.snapshot(), LOCAL)
+    return compile_once(store.snapshot(), local)
 
 
 def _plain(tables: Any) -> dict[str, dict[Any, Any]]:
@@ -115,10 +119,12 @@ def _plain(tables: Any) -> dict[str, dict[Any, Any]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(STEPS, st.lists(st.booleans(), min_size=8, max_size=8))
-def test_the_maps_are_those_of_a_compilation_from_nothing(steps: list[list[Any]], whole: list[bool]) -> None:
-    kernel, fault = fake_tables(), Fault(1 << 30)
-    engine = Engine(LOCAL, {name: FaultyTable(table, fault) for name, table in kernel.items()})
+@given(STEPS, st.lists(st.booleans(), min_size=8, max_size=8), ROOMS)
+def test_the_maps_are_those_of_a_compilation_from_nothing(
+    steps: list[list[Any]], whole: list[bool], room: Room
+) -> None:
+    kernel, fault, local = fake_tables(), Fault(1 << 30), replace(LOCAL, room=room)
+    engine = Engine(local, {name: FaultyTable(table, fault) for name, table in kernel.items()})
     engine.feed(*listings([]))
     for changes, is_whole in zip(steps, whole, strict=False):
         engine.feed(*events(changes))
@@ -128,8 +134,12 @@ def test_the_maps_are_those_of_a_compilation_from_nothing(steps: list[list[Any]]
             engine.run_once()
         except ApplyError:
             assert not is_whole
-        expected, names = _from_nothing(engine.snapshot())
+        expected, names = _from_nothing(engine.snapshot(), local)
         found = engine.current
+        assert len(expected.tables["nn_policy"]) <= room.entries
+        # ::/0 gets 0.0.0.0/0 as a hole.
+        assert len(expected.tables["nn_cidr"]) <= room.prefixes + 1
+        assert found.names.left_out == names.left_out
         assert _plain(found.desired.tables) == _plain(expected.tables)
         assert found.names.isolated_by == names.isolated_by
         assert dict(found.names.rules.items()) == dict(names.rules.items())
