@@ -86,9 +86,9 @@ class _Claims:
     def __init__(self, pods: Iterable[Pod] = ()) -> None:
         self._count: dict[IPAddress, int] = {}
         for pod in pods:
-            self.replaced(None, pod)
+            self.replace(None, pod)
 
-    def replaced(self, before: Pod | None, after: Pod | None) -> None:
+    def replace(self, before: Pod | None, after: Pod | None) -> None:
         for pod, change in ((before, -1), (after, 1)):
             for address in pod.ips if pod is not None and pod.holds_addresses else ():
                 count = self._count.get(address, 0) + change
@@ -97,7 +97,7 @@ class _Claims:
                 else:
                     del self._count[address]
 
-    def decide(self, before: object, after: object) -> bool:
+    def may_move_an_address(self, before: object, after: object) -> bool:
         """Whether the changed standing of an otherwise equal pod may move an address from one pod to another."""
         if not isinstance(before, Pod) or not isinstance(after, Pod) or before.standing == after.standing:
             return False
@@ -158,10 +158,10 @@ class Store:
         objects = self._objects[kind]
         before = objects.get(key)
         objects[key] = obj
-        self._show(kind, {key: obj})
+        self._add_to_next_snapshot(kind, {key: obj})
         if isinstance(obj, Pod):
-            self._claims.replaced(before, obj)
-        if before == obj and not self._claims.decide(before, obj):
+            self._claims.replace(before, obj)
+        if before == obj and not self._claims.may_move_an_address(before, obj):
             return False
         # The object may be a recreated pod: the pod with the old UID is then removed.
         self._note_removal(before, obj)
@@ -174,9 +174,9 @@ class Store:
         if before is None:
             return False
         if kind.holds is Pod:
-            self._claims.replaced(before, None)
+            self._claims.replace(before, None)
         self._note_removal(before)
-        self._show(kind, {key: None})
+        self._add_to_next_snapshot(kind, {key: None})
         self.revision += 1
         return True
 
@@ -194,10 +194,10 @@ class Store:
         first = kind in self._missing
         self._missing.discard(kind)
         self._objects[kind] = new
-        self._show(kind, {**dict.fromkeys(old.keys() - new.keys()), **new})
+        self._add_to_next_snapshot(kind, {**dict.fromkeys(old.keys() - new.keys()), **new})
         if kind.holds is Pod:
             self._claims = _Claims(pod for pod in new.values() if isinstance(pod, Pod))
-        if new == old and not any(self._claims.decide(old[key], obj) for key, obj in new.items()):
+        if new == old and not any(self._claims.may_move_an_address(old[key], obj) for key, obj in new.items()):
             return first
         for key, gone in old.items():
             self._note_removal(gone, new.get(key))
@@ -227,7 +227,7 @@ class Store:
         if len(self._removed) > _REMOVED_PODS:
             del self._removed[next(iter(self._removed))]
 
-    def _show(self, kind: Kind, changes: Mapping[tuple[str, str], Any]) -> None:
+    def _add_to_next_snapshot(self, kind: Kind, changes: Mapping[tuple[str, str], Any]) -> None:
         """Add changes to the next Snapshot. A pod that differs only in its standing is included, so that its standing
         is current when another pod claims the same address."""
         self._pending.setdefault(kind, {}).update(changes)

@@ -76,7 +76,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    _need_perf()
+    _require_perf()
     require("bench", "bench")
     _check_outputs(options)
     settings = _settings(options)
@@ -92,7 +92,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
 def compare(before: Path, after: Path, output: str) -> None:
     """Show the differences between two JSON reports that are larger than the noise. Exit code 1 if something became
     worse."""
-    _need_perf()
+    _require_perf()
     from perf import compare as comparing
     from perf import counted
 
@@ -119,7 +119,7 @@ def compare(before: Path, after: Path, output: str) -> None:
 )
 def show(report: Path, html_file: Path | None, beside: tuple[Path, ...]) -> None:
     """Print the tables of a JSON report, or write its page."""
-    _need_perf()
+    _require_perf()
     from perf import counted
     from perf import report as reporting
 
@@ -137,7 +137,7 @@ def show(report: Path, html_file: Path | None, beside: tuple[Path, ...]) -> None
         click.echo("\n" + reporting.text(other), nl=False)
 
 
-def _need_perf() -> None:
+def _require_perf() -> None:
     """Check that `perf` is nodenet's package, which the wheel contains. Raises CannotRunError if another module of that
     name hides it (Debian's linux-perf has one)."""
     import perf
@@ -195,7 +195,7 @@ def _run(settings: Settings, quiet: bool) -> dict[str, Any]:
         if not quiet:
             print(f"[{time.monotonic() - started:6.1f}] {words}", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, _first) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _on_first_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return run(settings, progress)
     except KeyboardInterrupt:
@@ -206,14 +206,14 @@ def _run(settings: Settings, quiet: bool) -> dict[str, Any]:
             signal.signal(number, handler)
 
 
-def _first(_signal: int, _frame: FrameType | None) -> None:
+def _on_first_signal(_signal: int, _frame: FrameType | None) -> None:
     """Handle SIGINT or SIGTERM: the run ends and removes everything. A second signal must not interrupt that."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _again)
+        signal.signal(number, _on_next_signal)
     raise KeyboardInterrupt
 
 
-def _again(_signal: int, _frame: FrameType | None) -> None:
+def _on_next_signal(_signal: int, _frame: FrameType | None) -> None:
     print("nodenet bench: already ending: removing everything that it created", file=sys.stderr, flush=True)
 
 

@@ -28,7 +28,7 @@ def require(extra: str, command: str) -> None:
         raise MissingExtraError(command, extra)
 
 
-def explained(error: ModuleNotFoundError, command: str, extra: str) -> MissingExtraError | None:
+def missing_extra(error: ModuleNotFoundError, command: str, extra: str) -> MissingExtraError | None:
     """The error for a module that was missing while `command` ran. None if the module does not belong to `extra`: then
     it is a bug, and the traceback must be shown."""
     module = (error.name or "").partition(".")[0]

@@ -57,7 +57,7 @@ def api() -> None:
     affected."""
 
 
-def _steady(mode: str, help_: str, *options: Callable[[Any], Any]) -> None:
+def _lasting_command(mode: str, help_: str, *options: Callable[[Any], Any]) -> None:
     """Define the command for one mode, which lasts until it is ended."""
 
     def command(name: str, nodes: Sequence[str], seconds: float | None, **values: Any) -> None:
@@ -70,10 +70,10 @@ def _steady(mode: str, help_: str, *options: Callable[[Any], Any]) -> None:
     api.command(mode, help=help_)(command)
 
 
-_steady("away", "The API server is down: connections are refused, and open ones are reset.")
-_steady("blackhole", "Packets are dropped: nothing is acknowledged, open connections stay open.")
-_steady("hang", "Connections are accepted, but never answered.")
-_steady(
+_lasting_command("away", "The API server is down: connections are refused, and open ones are reset.")
+_lasting_command("blackhole", "Packets are dropped: nothing is acknowledged, open connections stay open.")
+_lasting_command("hang", "Connections are accepted, but never answered.")
+_lasting_command(
     "slow",
     "Every answer is delayed or slow.",
     click.option(
@@ -81,14 +81,14 @@ _steady(
     ),
     click.option("--rate", type=click.IntRange(min=0), metavar="BYTES", default=0, help="Limit per second."),
 )
-_steady(
+_lasting_command(
     "error",
     "Every request is answered with an HTTP error. Open watches continue.",
     click.option("--code", type=int, default=503, show_default=True, help="The HTTP status."),
 )
 
 
-def _once(event: str, help_: str) -> None:
+def _one_time_command(event: str, help_: str) -> None:
     """Define the command for an event that happens once."""
 
     def command(name: str, nodes: Sequence[str]) -> None:
@@ -102,9 +102,11 @@ def _once(event: str, help_: str) -> None:
     api.command(event, help=help_)(command)
 
 
-_once("reset", "Reset every open connection, once (RST).")
-_once("cut-watches", "End every open watch properly, once. Clients can continue them.")
-_once("expire", "Forget all resourceVersions so far and end every watch with 410 Gone: clients must list again.")
+_one_time_command("reset", "Reset every open connection, once (RST).")
+_one_time_command("cut-watches", "End every open watch properly, once. Clients can continue them.")
+_one_time_command(
+    "expire", "Forget all resourceVersions so far and end every watch with 410 Gone: clients must list again."
+)
 
 
 @api.command()

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 import click
 
-from nodenet.cli.extras import explained
+from nodenet.cli.extras import missing_extra
 from nodenet.cli.program import pasteable
 from nodenet.errors import CannotRunError, NodenetError
 
@@ -89,7 +89,7 @@ class LazyGroup(click.Group):
             raise ShownError(error) from error
         except ModuleNotFoundError as error:
             name = ctx.invoked_subcommand
-            shown = explained(error, name, COMMANDS[name].extra) if name in COMMANDS else None
+            shown = missing_extra(error, name, COMMANDS[name].extra) if name in COMMANDS else None
             if shown is None:
                 raise
             raise ShownError(shown) from error

@@ -184,14 +184,14 @@ def _print_filters(whitelist: list[Any], blacklist: list[Any]) -> None:
 async def _run(where: list[Target], request: Any, printer: Printer) -> None:
     from nodenet.cli import streams
 
-    def complain(text: str) -> None:
+    def warn(text: str) -> None:
         click.echo(f"nodenet: {text}", err=True)
 
     if request.follow:
-        async for answer in streams.follow(where, request, complain):
+        async for answer in streams.follow(where, request, warn):
             _print_lines(printer.lines(answer))
     else:
-        for answer in await streams.collect(where, request, complain):
+        for answer in await streams.collect(where, request, warn):
             _print_lines(printer.lines(answer))
         _print_lines(printer.close())
 

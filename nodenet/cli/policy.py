@@ -111,7 +111,7 @@ def explain_command(
     if files or lab_name:
         answers = _computed(_cluster(files, lab_name, namespace), source, destination, traffic, namespace)
     else:
-        answers = [_agents_answer(socket, source, destination, traffic)]
+        answers = [_ask_agent(socket, source, destination, traffic)]
     allowed = all(answer["allowed"] for answer in answers)
     data = {
         "from": source,
@@ -140,7 +140,7 @@ def _computed(
     ]
 
 
-def _agents_answer(socket: str | None, source: str, destination: str, traffic: Traffic) -> dict[str, Any]:
+def _ask_agent(socket: str | None, source: str, destination: str, traffic: Traffic) -> dict[str, Any]:
     """The answer of the running agent, for pods (NS/POD) and addresses, with the current policies."""
     from nodenet.rpc.client import Client
 
@@ -184,11 +184,11 @@ def _cluster(files: tuple[Path, ...], lab_name: str | None, namespace: str) -> C
     if bool(files) == bool(lab_name):
         raise BadInputError("expected either -f FILE_OR_DIR or --lab NAME", "see --help")
     cluster = policy_sources.from_lab(lab_name) if lab_name else policy_sources.from_files(files, namespace)
-    _note_what_was_left_out(cluster)
+    _print_notes(cluster)
     return cluster
 
 
-def _note_what_was_left_out(cluster: Cluster) -> None:
+def _print_notes(cluster: Cluster) -> None:
     """Print on stderr which kinds were skipped, and which pods cannot match ipBlocks because their address is
     unknown."""
     if cluster.skipped:

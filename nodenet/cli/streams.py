@@ -17,24 +17,24 @@ from nodenet.rpc.client import Client
 REORDER_SECONDS = 0.1
 
 
-async def collect(where: Sequence[Target], request: Any, complain: Callable[[str], None]) -> list[Any]:
+async def collect(where: Sequence[Target], request: Any, warn: Callable[[str], None]) -> list[Any]:
     """All answers of all agents, oldest first. With `request.number`: the first or last ones of all agents together.
 
-    Agents that fail are passed to `complain`. If all fail, the error of the last one is raised; an invalid request
+    Agents that fail are passed to `warn`. If all fail, the error of the last one is raised; an invalid request
     (exit code 2) is raised at once.
     """
     results = await asyncio.gather(*(_all(one, request) for one in where), return_exceptions=True)
-    _check(where, results, complain)
+    _check(where, results, warn)
     merged = list(heapq.merge(*(r for r in results if not isinstance(r, BaseException)), key=_time))
     if not request.number or len(where) == 1:
         return merged
     return _first(merged, request.number) if request.first else list(reversed(_first(merged[::-1], request.number)))
 
 
-async def follow(where: Sequence[Target], request: Any, complain: Callable[[str], None]) -> AsyncIterator[Any]:
+async def follow(where: Sequence[Target], request: Any, warn: Callable[[str], None]) -> AsyncIterator[Any]:
     """Answers as they arrive. Those of several agents are sorted by time within REORDER_SECONDS.
 
-    Agents that fail are passed to `complain`. When all have failed, the error of the last one is raised.
+    Agents that fail are passed to `warn`. When all have failed, the error of the last one is raised.
     """
     if len(where) == 1:
         async with Client(where[0].address) as client:
@@ -44,7 +44,7 @@ async def follow(where: Sequence[Target], request: Any, complain: Callable[[str]
     queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=4096)
     tasks = [asyncio.create_task(_feed(one, request, queue)) for one in where]
     try:
-        async for answer in _reordered(queue, len(tasks), complain):
+        async for answer in _reordered(queue, len(tasks), warn):
             yield answer
     finally:
         for task in tasks:
@@ -57,7 +57,7 @@ async def _all(where: Target, request: Any) -> list[Any]:
         return [answer async for answer in client.get_flows(request)]
 
 
-def _check(where: Sequence[Target], results: Sequence[Any], complain: Callable[[str], None]) -> None:
+def _check(where: Sequence[Target], results: Sequence[Any], warn: Callable[[str], None]) -> None:
     errors: list[NodenetError] = []
     for one, result in zip(where, results, strict=True):
         if isinstance(result, NodenetError):
@@ -65,7 +65,7 @@ def _check(where: Sequence[Target], results: Sequence[Any], complain: Callable[[
             # Exit code 2 is an invalid request: every agent rejects it.
             if result.exit_code == 2 or len(errors) == len(where):
                 raise result
-            complain(f"{one.node}: {result}")
+            warn(f"{one.node}: {result}")
         elif isinstance(result, BaseException):
             raise result
 
@@ -96,9 +96,7 @@ async def _feed(where: Target, request: Any, queue: asyncio.Queue[Any]) -> None:
         await queue.put((where, None))
 
 
-async def _reordered(
-    queue: asyncio.Queue[Any], open_streams: int, complain: Callable[[str], None]
-) -> AsyncIterator[Any]:
+async def _reordered(queue: asyncio.Queue[Any], open_streams: int, warn: Callable[[str], None]) -> AsyncIterator[Any]:
     """Hold answers back for REORDER_SECONDS, and yield them in the order of their times."""
     loop = asyncio.get_running_loop()
     heap: list[tuple[int, int, Any]] = []
@@ -115,7 +113,7 @@ async def _reordered(
             if item[1] is not None:
                 if not open_streams or item[1].exit_code == 2:
                     raise item[1]
-                complain(f"{item[0].node}: {item[1]}")
+                warn(f"{item[0].node}: {item[1]}")
         elif item is not None:
             number = next(serial)
             heapq.heappush(heap, (_time(item), number, item))

@@ -19,8 +19,8 @@ Slots = Mapping[AddressPort, tuple[int, ...]]
 
 def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
     """Take over the numbers of pinned nn_revnat and nn_backend; returns the slots that nn_frontend holds."""
-    ids.services.restore(_standing_for(tables.get("nn_revnat", {})))
-    ids.backends.restore(_standing_for(tables.get("nn_backend", {})))
+    ids.services.restore(_numbers_of(tables.get("nn_revnat", {})))
+    ids.backends.restore(_numbers_of(tables.get("nn_backend", {})))
     return _slots_of(tables.get("nn_frontend", {}))
 
 
@@ -49,7 +49,7 @@ def arrange(wanted: Sequence[int], previous: Sequence[int]) -> tuple[int, ...]:
     return tuple(slot for slot in slots if slot is not None)
 
 
-def _standing_for(table: Table) -> Iterator[tuple[AddressPort, int]]:
+def _numbers_of(table: Table) -> Iterator[tuple[AddressPort, int]]:
     """(address and port, number) for each entry of nn_backend or nn_revnat. Sorted, so that duplicates always have the
     same result."""
     return ((table[key], key.value) for key in sorted(table))

@@ -136,14 +136,14 @@ def _workload(get: Callable[[Flow], Party]) -> Builder:
         wanted = frozenset((value.kind, value.name) for value in values)
 
         def test(flow: Flow) -> bool:
-            return any(not wanted.isdisjoint(_forms(have.kind, have.name)) for have in get(flow).workloads)
+            return any(not wanted.isdisjoint(_matching_values(have.kind, have.name)) for have in get(flow).workloads)
 
         return FieldTest(test, 4)
 
     return build
 
 
-def _forms(kind: str, name: str) -> tuple[tuple[str, str], ...]:
+def _matching_values(kind: str, name: str) -> tuple[tuple[str, str], ...]:
     """All filter values that match this workload. An empty kind or name matches any."""
     return (kind, name), (kind, ""), ("", name), ("", "")
 

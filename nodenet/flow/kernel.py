@@ -147,7 +147,7 @@ def _socket_flow(event: Event, names: NameTable, clock_offset: int, number: int)
     """The flow of a socket event. There is no packet yet, so there are no MAC addresses, TCP flags or reply flag. The
     event's cookie is that of the network namespace."""
     drop_reason = abs(event.reason) or None
-    source, source_ip = _caller(event, names)
+    source, source_ip = _socket_owner(event, names)
     destination = _party(event.daddr, event.dst_identity, event.time, names)
     return Flow(
         event.time + clock_offset,
@@ -226,7 +226,7 @@ def _party(address: IPAddress, identity: int, time: int, names: NameTable) -> Pa
     return names.identities.get(identity) or RESERVED.get(identity) or Party(identity)
 
 
-def _caller(event: Event, names: NameTable) -> tuple[Party, IPAddress | None]:
+def _socket_owner(event: Event, names: NameTable) -> tuple[Party, IPAddress | None]:
     """The pod of a socket, and the source address that the socket will use."""
     bound = None if event.saddr.is_unspecified else event.saddr
     pod = names.netns_cookies.get(event.cookie) or names.endpoints.get(event.endpoint_id)

@@ -129,7 +129,7 @@ class NameTableBuilder:
                 identity = self._number(endpoint.ips[0]) if endpoint.ips else 0
                 party = self._party(known, endpoint.endpoint_id, identity, known.ips or endpoint.ips)
             elif endpoint.pod.name:
-                party = self._local.get(key) or _bare_party(endpoint)
+                party = self._local.get(key) or _party_of_record(endpoint)
             else:
                 continue
             local[key] = party
@@ -179,7 +179,7 @@ class NameTableBuilder:
         return party
 
 
-def _bare_party(endpoint: Endpoint) -> Party:
+def _party_of_record(endpoint: Endpoint) -> Party:
     """The name of a pod that is not in the API (not yet, or no longer), from the endpoint's record."""
     namespace, name = endpoint.pod
     return Party(0, namespace, name, _labels(namespace, ()), (), endpoint.endpoint_id, endpoint.ips)

@@ -54,7 +54,7 @@ class Observer:
         """Flows, oldest first. Fails with INVALID_ARGUMENT naming the field if a filter is invalid or over a limit
         (flow/limits.py)."""
         await self._streams.acquire(context)
-        await self._introduce(context)
+        await self._send_version(context)
         origin = self._feed.origin
         try:
             query = self._query(request)
@@ -83,7 +83,7 @@ class Observer:
 
     async def GetNodes(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """Only this node: a relay collects the others."""
-        await self._introduce(context)
+        await self._send_version(context)
         ring = self._feed.ring
         node = observer_pb2.Node(
             name=self._feed.origin.node_name,
@@ -100,7 +100,7 @@ class Observer:
 
     async def GetNamespaces(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """The namespaces of the flows in the ring."""
-        await self._introduce(context)
+        await self._send_version(context)
         found: set[str] = set()
         async for batch in self._feed.flows(Query()):
             for item in batch:
@@ -112,7 +112,7 @@ class Observer:
 
     async def ServerStatus(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """Number of flows in the ring, number of flows seen, and flows per second."""
-        await self._introduce(context)
+        await self._send_version(context)
         ring = self._feed.ring
         status = observer_pb2.ServerStatusResponse(
             num_flows=len(ring),
@@ -126,7 +126,7 @@ class Observer:
         status.num_unavailable_nodes.value = 0
         return status
 
-    async def _introduce(self, context: Any) -> None:
+    async def _send_version(self, context: Any) -> None:
         await context.send_initial_metadata(((VERSION_HEADER, self._info.version),))
 
     def _query(self, request: Any) -> Query:

@@ -111,9 +111,9 @@ def test_without_an_agent_the_core_says_that_it_does_not_answer(tmp_path, words)
 
 
 def test_a_module_that_no_extra_brings_is_not_explained_away():
-    assert extras.explained(ModuleNotFoundError(name="nodenet.gone"), "lab", "lab") is None
-    assert extras.explained(ModuleNotFoundError(name="matplotlib"), "lab", "lab") is None
-    assert isinstance(extras.explained(ModuleNotFoundError(name="aiohttp.web"), "lab", "lab"), CannotRunError)
+    assert extras.missing_extra(ModuleNotFoundError(name="nodenet.gone"), "lab", "lab") is None
+    assert extras.missing_extra(ModuleNotFoundError(name="matplotlib"), "lab", "lab") is None
+    assert isinstance(extras.missing_extra(ModuleNotFoundError(name="aiohttp.web"), "lab", "lab"), CannotRunError)
 
 
 def test_policy_starts_without_the_heavy_modules():
