@@ -99,7 +99,7 @@ def up(
     starting.check_host()
     starting.check_new(name)
     deadline = started + timeout
-    with starting.or_nothing(name):
+    with starting.removed_on_failure(name):
         client = starting.start(state, say, deadline, settable_clock=settable_clock)
         if prepared.objects:
             say(_counted(applying.apply(client.writer(), prepared)))

@@ -1,4 +1,4 @@
-"""One node's agent process: started, watched, started again when it died, held down when somebody asks for that."""
+"""Supervises the agent process of one node: starts it, restarts it after a crash, and stops it on request."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from nodenet.lab.clocks import Clock
 
 log = logging.getLogger(__name__)
 
-# Seconds until a dead agent is started again; doubled each time while it dies young, as a kubelet does.
+# Seconds until a crashed agent is restarted. Doubles after each run shorter than _STABLE_AFTER, like the kubelet's
+# CrashLoopBackOff.
 _BACKOFF_FIRST = 1.0
 _BACKOFF_MOST = 30.0
-_LIVED = 30.0
+_STABLE_AFTER = 30.0
 _GRACE = 5.0
 _READY_POLL = 0.05
 _ANSWER = 5.0
@@ -34,7 +35,7 @@ VERBS = ("start", "stop", "restart", "kill", "pause", "resume")
 
 
 class Agent:
-    """The supervisor of one agent. `ready` is set while the agent answers on its CNI socket.
+    """The supervisor of one agent. `ready` is set while the agent answers requests on its CNI socket.
 
     `changed` is called after each change of state.
     """
@@ -53,7 +54,8 @@ class Agent:
         self._wanted.set()
         self._skip_backoff = asyncio.Event()
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Read by nobody when the lab ends before its agents are ready: that is no error of its own.
+        # If the lab ends before its agents are ready, no task awaits this future. Read its exception here, so that
+        # asyncio does not log "exception was never retrieved".
         self._first.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -64,7 +66,7 @@ class Agent:
         return self._process.pid if self._process is not None and running else None
 
     def describe(self) -> dict[str, Any]:
-        """Its state, for `lab status`."""
+        """The agent's state, for `lab status`."""
         state = "ready" if self.ready.is_set() else "starting" if self.pid else "waiting"
         if self.paused:
             state = "paused"
@@ -77,12 +79,12 @@ class Agent:
         }
 
     async def run(self) -> None:
-        """For ever: keep the agent running while it is wanted."""
+        """Keep the agent running, except while it is stopped on request. Runs until cancelled."""
         backoff = Backoff(_BACKOFF_FIRST, _BACKOFF_MOST)
         while True:
             await self._wanted.wait()
-            await self._live()
-            if time.monotonic() - self._started_at > _LIVED:
+            await self._run_once()
+            if time.monotonic() - self._started_at > _STABLE_AFTER:
                 backoff.reset()
             if not self._wanted.is_set():
                 continue
@@ -93,16 +95,17 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._skip_backoff.wait()
-                # Somebody asked for the start, so they expect that it works now.
+                # An explicit start or restart: forget earlier crashes.
                 backoff.reset()
 
     async def first_ready(self) -> None:
-        """Until it is ready for the first time. Raises CannotRunError with its last words when it ends instead."""
+        """Wait until the agent is ready for the first time. Raises CannotRunError with the last line of its log if it
+        ends before that."""
         await asyncio.shield(self._first)
 
     async def act(self, verb: str) -> None:
-        """Do one of VERBS. `kill` is SIGKILL: the agent then starts again by itself. `pause` is SIGSTOP: the process
-        keeps its sockets and answers nothing. Raises BadInputError."""
+        """Do one of VERBS. `kill` sends SIGKILL, and the agent is then restarted as after any crash. `pause` sends
+        SIGSTOP: the process keeps its sockets open but does not answer. Raises BadInputError."""
         if verb not in VERBS:
             raise BadInputError(f"agent: unknown verb {verb!r}", f"one of {', '.join(VERBS)}")
         if verb == "pause" and self.pid is None:
@@ -110,7 +113,7 @@ class Agent:
         if verb == "pause":
             self._signal(signal.SIGSTOP)
         if verb in ("resume", "stop", "restart"):
-            # A stopped process does not get SIGTERM before it goes on.
+            # A stopped process handles SIGTERM only after SIGCONT.
             self._signal(signal.SIGCONT)
         if verb == "stop":
             self._wanted.clear()
@@ -123,7 +126,7 @@ class Agent:
             self._skip_backoff.set()
 
     async def crash(self) -> None:
-        """SIGKILL, and no start before `act("start")`: its machine has lost its power."""
+        """Send SIGKILL, as a power failure would. The agent stays down until `act("start")`."""
         self._wanted.clear()
         if self._process is not None:
             self._process.kill()
@@ -134,8 +137,8 @@ class Agent:
             self._process.send_signal(number)
         self.paused = number is signal.SIGSTOP
 
-    async def _live(self) -> None:
-        """One life of the process."""
+    async def _run_once(self) -> None:
+        """Start the process and wait for its end."""
         self._started_at = time.monotonic()
         with (self._folder / "agent.log").open("ab") as output:
             self._process = await asyncio.to_thread(
@@ -167,16 +170,16 @@ class Agent:
 
     def _failure(self) -> CannotRunError:
         log_file = self._folder / "agent.log"
-        words = last_words(log_file.read_text(errors="replace"))
-        message = f"{self.node}: the agent ended with exit status {self.last_exit}: {words}"
+        reason = last_line(log_file.read_text(errors="replace"))
+        message = f"{self.node}: the agent ended with exit status {self.last_exit}: {reason}"
         return CannotRunError(message)
 
 
-def last_words(text: str) -> str:
-    """The sentence of a NodenetError if the log ends with one, else its last line."""
+def last_line(text: str) -> str:
+    """The message of a NodenetError if the log ends with one, else the last line of the log."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line.removeprefix("nodenet: ") for line in lines[-3:] if line.startswith("nodenet: ")]
-    return (said or lines or ["it said nothing"])[-1]
+    errors = [line.removeprefix("nodenet: ") for line in lines[-3:] if line.startswith("nodenet: ")]
+    return (errors or lines or ["its log is empty"])[-1]
 
 
 def command(folder: Path) -> list[str]:
@@ -184,7 +187,8 @@ def command(folder: Path) -> list[str]:
 
 
 async def _answers(path: Path) -> bool:
-    """Whether somebody carries out a CNI verb there: the agent listens only when it could do an ADD as well."""
+    """True if a process answers a CNI VERSION request on this socket. The agent listens only once it can also do
+    ADD."""
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""What can be wrong with a node's way to the API server: the values that the gate plays (gate.py). Pure."""
+"""Faults on the path from a node to the API server, as values. gate.py applies them. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nodenet.errors import BadInputError
 
 
 class Mode(StrEnum):
-    """One at a time for each node; the next one replaces it. `docs/lab-trouble.md` says what a client sees."""
+    """A lasting fault. Each node has at most one; a new one replaces it. docs/lab-trouble.md describes what a client
+    sees."""
 
     AWAY = "away"
     SLOW = "slow"
@@ -22,20 +23,21 @@ class Mode(StrEnum):
 
 
 class Event(StrEnum):
-    """What happens once, to what is open at that moment."""
+    """A fault that happens once and affects the connections or watches that are open at that moment."""
 
     RESET = "reset"
     CUT_WATCHES = "cut-watches"
     EXPIRE = "expire"
 
 
-# An API server answers these while it starts, is overloaded, or does not know the caller any more.
+# Any HTTP error status. A real API server sends them while it starts, under overload, or to a caller whose credentials
+# are not valid.
 CODES = tuple(status.value for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST)
 
 
 @dataclass(frozen=True, slots=True)
 class ApiTrouble:
-    """`latency` in seconds and `rate` in bytes per second (0: unlimited) are those of SLOW, `code` is that of ERROR."""
+    """`latency` (seconds) and `rate` (bytes per second; 0: unlimited) apply to SLOW, `code` (HTTP status) to ERROR."""
 
     mode: Mode
     latency: float = 0.0

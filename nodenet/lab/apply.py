@@ -1,10 +1,11 @@
-"""Manifests into a lab: everything is checked first, then created or merged as `kubectl apply` does.
+"""Applies manifests to a lab: checks all of them first, then creates or merges objects as `kubectl apply` does.
 
     prepared = prepare(manifests.load(paths))          # BadInputError names every file, object and field that is wrong
     for result in apply(HttpObjects("127.0.0.1", port, token), prepared):
         print(result)                                  # deployment.apps/frontend created
 
-A live object is merged three ways with the annotation that kubectl uses too, so both may be used in turns.
+An existing object gets a three-way merge that uses kubectl's last-applied annotation, so the user may alternate between
+kubectl and this.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ Obj = dict[str, Any]
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _NAMESPACE = BY_KIND["Namespace"]
 _DEFINITION = BY_KIND["CustomResourceDefinition"]
-# What others need to be there.
+# Other objects need these, so they are created first.
 _FIRST = (_NAMESPACE.kind, _DEFINITION.kind)
-# How often a merge is done anew when somebody else wrote in between.
+# Retries when another writer changed the object (HTTP 409).
 _ATTEMPTS = 5
 _HINT = "nothing was applied"
 
 
 @dataclass(frozen=True, slots=True)
 class ApplySet:
-    """Valid objects with their namespaces filled in: Namespaces and CustomResourceDefinitions first, else in the order
-    of the files.
+    """Valid objects with their namespaces filled in. Namespaces and CustomResourceDefinitions come first, then the rest
+    in the order of the files.
 
-    `skipped` are sentences about kinds; `namespaces` are those that objects are in and no manifest declares. `custom`:
-    the resources of CustomResourceDefinitions, of the set and of the lab.
+    `skipped`: one sentence for each kind that the lab does not support. `namespaces`: those that objects use but no
+    manifest declares. `custom`: the resources of CustomResourceDefinitions, of the manifests and of the lab.
     """
 
     objects: tuple[Manifest, ...]
@@ -56,7 +57,7 @@ class ApplySet:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of what happened: created, configured, unchanged, deleted or not found."""
+    """What happened to one object. `action` is created, configured, unchanged, deleted or not found."""
 
     resource: Resource
     name: str
@@ -69,9 +70,9 @@ class Result:
 
 
 def prepare(manifests: Iterable[Manifest], namespace: str = "default", custom: Iterable[Resource] = ()) -> ApplySet:
-    """Judge every object. Raises BadInputError with all problems.
+    """Check every object. Raises BadInputError with all problems.
 
-    `namespace` is for objects that name none; `custom` is what CustomResourceDefinitions of the lab add.
+    `namespace` is for objects without one. `custom`: the resources of the lab's CustomResourceDefinitions.
     """
     manifests = list(manifests)
     custom = (*_defined(manifests), *custom)
@@ -96,12 +97,12 @@ def prepare(manifests: Iterable[Manifest], namespace: str = "default", custom: I
     objects.sort(key=lambda manifest: manifest.kind not in _FIRST)
     declared = {manifest.name for manifest in objects if manifest.kind == "Namespace"}
     used = dict.fromkeys(manifest.namespace for manifest in objects if manifest.namespace)
-    told = tuple(text.format(count=count) for text, count in sorted(skipped.items()))
-    return ApplySet(tuple(objects), told, tuple(name for name in used if name not in declared), custom)
+    notes = tuple(text.format(count=count) for text, count in sorted(skipped.items()))
+    return ApplySet(tuple(objects), notes, tuple(name for name in used if name not in declared), custom)
 
 
 def _defined(manifests: Iterable[Manifest]) -> Iterator[Resource]:
-    """The resources of the definitions that are right."""
+    """The resources of the valid CustomResourceDefinitions among the manifests."""
     for manifest in manifests:
         if (manifest.api_version, manifest.kind) == (_DEFINITION.api_version, _DEFINITION.kind):
             placed = _placed(manifest, _DEFINITION, "")
@@ -129,18 +130,20 @@ def _placed(manifest: Manifest, resource: Resource, namespace: str) -> Manifest:
 
 
 def check(manifest: Manifest, resource: Resource) -> list[str]:
-    """Everything wrong with one object, as "field: what was expected"."""
+    """All problems of one object, as "field: what was expected"."""
     clean, report = schema.decode(manifest.data, resource.key)
     problems = report.wrong + [f"unknown field {field}" for field in report.unknown]
     if report.wrong:
         return problems
-    clean["metadata"]["uid"] = "unborn"
+    # The API assigns the UID at creation. The defaults of a Job need one before that, for its selector.
+    clean["metadata"]["uid"] = "not-created"
     defaults.apply(resource.key, clean)
     return problems + [str(cause) for cause in validate.check(resource.key, clean)]
 
 
 def _twice(objects: Sequence[Manifest]) -> Iterator[str]:
-    """An object that two documents describe: the second would silently replace the first, or be refused half-way."""
+    """A problem for each object that two documents define: the second would replace the first without a warning, or be
+    refused after other objects have been applied."""
     seen: dict[tuple[str, str, str], Manifest] = {}
     for manifest in objects:
         first = seen.setdefault((manifest.kind, manifest.namespace, manifest.name), manifest)
@@ -149,7 +152,7 @@ def _twice(objects: Sequence[Manifest]) -> Iterator[str]:
 
 
 def _collisions(objects: Sequence[Manifest]) -> Iterator[str]:
-    """What two Services cannot both have."""
+    """A problem for each nodePort or clusterIP that two Services ask for."""
     taken: dict[tuple[str, object], Manifest] = {}
     services = {(m.namespace, m.name): m for m in objects if m.kind == "Service"}
     for manifest in services.values():
@@ -165,12 +168,14 @@ def _collisions(objects: Sequence[Manifest]) -> Iterator[str]:
 
 
 def apply(objects: Objects, prepared: ApplySet) -> list[Result]:
-    """Create or merge. Raises BadInputError when the API refuses an object; what it can refuse is asked for first."""
+    """Create or merge the objects. Raises BadInputError if the API refuses one. A dry run of all objects comes first,
+    so that most refusals happen before any write."""
     absent = [name for name in prepared.namespaces if objects.get(_NAMESPACE, "", name) is None]
     fresh = {(m.kind, m.name) for m in prepared.objects if m.kind in _FIRST and not _is_there(objects, prepared, m)}
     for manifest in prepared.objects:
         resource = prepared.resource(manifest)
-        # The API cannot try out what needs a namespace or a definition that is not there yet: it meets nothing old.
+        # A dry run fails for an object whose namespace or definition does not exist yet. Skip it: such an object cannot
+        # conflict with an existing one.
         needs = {(_NAMESPACE.kind, manifest.namespace), (_DEFINITION.kind, resource.qualified)}
         if manifest.namespace not in absent and not needs & fresh:
             _one(objects, manifest, resource, dry_run=True, before=_HINT)
@@ -215,7 +220,7 @@ def _refused(manifest: Manifest, error: ApiError, before: str) -> BadInputError:
 
 
 def _annotated(data: Obj) -> Obj:
-    """With the annotation that holds the manifest itself, in kubectl's own form."""
+    """Add the last-applied annotation: the manifest as JSON, formatted as kubectl does."""
     result = copy.deepcopy(data)
     annotations = result["metadata"].setdefault("annotations", {}) or {}
     annotations.pop(LAST_APPLIED, None)
@@ -226,7 +231,8 @@ def _annotated(data: Obj) -> Obj:
 
 
 def merged(wanted: Obj, live: Obj, resource: Resource) -> Obj:
-    """The live object with the manifest's fields set, and those removed that only the last applied manifest had."""
+    """The live object with the fields of the manifest set. Fields that the last applied manifest had and this one does
+    not are removed."""
     text = (live["metadata"].get("annotations") or {}).get(LAST_APPLIED, "{}")
     try:
         last = json.loads(text)
@@ -239,7 +245,7 @@ def merged(wanted: Obj, live: Obj, resource: Resource) -> Obj:
 
 
 def delete(objects: Objects, prepared: ApplySet) -> list[Result]:
-    """Remove the objects, in the reverse order; namespaces that no manifest declares stay."""
+    """Delete the objects in reverse order. Namespaces that no manifest declares remain."""
     results: list[Result] = []
     for manifest in reversed(prepared.objects):
         resource = prepared.resource(manifest)

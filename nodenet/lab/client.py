@@ -1,4 +1,4 @@
-"""A small synchronous client of a lab's API and of its control socket, for the command line: it starts quickly."""
+"""A small synchronous client of a lab's API and control socket. The command line uses it because it imports quickly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIMEOUT = 30.0
 
 
 class RequestError(NodenetError):
-    """What the API refused. `code` is the HTTP status; the message is the API's own sentence."""
+    """The API refused a request. `code` is the HTTP status; the message is that of the API."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class LabClient:
     """Requests to one running lab."""
 
     def __init__(self, lab: str) -> None:
-        """Raises BadInputError for a lab that is not there and CannotRunError for one whose daemon has died."""
+        """Raises BadInputError if the lab does not exist and CannotRunError if its daemon does not run."""
         state = files.running(lab)
         self.lab = lab
         self.plan = state.plan
@@ -42,7 +42,8 @@ class LabClient:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
 
     def listing(self, resource: Resource, namespace: str = "") -> tuple[list[Object], str]:
-        """Every object, each with the apiVersion and kind that a list leaves out, and the version to watch from."""
+        """All objects, and the resourceVersion to start a watch from. Adds apiVersion and kind to each object, because
+        the items of a List have none."""
         answer = self._request("GET", resource.path(namespace))
         items = [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in answer["items"]]
         return items, answer["metadata"]["resourceVersion"]
@@ -51,7 +52,7 @@ class LabClient:
         return self.listing(BY_KIND[kind], namespace)[0]
 
     def custom(self) -> list[Resource]:
-        """What the lab's CustomResourceDefinitions add."""
+        """The resources of the lab's CustomResourceDefinitions."""
         return [resource for definition in self.objects("CustomResourceDefinition") for resource in defined(definition)]
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
@@ -81,11 +82,11 @@ class LabClient:
             connection.close()
 
     def writer(self) -> HttpObjects:
-        """For apply.apply and apply.delete."""
+        """The client that apply.apply and apply.delete take."""
         return HttpObjects("127.0.0.1", self._port)
 
     def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """A request to the daemon itself (control.py)."""
+        """Send a request to the daemon's control socket (control.py)."""
         connection = _UnixConnection(str(files.LabFiles(self.lab).socket))
         return _exchange(connection, method, path, body, {}, self.lab)
 

@@ -1,6 +1,6 @@
-"""Wall clocks that a test can set: one for each node's agent, by a library that is loaded before libc (clock.c).
+"""Wall clocks that a test can set, one for each node's agent. An LD_PRELOAD library (clock.c) implements them.
 
-Only labs that were started with --settable-clock have them. The machine's own clock is never touched.
+Only labs started with --settable-clock have them. The machine's own clock is never changed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _FURTHEST = 100 * 365 * 86400
 
 
 def library(folder: Path) -> Path:
-    """Where a lab's copy of the library is, if it has settable clocks. `folder` is the lab's."""
+    """The path of the lab's copy of the library, which exists if the clocks are settable. `folder` is the lab's."""
     return folder / "clock.so"
 
 
 def install(cache: Path, folder: Path) -> None:
-    """Build the library unless the cache has it, and give the lab a copy. Raises CannotRunError."""
+    """Build the library unless it is in the cache, and copy it to the lab's folder. Raises CannotRunError."""
     key = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:12]
     built = cache / f"clock-{key}.so"
     if not built.exists():
@@ -54,7 +54,8 @@ def install(cache: Path, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """One node's. `lab` and `node` are folders; the file is kept over a reboot, as a battery keeps a real clock."""
+    """The clock of one node. `lab` and `node` are folders. The file survives a reboot of the node, like a hardware
+    clock."""
 
     lab: Path
     node: Path
@@ -68,7 +69,7 @@ class Clock:
         return library(self.lab).exists()
 
     def environment(self) -> dict[str, str]:
-        """What a process that follows this clock needs in its environment. Makes the file."""
+        """The environment variables for a process that uses this clock. Creates the file."""
         if not self.settable:
             return {}
         if not self.path.exists():
@@ -76,12 +77,12 @@ class Clock:
         return {"LD_PRELOAD": str(library(self.lab)), "NODENET_CLOCK": str(self.path)}
 
     def offset(self) -> float:
-        """Seconds that it is ahead of the machine's clock; negative: behind."""
+        """Seconds by which it is ahead of the machine's clock; negative if it is behind."""
         steps = self._steps() if self.path.exists() else []
         return steps[-1][1] / _NS if steps else 0.0
 
     def step(self, seconds: float) -> None:
-        """Set it that much forward, or back, now. Raises BadInputError."""
+        """Move the clock forward by `seconds`, or back if negative. Raises BadInputError."""
         if not self.settable:
             raise BadInputError("this lab's clocks cannot be set", "start it with: nodenet lab up --settable-clock")
         self.environment()
@@ -89,9 +90,10 @@ class Clock:
         wanted = (steps[-1][1] if steps else 0) + round(seconds * _NS)
         if abs(wanted) > _FURTHEST * _NS or time.time_ns() + wanted < 0:
             raise BadInputError(f"clock: expected a time after 1970, at most 100 years from now, got {seconds:+g} s")
-        # The oldest step is dropped when there are too many: only times of old files depend on it.
-        # The clock that the kernel takes the times of files from, so that no file is older than a step before it.
+        # The kernel takes file times from the coarse clock. Use the same clock here, so that a file written after
+        # this step never has an earlier time than the step.
         since = time.clock_gettime_ns(_FILE_CLOCK)
+        # If there are too many steps, drop the oldest: only the times of old files depend on it.
         steps = [*steps[-(STEPS - 1) :], (since, wanted)]
         with self.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
             for index, step in enumerate(steps):

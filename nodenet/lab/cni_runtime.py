@@ -1,7 +1,7 @@
 """Calls CNI plugins exactly as a container runtime does: libcni's handling of a conflist (CNI SPEC 1.1.0, section 4).
 
-Each plugin gets its own part of the list with `name`, `cniVersion` and the previous plugin's result; ADD runs forwards,
-DEL backwards with the cached result of ADD. The runtime, not the plugin, remembers results.
+Each plugin gets its own part of the list with `name`, `cniVersion` and the previous plugin's result. ADD runs the
+plugins in order, DEL in reverse order with the cached result of ADD. The runtime stores the results, not the plugin.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 IFNAME = "eth0"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Seconds: kubelet's own runtime request timeout is two minutes; a lab's plugin answers in milliseconds.
+# Seconds. The kubelet's runtime request timeout is two minutes, but a lab's plugin answers in milliseconds.
 _TIMEOUT = 30.0
 
 
 class CniError(NodenetError):
-    """A plugin's error result. `code` is CNI's: 1-99 of the specification, 100 and more the plugin's own."""
+    """A plugin's error result. `code`: 1-99 are defined by the CNI specification, 100 and above by the plugin."""
 
     def __init__(self, plugin: str, verb: str, code: int, message: str, details: str = "") -> None:
         shown = f"{message}: {details}" if details else message
@@ -37,7 +37,7 @@ class CniError(NodenetError):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One sandbox's interface. `args` become CNI_ARGS."""
+    """One network interface of a sandbox. `args` become CNI_ARGS."""
 
     container_id: str
     netns: Path
@@ -45,7 +45,7 @@ class Attachment:
 
 
 class Runtime:
-    """One node's runtime: a conflist, the folder of its plugins, where they run and where their results are kept."""
+    """The runtime of one node: a conflist, the folder of its plugins, where they run, and where results are stored."""
 
     def __init__(self, conflist: Path, plugins: Path, place: process.Place, cache: Path) -> None:
         self._conflist: dict[str, Any] = json.loads(conflist.read_text())
@@ -54,9 +54,9 @@ class Runtime:
         self._cache = cache
 
     async def add(self, attachment: Attachment) -> tuple[IPAddress, ...]:
-        """Attach the pod and return its addresses. On failure everything is taken back (DEL) and CniError raised.
+        """Attach the pod and return its addresses. On failure, undo everything with DEL and raise CniError.
 
-        Where that DEL fails as well, the caller's own DEL at the pod's end does the work.
+        If that DEL fails too, the caller's DEL at the end of the pod cleans up.
         """
         result: dict[str, Any] | None = None
         try:
@@ -73,7 +73,7 @@ class Runtime:
         return addresses(result or {})
 
     async def delete(self, attachment: Attachment) -> None:
-        """Detach. Idempotent. Raises CniError when a plugin cannot."""
+        """Detach the pod. Idempotent. Raises CniError if a plugin fails."""
         cached = self._cached(attachment)
         result = json.loads(cached.read_text()) if cached.exists() else None
         for plugin in reversed(self._conflist["plugins"]):
@@ -81,7 +81,7 @@ class Runtime:
         cached.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Lose every result, as a runtime that is wiped at boot."""
+        """Delete all results, like a runtime that clears its state at boot."""
         for path in self._cache.glob("*.json"):
             path.unlink()
 
@@ -107,7 +107,7 @@ class Runtime:
 
 
 def environment(verb: str, attachment: Attachment, plugins: Path) -> dict[str, str]:
-    """The plugin's whole environment (SPEC section 2)."""
+    """The complete environment of the plugin (SPEC section 2)."""
     return {
         "PATH": _PATH,
         "CNI_COMMAND": verb,
@@ -122,7 +122,7 @@ def environment(verb: str, attachment: Attachment, plugins: Path) -> dict[str, s
 def plugin_config(
     conflist: Mapping[str, Any], plugin: Mapping[str, Any], previous: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """One plugin's configuration, derived from the list's as SPEC section 4 says."""
+    """The configuration of one plugin, derived from the list (SPEC section 4)."""
     config = {key: value for key, value in plugin.items() if key != "capabilities"}
     config |= {"name": conflist["name"], "cniVersion": conflist["cniVersion"]}
     if plugin.get("capabilities"):
@@ -133,7 +133,7 @@ def plugin_config(
 
 
 def read_result(plugin: str, verb: str, status: int, out: bytes, err: bytes) -> dict[str, Any] | None:
-    """The plugin's result. Raises CniError for an error result, or an answer that is not one."""
+    """The plugin's result. Raises CniError for an error result and for output that is not a valid result."""
     try:
         answer = json.loads(out) if out.strip() else None
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""The daemon's control socket: what is not an object of the API. HTTP on a unix socket that only its owner may open."""
+"""The daemon's control socket, for requests that do not concern API objects. HTTP on a unix socket that only its owner
+may open."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from aiohttp import web
 
 from nodenet.errors import BadInputError, NodenetError
 
-# Carries out one request of a kind; what it returns goes into the answer.
+# Handles one request. Its return value goes into the answer.
 Act = Callable[[Mapping[str, Any]], Awaitable[object]]
 
 
 @asynccontextmanager
 async def serve(path: Path, describe: Callable[[], Mapping[str, Any]], acts: Mapping[str, Act]) -> AsyncIterator[None]:
-    """GET /status answers `describe()`. POST /act/NAME calls that act with the JSON body; its result comes back as
-    {"result": ...}."""
+    """Serve the control socket. GET /status returns `describe()`. POST /act/NAME calls acts[NAME] with the JSON body
+    and returns {"result": ...}."""
 
     async def status(_: web.Request) -> web.Response:
         return web.json_response(describe())

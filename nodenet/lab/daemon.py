@@ -1,8 +1,8 @@
-"""The process behind a lab: API endpoint, controllers, and for each node a kubelet and its agent's supervisor.
+"""The daemon process of a lab: API endpoint, controllers, and for each node a kubelet and a supervisor of its agent.
 
-Started detached by `lab up` in the lab's control cgroup: `python -m nodenet.lab.daemon LAB REPORT_FD`. To REPORT_FD it
-writes one JSON object per line while it builds: {"progress": text}, then {"ready": true} or {"error", "hint", "code"}.
-It removes nothing when it ends: `lab down` does, and has to be able to after a crash as well.
+`lab up` starts it detached, in the lab's control cgroup: `python -m nodenet.lab.daemon LAB REPORT_FD`. During start-up
+it writes one JSON object per line to REPORT_FD: {"progress": text}, then {"ready": true} or {"error", "hint", "code"}.
+It removes nothing when it ends. `lab down` does that, because it must also work after a crash.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
-# Pods that are made at one time in the whole lab: more than the processors can do only makes each one slower.
+# How many pods the whole lab creates at the same time. More than the processors can handle only makes each one slower.
 _SLOTS = max(4, 2 * (os.cpu_count() or 1))
 
 
 class Lab:
-    """A running lab. Ends with its TaskGroup: nothing in it is meant to end by itself."""
+    """A running lab. None of its tasks is expected to end; if one fails, its TaskGroup ends the lab."""
 
     def __init__(self, state: LabState, report: Report) -> None:
         self.plan: LabPlan = state.plan
@@ -59,7 +59,7 @@ class Lab:
         self._slots = asyncio.Semaphore(_SLOTS)
 
     async def run(self) -> None:
-        """Build everything, report ready when every agent is, and serve until cancelled."""
+        """Build everything, report "ready" when all agents are ready, and serve until cancelled."""
         plan = self.plan
         await asyncio.to_thread(fabric.build, plan)
         built = f"{len(plan.nodes)} made, {plan.family.value}: namespaces, fabric, cgroups, bpffs"
@@ -94,13 +94,15 @@ class Lab:
         }
 
     async def _agents_ready(self) -> None:
-        """Until every agent has been ready. Raises CannotRunError when one ends instead, with its last words."""
+        """Wait until every agent has been ready. Raises CannotRunError with the last log line of an agent that ends
+        before that."""
         await asyncio.gather(*(node.agent.first_ready() for node in self._nodes.values()))
         self._report({"progress": f"agents: {len(self._nodes)} ready"})
 
 
 def _listen(plan: LabPlan) -> list[socket.socket]:
-    """Runs inside the fabric: the API's sockets there, bound. They stay in it wherever they are used."""
+    """Bind the API's sockets. Call it inside the fabric's namespace: a socket stays in the namespace where it was
+    created."""
     found = []
     for address in plan.api_addresses:
         sock = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
@@ -114,14 +116,14 @@ def _listen(plan: LabPlan) -> list[socket.socket]:
 
 
 def _reporter(fd: int) -> Report:
-    """Writes lines to `lab up`; when that has gone, the lab goes on without telling."""
+    """Returns a function that writes reports to `lab up`. If `lab up` has ended, the lab continues without reports."""
 
     def report(line: dict[str, Any]) -> None:
         log.info("%s", line)
         try:
             os.write(fd, json.dumps(line).encode() + b"\n")
         except OSError as error:
-            log.info("nobody listens to the start any more: %s", error)
+            log.info("`lab up` no longer reads the reports: %s", error)
 
     return report
 
@@ -135,17 +137,17 @@ async def _main(state: LabState, report: Report) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run a lab until SIGTERM. An error while building goes to the report; whoever reads it takes the lab down."""
+    """Run a lab until SIGTERM. Errors during start-up are reported to `lab up`, which then removes the lab."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     report = _reporter(int(argv[1]))
     try:
         asyncio.run(_main(files.read_state(argv[0]), report))
     except asyncio.CancelledError:
-        log.info("ended by a signal")
+        log.info("terminated by a signal")
         return 0
     except (NodenetError, OSError, BaseExceptionGroup) as group:
         error = _first(group)
-        log.error("cannot go on", exc_info=group)
+        log.error("cannot continue", exc_info=group)
         code = getattr(error, "exit_code", 3)
         report({"error": str(error), "hint": getattr(error, "hint", ""), "code": code})
         return int(code)
@@ -153,7 +155,7 @@ def main(argv: list[str]) -> int:
 
 
 def _first(error: BaseException) -> BaseException:
-    """What went wrong first in a TaskGroup."""
+    """The first error of a TaskGroup, without the groups around it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,6 +1,8 @@
-"""Become a command inside a pod: its network namespace, its cgroup, its name, its environment and its /etc/hosts.
+"""Runs a command in place of this process inside a pod: with its network namespace, cgroup, host name, environment and
+/etc/hosts.
 
-Files are the host's: a stand-in has no image. The mounts that make the difference are in a mount namespace of its own.
+The command sees the host's files, because stand-in pods have no image. /sys and /etc/hosts of the pod are mounted in a
+private mount namespace.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from nodenet.link import mounts, netns
 
 _CLONE_NEWUTS = 0x04000000
 _HOSTS = Path("/etc/hosts")
-# Of the caller's environment: what a terminal and a search for programs need.
+# Variables to take over from the caller: those that terminals and the search for programs need.
 _KEPT = ("PATH", "TERM", "HOME", "LANG", "LC_ALL", "COLUMNS", "LINES")
 
 
 def place(lab: str, pod: Mapping[str, Any]) -> process.Place:
-    """Where the pod's processes run. Raises CannotRunError when it does not run (yet)."""
+    """Where the pod's processes run. Raises CannotRunError if the pod does not run (yet)."""
     metadata, node = pod["metadata"], pod["spec"].get("nodeName", "")
     ref = (metadata["namespace"], metadata["name"])
     name = names.node_netns(lab, node) if pods.host_network(pod) else names.pod_netns(lab, *ref)
@@ -36,9 +38,8 @@ def place(lab: str, pod: Mapping[str, Any]) -> process.Place:
 
 
 def become(lab: str, pod: Mapping[str, Any], services: Sequence[Mapping[str, Any]], command: Sequence[str]) -> NoReturn:
-    """Replace this process (which must be single-threaded) by `command` in the pod: its exit status is the caller's.
-
-    Raises BadInputError when there is no such program.
+    """Replace this process (which must be single-threaded) by `command` in the pod. The caller then gets the exit
+    status of `command`. Raises BadInputError if the program does not exist.
     """
     where = place(lab, pod)
     hosts = names.node_dir(lab, pod["spec"]["nodeName"]) / f"hosts.{where.cgroup.name}"[:255]
@@ -46,7 +47,7 @@ def become(lab: str, pod: Mapping[str, Any], services: Sequence[Mapping[str, Any
     (where.cgroup / "cgroup.procs").write_text(str(os.getpid()))
     netns.enter(where.netns)
     mounts.own()
-    # /sys shows the interfaces of the namespace in which it was mounted.
+    # /sys shows the interfaces of the network namespace in which it was mounted, so mount it again.
     mounts.mount("sysfs", Path("/sys"), "sysfs")
     if _HOSTS.exists():
         mounts.bind(hosts, _HOSTS)

@@ -1,11 +1,12 @@
-"""The kernel objects of a lab's nodes: the fabric's bridge, a veth to each node, addresses, routes, bpffs mounts.
+"""Creates the kernel objects of a lab's nodes: the fabric's bridge, a veth to each node, addresses, routes, bpffs
+mounts.
 
     nn.<lab>.fabric: bridge fabric0 (172.30.0.1, fd00:172:30::1)
         |- node1 <-veth-> eth0 in nn.<lab>.node1 (172.30.0.11, fd00:172:30::b)
         |- node2 <-veth-> eth0 in nn.<lab>.node2 ...
 
-The fabric plays the world outside: it is the nodes' default gateway and has routes back to the pod networks, but does
-not forward between nodes. Routes from node to node are the agent's work.
+The fabric represents the network outside the cluster: it is the nodes' default gateway and has routes back to the pod
+networks, but it does not forward between nodes. The agents make the routes between nodes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from nodenet.link import cgroups, mounts, netns
 
 BRIDGE = "fabric0"
 UPLINK = "eth0"
-# IFA_F_NODAD: a lab's addresses are unique by construction, so they are usable at once.
+# IFA_F_NODAD: skip duplicate address detection. A lab's addresses are unique by construction, so they can be used at
+# once.
 _NODAD = 0x02
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
 def build(plan: LabPlan) -> None:
-    """Everything below /run/netns, the cgroups and the bpffs mounts of a lab. Raises what the kernel says."""
+    """Create the namespaces, cgroups and bpffs mounts of a lab. Raises OSError and netlink errors."""
     root = netns.create(names.fabric_netns(plan.name))
     netns.call(root, _make_bridge, plan)
     for node in plan.nodes:
@@ -45,7 +47,7 @@ def _make_bridge(plan: LabPlan) -> None:
 
 
 def make_node(plan: LabPlan, node: NodePlan) -> None:
-    """One node in a fabric that is there: namespace, uplink, cgroups, bpffs. Raises what the kernel says."""
+    """Create one node in an existing fabric: namespace, uplink, cgroups, bpffs. Raises OSError and netlink errors."""
     path = netns.create(names.node_netns(plan.name, node.name))
     netns.call(names.fabric_netns(plan.name), _connect, node, path)
     netns.call(path, _configure_node, plan, node)
@@ -57,7 +59,7 @@ def make_node(plan: LabPlan, node: NodePlan) -> None:
 
 
 def _connect(node: NodePlan, path: Path) -> None:
-    """Runs in the fabric: a veth pair with its far end, eth0, made right inside the node."""
+    """Call it in the fabric's namespace. Creates a veth pair whose other end, eth0, is in the node from the start."""
     with netns.opened(path) as fd, IPRoute() as ip:
         ip.link("add", ifname=node.name, kind="veth", peer={"ifname": UPLINK, "net_ns_fd": fd})
         ip.link("set", index=_index(ip, node.name), master=_index(ip, BRIDGE), state="up")
@@ -73,7 +75,7 @@ def _configure_node(plan: LabPlan, node: NodePlan) -> None:
 
 
 def _route_back(plan: LabPlan) -> None:
-    """Runs in the fabric: answers to a pod go by its node."""
+    """Call it in the fabric's namespace. Adds the routes to pods by way of their nodes."""
     with IPRoute() as ip:
         for node in plan.nodes:
             via = {interface.version: str(interface.ip) for interface in node.addresses}
@@ -82,7 +84,7 @@ def _route_back(plan: LabPlan) -> None:
 
 
 def _sysctls(plan: LabPlan, *, forward: bool) -> dict[str, str]:
-    """A node must forward (kubeadm's preflight demands it of an administrator). Only this namespace's values."""
+    """The sysctls of one namespace. A node must forward; kubeadm's preflight requires that too."""
     values = {"net.ipv4.ip_forward": str(int(forward)), "net.ipv4.conf.all.rp_filter": "0"}
     if 6 in plan.family.versions:
         values |= {
@@ -111,7 +113,7 @@ def _address(ip: Any, name: str, addresses: tuple[IPInterface, ...]) -> None:
 
 
 def _write_sysctls(values: dict[str, str]) -> None:
-    """/proc/sys/net shows the calling thread's namespace."""
+    """Write sysctls. /proc/sys/net is that of the calling thread's namespace."""
     for key, value in values.items():
         path = Path("/proc/sys") / key.replace(".", "/")
         if not path.exists():

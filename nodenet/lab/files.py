@@ -1,7 +1,7 @@
-"""The files of a lab's folder: what `up` writes for the daemon, the agents, the plugin and kubectl, and reads back.
+"""The files of a lab's folder: what `lab up` writes for the daemon, the agents, the plugin and kubectl, and reads back.
 
 lab.json                the plan's inputs, the daemon's pid and port
-kubeconfig              for people: the API on 127.0.0.1, and the administrator's token (readable by root alone)
+kubeconfig              for people: the API on 127.0.0.1, and the administrator's token (readable only by root)
 daemon.log, lab.sock    the daemon's log and control socket
 <node>/agent.yaml, kubeconfig, agent.log, agent.sock, cni.sock, endpoints/, bpf/
 <node>/cni/10-nodenet.conflist, ipam/, results/
@@ -31,7 +31,7 @@ NO_SETTINGS = Settings()
 
 @dataclass(frozen=True, slots=True)
 class LabFiles:
-    """Paths of one lab. Nothing here says that they exist."""
+    """Paths of one lab. They need not exist."""
 
     lab: str
 
@@ -57,7 +57,7 @@ class LabFiles:
 
     @property
     def plugins(self) -> Path:
-        """What /opt/cni/bin is on a node: the same for all of them."""
+        """The counterpart of a node's /opt/cni/bin. All nodes of the lab share it."""
         return self.folder / "cni-bin"
 
     def node(self, node: str) -> Path:
@@ -72,7 +72,8 @@ class LabFiles:
 
 @dataclass(frozen=True, slots=True)
 class LabState:
-    """What lab.json says. `pid` and `port` are 0 until the daemon has told them. `agents` is for the agents' files."""
+    """The content of lab.json. `pid` and `port` are 0 until the daemon has reported them. `agents`: settings for the
+    agents' configuration files."""
 
     plan: LabPlan
     mask_size: int
@@ -82,7 +83,8 @@ class LabState:
 
     @property
     def alive(self) -> bool:
-        """Whether the daemon runs: its pid, and that pid inside the lab's own cgroup."""
+        """True if a process with the daemon's pid runs in the lab's control cgroup. The cgroup rules out another
+        process that got the same pid later."""
         return self.pid in cgroups.processes(groups.lab_root(self.plan.name) / groups.CONTROL)
 
 
@@ -93,7 +95,7 @@ def write_state(state: LabState) -> None:
 
 
 def read_state(lab: str) -> LabState:
-    """Raises BadInputError when there is no such lab, CannotRunError when its file does not say what it is."""
+    """Read lab.json. Raises BadInputError if the lab does not exist, CannotRunError if the file is not valid."""
     names.check_lab_name(lab)
     file = LabFiles(lab).state
     try:
@@ -109,7 +111,7 @@ def read_state(lab: str) -> LabState:
 
 
 def running(lab: str) -> LabState:
-    """The state of a lab whose daemon runs. Raises BadInputError or CannotRunError otherwise."""
+    """The state of a lab. Raises BadInputError if it does not exist, CannotRunError if its daemon does not run."""
     state = read_state(lab)
     if not state.alive:
         raise CannotRunError(
@@ -119,7 +121,7 @@ def running(lab: str) -> LabState:
 
 
 def write_all(state: LabState, port: int, tokens: Tokens) -> None:
-    """Everything that the agents, the plugins and kubectl read. Files with a token are readable by root alone."""
+    """Write the files for the agents, the plugins and kubectl. Files that contain a token are readable only by root."""
     plan = state.plan
     files = LabFiles(plan.name)
     own = kubeconfig(plan.name, f"http://127.0.0.1:{port}", tokens.admin)
@@ -135,7 +137,8 @@ def write_all(state: LabState, port: int, tokens: Tokens) -> None:
 
 
 def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
-    """Keys of nodenet.config.Config. The metrics port is the node's own: each has a namespace."""
+    """The content of agent.yaml (nodenet.config.Config). All nodes use the same metrics port, because each has its own
+    network namespace."""
     plan = state.plan
     folder = names.node_dir(plan.name, node.name)
     own = {
@@ -149,7 +152,7 @@ def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
 
 
 def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
-    """The node's network configuration, as a runtime reads it."""
+    """The node's CNI network configuration list."""
     folder = names.node_dir(plan.name, node.name)
     ipam = {
         "type": "host-local",
@@ -160,7 +163,8 @@ def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
         "type": "nodenet",
         "isDefaultGateway": True,
         "agentSocket": str(folder / "cni.sock"),
-        # A pod must not run before its policy is in force: without the agent, ADD waits (CNI code 11) and is repeated.
+        # A pod must not run before its policy is in force. Without the agent, ADD fails with CNI code 11 (try again
+        # later) and the kubelet repeats it.
         "requireAgent": True,
         "ipam": ipam,
     }
@@ -168,7 +172,8 @@ def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
 
 
 def kubeconfig(lab: str, server: str, token: str) -> dict[str, Any]:
-    """With the bearer token that the fabric asks for; on 127.0.0.1 the socket's owner is enough (guard.py)."""
+    """A kubeconfig with a bearer token, which the API requires from clients in the fabric. On 127.0.0.1 the API accepts
+    the owner of the socket instead (guard.py)."""
     name = f"nodenet-{lab}"
     return {
         "apiVersion": "v1",
@@ -181,7 +186,7 @@ def kubeconfig(lab: str, server: str, token: str) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Whole or not at all: a reader never sees half a file, nor one with wider permissions than `mode`."""
+    """Write a file atomically. A reader never sees an incomplete file, nor one with wider permissions than `mode`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which pod or Service a person means: names, prefixes, workloads. Pure."""
+"""Finds the pod or Service that a command line argument names: by name, prefix or workload. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def full_name(obj: Object) -> str:
 
 
 def owner(pod: Object) -> tuple[str, str]:
-    """(kind, name) of the workload that a person would name; a pod of its own is its own."""
+    """(kind, name) of the workload that a pod belongs to, as a user would name it. A pod without an owner is its own
+    workload."""
     metadata = pod["metadata"]
     for reference in metadata.get("ownerReferences") or ():
         kind, name = reference["kind"], reference["name"]
@@ -39,7 +40,7 @@ def owner(pod: Object) -> tuple[str, str]:
 
 
 def split(word: str, namespace: str) -> tuple[str, str]:
-    """`NS/NAME` or `NAME` in `namespace`; `deploy/NAME` and its like are no namespaces."""
+    """Split `NS/NAME` or `NAME` (in `namespace`). A kind such as `deploy` in `deploy/NAME` is not a namespace."""
     head, slash, rest = word.partition("/")
     if not slash or head in _WORKLOADS or head in ("pod", "po"):
         return namespace, word
@@ -47,9 +48,10 @@ def split(word: str, namespace: str) -> tuple[str, str]:
 
 
 def pod(pods: Iterable[Object], word: str, namespace: str) -> Object:
-    """The pod that `[NS/]NAME`, a prefix of its name, or `[NS/]deploy/NAME` means. Of a workload's the first by name.
+    """The pod for `[NS/]NAME`, for a prefix of the name, or for `[NS/]deploy/NAME`. If several pods of one workload
+    match, the first by name.
 
-    Raises BadInputError naming what is there, or the candidates where a prefix fits pods of different workloads.
+    Raises BadInputError that lists the existing pods, or the candidates if a prefix matches several workloads.
     """
     space, name = split(word, namespace)
     here = sorted((p for p in pods if p["metadata"]["namespace"] == space), key=full_name)
@@ -75,7 +77,7 @@ def _matching(pods: Sequence[Object], name: str) -> Sequence[Object]:
 
 
 def service(services: Iterable[Object], word: str, namespace: str) -> Object:
-    """`svc/NAME`, `svc/NAME.NS` or `NS/svc/NAME`. Raises BadInputError naming what is there."""
+    """The Service for `svc/NAME`, `svc/NAME.NS` or `NS/svc/NAME`. Raises BadInputError that lists the existing ones."""
     _, _, rest = word.rpartition("svc/")
     name, _, own = rest.partition(".")
     space = own.partition(".")[0] or namespace

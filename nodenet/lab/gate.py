@@ -1,11 +1,11 @@
-"""Between the fabric and the lab's API server: what a node's clients meet is what somebody staged for that node.
+"""Stands between the fabric and the lab's API server and applies the faults that were set for a node to its clients.
 
-The gate owns the sockets on which nodes and their pods reach the API. On 127.0.0.1 people and tests reach it without a
-gate, and the lab's kubelets and controllers call it in its own process: they go on in every trouble.
+The gate owns the sockets on which nodes and their pods reach the API. People and tests use 127.0.0.1, and the lab's
+kubelets and controllers call the API within its process. Both bypass the gate, so no fault affects them.
 
     nodes -> _Listener -> _Connection (gate_connection.py) -> aiohttp's protocol -> the API's handlers
 
-Nothing here outlives the daemon: no firewall rule, no queueing discipline, no other process.
+Nothing here remains after the daemon has ended: no firewall rule, no queueing discipline, no other process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BACKLOG = 128
 
 
 class Gate:
-    """`networks` are the addresses of each node and of its pods."""
+    """`networks`: by node, the addresses of the node and of its pods."""
 
     def __init__(self, networks: Mapping[str, Collection[IPNetwork]]) -> None:
         self._networks = networks
@@ -43,7 +43,8 @@ class Gate:
     async def serve(
         self, accept: Callable[[], asyncio.Protocol], sockets: Collection[socket.socket]
     ) -> AsyncIterator[None]:
-        """Accept on bound sockets, which the gate then owns. `accept` makes the server's side of one connection."""
+        """Accept connections on bound sockets, which the gate then owns. `accept` creates the server's protocol for one
+        connection."""
 
         def connection() -> Connection:
             return Connection(accept(), self._entered, self._connections.discard)
@@ -61,23 +62,23 @@ class Gate:
                 each.reset()
 
     def node_of(self, host: str) -> str | None:
-        """Whose address it is; None: no node's."""
+        """The node that has this address, or whose pod has it; None if there is none."""
         address = ip_address(host)
         return next((node for node, networks in self._networks.items() if any(address in n for n in networks)), None)
 
     def refuse(self, host: str) -> None:
-        """Raises the ApiError that a client with this address gets instead of an answer, if one is staged."""
+        """Raises the ApiError that was set for the clients of this address, if any (Mode.ERROR)."""
         trouble = self.trouble_of(host) if host and self._troubles else None
         if trouble is not None and trouble.mode is Mode.ERROR:
             raise ApiError(trouble.code, HTTPStatus(trouble.code).phrase.replace(" ", ""), "staged by the lab")
 
     def trouble_of(self, host: str) -> ApiTrouble | None:
-        """What is staged for the node that has this address, or whose pod has it."""
+        """The fault of the node that has this address, or whose pod has it."""
         node = self.node_of(host) if self._troubles else None
         return self._troubles.get(node) if node is not None else None
 
     async def stage(self, nodes: Collection[str], trouble: ApiTrouble | None) -> None:
-        """From now on, for new connections and for those that are open. None: all is well again."""
+        """Apply a fault to the new and the open connections of these nodes. None ends the fault."""
         for node in nodes:
             self._troubles.pop(node, None)
             if trouble is not None:
@@ -106,7 +107,7 @@ class Gate:
         return {node for node, trouble in self._troubles.items() if trouble.mode is mode}
 
     def _filter_new(self) -> None:
-        """The listening sockets get no SYN of a node in a blackhole."""
+        """Make the listening sockets drop the SYNs of all nodes in a blackhole."""
         lost = self._nodes_in(Mode.BLACKHOLE)
         for listener in self._listeners:
             if not lost:
@@ -120,7 +121,7 @@ class Gate:
 
 
 class _Listener:
-    """One bound socket. It listens, or the kernel refuses connections to its port as if nothing were there."""
+    """One bound socket. It either listens, or the kernel refuses connections to its port as to an unused one."""
 
     def __init__(self, sock: socket.socket, connection: Callable[[], Connection]) -> None:
         self.sock = sock
@@ -130,12 +131,13 @@ class _Listener:
     async def open(self) -> None:
         if self._server is None:
             self.sock.listen(_BACKLOG)
-            # A duplicate: the event loop closes what it stops serving, and the port stays bound to ours.
+            # Give the event loop a duplicate: it closes its socket when it stops serving. Ours keeps the port bound.
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(self._connection, sock=self.sock.dup())
 
     async def refuse(self) -> None:
-        """shutdown(2) takes a socket out of LISTEN and leaves it bound (Linux): a SYN then gets a RST."""
+        """Stop listening. On Linux, shutdown(2) ends the LISTEN state but leaves the socket bound, so the kernel
+        answers a SYN with a RST."""
         if self._server is not None:
             self.close()
             self.sock.shutdown(socket.SHUT_RDWR)
@@ -147,7 +149,7 @@ class _Listener:
 
 
 def networks_of(plan: LabPlan) -> dict[str, list[IPNetwork]]:
-    """By node: its own addresses, as networks of one address, and those of its pods."""
+    """By node: the node's addresses, as networks of one address each, and its pod networks."""
     return {
         node.name: [*(ip_network(interface.ip) for interface in node.addresses), *node.pod_cidrs] for node in plan.nodes
     }

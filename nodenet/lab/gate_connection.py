@@ -1,7 +1,7 @@
-"""One TCP connection through the gate: what the server writes is held, delayed or paced; what it reads is held.
+"""One TCP connection through the gate. It can hold, delay or pace what the server writes, and hold what it reads.
 
-asyncio's transports and protocols, so that no byte is copied through another socket: aiohttp's protocol gets a
-transport that is ours, and the event loop a protocol that is ours.
+It is a protocol for the event loop and provides a transport to aiohttp's protocol. So no data is copied through a
+second socket.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from nodenet.lab import packet_filter
 from nodenet.lab.api_trouble import ApiTrouble, Mode
 
 _HELD = (Mode.HANG, Mode.BLACKHOLE)
-# Bytes that wait here before the server is asked to stop writing, and before it may go on.
+# Bytes in the queue above which the server must pause writing, and below which it may resume.
 _HIGH, _LOW = 64 * 1024, 16 * 1024
-# Pieces of a paced stream per second: a slow link delivers a little all the time.
+# Pieces per second of a paced stream: a slow link delivers small amounts continuously.
 _PIECES = 20
-# struct linger {on, seconds}: close(2) then sends RST.
+# struct linger {on, seconds}: with on=1 and 0 seconds, close(2) sends a RST.
 _RESET = struct.pack("@ii", 1, 0)
 
 Entered = Callable[["Connection", str], ApiTrouble | None]
 
 
 class Connection(asyncio.Protocol):
-    """`entered` is called with the client's address and says what is staged for it; `left` at the end.
+    """`entered` is called with the client's address and returns its fault. `left` is called at the end.
 
-    `node` is whose connection it is; None: no node's.
+    `node`: the node that the client belongs to; None if it belongs to no node.
     """
 
     def __init__(self, inner: asyncio.Protocol, entered: Entered, left: Callable[[Connection], None]) -> None:
@@ -57,7 +57,7 @@ class Connection(asyncio.Protocol):
             self.apply(trouble)
 
     def apply(self, trouble: ApiTrouble | None) -> None:
-        """What is staged for this node now; None: nothing."""
+        """Change the fault of this connection; None ends it."""
         mode = trouble.mode if trouble is not None else None
         if mode is Mode.AWAY:
             self.reset()
@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
             self._outlet.apply(slow, held=self._held)
 
     def _catch_up(self) -> None:
-        """The server gets what came while it was held."""
+        """Pass the data to the server that arrived while the connection was held."""
         data, self._inbox = self._inbox, b""
         if data:
             self._inner.data_received(data)
@@ -85,14 +85,14 @@ class Connection(asyncio.Protocol):
         self._eof = False
 
     def reset(self) -> None:
-        """Both sides see it end at once, the client by a RST."""
+        """Abort the connection. The client gets a RST."""
         sock = self._transport.get_extra_info("socket")
         packet_filter.detach(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     def want_reads(self, wanted: bool) -> None:
-        """The server's own flow control."""
+        """Pause or resume reading, on request of the server."""
         self._reads = wanted
         self._read_or_not()
 
@@ -106,7 +106,8 @@ class Connection(asyncio.Protocol):
         if not self._held:
             self._inner.data_received(data)
             return
-        # Before Python 3.12 the loop forgets a pause in connection_made when it begins to read.
+        # Before Python 3.12 the event loop ignores a pause_reading() called in connection_made, so data may arrive on a
+        # held connection. Store it and pause again.
         self._inbox += data
         self._transport.resume_reading()
         self._transport.pause_reading()
@@ -131,21 +132,21 @@ class Connection(asyncio.Protocol):
 
 
 class Outlet:
-    """What the server wrote and the client may not have yet, in order. A close waits its turn like bytes do."""
+    """A queue of data from the server that must not be sent to the client yet. A close is queued like data."""
 
     def __init__(self, transport: asyncio.Transport, writer: asyncio.Protocol) -> None:
         self.closing = False
         self._transport = transport
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        # When it may go, and the bytes; None closes.
+        # (time at which to send, bytes); None in place of bytes closes the connection.
         self._queue: deque[tuple[float, bytes | None]] = deque()
         self._size = 0
         self._slow: ApiTrouble | None = None
         self._held = False
         self._line_free = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._transport_full = self._told_full = False
+        self._transport_full = self._writer_paused = False
 
     @property
     def waiting(self) -> int:
@@ -153,7 +154,7 @@ class Outlet:
         return self._size
 
     def apply(self, slow: ApiTrouble | None, *, held: bool) -> None:
-        """`slow` None: at once. What waits is scheduled again by what applies now."""
+        """Change latency and rate; `slow` None: send at once. Queued data is scheduled again."""
         waiting = [data for _, data in self._queue]
         self._slow, self._held, self._line_free = slow, held, 0.0
         self._queue.clear()
@@ -179,7 +180,7 @@ class Outlet:
         self._pump()
 
     def drop(self) -> None:
-        """The connection is over: nothing can go any more."""
+        """Discard the queue after the end of the connection."""
         self._queue.clear()
         self._size, self.closing = 0, True
         if self._timer is not None:
@@ -187,17 +188,17 @@ class Outlet:
 
     def transport_full(self, full: bool) -> None:
         self._transport_full = full
-        self._tell()
+        self._update_flow_control()
 
     def _enqueue(self, data: bytes | None) -> None:
-        """Behind what waits already. None: the end, right after the last byte."""
+        """Append data to the queue. None: close right after the last byte."""
         if data is None:
             self._queue.append((self._queue[-1][0] if self._queue else 0.0, None))
         else:
             self._queue.extend(self._schedule(data))
 
     def _schedule(self, data: bytes) -> Iterable[tuple[float, bytes]]:
-        """Each piece with the moment at which its last byte is through."""
+        """Split data into pieces, each with the time at which its last byte has passed the slow link."""
         slow = self._slow
         if slow is None:
             return [(0.0, data)]
@@ -229,19 +230,19 @@ class Outlet:
                 break
             self._size -= len(data)
             self._transport.write(data)
-        self._tell()
+        self._update_flow_control()
 
-    def _tell(self) -> None:
-        """pause_writing and resume_writing of the server: it must not fill this process's memory."""
-        limit = _LOW if self._told_full else _HIGH
+    def _update_flow_control(self) -> None:
+        """Pause or resume the server's writing, so that the queue stays small."""
+        limit = _LOW if self._writer_paused else _HIGH
         full = self._transport_full or self._size > limit
-        if full != self._told_full:
-            self._told_full = full
+        if full != self._writer_paused:
+            self._writer_paused = full
             (self._writer.pause_writing if full else self._writer.resume_writing)()
 
 
 class _Transport(asyncio.Transport):
-    """What the server sees of the connection."""
+    """The transport that the server's protocol gets."""
 
     def __init__(self, connection: Connection, transport: asyncio.Transport, outlet: Outlet) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `lab probe --to` means: an address and a port, and the pod behind them where there is one. Pure."""
+"""Resolves the argument of `lab probe --to` to an address, a port and the pod behind them, if there is one. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`address` and `port` are connected to; `backend`, `backend_port` and `pod` are what policy judges.
+    """The probe connects to `address` and `port`. Policy is evaluated for `backend`, `backend_port` and `pod`.
 
-    For a Service they are its first ready endpoint, `pod` None where that is no pod. `note`: why it has none.
+    For a Service these are its first ready endpoint; `pod` is None if that is not a pod. `note`: why there is none.
     """
 
     name: str
@@ -31,10 +31,9 @@ class Goal:
 
 
 def resolve(objects: Sequence[Object], start: Object, target: str, port: Port | None, namespace: str) -> Goal:
-    """`target` is an address, [NS/]POD in all of find.pod's forms, or svc/NAME.NS; `namespace` is for plain names.
-
-    Without `port` the first declared one is meant. Raises BadInputError for what is not there, CannotRunError when the
-    source has no address yet.
+    """`target` is an address, a pod in any form that find.pod takes, or svc/NAME.NS. `namespace` applies to names
+    without one. `port` None: the first declared port. Raises BadInputError if the target does not exist,
+    CannotRunError if the source has no address yet.
     """
     if not pods.addresses(start):
         reason = pods.waiting_message(start) or "it does not run yet"
@@ -48,12 +47,12 @@ def resolve(objects: Sequence[Object], start: Object, target: str, port: Port | 
     except ValueError:
         return _pod(find.pod(of_kind(objects, "Pod"), target, namespace), port, families)
     if port is None:
-        raise BadInputError(f"{target}: which port?", "say it with --port")
+        raise BadInputError(f"{target}: expected a port for an address", "give one with --port")
     return Goal(target, address, port, address, port)
 
 
 def answered(objects: Sequence[Object], service_goal: Goal, name: str | None) -> Goal:
-    """A Service's goal again, now that the pod `name` has answered and not the first endpoint."""
+    """The goal of a Service, changed to the pod `name`, which has answered in place of the first endpoint."""
     here = service_goal.pod["metadata"]["namespace"] if service_goal.pod else ""
     for pod in of_kind(objects, "Pod"):
         if (pod["metadata"]["namespace"], pod["metadata"]["name"]) == (here, name):
@@ -71,7 +70,7 @@ def _pod(pod: Object, port: Port | None, families: set[int]) -> Goal:
     name = find.full_name(pod)
     wanted = port or next(iter(pods.ports(pod)), None)
     if wanted is None:
-        raise BadInputError(f"pod {name}: spec.containers: no containerPort is declared", "say one with --port")
+        raise BadInputError(f"pod {name}: spec.containers: no containerPort is declared", "give one with --port")
     addresses = [a for a in pods.addresses(pod) if ip_address(a).version in families]
     if not addresses:
         raise BadInputError(f"pod {name}: status.podIPs: it has no address that the source can call")
@@ -100,7 +99,7 @@ def _service(objects: Sequence[Object], service: Object, port: Port | None, fami
 
 
 def _endpoints(slices: Sequence[Object], service: Object, port_name: str) -> Iterator[tuple[str, int]]:
-    """Addresses of the ready endpoints behind a Service's port, with their own port number."""
+    """(address, port number) of the ready endpoints of a Service port."""
     metadata = service["metadata"]
     for found in slices:
         label = (found["metadata"].get("labels") or {}).get("kubernetes.io/service-name")

@@ -1,4 +1,4 @@
-"""Where a lab's groups are in the cgroup v2 tree. The lab changes no other group."""
+"""The paths of a lab's cgroups in the cgroup v2 tree. The lab changes no other cgroup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def node_root(lab: str, node: str) -> Path:
 
 
 def node_system(lab: str, node: str) -> Path:
-    """Where the node's agent and its CNI plugins run."""
+    """The cgroup in which the node's agent and CNI plugins run."""
     return node_root(lab, node) / "system"
 
 
@@ -29,6 +29,6 @@ def pod_group(lab: str, node: str, namespace: str, pod: str) -> Path:
 
 
 def labs() -> list[str]:
-    """Names of the labs that have a cgroup, running or left over."""
+    """Names of the labs that have a cgroup, whether they run or not."""
     prefix = names.cgroup_root("")
     return sorted(path.name.removeprefix(prefix) for path in mount_point().glob(f"{prefix}*") if path.is_dir())

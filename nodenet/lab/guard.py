@@ -1,8 +1,9 @@
-"""Who may use a lab's API: on the loopback interface root and the user who runs the lab, elsewhere whoever has a token.
+"""Decides who may use a lab's API: on the loopback interface root and the user who runs the lab, elsewhere the clients
+with a token.
 
-A client of the API decides what runs inside pods as root, so other users of the machine must be kept out, and processes
-inside pods too: they reach the fabric. kubectl sends no token over plain HTTP; on the loopback interface the kernel
-itself knows who is at the other end.
+An API client can make pods run commands as root, so other users of the machine must have no access. Nor must processes
+inside pods, which can reach the fabric. kubectl sends no token over plain HTTP; on the loopback interface the kernel
+tells the owner of the client's socket instead.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _TCP = Path("/proc/net/tcp")
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The secrets of one lab: the administrator's and, by node, its agent's. New for each start of a lab."""
+    """The bearer tokens of one lab: the administrator's, and by node the agent's. Each start of a lab has new ones."""
 
     admin: str
     agents: dict[str, str]
 
     def users(self) -> dict[str, User]:
-        """An agent may read what agents watch, and write nothing."""
+        """Users by token. An agent may read the kinds that agents watch, and write nothing."""
         kinds = [kind.name for kind in API_KINDS]
         agents = {token: reader(f"nodenet-agent:{node}", kinds) for node, token in self.agents.items()}
         return {self.admin: ADMIN} | agents
@@ -44,7 +45,7 @@ def new_tokens(nodes: Iterable[str]) -> Tokens:
 
 
 class LabAccess(Access):
-    """On 127.0.0.1 the owner of the client's socket decides (403 for others); a token is good there as well."""
+    """On 127.0.0.1 the owner of the client's socket decides, and a valid token is accepted too. All others get 403."""
 
     def user(self, request: web.Request) -> User:
         transport = request.transport
@@ -65,7 +66,7 @@ def _allowed(peer: tuple[str, int], own: tuple[str, int]) -> bool:
 
 
 def socket_owner(local: tuple[str, int], remote: tuple[str, int], table: str) -> int | None:
-    """The uid of the IPv4 socket with these ends in a /proc/net/tcp, or None."""
+    """The uid of the IPv4 socket with these addresses in the text of /proc/net/tcp, or None."""
     wanted = [_hex(local), _hex(remote)]
     for line in table.splitlines()[1:]:
         fields = line.split()
@@ -75,6 +76,6 @@ def socket_owner(local: tuple[str, int], remote: tuple[str, int], table: str) ->
 
 
 def _hex(end: tuple[str, int]) -> str:
-    """As /proc/net/tcp writes an address: the 32 bits as a number of this machine, then the port."""
+    """An address as /proc/net/tcp writes it: the IPv4 address as a 32-bit number in host byte order, then the port."""
     (number,) = struct.unpack("=I", socket.inet_aton(end[0]))
     return f"{number:08X}:{end[1]:04X}"

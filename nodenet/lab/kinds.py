@@ -1,7 +1,7 @@
-"""Which kind a manifest means: one that the lab plays, one that it passes over, or a mistake. Pure.
+"""Finds out whether the lab supports the kind of a manifest, skips it, or must reject it. Pure.
 
-A group without a dot, and those below, belong to Kubernetes itself: a kind or version that such a group does not have
-is a mistake. Any other group is somebody's custom resource (apiextensions wants a dot in its name).
+API groups without a dot and those below belong to Kubernetes itself, so an unknown kind or version in them is an error.
+Any other group is that of a custom resource (apiextensions requires a dot in its name).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 
-# Kinds of Kubernetes 1.34 by group. All are served as v1, some beside other versions.
+# Kinds of Kubernetes 1.34 by group. All are served as v1; some have other versions too.
 BUILT_IN: dict[str, tuple[str, ...]] = {
     group: tuple(kinds.split())
     for group, kinds in {
@@ -59,9 +59,9 @@ class Judgement:
 
 
 def judge(api_version: str, kind: str, custom: Iterable[Resource] = ()) -> Judgement:
-    """What a manifest's apiVersion and kind stand for. `problem` names the field and what was meant.
+    """Look up a manifest's apiVersion and kind. `problem` names the field and the value that was probably meant.
 
-    `custom`: what CustomResourceDefinitions add.
+    `custom`: the resources of CustomResourceDefinitions.
     """
     for each in custom:
         if (each.api_version, each.kind) == (api_version, kind):

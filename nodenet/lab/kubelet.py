@@ -1,4 +1,4 @@
-"""The kubelet of one node: a worker for each pod that is bound to it (pod_worker.py)."""
+"""The kubelet of one node. It runs a worker for each pod that is bound to the node (pod_worker.py)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class Kubelet:
-    """`stale`: attachments of sandboxes that a reboot ended, by pod. The runtime remembers them, and detaches each one
-    before its pod gets a new sandbox."""
+    """`stale`: attachments of sandboxes that a reboot ended, by pod. The kubelet detaches each one (CNI DEL) before its
+    pod gets a new sandbox."""
 
     def __init__(self, here: Surroundings, stale: Iterable[tuple[Ref, Attachment]] = ()) -> None:
         self._here = here
@@ -34,12 +34,12 @@ class Kubelet:
                 self._changed(group, pod, gone=not exists)
 
     def attachments(self) -> list[tuple[Ref, Attachment]]:
-        """What the runtime remembers of the pods that have a network."""
+        """The attachments of all pods that have a network."""
         found = [(worker.ref, worker.attachment) for worker in self._workers.values()]
         return [(ref, attachment) for ref, attachment in found if attachment is not None]
 
     def namespaces(self) -> Sequence[Path]:
-        """Of the pods that have one of their own."""
+        """The network namespaces of all pods that have their own."""
         return [worker.netns for worker in self._workers.values() if worker.netns is not None]
 
     def _changed(self, group: asyncio.TaskGroup, pod: Object, *, gone: bool) -> None:
@@ -54,10 +54,10 @@ class Kubelet:
             self._ending[worker.ref] = task
             task.add_done_callback(lambda _: self._forget(worker, task))
         if worker.update(pod, ending=gone or "deletionTimestamp" in pod["metadata"]):
-            group.create_task(worker.tell_again(), name=f"status of {pod['metadata']['name']}")
+            group.create_task(worker.restore_status(), name=f"status of {pod['metadata']['name']}")
 
     def _forget(self, worker: PodWorker, task: asyncio.Task[None]) -> None:
-        # A cancelled worker is one whose node lost its power: what it had is asked for afterwards.
+        # A worker is cancelled when its node is rebooted. The reboot still needs it for attachments() and namespaces().
         if task.cancelled():
             return
         self._workers.pop(worker.uid, None)
@@ -65,7 +65,7 @@ class Kubelet:
             del self._ending[worker.ref]
 
     async def _detach(self, attachment: Attachment) -> None:
-        """Until it works, as a kubelet repeats StopPodSandbox."""
+        """Detach; retry until it succeeds, as a kubelet repeats StopPodSandbox."""
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             try:

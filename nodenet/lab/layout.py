@@ -1,6 +1,7 @@
-"""Addresses of a lab: what each node gets, computed from the lab's name, size and IP families. Pure.
+"""Computes the addresses of a lab's nodes from the lab's size and IP families. Pure.
 
-Two labs use the same addresses: each lives in namespaces of its own that nothing joins to the host or to another lab.
+All labs use the same addresses. They do not conflict, because the network namespaces of a lab have no connection to the
+host or to another lab.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ IPInterface = IPv4Interface | IPv6Interface
 MAX_NODES = 200
 API_PORT = 6443
 DEFAULT_MASK_SIZE = 24
-# Node n of the fabric has the address .10+n; the fabric itself, and the API in it, .1.
+# Node n has the address .10+n in the fabric's network. The fabric itself, with the API, has .1.
 _FIRST_NODE = 10
 _FABRIC4 = IPv4Network("172.30.0.0/24")
 _FABRIC6 = IPv6Network("fd00:172:30::/64")
@@ -28,7 +29,7 @@ _SERVICES6 = IPv6Network("fd00:10:96::/112")
 
 
 class IPFamily(StrEnum):
-    """The values of --ip-family. Dual stack lists IPv4 first, as a cluster with that primary family does."""
+    """The values of --ip-family. In dual stack IPv4 is the primary family."""
 
     IPV4 = "ipv4"
     IPV6 = "ipv6"
@@ -41,7 +42,7 @@ class IPFamily(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """One node: its addresses on the fabric and the networks that its pods get addresses from."""
+    """One node: its addresses in the fabric's network, and its pod networks."""
 
     name: str
     addresses: tuple[IPInterface, ...]
@@ -50,7 +51,7 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class LabPlan:
-    """A whole lab. `fabric` are the fabric's own addresses; the API listens on each of them at API_PORT."""
+    """A whole lab. `fabric`: the fabric's own addresses. The API listens on each of them at API_PORT."""
 
     name: str
     family: IPFamily
@@ -63,7 +64,7 @@ class LabPlan:
         return tuple(interface.ip for interface in self.fabric)
 
     def node(self, name: str) -> NodePlan:
-        """Raises BadInputError when the lab has no node of that name."""
+        """Raises BadInputError if the lab has no node of that name."""
         for node in self.nodes:
             if node.name == name:
                 return node
@@ -72,7 +73,7 @@ class LabPlan:
 
 
 def plan(name: str, nodes: int, family: IPFamily, mask_size: int = DEFAULT_MASK_SIZE) -> LabPlan:
-    """Addresses for a lab of `nodes` nodes. `mask_size` is the prefix length of each node's IPv4 pod network.
+    """Compute a lab with `nodes` nodes. `mask_size` is the prefix length of each node's IPv4 pod network.
 
     Raises BadInputError for a bad name, a number of nodes outside 1-200 or a mask outside 24-30.
     """
@@ -109,12 +110,12 @@ def _addresses(family: IPFamily, host: int) -> tuple[IPInterface, ...]:
 
 
 def url_host(address: IPAddress) -> str:
-    """The address as a URL writes it."""
+    """The address as the host part of a URL."""
     return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
 
 
 def to_json(lab: LabPlan, mask_size: int) -> dict[str, Any]:
-    """What `from_json` needs to compute the same plan again."""
+    """The inputs from which `from_json` computes the same plan."""
     return {"name": lab.name, "nodes": len(lab.nodes), "ipFamily": lab.family.value, "nodeCidrMaskSize": mask_size}
 
 
@@ -123,5 +124,5 @@ def from_json(data: dict[str, Any]) -> LabPlan:
 
 
 def gateway(network: IPNetwork) -> IPv4Address | IPv6Address:
-    """The first address of a pod network: the node's side, as host-local assigns it by default."""
+    """The first address of a pod network. It belongs to the node, as with host-local's default."""
     return network[1]

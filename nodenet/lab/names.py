@@ -1,4 +1,5 @@
-"""Names and places of everything a lab makes: from a name alone `lab down` finds what to remove. Pure.
+"""Names and paths of everything that a lab creates. They follow from the lab's name, so `lab down` finds everything
+that it must remove. Pure.
 
 /run/nodenet/lab/<lab>/            the lab's folder; <node>/ inside it is that node's run_dir
 /run/netns/nn.<lab>.fabric         the network that joins the nodes
@@ -20,7 +21,7 @@ NETNS_ROOT = Path("/run/netns")
 FABRIC = "fabric"
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-# sun_path holds 108 bytes: /run/nodenet/lab/<lab>/node200/agent.sock has to fit with room to spare.
+# sun_path has 108 bytes, and /run/nodenet/lab/<lab>/node200/agent.sock must fit.
 _MAX_LAB_NAME = 32
 # NAME_MAX of Linux file systems, cgroup2 and nsfs files included.
 _MAX_FILE_NAME = 255
@@ -28,7 +29,8 @@ _HASH_CHARS = 12
 
 
 def check_lab_name(name: str) -> str:
-    """`name` itself. Raises BadInputError unless it is a DNS label (no dots: they separate the parts) of 32 at most."""
+    """Returns `name`. Raises BadInputError unless it is a DNS label of at most 32 characters. It must have no dots,
+    because dots separate the parts of names."""
     if len(name) > _MAX_LAB_NAME or not _NAME.fullmatch(name):
         raise BadInputError(
             f"lab name {name!r}: expected at most {_MAX_LAB_NAME} of a-z, 0-9 and '-', a letter or digit at both ends"
@@ -41,7 +43,7 @@ def node_name(number: int) -> str:
 
 
 def netns_prefix(lab: str) -> str:
-    """Every namespace of the lab, and none of another lab's, starts with this."""
+    """The prefix of all namespaces of this lab, and of no others."""
     return f"nn.{lab}."
 
 
@@ -78,7 +80,7 @@ def netns_path(name: str) -> Path:
 
 
 def shorten(name: str) -> str:
-    """`name`, or where a file could not be called so, its start and a hash of the whole."""
+    """`name`, or if it is too long for a file name, its start and a hash of the whole name."""
     if len(name) <= _MAX_FILE_NAME:
         return name
     digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()[:_HASH_CHARS]

@@ -1,7 +1,7 @@
-"""The kernel's neighbour table is one for all network namespaces: a matrix over many pods can fill it.
+"""Keeps a matrix over many pods from filling the kernel's neighbour table, which all network namespaces share.
 
-Each pod that talks to another one on its node has an entry for it, which stays for half a minute. Beyond gc_thresh3
-entries the kernel resolves no further address and packets vanish, which would look like a denied connection.
+A pod that sends to another pod of its node gets an entry for it, which stays for about 30 seconds. Beyond gc_thresh3
+entries the kernel resolves no more addresses and drops the packets, which looks like a connection that policy denies.
 (net/core/neighbour.c: neigh_alloc, neigh_forced_gc.)
 """
 
@@ -16,7 +16,7 @@ from nodenet.link import netns
 
 # The kernel's default.
 _LIMIT = 1024
-# Of the limit: others use the table too.
+# The share of the limit that a matrix may use, because other programs use the table too.
 _SHARE = 0.6
 _STATISTICS = (Path("/proc/net/stat/arp_cache"), Path("/proc/net/stat/ndisc_cache"))
 
@@ -27,9 +27,10 @@ def limit() -> int:
 
 
 def waves(pods: Sequence[Mapping[str, Any]], room: int) -> Iterator[list[Mapping[str, Any]]]:
-    """The sources of a matrix in groups that fit, with a flush between them. Pure; `room` is the table's limit.
+    """Split the sources of a matrix into groups that fit into the table if it is flushed between them. Pure. `room` is
+    the table's limit.
 
-    One source makes an entry for each pod on its node, and one of its own in each of them.
+    For each other pod on the node, a source adds two entries: one in its own namespace and one in that pod's.
     """
     on_node = Counter(pod["spec"].get("nodeName", "") for pod in pods)
     wave: list[Mapping[str, Any]] = []
@@ -46,18 +47,18 @@ def waves(pods: Sequence[Mapping[str, Any]], room: int) -> Iterator[list[Mapping
 
 
 def flush(namespaces: Iterable[Path]) -> None:
-    """Forget the entries of these namespaces: they are resolved again when they are needed."""
+    """Delete the entries of these namespaces. The kernel resolves the addresses again when it needs them."""
     for path in namespaces:
         netns.run(path, ["ip", "neigh", "flush", "all"], capture_output=True)
 
 
 def overflows() -> int:
-    """How often the table was full, since the machine started."""
+    """How often the table was full since the machine started."""
     return sum(_overflows(path.read_text()) for path in _STATISTICS if path.exists())
 
 
 def _overflows(text: str) -> int:
-    """One line of hexadecimal numbers for each processor, below the names of the columns."""
+    """Sum the column table_fulls. The text has a line of column names, then a line of hexadecimal numbers per CPU."""
     head, *lines = (line.split() for line in text.splitlines())
     if "table_fulls" not in head:
         return 0

@@ -1,4 +1,4 @@
-"""The Node objects that a lab's kubelets register and keep up to date. Pure."""
+"""Builds the Node objects that a lab's kubelets register and update. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_PODS = "110"
 
 
 def node_object(plan: LabPlan, node: NodePlan, now: str, boot_id: str) -> dict[str, Any]:
-    """As a kubelet registers it, with the pod networks that the control plane would give it. Not Ready yet."""
+    """The Node as a kubelet registers it (not Ready), with the pod networks that the control plane would assign."""
     arch = _MACHINES.get(platform.machine(), platform.machine())
     labels = {
         "kubernetes.io/hostname": node.name,
@@ -53,7 +53,7 @@ def node_object(plan: LabPlan, node: NodePlan, now: str, boot_id: str) -> dict[s
 
 
 def ready_condition(ready: bool, now: str) -> dict[str, str]:
-    """kubelet's words for a node whose network plugin is not up."""
+    """The Ready condition. Not ready means, as with a real kubelet, that the network plugin is not up."""
     reason, message = (
         ("KubeletReady", "the agent is ready") if ready else ("KubeletNotReady", "the agent does not answer")
     )

@@ -1,7 +1,7 @@
-"""Classic BPF socket filters that lose the packets of some senders: the blackhole of a lab's API (gate.py).
+"""Classic BPF socket filters that drop the packets of some senders, for the blackhole of a lab's API (gate.py).
 
-A filter sees what arrives for one socket, before TCP does: a packet that it drops is not acknowledged. It needs no
-nftables, lives as long as its socket, and on a listening socket it drops SYNs without an answer. Linux
+A filter sees the packets for one socket before TCP does, so TCP does not acknowledge a dropped packet. On a listening
+socket it drops SYNs without an answer. It needs no nftables and ends with its socket. Linux
 Documentation/networking/filter.rst, "Networking Socket Filters".
 """
 
@@ -18,7 +18,7 @@ from nodenet.model import IPNetwork
 
 SO_ATTACH_FILTER = 26
 SO_DETACH_FILTER = 27
-# Loads from here count from the start of the IP header, wherever the socket's data begin (linux/filter.h).
+# SKF_NET_OFF: load offsets from here on are relative to the IP header, for every type of socket (linux/filter.h).
 _NET_OFF = 0x100000000 - 0x100000
 _SOURCE = {4: 12, 6: 8}
 # BPF_LD|BPF_W|BPF_ABS, BPF_ALU|BPF_AND|BPF_K, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
@@ -29,7 +29,7 @@ _MOST = 4096
 
 
 def attach(sock: socket.socket, program: bytes) -> None:
-    """Replaces the filter that the socket has."""
+    """Set the socket's filter, in place of any earlier one."""
     buffer = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: a length and a pointer.
     value = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
@@ -37,7 +37,7 @@ def attach(sock: socket.socket, program: bytes) -> None:
 
 
 def detach(sock: socket.socket) -> None:
-    """Without a filter nothing happens."""
+    """Remove the socket's filter, if it has one."""
     with suppress(FileNotFoundError):
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
@@ -47,16 +47,18 @@ def drop_all() -> bytes:
 
 
 def drop_from(networks: Iterable[IPNetwork], version: int) -> bytes:
-    """Drop what comes from these networks, for a socket of this IP version. Raises BadInputError for too many."""
+    """A filter that drops packets from these networks, for a socket of this IP version. Raises BadInputError if the
+    program is too long for the kernel."""
     program = b"".join(_one(network) for network in networks if network.version == version)
     program += _instruction(_RETURN, _WHOLE)
     if len(program) // 8 > _MOST:
-        raise BadInputError("a filter cannot tell so many nodes apart", "without --node it is staged for all of them")
+        raise BadInputError("too many nodes for one socket filter", "without --node the fault applies to all nodes")
     return program
 
 
 def _one(network: IPNetwork) -> bytes:
-    """Compare word by word; the first one that differs goes on behind the `return`."""
+    """Instructions that drop a packet from this network. They compare the address word by word; at the first
+    difference they jump behind the `return`."""
     mask, address = network.netmask.packed, network.network_address.packed
     words = [(int.from_bytes(mask[i : i + 4], "big"), i) for i in range(0, len(mask), 4) if any(mask[i : i + 4])]
     checks = [
@@ -70,7 +72,7 @@ def _one(network: IPNetwork) -> bytes:
     found: list[bytes] = [_instruction(_RETURN, _DROP)]
     for check in reversed(checks):
         *rest, compare = check
-        # jt 0: the next one; jf: behind the return.
+        # jt 0: continue with the next instruction. jf: jump behind the return.
         found = [*rest, compare[:3] + bytes([len(found)]) + compare[4:], *found]
     return b"".join(found)
 

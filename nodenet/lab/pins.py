@@ -1,5 +1,5 @@
-"""The eBPF objects that a lab's agents pinned: known by number, to await their end. The kernel frees them a moment
-after the last pin, link, filter and namespace are gone.
+"""Waits for the end of the eBPF objects that a lab's agents pinned. The kernel frees them only a moment after the last
+pin, link, filter and namespace are gone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BpfObject(NamedTuple):
 
 
 def pinned(folders: Iterable[Path]) -> set[BpfObject]:
-    """The maps and programs pinned below bpffs mounts. Empty where libbpf is missing: then nothing loaded any."""
+    """The maps and programs pinned below these bpffs mounts. Empty without libbpf, because then none was loaded."""
     found: set[BpfObject] = set()
     try:
         for folder in folders:
@@ -51,7 +51,7 @@ def _identify(path: Path) -> Iterator[BpfObject]:
 
 
 def wait_gone(objects: Iterable[BpfObject], seconds: float) -> bool:
-    """Until the kernel has freed all of them; False when it has not within `seconds`."""
+    """Wait until the kernel has freed all of them. Returns False if it has not after `seconds`."""
     deadline = time.monotonic() + seconds
     for each in objects:
         while _exists(each):

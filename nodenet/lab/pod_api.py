@@ -1,4 +1,4 @@
-"""The kubelets' view of the API, from inside the API's own process."""
+"""The API as the lab's kubelets use it, within the API's own process."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from nodenet.lab.apiserver.client import LocalClient
 from nodenet.lab.apiserver.status import ApiError
 
 Object = dict[str, Any]
-# Gone, or replaced by another of the same name.
+# The object was deleted, or replaced by another one of the same name.
 _GONE = (404, 409)
 
 
 class ClientPodApi:
-    """Implements pod_worker.PodApi. A write to a pod that has gone or has been replaced meanwhile is no error."""
+    """Implements pod_worker.PodApi. Writing to a pod that was deleted or replaced in the meantime is not an error."""
 
     def __init__(self, client: LocalClient) -> None:
         self._client = client
 
     async def pods(self, node: str) -> AsyncIterator[tuple[bool, Object]]:
-        """For ever: a pod as it is now, or False and its last state."""
+        """Yields (True, pod) for each new or changed pod, and (False, last state) for each deleted one. Endless."""
         async for change in self._client.follow("Pod", f"spec.nodeName={node}"):
             if change.new is not None:
                 yield True, change.new
@@ -32,7 +32,8 @@ class ClientPodApi:
         metadata = pod["metadata"]
         body = {"metadata": {"uid": metadata["uid"]}, "status": dict(status)}
         try:
-            # Asked here, and not of the copy that the watch brought: nothing comes between this and the write.
+            # Read the annotation from the API, not from the copy of the watch, which may be older. No other task runs
+            # between this read and the write.
             if pods.manual_status(await self._client.get("Pod", metadata["name"], metadata["namespace"])):
                 return
             await self._client.patch("Pod", metadata["name"], body, metadata["namespace"], "status")

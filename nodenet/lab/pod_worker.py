@@ -1,6 +1,7 @@
-"""One pod's life on its node, from its binding to its end: sandbox, network, stand-in, status, and all of it back.
+"""Runs one pod on its node, from binding to removal: creates sandbox and network, starts the stand-in, sets the status,
+and removes everything at the end.
 
-Nothing here knows policies or Services' backends: that is the agent's work, which sees the pods only through the API.
+Policies and the backends of Services are the agent's work. The agent sees pods only through the API.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ BACKOFF_MOST = 10.0
 
 
 class PodApi(Protocol):
-    """What a kubelet asks of the API."""
+    """The parts of the API that a kubelet needs."""
 
     def pods(self, node: str) -> AsyncIterator[tuple[bool, Object]]:
-        """For ever: every pod bound to the node, now and after each change; False: it is gone."""
+        """Yields (exists, pod) for every pod bound to the node, now and after each change. Endless."""
         ...
 
     async def set_status(self, pod: Object, status: Mapping[str, Any]) -> None:
-        """Merge into status. Nothing happens when that very pod (by uid) no longer exists, or when its status is
-        somebody else's (pods.manual_status)."""
+        """Merge into the pod's status. Does nothing if the pod (by uid) no longer exists, or if a test sets its status
+        (pods.manual_status)."""
         ...
 
     async def finish_deletion(self, pod: Object) -> None:
-        """The last step: take the object away. Nothing happens when it is gone already."""
+        """The last step: delete the object. Does nothing if it no longer exists."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the pods of a node share. `network_ready` is set while the node's CNI may be called; `slots` bounds how many
-    pods of the whole lab are made at one time."""
+    """What the pods of a node share. `network_ready` is set while CNI may be called on the node. `slots` limits how
+    many pods of the whole lab are created at the same time."""
 
     lab: str
     node: NodePlan
@@ -61,21 +62,21 @@ class Surroundings:
 
 
 class PodWorker:
-    """One pod, by uid."""
+    """The worker of one pod (by uid)."""
 
     def __init__(self, here: Surroundings, pod: Object) -> None:
         metadata = pod["metadata"]
         self.pod = pod
         self.uid: str = metadata["uid"]
         self.ref: Ref = (metadata["namespace"], metadata["name"])
-        # The end of an earlier pod of the same name, whose namespace and cgroup this one needs.
+        # The task of an earlier pod with the same name. This one needs its namespace and cgroup, so it waits for it.
         self.before: asyncio.Task[None] | None = None
         self._here = here
         self._ending = asyncio.Event()
         self._over = asyncio.Event()
-        # What the status is to be; somebody else's is in the API while they set it (pods.manual_status).
+        # The status as the kubelet would set it. The API has another one while a test sets it (pods.manual_status).
         self._status: Mapping[str, Any] = {}
-        # As a kubelet that starts again finds them: what ran before it did.
+        # Like a restarted kubelet, count the container starts that the pod's status reports.
         self._restarts = pods.restarts(pod)
         self._sandbox = Sandbox(here.lab, here.node.name, self.ref, host_network=pods.host_network(pod))
         self._attached = False
@@ -84,7 +85,8 @@ class PodWorker:
         return "/".join(self.ref)
 
     def update(self, pod: Object, *, ending: bool) -> bool:
-        """Whether its status has just become ours again: then `tell_again` is due."""
+        """Take the new state of the object. Returns True if a test no longer sets the status: then call
+        `restore_status`."""
         released = pods.manual_status(self.pod) and not pods.manual_status(pod)
         self.pod = pod
         if ending:
@@ -93,50 +95,51 @@ class PodWorker:
             self._over.set()
         return released
 
-    async def tell_again(self) -> None:
-        """What is so, in place of what somebody else has written into the status."""
+    async def restore_status(self) -> None:
+        """Write the real status over the one that a test has set."""
         await self._here.api.set_status(self.pod, {"phase": "Pending", "reason": None, "message": None, **self._status})
 
     @property
     def attachment(self) -> Attachment | None:
-        """What the runtime has to detach, where there is a network."""
+        """The attachment that must be detached, or None if the pod has none."""
         return self._attachment() if self._attached else None
 
     @property
     def netns(self) -> Path | None:
-        """Of the pod's own; None where it uses the node's."""
+        """The path of the pod's network namespace; None if it uses the node's."""
         return None if self._sandbox.host_network else self._sandbox.netns
 
     async def run(self) -> None:
-        """Until the pod is gone. An error of one pod ends in its status and in the log, never in the kubelet."""
+        """Run the pod until it is removed. Errors appear in the pod's status and in the log. They do not stop the
+        kubelet."""
         if self.before is not None:
             await asyncio.wait([self.before])
-        await self._until(self._live, self._over, self._ending)
+        await self._run_until(self._run_containers, self._over, self._ending)
         if self._over.is_set() and not self._ending.is_set():
-            # A pod that is over keeps its object and its addresses there; they are free for other pods.
+            # A finished pod keeps its object, with its addresses in the status, but other pods may get the addresses.
             await self._retried_quietly(self._take_down)
             phase = pods.end_phase(self.pod) or "Failed"
-            await self._tell(pods.finished_status(self.pod, _now(), phase, self._restarts))
+            await self._set_status(pods.finished_status(self.pod, _now(), phase, self._restarts))
         await self._ending.wait()
         await self._retried_quietly(self._take_down)
         log.info("%s: removed", self)
         await self._here.api.finish_deletion(self.pod)
 
-    async def _until(self, live: Callable[[], Coroutine[Any, Any, None]], *events: asyncio.Event) -> None:
-        """`live` until one of the events, or until this task is cancelled."""
-        living = asyncio.create_task(live(), name=f"live {self}")
+    async def _run_until(self, step: Callable[[], Coroutine[Any, Any, None]], *events: asyncio.Event) -> None:
+        """Run `step` until one of the events is set or this task is cancelled."""
+        running = asyncio.create_task(step(), name=f"run {self}")
         waiting = [asyncio.create_task(event.wait()) for event in events]
         try:
-            await asyncio.wait([living, *waiting], return_when=asyncio.FIRST_COMPLETED)
-            if living.done() and not living.cancelled() and living.exception() is not None:
-                log.error("%s: unexpected", self, exc_info=living.exception())
+            await asyncio.wait([running, *waiting], return_when=asyncio.FIRST_COMPLETED)
+            if running.done() and not running.cancelled() and running.exception() is not None:
+                log.error("%s: unexpected error", self, exc_info=running.exception())
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (living, *waiting):
+            for task in (running, *waiting):
                 task.cancel()
-            await asyncio.wait([living])
+            await asyncio.wait([running])
 
-    async def _live(self) -> None:
+    async def _run_containers(self) -> None:
         if pods.without_sandbox(self.pod) or (pods.finished(self.pod) and not pods.manual_status(self.pod)):
             return
         if self._restarts:
@@ -146,7 +149,7 @@ class PodWorker:
             server = await self._retried("CrashLoopBackOff", self._start)
             node_ips = [interface.ip for interface in self._here.node.addresses]
             running = pods.running_status(self.pod, _now(), ips, node_ips, self._sandbox.container_id, self._restarts)
-            await self._tell(running)
+            await self._set_status(running)
             log.info("%s: running at %s", self, ", ".join(map(str, ips)))
             status = await process.wait(server)
             self._restarts += 1
@@ -156,7 +159,7 @@ class PodWorker:
             await asyncio.sleep(BACKOFF_FIRST)
 
     async def _attach(self) -> tuple[IPAddress, ...]:
-        """Sandbox and CNI ADD. A failure leaves nothing that the next attempt would stumble over."""
+        """Create the sandbox and call CNI ADD. After a failure it can be called again."""
         await asyncio.to_thread(self._sandbox.create)
         if self._sandbox.host_network:
             return tuple(interface.ip for interface in self._here.node.addresses)
@@ -173,7 +176,7 @@ class PodWorker:
             return await self._sandbox.start(pods.ports(self.pod))
 
     async def _retried(self, reason: str, step: Callable[[], Any]) -> Any:
-        """`step`, again and again with backoff; each failure is told in the pod's status."""
+        """Call `step` with backoff until it succeeds. Each failure is written to the pod's status."""
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             try:
@@ -185,14 +188,14 @@ class PodWorker:
             await asyncio.sleep(backoff.next())
 
     async def _wait_for(self, message: str, reason: str = "ContainerCreating") -> None:
-        await self._tell(pods.waiting_status(self.pod, _now(), reason, message, self._restarts))
+        await self._set_status(pods.waiting_status(self.pod, _now(), reason, message, self._restarts))
 
-    async def _tell(self, status: Mapping[str, Any]) -> None:
+    async def _set_status(self, status: Mapping[str, Any]) -> None:
         self._status = status
         await self._here.api.set_status(self.pod, status)
 
     async def _retried_quietly(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """A step of the pod's end: one that fails is tried again until it works."""
+        """Call a step of the pod's removal with backoff until it succeeds. Failures are only logged."""
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             try:

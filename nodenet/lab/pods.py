@@ -1,4 +1,4 @@
-"""What a kubelet derives from a Pod object: ports, environment and the parts of its status. Pure."""
+"""Derives from a Pod object what a kubelet needs: ports, environment and the parts of its status. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nodenet.model import IPAddress
 
 Object = Mapping[str, Any]
 
-# Annotations by which a test takes a part of a pod's life into its own hands.
+# Annotations by which a test takes over a part of the kubelet's work for a pod.
 STATUS = "lab.nodenet/status"
 SANDBOX = "lab.nodenet/sandbox"
 END = "lab.nodenet/end"
@@ -27,14 +27,15 @@ class Port(NamedTuple):
 
 
 def containers(pod: Object) -> list[Object]:
-    """Those that run while the pod does: spec.containers and sidecars (init with restartPolicy Always, KEP-753)."""
+    """The containers that run as long as the pod: spec.containers and sidecars (init containers with restartPolicy
+    Always, KEP-753)."""
     spec = pod["spec"]
     sidecars = [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
     return [*sidecars, *spec["containers"]]
 
 
 def ports(pod: Object) -> list[Port]:
-    """Every declared port once, in the order of declaration."""
+    """Every declared port, without duplicates, in the order of declaration."""
     declared = (port for container in containers(pod) for port in container.get("ports") or ())
     return list(dict.fromkeys(Port(port["containerPort"], port.get("protocol", "TCP")) for port in declared))
 
@@ -57,23 +58,23 @@ def _annotation(pod: Object, key: str) -> str:
 
 
 def manual_status(pod: Object) -> bool:
-    """Whether somebody else sets the status: the kubelet runs the pod and writes nothing."""
+    """True if a test sets the status. The kubelet then runs the pod but writes no status."""
     return _annotation(pod, STATUS) == "manual"
 
 
 def without_sandbox(pod: Object) -> bool:
-    """Whether the kubelet leaves the pod alone: it has no namespace and no network, only an object."""
+    """True if the kubelet creates nothing for the pod: no namespace and no network. Only the object exists."""
     return _annotation(pod, SANDBOX) == "none"
 
 
 def end_phase(pod: Object) -> str:
-    """The phase in which the pod is to end now; "" while it is not."""
+    """The phase in which the pod must end now; "" if it must not end."""
     phase = _annotation(pod, END)
     return phase if phase in END_PHASES else ""
 
 
 def restarts(pod: Object) -> int:
-    """How often its containers have been started before one that starts now. 0 for a pod that has never run."""
+    """The number of earlier starts of its containers. 0 for a pod that has never run."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     ran = [status.get("restartCount", 0) + 1 for status in statuses if "running" in (status.get("state") or {})]
     return max(ran, default=max((status.get("restartCount", 0) for status in statuses), default=0))
@@ -86,7 +87,7 @@ def addresses(pod: Object) -> list[str]:
 
 
 def waiting_message(pod: Object) -> str:
-    """Why it does not run, where its status says so."""
+    """The reason in the pod's status why it does not run, or ""."""
     for status in pod.get("status", {}).get("containerStatuses") or ():
         message = status.get("state", {}).get("waiting", {}).get("message")
         if message:
@@ -95,9 +96,10 @@ def waiting_message(pod: Object) -> str:
 
 
 def service_environment(pod: Object, services: Iterable[Object]) -> dict[str, str]:
-    """The variables that kubelet gives a container for each Service of its namespace that has a cluster address.
+    """The variables that kubelet sets in a container for each Service of its namespace that has a cluster address.
 
-    With enableServiceLinks false only the `kubernetes` Service of the default namespace is told, as everywhere.
+    Those of the Service default/kubernetes are set in every namespace, and are the only ones if enableServiceLinks is
+    false.
     """
     namespace, links = pod["metadata"]["namespace"], pod["spec"].get("enableServiceLinks", True)
     found: dict[str, str] = {}
@@ -148,8 +150,8 @@ _LOADS_CODE = (
 
 
 def loads_code(variable: str) -> bool:
-    """Whether this variable could make a program of the host run other code. So could one whose name is no plain name:
-    bash takes functions from such ones."""
+    """True if this variable could make a program of the host run other code. True also for names with special
+    characters, because bash imports functions from such variables."""
     return variable.startswith(_LOADS_CODE) or not variable.isidentifier() or not variable.isascii()
 
 
@@ -159,8 +161,8 @@ def left_out(pod: Object) -> list[str]:
 
 
 def environment(pod: Object, services: Iterable[Object]) -> dict[str, str]:
-    """The first container's environment: Services, HOSTNAME, then what its own `env` says (values and fieldRef), but
-    for variables that choose which code runs."""
+    """The first container's environment: Services, HOSTNAME, then its own `env` (values and fieldRef), without the
+    variables of `loads_code`."""
     found = service_environment(pod, services) | {"HOSTNAME": pod["metadata"]["name"]}
     for entry in pod["spec"]["containers"][0].get("env") or ():
         if loads_code(entry["name"]):
@@ -181,9 +183,9 @@ def _field(pod: Object, path: str) -> str | None:
 
 
 def hosts_file(pod: Object, services: Iterable[Object]) -> str:
-    """An /etc/hosts that names the pod and every Service with a cluster address, in place of a DNS server.
+    """An /etc/hosts with the pod and every Service that has a cluster address. It replaces a DNS server.
 
-    Services of the pod's own namespace also have their short name: the search list of a pod's resolver.
+    Services of the pod's own namespace also get their short name, as with the search list of a pod's resolver.
     """
     metadata = pod["metadata"]
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
@@ -203,7 +205,7 @@ def _service_lines(namespace: str, services: Iterable[Object]) -> Iterator[str]:
 def running_status(
     pod: Object, now: str, ips: Iterable[IPAddress], host_ips: Iterable[IPAddress], container_id: str, restarts: int
 ) -> dict[str, Any]:
-    """status of a pod whose stand-in answers. `now` is an RFC 3339 time."""
+    """The status of a pod whose stand-in answers. `now` is an RFC 3339 time."""
     pod_ips, node_ips = [str(ip) for ip in ips], [str(ip) for ip in host_ips]
     statuses = [
         {
@@ -231,7 +233,7 @@ def running_status(
 
 
 def waiting_status(pod: Object, now: str, reason: str, message: str, restarts: int = 0) -> dict[str, Any]:
-    """The parts of status of a pod that does not run (again) yet, with the reason where people look for it."""
+    """The status fields of a pod that does not run (again) yet, with the reason in state.waiting."""
     waiting = {"reason": reason, **({"message": message} if message else {})}
     statuses = [
         {
@@ -253,7 +255,7 @@ def waiting_status(pod: Object, now: str, reason: str, message: str, restarts: i
 
 
 def finished_status(pod: Object, now: str, phase: str, restarts: int) -> dict[str, Any]:
-    """status of a pod that is over; podIPs stay as they are. `phase` is one of END_PHASES."""
+    """The status of a finished pod, without podIPs, which remain. `phase` is one of END_PHASES."""
     fine = phase == "Succeeded"
     reason = "Completed" if fine else "Error"
     ended = {"exitCode": 0 if fine else 1, "reason": reason, "finishedAt": now}
@@ -278,7 +280,7 @@ def finished_status(pod: Object, now: str, phase: str, restarts: int) -> dict[st
 
 
 def _conditions(pod: Object, now: str, *, ready: bool, message: str = "") -> list[dict[str, Any]]:
-    """Conditions with the time of their last change kept where nothing changed. `message`: why Ready is False."""
+    """The pod's conditions. Those that did not change keep their lastTransitionTime. `message`: why Ready is False."""
     before = {c["type"]: c for c in pod.get("status", {}).get("conditions") or ()}
     wanted = {
         "PodScheduled": "True",

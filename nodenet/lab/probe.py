@@ -1,4 +1,5 @@
-"""Real connections between a lab's pods: one, or every pod to every pod. The prober runs inside the source pods."""
+"""Makes real connections between a lab's pods: one, or from every pod to every pod. The prober runs inside the source
+pods."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ from nodenet.lab.sandbox import PYTHON
 Object = Mapping[str, Any]
 
 _PROBER = Path(__file__).with_name("prober.py")
-# Seconds an attempt waits. A denied packet is dropped silently, so each denied cell costs all attempts.
+# Seconds that an attempt waits. Denied packets are dropped without an answer, so a denied cell takes all attempts.
 TIMEOUT = 1.0
 ATTEMPTS = 2
-# Prober processes at one time; they mostly wait.
+# Prober processes at the same time. They spend most of their time waiting.
 _PARALLEL = 16
-# Beyond all attempts of all batches of one prober.
+# Seconds that a prober may need in addition to all attempts of all its batches.
 _SLACK = 60.0
 
 
@@ -37,8 +38,8 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one probe saw. `refused` means that a packet arrived and something answered "no such port"; `unsupported`
-    that this kernel does not speak the protocol, so that nothing was tried.
+    """The result of one probe. `refused`: a packet arrived and the answer was that the port is closed. `unsupported`:
+    this kernel does not support the protocol, so nothing was sent.
     """
 
     outcome: str
@@ -48,7 +49,7 @@ class Outcome:
 
     @property
     def allowed(self) -> bool:
-        """Whether policy let it through: a refusal comes from behind the policy."""
+        """True if policy allowed it. A refusal counts as allowed, because the packet has passed policy before."""
         return self.outcome in ("answered", "refused")
 
     @property
@@ -58,8 +59,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a matrix found. `unsupported`: ports whose protocol this kernel does not speak: they have no cells.
-    `left_out`: pods without an address, each with the reason where its status tells one.
+    """The result of a matrix. `unsupported`: ports whose protocol this kernel does not support; they have no cells.
+    `left_out`: pods without an address, with the reason if their status has one.
     """
 
     cells: list[Cell]
@@ -70,7 +71,7 @@ class Survey:
 def probe(
     lab: str, source: Object, targets: Sequence[Target], *, timeout: float = TIMEOUT, attempts: int = ATTEMPTS
 ) -> list[Outcome]:
-    """Connect from inside `source` to each target, all at once. Raises CannotRunError when the pod does not run."""
+    """Connect from inside `source` to all targets at the same time. Raises CannotRunError if the pod does not run."""
     if not targets:
         return []
     order = {"timeout": timeout, "attempts": attempts, "targets": [target._asdict() for target in targets]}
@@ -101,9 +102,10 @@ def survey(
     timeout: float = TIMEOUT,
     attempts: int = ATTEMPTS,
 ) -> Survey:
-    """Every running pod to every other one, sorted by name: on `asked`, else on the destination's declared ports.
+    """Probe every pod from every other one, sorted by name. Uses the ports `asked`, or if None the declared ports of
+    the destination.
 
-    A dual-stack pod is asked on each of its addresses, and allowed when all of them are.
+    All addresses of a dual-stack pod are probed. Its cell is allowed if all of them are.
     """
     alive = sorted((pod for pod in everything if not pods.finished(pod)), key=find.full_name)
     ready = [pod for pod in alive if pods.addresses(pod)]

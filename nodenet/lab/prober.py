@@ -1,15 +1,15 @@
-"""The probe client: real connections from wherever it runs, many at once, with a timeout.
+"""The probe client: makes many connections at the same time from the namespace in which it runs, with a timeout.
 
-Runs alone as `python -I -S -E prober.py`: the standard library only. In on stdin, one JSON object:
+Run it as `python -I -S -E prober.py`; it needs only the standard library. Input on stdin, one JSON object:
     {"timeout": seconds per attempt, "attempts": N, "targets": [{"address": "10.0.0.1", "port": 80, "protocol": "TCP"}]}
-Out on stdout, one JSON list in the order of the targets:
+Output on stdout, one JSON list in the order of the targets:
     {"outcome": "answered" | "refused" | "timeout" | "unreachable" | "unsupported", "answer": who answered or null,
      "ms": latency of the last attempt, "error": why}
 
-TCP and SCTP: connect, GET /hostname; a connection that was made counts as answered also when nothing is said on it.
-UDP: the datagram `hostname`, sent again three times per attempt. `refused` is a reset or an ICMP port unreachable: the
-packet arrived. `unsupported`: this kernel has no such protocol, nothing was tried. `unreachable` is any other error of
-the system, before or after a packet left.
+TCP and SCTP: connect, GET /hostname. An established connection counts as answered even without a response. UDP: the
+datagram `hostname`, sent several times per attempt. `refused`: a reset or an ICMP port unreachable, so the packet
+arrived. `unsupported`: the kernel does not support the protocol and nothing was sent. `unreachable`: any other error
+of the system, before or after a packet was sent.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 
 IPPROTO_SCTP = 132
 _SENDS_PER_ATTEMPT = 3
-# Sockets open at one time: below the usual limit of 1024 descriptors.
+# Sockets open at the same time, below the usual limit of 1024 descriptors.
 _CONCURRENT = 512
 _REQUEST = b"GET /hostname HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n"
 
 
 class Probe:
-    """One target's run through its attempts. Times are seconds of the monotonic clock."""
+    """All attempts for one target. Times are seconds of the monotonic clock."""
 
     def __init__(self, target: dict[str, Any], timeout: float, attempts: int) -> None:
         self.target = target
@@ -48,7 +48,7 @@ class Probe:
         return bool(self.target["protocol"] == "UDP")
 
     def start(self, poll: select.epoll, now: float) -> None:
-        """Open a socket and take the first step. Ends the probe when the system refuses at once."""
+        """Start an attempt: open a socket and connect. Ends the probe if the system refuses at once."""
         self.started = now
         self.attempts -= 1
         family = socket.AF_INET6 if ":" in self.target["address"] else socket.AF_INET
@@ -70,7 +70,7 @@ class Probe:
         return min(end, self.next_send) if self.udp else end
 
     def late(self, poll: select.epoll, now: float) -> None:
-        """The deadline has passed: send again, try again, or give up."""
+        """After the deadline: send again, start another attempt, or end the probe."""
         if now < self.started + self.timeout:
             try:
                 self._send(now)
@@ -152,7 +152,7 @@ def _text(data: bytes) -> str:
 
 
 def run(probes: list[Probe]) -> list[dict[str, Any]]:
-    """Every probe to its end; at most _CONCURRENT at a time."""
+    """Run all probes to their end, at most _CONCURRENT at the same time."""
     poll = select.epoll()
     waiting, active = list(reversed(probes)), list[Probe]()
     while waiting or active:

@@ -1,7 +1,7 @@
-"""Start a process inside a namespace and a cgroup, and await its end through a pidfd.
+"""Starts processes inside a network namespace and a cgroup, and waits for their end with a pidfd.
 
-The cgroup is entered by a shell before the program is exec'ed: a socket belongs for life to the group in which it was
-made, so moving the process afterwards would let its first ones past the socket programs.
+A shell enters the cgroup and then executes the program. A socket belongs to the cgroup in which it was created, so
+moving the process later would leave its first sockets without the socket programs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ENTER = 'echo $$ >"$0" && exec "$@"'
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process runs: a named network namespace's path and a cgroup folder.
+    """Where a process runs: the path of a named network namespace, and a cgroup folder.
 
-    `boot_id`: a file that processes here find as /proc/sys/kernel/random/boot_id, while it exists.
+    `boot_id`: a file that replaces /proc/sys/kernel/random/boot_id for the processes, if the file exists.
     """
 
     netns: Path
@@ -34,7 +34,7 @@ class Place:
 
 
 def in_cgroup(cgroup: Path, argv: Sequence[str]) -> list[str]:
-    """The argv that enters the cgroup and becomes `argv`, with the same pid."""
+    """An argv that enters the cgroup and then executes `argv` with the same pid."""
     return ["/bin/sh", "-c", _ENTER, str(cgroup / "cgroup.procs"), *argv]
 
 
@@ -48,12 +48,12 @@ def spawn(
     stderr: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in the place, in a session of its own."""
+    """Start `argv` in `place`, in a session of its own."""
 
     def start() -> subprocess.Popen[bytes]:
         if place.boot_id is not None and place.boot_id.exists():
-            # In the calling thread's own mount namespace, which the child inherits. What the host mounts and unmounts
-            # later (namespaces of pods above all) is seen there, too.
+            # The bind mount is in a private mount namespace of this thread, which the child inherits. It still
+            # receives later mounts of the host, in particular the namespaces of pods.
             mounts.own(receives=True)
             mounts.bind(place.boot_id, BOOT_ID)
         return subprocess.Popen(
@@ -70,7 +70,7 @@ def spawn(
 
 
 async def wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit status (negative: the signal), when it comes. May be cancelled and called again."""
+    """Wait for the end. Returns the exit status (negative: the signal). May be cancelled and called again."""
     if process.poll() is None:
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
@@ -85,7 +85,7 @@ async def wait(process: subprocess.Popen[bytes]) -> int:
 
 
 async def stop(process: subprocess.Popen[bytes], grace: float) -> int:
-    """SIGTERM, and SIGKILL after `grace` seconds."""
+    """Send SIGTERM, and SIGKILL after `grace` seconds. Returns the exit status."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -98,7 +98,8 @@ async def stop(process: subprocess.Popen[bytes], grace: float) -> int:
 async def run(
     place: Place, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, limit: float
 ) -> tuple[int, bytes, bytes]:
-    """Run `argv` to its end: exit status, stdout, stderr. Kills it after `limit` seconds and raises TimeoutError."""
+    """Run `argv` to its end. Returns exit status, stdout, stderr. After `limit` seconds it kills the process and raises
+    TimeoutError."""
 
     def body() -> tuple[int, bytes, bytes]:
         pipe = subprocess.PIPE

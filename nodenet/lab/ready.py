@@ -1,4 +1,4 @@
-"""Whether everything that manifests ask for is there. Pure."""
+"""Decides whether all pods and workloads of the manifests are ready. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nodenet.lab import find, pods
 
 Object = Mapping[str, Any]
 
-# Kind -> section and field that say how many are wanted, and the status field that counts what is ready.
+# Kind -> section and field with the wanted number of pods, and the status field with the number of ready ones.
 _COUNTED = {
     "Deployment": ("spec", "replicas", "readyReplicas"),
     "StatefulSet": ("spec", "replicas", "readyReplicas"),
@@ -23,7 +23,7 @@ WORKLOADS = tuple(_COUNTED)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`waiting` names what is not ready; `problems` are sentences about pods that something keeps from running."""
+    """`waiting`: names of what is not ready. `problems`: a sentence for each pod that cannot run, with the reason."""
 
     ready: int
     total: int
@@ -36,7 +36,7 @@ class Progress:
 
 
 def progress(all_pods: Iterable[Object], workloads: Iterable[Object]) -> Progress:
-    """Of pods and of the workloads that make them."""
+    """The progress of pods and of the workloads that create them."""
     alive = [p for p in all_pods if not pods.finished(p) and "deletionTimestamp" not in p["metadata"]]
     unready = [p for p in alive if not pods.ready(p)]
     waiting = [f"Pod {find.full_name(p)}" for p in unready] + list(_unfinished(workloads))
@@ -57,7 +57,7 @@ def _unfinished(workloads: Iterable[Object]) -> Iterator[str]:
 
 
 def _unbound(pod: Object) -> str:
-    """Why the scheduler found no node, if it said so."""
+    """The scheduler's message why it found no node, or ""."""
     for condition in pod.get("status", {}).get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return str(condition.get("message", ""))
@@ -65,7 +65,7 @@ def _unbound(pod: Object) -> str:
 
 
 def without_endpoints(services: Iterable[Object], slices: Iterable[Object]) -> list[str]:
-    """A sentence for each Service with a selector that no ready pod stands behind."""
+    """A sentence for each Service whose selector matches no ready pod."""
     served = {
         (s["metadata"]["namespace"], (s["metadata"].get("labels") or {}).get("kubernetes.io/service-name", ""))
         for s in slices

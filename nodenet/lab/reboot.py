@@ -1,7 +1,8 @@
-"""What a node loses when its power goes, and what it has when it is back. Synchronous, on kernel objects and files.
+"""Simulates a power failure of a node and its next boot. Synchronous; works on kernel objects and files.
 
-Lost: every process, the node's and its pods' namespaces, links, bpffs with all pins, cgroups, and what is below /run.
-Kept, as on a disk: configuration, logs, /var/lib/cni (leases and the runtime's results). New: the kernel's boot id.
+Lost: all processes, the namespaces of the node and its pods, links, bpffs with all pins, cgroups, and everything below
+/run. Kept, as on a disk: configuration, logs, /var/lib/cni (leases and the runtime's results). New: the kernel's boot
+id.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from nodenet.lab import fabric, groups, names, teardown
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.link import cgroups, mounts, netns
 
-# In the node's folder, which is its run_dir: everything else there is on a tmpfs of a real node. The clock goes on.
+# The files in the node's folder that survive. The folder is its run_dir; on a real node the rest is on a tmpfs.
 _ON_DISK = ("agent.yaml", "kubeconfig", "agent.log", "cni", "clock")
 _BOOT_ID = "boot_id"
 
 
 def boot_id_file(folder: Path) -> Path:
-    """Where a node's boot id is once it has been rebooted; before, the machine's own counts."""
+    """The file with a node's boot id after its first reboot. Before, the node has the machine's boot id."""
     return folder / _BOOT_ID
 
 
 def power_off(plan: LabPlan, node: NodePlan, pods: Iterable[Path]) -> None:
-    """`pods` are the namespaces of the node's pods. Nothing is told to anybody: no SIGTERM, no CNI DEL, no FIN."""
+    """Remove everything that a power failure destroys. `pods`: the namespaces of the node's pods. Processes get no
+    SIGTERM, peers no FIN, and the CNI plugin no DEL."""
     _unplug(plan, node)
     cgroups.remove(groups.node_root(plan.name, node.name))
     folder = names.node_dir(plan.name, node.name)
@@ -48,7 +50,7 @@ def power_off(plan: LabPlan, node: NodePlan, pods: Iterable[Path]) -> None:
 
 
 def power_on(plan: LabPlan, node: NodePlan) -> str:
-    """The boot id of the new life."""
+    """Make the node again. Returns its new boot id."""
     fabric.make_node(plan, node)
     found = str(uuid.uuid4())
     boot_id_file(names.node_dir(plan.name, node.name)).write_text(found + "\n")
@@ -56,7 +58,8 @@ def power_on(plan: LabPlan, node: NodePlan) -> str:
 
 
 def _unplug(plan: LabPlan, node: NodePlan) -> None:
-    """Without this the other end in the fabric goes some time after the namespace, and keeps the name until then."""
+    """Delete the node's veth. Otherwise its end in the fabric would remain until some time after the namespace is gone,
+    and keep the name in use."""
 
     def delete() -> None:
         with IPRoute() as ip:

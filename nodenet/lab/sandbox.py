@@ -19,18 +19,18 @@ from nodenet.link import cgroups, netns
 log = logging.getLogger(__name__)
 
 _STANDIN = Path(__file__).with_name("standin.py")
-# -I -S -E: nothing of the environment and no site packages: it starts in 20 ms and stays small.
+# -I -S -E: no environment variables and no site packages, so Python starts in 20 ms and stays small.
 PYTHON = (sys.executable, "-I", "-S", "-E")
-# Nothing of the pod's: the stand-in is a program of the host, and starts as root. What a pod's `env` says would decide
-# which libraries the dynamic linker loads into it, and what the shell that enters the cgroup runs first.
+# The stand-in gets none of the pod's variables, because it is a program of the host and starts as root. They could
+# choose the libraries that the dynamic linker loads, and what the shell that enters the cgroup runs first.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-# Seconds until a stand-in has its ports open, and until it has ended.
+# Seconds that a stand-in has to open its ports, and to end.
 _START = 10.0
 _STOP = 2.0
 
 
 class Sandbox:
-    """Not yet there until `create`. A hostNetwork pod uses the node's namespace and owns only a cgroup."""
+    """One pod's sandbox. `create` makes it. A hostNetwork pod uses the node's namespace and has only a cgroup."""
 
     def __init__(self, lab: str, node: str, ref: tuple[str, str], *, host_network: bool) -> None:
         name = names.node_netns(lab, node) if host_network else names.pod_netns(lab, *ref)
@@ -46,13 +46,13 @@ class Sandbox:
         return process.Place(self.netns, self._cgroup)
 
     def create(self) -> None:
-        """Idempotent: an attempt after a failed ADD finds what the first one made."""
+        """Create namespace and cgroup. Idempotent, because it is called again after a failed ADD."""
         cgroups.make(self._cgroup)
         if not self.host_network and not netns.exists(self.netns):
             netns.create(self.netns)
 
     async def start(self, ports: Sequence[Port]) -> subprocess.Popen[bytes]:
-        """Start the stand-in; it answers on every port when this returns. Raises CannotRunError with its reason."""
+        """Start the stand-in and wait until it serves all ports. Raises CannotRunError with its error message."""
         read, write = os.pipe()
         argv = [*PYTHON, str(_STANDIN), "--name", self._name, "--ready-fd", str(write)]
         for port in ports:
@@ -73,14 +73,14 @@ class Sandbox:
             await process.stop(self._server, _STOP)
 
     def remove(self) -> None:
-        """End what else runs in the cgroup (an exec), then remove it and the namespace. Idempotent."""
+        """Kill the remaining processes of the cgroup (of `lab exec`), then remove cgroup and namespace. Idempotent."""
         cgroups.remove(self._cgroup)
         if not self.host_network:
             netns.delete(self.netns)
 
 
 async def _line(fd: int) -> str:
-    """One line from a pipe, or "" when it is closed or silent for too long. Closes it."""
+    """Read one line from a pipe and close it. Returns "" at end of file, or an error message after _START seconds."""
     reader = asyncio.StreamReader()
     pipe = os.fdopen(fd, "rb", buffering=0)
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What `lab up` is told about the agents' configuration: keys of nodenet.config.Config, for all nodes or for one. Pure.
+"""The options of `lab up` for the agents' configuration: keys of nodenet.config.Config, for all nodes or one. Pure.
 
 --agent-set ct_entries=4096 --agent-set node2:flow_events=false
 """
@@ -15,14 +15,14 @@ from nodenet import config
 from nodenet.errors import BadInputError
 from nodenet.lab.layout import LabPlan
 
-# The lab decides these: where its files, pins and groups are, and who a node is.
+# The lab sets these itself: node names, and the places of files, pins and cgroups.
 OWN_KEYS = ("node_name", "kubeconfig", "run_dir", "bpffs", "cgroup")
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`everywhere` is for every node; `nodes` is for one and wins over it."""
+    """`everywhere` applies to all nodes. `nodes`, by node name, overrides it."""
 
     everywhere: Values = field(default_factory=dict)
     nodes: Mapping[str, Values] = field(default_factory=dict)
@@ -40,9 +40,9 @@ def from_json(data: Mapping[str, Any]) -> Settings:
 
 
 def parse(options: Iterable[str], file: Mapping[str, Any], plan: LabPlan) -> Settings:
-    """`options` are [NODE:]KEY=VALUE, each later one wins; `file` is a decoded agent.yaml, over which options win.
+    """`options` are [NODE:]KEY=VALUE; later ones override earlier ones. All override `file`, a decoded agent.yaml.
 
-    A VALUE is read as YAML reads it in that file. Raises BadInputError that names the key and what was expected.
+    A VALUE is parsed as YAML. Raises BadInputError that names the key and what was expected.
     """
     found = Settings(dict(file), {})
     nodes: dict[str, Values] = {}
@@ -60,7 +60,7 @@ def parse(options: Iterable[str], file: Mapping[str, Any], plan: LabPlan) -> Set
 
 
 def _value(key: str, text: str) -> object:
-    # A text or a path stays what it is: cluster_name=7 means the text "7".
+    # Do not parse strings and paths as YAML: cluster_name=7 means the string "7".
     if config.is_text(key):
         return text
     try:

@@ -1,6 +1,6 @@
-"""Pods whose object says what a test wants: a status that is not so, an address twice, an end. Over the lab's API.
+"""Lets a test set the status of pods through the lab's API: a false status, a duplicate address, a finished pod.
 
-The kubelet reads the annotations of pods.py. A manifest may carry them from the start; kubectl can set them as well.
+The kubelet follows the annotations of pods.py. Manifests may have them too, and kubectl can set them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _CONDITIONS = ("Ready", "ContainersReady")
 
 
 def hold(client: LabClient, pod: Mapping[str, Any]) -> None:
-    """From now on nobody but the caller writes this pod's status. Its processes and network stay as they are."""
+    """The kubelet stops writing this pod's status, so only the caller does. Processes and network do not change."""
     _annotate(client, pod, {pods.STATUS: "manual"})
 
 
 def release(client: LabClient, pod: Mapping[str, Any]) -> None:
-    """The kubelet writes the status again, with what is so, and goes on as if nothing had happened."""
+    """The kubelet writes the real status again and continues as before `hold`."""
     _annotate(client, pod, {pods.STATUS: None})
 
 
@@ -36,9 +36,8 @@ def set_status(
     ready: bool | None = None,
     addresses: Sequence[str] = (),
 ) -> None:
-    """Hold the pod, and write these parts of its status; the rest stays. The first address is status.podIP.
-
-    Raises RequestError for what the API refuses.
+    """Hold the pod and write these fields of its status. The other fields do not change. The first address becomes
+    status.podIP. Raises RequestError if the API refuses.
     """
     hold(client, pod)
     namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
@@ -56,8 +55,8 @@ def set_status(
 
 
 def end(client: LabClient, pod: Mapping[str, Any], phase: str) -> None:
-    """The pod's processes end, its network is taken down (CNI DEL) and its object stays with this phase and its
-    addresses, as a Job's pods do. Raises BadInputError for a phase that is not final."""
+    """End the pod's processes and remove its network (CNI DEL). The object remains with this phase and its addresses,
+    like a finished pod of a Job. Raises BadInputError for a phase that is not final."""
     if phase not in pods.END_PHASES:
         raise BadInputError(f"phase: expected {' or '.join(pods.END_PHASES)}, got {phase!r}")
     _annotate(client, pod, {pods.END: phase})

@@ -1,9 +1,9 @@
-"""Stage trouble in a running lab: what `nodenet lab trouble`, the soak and the tests call. Synchronous.
+"""Injects faults into a running lab, for `nodenet lab trouble`, the soak and tests. Synchronous.
 
 stage = Staging(LabClient("lab"))
 with stage.api(Mode.BLACKHOLE, nodes=["node1"]):
-    ...                                     # node1 has no API
-stage.api_event(Event.CUT_WATCHES)          # all is well again before this line
+    ...                                     # node1 cannot reach the API
+    stage.api_event(Event.CUT_WATCHES)          # the blackhole has ended before this line
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from nodenet.lab.client import LabClient
 
 
 class Staging:
-    """Every call raises RequestError (exit code 2) for what cannot be staged."""
+    """Every call raises RequestError (exit code 2) if the lab refuses it."""
 
     def __init__(self, client: LabClient) -> None:
         self._client = client
 
     def list(self) -> list[dict[str, Any]]:
-        """What is staged now: node, kind, what, secondsLeft (None: until it is ended)."""
+        """The current faults: node, kind, what, secondsLeft (None: no time limit)."""
         found: list[dict[str, Any]] = self._client.control("GET", "/status")["troubles"]
         return found
 
     def set_api(self, trouble: ApiTrouble, nodes: Sequence[str] = (), seconds: float | None = None) -> None:
-        """For these nodes, all of them when none is named; for `seconds` or until it is ended."""
+        """Set a fault for these nodes (none named: all), for `seconds` (None: without a time limit)."""
         self._act("api", nodes=list(nodes), **to_json(trouble), **{"for": seconds})
 
     def api_back(self, nodes: Sequence[str] = ()) -> None:
-        """Nodes reach the API again. No error where they did."""
+        """End the API faults of these nodes. Not an error if there are none."""
         self._act("api", nodes=list(nodes), mode="back")
 
     @contextmanager
     def api(self, trouble: Mode | ApiTrouble, nodes: Sequence[str] = ()) -> Iterator[None]:
-        """As long as the block runs."""
+        """The fault lasts as long as the block runs."""
         self.set_api(ApiTrouble(trouble) if isinstance(trouble, Mode) else trouble, nodes)
         with _ending(self.api_back, nodes):
             yield
 
     def api_event(self, event: Event, nodes: Sequence[str] = ()) -> int:
-        """How many connections or watches it ended."""
+        """Cause one event. Returns how many connections or watches it ended."""
         ended: int = self._act("api-event", nodes=list(nodes), event=event)
         return ended
 
     def agent(self, verb: str, nodes: Sequence[str], seconds: float | None = None) -> None:
-        """One of agents.VERBS. `seconds`: how long a pause lasts."""
+        """Do one of agents.VERBS. `seconds`: how long a pause lasts."""
         self._act("agent", nodes=list(nodes), verb=verb, **{"for": seconds})
 
     @contextmanager
     def paused(self, *nodes: str) -> Iterator[None]:
-        """The agents of these nodes are stopped as long as the block runs."""
+        """The agents of these nodes are paused (SIGSTOP) as long as the block runs."""
         self.agent("pause", nodes)
         with _ending(self._resume, nodes):
             yield
@@ -62,19 +62,19 @@ class Staging:
         self.agent("resume", nodes)
 
     def reboot(self, *nodes: str, forget: bool = False) -> dict[str, str]:
-        """The nodes lose their power and start again; their new boot ids. Returns before the agents are ready.
+        """Reboot nodes as after a power failure. Returns their new boot ids, before the agents are ready.
 
-        `forget`: the runtime loses its memory of sandboxes as well, so the CNI plugin gets no DEL for them.
+        `forget`: the runtime loses its records of sandboxes too, so it sends no CNI DEL for them.
         """
         found: dict[str, str] = self._act("reboot", nodes=list(nodes), forget=forget)
         return found
 
     def clock(self, seconds: float, nodes: Sequence[str] = ()) -> None:
-        """Set the wall clock of these nodes' agents forward, or back. The lab needs --settable-clock."""
+        """Move the wall clock of these nodes' agents forward, or back if negative. Needs --settable-clock."""
         self._act("clock", nodes=list(nodes), seconds=seconds)
 
     def clear(self) -> None:
-        """Everything that is staged ends."""
+        """End all faults."""
         self._act("clear")
 
     def _act(self, name: str, **request: Any) -> Any:

@@ -1,13 +1,13 @@
-"""The stand-in for a pod's containers: answers on every declared containerPort and tells its pod name.
+"""The stand-in for a pod's containers: a server that answers with the pod's name on every declared containerPort.
 
-Runs alone as `python -I -S -E standin.py --name POD [--port 80/TCP]... [--ready-fd FD]`: the standard library only, and
-little of it, because a lab starts one per pod.
+Run it as `python -I -S -E standin.py --name POD [--port 80/TCP]... [--ready-fd FD]`. It uses few modules, all of the
+standard library, because a lab starts one process per pod.
 
 TCP and SCTP: an HTTP request gets the pod name as plain text (/clientip: the client's address); any other bytes are
 echoed.
 UDP: the datagram `hostname`, or an empty one, gets the pod name; any other is echoed.
---ready-fd gets one line when every port is open: `ready`, with `; SCTP: <why not>` where the kernel has none; or
-`error: <what>` and the process ends with 1.
+--ready-fd gets one line. When all ports are open: `ready`, with `; SCTP: <reason>` if the kernel does not support SCTP.
+Otherwise: `error: <what>`, and the process exits with status 1.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ IP_PKTINFO = 8
 IPV6_RECVPKTINFO = 49
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
 _CHUNK = 65536
-# A client that sends and never reads is not read from beyond this many waiting bytes.
+# Bytes waiting to be sent to a client above which the server stops reading from it, for clients that send but never
+# read.
 _MAX_WAITING = 1 << 20
 _MAX_HEAD = 65536
-# Who answers clients: no user of the system has this number. It is not nobody's, which pods' processes may use.
+# The uid under which the server answers clients. It is not that of `nobody`, which other processes may use.
 _USER = 64999
 
 
 class Connection:
-    """One accepted stream. It is HTTP when it starts with a method, else an echo."""
+    """One accepted stream. If it starts with an HTTP method, the server answers HTTP; otherwise it echoes."""
 
     def __init__(self, sock: socket.socket, name: bytes) -> None:
         self.sock = sock
@@ -43,7 +44,7 @@ class Connection:
         self.ending = False
 
     def wants(self) -> int:
-        """The epoll events to wait for; 0: nothing is left to do."""
+        """The epoll events to wait for; 0: the connection is finished."""
         reads = select.EPOLLIN if not self.ending and len(self.outbox) < _MAX_WAITING else 0
         return reads | (select.EPOLLOUT if self.outbox else 0)
 
@@ -150,7 +151,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:  # the client has gone, or we are out of descriptors: the next event tells
+        except OSError:  # the client has closed, or no descriptor is free; epoll reports the socket again
             return
         sock.setblocking(False)
         if sock.proto != IPPROTO_SCTP:
@@ -178,7 +179,7 @@ class Server:
         connection.sock.close()
 
     def _datagram(self, sock: socket.socket) -> None:
-        """Answers from the very address that was asked: a node (hostNetwork) has several."""
+        """Answer from the address to which the request was sent. A node (hostNetwork) has several."""
         try:
             data, control, _, sender = sock.recvmsg(_CHUNK, 128)
             answer = self.name if data.strip() in (b"", b"hostname") else data
@@ -192,7 +193,7 @@ class Server:
 
 
 def _answer_from(pktinfo: bytes) -> bytes:
-    """struct in_pktinfo {ifindex, spec_dst, addr} of a datagram -> the one for its answer, from that address."""
+    """From the struct in_pktinfo {ifindex, spec_dst, addr} of a datagram, make the one for the answer."""
     return bytes(4) + pktinfo[8:12] + bytes(4)
 
 
@@ -242,24 +243,24 @@ def main(argv: list[str]) -> int:
             if protocol == "SCTP" and error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
                 report += f"; SCTP: port {port} is not served: {error.strerror}"
                 continue
-            _tell(ready, f"error: port {port}/{protocol}: {error.strerror}")
+            _report(ready, f"error: port {port}/{protocol}: {error.strerror}")
             return 1
     _drop_root()
-    _tell(ready, report)
+    _report(ready, report)
     server.run()
     return 0
 
 
 def _drop_root() -> None:
-    """Ports are open: nothing that follows needs root, and what follows reads clients' bytes. With the user ids all
-    capabilities go."""
+    """Change to an unprivileged user after the ports are open and before data of clients is read. Changing the user ids
+    also drops all capabilities."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(_USER, _USER, _USER)
         os.setresuid(_USER, _USER, _USER)
 
 
-def _tell(fd: int, line: str) -> None:
+def _report(fd: int, line: str) -> None:
     print(line, file=sys.stderr, flush=True)
     if fd >= 0:
         os.write(fd, line.encode() + b"\n")

@@ -1,4 +1,5 @@
-"""Remove a lab by its name alone, from what is on disk and in the kernel: after any crash, and any number of times."""
+"""Removes a lab, given only its name, from what it finds on disk and in the kernel. Works after any crash, and may be
+repeated."""
 
 from __future__ import annotations
 
@@ -15,19 +16,19 @@ from nodenet.link import cgroups, mounts, netns
 
 log = logging.getLogger(__name__)
 
-# Seconds until the kernel has taken the namespaces apart.
+# Seconds to wait until the kernel has freed the eBPF objects.
 _FREED = 5.0
-# Lies in the labs' folder when the first lab found no /run/netns: the last one then removes it again.
+# A marker in the labs' folder: the first lab created /run/netns, so the removal of the last lab deletes it.
 _MADE_NETNS = ".made-run-netns"
 
 
 def namespaces(lab: str) -> list[str]:
-    """The lab's named network namespaces."""
+    """Names of the lab's network namespaces."""
     return [name for name in netns.names() if name.startswith(names.netns_prefix(lab))]
 
 
 def leftovers(lab: str) -> list[str]:
-    """What exists of the lab, as words for a person; empty: nothing does."""
+    """Descriptions of what exists of the lab, for messages. Empty if nothing does."""
     found = [f"namespace {name}" for name in namespaces(lab)]
     if groups.lab_root(lab).is_dir():
         found.append(f"cgroup {groups.lab_root(lab)}")
@@ -37,7 +38,7 @@ def leftovers(lab: str) -> list[str]:
 
 
 def labs() -> list[str]:
-    """Every lab of which something exists."""
+    """Names of all labs of which something exists."""
     found = set(groups.labs())
     if names.RUN_ROOT.is_dir():
         found |= {path.name for path in names.RUN_ROOT.iterdir() if path.is_dir()}
@@ -46,17 +47,17 @@ def labs() -> list[str]:
 
 
 def remember_host() -> None:
-    """Before the first lab makes anything: note what the last one has to take away again."""
+    """Call it before the first lab creates anything. Notes what the removal of the last lab must delete."""
     names.RUN_ROOT.mkdir(parents=True, exist_ok=True)
     if not names.NETNS_ROOT.exists():
         (names.RUN_ROOT / _MADE_NETNS).touch()
 
 
 def down(lab: str) -> bool:
-    """Remove everything of the lab; False when there was nothing.
+    """Remove everything of the lab. Returns False if there was nothing.
 
-    The daemon goes first, or it would start again what is being removed. Raises CannotRunError when a process does not
-    end, OSError when the kernel refuses.
+    The daemon is killed first, because it would restart what is being removed. Raises CannotRunError if a process does
+    not end, OSError if the kernel refuses.
     """
     names.check_lab_name(lab)
     found = bool(leftovers(lab))
@@ -80,7 +81,7 @@ def down(lab: str) -> bool:
 
 
 def _forget_host() -> None:
-    """The last lab is gone: remove the folders above, unless an agent or somebody's namespace lives in them."""
+    """After the last lab: remove the parent folders, unless an agent or a foreign namespace uses them."""
     marker = names.RUN_ROOT / _MADE_NETNS
     if marker.exists():
         marker.unlink()
@@ -95,7 +96,8 @@ def _forget_host() -> None:
 
 
 def end_visitors(name: str | Path) -> None:
-    """End processes that somebody started inside a namespace of ours by other means than `lab exec`."""
+    """Kill all processes in one of our namespaces. After the cgroups are gone these are foreign ones, for example of
+    `ip netns exec`."""
     try:
         wanted = netns.inode(name)
     except FileNotFoundError:
@@ -109,7 +111,7 @@ def end_visitors(name: str | Path) -> None:
 def _processes_in(wanted: tuple[int, int]) -> Iterator[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            with contextlib.suppress(OSError):  # it has just ended
+            with contextlib.suppress(OSError):  # the process has ended in the meantime
                 stat = (folder / "ns/net").stat()
                 if (stat.st_dev, stat.st_ino) == wanted:
                     yield int(folder.name)

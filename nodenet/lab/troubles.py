@@ -1,4 +1,4 @@
-"""The daemon's side of staged trouble: what is staged now, on which node, and when it ends by itself."""
+"""The daemon's side of injected faults: which faults each node has, and when they end."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MOST_SECONDS = 86400.0
 
 
 class Endings:
-    """What ends by itself, by (node, kind). A later one for the same key takes the place of the earlier one."""
+    """Timers that end faults, by (node, kind). A new timer replaces an earlier one of the same key."""
 
     def __init__(self) -> None:
         self._tasks: dict[tuple[str, str], tuple[float, asyncio.Task[None]]] = {}
 
     def set(self, key: tuple[str, str], seconds: float | None, undo: Callable[[], Awaitable[None]]) -> None:
-        """`seconds` None: it does not end by itself."""
+        """Call `undo` after `seconds`. None only removes an earlier timer."""
         self.cancel(key)
         if seconds is not None:
             task = asyncio.create_task(self._later(key, seconds, undo), name=f"end of {' '.join(key)}")
@@ -43,20 +43,20 @@ class Endings:
             task.cancel()
 
     def left(self, key: tuple[str, str]) -> float | None:
-        """Seconds until it ends by itself; None: it does not."""
+        """Seconds until the fault ends, or None if it has no time limit."""
         found = self._tasks.get(key)
         return max(round(found[0] - time.monotonic(), 1), 0.0) if found else None
 
     async def _later(self, key: tuple[str, str], seconds: float, undo: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
-        # `undo` cancels what is registered: not this task, which is doing it.
+        # `undo` cancels the registered timer. Remove this task first, so that it does not cancel itself.
         self._tasks.pop(key, None)
-        log.info("%s: ends by itself after %g s", " ".join(key), seconds)
+        log.info("%s: ends after %g s", " ".join(key), seconds)
         await undo()
 
 
 class Troubles:
-    """Everything that a request to the control socket can stage. Raises BadInputError for what cannot be."""
+    """Handles all requests for faults from the control socket. Raises BadInputError for invalid requests."""
 
     def __init__(self, api: ApiServer, gate: Gate, nodes: Mapping[str, VirtualNode]) -> None:
         self._api = api
@@ -66,7 +66,7 @@ class Troubles:
         self._endings = Endings()
 
     def acts(self) -> dict[str, Act]:
-        """By name, for the control socket."""
+        """The handlers by name, for the control socket."""
         return {
             "api": self.api,
             "api-event": self.api_event,
@@ -77,7 +77,7 @@ class Troubles:
         }
 
     def describe(self) -> list[dict[str, Any]]:
-        """What is staged now, for people: one line for each node and kind."""
+        """The current faults, one row for each node and kind."""
         found = [
             {"node": node, "kind": "api", "what": str(trouble), "secondsLeft": self._endings.left((node, "api"))}
             for node, trouble in sorted(self._staged.items())
@@ -95,7 +95,7 @@ class Troubles:
         return found
 
     async def api(self, request: Request) -> None:
-        """{"nodes", "mode", "latency", "rate", "code", "for"}; mode "back" ends what is staged."""
+        """Takes {"nodes", "mode", "latency", "rate", "code", "for"}. Mode "back" ends the fault."""
         nodes = self._named(request)
         if request.get("mode") == "back":
             await self._api_back(nodes)
@@ -114,7 +114,7 @@ class Troubles:
         await self._gate.stage(nodes, None)
 
     async def api_event(self, request: Request) -> int:
-        """{"nodes", "event"}; how many connections or watches it ended."""
+        """Takes {"nodes", "event"}. Returns how many connections or watches it ended."""
         nodes = self._named(request)
         try:
             event = Event(request.get("event", ""))
@@ -127,10 +127,10 @@ class Troubles:
         return self._api.watches.cut(lambda host: self._gate.node_of(host) in nodes, expired=event is Event.EXPIRE)
 
     async def agent(self, request: Request) -> None:
-        """{"nodes", "verb", "for"}: one of agents.VERBS. Only a pause can end by itself."""
+        """Takes {"nodes", "verb", "for"}; the verb is one of agents.VERBS. Only a pause can have a time limit."""
         verb, seconds = str(request.get("verb", "")), seconds_of(request)
         if seconds is not None and verb != "pause":
-            raise BadInputError("for: only a pause can end by itself")
+            raise BadInputError("for: only a pause can have a time limit")
         for node in self._named(request):
             agent = self._nodes[node].agent
             await agent.act(verb)
@@ -140,14 +140,15 @@ class Troubles:
                 self._endings.cancel((node, "agent"))
 
     async def reboot(self, request: Request) -> dict[str, str]:
-        """{"nodes", "forget"}; at least one has to be named. The new boot ids."""
+        """Takes {"nodes", "forget"} with at least one node. Returns the new boot ids."""
         if not request.get("nodes"):
             raise BadInputError("nodes: expected the nodes to reboot")
         forget = bool(request.get("forget"))
         return {node: await self._nodes[node].reboot(forget=forget) for node in self._named(request)}
 
     async def clock(self, request: Request) -> dict[str, float]:
-        """{"nodes", "seconds"}: set the clocks forward, or back. How far each one is ahead of the machine's then."""
+        """Takes {"nodes", "seconds"}: moves the clocks forward, or back if negative. Returns by how many seconds each
+        clock is then ahead of the machine's."""
         seconds = request.get("seconds")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
             raise BadInputError(f"seconds: expected a number, got {seconds!r}")
@@ -157,7 +158,7 @@ class Troubles:
         return {node: clock.offset() for node, clock in clocks.items()}
 
     async def clear(self, _request: Request) -> None:
-        """Everything that is staged ends."""
+        """End all faults."""
         await self._api_back(list(self._nodes))
         for node, each in self._nodes.items():
             self._endings.cancel((node, "agent"))
@@ -166,7 +167,7 @@ class Troubles:
                 each.agent.clock.step(-offset)
 
     def _named(self, request: Request) -> Sequence[str]:
-        """Those named; all of them when none is."""
+        """The nodes that the request names, or all if it names none."""
         known, wanted = list(self._nodes), request.get("nodes") or []
         if not isinstance(wanted, list) or any(node not in known for node in wanted):
             raise BadInputError(f"nodes: expected some of {', '.join(known)}, got {wanted!r}")
@@ -174,7 +175,7 @@ class Troubles:
 
 
 def seconds_of(request: Request) -> float | None:
-    """The request's "for". Raises BadInputError."""
+    """The request's "for": seconds, or None. Raises BadInputError."""
     value = request.get("for")
     if value is None:
         return None

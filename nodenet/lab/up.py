@@ -1,4 +1,5 @@
-"""`lab up`: check, build, apply, wait; or take everything away again. Runs in the command's own process."""
+"""The steps of `lab up`: check, build, apply, wait. If one fails, everything is removed. Runs in the command's own
+process."""
 
 from __future__ import annotations
 
@@ -23,15 +24,15 @@ from nodenet.link import cgroups
 
 Say = Callable[[str], None]
 
-# Where the agents keep what they build, too.
+# The agents use this cache too.
 _CACHE = Path("/var/cache/nodenet")
 _POLL = 0.1
-# Seconds that a pod may say why it does not start before `up` gives up: time for one more attempt.
-_PATIENCE = 3.0
+# `up` fails if pods report a problem for this many seconds. It leaves time for another attempt.
+_PROBLEM_SECONDS = 3.0
 
 
 class _ReportedError(NodenetError):
-    """What the daemon said, with its exit code."""
+    """An error that the daemon reported, with its exit code."""
 
     def __init__(self, message: str, hint: str, code: int) -> None:
         super().__init__(message, hint)
@@ -39,9 +40,9 @@ class _ReportedError(NodenetError):
 
 
 def check_host() -> None:
-    """Raises CannotRunError when this machine cannot run a lab: not root, or a kernel without what is needed."""
+    """Raises CannotRunError if this machine cannot run a lab: not root, or the kernel lacks a feature."""
     if os.geteuid() != 0:
-        raise CannotRunError("a lab makes network namespaces and loads eBPF programs: only root may", "use sudo")
+        raise CannotRunError("a lab makes network namespaces and loads eBPF programs: it needs root", "use sudo")
     cgroups.mount_point()
     from nodenet.bpf import probe
 
@@ -49,11 +50,11 @@ def check_host() -> None:
 
 
 def check_new(lab: str) -> None:
-    """Raises BadInputError when something of that name exists."""
+    """Raises BadInputError if a lab of that name exists or was not removed completely."""
     found = teardown.leftovers(lab)
     if found:
         state = "is running" if _runs(lab) else f"was not taken down: {found[0]} is left"
-        raise BadInputError(f"lab {lab}: there is one already, and it {state}", f"nodenet lab down --name {lab}")
+        raise BadInputError(f"lab {lab}: it exists already and {state}", f"nodenet lab down --name {lab}")
 
 
 def _runs(lab: str) -> bool:
@@ -64,8 +65,8 @@ def _runs(lab: str) -> bool:
 
 
 @contextlib.contextmanager
-def or_nothing(lab: str) -> Iterator[None]:
-    """Whatever goes wrong inside, Ctrl-C and SIGTERM included, nothing of the lab is left."""
+def removed_on_failure(lab: str) -> Iterator[None]:
+    """Remove the whole lab if the block fails or is interrupted (Ctrl-C, SIGTERM, SIGHUP)."""
     previous = {number: signal.signal(number, _terminated) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
@@ -82,9 +83,9 @@ def _terminated(number: int, _frame: object) -> None:
 
 
 def start(state: LabState, say: Say, deadline: float, *, settable_clock: bool = False) -> LabClient:
-    """Start the daemon and wait until nodes, API and agents are there; `deadline` is of the monotonic clock.
+    """Start the daemon and wait until nodes, API and agents are ready. `deadline` is a time of the monotonic clock.
 
-    Raises what the daemon reports, and CannotRunError when it ends or is not done in time. The caller cleans up.
+    Raises the error that the daemon reports, or CannotRunError if it ends or is late. The caller removes the lab.
     """
     plan = state.plan
     teardown.remember_host()
@@ -92,7 +93,7 @@ def start(state: LabState, say: Say, deadline: float, *, settable_clock: bool = 
     try:
         folder.folder.mkdir()
     except FileExistsError as error:
-        raise BadInputError(f"lab {plan.name}: another `lab up` is making it") from error
+        raise BadInputError(f"lab {plan.name}: another `lab up` creates it at the moment") from error
     files.write_state(state)
     if settable_clock:
         clocks.install(_CACHE, folder.folder)
@@ -110,7 +111,7 @@ def start(state: LabState, say: Say, deadline: float, *, settable_clock: bool = 
         )
     os.close(write)
     with os.fdopen(read, "rb", buffering=0) as reports:
-        # Meanwhile: the daemon needs it for the first pod.
+        # The daemon needs the plugin only for the first pod, so install it while the daemon starts.
         install_plugin(folder, say)
         for line in _lines(reports.fileno(), deadline):
             if "progress" in line:
@@ -126,34 +127,35 @@ def start(state: LabState, say: Say, deadline: float, *, settable_clock: bool = 
 
 
 def install_plugin(lab: LabFiles, say: Say) -> None:
-    """Put the CNI executable that a real node gets into the lab. Raises CannotRunError where it cannot be built."""
+    """Install the same CNI executable as on a real node. Raises CannotRunError if it cannot be built."""
     built = bundle.build(_CACHE, lambda: say("CNI plugin: building, once for this version"))
     install.place(lab.plugins, built)
 
 
 def wait_ready(client: LabClient, say: Say, deadline: float) -> ready.Progress:
-    """Until every pod that the API's objects ask for is ready. Raises CannotRunError naming what keeps one back."""
-    told, problem_since = None, 0.0
+    """Wait until all pods are ready that the API's objects ask for. Raises CannotRunError with the reason why a pod is
+    not ready."""
+    reported, problem_since = None, 0.0
     while True:
         workloads = [obj for kind in ready.WORKLOADS for obj in client.objects(kind)]
         now = ready.progress(client.objects("Pod"), workloads)
-        if (now.ready, now.total) != told and now.total:
-            told = (now.ready, now.total)
+        if (now.ready, now.total) != reported and now.total:
+            reported = (now.ready, now.total)
             say(f"pods: {now.ready} of {now.total} ready")
         if now.done:
             return now
         problem_since = (problem_since or time.monotonic()) if now.problems else 0.0
-        if problem_since and time.monotonic() - problem_since > _PATIENCE:
+        if problem_since and time.monotonic() - problem_since > _PROBLEM_SECONDS:
             raise CannotRunError(
                 now.problems[0], f"{len(now.problems)} pods cannot start" if len(now.problems) > 1 else ""
             )
         if time.monotonic() > deadline:
-            raise CannotRunError(f"not ready in time: {', '.join(now.waiting[:5])}", "--timeout gives it longer")
+            raise CannotRunError(f"not ready in time: {', '.join(now.waiting[:5])}", "--timeout extends the limit")
         time.sleep(_POLL)
 
 
 def _lines(fd: int, deadline: float) -> Iterator[dict[str, Any]]:
-    """JSON lines until end of file or the deadline."""
+    """Yield decoded JSON lines until end of file or the deadline."""
     buffer = b""
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([fd], [], [], left)[0]:

@@ -1,4 +1,5 @@
-"""What should happen (the policy engine over the lab's own objects) and what the agents saw happen (their flows)."""
+"""Computes what policy should do (the policy engine on the lab's objects), and reads what the agents did (their
+flows)."""
 
 from __future__ import annotations
 
@@ -22,17 +23,17 @@ from nodenet.lab.pods import Port
 
 Object = Mapping[str, Any]
 
-# Seconds that a flow may take from the kernel to the agent's ring.
-_FLOW_PATIENCE = 0.5
+# Seconds to wait for a flow on its way from the kernel to the agent's ring.
+_FLOW_SECONDS = 0.5
 
 
 def everything(client: LabClient) -> list[Object]:
-    """The objects that decide who reaches whom: those that agents watch."""
+    """All objects that affect connectivity: those of the kinds that agents watch."""
     return [obj for kind in API_KINDS for obj in client.objects(kind.name)]
 
 
 def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> list[matrix.Cell]:
-    """The matrix that policy alone gives for the pods that have an address."""
+    """The matrix that the policies give for all pods with an address."""
     read = objects.cluster(all_objects, strict=False, live=True)
     ports = None if asked is None else [cluster.ContainerPort(p.number, Protocol(p.protocol)) for p in asked]
     running = [pod for pod in read.pods if pod.ips]
@@ -40,7 +41,7 @@ def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> lis
 
 
 def differences(wanted: Iterable[matrix.Cell], real: Iterable[matrix.Cell]) -> list[str]:
-    """A sentence for each cell that policy and reality do not agree on."""
+    """A sentence for each cell in which policy and probe differ."""
     seen = {(*cell[:3], str(cell.protocol)): cell.allowed for cell in real}
     words = {True: "allowed", False: "denied", None: "not tried"}
     return [
@@ -51,7 +52,7 @@ def differences(wanted: Iterable[matrix.Cell], real: Iterable[matrix.Cell]) -> l
 
 
 def explanation(all_objects: Iterable[Object], source: Object, destination: Object | str, port: Port) -> dict[str, Any]:
-    """netpolicy's explanation, as plain data, for a pod and another pod, or an address."""
+    """netpolicy's explanation as JSON-compatible data, for traffic from a pod to another pod or to an address."""
     read = objects.cluster(all_objects, strict=False, live=True)
     by_name = {str(pod): pod for pod in read.pods}
     source_pod = by_name[find.full_name(source)]
@@ -69,14 +70,14 @@ def explanation(all_objects: Iterable[Object], source: Object, destination: Obje
 
 
 def outside(all_objects: Iterable[Object], address: str) -> bool:
-    """Whether `address` is none of the lab's own: no pod's and no node's."""
+    """True if `address` belongs to no pod and no node of the lab."""
     read = objects.cluster((obj for obj in all_objects if obj["kind"] in ("Pod", "Node")), strict=False)
     own = {ip for pod in read.pods for ip in pod.ips} | {ip for node in read.nodes for ip in node.addresses}
     return ip_address(address) not in own
 
 
 def _party(read: cluster.Cluster, text: str) -> Party:
-    """A pod by its address, a node by its own, or somewhere outside."""
+    """The pod or node with this address, or a party outside the cluster."""
     address = ip_address(text)
     pod = holders(read.pods).get(address)
     if pod is not None:
@@ -89,7 +90,7 @@ def _party(read: cluster.Cluster, text: str) -> Party:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """One dropped flow as an agent reports it."""
+    """One dropped flow that an agent reports."""
 
     node: str
     direction: str
@@ -102,12 +103,13 @@ class Drop:
 
 
 def drops(sockets: Mapping[str, Path], source: Sequence[str], address: str, port: int, since_ns: int) -> list[Drop]:
-    """What the agents dropped of it since then. An agent that does not answer is passed over: this is an extra."""
+    """The flows of this connection that agents dropped since `since_ns`. Agents that do not answer are skipped, because
+    this information is optional."""
     return asyncio.run(_drops(sockets, source, address, port, since_ns))
 
 
 async def _drops(sockets: Mapping[str, Path], source: Sequence[str], address: str, port: int, since: int) -> list[Drop]:
-    deadline = time.monotonic() + _FLOW_PATIENCE
+    deadline = time.monotonic() + _FLOW_SECONDS
     while True:
         asked = await asyncio.gather(*(_ask(path, source, address, port, since) for path in sockets.values()))
         found = list(dict.fromkeys(drop for drops in asked for drop in drops))

@@ -1,4 +1,4 @@
-"""One virtual node: its agent, its kubelet, what its Node object says; and its reboot."""
+"""One virtual node: runs its agent and its kubelet, updates its Node object, and can reboot."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class VirtualNode:
-    """The kernel's part (fabric.make_node) and the files (files.write_all) are there before; `run` does the rest.
+    """Before `run`, the caller creates the kernel objects (fabric.make_node) and the files (files.write_all).
 
-    `slots` bounds how many pods are made at one time in the whole lab.
+    `slots` limits how many pods of the whole lab are created at the same time.
     """
 
     def __init__(self, plan: LabPlan, node: NodePlan, client: LocalClient, slots: asyncio.Semaphore) -> None:
@@ -46,18 +46,18 @@ class VirtualNode:
         self._rebooting = asyncio.Lock()
 
     async def run(self) -> None:
-        """For ever: register the Node, then agent, kubelet and the Node's readiness."""
+        """Register the Node, then run agent and kubelet and update the Node's readiness, until cancelled."""
         boot_id = process.BOOT_ID.read_text().strip()
         await self._client.create(nodes.node_object(self._lab, self.plan, _now(), boot_id))
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self.agent.run(), name=f"agent {self.plan.name}")
-            group.create_task(self._tell_readiness(), name=f"node {self.plan.name}")
+            group.create_task(self._update_readiness(), name=f"node {self.plan.name}")
             self._start_kubelet()
 
     async def reboot(self, *, forget: bool) -> str:
-        """Take its power away and give it back; the new boot id. `forget`: the runtime starts without its memory, so no
-        sandbox from before is ever detached (CRI-O wipes it so; containerd remembers)."""
+        """Simulate a power failure and a boot. Returns the new boot id. `forget`: the runtime loses its records, so it
+        never detaches the old sandboxes. CRI-O wipes its records at boot; containerd keeps them."""
         async with self._rebooting:
             log.warning("%s: reboot", self.plan.name)
             await self.agent.crash()
@@ -80,18 +80,18 @@ class VirtualNode:
         self._kubelet = Kubelet(self._here, stale)
         self._kubelet_task = self._group.create_task(self._kubelet.run(), name=f"kubelet {self.plan.name}")
 
-    async def _tell_readiness(self) -> None:
-        """For ever: the Node's Ready condition follows its agent, and so does whether its pods can be made."""
-        told: bool | None = None
+    async def _update_readiness(self) -> None:
+        """Set the Node's Ready condition and `network_ready` to the state of the agent, until cancelled."""
+        reported: bool | None = None
         while True:
             await self._changed.wait()
             self._changed.clear()
             ready = self.agent.ready.is_set()
             (self._network_ready.set if ready else self._network_ready.clear)()
-            if ready is not told:
+            if ready is not reported:
                 status = {"status": {"conditions": [nodes.ready_condition(ready, _now())]}}
                 await self._client.patch("Node", self.plan.name, status, subresource="status")
-                told = ready
+                reported = ready
 
 
 def _now() -> str:

@@ -68,7 +68,7 @@ def test_two_labs_do_not_know_each_other_and_leave_nothing(tmp_path: Path) -> No
             assert traces(lab.name)
         again = up(one.name)
         assert again.returncode == 2
-        assert f"lab {one.name}: there is one already" in again.stderr
+        assert f"lab {one.name}: it exists already" in again.stderr
         nodenet("lab", "down", "--name", one.name)
         assert traces(one.name) == []
         assert two.fetch("default", "a", "http://10.244.1.2/") == "a"

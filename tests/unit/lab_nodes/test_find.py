@@ -77,7 +77,7 @@ def test_a_port_that_the_service_has_not_is_told() -> None:
 
 
 def test_an_address_needs_a_port() -> None:
-    with pytest.raises(BadInputError, match="which port"):
+    with pytest.raises(BadInputError, match="expected a port"):
         goal("192.0.2.1")
     port = Port(80, "TCP")
     assert goal("192.0.2.1", port=port) == goals.Goal("192.0.2.1", "192.0.2.1", port, "192.0.2.1", port)

@@ -12,15 +12,15 @@ from tests.unit.lab_nodes import objects as make
 
 
 @pytest.mark.parametrize(
-    ("log", "words"),
+    ("log", "expected"),
     [
-        ("", "it said nothing"),
+        ("", "its log is empty"),
         ("one\ntwo\n", "two"),
         ("x\nnodenet: map nn_ct: no room\n  hint: less\n", "map nn_ct: no room"),
     ],
 )
-def test_an_agents_last_words(log: str, words: str) -> None:
-    assert agents.last_words(log) == words
+def test_last_line_of_an_agents_log(log: str, expected: str) -> None:
+    assert agents.last_line(log) == expected
 
 
 def test_the_owner_of_a_real_connection_is_found() -> None:
