@@ -11,12 +11,12 @@ Embed it (this package imports nothing by itself, so that the command line start
         async for event in api.client.watch("Pod"):                     # ADDED for all that exists, then changes
             ...
 
-Everything runs in the event loop that serves it. `api.client` is the in-process Client (client.py): the same
-admission and validation as over HTTP, errors as status.ApiError. Another process uses http_client.HttpClient.
+Everything runs in the event loop that serves it. `api.client` is the in-process Client (client.py), with the same
+admission and validation as over HTTP and with status.ApiError for errors. Other processes use http_client.HttpObjects.
 
 A kubelet watches Pods with fields="spec.nodeName=<node>" and writes with `client.patch("Pod", name, {"status": ...},
-namespace, subresource="status")`. Deletion: a pod that is on a node gets metadata.deletionTimestamp first; the kubelet
-takes it down and calls `client.delete("Pod", name, namespace, grace=0, uid=...)`, which removes the object. A pod on no
-node, one that is over (Succeeded, Failed) and one deleted with grace 0 is removed at once: its DELETED event tells the
-kubelet to take down what is left.
+namespace, subresource="status")`. Deletion: a pod that is on a node first gets metadata.deletionTimestamp. The kubelet
+stops it and calls `client.delete("Pod", name, namespace, grace=0, uid=...)`, which removes the object. The API removes
+a pod at once if it is on no node, is finished (Succeeded, Failed), or is deleted with grace 0. The kubelet then cleans
+up on the DELETED event.
 """

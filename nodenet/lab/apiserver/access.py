@@ -1,4 +1,5 @@
-"""Who a request comes from, and what it may do. A client of the API decides what runs as root on this machine."""
+"""Authenticates requests and decides what they may do. This matters because an API client can run commands as root on
+this machine."""
 
 from __future__ import annotations
 
@@ -11,19 +12,19 @@ from aiohttp import web
 from nodenet.lab.apiserver.resources import Resource
 from nodenet.lab.apiserver.status import ApiError
 
-# Whether the endpoint works: open to all, as in a cluster.
+# Health checks, open to everyone as in a cluster.
 OPEN_PATHS = ("/healthz", "/livez", "/readyz")
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who was recognised. `reads`: the kinds that may be read; None: everything may be read and written."""
+    """An authenticated user. `reads`: the kinds that it may read; None: it may read and write everything."""
 
     name: str
     reads: frozenset[str] | None = None
 
     def require(self, method: str, resource: Resource | None) -> None:
-        """Raises a 403 ApiError. `resource` None: discovery, which every user may read."""
+        """Raises a 403 ApiError if the user may not do this. `resource` None: discovery, which every user may read."""
         if self.reads is None or (method == "GET" and (resource is None or resource.kind in self.reads)):
             return
         what = f'resource "{resource.plural}" in API group "{resource.group}"' if resource is not None else "this path"
@@ -35,14 +36,14 @@ ADMIN = User("admin")
 
 
 class Access:
-    """Users by bearer token. Without any token everybody is the administrator: for tests, and for nothing else."""
+    """Users by bearer token. Without any tokens every client is the administrator; use that only in tests."""
 
     def __init__(self, tokens: Mapping[str, User] | None = None) -> None:
-        # By digest: how long the search takes says nothing about a token.
+        # Look up digests, so that the time of the lookup reveals nothing about a token.
         self._users = {_digest(token): user for token, user in (tokens or {}).items()}
 
     def user(self, request: web.Request) -> User:
-        """Raises a 401 ApiError for a request without a token that is known."""
+        """The user of a request. Raises a 401 ApiError for a request without a valid token."""
         if not self._users:
             return ADMIN
         found = self._bearer(request)
@@ -61,5 +62,5 @@ def reader(name: str, kinds: Iterable[str]) -> User:
 
 
 def _digest(token: str) -> bytes:
-    # A header may hold any bytes; they arrive as surrogates.
+    # A header may contain any bytes; aiohttp decodes invalid ones as surrogates.
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()

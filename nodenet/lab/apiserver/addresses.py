@@ -1,6 +1,6 @@
-"""Cluster addresses and node ports of Services: which are taken, and what a Service gets (KEP-3070 for the bands).
+"""Allocates cluster addresses and node ports of Services (KEP-3070 for the bands).
 
-`assign` only computes; `record` notes what a stored Service holds. So a refused or dry-run request takes nothing.
+`assign` only computes; `record` stores what a Service holds. So a refused or dry-run request allocates nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OWN_FIELDS = ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy")
 
 
 class ServiceAddresses:
-    """`cidrs`: one network, or one of each family with the primary one first. Raises ValueError for anything else."""
+    """`cidrs`: one network, or one of each family, the primary one first. Raises ValueError for anything else."""
 
     def __init__(self, cidrs: Sequence[str], node_ports: range = NODE_PORTS) -> None:
         networks = [ip_network(cidr) for cidr in cidrs]
@@ -40,11 +40,11 @@ class ServiceAddresses:
         return tuple(self._networks)
 
     def first(self, family: str) -> str:
-        """The network's first address: that of the `kubernetes` Service."""
+        """The first address of the family's network, for the `kubernetes` Service."""
         return str(self._networks[family][1])
 
     def record(self, ref: Ref, spec: Obj | None) -> None:
-        """What the Service `ref` holds from now on; None: nothing."""
+        """Record the addresses and ports of the Service `ref`. `spec` None releases them."""
         addresses, ports = self._held.pop(ref, ([], []))
         for address in addresses:
             del self._by_ip[address]
@@ -60,7 +60,7 @@ class ServiceAddresses:
         self._by_port.update(dict.fromkeys(ports, ref))
 
     def assign(self, ref: Ref, spec: Obj, old: Obj | None) -> list[Cause]:
-        """Complete a valid Service spec in place; `old` is the stored one. Returns what cannot be had."""
+        """Complete a valid Service spec in place; `old` is the stored one. Returns what cannot be allocated."""
         if spec["type"] == "ExternalName":
             for key in _OWN_FIELDS:
                 spec.pop(key, None)
@@ -78,7 +78,8 @@ class ServiceAddresses:
         given = [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP", "")] if ip and ip != "None"]
         families = list(spec.get("ipFamilies") or [_FAMILY[parse_address(ip).version] for ip in given])
         if spec.get("clusterIP") == "None" and not spec.get("selector"):
-            # Without a selector the endpoints' families are unknown: the API allows both, whatever the cluster has.
+            # Without a selector the families of the endpoints are unknown, so the API allows both, even in a
+            # single-stack cluster.
             policy = spec.setdefault("ipFamilyPolicy", "RequireDualStack")
             families = families or [self.families[0]]
             spec["ipFamilies"] = families if policy == "SingleStack" else [*families, *_missing(families)]
@@ -161,7 +162,7 @@ class ServiceAddresses:
         return [invalid("spec.ports", 0, f"no free node port is left in {self._range()}")] if full else []
 
     def _free_port(self, ref: Ref, what: str, taken: set[int]) -> int:
-        """0 when the range is full."""
+        """A free port, or 0 if the range is full."""
         start = _hash(f"{ref[0]}/{ref[1]}/{what}") % len(self._node_ports)
         for step in range(len(self._node_ports)):
             port = self._node_ports[(start + step) % len(self._node_ports)]
@@ -185,12 +186,12 @@ def _missing(families: Sequence[str]) -> list[str]:
 
 
 def _keep(spec: Obj, old: Obj) -> None:
-    """A replace without the allocated values keeps them, as the API does (patchAllocatedValues)."""
+    """Keep the allocated values in an update that does not contain them, as the API does (patchAllocatedValues)."""
     if old["type"] != "ExternalName" and "clusterIP" not in spec and "clusterIPs" not in spec:
         for key in _OWN_FIELDS:
             if key in old:
                 spec.setdefault(key, old[key])
-        # A change of policy decides anew how many addresses of the old ones stay.
+        # `assign` then decides how many of the old addresses remain: ipFamilyPolicy may have changed.
         spec["clusterIPs"] = list(old.get("clusterIPs") or ())
         spec["clusterIP"] = old.get("clusterIP", "")
     if {spec["type"], old["type"]} <= {"NodePort", "LoadBalancer"}:
@@ -206,7 +207,8 @@ def _hash(text: str) -> int:
 
 
 def _candidates(ref: Ref, network: IPNetwork) -> Iterator[int]:
-    """Offsets to try: from a place that the name decides, the upper band first (the lower is for fixed addresses)."""
+    """Offsets to try, starting at one derived from the name. The upper band comes first, because the lower band is for
+    addresses that users choose."""
     size = min(network.num_addresses, 1 << 16)
     low = min(max(16, size // 16), 256) if size > 32 else 2
     last = size - 1 if network.version == 4 else size

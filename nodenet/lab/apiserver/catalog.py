@@ -1,4 +1,4 @@
-"""What one API endpoint serves: the kinds of resources.py, and those that its CustomResourceDefinitions add."""
+"""The kinds that an API endpoint serves: those of resources.py, and those of its CustomResourceDefinitions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ Obj = Mapping[str, Any]
 
 
 def defined(definition: Obj) -> tuple[Resource, ...]:
-    """The resources of a CustomResourceDefinition: one for each version that is served.
+    """The resources of a CustomResourceDefinition, one for each served version.
 
-    All versions share their objects. The lab does not convert: an object has the apiVersion that it was written with.
+    All versions share the same objects. The lab does not convert: an object keeps the apiVersion with which it was
+    written.
     """
     spec = definition["spec"]
     names = spec["names"]
@@ -36,10 +37,10 @@ def defined(definition: Obj) -> tuple[Resource, ...]:
 
 
 class Catalog:
-    """Iterates over every resource that is served now."""
+    """All resources that are served now. Iterable."""
 
     def __init__(self) -> None:
-        # By the name of the definition, <plural>.<group>.
+        # Key: the name of the definition, <plural>.<group>.
         self._custom: dict[str, tuple[Resource, ...]] = {}
 
     def __iter__(self) -> Iterator[Resource]:
@@ -48,24 +49,24 @@ class Catalog:
             yield from resources
 
     def find(self, group: str, version: str, plural: str) -> Resource | None:
-        """By the words of a URL."""
+        """The resource for the parts of a URL, or None."""
         return next((r for r in self if (r.group, r.version, r.plural) == (group, version, plural)), None)
 
     def named(self, api_version: object, kind: object) -> Resource | None:
-        """By the words of a manifest."""
+        """The resource for the apiVersion and kind of a manifest, or None."""
         return next((r for r in self if (r.api_version, r.kind) == (api_version, kind)), None)
 
     def by_key(self, key: str) -> Resource | None:
         return next((r for r in self if r.key == key), None)
 
     def groups(self) -> list[str]:
-        """Sorted, without the core group."""
+        """Names of the API groups, sorted, without the core group."""
         return sorted({r.group for r in self if r.group})
 
     def put(self, definition: Obj) -> None:
-        """Serve what the definition says, and no longer what it said before."""
+        """Serve the resources of a definition, in place of those of its previous version."""
         self._custom[definition["metadata"]["name"]] = defined(definition)
 
     def remove(self, name: str) -> None:
-        """`name` is that of the definition."""
+        """Stop serving a definition. `name` is the definition's."""
         del self._custom[name]

@@ -1,7 +1,8 @@
-"""What the lab's controllers and commands use: one asynchronous interface (over HTTP: http_client.py).
+"""The asynchronous API client of the lab's controllers and kubelets, within the API's process (over HTTP:
+http_client.py).
 
-Objects are plain JSON-shaped dicts, always the caller's own copy. Every call goes through the same admission and
-validation as HTTP. Errors are status.ApiError with the API's code and reason.
+Objects are JSON-like dicts. Each call returns a new copy. Every call has the same admission and validation as over
+HTTP. Errors are status.ApiError with the API's code and reason.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _EXPIRED = 410
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A whole list; a watch from `version` goes on without loss."""
+    """A complete list. A watch from `version` continues without losing changes."""
 
     items: list[Obj]
     version: int
@@ -32,7 +33,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`old` None: the object is new. `new` None: it is gone, and `old` is its last state. Otherwise both are set."""
+    """`old` None: the object is new. `new` None: it was deleted, and `old` is its last state. Else both are set."""
 
     old: Obj | None
     new: Obj | None
@@ -104,11 +105,11 @@ class LocalClient:
         self._registry = registry
 
     def custom(self) -> list[Resource]:
-        """The resources of CustomResourceDefinitions."""
+        """The resources of all CustomResourceDefinitions."""
         return [resource for resource in self._registry.catalog if resource.custom]
 
     def _resource(self, kind: str) -> Resource:
-        """By Resource.key. Raises a 404 ApiError for a kind that is not served."""
+        """Look up a resource by Resource.key. Raises a 404 ApiError for a kind that is not served."""
         resource = BY_KIND.get(kind) or self._registry.catalog.by_key(kind)
         if resource is None:
             known = ", ".join(BY_KIND)
@@ -155,11 +156,11 @@ class LocalClient:
         self._registry.delete(self._resource(kind), namespace or "default", name, options)
 
     def peek(self, kind: str, namespace: str = "", labels: str = "", fields: str = "") -> Sequence[Stored]:
-        """The stored objects undecoded: cheap where labels and fields are enough."""
+        """The stored objects without decoding them. Cheap if labels and fields are enough."""
         return listing(self._registry.storage, Query(self._resource(kind), namespace, labels, fields)).items
 
     async def bind(self, name: str, namespace: str, node: str) -> Obj:
-        """Puts a pod on a node."""
+        """Assign a pod to a node."""
         return self._registry.bind(namespace, name, node).decode()
 
     async def watch(
@@ -172,7 +173,8 @@ class LocalClient:
         fields: str = "",
         bookmarks: float | None = None,
     ) -> AsyncIterator[Event]:
-        """For ever. Without `version` it begins with all that exists. Raises ApiError 410 when it fell behind."""
+        """Endless. Without `version` it starts with all existing objects. Raises ApiError 410 if the reader is too slow
+        for the history."""
         query = Query(self._resource(kind), namespace, labels, fields)
         async for event in watch(self._registry.storage, query, WatchOptions(version, bookmark_seconds=bookmarks)):
             if event.object is not None:
@@ -181,13 +183,14 @@ class LocalClient:
                 yield Event(event.type, {"kind": kind, "metadata": {"resourceVersion": str(event.version)}})
 
     async def follow(self, kind: str, fields: str = "") -> AsyncIterator[Change]:
-        """For ever: what exists, then every change. A reader that falls behind the history gets the difference."""
+        """Yield all existing objects, then every change. Endless. A reader that is too slow for the history gets the
+        difference to a new list."""
         known: dict[Ref, Obj] = {}
         while True:
             listing = await self.list(kind, fields=fields)
             found = {_ref(obj): obj for obj in listing.items}
             for ref, old in known.items():
-                # An object of the same name with another uid is another object.
+                # Another uid means that the object was deleted and a new one has its name.
                 if ref not in found or found[ref]["metadata"]["uid"] != old["metadata"]["uid"]:
                     yield Change(old, None)
             for ref, obj in found.items():

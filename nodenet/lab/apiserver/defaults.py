@@ -1,6 +1,6 @@
-"""What the API server fills in where a manifest is silent (kubernetes pkg/apis/*/v1/defaults). Pure.
+"""Default values that the API server adds to objects (kubernetes pkg/apis/*/v1/defaults). Pure.
 
-Each function completes a private, decoded object in place. Only the defaults that somebody can see or use here.
+Each function completes a private, decoded object in place. Defaults that have no effect in the lab are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Obj = dict[str, Any]
 
 
 def apply(kind: str, obj: Obj) -> None:
-    """Complete an object of `kind`. Wrong values are left for the validation to name."""
+    """Complete an object of `kind`. Invalid values are left for the validation to report."""
     if "spec" not in obj and kind in SCHEMAS and "spec" in SCHEMAS[kind].fields:
         obj["spec"] = {}
     complete = _BY_KIND.get(kind)
@@ -23,7 +23,7 @@ def apply(kind: str, obj: Obj) -> None:
 
 
 def _set(obj: Obj, **values: Any) -> None:
-    """An empty string is unset: in Go it is the field's zero value."""
+    """Set fields that are absent. An empty string counts as absent, because in Go it is the field's zero value."""
     for key, value in values.items():
         if obj.get(key, "") == "":
             obj[key] = value
@@ -36,7 +36,7 @@ def _containers(spec: Obj) -> list[Obj]:
 def pod_spec(spec: Obj) -> None:
     _set(spec, restartPolicy="Always", dnsPolicy="ClusterFirst", schedulerName="default-scheduler")
     _set(spec, terminationGracePeriodSeconds=30, securityContext={})
-    # Accepted, and read as 1 (API reference, PodSpec).
+    # Negative values are accepted and treated as 1 (API reference, PodSpec).
     if isinstance(spec["terminationGracePeriodSeconds"], int) and spec["terminationGracePeriodSeconds"] < 0:
         spec["terminationGracePeriodSeconds"] = 1
     for container in _containers(spec):
@@ -66,7 +66,7 @@ def _pod(obj: Obj) -> None:
 
 
 def _one_address(status: Obj) -> None:
-    """podIP and podIPs[0] are one value. Where they differ podIP counts: an old kubelet knows no other field."""
+    """Make podIP and podIPs[0] equal. If they differ, podIP counts, because old kubelets set only that field."""
     listed = [entry.get("ip", "") for entry in status.get("podIPs") or ()]
     if status.get("podIP") and listed[:1] != [status["podIP"]]:
         status["podIPs"] = [{"ip": status["podIP"]}]
@@ -179,7 +179,7 @@ def _namespace(obj: Obj) -> None:
 
 
 def _definition(obj: Obj) -> None:
-    """Served at once; a real server needs a moment."""
+    """Set the conditions of a definition that is served. The lab serves it at once, a real server after a moment."""
     names = obj["spec"].setdefault("names", {})
     _set(names, singular=names.get("kind", "").lower(), listKind=f"{names.get('kind', '')}List")
     _set(obj["spec"], conversion={"strategy": "None"})

@@ -1,7 +1,7 @@
-"""What clients ask before they ask for objects: versions, groups, kinds, and the OpenAPI documents kubectl needs.
+"""The discovery documents: versions, groups, kinds, and the OpenAPI documents that kubectl needs.
 
-The OpenAPI v3 documents name no schemas: kubectl then leaves field checks to the server (fieldValidation) and builds
-its patches from the types it was compiled with.
+The OpenAPI v3 documents contain no schemas. So kubectl leaves the check of fields to the server (fieldValidation) and
+builds patches from its built-in types.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nodenet.lab.apiserver.resources import Resource
 
 Obj = dict[str, Any]
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
-# The API level that is played: what the defaults and columns follow.
+# The Kubernetes version that the defaults and columns follow.
 VERSION: Obj = {"major": "1", "minor": "33", "gitVersion": "v1.33.0+nodenet-lab", "platform": "linux/amd64"}
 
 

@@ -1,4 +1,4 @@
-"""The API endpoint over HTTP: paths, query parameters and bodies to the registry's verbs and back (aiohttp)."""
+"""The API endpoint over HTTP (aiohttp): translates requests to the registry's verbs, and results to answers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from nodenet.lab.apiserver.watches import Watches
 
 Obj = dict[str, Any]
 _log = logging.getLogger(__name__)
-# etcd takes no object above 1.5 MiB; the API server's own limit on a body is 3 MiB.
+# The API server's limit for a body. (etcd's limit for an object is 1.5 MiB.)
 MAX_BODY = 3 * 1024 * 1024
-# Far above what the agents of the largest lab need: 200 nodes with six kinds each.
+# Far more than the agents of the largest lab need: 200 nodes with six kinds each.
 MAX_WATCHES = 4096
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-# Called with the client's address before anything else; raises an ApiError for one that is to get no other answer.
+# Called with the client's address first of all. Raises the ApiError that this client must get, if any.
 Refuse = Callable[[str], None]
 
 
@@ -69,7 +69,7 @@ class Api:
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Who it is and whether they may, before anything of the body is read."""
+        """Middleware: authenticate and authorize before the body is read."""
         self._refuse(client_address(request))
         if request.path in OPEN_PATHS:
             return await handler(request)
@@ -157,7 +157,7 @@ class Api:
             initial_events=None if initial is None else initial in ("1", "true"),
         )
         query = requests.query_of(request, target)
-        query.matcher()  # a selector that cannot be read is a 400, not a broken stream
+        query.matcher()  # an invalid selector must be answered with 400 before the stream starts
         if len(self._watches) >= MAX_WATCHES:
             raise ApiError(429, "TooManyRequests", f"{MAX_WATCHES} watches are open, which is the limit")
         include = requests.table_rows(request)
@@ -171,7 +171,7 @@ class Api:
         except ApiError as error:
             await response.write(http_answers.error_line(error.to_status()))
         except ConnectionResetError:
-            _log.debug("a watcher went away")
+            _log.debug("a watcher closed its connection")
             return response
         await response.write_eof()
         return response
@@ -241,7 +241,7 @@ class Api:
 
 
 def client_address(request: web.Request) -> str:
-    """The client's IP address; "" when it has gone."""
+    """The client's IP address; "" if the connection is closed."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(peer[0]) if peer else ""
 
@@ -262,7 +262,8 @@ async def _nothing(request: web.Request) -> web.StreamResponse:
 
 
 async def _openapi_v2(_request: web.Request) -> web.StreamResponse:
-    """kubectl asks here, in protobuf, for kinds that v3 does not have. An empty message says: not here either."""
+    """kubectl asks here, in protobuf, for kinds that are not in v3. An empty message means that they are not here
+    either."""
     return web.Response(body=b"", content_type="application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
 
 
@@ -277,7 +278,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json(ApiError(error.status, "RequestEntityTooLarge", message).to_status(), error.status)
     except web.HTTPException as error:
         return _json(ApiError(error.status, error.reason, str(error.reason)).to_status(), error.status)
-    except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong is logged and told as a 500
+    except Exception as error:  # noqa: BLE001 - an edge: log any error and answer with 500
         _log.exception("%s %s", request.method, request.path_qs)
         return _json(ApiError(500, "InternalError", f"Internal error occurred: {error!r}").to_status(), 500)
 

@@ -1,4 +1,4 @@
-"""Bodies of the API's HTTP answers: objects, lists, Tables, watch lines. Pure but for the time given."""
+"""Bodies of the API's HTTP answers: objects, lists, Tables, watch lines. Pure; the caller passes the time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 
 def page(resource: Resource, found: Page) -> bytes:
-    """A List of the stored texts, joined without decoding them."""
+    """A List, joined from the stored JSON texts without decoding them."""
     metadata: Obj = {"resourceVersion": str(found.version)}
     if found.token:
         metadata |= {"continue": found.token, "remainingItemCount": found.remaining}
@@ -65,6 +65,6 @@ def error_line(status: Obj) -> bytes:
 
 
 def success(resource: Resource, stored: Stored) -> Obj:
-    """The answer to a DELETE that left nothing behind."""
+    """The answer to a DELETE after which the object is gone."""
     details = {"name": stored.ref[1], "group": resource.group, "kind": resource.plural, "uid": stored.uid}
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}

@@ -1,6 +1,6 @@
-"""Plain requests to the API endpoint for commands, over HTTP from another process.
+"""A synchronous HTTP client of the API endpoint, for commands.
 
-Synchronous, on the standard library alone: a command starts quickly.
+It uses only the standard library, so that a command starts quickly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Objects(Protocol):
     """The verbs that `apply` needs. Errors are ApiError; unknown fields are refused."""
 
     def get(self, resource: Resource, namespace: str, name: str) -> Obj | None:
-        """None when it is not there."""
+        """None if the object does not exist."""
         ...
 
     def create(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj: ...
@@ -31,12 +31,12 @@ class Objects(Protocol):
     def update(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj: ...
 
     def delete(self, resource: Resource, namespace: str, name: str) -> bool:
-        """False when it is not there."""
+        """False if the object does not exist."""
         ...
 
 
 class HttpObjects:
-    """Objects over HTTP. Raises CannotRunError when nobody answers at host and port."""
+    """Objects over HTTP. Raises CannotRunError if the connection is refused or times out."""
 
     def __init__(self, host: str, port: int, token: str = "", timeout: float = TIMEOUT) -> None:
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
@@ -76,7 +76,7 @@ class HttpObjects:
         try:
             answer = self._once(method, path, body)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-            # The endpoint closed a connection that was idle for long: a new one has not been used for this request.
+            # The endpoint has closed the idle connection, so it has not seen this request: send it on a new one.
             answer = self._once(method, path, body)
         if answer[0] >= 400:
             raise _error(answer[0], answer[1], resource)

@@ -1,4 +1,4 @@
-"""What an HTTP request to the API asks for: its path, query parameters and body, read and checked."""
+"""Parses and checks the path, query parameters and body of an HTTP request to the API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Obj = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path names."""
+    """The resource and object that a path names."""
 
     resource: Resource
     namespace: str = ""
@@ -31,7 +31,7 @@ class Target:
 
 
 def parse_path(catalog: Catalog, group: str, version: str, tail: str) -> Target:
-    """Raises a 404 ApiError that names what is not served."""
+    """Parse the path of a request. Raises a 404 ApiError that names what is not served."""
     parts = [part for part in tail.split("/") if part]
     namespace = ""
     own = ("status", "finalize")
@@ -53,7 +53,7 @@ def parse_path(catalog: Catalog, group: str, version: str, tail: str) -> Target:
 
 
 def table_rows(request: web.Request) -> str | None:
-    """What rows include, when the client asks for a Table; None when it does not."""
+    """What the rows of a Table must include; None if the client does not ask for a Table."""
     for accepted in request.headers.getall("Accept", []):
         for part in accepted.split(","):
             if "as=Table" in part and "v=v1;" in part.replace(" ", "") + ";":
@@ -126,7 +126,7 @@ def _yaml(text: str) -> object:
 
 
 def check_kind(body: Any, target: Target) -> None:
-    """The body's kind must be the path's; a body without one is taken as the path says."""
+    """Raises an ApiError if the body's kind differs from the path's. A body without a kind gets that of the path."""
     if not isinstance(body, dict):
         return
     resource = target.resource

@@ -1,4 +1,4 @@
-"""Names and labels: what the API lets through (apimachinery validation: RFC 1123 and 1035 names, qualified names)."""
+"""Checks names and labels as the API does (apimachinery validation: RFC 1123 and 1035 names, qualified names)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 _QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-# The alphabet of generated names: no vowels, no digits that look like letters (apimachinery util/rand).
+# The alphabet of generated names, without vowels and without digits that look like letters (apimachinery util/rand).
 _RANDOM = "bcdfghjklmnpqrstvwxz2456789"
 
 SUBDOMAIN_RULE = (
@@ -35,14 +35,14 @@ _VALUE_RULE = (
 
 
 def subdomain_problem(value: str) -> str:
-    """ "" when fine: up to 253 characters, lower case, digits, '-' and '.'."""
+    """The problem of a DNS subdomain, or "" if it is valid: up to 253 characters, lower case, digits, '-' and '.'."""
     if len(value) > 253:
         return "must be no more than 253 characters"
     return "" if _SUBDOMAIN.fullmatch(value) else SUBDOMAIN_RULE
 
 
 def label_problem(value: str, *, letter_first: bool = False) -> str:
-    """A DNS label of up to 63 characters; `letter_first` is RFC 1035's stricter rule."""
+    """The problem of a DNS label of up to 63 characters, or "". `letter_first` is RFC 1035's stricter rule."""
     if len(value) > 63:
         return "must be no more than 63 characters"
     if letter_first:
@@ -51,7 +51,7 @@ def label_problem(value: str, *, letter_first: bool = False) -> str:
 
 
 def port_name_problem(value: str) -> str:
-    """An IANA service name: up to 15 characters with at least one letter (RFC 6335)."""
+    """The problem of an IANA service name, or "": up to 15 characters with at least one letter (RFC 6335)."""
     if len(value) > 15:
         return "must be no more than 15 characters"
     if _PORT_NAME.fullmatch(value):
@@ -60,7 +60,7 @@ def port_name_problem(value: str) -> str:
 
 
 def key_problem(key: str) -> str:
-    """The key of a label or annotation: an optional DNS prefix, then up to 63 characters."""
+    """The problem of a label or annotation key, or "": an optional DNS prefix, then up to 63 characters."""
     prefix, slash, name = key.rpartition("/")
     if slash and (not prefix or subdomain_problem(prefix)):
         return "prefix part " + SUBDOMAIN_RULE
@@ -72,7 +72,7 @@ def key_problem(key: str) -> str:
 
 
 def value_problem(value: str) -> str:
-    """A label's value: empty or up to 63 characters."""
+    """The problem of a label value, or "": it may be empty or have up to 63 characters."""
     if len(value) > 63:
         return "must be no more than 63 characters"
     if value and not _QUALIFIED.fullmatch(value):
@@ -127,7 +127,7 @@ def check_name(kind: str, name: str, path: str) -> list[Cause]:
 
 
 def check_metadata(kind: str, metadata: Mapping[str, Any]) -> list[Cause]:
-    """Name, labels, annotations and owners of any object."""
+    """All problems with the name, labels, annotations and owners of an object."""
     found = check_name(kind, metadata.get("name", ""), "metadata.name")
     found += check_labels(metadata.get("labels") or {}, "metadata.labels")
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
@@ -144,12 +144,12 @@ def check_metadata(kind: str, metadata: Mapping[str, Any]) -> list[Cause]:
 
 
 def random_suffix(length: int = 5) -> str:
-    """What follows a generateName."""
+    """The random end of a generated name (generateName)."""
     return "".join(secrets.choice(_RANDOM) for _ in range(length))
 
 
 def safe_text(number: int, length: int) -> str:
-    """A number in the alphabet of generated names, for hashes in names."""
+    """A number written in the alphabet of generated names, for hashes in names."""
     text = ""
     for _ in range(length):
         number, digit = divmod(number, len(_RANDOM))

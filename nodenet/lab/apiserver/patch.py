@@ -1,5 +1,5 @@
-"""The patch dialects of the API: JSON merge patch (RFC 7386), JSON patch (RFC 6902), strategic merge patch, and
-apply's three-way merge. Pure: inputs are left alone, results share nothing that is changed later.
+"""The patch formats of the API: JSON merge patch (RFC 7386), JSON patch (RFC 6902), strategic merge patch, and the
+three-way merge of `apply`. Pure. Inputs are not changed, and results share no data that is changed later.
 
 Strategic merge: api-machinery's "strategic merge patch" note; merge keys come from schema.py.
 """
@@ -66,7 +66,7 @@ def _strategic_value(target: Json, patch: Json, schema: Type) -> Json:
     if isinstance(patch, list) and isinstance(schema, ListOf) and schema.merge_key is not None:
         return _merge_list(target if isinstance(target, list) else [], patch, schema)
     if isinstance(patch, list):
-        # An atomic list: directives inside have no meaning there, its elements are taken as they are.
+        # An atomic list is replaced as a whole. Directives in its elements have no meaning.
         return copy.deepcopy(patch)
     return strategic(target, patch, schema)
 
@@ -89,7 +89,7 @@ def _identity(item: Json, merge_key: str) -> Json:
 
 
 def _ordered(items: list[Json], order: list[Json], merge_key: str) -> list[Json]:
-    """Items named by `order` in its order; the server's own ones behind, as they were."""
+    """Sort the items that `order` names into its order. The other items follow in their previous order."""
     wanted = [_identity(item, merge_key) for item in order]
     first = [item for name in wanted for item in items if _identity(item, merge_key) == name]
     return first + [item for item in items if _identity(item, merge_key) not in wanted]
@@ -116,9 +116,8 @@ def _merge_list(target: list[Json], patch: list[Json], schema: ListOf) -> list[J
 
 
 def three_way(original: Json, modified: Json, current: Json, schema: Type) -> Json:
-    """What `apply` wants: fields of `modified` set, fields that only `original` (the last applied) had removed.
-
-    What others set in `current` stays.
+    """The three-way merge of `apply`. Sets the fields of `modified` in `current`, and removes those that are in
+    `original` (the last applied) but not in `modified`. All other fields of `current` remain.
     """
     if isinstance(modified, dict) and isinstance(current, dict):
         before = original if isinstance(original, dict) else {}
@@ -137,7 +136,7 @@ def _three_way_list(original: list[Json], modified: list[Json], current: list[Js
     key = schema.merge_key or ""
     names = [_identity(item, key) for item in modified]
     if len({repr(name) for name in names}) < len(names):
-        # 53/TCP beside 53/UDP share the merge key: elements cannot be told apart, so the list is taken whole.
+        # Elements with the same merge key (53/TCP and 53/UDP) cannot be distinguished: replace the whole list.
         return copy.deepcopy(modified)
     gone = [name for name in (_identity(item, key) for item in original) if name not in names]
     have = {repr(_identity(item, key)): item for item in current}
@@ -150,7 +149,7 @@ def _three_way_list(original: list[Json], modified: list[Json], current: list[Js
 
 
 def json_patch(target: Json, operations: Json) -> Json:
-    """RFC 6902. Raises a 400 ApiError naming the operation that cannot be done."""
+    """Apply a JSON patch (RFC 6902). Raises a 400 ApiError that names the operation that failed."""
     if not isinstance(operations, list):
         raise bad_request("json patch: expected a list of operations")
     result = {"": copy.deepcopy(target)}

@@ -1,4 +1,4 @@
-"""The one place where the API endpoint asks the policy engine whether a NetworkPolicy is valid."""
+"""Checks NetworkPolicies with the policy engine. No other module of the API endpoint uses it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nodenet.lab.apiserver.status import Cause
 
 
 def check(obj: Mapping[str, Any]) -> list[Cause]:
-    """Every problem of a decoded NetworkPolicy. Unknown fields have been judged before."""
+    """All problems of a decoded NetworkPolicy, without unknown fields, which the decoder has handled before."""
     try:
         errors = read(obj).errors
     except PolicyError as error:

@@ -1,7 +1,7 @@
-"""Bodies in Kubernetes' protobuf, which `kubectl create namespace|deployment|service|job` sends instead of JSON.
+"""Decodes Kubernetes' protobuf bodies, which `kubectl create namespace|deployment|service|job` sends instead of JSON.
 
-Only the messages and fields that those commands fill in are known here; a body with more is refused with a clear 415,
-never read in part. The envelope is "k8s\\0" and a runtime.Unknown (apimachinery runtime/generated.proto); the field
+It knows only the messages and fields that these commands use. A body with other fields is refused with 415, never
+decoded in part. The envelope is "k8s\\0" and a runtime.Unknown (apimachinery runtime/generated.proto). The field
 numbers are those of the API's generated.proto files.
 """
 
@@ -21,7 +21,7 @@ MAGIC = b"k8s\0"
 class Field:
     """`kind`: text, number, bool, map, port (IntOrString) or a Message.
 
-    count and flag are a number and a bool of which Go sends the zero too; it says nothing.
+    count and flag are a number and a bool for which Go also sends the zero value; a zero counts as absent.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """`ignored`: fields that are always sent, empty, or that only the server sets."""
+    """`ignored`: fields that are always sent but empty, or that only the server sets."""
 
     name: str
     fields: dict[int, Field] = field(default_factory=dict)
@@ -157,7 +157,7 @@ _UNKNOWN = _message("Unknown", (3, 4), typeMeta=(1, _TYPE), raw=(2, "bytes"))
 
 
 def decode(body: bytes) -> Obj:
-    """The object in JSON's shape. Raises a 415 ApiError for what is not known here, 400 for broken bytes."""
+    """The object as JSON-like data. Raises a 415 ApiError for unknown messages and fields, 400 for malformed bytes."""
     try:
         if not body.startswith(MAGIC):
             raise ValueError("the body does not start as a Kubernetes protobuf object does")
@@ -186,7 +186,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _entries(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) in order; only the two wire types that the API uses."""
+    """Yield (field number, value) in order. Supports only the two wire types that the API uses."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -207,7 +207,7 @@ def _read(data: bytes, message: Message) -> Obj:
     for number, raw in _entries(data):
         known = message.fields.get(number)
         if known is None:
-            # Go sends fields that are no pointers even when nothing is in them.
+            # Go sends non-pointer fields even if they are empty.
             if raw and number not in message.ignored:
                 raise _unsupported(f"field {number} of {message.name}")
             continue
@@ -233,7 +233,7 @@ def _value(raw: int | bytes, kind: str | Message) -> Any:
         pair = {number: value for number, value in _entries(raw) if isinstance(value, bytes)}
         return {pair.get(1, b"").decode(): pair.get(2, b"").decode()}
     if kind == "port":
-        # IntOrString: type (0 number, 1 text), the number, the text.
+        # The fields of IntOrString: 1 type (0: number, 1: text), 2 the number, 3 the text.
         parts = dict(_entries(raw))
         text = parts.get(3, b"")
         return text.decode() if parts.get(1) and isinstance(text, bytes) else parts.get(2, 0)

@@ -1,8 +1,9 @@
-"""The verbs of the API on objects: admission, validation, storing. One path for HTTP and for the lab's own controllers.
+"""The verbs of the API on objects: admission, validation, storage. HTTP and the lab's own controllers both use it.
 
-Synchronous on purpose: a request is judged and stored without a pause in between, so two writers cannot interleave.
-Deletion of a scheduled pod takes two steps, as with a real kubelet: DELETE sets metadata.deletionTimestamp, the
-kubelet takes the pod down (CNI DEL) and then deletes it with gracePeriodSeconds=0, which removes the object.
+The methods are synchronous on purpose: no other request runs between the check of a request and its storage, so two
+writers cannot interleave. Deletion of a scheduled pod takes two steps, as with a real kubelet. DELETE sets
+metadata.deletionTimestamp. The kubelet stops the pod (CNI DEL) and deletes it with gracePeriodSeconds=0, which removes
+the object.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Obj = dict[str, Any]
 
 
 class PatchType(StrEnum):
-    """By content type."""
+    """The patch formats, with their content types."""
 
     JSON = "application/json-patch+json"
     MERGE = "application/merge-patch+json"
@@ -34,7 +35,7 @@ class PatchType(StrEnum):
 
 
 class Unknown(StrEnum):
-    """What happens to fields that the kind does not have: the API's fieldValidation."""
+    """How unknown fields are treated: the values of the API's fieldValidation."""
 
     IGNORE = "Ignore"
     WARN = "Warn"
@@ -43,7 +44,7 @@ class Unknown(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Of a write. `warnings` collects sentences for the client."""
+    """Options of a write. `warnings` collects warnings for the client."""
 
     dry_run: bool = False
     unknown: Unknown = Unknown.WARN
@@ -53,7 +54,8 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class DeleteOptions:
-    """`grace` in seconds; None: the pod's own. `uid`/`version`: preconditions. `propagation` as the API's policies."""
+    """`grace` in seconds; None: that of the pod. `uid` and `version`: preconditions. `propagation`:
+    propagationPolicy."""
 
     grace: int | None = None
     propagation: str = "Background"
@@ -70,20 +72,20 @@ _PLAIN = Options()
 
 
 class Registry:
-    """Objects behind the rules of the API. `clock` gives UNIX seconds."""
+    """The objects, changed only according to the API's rules. `clock` returns UNIX seconds."""
 
     def __init__(self, storage: Storage, addresses: ServiceAddresses, clock: Callable[[], float]) -> None:
         self.storage = storage
         self.catalog = Catalog()
         self.addresses = addresses
         self._clock = clock
-        # What each manager applied last (server-side apply), so that fields it leaves out are removed.
+        # What each field manager applied last (server-side apply). Fields missing from its next apply are removed.
         self._applied: dict[tuple[str, str], Obj] = {}
         for name in DEFAULT_NAMESPACES:
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 
     def now(self) -> str:
-        """The API's time format, whole seconds, UTC."""
+        """The current time in the API's format: UTC, whole seconds."""
         return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def get(self, resource: Resource, namespace: str, name: str) -> Stored:
@@ -93,7 +95,7 @@ class Registry:
         return stored
 
     def create(self, obj: Obj, namespace: str = "", options: Options = _PLAIN) -> Stored:
-        """Raises ApiError: 400 not decodable, 404 no such namespace, 409 there already, 422 with every cause."""
+        """Raises ApiError: 400 not decodable, 404 no such namespace, 409 already exists, 422 with all causes."""
         resource, clean = self._decode(obj, options)
         metadata = clean["metadata"]
         self._place(resource, metadata, namespace)
@@ -114,7 +116,8 @@ class Registry:
     def update(
         self, obj: Obj, namespace: str = "", name: str = "", subresource: str = "", options: Options = _PLAIN
     ) -> Stored:
-        """Replace. Raises 409 when obj's resourceVersion is not the stored one; without one it always wins."""
+        """Replace. Raises 409 if obj's resourceVersion is not the stored one. Without a resourceVersion there is no
+        such check."""
         resource, clean = self._decode(obj, options)
         metadata = clean["metadata"]
         self._place(resource, metadata, namespace)
@@ -163,7 +166,7 @@ class Registry:
     def delete(
         self, resource: Resource, namespace: str, name: str, options: DeleteOptions | None = None
     ) -> tuple[Stored, bool]:
-        """Returns the object and whether it is gone already (else it waits for its kubelet or finalizers)."""
+        """Returns the object, and True if it was removed. Otherwise it waits for its kubelet or for finalizers."""
         options = options or DeleteOptions()
         stored = self.get(resource, namespace, name)
         for wanted, have, what in ((options.uid, stored.uid, "UID"), (options.version, str(stored.version), "version")):
@@ -182,7 +185,7 @@ class Registry:
         return self.storage.put(resource.key, obj), False
 
     def bind(self, namespace: str, name: str, node: str) -> Stored:
-        """The pods/binding subresource: the only way to a pod's spec.nodeName once it exists."""
+        """The pods/binding subresource, the only way to set spec.nodeName of an existing pod."""
         resource = BY_KIND["Pod"]
         stored = self.get(resource, namespace, name)
         obj = stored.decode()
@@ -215,7 +218,7 @@ class Registry:
         return resource, rules.sort_keys(clean)
 
     def _place(self, resource: Resource, metadata: Obj, namespace: str) -> None:
-        """The namespace of the URL and of the object are one; neither means default."""
+        """Set the namespace. That of the URL and that of the object must be equal; without either it is `default`."""
         if not resource.namespaced:
             metadata.pop("namespace", None)
             return
@@ -245,7 +248,7 @@ class Registry:
                 return name
 
     def _complete(self, resource: Resource, obj: Obj, old: Obj | None) -> None:
-        """Defaults, validation, allocation. Raises 422 with everything that is wrong."""
+        """Apply defaults, validate and allocate. Raises 422 with all problems."""
         defaults.apply(resource.key, obj)
         causes: Sequence[Cause] = validate.check(resource.key, obj)
         if old is not None:
@@ -289,7 +292,7 @@ class Registry:
 
     def _remove(self, resource: Resource, stored: Stored) -> Stored:
         if resource.key == _DEFINITIONS:
-            # As the API does: first the objects, then the kind.
+            # As in a real API server: delete the objects, then stop serving the kind.
             self.storage.drop(stored.ref[1])
             self.catalog.remove(stored.ref[1])
         last = self.storage.remove(resource.key, stored.ref)
@@ -300,7 +303,7 @@ class Registry:
         return last
 
     def _mark(self, obj: Obj, grace: int) -> bool:
-        """Set the deletion mark. False when it stands already, at least as soon."""
+        """Set deletionTimestamp. Returns False if it is already set with the same or a shorter grace period."""
         metadata = obj["metadata"]
         if "deletionTimestamp" in metadata and metadata.get("deletionGracePeriodSeconds", 0) <= grace:
             return False
@@ -314,7 +317,8 @@ class Registry:
     def _server_side_apply(
         self, resource: Resource, namespace: str, name: str, body: Any, subresource: str, options: Options
     ) -> Stored:
-        """A simple form: no conflicts between managers; what a manager leaves out of its next apply is removed."""
+        """A simplified server-side apply without conflicts between managers. Fields that a manager's next apply does
+        not contain are removed."""
         if not isinstance(body, dict):
             raise status.bad_request("apply: expected an object", resource)
         body = {**body, "metadata": {**body.get("metadata", {}), "name": name}}
@@ -335,12 +339,12 @@ def _spec(obj: Obj) -> Obj:
 
 
 def _is(obj: Obj, kind: str) -> bool:
-    """Of the core group: a custom resource may have the same kind."""
+    """True for a kind of the core group. A custom resource may have the same kind in another group."""
     return (obj["apiVersion"], obj["kind"]) == ("v1", kind)
 
 
 def _blocked(obj: Obj) -> bool:
-    """Finalizers hold it."""
+    """True if the object has finalizers."""
     own = (obj.get("spec") or {}).get("finalizers") if _is(obj, "Namespace") else None
     return bool(own or obj["metadata"].get("finalizers"))
 
@@ -350,7 +354,7 @@ def _waits_for_kubelet(obj: Obj) -> bool:
 
 
 def _grace(kind: str, obj: Obj, options: DeleteOptions) -> int:
-    """Seconds that a kubelet is given. A pod that is on no node, or over, needs none."""
+    """The grace period in seconds. 0 for a pod that is finished or on no node, because no kubelet must stop it."""
     if kind != "Pod" or not obj["spec"].get("nodeName") or obj["status"].get("phase") in ("Failed", "Succeeded"):
         return 0
     return obj["spec"].get("terminationGracePeriodSeconds", 30) if options.grace is None else max(options.grace, 0)
@@ -360,7 +364,7 @@ ORPHAN, FOREGROUND = "orphan", "foregroundDeletion"
 
 
 def _propagate(metadata: Obj, policy: str) -> None:
-    """Orphan and Foreground are finalizers that the garbage collector serves (controllers/garbage.py)."""
+    """Add the finalizer for Orphan or Foreground. The garbage collector handles them (controllers/garbage.py)."""
     finalizer = {"Orphan": ORPHAN, "Foreground": FOREGROUND}.get(policy)
     if finalizer and finalizer not in metadata.get("finalizers", ()):
         metadata["finalizers"] = [*metadata.get("finalizers", ()), finalizer]

@@ -1,4 +1,4 @@
-"""The kinds that the lab's API endpoint serves, as one table. Those that agents watch are declared in nodenet.kinds."""
+"""A table of the kinds that the lab's API endpoint serves. Those that agents watch are declared in nodenet.kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nodenet.kinds import ApiKind, ApiResource
 
 @dataclass(frozen=True, slots=True)
 class Resource(ApiResource):
-    """One served kind. `generation` tells whether metadata.generation counts the changes of its spec."""
+    """One served kind. `generation`: True if metadata.generation counts the changes of the spec."""
 
     short: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
@@ -21,7 +21,8 @@ class Resource(ApiResource):
 
     @property
     def key(self) -> str:
-        """What its objects are stored under. A custom resource may have the kind of another one."""
+        """The key under which its objects are stored. Not simply the kind, because custom resources of several groups
+        may have the same kind."""
         return self.qualified if self.custom else self.kind
 
     @property
@@ -37,7 +38,7 @@ def _watched(
     *,
     generation: bool = False,
 ) -> Resource:
-    """A kind that agents watch too."""
+    """A kind that agents watch."""
     api = kind.resource
     names = (api.group, api.version, api.kind, api.plural, api.namespaced)
     return Resource(*names, short, categories, subresources, generation)
@@ -78,7 +79,8 @@ BY_KIND: dict[str, Resource] = {resource.kind: resource for resource in RESOURCE
 
 
 def find(word: str, custom: Iterable[Resource] = ()) -> Resource | None:
-    """A served kind by any word that kubectl takes: kind, plural, singular, short name, with or without group."""
+    """Find a served kind by any name that kubectl accepts: kind, plural, singular, short name, with or without
+    group."""
     head, _, group = word.lower().partition(".")
     for resource in (*RESOURCES, *custom):
         if head in (resource.plural, resource.singular, *resource.short) and group in ("", resource.group):

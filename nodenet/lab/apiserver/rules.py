@@ -1,7 +1,7 @@
-"""What happens to an object on its way into the store: which fields a client may set, which never change. Pure.
+"""Rules for the fields that clients may set, and for those that never change. Pure.
 
-These are the "strategies" of kubernetes pkg/registry: status belongs to the status subresource, system metadata to
-the server, and some fields are fixed once an object exists.
+These are the "strategies" of kubernetes pkg/registry: only the status subresource changes status, only the server sets
+system metadata, and some fields are immutable.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from nodenet.lab.apiserver.status import Cause, forbidden, invalid
 
 Obj = dict[str, Any]
 SYSTEM = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink")
-# A Node comes with its status (the kubelet registers it so), these two have none.
+# The kubelet creates a Node together with its status. The other two kinds have no status.
 _KEEPS_STATUS = ("Node",)
 _WITHOUT_STATUS = ("NetworkPolicy", "EndpointSlice")
 IMMUTABLE = "field is immutable"
 
 
 def prepare_create(resource: Resource, obj: Obj) -> None:
-    """Drop what a client cannot set on a new object."""
+    """Remove the fields that a client cannot set in a new object."""
     for key in (*SYSTEM, "managedFields"):
         obj["metadata"].pop(key, None)
     if not _has_own_status(resource):
@@ -28,12 +28,13 @@ def prepare_create(resource: Resource, obj: Obj) -> None:
 
 
 def _has_own_status(resource: Resource) -> bool:
-    """Whether a new object may bring a status. Without the subresource it is a field like others."""
+    """True if a client may create the object with a status. In a custom resource without the status subresource,
+    status is a field like any other."""
     return resource.key in _KEEPS_STATUS or (resource.custom and "status" not in resource.subresources)
 
 
 def prepare_update(resource: Resource, obj: Obj, old: Obj) -> None:
-    """An ordinary update: system metadata and status stay as they are stored."""
+    """Prepare an ordinary update: system metadata and status keep their stored values."""
     obj["metadata"].pop("managedFields", None)
     for key in SYSTEM:
         obj["metadata"].pop(key, None)
@@ -67,7 +68,8 @@ _TYPES = {
 
 
 def _drop_what_the_type_had(spec: Obj, old: Obj) -> None:
-    """A change of type drops what only the old type had, unless the client sets it anew (dropTypeDependentFields)."""
+    """On a change of type, remove the fields that the new type does not have, unless the client has changed them
+    (dropTypeDependentFields)."""
     kind = spec.get("type", "ClusterIP")
     gone = {key for key, types in _TYPES.items() if old.get("type") in types and kind not in types}
     for key in gone & spec.keys():
@@ -81,12 +83,12 @@ def _drop_what_the_type_had(spec: Obj, old: Obj) -> None:
 
 
 def status_update(obj: Obj, old: Obj) -> Obj:
-    """An update of the status subresource: everything else stays as it is stored."""
+    """An update of the status subresource: everything else keeps its stored value."""
     return {**old, "status": obj.get("status") or {}, "metadata": dict(old["metadata"])}
 
 
 def sort_keys(obj: Obj) -> Obj:
-    """apiVersion, kind and metadata first, as people read them."""
+    """Put apiVersion, kind and metadata first, for readers."""
     head: Obj = {key: obj[key] for key in ("apiVersion", "kind", "metadata") if key in obj}
     return {**head, **{key: value for key, value in obj.items() if key not in head}}
 
@@ -110,7 +112,7 @@ _POD_MAY = ("activeDeadlineSeconds", "terminationGracePeriodSeconds", "toleratio
 
 
 def check_update(kind: str, obj: Obj, old: Obj) -> list[Cause]:
-    """What may not change."""
+    """A problem for each changed field that is immutable."""
     new_spec, old_spec = obj.get("spec") or {}, old.get("spec") or {}
     found = [
         invalid(f"spec.{key}", "...", IMMUTABLE)
@@ -135,12 +137,12 @@ def check_update(kind: str, obj: Obj, old: Obj) -> list[Cause]:
 
 
 def _waits(job: Obj) -> bool:
-    """A suspended Job that has not started may still be given to other nodes (KEP-2926)."""
+    """True for a suspended Job that has not started. Its scheduling directives may still change (KEP-2926)."""
     return bool(job["spec"].get("suspend")) and "startTime" not in (job.get("status") or {})
 
 
 def _pod(new: Obj, old: Obj) -> list[Cause]:
-    # Until it is scheduled a gated pod may be told to go elsewhere (KEP-3838).
+    # The nodeSelector and affinity of a pod with scheduling gates may still change (KEP-3838).
     may = (*_POD_MAY, "nodeSelector", "affinity") if old.get("schedulingGates") else _POD_MAY
 
     def fixed(spec: Obj) -> Obj:

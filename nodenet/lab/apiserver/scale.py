@@ -25,7 +25,7 @@ def of(obj: Obj) -> Obj:
 
 
 def into(obj: Obj, wanted: Obj, resource: Resource) -> Obj:
-    """The workload with the Scale's number of replicas and its resourceVersion, so that a stale one conflicts."""
+    """The workload with the replicas and the resourceVersion of the Scale. An old resourceVersion causes a conflict."""
     replicas = (wanted.get("spec") or {}).get("replicas", 0)
     name = obj["metadata"]["name"]
     if not isinstance(replicas, int) or isinstance(replicas, bool):

@@ -1,8 +1,8 @@
-"""What the served kinds look like: field names, JSON types and the merge keys of their lists.
+"""Schemas of the served kinds: field names, JSON types and the merge keys of lists.
 
-One table serves three readers: decoding (wrong types, unknown fields), strategic merge patch (how lists are merged)
-and apply's three-way merge. Parts that the lab never reads are `ANY` and are kept as they came. Field names follow
-the Kubernetes API reference, merge keys its `x-kubernetes-patch-merge-key`.
+Three functions use them: decoding (wrong types, unknown fields), strategic merge patch (how to merge lists) and the
+three-way merge of `apply`. Parts that the lab never reads are `ANY` and are stored unchanged. Field names follow the
+Kubernetes API reference, merge keys its `x-kubernetes-patch-merge-key`.
 """
 
 from __future__ import annotations
@@ -225,17 +225,17 @@ SCHEMAS: dict[str, Struct] = {
 }
 
 
-# A custom resource: the schema of its definition is not checked, so it may have any field.
+# Custom resources may have any field, because the lab does not check the schema of the definition.
 _CUSTOM = Struct({**_object().fields}, open=True)
 
 
 def of(kind: str) -> Struct:
-    """The schema of a kind, by Resource.key."""
+    """The schema of a kind (Resource.key)."""
     return SCHEMAS.get(kind, _CUSTOM)
 
 
 class Decoded:
-    """What decoding found: the object without nulls and unknown fields, wrong types and unknown fields by path."""
+    """Problems that decoding found, by path of the field: wrong types and unknown fields."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
@@ -282,14 +282,15 @@ class Decoded:
 
 
 def decode(obj: dict[str, Any], kind: str) -> tuple[dict[str, Any], Decoded]:
-    """A clean private copy of an object of `kind`, and what was wrong with it. The input is left alone."""
+    """A copy of an object of `kind` without nulls and unknown fields, and its problems. The input is not changed."""
     report = Decoded()
     clean = report.take(obj, of(kind), "")
     return clean, report
 
 
 def _zero(item: object, wanted: Type) -> object:
-    """Go reads a null element as the zero value of its type: a null rule of a NetworkPolicy is one without limits."""
+    """Replace a null list element by the zero value of its type, as Go does. For example, a null rule of a
+    NetworkPolicy becomes an empty rule, which allows everything."""
     if item is not None or isinstance(wanted, Anything):
         return item
     if isinstance(wanted, Scalar):
@@ -298,7 +299,7 @@ def _zero(item: object, wanted: Type) -> object:
 
 
 def _nothing(item: object, wanted: Type) -> bool:
-    """An empty list or map says no more than an absent one, and Go's omitempty drops it."""
+    """True for an empty list or map that means the same as an absent one. Go's omitempty drops it."""
     if isinstance(wanted, ListOf):
         return item == [] and not wanted.keep_empty
     return isinstance(wanted, MapOf) and item == {}

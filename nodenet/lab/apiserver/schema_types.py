@@ -1,4 +1,4 @@
-"""The vocabulary of schema.py: JSON types, objects, maps and lists with merge keys."""
+"""The types of which schema.py consists: JSON values, objects, maps, and lists with merge keys."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Anything:
-    """Kept as it came: the lab does not read it."""
+    """Stored unchanged, because the lab does not read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """One JSON value. `name` is how a message calls it."""
+    """One JSON value. `name` is its name in messages."""
 
     name: str
     types: tuple[type, ...]
@@ -20,16 +20,16 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class MapOf:
-    """Free keys, one type of value."""
+    """An object with arbitrary keys and one type of value."""
 
     value: Type
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """`merge_key`: None is atomic, "" merges plain values as a set, else the key that tells elements apart.
+    """`merge_key`: None is an atomic list, "" merges scalar values as a set, else the key that identifies an element.
 
-    An empty list is the same as none and is dropped, but for those few that `keep_empty`.
+    An empty list is removed, because it means the same as none, except if `keep_empty` is set.
     """
 
     item: Type
@@ -39,7 +39,7 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Named fields; others are unknown, or kept as they came when it is `open`."""
+    """An object with named fields. Other fields are reported as unknown, or stored unchanged if `open`."""
 
     fields: dict[str, Type]
     open: bool = False
@@ -57,7 +57,7 @@ def _all(names: str, wanted: Type) -> dict[str, Type]:
 
 
 def anys(names: str) -> dict[str, Type]:
-    """Fields that are known by name and read by nobody here."""
+    """Fields that are known but not read by the lab."""
     return _all(names, ANY)
 
 
@@ -79,7 +79,7 @@ INT = Scalar("integer", (int,))
 BOOL = Scalar("boolean", (bool,))
 INT_OR_STRING = Scalar("integer or string", (int, str))
 STRINGS = MapOf(STRING)
-# An object of which only its being one matters.
+# Any object; its fields do not matter.
 OBJECT = MapOf(ANY)
 CONDITION = Struct(
     {

@@ -1,4 +1,4 @@
-"""Label and field selectors, as the API's query strings and as objects (apimachinery: labels, fields)."""
+"""Label and field selectors, from query strings of the API and from objects (apimachinery: labels, fields)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _term(term: str) -> Requirement:
 
 
 def from_object(selector: Mapping[str, Any] | None) -> Selector | None:
-    """A metav1.LabelSelector, already validated. None selects nothing, the empty one everything."""
+    """The selector of a validated metav1.LabelSelector. None selects nothing; an empty one selects everything."""
     if selector is None:
         return None
     equal = tuple(Requirement(key, "In", (value,)) for key, value in (selector.get("matchLabels") or {}).items())

@@ -1,4 +1,4 @@
-"""The API endpoint put together, and how it is served."""
+"""Puts the API endpoint together and serves it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from nodenet.lab.apiserver.watches import Watches
 from nodenet.model import IPNetwork
 
 SERVICE_CIDRS = ("10.96.0.0/16",)
-# Changes of each kind that a watcher may lie behind before it is told 410 Gone.
+# How many changes of a kind are kept for watchers. A watcher that is further behind gets 410 Gone.
 HISTORY = 8192
-# The API server's own pace is one a minute; a lab's agents start and stop sooner.
+# Kubernetes sends about one bookmark per minute. A lab sends more, because its agents run for a shorter time.
 BOOKMARK_SECONDS = 10.0
 
 
 class ApiServer:
     """The endpoint of one lab. `service_cidrs`: one network, or one of each family, the primary one first.
 
-    `clock` gives UNIX seconds. `access`: who may use it over HTTP; without it everybody may do everything. `history` is
-    how many changes of each kind are remembered for watchers. `refuse` is called with each client's address and may
-    raise the ApiError that it gets instead of an answer. Raises ValueError when a CIDR cannot be read.
+    `clock` returns UNIX seconds. `access` authorizes HTTP requests; without it every client may do everything.
+    `history`: how many changes of each kind are kept for watchers. `refuse` is called with each client's address and
+    may raise the ApiError that the client must get. Raises ValueError for an invalid CIDR.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class ApiServer:
         bookmark_seconds: float = BOOKMARK_SECONDS,
         refuse: Refuse = lambda _host: None,
     ) -> None:
-        # Versions begin at the clock: a client that outlives a lab's endpoint asks the next one for a version that
-        # is older than its first, is told 410 and lists again, rather than going on in another history.
+        # The first version depends on the clock. If a client of an earlier endpoint continues with this one, its
+        # version is older than the first here. So it gets 410 and lists again, instead of continuing in another
+        # history.
         self.storage = Storage(history, int(clock()) * 1000)
         self.registry = Registry(
             self.storage, ServiceAddresses([str(cidr) for cidr in service_cidrs], node_ports), clock
@@ -59,20 +60,20 @@ class ApiServer:
         self.watches = Watches()
 
     def app(self) -> web.Application:
-        """A new application; several may serve the same objects. Run it with handler_cancellation, as `serve` does."""
+        """A new application. Several may serve the same objects. Run it with handler_cancellation, as `serve` does."""
         pace = self._bookmark_seconds
         return Api(self.registry, self._clock, pace, self._access, self.watches, self._refuse).app()
 
     def compact(self) -> None:
-        """Forget every change so far, as etcd's compaction does: a watch or list from an older version gets 410."""
+        """Delete the history, as etcd's compaction does. A watch or list from an older version then gets 410."""
         for log in self.storage.logs.values():
             log.forget()
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where it listens. `ports` are in the order of the addresses asked for. `accept` makes the server's protocol for
-    one more connection, for somebody who listens elsewhere."""
+    """A running server. `ports` are in the order of the requested addresses. `accept` makes the server's protocol for a
+    connection that the caller has accepted itself."""
 
     urls: list[str]
     ports: list[int]
@@ -81,9 +82,9 @@ class Server:
 
 @asynccontextmanager
 async def serve(api: ApiServer, *, addresses: Sequence[tuple[str, int]] = ()) -> AsyncIterator[Server]:
-    """Serve on host and port pairs (port 0: any free one) until left.
+    """Serve on pairs of host and port (port 0: any free one) as long as the block runs, then end the open watches.
 
-    Raises OSError when an address cannot be had. Open watches are ended when it is left.
+    Raises OSError if an address cannot be bound.
     """
     runner = web.AppRunner(api.app(), handler_cancellation=True, shutdown_timeout=1.0, access_log=None)
     await runner.setup()

@@ -1,4 +1,4 @@
-"""Errors as the Kubernetes API tells them: a Status object with code, reason and causes that name fields.
+"""Errors in the form of the Kubernetes API: a Status object with code, reason and causes that name fields.
 
 The reasons and codes are those of apimachinery's meta/v1 StatusReason.
 """
@@ -15,7 +15,7 @@ from nodenet.lab.apiserver.resources import Resource
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One thing wrong with one field. `reason` is one of the API's CauseType names."""
+    """One problem of one field. `reason` is a name of the API's CauseType."""
 
     field: str
     message: str
@@ -26,7 +26,7 @@ class Cause:
 
 
 def invalid(field: str, value: object, message: str) -> Cause:
-    """A value that is there and wrong."""
+    """The cause for an invalid value."""
     shown = f'"{value}"' if isinstance(value, str) else repr(value)
     return Cause(field, f"Invalid value: {shown}: {message}")
 
@@ -49,7 +49,7 @@ def duplicate(field: str, value: object) -> Cause:
 
 
 class ApiError(NodenetError):
-    """A request that the API endpoint refuses. `code` is the HTTP status, `reason` the API's machine-readable word."""
+    """A request that the API endpoint refuses. `code`: the HTTP status. `reason`: the API's StatusReason."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class ApiError(NodenetError):
         self._name = name
 
     def to_status(self) -> dict[str, Any]:
-        """The Status object that goes over HTTP."""
+        """The Status object that is sent over HTTP."""
         details: dict[str, Any] = {}
         if self._name:
             details["name"] = self._name
         if self._resource is not None:
-            # The API says the kind where it judged an object, and the plural where it looked for one.
+            # The API gives the kind if it validated an object (422), and the plural if it looked for one.
             details["group"] = self._resource.group
             details["kind"] = self._resource.kind if self.code == 422 else self._resource.plural
         if self.causes:
@@ -129,7 +129,7 @@ def invalid_object(resource: Resource, name: str, causes: Sequence[Cause]) -> Ap
 
 
 def expired(message: str) -> ApiError:
-    """410: the resourceVersion is older than what is remembered. The client lists again."""
+    """410: the resourceVersion is older than the history. The client must list again."""
     return ApiError(410, "Expired", message)
 
 

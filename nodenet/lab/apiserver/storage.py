@@ -1,7 +1,8 @@
-"""The objects, their one version counter and a bounded history of changes for watchers. No rules: see registry.py.
+"""Stores the objects, a common version counter, and a bounded history of changes for watchers. registry.py has the
+rules.
 
-An object is kept as its JSON text, so nothing that a caller holds can change what is stored, and many watchers share
-one encoding. Everything runs in one event loop.
+Objects are stored as JSON text, so that callers cannot change them by accident and many watchers share one encoding.
+Everything runs in one event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _decoder = msgspec.json.Decoder()
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One version of one object. `ref` is (namespace, name); `fields` are what field selectors see."""
+    """One version of one object. `ref` is (namespace, name). `fields`: the values for field selectors."""
 
     kind: str
     ref: Ref
@@ -34,14 +35,15 @@ class Stored:
     fields: Mapping[str, str]
 
     def decode(self) -> dict[str, Any]:
-        """A fresh object: the caller may do with it what it likes."""
+        """A new copy of the object, which the caller may change."""
         decoded: dict[str, Any] = _decoder.decode(self.raw)
         return decoded
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`new` None: deleted, and `last` is the final state with the deletion's version."""
+    """One change. `new` None: the object was deleted, and `last` is its final state with the version of the
+    deletion."""
 
     version: int
     old: Stored | None
@@ -62,12 +64,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-# An absent one is false.
+# Boolean fields for selectors. If absent they are false.
 _BOOLEANS = frozenset({"spec.hostNetwork", "spec.unschedulable"})
 
 
 def field_names(kind: str) -> frozenset[str]:
-    """What a field selector of this kind may name."""
+    """The fields that a field selector of this kind may use."""
     return frozenset(("metadata.name", "metadata.namespace", *FIELDS.get(kind, ())))
 
 
@@ -97,19 +99,19 @@ def make(kind: str, obj: Mapping[str, Any]) -> Stored:
 
 
 class Log:
-    """The last changes of one kind. `oldest` is the version before the first one that is remembered."""
+    """The last changes of one kind. `oldest` is the version before the first one that is kept."""
 
     def __init__(self, limit: int, oldest: int) -> None:
         self.oldest = oldest
         self._limit = limit
         self._changes: list[Change] = []
         self._waiting: set[asyncio.Future[None]] = set()
-        # The kind is no longer served: a watch ends after the last change.
+        # True if the kind is no longer served: then watches end after the last change.
         self.closed = False
 
     def append(self, change: Change) -> None:
         self._changes.append(change)
-        # Trimmed in bulk: removing one by one from the front of a list costs a move of all the rest.
+        # Trim many entries at once: each removal at the front of a list moves all others.
         if len(self._changes) >= 2 * self._limit:
             self.forget(len(self._changes) - self._limit)
         self._wake()
@@ -125,14 +127,14 @@ class Log:
         self._waiting.clear()
 
     def forget(self, count: int | None = None) -> None:
-        """Drop the oldest `count` changes, all of them when None."""
+        """Delete the oldest `count` changes; None: all."""
         dropped = self._changes[:count]
         if dropped:
             self.oldest = dropped[-1].version
             del self._changes[: len(dropped)]
 
     def after(self, version: int) -> list[Change]:
-        """The changes since `version`, in order. Raises 410 when they are no longer all remembered."""
+        """The changes since `version`, in order. Raises 410 if some of them are no longer kept."""
         if version < self.oldest:
             raise expired(f"too old resource version: {version} ({self.oldest})")
         low, high = 0, len(self._changes)
@@ -142,7 +144,7 @@ class Log:
         return self._changes[low:]
 
     async def wait(self, version: int, seconds: float | None) -> bool:
-        """Until there is a change after `version` (True), or `seconds` passed (False)."""
+        """Wait until there is a change after `version` (True) or `seconds` have passed (False)."""
         if self._changes and self._changes[-1].version > version:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -157,7 +159,7 @@ class Log:
 class Storage:
     """All objects of all kinds, by Resource.key.
 
-    `history` is how many changes of each kind a watcher may lie behind.
+    `history`: how many changes of each kind a watcher may be behind.
     """
 
     def __init__(self, history: int, first_version: int) -> None:
@@ -169,12 +171,12 @@ class Storage:
             self.add(resource.key)
 
     def add(self, kind: str) -> None:
-        """Hold objects of this kind (Resource.key) too. Its history begins now."""
+        """Start to store objects of this kind (Resource.key). Its history begins now."""
         self._objects.setdefault(kind, {})
         self.logs.setdefault(kind, Log(self._history, self.version))
 
     def drop(self, kind: str) -> None:
-        """Forget a kind: its objects are deleted one by one, then its watches end."""
+        """Remove a kind: delete its objects one by one, then end its watches."""
         for ref in sorted(self._objects[kind]):
             self.remove(kind, ref)
         del self._objects[kind]
@@ -184,13 +186,14 @@ class Storage:
         return self._objects[kind].get(ref)
 
     def items(self, kind: str, namespace: str = "") -> list[Stored]:
-        """Sorted by namespace and name."""
+        """The objects of a kind, sorted by namespace and name."""
         found = self._objects[kind]
         refs = sorted(ref for ref in found if not namespace or ref[0] == namespace)
         return [found[ref] for ref in refs]
 
     def items_at(self, kind: str, namespace: str, version: int) -> list[Stored]:
-        """The list as it was at `version`: later changes are taken back. Raises 410 when that is too long ago."""
+        """The list as it was at `version`, computed by undoing later changes. Raises 410 if that is older than the
+        history."""
         if version >= self.version:
             return self.items(kind, namespace)
         found = dict(self._objects[kind])
@@ -202,7 +205,7 @@ class Storage:
         return [found[ref] for ref in sorted(found) if not namespace or ref[0] == namespace]
 
     def put(self, kind: str, obj: dict[str, Any]) -> Stored:
-        """Store `obj` as it is under a new version, which is written into it."""
+        """Store `obj` with a new resourceVersion, which is also set in `obj`."""
         self.version += 1
         obj["metadata"]["resourceVersion"] = str(self.version)
         new = make(kind, obj)
@@ -225,7 +228,7 @@ Match = Callable[[Stored], bool]
 
 
 def visible(changes: Iterable[Change], match: Match) -> Iterable[tuple[str, Stored]]:
-    """The changes as a watcher with a selector sees them: one that stops matching is DELETED for it."""
+    """The changes as a watcher with a selector sees them. An object that no longer matches is DELETED for it."""
     for change in changes:
         before = change.old is not None and match(change.old)
         after = change.new is not None and match(change.new)

@@ -1,7 +1,7 @@
-"""The columns that `kubectl get` prints, for the server's Table answers and for `nodenet lab get`. Pure.
+"""The columns of `kubectl get`, for the server's Table answers and for `nodenet lab get`. Pure.
 
-`columns(kind)` and `cells(kind, obj, now)` belong together; priority 1 columns are those of `-o wide`. The columns are
-those of kubernetes pkg/printers/internalversion.
+`cells(kind, obj, now)` are in the order of `columns(kind)`. Columns of priority 1 appear only with `-o wide`. The
+columns are those of kubernetes pkg/printers/internalversion.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NONE = "<none>"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`priority` 0 is always shown, 1 with -o wide. `type` is string or integer."""
+    """`priority` 0 is always shown, 1 only with -o wide. `type` is string or integer."""
 
     name: str
     priority: int = 0
@@ -27,7 +27,7 @@ class Column:
 
 
 def _columns(plain: str, wide: str = "") -> tuple[Column, ...]:
-    """Names divided by commas; a trailing # marks a number."""
+    """Columns from names separated by commas. A trailing # means that the column holds a number."""
     found = []
     for priority, names in ((0, plain), (1, wide)):
         for name in filter(None, names.split(",")):
@@ -65,7 +65,7 @@ def columns(kind: str) -> tuple[Column, ...]:
 
 
 def cells(kind: str, obj: Obj, now: float) -> list[Cell]:
-    """One row, in the order of `columns(kind)`. `now` in UNIX seconds, for ages."""
+    """One row, in the order of `columns(kind)`. `now`: UNIX seconds, to compute ages."""
     return _ROWS.get(kind, _other)(obj, now)
 
 
@@ -134,7 +134,7 @@ def _template(obj: Obj) -> list[Cell]:
 
 
 def pod_status(pod: Obj) -> str:
-    """The STATUS column: phase, or what holds the pod up."""
+    """The STATUS column: the phase, or the reason why the pod does not run."""
     status = _status(pod)
     reason = status.get("reason") or status.get("phase") or "Unknown"
     statuses = status.get("containerStatuses") or []
@@ -153,7 +153,7 @@ def pod_status(pod: Obj) -> str:
 
 
 def is_ready(obj: Obj, kind: str = "Ready") -> bool:
-    """Whether a condition of that type is True."""
+    """True if a condition of that type is True."""
     return any(c.get("type") == kind and c.get("status") == "True" for c in _status(obj).get("conditions") or ())
 
 

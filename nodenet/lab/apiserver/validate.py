@@ -1,6 +1,6 @@
-"""What the API refuses, per kind, with the field's path: every problem of an object in one answer. Pure.
+"""Validates objects by kind. Reports all problems of an object, each with the path of the field. Pure.
 
-The rules are those of kubernetes pkg/apis/*/validation, for the fields that the lab plays.
+The rules are those of kubernetes pkg/apis/*/validation, for the fields that the lab supports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Obj = Mapping[str, Any]
 
 
 def check(kind: str, obj: Obj) -> list[Cause]:
-    """Everything wrong with a decoded, defaulted object of `kind`."""
+    """All problems of an object of `kind`, after decoding and defaults."""
     found = names.check_metadata(kind, obj["metadata"])
     special = _BY_KIND.get(kind)
     return found + (special(obj) if special else [])
@@ -96,7 +96,7 @@ def _template(spec: Obj, restart: tuple[str, ...]) -> list[Cause]:
 
 
 def _selected_template(spec: Obj) -> list[Cause]:
-    """A workload's selector must be there, say something, and match its own pods."""
+    """A workload's selector is required, must not be empty, and must match its own pods."""
     selector = spec.get("selector")
     found = _template(spec, ("Always",))
     if selector is None:
@@ -166,7 +166,8 @@ def _job(obj: Obj) -> list[Cause]:
 
 
 def _is_address(text: str, version: int = 0) -> bool:
-    """As API servers check stored addresses: leading zeros pass, and an IPv4-mapped address is IPv4."""
+    """The API server's check of stored addresses: leading zeros are accepted, and an IPv4-mapped address counts as
+    IPv4."""
     try:
         found = parse_address(text)
     except ValueError:
@@ -228,7 +229,8 @@ def _node(obj: Obj) -> list[Cause]:
 
 
 def _event(obj: Obj) -> list[Cause]:
-    """An Event is where its object is; one about a cluster-scoped object is in any of these (core validation)."""
+    """An Event must be in the namespace of its object. Events about cluster-scoped objects may be in the namespaces
+    below (core validation)."""
     about, own = obj.get("involvedObject") or {}, obj["metadata"].get("namespace", "")
     theirs = about.get("namespace", "")
     if theirs == own or (not theirs and own in ("default", "kube-system")):

@@ -1,4 +1,4 @@
-"""What the API refuses in a Service (kubernetes pkg/apis/core/validation ValidateService). Pure."""
+"""Validates Services (kubernetes pkg/apis/core/validation ValidateService). Pure."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _port(port: Obj, path: str, several: bool, seen: set[str]) -> list[Cause]:
     found += check_choice(port, "protocol", PROTOCOLS, path)
     target = port.get("targetPort")
     if isinstance(target, int):
-        # A targetPort that is only the port's copy is not told twice.
+        # A targetPort that defaults to the port would repeat the problem of the port.
         found += check_port(target, f"{path}.targetPort") if target != port.get("port") else []
     elif target is not None and (problem := names.port_name_problem(target)):
         found.append(invalid(f"{path}.targetPort", target, problem))

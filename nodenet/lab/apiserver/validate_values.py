@@ -17,7 +17,7 @@ def check_port(value: object, path: str) -> list[Cause]:
 
 
 def check_choice(obj: Mapping[str, Any], key: str, known: Sequence[str], path: str) -> list[Cause]:
-    """A defaulted field that must be one of `known`."""
+    """The problem of a field that must have one of the `known` values; its default is already set."""
     value = obj.get(key)
     if value in known:
         return []

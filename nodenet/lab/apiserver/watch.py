@@ -1,4 +1,4 @@
-"""Lists and watches: pages of one consistent state, and the changes after it in order, without loss or doubles.
+"""Lists and watches: pages of one consistent state, then the changes after it in order, without loss or duplicates.
 
 Rules: Kubernetes API concepts, "Efficient detection of changes", "Watch bookmarks", "Retrieving large results sets in
 chunks".
@@ -21,7 +21,7 @@ from nodenet.lab.apiserver.storage import Match, Storage, Stored, field_names, v
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which objects of a kind: namespace "" is all of them; selectors as in the API's query strings."""
+    """Selects objects of a kind. namespace "" means all. Selectors are written as in the API's query strings."""
 
     resource: Resource
     namespace: str = ""
@@ -29,7 +29,7 @@ class Query:
     fields: str = ""
 
     def matcher(self) -> Match:
-        """Raises a 400 ApiError when a selector cannot be read."""
+        """A predicate for stored objects. Raises a 400 ApiError for an invalid selector."""
         labels = selectors.parse_labels(self.labels)
         fields = selectors.parse_fields(self.fields, field_names(self.resource.key))
         namespace = self.namespace if self.resource.namespaced else ""
@@ -44,7 +44,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`token` is "" on the last page; `remaining` counts what follows."""
+    """`token` is "" on the last page. `remaining`: the number of objects after this page."""
 
     items: list[Stored]
     version: int
@@ -53,7 +53,7 @@ class Page:
 
 
 def listing(storage: Storage, query: Query, limit: int = 0, token: str = "", at: int | None = None) -> Page:
-    """One page. All pages of a list show the state of the first one. Raises 410 when that is forgotten."""
+    """One page. All pages of a list show the state of the first one. Raises 410 if that is older than the history."""
     match = query.matcher()
     version = storage.version if at is None else at
     start = ("", "")
@@ -78,7 +78,8 @@ def _read_token(token: str) -> tuple[int, tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """ADDED, MODIFIED, DELETED with the object, or BOOKMARK without one. `initial_end`: the initial ones are told."""
+    """ADDED, MODIFIED or DELETED with the object, or BOOKMARK without one. `initial_end`: a bookmark after the last of
+    the initial objects."""
 
     type: str
     version: int
@@ -88,7 +89,7 @@ class WatchEvent:
 
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
-    """`version` None or 0: first all that exists, as ADDED. `timeout` in seconds; None: for ever."""
+    """`version` None or 0: start with all existing objects as ADDED. `timeout` in seconds; None: without limit."""
 
     version: int | None = None
     timeout: float | None = None
@@ -97,7 +98,8 @@ class WatchOptions:
 
 
 async def watch(storage: Storage, query: Query, options: WatchOptions) -> AsyncIterator[WatchEvent]:
-    """Raises a 410 ApiError when the version is too old, also later when the reader has fallen too far behind."""
+    """Yield the changes since `version`. Raises a 410 ApiError if the version is older than the history, at the start
+    or later when the reader is too slow."""
     match = query.matcher()
     log = storage.logs[query.resource.key]
     loop = asyncio.get_running_loop()
@@ -113,7 +115,7 @@ async def watch(storage: Storage, query: Query, options: WatchOptions) -> AsyncI
             yield WatchEvent("BOOKMARK", position, initial_end=True)
     while True:
         changes = log.after(position)
-        # Nothing of this kind is newer than the store's version, so it is where a reader may go on from.
+        # `changes` has all changes of this kind up to the store's version, so continue from there.
         position = storage.version
         for kind, stored in visible(changes, match):
             yield WatchEvent(kind, stored.version, stored)

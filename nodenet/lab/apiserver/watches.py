@@ -1,4 +1,4 @@
-"""The open watches of the HTTP endpoint, so that somebody else can end them: in order, or with 410 Gone."""
+"""The open watches of the HTTP endpoint. They can be ended from outside, normally or with 410 Gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nodenet.lab.apiserver.status import expired as gone
 
 @dataclass(slots=True)
 class _Open:
-    """`host` is the client's address. `expired`: whether it ends with an ERROR event; None while nobody cut it."""
+    """`host` is the client's address. `expired`: None until `cut` ends the watch, then True for an end with an ERROR
+    event (410)."""
 
     task: asyncio.Task[object]
     host: str
@@ -20,7 +21,7 @@ class _Open:
 
 
 class Watches:
-    """Of all applications of one ApiServer."""
+    """The open watches of all applications of one ApiServer."""
 
     def __init__(self) -> None:
         self._open: list[_Open] = []
@@ -30,7 +31,8 @@ class Watches:
 
     @contextmanager
     def opened(self, host: str) -> Iterator[None]:
-        """The calling task is a watch while the block runs. A cut ends the block; with a 410 ApiError if so asked."""
+        """Register the calling task as a watch while the block runs. `cut` ends the block, with a 410 ApiError if
+        `expired`."""
         task = asyncio.current_task()
         assert task is not None
         mine = _Open(task, host)
@@ -40,7 +42,7 @@ class Watches:
         except asyncio.CancelledError:
             if mine.expired is None:
                 raise
-            # It was this watch that was to end, not its task.
+            # `cut` cancels the task only to end this block. The task itself must go on.
             task.uncancel()
             if mine.expired:
                 raise gone("too old resource version: the history was compacted") from None
@@ -48,7 +50,7 @@ class Watches:
             self._open.remove(mine)
 
     def cut(self, select: Callable[[str], bool], *, expired: bool) -> int:
-        """End the watches of the clients that `select` takes by their address; how many there were."""
+        """End the watches of all clients whose address `select` accepts. Returns how many there were."""
         found = [each for each in self._open if each.expired is None and select(each.host)]
         for each in found:
             each.expired = expired
@@ -56,6 +58,6 @@ class Watches:
         return len(found)
 
     def stop(self) -> None:
-        """The endpoint ends: so does every watch, at once."""
+        """End all watches at once, at the end of the endpoint."""
         for each in self._open:
             each.task.cancel()

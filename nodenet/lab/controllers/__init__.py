@@ -3,6 +3,6 @@
     async with asyncio.TaskGroup() as group:
         group.create_task(run(api, Endpoint(["10.0.0.1"], 6443)))       # from controllers.run and kubernetes_service
 
-Everything is driven by watch events in the API endpoint's own process; a controller may be asked about anything at
-any time and does only what is missing. Pods become Running and Ready by what a kubelet writes into their status.
+Watch events in the API endpoint's own process drive everything. A controller may be called for any key at any time; it
+does only what is missing. Pods become Running and Ready when a kubelet writes that into their status.
 """

@@ -1,6 +1,6 @@
-"""DaemonSet -> one Pod on every node that its template may run on; a new template replaces them one after the other.
+"""DaemonSet -> one Pod on every node on which its template may run. A new template replaces the pods one by one.
 
-Rules: kubernetes pkg/controller/daemon. The pods are made with spec.nodeName set, as there is nothing to choose.
+Rules: kubernetes pkg/controller/daemon. The pods are created with spec.nodeName set, because the node is known.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nodenet.lab.controllers.objects import (
 )
 from nodenet.lab.controllers.placement import selects, untolerated
 
-# What every DaemonSet's pods tolerate: they are there before a node is ready, and stay when it is not.
+# Tolerations of every DaemonSet pod: it starts before its node is ready, and remains while the node is not ready.
 _TOLERATED = (
     ("node.kubernetes.io/not-ready", "NoExecute"),
     ("node.kubernetes.io/unreachable", "NoExecute"),
@@ -69,7 +69,7 @@ class DaemonSets(Controller):
         for pod in pods:
             node = pod["spec"].get("nodeName", "")
             if deleting(pod):
-                # The next one comes when this one is gone, as it may hold host ports.
+                # Create the next pod only after this one is gone, because it may use host ports.
                 kept.setdefault(node, pod)
             elif finished(pod) or node not in wanted or node in kept:
                 await remove(self._client, pod)
@@ -89,7 +89,7 @@ class DaemonSets(Controller):
             return
         old = [pod for pod in pods if not deleting(pod) and _revision(pod) != revision]
         missing = sum(1 for pod in pods if deleting(pod) or not is_ready(pod))
-        # One that is not ready anyway costs nothing.
+        # First replace pods that are not ready: that does not reduce availability.
         sick = [pod for pod in old if not is_ready(pod)]
         for pod in sick or (old[:1] if not missing else []):
             await remove(self._client, pod)

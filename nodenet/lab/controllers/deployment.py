@@ -1,6 +1,6 @@
-"""Deployment -> ReplicaSets: one per template, rolled over within maxSurge and maxUnavailable, or recreated.
+"""Deployment -> ReplicaSets, one per template. Updates are rolling, within maxSurge and maxUnavailable, or Recreate.
 
-Rules: kubernetes pkg/controller/deployment. Not played: progressDeadlineSeconds, minReadySeconds.
+Rules: kubernetes pkg/controller/deployment. Not supported: progressDeadlineSeconds, minReadySeconds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Deployments(Controller):
             return (key_of(new or old or {}),)
         if kind == "ReplicaSet":
             return owner_keys("Deployment", old, new)
-        # A pod that is gone lets a Recreate go on; its ReplicaSet's name tells the Deployment.
+        # A Recreate waits for the end of the old pods. The name of a pod's ReplicaSet leads to the Deployment.
         if new is None and old is not None:
             sets = [
                 self._client.peek("ReplicaSet", ns, fields=f"metadata.name={n}")
@@ -75,7 +75,7 @@ class Deployments(Controller):
             surge, unavailable = _limits(spec)
             room = spec["replicas"] + surge - sum(s["spec"]["replicas"] for s in sets)
             have = new["spec"]["replicas"] if new else 0
-            # Growing is bounded by the surge; shrinking is not.
+            # maxSurge limits growing, but not shrinking.
             grown = min(spec["replicas"], have + max(room, 0)) if have < spec["replicas"] else spec["replicas"]
             new = await self._newest(deployment, new, number, sets, grown)
             old = await self._shrink(old, new, spec["replicas"] - unavailable)
@@ -92,7 +92,7 @@ class Deployments(Controller):
         if new is None:
             new = await self._client.create(_replica_set(deployment, number, replicas, highest + 1))
         elif _revision(new) <= highest:
-            # An old template is wanted again: its ReplicaSet becomes the newest revision.
+            # Rollback to an old template: its ReplicaSet becomes the newest revision.
             annotations = {**(new["metadata"].get("annotations") or {}), REVISION: str(highest + 1)}
             new = await self._client.update({**new, "metadata": {**new["metadata"], "annotations": annotations}})
         wanted = str(_revision(new))
@@ -108,7 +108,8 @@ class Deployments(Controller):
         return await self._client.update({**replica_set, "spec": {**replica_set["spec"], "replicas": replicas}})
 
     async def _shrink(self, old: list[Obj], new: Obj, least: int) -> list[Obj]:
-        """Take from the old sets what may be missing: pods that are not available first."""
+        """Scale the old ReplicaSets down as far as maxUnavailable permits, beginning with pods that are not
+        available."""
         total = sum(s["spec"]["replicas"] for s in [*old, new])
         spare = total - least - (new["spec"]["replicas"] - _available(new))
         result = []
@@ -182,7 +183,8 @@ def _revision(replica_set: Obj) -> int:
 
 
 def _limits(spec: Obj) -> tuple[int, int]:
-    """(surge, unavailable) in pods: percentages round up and down; both zero would never end."""
+    """(maxSurge, maxUnavailable) in pods. Percentages of maxSurge are rounded up, of maxUnavailable down. If both are
+    0, the update could never progress, so maxUnavailable becomes 1."""
     rolling = spec["strategy"].get("rollingUpdate") or {}
     surge = _of(rolling.get("maxSurge", "25%"), spec["replicas"], up=True)
     unavailable = _of(rolling.get("maxUnavailable", "25%"), spec["replicas"], up=False)

@@ -1,4 +1,4 @@
-"""Service + Pods -> EndpointSlices: what slices_plan.py says, written. A Service without selector is left alone."""
+"""Service + Pods -> EndpointSlices. Writes what slices_plan.py computes. Services without a selector are ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodenet.lab.controllers.slices_plan import MANAGED_BY, MANAGER, SERVICE_NAM
 
 class EndpointSlices(Controller):
     kinds = ("Service", "Pod", "EndpointSlice", "Node")
-    # A burst of pods becomes one write of a slice rather than one for each.
+    # A burst of pod changes becomes one write of a slice, not one write per pod.
     delay = 0.02
 
     def __init__(self, client: LocalClient) -> None:
@@ -67,7 +67,7 @@ class EndpointSlices(Controller):
             for new in todo.create:
                 await self._client.create(new)
         except ApiError as error:
-            # A namespace that is going away takes no new slices, and needs none.
+            # A namespace that is being deleted accepts no new slices, and needs none.
             if error.code not in (403, 404):
                 raise
         for changed in todo.update:

@@ -1,4 +1,4 @@
-"""Objects whose owners are all gone are deleted; owners deleted in the foreground wait for them.
+"""Garbage collector: deletes objects whose owners are all gone. Owners in foreground deletion wait for their objects.
 
 Rules: Kubernetes "Garbage Collection" (background, foreground and orphan deletion by ownerReferences).
 """
@@ -55,7 +55,7 @@ class Garbage(Controller):
                 await remove(self._client, obj)
 
     async def _exists(self, owner: Obj, namespace: str) -> bool:
-        """An owner of a kind that is not served here is taken to be there."""
+        """True if the owner exists. An owner of a kind that is not served here counts as existing."""
         if not served(owner):
             return True
         found = await get(self._client, owner["kind"], (namespace, owner["name"]))

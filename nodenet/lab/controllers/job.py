@@ -1,7 +1,7 @@
-"""Job -> Pods until enough have succeeded, or too many failed.
+"""Job -> Pods, until enough have succeeded or too many have failed.
 
-Rules: kubernetes pkg/controller/job, without pod failure policies and deadlines. A lab's stand-in server never ends,
-so a job's pods run until somebody sets their phase or deletes them.
+Rules: kubernetes pkg/controller/job, without pod failure policies and deadlines. A lab's stand-in server never exits,
+so a job's pods run until a user sets their phase or deletes them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Jobs(Controller):
         over = [c["type"] for c in before.get("conditions") or () if c["status"] == "True" and c["type"] != "Suspended"]
         done = sum(1 for pod in pods if _phase(pod) == "Succeeded")
         failed = sum(1 for pod in pods if _phase(pod) == "Failed")
-        # Without completions a job is a work queue: one success, and the others' end, completes it.
+        # Without completions the job is a work queue: it is complete after one success and the end of all other pods.
         complete = done >= spec["completions"] if "completions" in spec else bool(done and not active(pods))
         outcome = over[0] if over else "Complete" if complete else "Failed" if failed > spec["backoffLimit"] else ""
         if outcome or spec["suspend"]:

@@ -1,4 +1,5 @@
-"""The `kubernetes` Service of the default namespace: how pods find the API endpoint. It is made again when deleted."""
+"""Creates the Service default/kubernetes, by which pods find the API endpoint, and creates it again after a
+deletion."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _FAMILY = {4: "IPv4", 6: "IPv6"}
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where pods reach the API endpoint: addresses (one of a family), port, and the Service's own first address."""
+    """The address of the API endpoint for pods: one address per family, and the port."""
 
     addresses: Sequence[str]
     port: int

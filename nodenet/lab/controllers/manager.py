@@ -1,6 +1,6 @@
-"""How controllers run: watch events name keys, keys are coalesced, one worker per controller looks at each again.
+"""Runs controllers: watch events yield keys, duplicate keys are merged, and one worker per controller syncs each key.
 
-A controller reads the present state from the API, never from an event, so it may be asked too often and does no harm.
+A controller reads the current state from the API, never from an event, so extra syncs do no harm.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from nodenet.lab.apiserver.status import ApiError
 
 Obj = dict[str, Any]
 _log = logging.getLogger(__name__)
-# Seconds before a key that failed is looked at again: doubled each time, up to the last.
+# Seconds before the next sync of a key that failed. They double after each failure, up to the maximum.
 _FIRST_RETRY, _LAST_RETRY = 0.05, 5.0
 
 
 class Controller(ABC):
-    """`kinds` are watched; `delay` in seconds gathers a burst of events into one look (0: what is there already)."""
+    """`kinds` are watched. `delay`: seconds to collect a burst of events into one sync; 0 merges only the events that
+    have already arrived."""
 
     kinds: ClassVar[tuple[str, ...]]
     delay: ClassVar[float] = 0.0
 
     @abstractmethod
     def keys(self, kind: str, old: Obj | None, new: Obj | None) -> Iterable[Hashable]:
-        """What to look at again after a change. `new` None: deleted; `old` None: new."""
+        """The keys to sync after a change. `new` None: the object was deleted. `old` None: it is new."""
 
     @abstractmethod
     async def sync(self, key: Any) -> None:
-        """Make it so. ApiError: tried again later."""
+        """Bring the objects of a key to the wanted state. An ApiError causes a retry."""
 
 
 class Worker:
-    """One controller's queue: a set of keys in order of arrival."""
+    """The queue of one controller: a set of keys in the order of their arrival."""
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
@@ -58,7 +59,7 @@ class Worker:
                 key = next(iter(self._keys))
                 del self._keys[key]
                 await self._sync(key)
-                # Others' turn: syncs of this controller may never pause by themselves.
+                # Let other tasks run: the syncs of this controller may never suspend.
                 await asyncio.sleep(0)
             self._wake.clear()
 
@@ -66,7 +67,8 @@ class Worker:
         try:
             await self.controller.sync(key)
         except ApiError as error:
-            # 404 and 409: the object changed meanwhile; 403: its namespace is going away. Their own events tell too.
+            # Expected errors, logged only at debug level. 404, 409: the object changed in the meantime. 403: its
+            # namespace is being deleted.
             level = logging.DEBUG if error.code in (403, 404, 409) else logging.WARNING
             _log.log(level, "%s %s: %s", type(self.controller).__name__, key, error)
             self._again(key)
@@ -99,9 +101,9 @@ class Manager:
 
     async def _watch(self, kind: str) -> None:
         async for change in self._client.follow(kind):
-            self._tell(kind, change.old, change.new)
+            self._notify(kind, change.old, change.new)
 
-    def _tell(self, kind: str, old: Obj | None, new: Obj | None) -> None:
+    def _notify(self, kind: str, old: Obj | None, new: Obj | None) -> None:
         for worker in self._workers:
             if kind in worker.controller.kinds:
                 worker.add(worker.controller.keys(kind, old, new))

@@ -1,4 +1,4 @@
-"""A Namespace that is deleted takes everything in it along, and goes when it is empty."""
+"""Deletes all objects of a Namespace in deletion, and removes the Namespace when it is empty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nodenet.lab.apiserver.resources import RESOURCES
 from nodenet.lab.controllers.manager import Controller
 from nodenet.lab.controllers.objects import Key, Obj, deleting, get, key_of, remove
 
-# Owners before what they own, so that nothing is made again.
+# Owners before owned objects, so that controllers do not create the owned ones again.
 _ORDER = ("Deployment", "StatefulSet", "DaemonSet", "Job", "ReplicaSet", "Service")
 _CONTENT = sorted((r.kind for r in RESOURCES if r.namespaced), key=lambda kind: (kind not in _ORDER, kind))
 

@@ -1,4 +1,4 @@
-"""What controllers share: owners, readiness, pods from templates, hashes of templates. Pure but for `claim`."""
+"""Functions that controllers share: owners, readiness, pods from templates, hashes of templates, writes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def key_of(obj: Obj) -> Key:
 
 
 def controller_of(obj: Obj) -> Obj | None:
-    """The owner reference of the one that controls it."""
+    """The owner reference of its controller, or None."""
     owners: list[Obj] = obj["metadata"].get("ownerReferences") or []
     return next((owner for owner in owners if owner.get("controller")), None)
 
 
 def owner_keys(kind: str, *objects: Obj | None) -> list[Key]:
-    """Keys of the `kind` objects that control any of `objects`."""
+    """The keys of the objects of `kind` that control any of `objects`."""
     found = []
     for obj in objects:
         owner = controller_of(obj) if obj is not None else None
@@ -56,7 +56,7 @@ def finished(pod: Obj) -> bool:
 
 
 def active(pods: Iterable[Obj]) -> list[Obj]:
-    """Those that are neither over nor being deleted."""
+    """The pods that are neither finished nor in deletion."""
     return [pod for pod in pods if not deleting(pod) and not finished(pod)]
 
 
@@ -65,13 +65,13 @@ def ready(pods: Iterable[Obj]) -> int:
 
 
 def template_hash(template: Obj) -> str:
-    """Up to 10 characters that name a pod template's content."""
+    """A hash of a pod template, up to 10 characters."""
     text = json.dumps(template, sort_keys=True, separators=(",", ":")).encode()
     return safe_text(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()), 10)
 
 
 def pod_from(owner: Obj, template: Obj, labels: dict[str, str], name: str = "") -> Obj:
-    """A pod of `owner`; without a name it gets a generated one."""
+    """A pod of `owner`. Without `name` the API generates a name."""
     metadata = template.get("metadata") or {}
     own: Obj = {
         "namespace": owner["metadata"]["namespace"],
@@ -84,34 +84,35 @@ def pod_from(owner: Obj, template: Obj, labels: dict[str, str], name: str = "") 
 
 
 def nonzero(**counts: int) -> Obj:
-    """Status counts as the API writes them: a zero is left out."""
+    """Counts for a status. Zeros are left out, as the API does."""
     return {name: count for name, count in counts.items() if count}
 
 
 async def set_status(client: LocalClient, obj: Obj, status: Obj) -> None:
-    """Write a status when it differs."""
+    """Write a status if it differs."""
     if (obj.get("status") or {}) != status:
         await client.update({**obj, "status": status}, "status")
 
 
 def condition(old: Obj, kind: str, state: bool, reason: str, message: str, now: str) -> Obj:
-    """A condition that keeps its transition time while its state stays. `old` is the status before."""
+    """A condition. It keeps its transition time if its state does not change. `old` is the previous status."""
     text = "True" if state else "False"
     before: Obj = next((c for c in old.get("conditions") or () if c.get("type") == kind), {})
     same = before.get("status") == text
-    told = all(before.get(key) == value for key, value in (("reason", reason), ("message", message)))
+    unchanged = all(before.get(key) == value for key, value in (("reason", reason), ("message", message)))
     return {
         "type": kind,
         "status": text,
         "reason": reason,
         "message": message,
         "lastTransitionTime": before.get("lastTransitionTime", now) if same else now,
-        "lastUpdateTime": before.get("lastUpdateTime", now) if same and told else now,
+        "lastUpdateTime": before.get("lastUpdateTime", now) if same and unchanged else now,
     }
 
 
 async def claim(client: LocalClient, owner: Obj, kind: str, adopt: bool = True) -> list[Obj]:
-    """The `kind` objects that `owner` controls. Orphans that match its selector are adopted, others released.
+    """The objects of `kind` that `owner` controls. Adopts orphans that match its selector, and releases owned objects
+    that no longer match.
 
     Rule: kubernetes pkg/controller/controller_ref_manager.
     """
@@ -144,7 +145,7 @@ async def _set_owners(client: LocalClient, obj: Obj, owners: list[Obj]) -> Obj:
 
 
 async def get(client: LocalClient, kind: str, key: Key) -> Obj | None:
-    """The object, or None when it is gone."""
+    """The object, or None if it does not exist."""
     try:
         return await client.get(kind, key[1], key[0])
     except ApiError as error:
@@ -154,7 +155,7 @@ async def get(client: LocalClient, kind: str, key: Key) -> Obj | None:
 
 
 async def remove(client: LocalClient, obj: Obj, kind: str = "") -> None:
-    """Delete this very object (by uid); one that is gone already is fine. `kind`: for a custom resource."""
+    """Delete this object (by uid). Not an error if it is gone already. `kind`: for a custom resource."""
     metadata = obj["metadata"]
     try:
         await client.delete(kind or obj["kind"], metadata["name"], metadata.get("namespace", ""), uid=metadata["uid"])
@@ -164,6 +165,6 @@ async def remove(client: LocalClient, obj: Obj, kind: str = "") -> None:
 
 
 def served(owner: Obj) -> bool:
-    """Whether an owner reference is to a kind that this API serves."""
+    """True if this API serves the kind of an owner reference."""
     resource = BY_KIND.get(owner["kind"])
     return resource is not None and resource.api_version == owner["apiVersion"]

@@ -1,7 +1,7 @@
-"""Which nodes a pod may run on: nodeSelector, required node affinity, taints. Pure.
+"""Decides on which nodes a pod may run: nodeSelector, required node affinity, taints. Pure.
 
 Rules: kubernetes scheduling documentation ("Assigning Pods to Nodes", "Taints and Tolerations"). Pod affinity and
-topology spread are not played: the scheduler spreads by itself.
+topology spread constraints are not supported; the scheduler always spreads pods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FULL = "Too many pods"
 
 
 def selects(spec: Obj, node: Obj) -> bool:
-    """nodeSelector and the required part of nodeAffinity."""
+    """True if the node matches nodeSelector and the required nodeAffinity."""
     labels = node["metadata"].get("labels") or {}
     if not (spec.get("nodeSelector") or {}).items() <= labels.items():
         return False
@@ -44,7 +44,7 @@ def _requirements(terms: list[Obj] | None) -> tuple[Requirement, ...]:
 
 
 def untolerated(spec: Obj, node: Obj) -> str:
-    """The first taint (key, or key=value) that keeps the pod off, or ""."""
+    """The first taint (key, or key=value) that the pod does not tolerate, or ""."""
     for taint in node["spec"].get("taints") or ():
         if taint.get("effect") == "PreferNoSchedule":
             continue
@@ -63,13 +63,13 @@ def _tolerates(toleration: Obj, taint: Obj) -> bool:
 
 
 def capacity(node: Obj) -> int | None:
-    """How many pods the node takes, when its status says so."""
+    """The maximum number of pods on the node, or None if its status does not have it."""
     text = str(((node.get("status") or {}).get("allocatable") or {}).get("pods", ""))
     return int(text) if text.isdigit() else None
 
 
 def obstacle(spec: Obj, node: Obj, pods: int) -> str:
-    """Why a pod cannot go to this node, which runs `pods` already; "" when it can."""
+    """The reason why a pod cannot run on this node, or "". `pods`: the number of pods on the node."""
     if not is_ready(node):
         return NOT_READY
     if node["spec"].get("unschedulable"):

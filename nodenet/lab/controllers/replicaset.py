@@ -1,6 +1,6 @@
-"""ReplicaSet -> Pods: as many as spec.replicas, the least useful ones deleted first.
+"""ReplicaSet -> Pods: as many as spec.replicas. Deletes the least useful ones first.
 
-Rules: kubernetes pkg/controller/replicaset. A pod is available as soon as it is ready (minReadySeconds is not waited).
+Rules: kubernetes pkg/controller/replicaset. A pod is available as soon as it is ready (minReadySeconds is ignored).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ReplicaSets(Controller):
 
 
 def usefulness(pod: Obj) -> tuple[object, ...]:
-    """Sorts the pods to delete first to the front: on no node, not running, not ready, the newest."""
+    """A sort key that puts the pods to delete first: on no node, not running, not ready, newest."""
     status = pod.get("status") or {}
     newest = "".join(chr(255 - ord(c)) for c in pod["metadata"].get("creationTimestamp", ""))
     on_node = bool(pod["spec"].get("nodeName"))

@@ -1,4 +1,4 @@
-"""All controllers of a lab, put together."""
+"""Runs all controllers of a lab."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nodenet.lab.controllers.statefulset import StatefulSets
 
 
 async def run(api: ApiServer, endpoint: Endpoint | None = None) -> None:
-    """Until cancelled. `endpoint`: where pods reach the API, for the Service default/kubernetes; None: no such one."""
+    """Run until cancelled. `endpoint`: the API's address for the Service default/kubernetes; None: no such Service."""
     client, now = api.client, api.registry.now
     controllers: list[Controller] = [
         Deployments(client, now),
@@ -37,7 +37,7 @@ async def run(api: ApiServer, endpoint: Endpoint | None = None) -> None:
         if not endpoint.cluster_ip:
             endpoint = replace(endpoint, cluster_ip=addresses.first(addresses.families[0]))
         service = KubernetesService(client, endpoint)
-        # Nothing tells about an object that is not there yet: the first look is ours.
+        # There is no event for an object that does not exist yet, so do the first sync here.
         await service.sync("service")
         controllers.append(service)
     await Manager(client, controllers).run()

@@ -1,4 +1,4 @@
-"""Puts pending pods on nodes: of those that may take a pod the one with the fewest, and says why when none can."""
+"""Assigns pending pods to nodes: to the suitable node with the fewest pods. If there is none, it reports the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OVER = ("Succeeded", "Failed")
 
 
 class Scheduler(Controller):
-    """One key: every pod that waits is looked at in the order of its creation."""
+    """Has one key for all pods: each sync goes through the pending pods in the order of their creation."""
 
     kinds = ("Pod", "Node")
 
@@ -28,9 +28,9 @@ class Scheduler(Controller):
         if kind == "Node":
             return ("pods",)
         if new is None:
-            # A pod that leaves makes room for one that did not fit.
+            # A deleted pod makes room for a pending one.
             return ("pods",)
-        # One that comes with a node is looked at once: the node may not be there.
+        # A new pod that already has a nodeName is checked once, because the node may not exist.
         return ("pods",) if not deleting(new) and (old is None or not new["spec"].get("nodeName")) else ()
 
     async def sync(self, key: str) -> None:
@@ -62,7 +62,7 @@ class Scheduler(Controller):
         await self._condition(pod, "Unschedulable", message)
 
     async def _lost(self, pods: Sequence[Stored]) -> None:
-        """A manifest that names a node which is not there: the pod waits for it, and says so."""
+        """Report pods whose nodeName is a node that does not exist. They wait for it."""
         for stored in pods:
             if stored.fields["status.phase"] == "Pending":
                 message = f"spec.nodeName: there is no node {stored.fields['spec.nodeName']}"
@@ -78,7 +78,7 @@ class Scheduler(Controller):
 
 
 class _Siblings:
-    """How many pods of one owner are on a node. Owners are looked up only for those that ask."""
+    """How many pods of an owner are on a node. Counted only when needed."""
 
     def __init__(self, pods: Sequence[Stored]) -> None:
         self._pods = pods

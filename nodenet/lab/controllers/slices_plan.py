@@ -1,7 +1,7 @@
-"""From a Service and its pods to EndpointSlices. Pure.
+"""Computes the EndpointSlices of a Service from its pods. Pure.
 
-Rules: kubernetes pkg/controller/endpointslice and KEP-752, KEP-1672: one slice per address family and set of resolved
-ports, at most 100 endpoints each, an endpoint stays in the slice where it is.
+Rules: kubernetes pkg/controller/endpointslice and KEP-752, KEP-1672. Each address family and set of resolved ports has
+its own slices, with at most 100 endpoints each. An endpoint stays in its slice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VERSIONS = {"IPv4": 4, "IPv6": 6}
 
 @dataclass(frozen=True, slots=True)
 class SlicePlan:
-    """What to write: slices to create, slices (with their new content) to update, slices to delete."""
+    """The writes: slices to create, slices to update (with their new content), slices to delete."""
 
     create: list[Obj]
     update: list[Obj]
@@ -34,7 +34,8 @@ class SlicePlan:
 
 
 def plan(service: Obj, pods: Iterable[Obj], zones: dict[str, str], existing: Sequence[Obj]) -> SlicePlan:
-    """`zones` by node name; `existing` are the slices that this controller manages for the Service."""
+    """Compute the writes. `zones`: by node name. `existing`: the slices that this controller manages for the
+    Service."""
     wanted = _wanted(service, pods, zones)
     labels = slice_labels(service)
     result = SlicePlan([], [], [])
@@ -54,7 +55,7 @@ def _families(service: Obj) -> list[str]:
 
 
 def slice_labels(service: Obj) -> dict[str, str]:
-    """The Service's own labels and those that name it."""
+    """The labels of a slice: those of the Service, and those that refer to the Service."""
     own = service["metadata"].get("labels") or {}
     labels = {key: value for key, value in own.items() if key != HEADLESS}
     labels |= {SERVICE_NAME: service["metadata"]["name"], MANAGED_BY: MANAGER}
@@ -67,7 +68,7 @@ Groups = dict[str, tuple[list[Obj], list[Obj]]]
 
 
 def _wanted(service: Obj, pods: Iterable[Obj], zones: dict[str, str]) -> dict[str, Groups]:
-    """By family, by resolved ports: the ports and the endpoints."""
+    """By address family, then by set of resolved ports: the ports and the endpoints."""
     found: dict[str, Groups] = {}
     for pod in pods:
         status = pod.get("status") or {}
@@ -84,7 +85,8 @@ def _wanted(service: Obj, pods: Iterable[Obj], zones: dict[str, str]) -> dict[st
 
 
 def resolve_ports(service: Obj, pod: Obj) -> list[Obj]:
-    """The slice's ports for this pod: a named targetPort is the pod's own; one that it has not is left out."""
+    """The slice ports for this pod. A named targetPort is resolved to the pod's port of that name, or left out if the
+    pod has none."""
     found = []
     for port in service["spec"].get("ports") or ():
         target = port.get("targetPort", port["port"])
@@ -105,7 +107,7 @@ def _named_port(pod: Obj, name: str, protocol: str) -> int:
 
 
 def ports_key(ports: Sequence[Obj]) -> str:
-    """The same text for the same set of ports."""
+    """A text that is equal for equal sets of ports."""
     return json.dumps(sorted(json.dumps(port, sort_keys=True) for port in ports))
 
 
@@ -141,14 +143,14 @@ def _fill(
     existing: list[Obj],
     labels: dict[str, str],
 ) -> None:
-    """Keep each endpoint where it is, put new ones where there is room, then into new slices."""
+    """Keep each endpoint in its slice. Add new ones to slices with room, the rest to new slices."""
     left = {_who(endpoint): endpoint for endpoint in endpoints}
     kept = []
     for old in existing:
         stay = [left.pop(_who(e)) for e in old.get("endpoints") or () if _who(e) in left]
         kept.append((old, stay))
     fresh = list(left.values())
-    # The fullest first, so that a few changes touch few slices.
+    # Fill the fullest slices first, so that few slices change.
     for _, stay in sorted(kept, key=lambda pair: -len(pair[1])):
         room = LIMIT - len(stay)
         stay.extend(fresh[:room])

@@ -1,7 +1,7 @@
-"""StatefulSet -> Pods with ordinal names, one after the other (OrderedReady) or all at once (Parallel).
+"""StatefulSet -> Pods with ordinal names, one by one (OrderedReady) or all at once (Parallel).
 
-Rules: kubernetes pkg/controller/statefulset. Old templates are not kept: a pod that is made anew gets the present one,
-also below spec.updateStrategy.rollingUpdate.partition. volumeClaimTemplates are not played.
+Rules: kubernetes pkg/controller/statefulset. Old templates are not kept: a recreated pod gets the current template,
+also below spec.updateStrategy.rollingUpdate.partition. volumeClaimTemplates are not supported.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class StatefulSets(Controller):
         await self._report(owner, list(pods.values()), revision)
 
     async def _step(self, owner: Obj, pods: dict[int, Obj], revision: str) -> None:
-        """Everything that may be done now; the pods' own events bring the next step."""
+        """Do everything that is possible now. Events of the pods cause the next step."""
         spec = owner["spec"]
         start = (spec.get("ordinals") or {}).get("start", 0)
         wanted = range(start, start + spec["replicas"])
@@ -76,7 +76,7 @@ class StatefulSets(Controller):
             await self._update(spec, [pods[number] for number in wanted], revision, start)
 
     async def _update(self, spec: Obj, pods: list[Obj], revision: str, start: int) -> None:
-        """Replace pods of an older template, the highest first, one at a time."""
+        """Replace pods of an older template one at a time, the highest ordinal first."""
         if spec["updateStrategy"]["type"] != "RollingUpdate" or any(deleting(p) or not is_ready(p) for p in pods):
             return
         partition = start + (spec["updateStrategy"].get("rollingUpdate") or {}).get("partition", 0)
@@ -106,7 +106,7 @@ class StatefulSets(Controller):
 
 
 def ordinal(pod: Obj) -> int:
-    """The number at the end of its name; -1 for a name without one."""
+    """The number at the end of the pod's name, or -1 if there is none."""
     text = pod["metadata"]["name"].rpartition("-")[2]
     return int(text) if text.isdigit() else -1
 

@@ -57,6 +57,6 @@ def test_all_and_none() -> None:
 
 def test_more_than_the_kernel_takes_is_refused_with_what_to_do() -> None:
     networks = [ip_network(f"fd00::{i:x}/128") for i in range(600)]
-    with pytest.raises(BadInputError, match="so many nodes") as caught:
+    with pytest.raises(BadInputError, match="too many nodes") as caught:
         packet_filter.drop_from(networks, 6)
     assert "--node" in caught.value.hint
