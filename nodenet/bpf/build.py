@@ -2,7 +2,7 @@
 
     <cache>/<program>-<key of sources and flags>-<key of the compiler>.o
 
-clang is not started, and need not be installed, when the cache has the object.
+If the object is in the cache, clang is not started and need not be installed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ _TIMEOUT = 60
 
 @cache
 def source_dir() -> Path:
-    """The C sources: in the package where it is installed from a wheel, else beside it in the checkout."""
+    """The folder of the C sources: inside the package if it was installed from a wheel, else beside it in the
+    checkout."""
     packaged = Path(__file__).parent / "src"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "bpf"
 
 
 def _include_flags() -> list[str]:
-    # <asm/types.h> lives in the multiarch folder on Debian and Ubuntu.
+    # Debian and Ubuntu have <asm/types.h> in the multiarch folder.
     machine = os.uname().machine
     return [f"-I/usr/include/{machine}-linux-gnu"]
 
 
 def _compiler_key(clang: str) -> str:
-    """Names this build of the compiler by its file: asking it for its version would mean to start it."""
+    """Identifies the compiler build by its file. Asking for its version would be slower, because it means to start
+    it."""
     path = Path(clang).resolve()
     status = path.stat()
     return hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
@@ -50,10 +52,10 @@ def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
 
 
 def build(program: str, cache_dir: Path, sources: Path | None = None, *, cast_ctx: bool = False) -> Path:
-    """The object file of `program`, compiled now unless the cache has it. `sources`: the folder of another tree's
-    (default: our own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx alone (bpf/lib/offload.h).
-    Without clang any compiler's object of the same sources will do, the newest first: an image can
-    bring them. Raises CannotRunError with clang's words."""
+    """The object file of `program`, from the cache or compiled now. `sources`: another source folder (default: our
+    own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx (bpf/lib/offload.h). Without clang, the newest cached
+    object of the same sources is used, whichever compiler built it; a container image can contain such objects.
+    Raises CannotRunError with clang's output."""
     folder = sources or source_dir()
     source = folder / f"{program}.bpf.c"
     defines = ("-DNN_CAST_CTX",) if cast_ctx else ()
@@ -77,7 +79,8 @@ def _built_elsewhere(cache_dir: Path, name: str) -> Path:
 
 def _compile(command: list[str], source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed: two agents may build at once, and a crash leaves no half object.
+    # Write to a temporary file and rename it: two agents may build at the same time, and a crash must leave no
+    # incomplete object.
     draft = target.with_suffix(f".{os.getpid()}.tmp")
     result = subprocess.run([*command, "-o", str(draft)], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     if result.returncode != 0:
@@ -90,10 +93,10 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
 
 
 def build_all(cache_dir: Path, cast_ctx: bool = False) -> dict[str, Path]:
-    """Every object by program name."""
+    """Build all objects. Returns them by program name."""
     return {program: build(program, cache_dir, cast_ctx=cast_ctx) for program in PROGRAMS}
 
 
 def build_every_variant(cache_dir: Path) -> dict[bool, dict[str, Path]]:
-    """Every object by `cast_ctx`: what any kernel may ask for."""
+    """Build all objects for all kernels. Returns them by `cast_ctx`."""
     return {cast_ctx: build_all(cache_dir, cast_ctx) for cast_ctx in (False, True)}

@@ -1,8 +1,8 @@
-"""Copies what nothing can fill again into the maps that take the place of others.
+"""Copies the content of replaced maps into their successors, for maps that user space cannot fill again.
 
-Twice. Before the new maps are in use, all of it. After every program was replaced, what the old programs wrote in the
-meantime. Until then the old maps stay pinned in maps-old, so that a crash at any instant loses nothing: the next start
-merges them again. docs/decisions/0031-carried-maps.md has the rules and what they leave out.
+It copies twice. Before the new maps are in use, it copies everything. After all programs were replaced, it copies what
+the old programs wrote in the meantime. Until then the old maps stay pinned in maps-old, so that a crash at any moment
+loses nothing: the next start merges them again. docs/decisions/0031-carried-maps.md has the rules and their limits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _64_BITS = (1 << 64) - 1
 
 
 class _Fingerprints:
-    """Whether an entry was among those that were added: 8 bytes for each, and false once in 10 ** 13 questions."""
+    """A set of entries, stored as 8-byte hashes. `has` is wrong about once in 10 ** 13 queries."""
 
     def __init__(self) -> None:
         self._numbers = array("Q")
@@ -44,7 +44,7 @@ class _Fingerprints:
 
 
 class Transfer:
-    """From one old map into the one that took its place. `fresh`: the new map is empty and not in use."""
+    """Copies from one old map to its successor. `fresh`: the new map is empty and not in use yet."""
 
     def __init__(self, source: RawTable, target: RawTable, carried: Carried, convert: Convert, *, fresh: bool) -> None:
         self.source = source
@@ -52,12 +52,12 @@ class Transfer:
         self._carried = carried
         self._convert = convert
         self._fresh = fresh
-        # Entries as the first copy read them, and as it left them.
+        # The entries that the first copy read, and those that it wrote.
         self._read = _Fingerprints()
         self._left = _Fingerprints()
 
     def first(self) -> int:
-        """Every entry; how many were copied. Raises OSError."""
+        """Copy all entries. Returns how many were copied. Raises OSError."""
         copied, oldest, left = 0, self._oldest(), _Fingerprints()
         for chunk in self.source.chunks():
             for key, value in chunk:
@@ -66,7 +66,8 @@ class Transfer:
             if self._fresh:
                 self.target.insert_all(entries)
             else:
-                # Whatever is there was written by the new programs, or by an agent that did not come to its end.
+                # Existing entries were written by the new programs, or by an earlier agent whose switch was
+                # interrupted.
                 entries = [entry for entry in entries if self._merge(*entry)]
             for key, value in entries:
                 left.add(key, value)
@@ -75,7 +76,7 @@ class Transfer:
         return copied
 
     def last(self) -> int:
-        """What was written to the old map since `first`; how many entries were copied. Raises OSError."""
+        """Copy the entries that were written to the old map since `first`. Returns how many. Raises OSError."""
         copied = 0
         for chunk in self.source.chunks():
             written = [entry for entry in chunk if not self._read.has(*entry)]
@@ -93,11 +94,11 @@ class Transfer:
                 yield made[0], self._carried.adapt(made[1])
 
     def _merge(self, key: bytes, value: bytes) -> bool:
-        """Whether anything was written."""
+        """Write one entry to the new map. Returns True if that changed the map."""
         present = self.target.lookup(key)
         if present is None:
             return self.target.add(key, value)
-        # What the first copy left there is older than `value`; else both were written since.
+        # If the new map still has what the first copy wrote, `value` is newer. Otherwise both changed since then.
         best = value if self._left.has(key, present) else self._carried.merge(value, present)
         return best != present and self.target.replace(key, best)
 
@@ -105,7 +106,8 @@ class Transfer:
         return self._carried.age(entry[1]) if self._carried.age else 0
 
     def _oldest(self) -> int:
-        """In a smaller map an entry that comes later pushes out another, whichever is older: leave out the oldest."""
+        """The age of the oldest entry to copy. A smaller map evicts entries when more are inserted, but not the oldest
+        ones. So the oldest entries are left out."""
         room = self.target.max_entries
         if not self._carried.age or self.source.max_entries <= room:
             return 0
@@ -114,7 +116,7 @@ class Transfer:
 
 
 class Carrying:
-    """Every transfer of one load. `copied`: numbers of entries of the first copy by map."""
+    """All transfers of one load. `copied`: how many entries the first copy made, by map."""
 
     def __init__(self, pins: Pins, transfers: Iterable[Transfer] = ()) -> None:
         self.copied: dict[str, int] = {}
@@ -123,18 +125,19 @@ class Carrying:
 
     @property
     def names(self) -> set[str]:
-        """Of the maps that are copied."""
+        """The names of the maps that are copied."""
         return {transfer.source.name for transfer in self._transfers}
 
     def first(self) -> None:
-        """Raises OSError."""
+        """Do the first copy of all maps. Raises OSError."""
         for transfer in self._transfers:
             name = transfer.source.name
             self.copied[name] = self.copied.get(name, 0) + transfer.first()
 
     def finish(self) -> dict[str, int]:
-        """After the last program was replaced: numbers of entries by map that the old programs wrote since the first
-        copy. The old maps are forgotten. Raises OSError; then they stay, and the next start copies again."""
+        """Do the second copy, after the last program was replaced, and unpin the old maps. Returns by map how many
+        entries the old programs wrote since the first copy. Raises OSError; then the old maps stay, and the next start
+        copies again."""
         late: dict[str, int] = {}
         for transfer in self._transfers:
             name = transfer.source.name
@@ -150,8 +153,9 @@ class Carrying:
 
 
 def prepare(pins: Pins, replaced: Iterable[str] = ()) -> Carrying:
-    """The copies that are due: from maps whose names are `replaced`, which have a successor in maps-new, and from those
-    in maps-old, whose switch did not come to its end. Newest first: a later copy does not overwrite what is there."""
+    """Find the copies to make: from the `replaced` maps, whose successors are in maps-new, and from the maps in
+    maps-old, whose switch was interrupted. The newest sources come first, because a later copy does not overwrite
+    newer entries."""
     replaced = list(replaced)
     sources = [(name, pins.map(name)) for name in replaced] + pins.replaced()
     transfers: list[Transfer] = []
@@ -166,12 +170,12 @@ def prepare(pins: Pins, replaced: Iterable[str] = ()) -> Carrying:
 
 
 def _transfer(name: str, source: Path, target: Path, fresh: bool) -> Transfer | None:
-    """None for a map that is not carried, and for one whose entries cannot be read: its layout is not known."""
+    """None for a map that is not carried, and for one whose entries cannot be read, because its layout is unknown."""
     declared = tables.MAPS.get(name)
     if declared is None or declared.carried is None or not target.exists():
         return None
     old = RawTable(name, source)
-    # A value of a per-CPU map is several.
+    # A per-CPU map has several values per key, which the converters do not support.
     convert = None if old.percpu else converter(declared.carried, layout.of_map(old.info))
     if convert is None:
         old.close()

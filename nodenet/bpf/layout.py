@@ -1,7 +1,7 @@
-"""How the keys and values of a map are laid out: read from BTF, of an object or of a map in the kernel.
+"""Reads the layout of a map's keys and values from BTF, of an object file or of a map in the kernel.
 
-Two builds with the same layout of a map may share it. The sizes do not say that: a field may have taken the place of
-another one.
+Two builds may share a map if they have the same layout of it. Equal sizes are not enough, because one field may have
+replaced another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Type(ctypes.Structure):
 
 
 def of_map(info: libbpf.MapInfo) -> Layout | None:
-    """Of a map in the kernel; None where the kernel has no description of it."""
+    """The layout of a map in the kernel; None if the kernel has no BTF for it."""
     if not info.btf_id:
         return None
     lib = libbpf.lib()
@@ -36,7 +36,7 @@ def of_map(info: libbpf.MapInfo) -> Layout | None:
 
 
 def of_object(handle: int, pointer: int) -> Layout | None:
-    """Of a map (`pointer`) of an opened object (`handle`); None for one without types."""
+    """The layout of a map (`pointer`) of an opened object (`handle`); None for a map without types."""
     lib = libbpf.lib()
     key, value = lib.bpf_map__btf_key_type_id(pointer), lib.bpf_map__btf_value_type_id(pointer)
     return _layout(lib.bpf_object__btf(handle), key, value) if value else None
@@ -47,7 +47,7 @@ def _layout(btf: int, key: int, value: int) -> Layout:
 
 
 def _fields(btf: int, number: int) -> str:
-    """`name:bytes` of each member of a struct; `number:bytes` of anything else."""
+    """`name:bytes` for each member of a struct; `number:bytes` for any other type."""
     lib = libbpf.lib()
     at = lib.btf__type_by_id(btf, libbpf.check(lib.btf__resolve_type(btf, number), "type of a map"))
     found = _Type.from_address(at)

@@ -1,6 +1,6 @@
-"""A thin binding of libbpf.so.1: just the calls that the datapath uses, errors as OSError with libbpf's own words.
+"""A thin binding of libbpf.so.1 with only the calls that the datapath uses. Errors are OSError with libbpf's message.
 
-The handle is our own: BCC loads the same library and sets argument types of its own.
+It loads its own handle of the library, because BCC loads the same library and sets other argument types.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class _Log:
-    """libbpf's messages, kept so that a failure is told with its reason. One per process: libbpf has one sink."""
+    """Keeps libbpf's last messages for error messages. One per process, because libbpf has one print function."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -113,7 +113,7 @@ def log() -> _Log:
 
 @cache
 def lib() -> Any:
-    """The library with its signatures set. Raises CannotRunError where libbpf 1.x is not installed."""
+    """The library with its signatures set. Raises CannotRunError if libbpf 1.x is not installed."""
     try:
         handle = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -129,7 +129,7 @@ def lib() -> Any:
 
 
 def check(result: int | None, what: str) -> int:
-    """A libbpf result: negative or NULL becomes OSError naming `what`, with libbpf's last words."""
+    """Check a libbpf result. Negative or NULL raises OSError with `what` and libbpf's last message."""
     if result is not None and result >= 0:
         return result
     number = -result if result is not None else ctypes.get_errno()
@@ -138,12 +138,12 @@ def check(result: int | None, what: str) -> int:
 
 
 def obj_get(path: str) -> int:
-    """A descriptor of a pinned program, map or link."""
+    """Open a pinned program, map or link. Returns a descriptor."""
     return check(lib().bpf_obj_get(path.encode()), path)
 
 
 class _OpenOptions(ctypes.Structure):
-    """struct bpf_object_open_opts, its first fields (libbpf 1.0)."""
+    """The first fields of struct bpf_object_open_opts (libbpf 1.0)."""
 
     _fields_ = (
         ("sz", c_size_t),
@@ -157,13 +157,13 @@ class _OpenOptions(ctypes.Structure):
 
 
 def open_options(*, btf_path: Path) -> Any:
-    """Options of bpf_object__open_file. `btf_path`: a file whose BTF describes the kernel's structs (an ELF object, or
-    raw BTF), in place of /sys/kernel/btf/vmlinux."""
+    """Options for bpf_object__open_file. `btf_path`: a file with BTF of the kernel's structs (an ELF object, or raw
+    BTF), which replaces /sys/kernel/btf/vmlinux."""
     return byref(_OpenOptions(sz=ctypes.sizeof(_OpenOptions), btf_custom_path=str(btf_path).encode()))
 
 
 class MapInfo(ctypes.Structure):
-    """struct bpf_map_info, its first fields."""
+    """The first fields of struct bpf_map_info."""
 
     _fields_ = (
         ("type", c_uint32),
@@ -177,7 +177,7 @@ class MapInfo(ctypes.Structure):
         ("btf_vmlinux_value_type_id", c_uint32),
         ("netns_dev", c_uint64),
         ("netns_ino", c_uint64),
-        # 0: the map was made without a description of its types.
+        # 0: the map was created without BTF.
         ("btf_id", c_uint32),
         ("btf_key_type_id", c_uint32),
         ("btf_value_type_id", c_uint32),
@@ -185,7 +185,7 @@ class MapInfo(ctypes.Structure):
 
 
 class ProgInfo(ctypes.Structure):
-    """struct bpf_prog_info, its first fields."""
+    """The first fields of struct bpf_prog_info."""
 
     _fields_ = (
         ("type", c_uint32),
@@ -218,7 +218,7 @@ class CgroupLinkInfo(ctypes.Structure):
 
 
 def info(fd: int, kind: type[Any]) -> Any:
-    """BPF_OBJ_GET_INFO_BY_FD into one of the structures above."""
+    """BPF_OBJ_GET_INFO_BY_FD. `kind` is one of the structures above."""
     value = kind()
     size = c_uint32(ctypes.sizeof(value))
     check(lib().bpf_obj_get_info_by_fd(fd, byref(value), byref(size)), f"information about {kind.__name__}")
@@ -226,7 +226,7 @@ def info(fd: int, kind: type[Any]) -> Any:
 
 
 def map_ids(program: int) -> list[int]:
-    """The kernel's numbers of the maps that a program uses."""
+    """The ids of the maps that a program uses."""
     count = info(program, ProgInfo).nr_map_ids
     ids = (c_uint32 * count)()
     value = ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids))
@@ -236,7 +236,7 @@ def map_ids(program: int) -> list[int]:
 
 
 def map_name(number: int) -> bytes:
-    """The name that the kernel keeps of a map, by its number. Raises OSError (ENOENT) when it is gone."""
+    """The kernel's name of the map with this id. Raises OSError (ENOENT) if it does not exist."""
     fd = check(lib().bpf_map_get_fd_by_id(number), f"map {number}")
     try:
         return bytes(info(fd, MapInfo).name)

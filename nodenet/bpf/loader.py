@@ -1,9 +1,9 @@
-"""Load the objects once, pin everything, and on the next start adopt what is pinned.
+"""Loads the objects once, pins everything, and adopts the pinned programs and maps at the next start.
 
-The folder is that of nodenet.bpf.pins. `key` in it is a digest of the objects and their configuration, so a restart
-with nothing changed loads nothing: it opens the pins. New maps are pinned in maps-new/ until every object has loaded: a
-load that fails leaves the node's maps and programs as they were. Two loads at once on one folder are not safe: the
-agent holds a lock.
+The folder is that of nodenet.bpf.pins. The name of the programs' folder is a digest of the objects and their
+configuration (`key`). If nothing changed, a restart finds it, opens the pins and loads nothing. New maps are pinned in
+maps-new/ until all objects are loaded, so a failed load does not change the node's maps and programs. Two loads at the
+same time in one folder are not safe; the agent holds a lock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nodenet.bpf import carry, layout, libbpf, tcx
 from nodenet.bpf.pins import Pins, is_bpffs, map_info
 from nodenet.errors import CannotRunError
 
-# Programs on the node's end of a pod's veth, with its side: the reverse of the pod's view.
+# Programs on the node's end of a pod's veth, with the side of the interface. It is the reverse of the pod's view.
 TC_PROGRAMS = {"endpoint_egress": tcx.Side.INGRESS, "endpoint_ingress": tcx.Side.EGRESS}
 # Programs on the cgroup with their enum bpf_attach_type.
 CGROUP_PROGRAMS = {
@@ -36,19 +36,20 @@ CGROUP_PROGRAMS = {
     "sock_getpeer6": 30,
 }
 _CONFIG_SECTION = ".rodata.config"
-# Every map of ours is named so in the kernel too (at most 15 characters); libbpf's own, such as .rodata, are not.
+# All our maps have this prefix in the kernel (names of at most 15 characters). libbpf's internal ones, such as .rodata,
+# do not.
 _MAP_PREFIX = b"nn_"
 
 
 def softirqs_are_preemptible() -> bool:
-    """On PREEMPT_RT a task may lose its CPU to another one with bottom halves disabled (from Linux 6.18 on, unless it
-    was built with PREEMPT_RT_NEEDS_BH_LOCK). The kernel names itself so in what `uname -v` prints."""
+    """True on a PREEMPT_RT kernel, which says so in `uname -v`. There a task may be preempted even with bottom halves
+    disabled (from Linux 6.18 on, unless built with PREEMPT_RT_NEEDS_BH_LOCK)."""
     return "PREEMPT_RT" in os.uname().version
 
 
 @dataclass(frozen=True, slots=True)
 class DatapathConfig:
-    """struct nn_config of abi.h, and the sizes of maps by name."""
+    """The fields of struct nn_config (abi.h), and the sizes of maps by name."""
 
     enforce_policy: bool = True
     redirect_peer: bool = True
@@ -56,7 +57,7 @@ class DatapathConfig:
     trace_events: bool = True
     preemptible: bool = field(default_factory=softirqs_are_preemptible)
     kernel_structs: bool = True
-    # Of the node's own network namespace: sockets in others are pods'. 0: not known.
+    # The cookie of the node's own network namespace. Sockets in other namespaces belong to pods. 0: unknown.
     netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -68,8 +69,8 @@ class DatapathConfig:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `load` did. `adopted`: the pinned programs were right already. `replaced_maps` start empty, except for those
-    in `carrying.copied`. After the last program was replaced, `carrying.finish` completes the copies."""
+    """The result of `load`. `adopted`: the pinned programs were up to date. `replaced_maps` start empty, except for
+    those in `carrying.copied`. Call `carrying.finish` after the last program was replaced, to complete the copies."""
 
     key: str
     programs: dict[str, int]
@@ -79,7 +80,7 @@ class Loaded:
 
 
 def build_key(objects: Mapping[str, Path], config: DatapathConfig) -> str:
-    """Digest of what decides the loaded programs."""
+    """A digest of everything on which the loaded programs depend."""
     digest = hashlib.sha256(config.pack() + repr(sorted(config.sizes.items())).encode())
     for name, path in sorted(objects.items()):
         digest.update(name.encode() + path.read_bytes())
@@ -87,7 +88,7 @@ def build_key(objects: Mapping[str, Path], config: DatapathConfig) -> str:
 
 
 def load(objects: Mapping[str, Path], config: DatapathConfig, pins: Pins) -> Loaded:
-    """Programs by name, adopted or freshly loaded and pinned. Raises CannotRunError with the verifier's words."""
+    """Adopt the pinned programs, or load and pin new ones. Raises CannotRunError with the verifier's message."""
     pins.make()
     key = build_key(objects, config)
     adopted = _adopt(pins.progs / key, pins)
@@ -131,8 +132,9 @@ def _load_new(key: str, objects: Mapping[str, Path], config: DatapathConfig, pin
 
 
 def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
-    """The pinned programs of a build, if all are there and use the maps that are pinned now: after another build with
-    other sizes ran meanwhile, its maps are the pinned ones, and these programs would read maps that nobody writes."""
+    """The pinned programs of a build, if all exist and use the maps that are pinned now. If a build with other map
+    sizes has run in the meantime, it has replaced the pinned maps, and these programs would read maps that no process
+    writes."""
     wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS]
     if not all((folder / name).exists() for name in wanted):
         return None
@@ -147,8 +149,8 @@ def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
 
 def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, replaced: list[str]) -> dict[str, int]:
     lib = libbpf.lib()
-    # Where the check of offloads is off, the kernel need not have BTF. The object's own description of the kernel's
-    # structs takes its place: the verifier removes the code that would use it.
+    # Without the check of offloads the kernel needs no BTF. The object's own BTF of the kernel's structs replaces it:
+    # its content does not matter, because the verifier removes the code that would use it.
     options = None if config.kernel_structs else libbpf.open_options(btf_path=path)
     handle = lib.bpf_object__open_file(str(path).encode(), options)
     if not handle:
@@ -187,7 +189,7 @@ def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, 
         libbpf.check(lib.bpf_map__set_max_entries(pointer, config.sizes[name]), f"size of {name}")
     path = pins.map(name)
     if not path.exists() or not _same_shape(handle, pointer, path):
-        # The old programs keep the old map until they are replaced; the new one is filled before that.
+        # The old programs use the old map until they are replaced. The new map is filled before that.
         if path.exists() and name not in replaced:
             replaced.append(name)
         path = pins.new_maps / name
@@ -195,8 +197,8 @@ def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, 
 
 
 def _same_shape(handle: int, pointer: int, path: Path) -> bool:
-    """Whether new programs can use the pinned map: its type, sizes and flags are right, and its records have the same
-    members at the same places."""
+    """True if new programs can use the pinned map: its type, sizes and flags are the same, and its records have the
+    same members at the same offsets."""
     lib = libbpf.lib()
     info = map_info(path)
     wanted = tuple(
@@ -205,13 +207,13 @@ def _same_shape(handle: int, pointer: int, path: Path) -> bool:
     )
     if wanted != (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags):
         return False
-    # Without a description of its types the sizes have to do.
+    # Without BTF of the pinned map only its sizes can be compared.
     pinned = layout.of_map(info)
     return pinned is None or pinned == layout.of_object(handle, pointer)
 
 
 def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
-    """Attach the socket programs with pinned links; what is right already is left alone. Returns what changed."""
+    """Attach the socket programs with pinned links. Correct links are not changed. Returns the names of the others."""
     lib = libbpf.lib()
     changed: list[str] = []
     fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
@@ -226,7 +228,7 @@ def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
             try:
                 libbpf.check(lib.bpf_obj_pin(link, str(path).encode()), f"pin link {name}")
             finally:
-                # Without a pin the program is detached with this descriptor: no half of an attachment stays.
+                # If pinning failed, closing this descriptor detaches the program, so no incomplete attachment remains.
                 os.close(link)
             changed.append(name)
     finally:
@@ -235,8 +237,8 @@ def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
 
 
 def _adopt_link(path: Path, program: int, where: tuple[int, int], changed: list[str], name: str) -> bool:
-    """Make a pinned link right. False: it is not at this cgroup and attach type (detached, or its cgroup is gone, or it
-    is something else); it was unpinned."""
+    """Update a pinned link to this program. Returns False, after unpinning it, if it does not belong to this cgroup and
+    attach type: it is detached, its cgroup is gone, or it is another object."""
     link = libbpf.obj_get(str(path))
     try:
         info = libbpf.info(link, libbpf.CgroupLinkInfo)
@@ -253,16 +255,18 @@ def _adopt_link(path: Path, program: int, where: tuple[int, int], changed: list[
 
 @dataclass(frozen=True, slots=True)
 class PinCheck:
-    """What `check_pins` found: names that were pinned again, and sentences about what it leaves to a person."""
+    """The result of `check_pins`: names that were pinned again, and a sentence for each problem that a person must
+    solve."""
 
     repinned: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 def check_pins(loaded: Loaded, maps: Mapping[str, int], pins: Pins) -> PinCheck:
-    """Compare the pins with what this process has open (`maps`: descriptors by name). A pin that is gone is made again:
-    the next agent starts from it. One that leads to something else is only reported: a person put it there. Programs
-    and maps in use do not need pins; the links of the socket programs do (attach_cgroup)."""
+    """Compare the pins with the objects that this process has open (`maps`: descriptors by name). A missing pin is
+    created again, because the next agent starts from it. A pin of another object is only reported, because a person
+    must have made it. Programs and maps in use do not need pins; the links of the socket programs do
+    (attach_cgroup)."""
     if not is_bpffs(pins.root):
         words = f"{pins.root} is not in a BPF file system any more: programs on pods' interfaces go on, Services at the"
         return PinCheck(problems=(f"{words} socket do not; mount it again and restart the agent",))
@@ -283,15 +287,14 @@ def check_pins(loaded: Loaded, maps: Mapping[str, int], pins: Pins) -> PinCheck:
 
 
 def _is_pinned(fd: int, path: Path) -> bool:
-    """Whether the object behind a descriptor is pinned there; False when nothing is. Raises OSError when something
-    else is."""
+    """True if the object of the descriptor is pinned at `path`, False if nothing is. Raises OSError if another object
+    is."""
     try:
         pinned = libbpf.obj_get(str(path))
     except FileNotFoundError:
         return False
     try:
-        # Maps and programs tell their number at the same place (struct bpf_map_info, bpf_prog_info); other kinds of
-        # object have another type there.
+        # struct bpf_map_info and bpf_prog_info have type and id at the same offsets, so this works for both.
         mine, other = libbpf.info(fd, libbpf.MapInfo), libbpf.info(pinned, libbpf.MapInfo)
     finally:
         os.close(pinned)
@@ -301,7 +304,7 @@ def _is_pinned(fd: int, path: Path) -> bool:
 
 
 def prune(loaded: Loaded, pins: Pins) -> None:
-    """Forget pinned programs of other builds, once nothing is attached from them."""
+    """Unpin the programs of other builds. Call it when none of them is attached any more."""
     for folder in pins.progs.iterdir():
         if folder.name != loaded.key:
             shutil.rmtree(folder, ignore_errors=True)
@@ -319,5 +322,5 @@ def _close_all(programs: Mapping[str, int]) -> None:
 
 
 def program_id(fd: int) -> int:
-    """The kernel's number of a program, as `bpftool prog` shows it."""
+    """The kernel's id of a program, as `bpftool prog` shows it."""
     return int(libbpf.info(fd, libbpf.ProgInfo).id)

@@ -1,4 +1,4 @@
-"""BPF_PROG_TEST_RUN: a packet through a loaded tc program without any interface."""
+"""BPF_PROG_TEST_RUN: runs a loaded tc program on a packet, without an interface."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from nodenet.bpf import libbpf
 
 _ROOM = 256
-# linux/pkt_cls.h. What is let through goes on to others' programs and filters: our programs say UNSPEC, never OK.
+# linux/pkt_cls.h. To accept a packet our programs return UNSPEC, never OK, so that foreign programs and filters still
+# see it.
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
-# Of struct __sk_buff (linux/bpf.h).
+# Offsets in struct __sk_buff (linux/bpf.h).
 _INGRESS_IFINDEX_OFFSET, _GSO_SIZE_OFFSET = 36, 176
 
 
@@ -39,7 +40,7 @@ class RunOptions(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class PacketRun:
-    """`verdict` is the program's return value (TC_ACT_*), `packet` what it left, `duration` ns per run."""
+    """`verdict`: the program's return value (TC_ACT_*). `packet`: the packet afterwards. `duration`: ns per run."""
 
     verdict: int
     packet: bytes
@@ -47,8 +48,8 @@ class PacketRun:
 
 
 def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0, ingress_ifindex: int = 0) -> PacketRun:
-    """Run a tc program over one Ethernet frame. The device is the loopback (ifindex 1). `gso_size`: bytes of
-    each segment that a device has yet to cut the packet into. `ingress_ifindex`: where the packet came into this
+    """Run a tc program on one Ethernet frame. The device is the loopback (ifindex 1). `gso_size`: bytes of each segment
+    into which a device would later cut the packet. `ingress_ifindex`: the interface by which the packet entered this
     node; 0: this node sends it. Raises OSError."""
     source = ctypes.create_string_buffer(packet, len(packet))
     target = ctypes.create_string_buffer(len(packet) + _ROOM)

@@ -14,20 +14,20 @@ from nodenet.mounttable import filesystem_of
 
 
 class Pins:
-    """maps/<name>, progs/<key>/<program>, links/<program>; during a load maps-new/<name>, and from the moment when new
-    maps take the place of others until the end of the switch maps-old/<name>-<number of the map>."""
+    """maps/<name>, progs/<key>/<program>, links/<program>. During a load also maps-new/<name>. From the replacement of
+    maps until the end of the switch also maps-old/<name>-<id of the map>."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.maps = root / "maps"
-        # bpffs allows no dot in a name.
+        # bpffs does not allow dots in names, hence the hyphen.
         self.new_maps = root / "maps-new"
         self.old_maps = root / "maps-old"
         self.progs = root / "progs"
         self.links = root / "links"
 
     def make(self) -> None:
-        """Raises CannotRunError where the folder is not in a bpffs."""
+        """Create the folders. Raises CannotRunError if the root is not in a bpffs."""
         for folder in (self.maps, self.progs, self.links):
             folder.mkdir(parents=True, exist_ok=True)
         if not is_bpffs(self.root):
@@ -39,12 +39,13 @@ class Pins:
         return self.maps / name
 
     def clear_new_maps(self) -> None:
-        """Forget the new maps of a load that did not end."""
+        """Unpin the new maps of a load that was interrupted or failed."""
         shutil.rmtree(self.new_maps, ignore_errors=True)
 
     def publish(self, kept: Iterable[str]) -> None:
-        """New maps take the place of the old ones. The old ones of the `kept` names stay pinned in maps-old: programs
-        that are attached write them. A crash between two steps loses no map that is not in maps-old by then."""
+        """Replace the old maps by the new ones. Old maps with `kept` names stay pinned in maps-old, because attached
+        programs still write them. They are pinned there before the replacement, so that a crash loses none of
+        them."""
         for name in kept:
             self._keep(name)
         for path in self.new_maps.iterdir():
@@ -55,12 +56,12 @@ class Pins:
         self.old_maps.mkdir(exist_ok=True)
         with opened(self.map(name)) as fd:
             path = self.old_maps / f"{name}-{libbpf.info(fd, libbpf.MapInfo).id}"
-            # A load that was interrupted after this step has pinned it already.
+            # It may be pinned already, by a load that was interrupted after this step.
             if not path.exists():
                 libbpf.check(libbpf.lib().bpf_obj_pin(fd, str(path).encode()), f"pin {path.name}")
 
     def replaced(self) -> list[tuple[str, Path]]:
-        """Name and path of the maps in maps-old, the newest first."""
+        """Names and paths of the maps in maps-old, the newest first."""
         found: list[tuple[int, str, Path]] = []
         with contextlib.suppress(FileNotFoundError):
             for path in self.old_maps.iterdir():
@@ -70,11 +71,11 @@ class Pins:
         return [(name, path) for _, name, path in sorted(found, reverse=True)]
 
     def clear_old_maps(self) -> None:
-        """Nothing writes them any more, and what they held is copied."""
+        """Unpin the old maps. Call it when no program writes them any more and their content is copied."""
         shutil.rmtree(self.old_maps, ignore_errors=True)
 
     def remove(self) -> None:
-        """Unpin everything; programs that are attached elsewhere stay attached."""
+        """Unpin everything. Programs that are attached to interfaces stay attached."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
@@ -84,7 +85,7 @@ def is_bpffs(path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """The descriptor of a pinned object. Raises OSError."""
+    """A descriptor of a pinned object, closed at the end of the block. Raises OSError."""
     fd = libbpf.obj_get(str(path))
     try:
         yield fd
@@ -93,7 +94,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def map_info(path: Path) -> libbpf.MapInfo:
-    """What the kernel says of a pinned map; of another object it is meaningless. Raises OSError."""
+    """The kernel's information about a pinned map. Meaningless for other objects. Raises OSError."""
     with opened(path) as fd:
         found: libbpf.MapInfo = libbpf.info(fd, libbpf.MapInfo)
         return found

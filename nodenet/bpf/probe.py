@@ -1,4 +1,4 @@
-"""What this kernel can do, asked of the kernel itself: for `nodenet status`, and for a clear refusal before loading."""
+"""Probes the features of this kernel, for `nodenet status` and for a clear error before loading."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _MAP_TYPES = {"hash": 1, "array": 2, "percpu_hash": 5, "lru_hash": 9, "lpm_trie"
 _PROBE_READ_KERNEL = 113
 _REDIRECT_PEER = 155
 _SET_RETVAL = 187
-# What libbpf finds the members of the kernel's structs in; it looks into /boot too, but nodenet does not rely on that.
+# libbpf finds the members of the kernel's structs here. It also searches /boot, but nodenet does not rely on that.
 _KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 # include/uapi/linux/capability.h
 _CAP_SYS_ADMIN = 21
 _CAP_PERFMON = 38
 _CAP_BPF = 39
 
-# A feature of several parts: the kernel's own packet can be read by a tc program.
+# The parts of one feature: a tc program can read the kernel's own packet (struct sk_buff).
 OFFLOAD = "struct sk_buff"
 CAST_CTX = "kfunc bpf_cast_to_kern_ctx"
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """`needed`: nodenet cannot run without it; otherwise `without` says what is different."""
+    """`needed`: nodenet cannot run without it. Otherwise `without` describes the effect of its absence."""
 
     name: str
     available: bool
@@ -42,12 +42,12 @@ class Feature:
 
 
 def _ask(function: Callable[..., int], *arguments: int) -> bool:
-    # 1 yes, 0 no, negative: the question itself failed. EPERM looks like a no here, therefore _permitted comes first.
+    # 1: yes, 0: no, negative: the probe failed. Without permission the result is also 0, so check _permitted first.
     return function(*arguments, None) == 1
 
 
 def _permitted(status: str, capability: int = _CAP_BPF) -> bool:
-    """Whether this process has the capability or CAP_SYS_ADMIN, read from the text of /proc/self/status."""
+    """True if this process has the capability or CAP_SYS_ADMIN. `status` is the text of /proc/self/status."""
     for line in status.splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff":
@@ -56,13 +56,13 @@ def _permitted(status: str, capability: int = _CAP_BPF) -> bool:
 
 
 def _has_kfunc(name: bytes) -> bool:
-    """Whether the kernel's description names a function: it is in its table of strings."""
+    """True if the kernel's BTF names a function, that is, if its string table has the name."""
     return _KERNEL_BTF.exists() and b"\0" + name + b"\0" in _KERNEL_BTF.read_bytes()
 
 
 def _reads_kernel_structs(lib: Any, status: str) -> bool:
-    """Whether a tc program of ours may read the kernel's own packet. The capability is looked at apart: libbpf 1.1 does
-    not know the words with which newer kernels refuse a helper, and takes them for a yes."""
+    """True if a tc program may read the kernel's own packet. The capability is checked separately, because libbpf 1.1
+    does not recognise the message with which newer kernels refuse a helper, and reports a yes."""
     return (
         _KERNEL_BTF.exists()
         and _permitted(status, _CAP_PERFMON)
@@ -71,7 +71,7 @@ def _reads_kernel_structs(lib: Any, status: str) -> bool:
 
 
 def features() -> list[Feature]:
-    """Probe the kernel. Raises CannotRunError without CAP_BPF: the kernel would answer no to everything."""
+    """Probe the kernel. Raises CannotRunError without CAP_BPF, because then every probe would say no."""
     status = Path("/proc/self/status").read_text()
     if not _permitted(status):
         raise CannotRunError("not permitted to ask the kernel what it offers: that needs CAP_BPF", "run as root")
@@ -147,7 +147,7 @@ def features() -> list[Feature]:
 
 
 def require(found: list[Feature]) -> None:
-    """Raises CannotRunError naming every missing feature and what it is for."""
+    """Raises CannotRunError if needed features are missing. The message names each one and its purpose."""
     missing = [f"{f.name} ({f.purpose})" for f in found if f.needed and not f.available]
     if missing:
         raise CannotRunError(

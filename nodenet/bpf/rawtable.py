@@ -1,4 +1,4 @@
-"""One pinned map in bytes: what nodenet.bpf.tables and nodenet.bpf.carry are built on."""
+"""Access to one pinned map in bytes, for nodenet.bpf.tables and nodenet.bpf.carry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOEXIST, _EXIST = 1, 2
 
 
 class RawTable:
-    """Reading is a moment's view: a map that the kernel writes may change while it is read."""
+    """One pinned map. A read of all entries is not atomic: the kernel's programs may change the map meanwhile."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
@@ -29,7 +29,7 @@ class RawTable:
         self.info = libbpf.info(self.fd, libbpf.MapInfo)
         self.max_entries = int(self.info.max_entries)
         self._lib = libbpf.lib()
-        # None: not tried yet. The trie has them from 5.14, hash tables from 5.6.
+        # None: not tried yet. LPM tries support batches from Linux 5.14, hash tables from 5.6.
         self._batches: bool | None = None
         self._percpu = self.info.type in _PERCPU_TYPES
         cpus = self._lib.libbpf_num_possible_cpus() if self._percpu else 1
@@ -42,17 +42,17 @@ class RawTable:
 
     @property
     def percpu(self) -> bool:
-        """Whether each entry has a value for every CPU."""
+        """True if each entry has a value for every CPU."""
         return self._percpu
 
     @property
     def batched(self) -> bool | None:
-        """Whether the kernel reads this type of map in batches; None: nothing was read yet."""
+        """True if the kernel reads this type of map in batches; None: nothing was read yet."""
         return self._batches
 
     def raw(self) -> Iterator[Entry]:
-        """Every entry, each key once. An array of counters has all its keys from the start: those that never counted
-        are left out."""
+        """Yield all entries, each key once. An array of counters always has all keys; those with only zeros are left
+        out."""
         seen: set[bytes] = set()
         for chunk in self.chunks():
             for key, value in chunk:
@@ -61,8 +61,8 @@ class RawTable:
                     yield key, value
 
     def chunks(self) -> Iterator[Sequence[Entry]]:
-        """Every entry, about a thousand at a time; a key may come twice. Batches where the kernel has them for this
-        type of map: ten times as quick, and the interpreter is free meanwhile."""
+        """Yield all entries, about a thousand at a time. A key may come twice. Uses batches if the kernel supports them
+        for this type of map: they are ten times faster and run without the interpreter lock."""
         return self._walk_chunks() if self._batches is False else self._read_batches()
 
     def _read_batches(self) -> Iterator[Sequence[Entry]]:
@@ -74,7 +74,7 @@ class RawTable:
             count = ctypes.c_uint32(size)
             result = self._lib.bpf_map_lookup_batch(self.fd, place, following, keys, values, count, None)
             if result == -errno.ENOSPC and size < self.max_entries:
-                size *= 2  # one bucket of the hash table holds more than that
+                size *= 2  # ENOSPC: one bucket of the hash table has more entries than the buffer
                 continue
             if result not in (0, -errno.ENOENT):
                 if place is None:
@@ -100,11 +100,12 @@ class RawTable:
             yield chunk
 
     def _walk(self) -> Iterator[Entry]:
-        """Key by key. When one vanishes under the reader, the kernel starts over."""
+        """Yield all entries, key by key. If the current key is deleted meanwhile, the kernel starts from the
+        beginning."""
         seen: set[bytes] = set()
         previous = None
         key = ctypes.create_string_buffer(self.info.key_size)
-        # Twice the size bounds the walk over a map that the kernel keeps changing.
+        # The limit of twice the size ends the walk even if the map changes all the time.
         for _ in range(2 * self.max_entries + 1):
             result = self._lib.bpf_map_get_next_key(self.fd, previous, key)
             if result == -errno.ENOENT:
@@ -119,7 +120,7 @@ class RawTable:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""
-        # A buffer of its own for each call: several threads read one table, and ctypes lets others run meanwhile.
+        # Each call needs its own buffer: several threads read one table, and ctypes releases the interpreter lock.
         value = ctypes.create_string_buffer(self._value_size)
         result = self._lib.bpf_map_lookup_elem(self.fd, key, value)
         if result == -errno.ENOENT:
@@ -128,7 +129,7 @@ class RawTable:
         return value.raw
 
     def insert_all(self, entries: Sequence[Entry]) -> None:
-        """Insert or replace, in one call where the kernel has it for this type of map. Raises OSError."""
+        """Insert or replace entries, in one call if the kernel supports that for this type of map. Raises OSError."""
         keys = b"".join(key for key, _ in entries)
         values = b"".join(value for _, value in entries)
         count = ctypes.c_uint32(len(entries))
@@ -138,19 +139,19 @@ class RawTable:
             libbpf.check(self._lib.bpf_map_update_elem(self.fd, key, value, 0), f"map {self.name}: insert")
 
     def add(self, key: bytes, value: bytes) -> bool:
-        """Insert; False when the key is there. Raises OSError."""
+        """Insert. Returns False if the key exists. Raises OSError."""
         result = self._lib.bpf_map_update_elem(self.fd, key, value, _NOEXIST)
         if result != -errno.EEXIST:
             libbpf.check(result, f"map {self.name}: add")
         return bool(result == 0)
 
     def replace(self, key: bytes, value: bytes) -> bool:
-        """Replace; False when the key is not there. Raises OSError."""
+        """Replace. Returns False if the key does not exist. Raises OSError."""
         result = self._lib.bpf_map_update_elem(self.fd, key, value, _EXIST)
         if result != -errno.ENOENT:
             libbpf.check(result, f"map {self.name}: replace")
         return bool(result == 0)
 
     def count(self) -> int:
-        """Number of entries, by reading them."""
+        """The number of entries. It reads the whole map."""
         return sum(1 for _ in self.raw())

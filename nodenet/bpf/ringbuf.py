@@ -1,4 +1,4 @@
-"""The kernel's events: one reader per ring buffer, raw records out, a bounded number at a time."""
+"""Reads raw records from a ring buffer, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from nodenet.bpf import libbpf
 
-# Records that one `consume` hands out: a flood of events must not hold up the event loop.
+# The most records that one `consume` passes on, so that many events do not block the event loop.
 BATCH = 1024
 
 
 class EventReader:
-    """`fd` becomes readable when there are events; `consume()` hands raw records to `receive`.
+    """`fd` becomes readable when there are events. `consume()` passes raw records to `receive`.
 
     `receive` must not raise: it is called from C.
     """
@@ -27,7 +27,7 @@ class EventReader:
         def callback(_context: int | None, data: int, size: int) -> int:
             receive(ctypes.string_at(data, size))
             self._left -= 1
-            # A negative number ends the walk; this record counts as taken.
+            # A negative result stops libbpf after this record, which counts as consumed.
             return 0 if self._left > 0 else -errno.EAGAIN
 
         self._left = BATCH
@@ -38,7 +38,7 @@ class EventReader:
         self.fd: int = self._lib.ring_buffer__epoll_fd(self._ring)
 
     def consume(self) -> bool:
-        """At most BATCH records; whether there may be more. Raises OSError."""
+        """Pass on at most BATCH records. Returns True if there may be more. Raises OSError."""
         self._left = BATCH
         result = self._lib.ring_buffer__consume(self._ring)
         if result == -errno.EAGAIN:

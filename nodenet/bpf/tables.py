@@ -1,4 +1,4 @@
-"""BPF maps as typed tables: the records that nodenet.tables declares, in and out."""
+"""BPF maps as typed tables: read and write the records that nodenet.tables declares."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _larger(name: str) -> str:
 
 
 class BpfTable(RawTable):
-    """One pinned map. `items()` is a moment's view: a map that the kernel writes may change while it is read."""
+    """One pinned map. `items()` is not atomic: the kernel's programs may change the map meanwhile."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.spec = tables.KEYED[name]
         super().__init__(name, path)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Every record. For a per-CPU map the value is the list of the CPUs' values."""
+        """Yield all records. In a per-CPU map the value is a list with one value per CPU."""
         for key, value in self.raw():
             yield self.spec.key.unpack(key), self._decode(value)
 
@@ -42,7 +42,7 @@ class BpfTable(RawTable):
         return [self.spec.value.unpack(value[at : at + size]) for at in range(0, len(value), stride)]
 
     def update(self, key: abi.Record, value: abi.Record) -> None:
-        """Insert or replace. Raises TableFullError, or OSError, naming the map and the key."""
+        """Insert or replace. Raises TableFullError or OSError with the names of map and key."""
         result = self._lib.bpf_map_update_elem(self.fd, key.pack(), value.pack(), 0)
         if result == -errno.E2BIG or result == -errno.ENOSPC:
             raise TableFullError(
@@ -53,7 +53,7 @@ class BpfTable(RawTable):
         libbpf.check(result, f"map {self.name}: update {key}")
 
     def delete(self, key: abi.Record) -> None:
-        """Remove; a key that is not there is fine. Raises OSError naming the map and the key."""
+        """Delete. Not an error if the key does not exist. Raises OSError with the names of map and key."""
         result = self._lib.bpf_map_delete_elem(self.fd, key.pack())
         if result != -errno.ENOENT:
             libbpf.check(result, f"map {self.name}: delete {key}")

@@ -1,8 +1,8 @@
-"""Programs on an interface by tcx (Linux 6.6 and newer): lists of programs beside the queueing disciplines, so that
-those stay free for others (the bandwidth plugin makes an ingress qdisc, and clsact would be in its place).
+"""Attaches programs to interfaces with tcx (Linux 6.6 and newer). tcx uses no queueing discipline, so these remain free
+for other programs: the bandwidth plugin adds an ingress qdisc, for which clsact would leave no place.
 
-A program is attached without a bpf_link: it stays when this process ends, goes with its interface, and needs no pin.
-All functions mean the interfaces of the calling thread's network namespace. Errors are OSError.
+A program is attached without a bpf_link: it stays when this process ends, is removed with its interface, and needs no
+pin. All functions work on interfaces of the calling thread's network namespace. Errors are OSError.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nodenet.bpf import libbpf
 
 # linux/bpf.h
 _REPLACE, _BEFORE = 1 << 2, 1 << 3
-# BPF_MPROG_MAX: programs on one side of an interface.
+# BPF_MPROG_MAX: the most programs on one side of an interface.
 _MOST = 64
 _LOOPBACK = 1
-# Another process may change the list between our look at it and our change.
+# Attempts, because another process may change the list between our query and our change.
 _TRIES = 5
 
 
@@ -34,7 +34,7 @@ class Side(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A program on an interface. `name` is the kernel's: at most 15 characters of the function's name."""
+    """A program on an interface. `name`: the kernel's name, the first 15 characters of the function's name."""
 
     side: Side
     name: str
@@ -42,13 +42,13 @@ class Attached:
 
 
 class _AttachOptions(ctypes.Structure):
-    """struct bpf_prog_attach_opts of libbpf 1.0; newer ones have more fields behind these."""
+    """struct bpf_prog_attach_opts of libbpf 1.0. Newer versions have more fields at the end."""
 
     _fields_ = (("sz", c_size_t), ("flags", c_uint32), ("replace_fd", c_int))
 
 
 class _QueryOptions(ctypes.Structure):
-    """struct bpf_prog_query_opts of libbpf 1.1; newer ones have more fields behind these."""
+    """struct bpf_prog_query_opts of libbpf 1.1. Newer versions have more fields at the end."""
 
     _fields_ = (
         ("sz", c_size_t),
@@ -61,12 +61,12 @@ class _QueryOptions(ctypes.Structure):
 
 
 def kernel_name(function: str) -> str:
-    """What the kernel keeps of a function's name (BPF_OBJ_NAME_LEN)."""
+    """A function's name as the kernel stores it, truncated (BPF_OBJ_NAME_LEN)."""
     return function[:15]
 
 
 def available() -> bool:
-    """Whether this kernel has tcx. Raises OSError where the question is not permitted (CAP_NET_ADMIN)."""
+    """True if this kernel has tcx. Raises OSError without permission for the query (CAP_NET_ADMIN)."""
     try:
         _query(_LOOPBACK, Side.INGRESS)
     except OSError as error:
@@ -77,8 +77,7 @@ def available() -> bool:
 
 
 def program_ids(ifindex: int, side: Side) -> list[int]:
-    """The kernel's numbers of the programs on one side, in the order in which they run. Empty when the interface is
-    gone."""
+    """The ids of the programs on one side, in the order in which they run. Empty if the interface does not exist."""
     try:
         return _query(ifindex, side)
     except OSError as error:
@@ -88,8 +87,8 @@ def program_ids(ifindex: int, side: Side) -> list[int]:
 
 
 def xdp_program(ifindex: int) -> int:
-    """The number of the XDP program on an interface, 0 for none or when the interface is gone. It sees what arrives
-    before any program of ours does."""
+    """The id of the XDP program on an interface; 0 if there is none or the interface does not exist. An XDP program
+    sees incoming packets before all our programs."""
     number = c_uint32()
     code = libbpf.lib().bpf_xdp_query_id(ifindex, 0, ctypes.byref(number))
     if code in (-errno.ENODEV, -errno.ENOENT):
@@ -99,7 +98,7 @@ def xdp_program(ifindex: int) -> int:
 
 
 def attached(ifindex: int) -> list[Attached]:
-    """Every program on both sides of an interface, ours and others', in the order in which they run."""
+    """All programs on both sides of an interface, also foreign ones, in the order in which they run."""
     return [
         Attached(side, name, number)
         for side in Side
@@ -109,8 +108,9 @@ def attached(ifindex: int) -> list[Attached]:
 
 
 def attach(ifindex: int, side: Side, program: int) -> bool:
-    """Attach a loaded sched_cls program: in place of the one with its name, in one step, or before all others. False
-    when it was there. What the kernel calls the program must be its own name: another build's has the same."""
+    """Attach a loaded sched_cls program. It replaces the program of the same name atomically, or comes before all
+    others. Returns False if it was attached already. Its name must be the same in all builds and used by no other
+    program."""
     mine = libbpf.info(program, libbpf.ProgInfo)
     for _ in range(_TRIES):
         there = _query(ifindex, side)
@@ -120,7 +120,7 @@ def attach(ifindex: int, side: Side, program: int) -> bool:
         try:
             _attach(ifindex, side, program, old)
         except OSError as error:
-            # Somebody else attached the same program, or took the old one away: look again.
+            # Another process has attached the same program or removed the old one: query again.
             if error.errno not in (errno.EEXIST, errno.ENOENT):
                 raise
             continue
@@ -129,7 +129,7 @@ def attach(ifindex: int, side: Side, program: int) -> bool:
 
 
 def detach(ifindex: int, side: Side, name: str) -> bool:
-    """Remove every program of this name; False when there was none."""
+    """Detach all programs of this name. Returns False if there were none."""
     removed = False
     for number in program_ids(ifindex, side):
         if _name(number) != name:
@@ -148,7 +148,7 @@ def detach(ifindex: int, side: Side, name: str) -> bool:
 
 
 def _attach(ifindex: int, side: Side, program: int, old: int | None) -> None:
-    """Raises OSError, ENOENT when `old` is gone."""
+    """Raises OSError, with ENOENT if `old` is no longer attached."""
     what = f"attach a program to {side.name.lower()} of interface {ifindex}"
     replaced = _open(old) if old is not None else None
     if old is not None and replaced is None:
@@ -171,7 +171,7 @@ def _query(ifindex: int, side: Side) -> list[int]:
 
 
 def _name(number: int) -> str | None:
-    """The kernel's name of a program; None when it is gone."""
+    """The kernel's name of a program; None if it does not exist."""
     fd = _open(number)
     if fd is None:
         return None

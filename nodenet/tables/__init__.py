@@ -1,4 +1,4 @@
-"""The registry of BPF maps: one declaration per map, read by everything that handles maps.
+"""The registry of BPF maps, with one declaration per map. All code that handles maps reads it.
 
 A new map is a declaration here, its C struct and map (bpf/lib/abi.h, bpf/lib/<feature>.h), and the code that uses it.
 tests/bpf/test_tables.py compares every declaration with the built objects, tests/unit/test_tables.py compares
@@ -85,7 +85,7 @@ POLICY = BpfMap(
     Group.POLICY,
     Order(sets=1, deletes=8),
 )
-# Carried: revisions that entries of nn_ct have must not come again with another meaning.
+# Carried, because a policy revision that entries of nn_ct have must not be used again with another meaning.
 STATE = BpfMap(
     "nn_state",
     MapType.ARRAY,
@@ -115,7 +115,7 @@ BACKEND = BpfMap(
     Group.SERVICES,
     Order(sets=2, deletes=7),
 )
-# Each member has a slot of nn_frontend too, except for backends that finish their work.
+# Each member also has a slot in nn_frontend, except for terminating backends.
 MEMBER = BpfMap(
     "nn_member",
     MapType.HASH,
@@ -171,7 +171,7 @@ CT = BpfMap(
         age=carried.ct_age,
     ),
 )
-# A flow to a Service that is translated packet by packet is in nn_ct and in nn_lb_flow.
+# A flow to a Service that is translated packet by packet has an entry both in nn_ct and here.
 LB_FLOW = BpfMap(
     "nn_lb_flow",
     MapType.LRU_HASH,
@@ -263,14 +263,14 @@ _ALL = (
 
 MAPS: Mapping[str, BpfMap] = {one.name: one for one in _ALL}
 
-# Maps that user space reads or writes by key, in records.
+# The record types of the maps that user space reads or writes by key.
 KEYED: Mapping[str, Records] = {name: one.records for name, one in MAPS.items() if one.records}
-# Keys of the configuration that are sizes of maps.
+# The configuration keys that set sizes of maps.
 SIZE_KEYS = tuple(dict.fromkeys(one.size.key for one in _ALL if one.size.key))
 
 
 def filled_by(*writers: Writer) -> tuple[str, ...]:
-    """Names of the maps with these writers, in the order of the registry."""
+    """Names of the maps that these writers fill, in the order of the registry."""
     return tuple(one.name for one in _ALL if one.writer in writers)
 
 
@@ -280,7 +280,7 @@ def members(group: Group) -> tuple[str, ...]:
 
 
 def steps(group: Group) -> tuple[Step, ...]:
-    """The order of writes of a group: each of its maps twice, once for its sets and once for its deletes."""
+    """The order of writes in a group. Each map occurs twice: once for its sets and once for its deletes."""
     placed = [
         (place, Step(one.name, deletes))
         for one in _ALL
@@ -291,5 +291,5 @@ def steps(group: Group) -> tuple[Step, ...]:
 
 
 def sizes(configured: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the maps that have a key, by map name; `configured` has a number of entries for each of SIZE_KEYS."""
+    """Sizes of the configurable maps, by map name. `configured` has a number of entries for each of SIZE_KEYS."""
     return {one.name: max(1, configured[one.size.key] // one.size.share) for one in _ALL if one.size.key}

@@ -1,4 +1,4 @@
-"""Which function makes entries of a carried map out of those of the map that it replaces. Pure."""
+"""Finds the function that converts the entries of a replaced map for its successor. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nodenet.tables.types import Carried, Convert, Layout
 
 
 def converter(carried: Carried, old: Layout | None) -> Convert | None:
-    """None: the old entries cannot be read, so the map starts empty.
+    """The converter for entries of layout `old`. None: they cannot be read, so the map starts empty.
 
-    The layout is the same (only the size of the map differs), or a declared previous one. Else it may be one of a later
-    version, after a downgrade: its values are read by name, as long as they have every member of ours.
+    `old` may be the current layout (only the size of the map differs) or a declared previous one. After a downgrade it
+    may be that of a later version. Its values are then converted by member names, if they have all our members.
     """
     if old is None:
         return None
@@ -26,9 +26,10 @@ def converter(carried: Carried, old: Layout | None) -> Convert | None:
 
 
 def by_name(old: str, new: str) -> Convert:
-    """Keys stay. Values get the members of the same name and size; what the old layout does not have is 0."""
+    """Converts values by member names. Keys do not change. A member that the old layout does not have with the same
+    size becomes 0."""
     places = {(name, size): start for name, size, start in _spans(old)}
-    # Each piece is a slice of the old value, or zeros where there is no start.
+    # (start, size) for each member: a slice of the old value, or zeros if start is None.
     pieces = [(places.get((name, size)) if not _is_padding(name) else None, size) for name, size, _ in _spans(new)]
 
     def convert(key: bytes, value: bytes) -> tuple[bytes, bytes]:
@@ -50,7 +51,7 @@ def _is_padding(name: str) -> bool:
 
 
 def _spans(layout: str) -> Iterator[tuple[str, int, int]]:
-    """Name, size and offset in bytes of each member."""
+    """Yield name, size and offset of each member, in bytes."""
     start = 0
     for member in layout.split():
         name, _, size = member.rpartition(":")

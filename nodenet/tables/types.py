@@ -1,4 +1,4 @@
-"""What a declaration of a BPF map is made of."""
+"""The types for declarations of BPF maps."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class MapType(IntEnum):
 
 
 class Writer(Enum):
-    """Who fills a map. Each map has one writer; the values are the words for people."""
+    """What fills a map. Each map has one writer. The values are shown to users."""
 
-    COMPILER = "compiler"  # DesiredState has all of its entries, and the reconcile loop writes the difference
-    LOOP = "reconcile loop"  # the plan itself, as part of the order of writes
+    COMPILER = "compiler"  # DesiredState has all of its entries; the reconcile loop writes the difference
+    LOOP = "reconcile loop"  # the plan writes it between the other writes
     PROGRAMS = "programs"
     COUNTERS = "programs, per CPU"
     EVENTS = "programs, as a queue"
 
 
 class Group(Enum):
-    """Maps that the reconcile loop brings up to date together. Trouble with one group does not hold up the other."""
+    """Maps that the reconcile loop updates together. An error in one group does not stop the other group."""
 
     SERVICES = "Services"
     POLICY = "policy"
@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Places of a map's sets and of its deletes in the sequence of its group. reconcile/plan.py gives the reasons."""
+    """The positions of a map's sets and deletes in the sequence of its group. reconcile/plan.py gives the reasons."""
 
     sets: int
     deletes: int
@@ -56,8 +56,8 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """`entries` is what the objects declare and the default of the configuration key `key`. "" means that the size is
-    fixed. The map has `entries` of the key divided by `share`."""
+    """The size of a map. `entries`: the number of entries in the object file. `key`: the configuration key, "" for a
+    fixed size. Its default is `entries`, and the map gets the configured number divided by `share`."""
 
     entries: int
     key: str = ""
@@ -72,18 +72,18 @@ class Records(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Members of key and value as `name:bytes`, in their order and with padding; of no struct `number:bytes`."""
+    """The members of key and value as `name:bytes`, in order and with padding. `number:bytes` if it is not a struct."""
 
     key: str
     value: str
 
 
-# Bytes of an entry's key and value in another layout; None leaves the entry out.
+# Converts the bytes of a key and value to another layout; None leaves the entry out.
 Convert = Callable[[bytes, bytes], tuple[bytes, bytes] | None]
 
 
 class Previous(NamedTuple):
-    """A layout that the map had in an earlier version, and what makes entries of this layout out of its entries."""
+    """A layout of an earlier version, and the function that converts its entries to the current layout."""
 
     layout: Layout
     convert: Convert
@@ -91,27 +91,27 @@ class Previous(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """How the content of a map comes into a map of another layout or size (nodenet/bpf/carry.py).
+    """How the content of a map is copied to its successor of another layout or size (nodenet/bpf/carry.py).
 
-    When `layout` changes, the former one moves to `previous` together with its converter. A member whose meaning
-    changes gets another name: a map of a later version is read by the names of its members.
+    When you change `layout`, move the old one to `previous` with a converter. If the meaning of a member changes, give
+    it another name, because the maps of a later version are read by member names.
     """
 
     layout: Layout
     previous: tuple[Previous, ...] = ()
-    # For each value that is copied.
+    # Applied to each copied value.
     adapt: Callable[[bytes], bytes] = carried.unchanged
-    # The value to keep out of (copied, present) where both maps were written during the switch.
+    # Returns the value to keep of (copied, present) if both maps were written during the switch.
     merge: Callable[[bytes, bytes], bytes] = carried.keep_present
-    # When a value was last used, where the value says that. A smaller map gets the newest entries.
+    # Returns the time of the last use, for values that contain one. A smaller map then gets the newest entries.
     age: Callable[[bytes], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BpfMap:
-    """One map. `records` is None where user space does not read it by key.
+    """One map. `records`: None if user space does not read it by key.
 
-    `full` completes the sentence "when it is full, ..." for people; "" for a map that cannot be full.
+    `full` completes the sentence "when it is full, ..." for users; "" for a map that cannot become full.
     """
 
     name: str
@@ -122,10 +122,10 @@ class BpfMap:
     full: str = ""
     group: Group | None = None
     order: Order | None = None
-    # Nothing can fill it again: its content is copied into the map that replaces it. None: it starts empty.
+    # For a map that user space cannot fill again: how its content is copied to its successor. None: it starts empty.
     carried: Carried | None = None
 
     @property
     def evicts(self) -> bool:
-        """Whether a full map drops its least recently used entry instead of refusing a new one."""
+        """True if a full map evicts its least recently used entry instead of refusing a new one."""
         return self.type is MapType.LRU_HASH
