@@ -66,7 +66,7 @@ class PolicyTables:
     regions: Mapping[int, IPNetwork]
     # By identity: the policies that isolate its endpoints.
     isolating: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]]
-    # Policies that isolate, but whose rules have no room.
+    # Policies whose rules do not fit into the maps. They still isolate their pods.
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -128,7 +128,7 @@ class _Known:
         self._numbers: dict[LabelSet, int] = {}
         # The number of pods with each label set.
         self._users: Counter[LabelSet] = Counter()
-        # Of all policies, and what is left out because they have too many.
+        # The blocks of all policies, and the policies that are left out because there are too many blocks.
         self._blocks = Blocks()
         self._left_out_blocks: tuple[LeftOut, ...] = ()
         self._regions = Regions()
@@ -213,7 +213,7 @@ class _Known:
         return cut
 
     def _cut(self) -> Regions:
-        """The regions of all blocks that there is room for."""
+        """The regions of the blocks of all policies that fit into nn_cidr. Also updates `_left_out_blocks`."""
         blocks, left_out = self._blocks, tuple[LeftOut, ...]()
         addresses = _addresses(self._pods, self._label_sets) if blocks.names_ports else []
         hosts = blocks.hosts(addresses) if addresses else {}
@@ -228,7 +228,7 @@ class _Known:
         return Regions(partition(blocks.cuts | hosts.keys()), hosts)
 
     def _opened(self, ref: PolicyRef, closed: Collection[PolicyRef]) -> NetworkPolicy | None:
-        """A policy as it is in force: without rules if it is closed."""
+        """A policy as it is enforced: without rules if it is in `closed`."""
         policy = self.policies.get(ObjectRef(*ref))
         return replace(policy, ingress=(), egress=()) if policy is not None and ref in closed else policy
 
@@ -249,7 +249,7 @@ class _Known:
         self._resolver.change_regions(self._regions, prefixes)
 
     def _change_subjects(self, changes: _Changes) -> tuple[LeftOut, ...]:
-        """Update the entries of the subjects whose policies changed. Returns what is left out of them."""
+        """Update the entries of the subjects whose policies changed. Returns the policies that are left out."""
         labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
         subjects = sorted(labels)
         demands = self._resolver.demands([labels[n] for n in subjects])

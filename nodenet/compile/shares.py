@@ -1,10 +1,12 @@
-"""Fair shares of nn_policy and nn_cidr: which policies' rules are left out when not all of them fit. Pure.
+"""Divides nn_policy and nn_cidr fairly: selects the policies whose rules are left out if not all of them fit. Pure.
 
-Shares are max-min fair: first among namespaces, then among the subjects of a namespace, then the smallest policies of a
-subject. Whoever asks for no more than an equal part of the room gets all of it, whatever others ask for. A policy is
-left out whole, and goes on isolating. What is left out follows from the Snapshot alone: it is the same after a restart.
+Shares are max-min fair: first between namespaces, then between the subjects of a namespace; for one subject the
+smallest policies come first. A namespace or subject that needs at most an equal share always gets it, however much the
+others need. A policy is left out completely, but still isolates its pods. The selection depends only on the Snapshot,
+so it is the same after a restart.
 
-Half of each map is shared out. The other half is for changes: new entries are written before old ones are deleted.
+Only half of each map is divided. The other half is needed during changes, because new entries are written before old
+ones are deleted.
 """
 
 from __future__ import annotations
@@ -19,26 +21,26 @@ from netpolicy.resolve import Demand, DemandKey
 from netpolicy.types import IPAddress, LabelSet, NetworkPolicy, PolicyRef
 from nodenet.tables import CIDR, POLICY
 
-# The entries of one subject need memory in the agent too: at most this part of the room is for one subject, but a
-# small map may be used by a single one.
+# One subject gets at most 1 / _SUBJECT_PART of the room, because its entries need memory in the agent too. In a small
+# map it gets up to _SUBJECT_LEAST entries.
 _SUBJECT_PART = 8
 _SUBJECT_LEAST = 4096
 
 
 class Room(NamedTuple):
-    """Entries of nn_policy and prefixes of nn_cidr that may be in force at once."""
+    """The largest number of entries in nn_policy and of prefixes in nn_cidr that are used."""
 
     entries: int
     prefixes: int
 
     @classmethod
     def of(cls, policy_entries: int, cidr_entries: int) -> Room:
-        """For maps of these sizes."""
+        """The room in maps of these sizes."""
         return cls(policy_entries // 2, cidr_entries // 2)
 
     @property
     def subject(self) -> int:
-        """Entries of one subject at most."""
+        """The largest number of entries for one subject."""
         return min(self.entries, max(self.entries // _SUBJECT_PART, _SUBJECT_LEAST))
 
 
@@ -47,7 +49,7 @@ DEFAULT_ROOM = Room.of(POLICY.size.entries, CIDR.size.entries)
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A policy whose rules are not in force. `asked` and `limit` are what they need in `unit`, and what there is."""
+    """A policy whose rules are not in force. They need `asked` of `unit`, but only `limit` are available."""
 
     policy: PolicyRef
     unit: str
@@ -67,8 +69,8 @@ Closed = Mapping[DemandKey, frozenset[PolicyRef]]
 
 
 def fair_level(demands: Iterable[int], room: int) -> int:
-    """The highest level such that the demands, each cut off at the level, fit into `room`. No less than the largest
-    demand if all fit."""
+    """The highest level at which all demands fit into `room` if each is reduced to the level. The largest demand if all
+    fit."""
     left = sorted(demands)
     for place, demand in enumerate(left):
         others = len(left) - place
@@ -79,7 +81,7 @@ def fair_level(demands: Iterable[int], room: int) -> int:
 
 
 def share_entries(demands: Sequence[Demand], room: Room) -> tuple[Closed, tuple[LeftOut, ...]]:
-    """What is left out of nn_policy. `demands`: one for each subject of this node."""
+    """Select what is left out of nn_policy. `demands`: one for each subject of this node."""
     if sum(demand.total for demand in demands) <= room.entries and all(d.total <= room.subject for d in demands):
         return {}, ()
     spaces: dict[str, list[Demand]] = defaultdict(list)
@@ -108,8 +110,8 @@ def share_entries(demands: Sequence[Demand], room: Room) -> tuple[Closed, tuple[
 def share_prefixes(
     policies: Iterable[NetworkPolicy], addresses: Collection[tuple[IPAddress, LabelSet]], room: Room
 ) -> tuple[LeftOut, ...]:
-    """What is left out because of its ipBlocks. `policies`: all that there are. `addresses`: those of pods, for egress
-    rules that combine an ipBlock with a named port: these make a prefix of each pod."""
+    """Select the policies that are left out because of their ipBlocks. `policies`: all policies. `addresses`: those of
+    pods; an egress rule with an ipBlock and a named port needs a prefix for each pod."""
     spaces: dict[str, list[NetworkPolicy]] = defaultdict(list)
     for policy in policies:
         spaces[policy.namespace].append(policy)
@@ -127,7 +129,7 @@ def share_prefixes(
 def _largest_blocks(
     policies: Iterable[NetworkPolicy], prefixes: Callable[[Iterable[NetworkPolicy]], set[Prefix]], level: int
 ) -> list[LeftOut]:
-    """Of one namespace. Policies that share their blocks need less than the sum."""
+    """The policies of one namespace that are left out. Policies with common blocks need fewer prefixes than the sum."""
     each = {policy.ref: prefixes([policy]) for policy in policies}
     taken: set[Prefix] = set()
     for place, (ref, found) in enumerate(ordered := sorted(each.items(), key=lambda item: (len(item[1]), item[0]))):
@@ -139,7 +141,8 @@ def _largest_blocks(
 
 
 def _largest(sizes: Mapping[PolicyRef, int], limit: int) -> dict[PolicyRef, int]:
-    """The policies that are left out so that the others need no more than `limit`, each with what was left for it."""
+    """The largest policies, which are left out so that the others fit into `limit`. The value is the number of entries
+    that were left for the policy."""
     left = limit
     for place, (ref, size) in enumerate(ordered := sorted(sizes.items(), key=lambda item: (item[1], item[0]))):
         if size > left:
