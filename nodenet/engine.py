@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nodenet import kinds
+from nodenet.abi import AddressKey
 from nodenet.compile import Compiler, DesiredState, LocalNode, Names, ServicePortName
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.types import NameTable
@@ -23,7 +24,7 @@ from nodenet.reconcile.apply import Table
 from nodenet.reconcile.clock import Clock
 from nodenet.reconcile.loop import Job, ReconcileLoop, Run, RunBlocking, Stats
 from nodenet.reconcile.maps import Maps, Outcome
-from nodenet.reconcile.plan import Tables
+from nodenet.reconcile.plan import Tables, Write
 from nodenet.store import Listing, Snapshot, Store, StoreEvent
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,20 @@ class Engine:
         """Return when what was fed so far is in the kernel: endpoints, isolation and policy for certain, Services as
         far as they could be written. Waits as long as it takes: the caller sets a limit."""
         await self._loop.wait_for(self._store.revision)
+
+    async def endpoint_in_force(self, addresses: Collection[IPAddress]) -> None:
+        """As `in_force`, for the endpoint with these addresses: what is about others may lack room in a map."""
+        await self._loop.wait_for(self._store.revision, partial(self._concerns, frozenset(addresses)))
+
+    def _concerns(self, addresses: Collection[IPAddress], write: Write) -> bool:
+        if write.table in ("nn_endpoint", "nn_ipcache"):
+            return write.key.addr in addresses
+        if write.table != "nn_policy":
+            # A region may be part of anybody's rules.
+            return True
+        entries = self.current.desired.tables.get("nn_endpoint", {})
+        own = (entries.get(AddressKey(address)) for address in addresses)
+        return any(entry is not None and entry.identity == write.key.subject for entry in own)
 
 
 class _Work:

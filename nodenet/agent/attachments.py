@@ -54,13 +54,13 @@ class Attachments:
         if endpoint.pod.name:
             await pod_known(self._engine, endpoint)
             await policies_known(self._api.stats, endpoint)
-        await self._engine.in_force()
+        await self._engine.endpoint_in_force(endpoint.ips)
 
     async def deleted(self, endpoint: Endpoint) -> None:
         """DEL, wires cut: return when the kernel has nothing of the endpoint any more."""
         self._admitted.pop(key_of(endpoint), None)
         self._endpoints.deleted(key_of(endpoint))
-        await self._engine.in_force()
+        await self._engine.endpoint_in_force(endpoint.ips)
 
     def networks(self) -> tuple[IPNetwork, ...]:
         """This node's spec.podCIDRs, in their order; none if the API has not shown them yet."""

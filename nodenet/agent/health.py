@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from nodenet.agent.keepers import Keepers
+from nodenet.agent.stale import stale
 from nodenet.agent.watch import ApiWatch
 from nodenet.engine import Engine
 
@@ -43,6 +44,8 @@ class Health:
         """What is wrong now, a sentence each."""
         stats = self._engine.stats
         maps = [f"maps: {stats.last_error}"] if stats.failing else []
+        objects = stale(self._engine.current, stats.stale)
+        maps += shortened([f"not up to date: {name}" for name in objects])
         left_out = shortened([str(one) for one in self._engine.current.names.left_out])
         return [*self._api.problems(), *self._keepers.problems(), *maps, *left_out]
 

@@ -9,6 +9,7 @@ from typing import Any
 from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.parts import Parts, count_objects
+from nodenet.agent.stale import stale
 from nodenet.compile.shares import LeftOut
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow
@@ -33,6 +34,7 @@ def status(parts: Parts) -> Row:
         "kernel": os.uname().release,
         "datapath": _datapath(parts.datapath),
         "reconcile": _reconcile(parts.engine.stats),
+        "stale": stale(parts.engine.current, parts.engine.stats.stale),
         "api": parts.api.as_rows(),
         "repairs": dict(parts.keepers.integrity.repairs),
         "objects": count_objects(parts.engine.current),

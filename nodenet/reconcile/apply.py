@@ -34,25 +34,34 @@ class Table(Protocol):
 
 
 class ApplyError(NodenetError):
-    """A write, or the reading of a table, failed. `write` is None for a reading."""
+    """A write, or the reading of a table, failed. `write` is None for a reading. `left` are the writes that were not
+    made."""
 
-    def __init__(self, table: str, action: str, cause: BaseException | None, write: Write | None = None) -> None:
+    def __init__(
+        self,
+        table: str,
+        action: str,
+        cause: BaseException | None,
+        write: Write | None = None,
+        left: tuple[Write, ...] = (),
+    ) -> None:
         super().__init__(
             f"{action}: {cause}" if cause else action,
             "the agent tries again by itself; see `nodenet map list` for full maps",
         )
         self.table = table
         self.write = write
+        self.left = left
 
 
 class FullError(ApplyError):
-    """Everything was made but for what has no room. `table` and `write` are the first such; `left_out` counts writes by
-    table, those that depend on others included."""
+    """Everything was made but for what has no room. `table` and `write` are the first such; `left` has all, those that
+    depend on others included."""
 
-    def __init__(self, first: ApplyError, left_out: Counter[str]) -> None:
-        others = ", ".join(f"{name} {count}" for name, count in sorted(left_out.items()))
-        super().__init__(first.table, f"{first} (writes left out: {others})", None, first.write)
-        self.left_out = left_out
+    def __init__(self, first: ApplyError, left: tuple[Write, ...]) -> None:
+        counts = Counter(write.table for write in left)
+        others = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        super().__init__(first.table, f"{first} (writes left out: {others})", None, first.write, left)
 
 
 def read(tables: Mapping[str, Table], names: Iterable[str]) -> dict[str, dict[Any, Any]]:
@@ -80,42 +89,83 @@ def apply(
     writes = list(writes)
     first: ApplyError | None = None
     dependants = _Dependants(held)
-    left_out: Counter[str] = Counter()
-    for write in writes:
+    early = _EarlyDeletes(writes, held)
+    left: list[Write] = []
+    for place, write in enumerate(writes):
+        if early.has(write):
+            continue
         if first is not None and dependants.has(write):
-            left_out[write.table] += 1
+            left.append(write)
             continue
         try:
-            _make(write, tables[write.table])
+            try:
+                _make(write, tables, held, done)
+            except (OSError, NodenetError) as error:
+                deletes = early.take(write) if _is_full(error) else []
+                if not deletes:
+                    raise
+                for one in (*deletes, write):
+                    _make(one, tables, held, done)
         except (OSError, NodenetError) as error:
-            failed = ApplyError(write.table, str(write), error, write)
             if not _is_full(error):
-                raise failed from error
-            first = first or failed
+                rest = tuple(one for one in writes[place:] if not early.has(one))
+                raise ApplyError(write.table, str(write), error, write, (*left, *rest)) from error
+            first = first or ApplyError(write.table, str(write), error, write)
             dependants.begin(writes)
             dependants.left_out(write)
-            left_out[write.table] += 1
-            continue
-        if write.is_delete:
-            held[write.table].pop(write.key, None)
-        else:
-            held[write.table][write.key] = write.value
-        done[write.table] += 1
+            left.append(write)
     if first is not None:
-        raise FullError(first, left_out) from first
+        raise FullError(first, tuple(left)) from first
 
 
-def _make(write: Write, table: Table) -> None:
+def _make(
+    write: Write, tables: Mapping[str, Table], held: Mapping[str, MutableMapping[Any, Any]], done: Counter[str]
+) -> None:
     if write.is_delete:
-        table.delete(write.key)
+        tables[write.table].delete(write.key)
+        held[write.table].pop(write.key, None)
     else:
-        table.update(write.key, write.value)
+        tables[write.table].update(write.key, write.value)
+        held[write.table][write.key] = write.value
+    done[write.table] += 1
 
 
 def _is_full(error: BaseException) -> bool:
     return isinstance(error, TableFullError) or (
         isinstance(error, OSError) and error.errno in (errno.E2BIG, errno.ENOSPC)
     )
+
+
+class _EarlyDeletes:
+    """Deletes that are safe before their turn, for a write that found no room.
+
+    What no frontend refers to has no user. An address in nn_ipcache counts as the world without its entry, and without
+    an entry in nn_policy an allow is missing: both may be deleted for a moment. This matters because a full LPM map of
+    kernels before 6.13 refuses to replace a value too: an address would keep its old identity, and what that may do.
+    """
+
+    def __init__(self, writes: list[Write], held: Mapping[str, Mapping[Any, Any]]) -> None:
+        self._writes = writes
+        self._held = held
+        self._made: set[tuple[str, Any]] = set()
+        self._looked: set[str] = set()
+
+    def has(self, write: Write) -> bool:
+        """Whether this delete was taken."""
+        return bool(self._made) and write.is_delete and (write.table, write.key) in self._made
+
+    def take(self, write: Write) -> list[Write]:
+        """The caller makes these deletes, then the write again. For Services only once a table: nothing gets free
+        before the frontends are written."""
+        if write.table in ("nn_ipcache", "nn_policy"):
+            return [Write(write.table, write.key)] if write.key in self._held[write.table] else []
+        if write.table not in ("nn_backend", "nn_member", "nn_revnat") or write.table in self._looked:
+            return []
+        self._looked.add(write.table)
+        used = _used(self._held)[write.table]
+        found = [w for w in self._writes if w.is_delete and w.table == write.table and _reference(w.key) not in used]
+        self._made.update((one.table, one.key) for one in found)
+        return found
 
 
 class _Dependants:
@@ -164,24 +214,30 @@ class _Dependants:
     def has(self, write: Write) -> bool:
         if write.table == "nn_frontend":
             return _master(write) in self._frontends
-        if write.table in ("nn_backend", "nn_revnat"):
-            return write.is_delete and write.key.value in self._still_used()[write.table]
-        if write.table == "nn_member":
-            return write.is_delete and write.key in self._still_used()[write.table]
+        if write.table in ("nn_backend", "nn_revnat", "nn_member"):
+            return write.is_delete and _reference(write.key) in self._still_used()[write.table]
         return write.table == "nn_cidr" and self._regions
 
     def _still_used(self) -> dict[str, set[Any]]:
         """Asked for when every frontend has been written that will be."""
         if self._used is None:
-            entries = self._held.get("nn_frontend", {})
-            self._used = {
-                "nn_backend": {entry.backend_id for key, entry in entries.items() if key.slot},
-                "nn_member": {
-                    MemberKey(entry.service_id, entry.backend_id) for key, entry in entries.items() if key.slot
-                },
-                "nn_revnat": {entry.service_id for key, entry in entries.items() if not key.slot},
-            }
+            self._used = _used(self._held)
         return self._used
+
+
+def _used(held: Mapping[str, Mapping[Any, Any]]) -> dict[str, set[Any]]:
+    """What the frontends refer to, by table."""
+    entries = held.get("nn_frontend", {})
+    return {
+        "nn_backend": {entry.backend_id for key, entry in entries.items() if key.slot},
+        "nn_member": {MemberKey(entry.service_id, entry.backend_id) for key, entry in entries.items() if key.slot},
+        "nn_revnat": {entry.service_id for key, entry in entries.items() if not key.slot},
+    }
+
+
+def _reference(key: Any) -> Any:
+    """A key of nn_backend, nn_member or nn_revnat as frontends refer to it."""
+    return key if isinstance(key, MemberKey) else key.value
 
 
 def _master(write: Write) -> FrontendKey:

@@ -20,6 +20,7 @@ from nodenet.errors import NodenetError
 from nodenet.pulse import Pulse
 from nodenet.reconcile.clock import Clock, RealClock
 from nodenet.reconcile.maps import Maps, Outcome
+from nodenet.reconcile.plan import Write
 from nodenet.tables import Group
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ class Stats:
     compared: int = 0
     # Newest revision whose endpoints and policy are in force, and whose Services are too.
     policy_revision: int = -1
+    # The newest revision whose policy is in force as far as there was room, and the writes that had none.
+    fitting_revision: int = -1
+    lacking: tuple[Write, ...] = ()
+    # Writes that the last run did not make: what they are about is stale.
+    stale: tuple[Write, ...] = ()
     service_revision: int = -1
 
 
@@ -124,10 +130,12 @@ class ReconcileLoop:
         """Something changed. Cheap: any number of calls before the next run are one run."""
         self._wanted.set()
 
-    async def wait_for(self, revision: int) -> None:
+    async def wait_for(self, revision: int, concerns: Callable[[Write], bool] = lambda write: True) -> None:
         """Return when a Snapshot of at least this revision is in the kernel: endpoints, isolation and policy for
-        certain, Services as far as they could be written. Waits as long as it takes: the caller sets a limit."""
-        while self.stats.policy_revision < revision:
+        certain, Services as far as they could be written. What has no room in a map is waited for if `concerns` says
+        so of its write. Waits as long as it takes: the caller sets a limit."""
+        stats = self.stats
+        while stats.fitting_revision < revision or any(map(concerns, stats.lacking)):
             self._hurry.set()
             await self._progress.next().wait()
 
@@ -221,6 +229,11 @@ class ReconcileLoop:
             stats.service_revision = max(stats.service_revision, outcome.revision)
         if Group.POLICY in outcome.groups:
             stats.policy_revision = max(stats.policy_revision, outcome.revision)
+            stats.fitting_revision, stats.lacking = max(stats.fitting_revision, outcome.revision), ()
+        elif Group.POLICY in outcome.lacking:
+            stats.fitting_revision = max(stats.fitting_revision, outcome.revision)
+            stats.lacking = outcome.lacking[Group.POLICY]
+        stats.stale = tuple(outcome.stale)
         if outcome.drift.total():
             stats.drift += outcome.drift.total()
             log.warning("resync: maps changed by somebody else, entries: %s", dict(+outcome.drift))
@@ -230,7 +243,10 @@ class ReconcileLoop:
             log.error("maps not up to date: %s", stats.last_error, exc_info=_traceback(error))
         if outcome.errors:
             stats.failing += 1
-            self._retry_at = self._clock.monotonic() + self._retry_seconds()
+            # What was written may have made room: try again at once, until a run writes nothing. `_rest` limits the
+            # CPU time.
+            pause = 0.0 if outcome.progressed else self._retry_seconds()
+            self._retry_at = self._clock.monotonic() + pause
         else:
             self._account_success()
 

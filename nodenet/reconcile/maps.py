@@ -40,6 +40,15 @@ class Outcome:
     # nn_member after the writes, None if it is not known. Later runs change a copy.
     members: Mapping[Any, Any] | None = None
     errors: list[Exception] = field(default_factory=list)
+    # Writes that were not made, by group, where it is known that all others were.
+    lacking: dict[Group, tuple[Write, ...]] = field(default_factory=dict)
+    # Every write that was not made.
+    stale: list[Write] = field(default_factory=list)
+
+    @property
+    def progressed(self) -> bool:
+        """Whether something was written beside nn_state, which frames every try."""
+        return any(count for table, count in self.writes.items() if table != "nn_state")
 
 
 class Maps:
@@ -80,11 +89,15 @@ class Maps:
             except ApplyError as error:
                 outcome.errors.append(error)
                 # After a full map it is known what was written; after any other error it is not.
-                if not isinstance(error, FullError):
+                outcome.stale.extend(error.left)
+                if isinstance(error, FullError):
+                    outcome.lacking[group] = error.left
+                else:
                     self._unread.add(error.table)
                     self._doubtful.add(error.table)
             else:
                 outcome.groups.append(group)
+                outcome.lacking[group] = ()
             if group is Group.SERVICES and "nn_member" not in self._unread:
                 outcome.members = self._held["nn_member"]
 

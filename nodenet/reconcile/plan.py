@@ -70,7 +70,8 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
 
 
 def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
-    """Allows new, isolation ended -> regions switched -> addresses and endpoints switched -> allows gone.
+    """Allows new, isolation ended -> regions switched -> endpoints and addresses gone, which frees their room ->
+    addresses and endpoints switched -> allows gone.
 
     So what a packet may do is widened before anything that narrows it, and an endpoint that becomes isolated finds its
     allows in place. Isolation that ends is an allow too: it must not wait until the regions of old allows are gone.

@@ -53,7 +53,7 @@ ENDPOINT = BpfMap(
     Writer.COMPILER,
     "further pods of the node get no network: their CNI ADD waits",
     Group.POLICY,
-    Order(sets=5, deletes=6),
+    Order(sets=7, deletes=4),
 )
 IPCACHE = BpfMap(
     "nn_ipcache",
@@ -63,7 +63,7 @@ IPCACHE = BpfMap(
     Writer.COMPILER,
     "addresses that do not fit count as the world: rules by label do not allow them",
     Group.POLICY,
-    Order(sets=4, deletes=7),
+    Order(sets=6, deletes=5),
 )
 CIDR = BpfMap(
     "nn_cidr",

@@ -67,7 +67,7 @@ class Agent:
         await within(self.engine.in_force())
 
 
-async def within(what: Awaitable[None]) -> None:
+async def within(what: Awaitable[object]) -> None:
     async with asyncio.timeout(5):
         await what
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -100,8 +101,8 @@ def test_a_service_without_room_holds_up_no_other_and_is_left_whole() -> None:
 def test_frontends_wait_for_what_they_refer_to(table: str) -> None:
     old = wanted_services(a=("10.0.1.1",), b=("10.0.1.2",))
     kernel = Kernel(old)
-    kernel.tables[table].max_entries = len(kernel.held()[table])
     new = wanted_services(a=("10.0.1.7", "10.0.1.8"), c=("10.0.1.9",))
+    kernel.tables[table].max_entries = len(new[table]) - 1
     with pytest.raises(FullError):
         kernel.services(new)
     assert kernel.dangling() == []
@@ -156,7 +157,7 @@ def test_policy_without_room_isolates_all_the_same() -> None:
     }
     with pytest.raises(FullError, match="nn_policy: set PolicyKey") as refused:
         kernel.policy(wanted)
-    assert refused.value.left_out == {"nn_policy": 4}
+    assert [write.table for write in refused.value.left] == ["nn_policy"] * 4
     held = kernel.held()
     assert held["nn_endpoint"] == wanted["nn_endpoint"]
     assert held["nn_ipcache"] == wanted["nn_ipcache"]
@@ -195,3 +196,73 @@ def test_the_kernels_maps_say_full_as_their_own_kind() -> None:
     with pytest.raises(FullError, match="map nn_cidr is full"):
         kernel.policy(wanted)
     assert kernel.held()["nn_state"][U32(0)].policy_revision % 2 == 0
+
+
+class OldTrie(FakeTable):
+    """An LPM map of a kernel before 6.13: when it is full it refuses to replace a value too."""
+
+    def update(self, key: Any, value: Any) -> None:
+        if len(list(self.items())) >= self.max_entries:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().update(key, value)
+
+
+def test_an_address_in_a_full_map_does_not_keep_its_old_identity() -> None:
+    moved, stays = LpmKey.host(ip_address("10.0.1.9")), LpmKey.host(ip_address("10.0.1.10"))
+    kernel = Kernel({})
+    kernel.tables["nn_ipcache"] = OldTrie("nn_ipcache", {moved: U32(300), stays: U32(301)}, 3)
+    kernel.tables["nn_ipcache"].max_entries = 2
+    wanted: Tables = {"nn_ipcache": {moved: U32(302), stays: U32(301)}}
+    kernel.policy(wanted)
+    assert kernel.held()["nn_ipcache"] == wanted["nn_ipcache"]
+
+
+def test_an_address_that_goes_makes_room_for_one_that_comes() -> None:
+    gone, comes = LpmKey.host(ip_address("10.0.1.9")), LpmKey.host(ip_address("10.0.1.10"))
+    old, new = AddressKey(gone.addr), AddressKey(comes.addr)
+    kernel = Kernel({"nn_ipcache": {gone: U32(300)}, "nn_endpoint": {old: endpoint_entry(0)}})
+    for name in ("nn_ipcache", "nn_endpoint"):
+        kernel.tables[name].max_entries = 1
+    wanted: Tables = {"nn_ipcache": {comes: U32(300)}, "nn_endpoint": {new: endpoint_entry(0)}}
+    kernel.policy(wanted)
+    assert {name: kernel.held()[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("table", ["nn_backend", "nn_member", "nn_revnat"])
+def test_what_no_frontend_uses_makes_room_before_its_turn(table: str) -> None:
+    """A Service goes and another one comes: both are in one change, and the map has room for one."""
+    ports = [("", UDP, 53)]
+
+    def wanted(number: int) -> Tables:
+        objects = (
+            service(f"s{number}", f"10.96.0.{number}", ports=ports),
+            slice_(f"s{number}", f"10.0.1.{number}", f"10.0.2.{number}", ports=ports),
+        )
+        return Compiler().compile(store_of(*objects).snapshot(), LocalNode("node1"))[0].tables
+
+    old, new = wanted(1), wanted(2)
+    kernel = Kernel(old)
+    kernel.tables[table].max_entries = len(old[table])
+    done = kernel.services(new)
+    assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
+    # Each once, though some before their turn.
+    assert done[table] == 2 * len(old[table])
+
+
+def test_room_is_not_made_of_what_is_in_use() -> None:
+    old = wanted_services(a=("10.0.1.1", "10.0.1.2"))
+    kernel = Kernel(old)
+    kernel.tables["nn_backend"].max_entries = 2
+    with pytest.raises(FullError):
+        kernel.services(wanted_services(a=("10.0.1.3", "10.0.1.4")))
+    assert kernel.dangling() == []
+    assert kernel.held()["nn_frontend"] == old["nn_frontend"]
+
+
+def test_a_failure_names_what_was_not_written() -> None:
+    wanted = wanted_services(a=("10.0.1.1",))
+    writes = plan_services(wanted, {})
+    tables = {name: FaultyTable(FakeTable(name), Fault(0)) for name in SERVICE_TABLES}
+    with pytest.raises(ApplyError) as refused:
+        apply(writes, tables, {name: {} for name in SERVICE_TABLES}, Counter())
+    assert refused.value.left == tuple(writes)

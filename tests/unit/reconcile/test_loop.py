@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from netpolicy.types import Direction, NetworkPolicy, PortRule, Protocol, Rule, Selector
 from nodenet import kinds
 from nodenet.abi import U32, AddressKey
+from nodenet.agent.stale import stale
 from nodenet.engine import SMALL_CHANGES, Compiled, Engine
 from nodenet.model import Namespace
-from nodenet.store import Delta, Listing, Op, StoreEvent, listings
+from nodenet.reconcile.loop import LAST_RETRY_SECONDS
+from nodenet.store import Delta, Listing, Op, Removal, StoreEvent, listings
 from nodenet.testing import Fault, FaultyTable
 from tests.unit.compile.build import UDP, endpoint, pod, service, slice_
 from tests.unit.reconcile.driven import LOCAL, Agent, fake_tables, some_objects, turns, within
@@ -117,6 +120,8 @@ async def test_members_are_told_as_the_kernel_has_them() -> None:
         assert agent.stats.failing
         assert members(agent) == dict(inner["nn_member"].items())
         assert {backend.addr.packed[3] for backend in members(agent).values()} == {2}
+        # A run that wrote something is tried again at once.
+        await turns()
         # The second write fails, the new member's: nobody knows whether it was made.
         fault.at = fault.writes + 1
         await agent.change(slice_("dns", "10.0.1.3", ports=ports))
@@ -294,3 +299,56 @@ async def test_after_a_failed_run_the_next_one_is_in_a_thread() -> None:
         agent.clock.advance(0.5)
         await turns()
         assert (agent.stats.failing, threads.sent) == (2, sent + 1)
+
+
+def _policy(name: str, *ports: int) -> NetworkPolicy:
+    rules = (Rule(ports=tuple(PortRule(Protocol.TCP, port) for port in ports)),)
+    return NetworkPolicy("default", name, Selector(), frozenset({Direction.INGRESS}), rules)
+
+
+async def test_a_run_that_made_room_is_followed_by_the_next_one_at_once() -> None:
+    tables = fake_tables(nn_policy=3)
+    agent = Agent([*some_objects(), _policy("p", 1, 2, 3)], tables)
+    async with agent.running():
+        await within(agent.engine.in_force())
+        # New entries come before old ones go. The clock stands still: nobody waits for a retry.
+        agent.feed(_policy("p", 4, 5, 6))
+        await turns()
+        assert agent.runs[-2].failed
+        assert agent.stats.failing == 0
+        assert {key.port for key, _ in tables["nn_policy"].items()} == {4, 5, 6}
+
+
+async def test_a_map_that_stays_full_is_not_tried_all_the_time() -> None:
+    agent = Agent([*some_objects(), _policy("p", 1, 2, 3)], fake_tables(nn_policy=2))
+    async with agent.running():
+        await turns(100)
+        # What fits, and once more for the room that this may have made.
+        assert len(agent.runs) == 2
+        agent.clock.advance(LAST_RETRY_SECONDS)
+        await turns(100)
+        assert len(agent.runs) == 3
+
+
+async def test_an_endpoint_waits_for_its_own_entries_alone() -> None:
+    others = [pod(f"other{n}", f"10.0.2.{n}") for n in range(1, 5)]
+    late = [pod("late", "10.0.3.1"), endpoint(2, "late", "10.0.3.1")]
+    agent = Agent([*some_objects(), *others, *late], fake_tables(nn_ipcache=3))
+    async with agent.running():
+        await within(agent.engine.endpoint_in_force([ip_address("10.0.1.9")]))
+        assert agent.stats.failing
+        waiting = [
+            asyncio.create_task(agent.engine.endpoint_in_force([ip_address("10.0.3.1")])),
+            asyncio.create_task(agent.engine.in_force()),
+        ]
+        await turns()
+        assert not any(task.done() for task in waiting)
+        assert stale(agent.engine.current, agent.stats.stale) == [
+            "pod default/late",
+            "pod default/other3",
+            "pod default/other4",
+        ]
+        for other in others:
+            agent.engine.feed(Removal(kinds.POD, other.ref))
+        await within(asyncio.gather(*waiting))
+        assert agent.stats.stale == ()
