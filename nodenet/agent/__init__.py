@@ -1,1 +1,1 @@
-"""The node agent: the composition root that joins the Kubernetes API, the compiler, the kernel and the sockets."""
+"""The node agent: the composition root that connects the Kubernetes API, the compiler, the kernel and the sockets."""

@@ -1,4 +1,4 @@
-"""This node's own addresses: what the kernel says of them, and what ADDs have just made."""
+"""Tracks this node's own addresses: those that the kernel reports, and those that ADDs have just made."""
 
 from __future__ import annotations
 
@@ -14,70 +14,73 @@ from nodenet.model import IPAddress
 
 log = logging.getLogger(__name__)
 
-# Seconds between looks when the kernel tells of no change, and after it did: several come together.
-LOOK_SECONDS = 30.0
+# Seconds between two reads without a notification of the kernel.
+POLL_SECONDS = 30.0
+# Seconds to wait after a notification, because several often come together.
 SETTLE_SECONDS = 0.05
-# A look at thousands of addresses takes tens of ms. The pause after one is so many times as long: while they change all
-# the time, looking takes a tenth of the time at most.
+# Reading thousands of addresses takes tens of ms. The pause after a read is this many times as long as the read, so
+# that reading takes at most a tenth of the time even if addresses change all the time.
 _PAUSE = 9
 
 
 class OwnAddresses:
-    """`read` asks the kernel; `tell` is called with all of them at each change. In the event loop."""
+    """`read` reads the addresses from the kernel. `publish` is called with all of them after each change. All methods
+    run in the event loop."""
 
     def __init__(
         self,
         read: Callable[[], Awaitable[frozenset[IPAddress]]],
-        tell: Callable[[frozenset[IPAddress]], None],
+        publish: Callable[[frozenset[IPAddress]], None],
     ) -> None:
         self.known: frozenset[IPAddress] = frozenset()
         self._read = read
-        self._tell = tell
+        self._publish = publish
 
-    def gained(self, addresses: frozenset[IPAddress]) -> None:
-        """An ADD has seen to it that the node has these."""
+    def add(self, addresses: frozenset[IPAddress]) -> None:
+        """Add addresses that an ADD has made sure the node has."""
         if not addresses <= self.known:
-            self._know(self.known | addresses)
+            self._set(self.known | addresses)
 
-    async def look(self) -> None:
-        """Know what the kernel knows. Raises what `read` does."""
+    async def refresh(self) -> None:
+        """Read the addresses from the kernel. Raises the errors of `read`."""
         while True:
             before = self.known
             found = await self._read()
-            # What an ADD made meanwhile may be missing in it.
+            # If an ADD added addresses during the read, the result may lack them: read again.
             if self.known is before:
                 break
         if found != before:
-            self._know(found)
+            self._set(found)
 
-    def _know(self, addresses: frozenset[IPAddress]) -> None:
+    def _set(self, addresses: frozenset[IPAddress]) -> None:
         self.known = addresses
-        self._tell(addresses)
+        self._publish(addresses)
 
     async def keep(self) -> None:
-        """For ever: an address that the node gives up must not stay the host's, for another machine may get it."""
-        told = asyncio.Event()
+        """Keep the addresses up to date, until cancelled. An address that the node gives up must not keep the identity
+        of the host, because another machine may get it."""
+        notified = asyncio.Event()
         changes = address_changes()
         event_loop = asyncio.get_running_loop()
 
         def note() -> None:
             changes.drain()
-            told.set()
+            notified.set()
 
         event_loop.add_reader(changes.fd, note)
         try:
             while True:
                 started = time.monotonic()
                 try:
-                    await self.look()
+                    await self.refresh()
                 except (NodenetError, OSError) as error:
                     log.warning("this node's addresses could not be read: %s", error)
                 pause = max(SETTLE_SECONDS, _PAUSE * (time.monotonic() - started))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await told.wait()
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await notified.wait()
                 await asyncio.sleep(pause)
-                told.clear()
+                notified.clear()
         finally:
             event_loop.remove_reader(changes.fd)
             changes.close()

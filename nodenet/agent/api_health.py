@@ -1,4 +1,4 @@
-"""What `nodenet status` says about the watches of the Kubernetes API. Pure."""
+"""Describes the state of the Kubernetes API watches for `nodenet status`. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from nodenet.kinds import ApiKind
 from nodenet.kube.health import STALE_SECONDS, KindStats
 
-# Objects that are named one by one; how many more there are is said too.
+# How many undecodable objects are listed one by one. The others are only counted.
 SHOWN = 20
 
 
 def watch_trouble(stats: Mapping[ApiKind, KindStats], now: float) -> Iterator[str]:
-    """What is wrong now, a sentence each. `now` is in seconds of the monotonic clock."""
+    """One sentence for each current problem. `now` is in seconds of the monotonic clock."""
     for kind, found in stats.items():
         age = found.age(now)
         if found.error:
             yield f"watch of {kind}: {found.error}"
         elif age is not None and age > STALE_SECONDS:
             yield f"watch of {kind}: the API server has sent nothing for {age:.0f} s"
-    # A copy: this runs beside the event loop, which goes on changing them.
+    # Copy: this runs in another thread than the event loop, which may change them meanwhile.
     unread = [(kind, *item) for kind, found in stats.items() for item in tuple(found.unread.items())]
     yield from (f"could not be read: {kind} {ref}: {'; '.join(parts)}" for kind, ref, parts in unread[:SHOWN])
     if len(unread) > SHOWN:
@@ -39,7 +39,8 @@ def _state(found: KindStats) -> str:
 
 
 def as_rows(stats: Mapping[ApiKind, KindStats], now: float) -> dict[str, Any]:
-    """By kind, for `status -o json`. `lastByteSeconds`: the age of the server's last byte, null before the first."""
+    """The watches by kind, for `status -o json`. `lastByteSeconds`: seconds since the last byte of the server, null
+    before the first."""
     rows = {}
     for kind, found in stats.items():
         age = found.age(now)

@@ -1,8 +1,8 @@
-"""Both programs on a pod's veth: by tcx where the kernel has it (6.6 and newer), else by clsact.
+"""Attaches both programs to a pod's veth: with tcx if the kernel has it (6.6 and newer), else with clsact.
 
-clsact takes the one place that an ingress queueing discipline needs too; with tcx that stays free for the bandwidth
-plugin (docs/decisions/0019-tcx-before-clsact.md). All functions mean the network namespace of the calling thread, which
-`link` must belong to.
+clsact and the ingress queueing discipline use the same place, which only one of them can have. With tcx it remains free
+for the bandwidth plugin (docs/decisions/0019-tcx-before-clsact.md). All functions work in the network namespace of the
+calling thread, and `link` must belong to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Mechanism(StrEnum):
-    """How programs are attached to pods' veths."""
+    """The ways to attach programs to pods' veths."""
 
     TCX = "tcx"
     CLSACT = "clsact"
@@ -29,7 +29,7 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One side of a veth's node end, for either mechanism."""
+    """One side of a veth's node end, for both mechanisms."""
 
     tcx: tcx.Side
     clsact: tc.Hook
@@ -40,12 +40,12 @@ HOOKS = {name: Hook(side, tc.Hook[side.name]) for name, side in loader.TC_PROGRA
 
 @cache
 def mechanism() -> Mechanism:
-    """The newest one that this kernel has."""
+    """The newest mechanism that this kernel supports."""
     return Mechanism.TCX if tcx.available() else Mechanism.CLSACT
 
 
 def attach_new(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> None:
-    """Both programs (descriptors by name) on a veth that has none of ours. Raises LinkError, OSError."""
+    """Attach both programs (descriptors by name) to a veth that has none of ours. Raises LinkError, OSError."""
     if (how or mechanism()) is Mechanism.CLSACT:
         wanted = [tc.Program(hook.clsact, programs[name], name) for name, hook in HOOKS.items()]
         for sentence in tc.attach_all(link, ifindex, wanted):
@@ -56,8 +56,9 @@ def attach_new(link: Link, ifindex: int, programs: Mapping[str, int], how: Mecha
 
 
 def attach(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> int:
-    """Make both programs of a veth right, each in one step: no packet meets the interface without one. With tcx, the
-    filters that a previous version left are removed after that. How many were not right. Raises LinkError, OSError."""
+    """Update both programs of a veth. Each is replaced atomically, so no packet passes the interface without a program.
+    With tcx, filters of a previous version are removed afterwards. Returns how many programs were not up to date.
+    Raises LinkError, OSError."""
     how = how or mechanism()
     wrong = missing(link, ifindex, programs, how)
     if how is Mechanism.CLSACT:
@@ -73,8 +74,9 @@ def attach(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism
 
 
 def attach_absent(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> int:
-    """Attach each program whose side of a veth has none of ours, of no build: a pod that the plugin alone made. As long
-    as no map speaks of it, they let nothing through. How many were attached. Raises LinkError, OSError."""
+    """Attach each program whose side of a veth has none of ours, of any build: a pod that the plugin made without the
+    agent. Until the maps have the pod's endpoint, the programs drop all its packets. Returns how many were attached.
+    Raises LinkError, OSError."""
     how = how or mechanism()
     filters = {(entry.hook, entry.name) for entry in tc.attached(link, ifindex)}
     by_tcx = {(entry.side, entry.name) for entry in tcx.attached(ifindex)} if how is Mechanism.TCX else set()
@@ -98,15 +100,15 @@ def _attach_filter(link: Link, ifindex: int, programs: Mapping[str, int], name: 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is not as it should be on a veth. `missing`: names of our programs that are not attached. `before`: by name
-    of ours, numbers of others' programs that see its packets first and may pass them on without it."""
+    """Problems of a veth. `missing`: names of our programs that are not attached. `before`: by name of our program, the
+    ids of foreign programs that run before it and may pass packets on without it."""
 
     missing: tuple[str, ...] = ()
     before: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def inspect(link: Link, ifindex: int, wanted: Mapping[str, int], how: Mechanism | None = None) -> Inspection | None:
-    """Look at a veth; `wanted` are the kernel's numbers of our programs by name. None when the interface is gone."""
+    """Check a veth. `wanted`: the ids of our programs by name. None if the interface does not exist."""
     found = attached_ids(link, ifindex, how)
     missing = tuple(name for name in HOOKS if wanted[name] not in found[name])
     before = {}
@@ -122,13 +124,13 @@ def inspect(link: Link, ifindex: int, wanted: Mapping[str, int], how: Mechanism 
 
 
 def missing(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> list[str]:
-    """Names of the programs that are not attached to a veth. None is, when the interface is gone."""
+    """Names of the programs that are not attached to a veth: all of them if the interface does not exist."""
     ids = attached_ids(link, ifindex, how)
     return [name for name in HOOKS if loader.program_id(programs[name]) not in ids[name]]
 
 
 def attached_ids(link: Link, ifindex: int, how: Mechanism | None = None) -> dict[str, list[int]]:
-    """The kernel's numbers of all programs, ours and others', on the side where each of ours belongs."""
+    """By name of our program: the ids of all programs, also foreign ones, on the side where it belongs."""
     if (how or mechanism()) is Mechanism.TCX:
         return {name: tcx.program_ids(ifindex, hook.tcx) for name, hook in HOOKS.items()}
     there = tc.attached(link, ifindex)

@@ -1,5 +1,5 @@
-"""The agent's part of the CNI verbs: an ADD ends when its endpoint's policy is in force, a DEL when it is out of the
-kernel."""
+"""The agent's part of the CNI verbs. An ADD ends when its endpoint's policy is in force, a DEL when the kernel has
+nothing of the endpoint any more."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Attachments:
         self._endpoints = endpoints
         self._addresses = addresses
         self._programs = programs
-        # ADDs between their two halves.
+        # ADDs after `wired` and before `added`.
         self._admitted: dict[AttachmentKey, Admitted] = {}
 
     def expected(self, request: Request) -> None:
-        """ADD, before anything is made. Raises CniError for a pod that the API has removed."""
+        """Start of ADD. Raises CniError for a pod that the API has removed."""
         refuse_removed(self._engine, request.pod, request.pod_uid)
 
     def wired(self, wired: Wired) -> None:
-        """ADD, first half: from here on the pod's packets meet our programs. Raises LinkError, OSError."""
+        """First half of ADD: attach the programs to the pod's interface. Raises LinkError, OSError."""
         self._admitted[key_of(wired.endpoint)] = admit(wired, self._programs)
 
     async def added(self, endpoint: Endpoint) -> None:
-        """ADD, second half: return when the endpoint's own policy is in force."""
+        """Second half of ADD. Returns when the endpoint's policy is in force."""
         admitted = self._admitted.pop(key_of(endpoint))
-        self._addresses.gained(admitted.gateways)
+        self._addresses.add(admitted.gateways)
         self._endpoints.added(admitted.endpoint)
         if endpoint.pod.name:
             await pod_known(self._engine, endpoint)
@@ -57,12 +57,12 @@ class Attachments:
         await self._engine.endpoint_in_force(endpoint.ips)
 
     async def deleted(self, endpoint: Endpoint) -> None:
-        """DEL, wires cut: return when the kernel has nothing of the endpoint any more."""
+        """DEL, after the interface is gone. Returns when the maps have nothing of the endpoint any more."""
         self._admitted.pop(key_of(endpoint), None)
         self._endpoints.deleted(key_of(endpoint))
         await self._engine.endpoint_in_force(endpoint.ips)
 
     def networks(self) -> tuple[IPNetwork, ...]:
-        """This node's spec.podCIDRs, in their order; none if the API has not shown them yet."""
+        """This node's spec.podCIDRs in order. Empty if the API has not sent them yet."""
         node = self._engine.current.snapshot.nodes.get(ObjectRef("", self._node_name))
         return node.pod_cidrs if node else ()

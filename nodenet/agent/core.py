@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """Joins the parts and starts them in their order. What is in the kernel stays when `run` is cancelled."""
+    """Connects the parts and starts them in order. When `run` is cancelled, maps and programs stay in the kernel."""
 
     def __init__(self, config: Config, datapath: Datapath) -> None:
         room = Room.of(config.policy_entries, CIDR.size.entries)
@@ -61,7 +61,7 @@ class Agent:
         self.cni = CniServer(config.run_dir, hooks)
 
     async def run(self) -> None:
-        """Bring the node up to date and keep it so, until cancelled. Raises what cannot be mended by trying again."""
+        """Keep the node up to date, until cancelled. Raises errors for which a retry does not help."""
         parts = self.parts
         try:
             isolated = await parts.keepers.start()
@@ -81,15 +81,15 @@ class Agent:
             self.parts.keepers.sockets.members(run.members)
 
     async def _become_ready(self, attached: int) -> None:
-        """Maps first, then programs: none is attached before it finds its rules. What the plugin alone did before this
-        agent listened is taken over after that. `attached`: how many programs are on their interfaces already."""
+        """Fill the maps, then attach the programs, so that each program finds its rules. Then take over endpoints that
+        the plugin created or deleted without the agent. `attached`: how many programs were attached before."""
         engine, datapath, endpoints = self.parts.engine, self.parts.datapath, self.parts.keepers.endpoints
         await engine.in_force()
         attached += await endpoints.attach_all()
         sockets = await asyncio.to_thread(datapath.attach_sockets)
         await asyncio.to_thread(datapath.forget_old)
         await self.cni.start()
-        attached += await endpoints.look()
+        attached += await endpoints.sync_from_disk()
         await engine.in_force()
         self.parts.health.became_ready()
         log.info(

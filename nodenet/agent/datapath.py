@@ -1,4 +1,4 @@
-"""The kernel's half of the agent: programs loaded or adopted, maps open, events readable."""
+"""The agent's access to the kernel: loads or adopts the programs, and opens maps and events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 class Datapath:
-    """Opened once per agent. `adopted` says that a previous life's programs were right and nothing was loaded."""
+    """Opened once per agent. `adopted`: the programs of the previous agent process were up to date, so nothing was
+    loaded."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -28,7 +29,7 @@ class Datapath:
         probe.require(self.features)
         self.cgroup = config.cgroup or cgroups.mount_point()
         if not self.cgroup.is_dir():
-            raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "it is a path below the cgroup v2 mount")
+            raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "expected a path below the cgroup v2 mount")
         self.pins = Pins(config.bpffs)
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
@@ -59,24 +60,26 @@ class Datapath:
         )
 
     def program(self, name: str) -> int:
-        """Descriptor of a loaded program."""
+        """The descriptor of a loaded program."""
         return self.loaded.programs[name]
 
     def attach_sockets(self) -> list[str]:
-        """Put the socket programs on the node's cgroup; names of those that were not right already."""
+        """Attach the socket programs to the node's cgroup. Returns the names of those that were not up to date."""
         return loader.attach_cgroup(self.loaded, self.cgroup, self.pins)
 
     def check_pins(self) -> loader.PinCheck:
-        """Pins that were gone are made again."""
+        """Check all pins and create missing ones again."""
         return loader.check_pins(self.loaded, {name: table.fd for name, table in self.tables.items()}, self.pins)
 
     def forget_old(self) -> None:
-        """Once every endpoint has the new programs: copy what the old ones wrote meanwhile, unpin what is not used."""
+        """Call it when all endpoints have the new programs. Copies what the old programs wrote in the meantime, and
+        unpins what is no longer used."""
         try:
             for name, count in self.loaded.carrying.finish().items():
                 log.info("map %s: %d entries that were written during the switch were copied", name, count)
         except OSError as error:
-            # The old maps stay for the next start. Until then their connections are picked up in their middle.
+            # The old maps stay for the next start. Until then the datapath treats their connections as found in their
+            # middle (docs/decisions/0016).
             log.warning("connections of the switch were not copied: %s", error)
         loader.prune(self.loaded, self.pins)
 
@@ -84,14 +87,14 @@ class Datapath:
         return EventReader(self.pins.map("nn_events"), receive)
 
     def close(self) -> None:
-        """Close descriptors; what is pinned and attached stays and goes on working."""
+        """Close all descriptors. Pinned and attached objects stay in the kernel and continue to work."""
         for table in self.tables.values():
             table.close()
         loader.close(self.loaded)
 
 
 def netns_cookie() -> int:
-    """The kernel's number of this process's network namespace, which is the node's; 0 before Linux 5.14."""
+    """The cookie of this process's network namespace, which is the node's; 0 before Linux 5.14."""
     try:
         with Link() as link:
             return link.netns_cookie()

@@ -1,7 +1,7 @@
-"""The attachments of this node, in the endpoint files and in the Store: each has both programs on its veth.
+"""Keeps this node's endpoints equal in the endpoint files and in the Store, and both programs on each veth.
 
-Most come by CNI ADD. The plugin alone makes others while no agent listens, and takes some away: the files tell, and
-they are looked at again once the agent listens, and whenever the folder changes.
+Most endpoints come by CNI ADD. While no agent listens, the plugin creates and deletes endpoints without it and records
+that in the files. The agent reads them once it listens, and then whenever the folder changes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from nodenet.store import Delta, Listing, Op, Removal, Snapshot, StoreEvent
 
 log = logging.getLogger(__name__)
 
-# A folder's time of change is only as fine as the kernel's tick: for so long after it, one look may have missed some.
+# A folder's mtime is only as precise as the kernel's tick. For this long after a change, an earlier read may have
+# missed further changes.
 _SETTLED_SECONDS = 1.0
-# Problems that are remembered as logged. Pods that come and go must not fill the memory.
+# How many logged problems are remembered. The limit bounds the memory when many pods come and go.
 _MOST_LOGGED = 1024
 
 
 class Wires(Protocol):
-    """What is asked of agent.host.Host."""
+    """The methods of agent.host.Host that are used here."""
 
     async def attach(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int: ...
 
@@ -47,7 +48,7 @@ class Wires(Protocol):
 
 
 class Enforcer(Protocol):
-    """What is asked of nodenet.engine.Engine."""
+    """The methods of nodenet.engine.Engine that are used here."""
 
     def feed(self, *events: StoreEvent) -> bool: ...
 
@@ -57,41 +58,43 @@ class Enforcer(Protocol):
 
 
 class Endpoints:
-    """Everything here runs in the event loop."""
+    """All methods run in the event loop."""
 
     def __init__(self, run_dir: Path, host: Wires, engine: Enforcer, programs: Mapping[str, int]) -> None:
-        # Sentences about endpoints whose programs could not be attached; tried again at every look.
+        # A sentence for each endpoint whose programs could not be attached. Each `sync_from_disk` tries again.
         self.unpoliced: dict[AttachmentKey, str] = {}
         self._run_dir = run_dir
         self._records = Records(run_dir)
         self._host = host
         self._engine = engine
         self._programs = programs
-        self._looked_at = 0.0
-        # What was logged, oldest first: a problem is logged once, not at every look.
+        self._read_at = 0.0
+        # Problems that were logged, oldest first, so that each is logged only once.
         self._logged: dict[str, None] = {}
 
     async def read(self) -> None:
-        """At the start: clean up what killed verbs and pods that are gone for good left behind, then know the rest.
-        None has its programs yet."""
+        """Call it at the start. Cleans up after killed CNI verbs and after pods that no longer exist, and feeds the
+        other endpoints to the engine. It attaches no programs."""
         for problem in await asyncio.to_thread(recover, self._run_dir):
             log.warning("%s", problem)
-        alive = [record.endpoint for record in await self._readable() if await self._lives(record.endpoint)]
+        alive = [record.endpoint for record in await self._readable() if await self._has_interface(record.endpoint)]
         found = [await self._numbered(endpoint) for endpoint in alive]
         self._engine.feed(Listing(kinds.ENDPOINT, tuple(found)))
 
     async def isolate(self) -> int:
-        """At the start, before the API has said anything: what the plugin alone made has no programs, and with them it
-        is cut off until its rules are known. How many were attached. Never raises for a veth."""
+        """Call it at the start, before any list from the API. Endpoints that the plugin created without the agent have
+        no programs. Attaching them cuts the endpoints off until their rules are known. Returns how many were attached.
+        Never raises for a veth."""
         return sum([await self._isolate(endpoint) for endpoint in self.known()])
 
     async def attach_all(self) -> int:
-        """Both programs on every known endpoint; how many were not right already. Never raises for a veth."""
+        """Attach both programs to every known endpoint. Returns how many were not up to date. Never raises for a
+        veth."""
         return sum([await self._attach(endpoint) for endpoint in self.known()])
 
     async def repair(self, endpoint: Endpoint) -> int:
-        """Put both programs on an endpoint that has lost one; how many were put back. Where that fails, `unpoliced`
-        says so and `look` tries again."""
+        """Attach the programs that an endpoint has lost. Returns how many. If that fails, `unpoliced` has the reason,
+        and `sync_from_disk` tries again."""
         return await self._attach(endpoint) if endpoint in self.known() else 0
 
     def known(self) -> list[Endpoint]:
@@ -99,29 +102,30 @@ class Endpoints:
         return list(self._engine.snapshot().endpoints.values())
 
     def added(self, endpoint: Endpoint) -> None:
-        """For the next compilation."""
+        """Feed a new endpoint to the engine. The next compilation has it."""
         self._engine.feed(Delta(Op.ADDED, endpoint))
 
     def deleted(self, key: AttachmentKey) -> None:
-        """Its wires are cut, or will be: an unknown one is fine."""
+        """Remove an endpoint whose interface is gone or will be. Does nothing for an unknown one."""
         self.unpoliced.pop(key, None)
         self._engine.feed(Removal(kinds.ENDPOINT, key))
 
-    async def look(self) -> int:
-        """Take over what came and forget what went without the agent; how many programs were attached. Costs one
-        stat where nothing changed."""
+    async def sync_from_disk(self) -> int:
+        """Take over endpoints that the plugin created without the agent, and remove those that it deleted. Returns how
+        many programs were attached. If nothing changed, it costs only one stat(2)."""
         attached = sum([await self._attach(e) for e in self.known() if key_of(e) in self.unpoliced])
         if not self._due():
             return attached
         known = self.known()
         new = [record for record in await self._readable() if record.endpoint not in known]
-        # First of all: their rules come after that.
+        # Isolate new endpoints first. Their rules come afterwards.
         attached += sum([await self._isolate(record.endpoint) for record in new])
         found = [record.endpoint for record in new if await self._adopt(record)]
         for endpoint in self.known():
-            # A record is there before an ADD is told to the agent, and until a DEL was.
+            # The record exists before the agent gets an ADD, and until it has handled a DEL. So without a record the
+            # plugin has deleted the endpoint.
             if not self._file(Owner(endpoint.container_id, endpoint.ifname), "json").exists():
-                log.info("endpoint of %s was taken away without the agent", endpoint.pod)
+                log.info("endpoint of %s was removed without the agent", endpoint.pod)
                 self.deleted(key_of(endpoint))
         if found:
             await self._engine.in_force()
@@ -129,12 +133,12 @@ class Endpoints:
 
     async def _adopt(self, record: Record) -> bool:
         endpoint = record.endpoint
-        if not await self._lives(endpoint):
+        if not await self._has_interface(endpoint):
             return False
         endpoint = await self._numbered(endpoint)
-        # Nothing is awaited from here on: a DEL that begins now tells the agent after this. A verb at work ends with a
-        # change of the folder.
-        if self._is_held(record.owner) or not self._file(record.owner, "json").exists():
+        # No await from here on, so the agent handles a DEL that begins now only after this. If a verb works on the
+        # endpoint, skip it: the verb ends with a change of the folder, which causes another sync.
+        if self._is_busy(record.owner) or not self._file(record.owner, "json").exists():
             return False
         log.info("endpoint of %s was made without the agent: it is policed now", endpoint.pod)
         self.added(endpoint)
@@ -144,7 +148,7 @@ class Endpoints:
         try:
             return await self._host.isolate(endpoint, self._programs)
         except (NodenetError, OSError) as error:
-            # `_attach`, which comes after this, says what is not policed.
+            # Only debug level: `_attach`, which follows, reports the endpoint as not policed.
             log.debug("endpoint of %s: %s", endpoint.pod, error)
             return 0
 
@@ -157,7 +161,7 @@ class Endpoints:
                 self._log_once(f"endpoint of {endpoint.pod} is not policed: {error}")
                 self.unpoliced[key] = f"endpoint of {endpoint.pod} is not policed: {error}"
             else:
-                # Its DEL is on the way, or its pod was killed: nothing is left to police.
+                # The interface is gone: a DEL is under way, or the pod was killed. There is nothing left to police.
                 self._log_once(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
                 self.deleted(key)
             return 0
@@ -170,14 +174,15 @@ class Endpoints:
             self._log_once(problem)
         return records
 
-    async def _lives(self, endpoint: Endpoint) -> bool:
+    async def _has_interface(self, endpoint: Endpoint) -> bool:
         if await self._host.exists(endpoint):
             return True
         self._log_once(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
         return False
 
     async def _numbered(self, endpoint: Endpoint) -> Endpoint:
-        """With the numbers of its namespace: for the programs, which look up its sockets in it, and for events."""
+        """The endpoint with the id and cookie of its namespace. The programs need them to look up its sockets, and
+        events contain them."""
         cookie = await asyncio.to_thread(netns_cookie, endpoint.netns)
         return replace(endpoint, netns_id=await self._host.netns_id(endpoint), netns_cookie=cookie)
 
@@ -193,16 +198,16 @@ class Endpoints:
             changed = self._records.folder.stat().st_mtime
         except FileNotFoundError:
             return False
-        if changed < self._looked_at - _SETTLED_SECONDS:
+        if changed < self._read_at - _SETTLED_SECONDS:
             return False
-        self._looked_at = time.time()
+        self._read_at = time.time()
         return True
 
     def _file(self, owner: Owner, suffix: str) -> Path:
         return self._records.folder / f"{owner.stem}.{suffix}"
 
-    def _is_held(self, owner: Owner) -> bool:
-        """Whether a verb works on the attachment now (Records.busy)."""
+    def _is_busy(self, owner: Owner) -> bool:
+        """True if a CNI verb works on the attachment now (Records.busy)."""
         try:
             fd = os.open(self._file(owner, "busy"), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

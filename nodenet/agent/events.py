@@ -1,4 +1,4 @@
-"""Events up: from the kernel's ring buffer to flows that readers of the agent's API see."""
+"""Reads events from the kernel's ring buffer and publishes them as flows to readers of the agent's API."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
 from nodenet.rpc.feed import Feed, new_origin
 
-# Seconds between looks at what the kernel lost, and at the time of day.
+# Seconds between two reads of the lost-event counter and of the clock offset.
 UPKEEP_SECONDS = 1.0
-# Seconds between looks into the ring buffer, whose writers wake nobody before it fills (bpf/lib/events.h).
+# Seconds between two reads of the ring buffer. The programs wake the reader only when the buffer fills
+# (bpf/lib/events.h).
 EVENT_SECONDS = 0.05
 
 
 class Events:
-    """Reads the ring buffer, names what it finds by the engine's last compilation, and wakes readers."""
+    """Reads the ring buffer, adds names from the engine's last compilation, and wakes the readers of flows."""
 
     def __init__(self, datapath: Datapath, engine: Engine) -> None:
         config = datapath.config
@@ -36,20 +37,20 @@ class Events:
         event_loop.add_reader(reader.fd, self._read, reader)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._look(reader), name="look for events")
+                tasks.create_task(self._poll(reader), name="poll events")
                 tasks.create_task(self._upkeep(), name="lost events")
         finally:
             event_loop.remove_reader(reader.fd)
             reader.close()
 
-    async def _look(self, reader: EventReader) -> None:
+    async def _poll(self, reader: EventReader) -> None:
         more = False
         while True:
             await asyncio.sleep(0 if more else EVENT_SECONDS)
             more = self._read(reader)
 
     def _read(self, reader: EventReader) -> bool:
-        """One batch; whether there may be more."""
+        """Read one batch. Returns True if there may be more."""
         seen = self.pipeline.ring.end
         more = reader.consume()
         if self.pipeline.ring.end != seen:
@@ -57,7 +58,7 @@ class Events:
         return more
 
     async def _upkeep(self) -> None:
-        """What the ring buffer had no room for, and the distance between the clocks."""
+        """Update the number of lost events and the offset between the clocks, until cancelled."""
         self._lost = self._count_lost()
         while True:
             await asyncio.sleep(UPKEEP_SECONDS)
@@ -75,5 +76,5 @@ class Events:
 
 
 def _clock_offset() -> int:
-    """Nanoseconds from CLOCK_MONOTONIC, which the kernel's events carry, to the time of day."""
+    """Nanoseconds to add to CLOCK_MONOTONIC, the time in the kernel's events, to get the time of day."""
     return time.time_ns() - time.monotonic_ns()

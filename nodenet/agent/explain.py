@@ -1,4 +1,4 @@
-"""A verdict with its reasons, from the very Snapshot that the agent compiled."""
+"""Explains a verdict with its reasons, from the Snapshot that the agent has compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from nodenet.store import Snapshot
 
 
 def explain(snapshot: Snapshot, source: str, destination: str, port: int, protocol: str) -> Mapping[str, Any]:
-    """`source` and `destination` are "namespace/pod" or addresses. Raises BadInputError for what is not known."""
+    """`source` and `destination` are "namespace/pod" or addresses. Raises BadInputError for unknown pods and invalid
+    arguments."""
     if protocol.upper() not in PolicyProtocol.__members__:
         raise BadInputError(f"protocol: expected TCP, UDP or SCTP, got {protocol!r}")
     if not 1 <= port <= 65535:

@@ -1,4 +1,4 @@
-"""What this kernel offers to the whole agent: eBPF, and what it can do to sockets."""
+"""The kernel features that the agent uses: eBPF, and the destruction of sockets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SOCK_DESTROY = "SOCK_DESTROY for UDP"
 
 
 def features() -> list[Feature]:
-    """Ask the kernel. Raises CannotRunError without CAP_BPF."""
+    """Probe the kernel. Raises CannotRunError without CAP_BPF."""
     return [*probe.features(), _sock_destroy()]
 
 
@@ -20,7 +20,7 @@ def _sock_destroy() -> Feature:
         with SockDiag() as diag:
             available = diag.can_destroy(Protocol.UDP)
     except OSError:
-        # A kernel without sock_diag has no such netlink protocol.
+        # Without sock_diag the kernel does not have this netlink protocol.
         available = False
     return Feature(
         SOCK_DESTROY,

@@ -1,4 +1,4 @@
-"""Whether the agent does its work, and what is wrong."""
+"""Decides whether the agent works, and lists its problems."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _MOST_SENTENCES = 10
 
 
 class Health:
-    """For probes, for `nodenet status`, and for CNI STATUS."""
+    """The agent's health, for probes, `nodenet status` and CNI STATUS."""
 
     def __init__(self, engine: Engine, api: ApiWatch, keepers: Keepers) -> None:
         # Set when endpoints and Services are in force for the first time.
         self.ready = asyncio.Event()
-        # Seconds from the start of the process, interpreter and imports included.
+        # Seconds from the start of the process, including interpreter and imports, until the agent was ready.
         self.ready_after = 0.0
         self._engine = engine
         self._api = api
         self._keepers = keepers
 
     def became_ready(self) -> None:
-        """Programs are attached, the maps are filled, and the CNI plugin is answered."""
+        """Call it when programs are attached, maps are filled, and the agent answers the CNI plugin."""
         self.ready_after = _process_age()
         self.ready.set()
 

@@ -1,7 +1,8 @@
-"""The node's links, through one worker thread that keeps a netlink socket open.
+"""Works on the node's links in one worker thread, which keeps a netlink socket open.
 
-The kernel may hold its lock for tens of ms while it takes a namespace apart: the event loop must not wait for that.
-What an ADD needs is done by the thread that wired it (`admit`): a hop to another one costs as much as the work.
+The kernel may hold its netlink lock for tens of ms while it removes a namespace, and the event loop must not wait for
+that. The thread that handles an ADD does its work itself (`admit`), because the switch to another thread would cost as
+much as the work.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An endpoint that has its programs, with both numbers of its namespace. `gateways` are addresses that the node has
-    for certain."""
+    """An endpoint with attached programs, and with the id and cookie of its namespace. `gateways`: addresses that the
+    node is known to have."""
 
     endpoint: Endpoint
     gateways: frozenset[IPAddress]
 
 
 class Host:
-    """Asynchronous face of `nodenet.link` for this process's own namespace."""
+    """An asynchronous interface to `nodenet.link` for this process's network namespace."""
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="link")
@@ -59,34 +60,34 @@ class Host:
         self._worker.shutdown()
 
     async def attach(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int:
-        """Put both programs on the endpoint's veth; how many were not right already."""
+        """Attach both programs to the endpoint's veth. Returns how many were not up to date."""
         return await self._call(attachment.attach, endpoint.host_ifindex, programs)
 
     async def isolate(self, endpoint: Endpoint, programs: Mapping[str, int]) -> int:
-        """Put both programs on a veth that has none; how many were put there."""
+        """Attach the programs to a veth that has none of ours. Returns how many were attached."""
         return await self._call(attachment.attach_absent, endpoint.host_ifindex, programs)
 
     async def inspect(
         self, endpoints: Sequence[Endpoint], programs: Mapping[str, int]
     ) -> dict[Endpoint, attachment.Inspection | None]:
-        """What is not right on each endpoint's veth (attachment.inspect); None where it is gone. Where the kernel
-        refuses an answer, nothing is known, and the endpoint is left out."""
+        """The problems of each endpoint's veth (attachment.inspect), or None if the veth is gone. Endpoints for which
+        the kernel returns an error are left out."""
         return await self._call(_inspect, tuple(endpoints), programs)
 
     async def exists(self, endpoint: Endpoint) -> bool:
-        """Whether the veth is still there under its index and name."""
+        """True if the veth still exists with its index and name."""
         return await self._call(_exists, endpoint)
 
     async def netns_id(self, endpoint: Endpoint) -> int | None:
-        """The number by which this namespace knows the pod's; None where its veth is gone or the kernel gives none."""
+        """This namespace's id (nsid) of the pod's namespace; None if the veth is gone or there is no id."""
         return await self._call(_netns_id, endpoint.host_ifindex)
 
     async def local_addresses(self) -> frozenset[IPAddress]:
-        """Every address of this node's own namespace, without loopback's."""
+        """All addresses of this node's network namespace, except for those of the loopback interface."""
         return await self._call(_local_addresses)
 
     async def sync_routes(self, desired: Mapping[IPNetwork, IPAddress], own: Iterable[IPAddress]) -> routes.SyncResult:
-        """Routes to the other nodes' pod networks, over the interface that has this node's own address."""
+        """Update the routes to the other nodes' pod networks, through the interface that has this node's address."""
         return await self._call(_sync_routes, dict(desired), frozenset(own))
 
 
@@ -118,8 +119,8 @@ def _local_addresses(link: Link) -> frozenset[IPAddress]:
 
 
 def admit(wired: Wired, programs: Mapping[str, int]) -> Admitted:
-    """In a CNI worker thread, with its own sockets: what an ADD needs before the maps. Both programs on the new veth,
-    and the cookie and number of the pod's namespace."""
+    """The part of an ADD before the maps are written: attach both programs to the new veth, and read the cookie and id
+    of the pod's namespace. Runs in a CNI worker thread with sockets of its own."""
     attachment.attach_new(wired.node, wired.endpoint.host_ifindex, programs)
     number = _netns_id(wired.node, wired.endpoint.host_ifindex)
     endpoint = replace(wired.endpoint, netns_id=number, netns_cookie=wired.pod.netns_cookie())
@@ -135,7 +136,7 @@ def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozen
 
 
 def netns_cookie(path: str) -> int:
-    """The kernel's cookie of a network namespace (events of socket programs carry it); 0 where it cannot be told."""
+    """The cookie of a network namespace, which the events of socket programs contain; 0 if it cannot be read."""
     try:
         with Link(path) as link:
             return link.netns_cookie()

@@ -1,8 +1,9 @@
-"""Looks again and again at what enforcement rests on in the kernel, puts back what is missing, and reports it.
+"""Regularly checks the kernel objects on which enforcement depends, restores missing ones, and reports that.
 
-Programs on pods' interfaces, socket programs on the node's cgroup, pins. Anyone with the right to may take them away
-(`tc qdisc del`, `bpftool net detach`, `rm`), and other tools do so by mistake. What the maps hold is compared by the
-reconcile loop. The kernel sends no notification about tcx programs and links, so this looks about once a second.
+These are the programs on pods' interfaces, the socket programs on the node's cgroup, and the pins. Every privileged
+process may remove them (`tc qdisc del`, `bpftool net detach`, `rm`), and other tools do so by mistake. The reconcile
+loop compares the content of the maps. The kernel sends no notification about tcx programs and links, so this polls
+about once a second.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from nodenet.model import Endpoint
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks, at least, and how many times longer than a look the pause after it is: looking takes 2 % of
-# one CPU at most.
+# The shortest pause between two checks, in seconds.
 PAUSE_SECONDS = 1.0
+# The pause is also at least this many times as long as the check, so that checks take at most 2 % of one CPU.
 _PAUSE = 50
-# For so long `status` shows a repair, and so many of them.
+# How long `status` shows a repair, and how many it shows.
 SHOWN_SECONDS = 3600.0
 _MOST_SHOWN = 20
-# Endpoints that are looked at in one turn of the thread that does all of the node's links.
+# How many endpoints are checked in one job of the worker thread for links, so that other jobs need not wait long.
 _CHUNK = 64
 _DONE = "put back; who changed it is not known"
 
 
 class Veths(Protocol):
-    """What is asked of agent.host.Host."""
+    """The method of agent.host.Host that is used here."""
 
     async def inspect(
         self, endpoints: Sequence[Endpoint], programs: Mapping[str, int]
@@ -42,7 +43,7 @@ class Veths(Protocol):
 
 
 class Kernel(Protocol):
-    """What is asked of agent.datapath.Datapath. Both block."""
+    """The methods of agent.datapath.Datapath that are used here. Both block."""
 
     def attach_sockets(self) -> list[str]: ...
 
@@ -50,8 +51,9 @@ class Kernel(Protocol):
 
 
 class Integrity:
-    """`endpoints` gives those to look at; `repair` puts both programs on one and says how many were put back; `drift`
-    is how many entries of maps were put right so far. Everything but the looks themselves runs in the event loop."""
+    """`endpoints` returns the endpoints to check. `repair` attaches the missing programs of one and returns how many.
+    `drift` returns how many map entries the reconcile loop has repaired so far. All methods run in the event loop; only
+    the checks of the kernel run in threads."""
 
     def __init__(
         self,
@@ -64,9 +66,9 @@ class Integrity:
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        # What was put back so far: "program", "socket program", "pin", "map entry".
+        # Number of repairs so far, by "program", "socket program", "pin", "map entry".
         self.repairs: Counter[str] = Counter()
-        # Sentences about what is wrong now and not for the agent to change.
+        # A sentence for each current problem that the agent cannot or must not repair.
         self.problems: tuple[str, ...] = ()
         self._host = host
         self._kernel = kernel
@@ -76,28 +78,28 @@ class Integrity:
         self._drift = drift
         self._monotonic = monotonic
         self._recent: deque[tuple[float, str]] = deque(maxlen=_MOST_SHOWN)
-        # Endpoints whose interface was not there at the last look.
+        # Endpoints whose interface did not exist at the last check.
         self._gone: frozenset[Endpoint] = frozenset()
 
     def recent(self) -> list[str]:
-        """A sentence for each repair of the last hour, the oldest first."""
+        """A sentence for each repair of the last hour, oldest first."""
         since = self._monotonic() - SHOWN_SECONDS
         return [sentence for when, sentence in self._recent if when >= since]
 
     async def keep(self, ready: asyncio.Event) -> None:
-        """For ever, once everything is attached for the first time."""
+        """Check regularly, until cancelled. Starts when `ready` is set: all programs have been attached once."""
         await ready.wait()
         while True:
             started = self._monotonic()
             try:
                 await self.check()
             except (NodenetError, OSError) as error:
-                log.warning("what is attached could not be looked at: %s", error)
-                self._report([f"what is attached could not be looked at: {error}"])
+                log.warning("attached programs could not be checked: %s", error)
+                self._report([f"attached programs could not be checked: {error}"])
             await asyncio.sleep(max(PAUSE_SECONDS, _PAUSE * (self._monotonic() - started)))
 
     async def check(self) -> None:
-        """One look at everything. A part that fails does not keep the others from being looked at."""
+        """Check everything once. If the socket programs cannot be attached, the other checks still run."""
         problems = [*await self._check_endpoints(), *await self._check_kernel()]
         if changed := self._drift() - self.repairs["map entry"]:
             self._note("map entry", changed, f"{changed} entries of maps were not as the agent left them")
@@ -110,7 +112,7 @@ class Integrity:
         problems = []
         for endpoint, seen in found.items():
             if seen is None:
-                # At the first look its DEL may be on the way.
+                # Report it only from the second check on: at the first, a DEL may be under way.
                 if endpoint in self._gone:
                     problems.append(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
                 continue
@@ -148,7 +150,8 @@ class Integrity:
 
 
 def _foreign(endpoint: Endpoint, seen: Inspection) -> Iterator[str]:
-    """Others' programs in front of ours. They are left alone: two tools that remove each other's work help no pod."""
+    """A sentence for each foreign program that runs before ours. The agent does not remove it, because its owner would
+    attach it again and the two tools would fight."""
     for name, numbers in seen.before.items():
         which = ", ".join(map(str, numbers))
         yield (

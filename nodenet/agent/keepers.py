@@ -1,4 +1,4 @@
-"""What the agent keeps right on its node beside the maps: programs on pods' interfaces, routes, sockets, addresses."""
+"""The tasks that keep a node up to date beside the maps: programs on pods' interfaces, routes, sockets, addresses."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from nodenet.errors import NodenetError
 
 log = logging.getLogger(__name__)
 
-# Seconds between looks at the folder of the endpoint files.
-LOOK_SECONDS = 1.0
+# Seconds between two checks of the folder of endpoint files.
+POLL_SECONDS = 1.0
 
 
 class Keepers:
-    """All of them, their common start and their common end."""
+    """All keepers, with a common start and a common end."""
 
     def __init__(self, datapath: Datapath, engine: Engine) -> None:
         config, programs = datapath.config, datapath.loaded.programs
@@ -48,15 +48,16 @@ class Keepers:
         )
 
     async def start(self) -> int:
-        """Before anything else: know the endpoints and the node's addresses. Endpoints that the plugin alone made get
-        their programs now, which cut them off until their rules are known. How many programs were attached."""
+        """Call it first. Reads the endpoints and the node's addresses. Endpoints that the plugin created without the
+        agent get their programs now, which cut them off until their rules are known. Returns how many programs were
+        attached."""
         await self.endpoints.read()
         isolated = await self.endpoints.isolate()
-        await self.addresses.look()
+        await self.addresses.refresh()
         return isolated
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Until cancelled. Some begin when the agent is `ready`: everything is attached for the first time."""
+        """Run until cancelled. Some keepers start when `ready` is set: all programs have been attached once."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
                 self.routes.keep(self._wanted_routes, partial(self._engine.next_change, kinds.NODE)), name="routes"
@@ -67,11 +68,11 @@ class Keepers:
             tasks.create_task(self._keep_endpoints(ready), name="endpoints")
 
     def close(self) -> None:
-        """After `run` has ended."""
+        """Call it after `run` has ended."""
         self._host.close()
 
     def problems(self) -> list[str]:
-        """What is wrong now, a sentence each; repairs of the last hour too."""
+        """One sentence for each current problem, and for each repair of the last hour."""
         return [
             *self.endpoints.unpoliced.values(),
             *self.integrity.problems,
@@ -81,14 +82,14 @@ class Keepers:
         ]
 
     async def _keep_endpoints(self, ready: asyncio.Event) -> None:
-        """Endpoints that the plugin made or removed while it could not reach the agent."""
+        """Take over endpoints that the plugin created or deleted while it could not reach the agent."""
         await ready.wait()
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             try:
-                await self.endpoints.look()
+                await self.endpoints.sync_from_disk()
             except (NodenetError, OSError) as error:
-                log.warning("endpoints could not be looked at: %s", error)
+                log.warning("endpoint files could not be read: %s", error)
 
     def _wanted_routes(self) -> Wanted | None:
         known = kinds.NODE not in self._engine.missing
@@ -96,7 +97,7 @@ class Keepers:
 
 
 def _places(engine: Engine, node_name: str) -> list[Place]:
-    """Namespaces whose sockets our programs translate: this one and every endpoint's, each once."""
+    """The namespaces whose sockets our programs translate: the node's and those of all endpoints, each once."""
     pods = {endpoint.netns: str(endpoint.pod) for endpoint in engine.snapshot().endpoints.values()}
     return [Place(f"node {node_name}", None), *(Place(f"pod {pod}", netns) for netns, pod in pods.items())]
 

@@ -1,4 +1,4 @@
-"""Start and stop: signals, servers, and one agent."""
+"""Starts and stops the agent: lock, signals, servers."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from nodenet.rpc.server import Server
 
 log = logging.getLogger(__name__)
 
-# Seconds that a thread may keep the interpreter while another wants it. A hundred pods that start at once wait for one
-# another ten times each; Python's own 5 ms would make that a second.
+# Seconds after which a thread must release the interpreter if another one waits. A hundred pods that start at the same
+# time wait for each other about ten times each; with Python's default of 5 ms that would take a second.
 SWITCH_SECONDS = 0.0005
 
 
 def run(config: Config) -> None:
-    """Run until SIGTERM or SIGINT. Raises NodenetError for what cannot run here, a second agent among it."""
+    """Run until SIGTERM or SIGINT. Raises NodenetError if the agent cannot run here, also if another one runs."""
     sys.setswitchinterval(SWITCH_SECONDS)
     limit_arenas()
     try:
-        with alone(config.run_dir):
+        with agent_lock(config.run_dir):
             asyncio.run(_run(config))
     except* NodenetError as group:
-        # The first one is the cause; the others are tasks that ended with it.
+        # The first error is the cause. The others come from tasks that ended because of it.
         raise _first(group) from group
 
 
 @contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
-    """Hold the node's lock, `agent.lock`; the kernel lets go of it when the process ends, however it ends.
+def agent_lock(run_dir: Path) -> Iterator[None]:
+    """Hold the node's lock, `agent.lock`. The kernel releases it when the process ends, also after a crash.
 
-    Raises CannotRunError when another agent holds it: two would replace each other's maps and programs.
+    Raises CannotRunError if another agent holds it. Two agents would replace each other's maps and programs.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "agent.lock"
@@ -81,7 +81,7 @@ async def _run(config: Config) -> None:
 
 
 async def _until(stop: asyncio.Event, agent: Agent) -> None:
-    """The agent until it fails or somebody asks for the end."""
+    """Run the agent until it fails or `stop` is set."""
     work = asyncio.create_task(agent.run(), name="agent")
     asked = asyncio.create_task(stop.wait(), name="stop")
     trimming = asyncio.create_task(keep_trimmed(), name="trim")
@@ -91,7 +91,7 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
     if work.done():
         work.result()
     else:
-        # First, while the reconcile loop still turns: without it no ADD or DEL that is under way can end well.
+        # Close the CNI server first, while the reconcile loop still runs: pending ADDs and DELs need it to succeed.
         await agent.cni.close()
     log.info("stopping: forwarding, Services and policy go on in the kernel")
     work.cancel()

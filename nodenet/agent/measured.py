@@ -1,4 +1,4 @@
-"""What the agent tells Prometheus, read at the moment of a scrape."""
+"""The agent's metrics for Prometheus. They are read at each scrape."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Keeps the C library's heap small, and the garbage collector's pauses short.
 
-glibc gives threads heaps ("arenas") of their own, up to eight for each CPU, and keeps what was freed in them. Each of
-the agent's 30 threads works now and then, so the heaps filled one after the other: the soak's agent grew by 20 MiB in
-an hour although Python's own objects did not. Threads of Python wait for the interpreter anyway, so two heaps are
-enough.
+glibc gives threads their own heaps ("arenas"), up to eight per CPU, and keeps freed memory in them. Each of the agent's
+30 threads works now and then, so that the heaps filled one after the other: in the soak the agent grew by 20 MiB in an
+hour although Python's objects did not. Python threads wait for the interpreter lock anyway, so two heaps are enough.
 
 Source: mallopt(3), malloc_trim(3), Python's gc module.
 """
@@ -18,13 +17,14 @@ TRIM_SECONDS = 60.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ARENAS = 2
-# Bytes. Blocks of this size get pages of their own. Set, the limit stays: glibc raises it otherwise up to 32 MiB, and
-# large tables then fragment the heap.
+# Bytes. Blocks of at least this size get their own pages. Setting the limit also keeps glibc from raising it, up to
+# 32 MiB, after which large tables would fragment the heap.
 _LARGE = 1 << 20
 
 
 def limit_arenas() -> bool:
-    """Before the first thread starts. False where the C library has no such limits (musl): nothing is changed then."""
+    """Limit the heaps. Call it before the first thread starts. Returns False if the C library has no such limits
+    (musl); then nothing is changed."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False
@@ -34,8 +34,8 @@ def limit_arenas() -> bool:
 
 
 async def keep_trimmed() -> None:
-    """Until cancelled: give pages back that hold nothing. A trim of some 50 MiB takes a few milliseconds in a worker
-    thread and does not hold the interpreter."""
+    """Return unused pages to the kernel regularly, until cancelled. A trim of about 50 MiB takes a few milliseconds in
+    a worker thread and does not hold the interpreter lock."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_trim"):
         return
@@ -45,8 +45,8 @@ async def keep_trimmed() -> None:
 
 
 def freeze_start() -> None:
-    """Once the agent is ready: take what is there out of the collector's sight. With 10,000 pods a full collection
-    stops every thread for 80 to 140 ms; now it looks at what came later. Objects are still freed as soon as nothing
-    refers to them; only cycles among those of the start are not found any more, and so they are collected here."""
+    """Exclude all current objects from the garbage collector. Call it when the agent is ready. With 10,000 pods a full
+    collection would stop all threads for 80 to 140 ms; now it checks only later objects. Reference counting still frees
+    the excluded objects. Only cycles among them are not found any more, so they are collected here first."""
     gc.collect()
     gc.freeze()

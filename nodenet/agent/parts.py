@@ -1,4 +1,4 @@
-"""The parts of a running agent, for those who report on them."""
+"""The parts of a running agent, for the code that reports on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nodenet.rpc.observer import ServerInfo
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`datapath` has the agent's configuration."""
+    """The parts. The agent's configuration is in `datapath`."""
 
     info: ServerInfo
     datapath: Datapath
@@ -28,6 +28,6 @@ class Parts:
 
 
 def count_objects(compiled: Compiled) -> dict[str, int]:
-    """How many of each kind the last compilation knew."""
+    """The number of objects of each kind in the last compilation."""
     counts = {kind.place: len(getattr(compiled.snapshot, kind.place)) for kind in KINDS}
     return counts | {"identities": len(compiled.names.identities)}

@@ -1,6 +1,6 @@
-"""What the agent tells its command line.
+"""The agent's answers to its command line.
 
-Called in worker threads. Each answer is made from one compilation, taken once: it never mixes two.
+The methods run in worker threads. Each answer uses one compilation, so that it never mixes two.
 """
 
 from __future__ import annotations

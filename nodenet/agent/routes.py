@@ -1,4 +1,4 @@
-"""Routes to the other nodes' pod networks: what the API's Nodes ask for is kept in the kernel."""
+"""Keeps the kernel's routes to the other nodes' pod networks equal to those that the API's Nodes require."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ LAST_RETRY_SECONDS = 30.0
 
 
 class Wanted(NamedTuple):
-    """Other nodes' pod networks by gateway, and this node's own addresses: the interface of one of them is taken."""
+    """`routes`: pod networks of other nodes, with the gateway of each. `own`: this node's addresses; the routes use the
+    interface that has one of them."""
 
     routes: Mapping[IPNetwork, IPAddress]
     own: tuple[IPAddress, ...]
 
 
 class RouteKeeper:
-    """Brings the routes up to date when the Nodes change, and as often as the maps are compared: somebody may have
-    taken ours away. What fails is tried again, later and later; no Node object can end the agent."""
+    """Updates the routes when the Nodes change, and every resync_seconds, because another program may have removed
+    them. Failures are retried with backoff. No Node object can end the agent."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class RouteKeeper:
         resync_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Sentences about the routes that are not as they should be.
+        # A sentence for each route that could not be set.
         self.problems: list[str] = []
         self._sync = sync
         self._resync_seconds = resync_seconds
@@ -47,20 +48,21 @@ class RouteKeeper:
         self._due = 0.0
 
     async def keep(self, wanted: Callable[[], Wanted | None], changed: Callable[[], asyncio.Event]) -> None:
-        """Until cancelled. `wanted` gives None until the Nodes are known; `changed` the event of the next change."""
+        """Update the routes until cancelled. `wanted` returns None until the Nodes are known. `changed` returns the
+        event of the next change."""
         while True:
             event = changed()
             now = wanted()
             if now is not None:
-                await self.bring(now)
+                await self.update(now)
             try:
                 async with asyncio.timeout(max(0.0, self._due - self._clock()) if now else None):
                     await event.wait()
             except TimeoutError:
                 continue
 
-    async def bring(self, wanted: Wanted) -> None:
-        """One look: nothing is done when nothing changed and nothing is due."""
+    async def update(self, wanted: Wanted) -> None:
+        """Update the routes once. Does nothing if nothing changed and neither a retry nor a resync is due."""
         if wanted == self._last and self._clock() < self._due:
             return
         if wanted != self._last:
@@ -85,11 +87,12 @@ class RouteKeeper:
         except (NodenetError, OSError) as error:
             return [f"routes to other nodes: {error}"]
         found = [f"route to {network}: {words}" for network, words in result.failed.items()]
-        return found + [f"route to {network}: somebody else's route is in the way" for network in result.conflicts]
+        return found + [f"route to {network}: a route of another program is in the way" for network in result.conflicts]
 
 
 def wanted_routes(snapshot: Snapshot, name: str) -> Wanted:
-    """Other nodes' pod networks by the node address of the same family, as the node `name` needs them."""
+    """The routes that the node `name` needs: to the pod networks of all other nodes, each through the node's address of
+    the same family."""
     own = snapshot.nodes.get(ObjectRef("", name))
     wanted: dict[IPNetwork, IPAddress] = {}
     for node in snapshot.nodes.values():

@@ -1,4 +1,4 @@
-"""Rows for `nodenet list`: what one compilation holds, and what the maps hold. Nothing here changes anything."""
+"""Rows for `nodenet list`, from one compilation and from the maps. Read-only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def endpoints(compiled: Compiled) -> Iterator[Row]:
-    """This node's endpoints by their numbers."""
+    """This node's endpoints, sorted by endpoint_id."""
     entries = compiled.desired.tables.get("nn_endpoint", {})
     for key, endpoint in sorted(compiled.snapshot.endpoints.items(), key=lambda item: item[1].endpoint_id):
         entry = next((entries[abi.AddressKey(ip)] for ip in endpoint.ips if abi.AddressKey(ip) in entries), None)
@@ -41,7 +41,7 @@ def endpoints(compiled: Compiled) -> Iterator[Row]:
 
 
 def identities(compiled: Compiled) -> Iterator[Row]:
-    """Reserved ones first, then those of label sets."""
+    """All identities: first the reserved ones, then those of label sets."""
     for number, name in RESERVED_NAMES.items():
         yield {"id": int(number), "namespace": "", "labels": [f"reserved:{name}"], "namedPorts": []}
     for number, labels in sorted(compiled.names.identities.items()):
@@ -54,7 +54,7 @@ def identities(compiled: Compiled) -> Iterator[Row]:
 
 
 def services(compiled: Compiled) -> Iterator[Row]:
-    """One row per Service port and address, with the backends as the datapath would choose them now."""
+    """One row per Service port and address, with the backends among which the datapath chooses now."""
     tables = compiled.desired.tables
     frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
     for key, entry in frontends.items():
@@ -74,7 +74,7 @@ def services(compiled: Compiled) -> Iterator[Row]:
 
 
 def policies(compiled: Compiled) -> Iterator[Row]:
-    """Allow entries of nn_policy, and a row without a peer for an isolation that nothing opens."""
+    """The allow entries of nn_policy, and a row without a peer for each isolated direction without any allow."""
     names = compiled.names
     opened = set()
     for key, value in compiled.desired.tables.get("nn_policy", {}).items():
@@ -107,7 +107,7 @@ def policies(compiled: Compiled) -> Iterator[Row]:
 
 
 def ipcache(compiled: Compiled) -> Iterator[Row]:
-    """Addresses, then regions of policies' ipBlocks."""
+    """The addresses, then the regions of policies' ipBlocks."""
     names, addresses = compiled.names, compiled.flow_names.addresses
     for key, value in compiled.desired.tables.get("nn_ipcache", {}).items():
         party = addresses.get(key.addr)
@@ -129,7 +129,7 @@ def ipcache(compiled: Compiled) -> Iterator[Row]:
 
 
 def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEntry]], now: float) -> Iterator[Row]:
-    """Entries of nn_ct. `now`: seconds of the monotonic clock."""
+    """The entries of nn_ct. `now`: seconds of the monotonic clock."""
     names = compiled.names
     for key, entry in entries:
         rule = names.rules.get(entry.rule_id)
@@ -151,7 +151,7 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
 
 
 def maps(tables: Mapping[str, BpfTable], pins: Pins) -> Iterator[Row]:
-    """Every map with its fill."""
+    """All maps, with their sizes and numbers of entries."""
     for name, table in sorted(tables.items()):
         entries = table.count()
         yield {

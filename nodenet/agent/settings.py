@@ -11,7 +11,7 @@ from nodenet.errors import BadInputError
 
 
 def read_config(path: Path) -> Config:
-    """Read and check. Raises BadInputError naming the file and every wrong key."""
+    """Read and check the file. Raises BadInputError that names the file and all wrong keys."""
     try:
         data = yaml.safe_load(path.read_bytes())
     except OSError as error:

@@ -1,12 +1,14 @@
 """Ends connected UDP sockets whose backend left their Service.
 
-connect() is translated once, so such a socket stays with its backend for good: without an error where the backend does
-not refuse, and a resolver or a statsd client never asks again. After SOCK_DESTROY its owner gets an error (recv:
-ECONNABORTED, send: EDESTADDRREQ) and connects again. TCP is left alone: the peer or a timeout ends it.
+connect() translates the Service address once, so such a socket keeps its backend. If the backend sends no error, the
+program does not notice: a resolver or a statsd client never connects again. After SOCK_DESTROY the program gets an
+error (recv: ECONNABORTED, send: EDESTADDRREQ) and connects again. TCP sockets are not touched: the peer or a timeout
+ends them.
 
-Only a socket that was translated for this Service is ended: nn_sock_revnat has its cookie with this backend. One that
-connected to the pod's own address has no entry there. Every sweep looks at all connected UDP sockets in the namespaces
-of the node and of its endpoints, so it needs no memory of what left when, and a new agent finds what left before.
+Only a socket that was translated for this Service is ended: nn_sock_revnat has an entry with its cookie and this
+backend. A socket that connected to the pod's own address has no entry there. Each sweep checks all connected UDP
+sockets in the namespaces of the node and of its endpoints. So it needs no record of earlier changes, and a new agent
+also finds backends that left before its start.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from nodenet.model import Protocol as IPProtocol
 log = logging.getLogger(__name__)
 
 UDP = int(IPProtocol.UDP)
-# A connect() that chose its backend just before the change becomes visible just after: look once more.
-SECOND_LOOK_SECONDS = 1.0
+# Seconds until a second sweep. It finds sockets that chose their backend just before the change and became visible only
+# after the first sweep.
+SECOND_SWEEP_SECONDS = 1.0
 
 # nn_member: MemberKey -> AddressPort
 Members = Mapping[Any, Any]
@@ -42,14 +45,14 @@ class Revnat(Protocol):
 
 
 class Place(NamedTuple):
-    """A namespace to look into: `path` None is the agent's own, where hostNetwork pods and the node's processes are."""
+    """A namespace to sweep. `path` None: the agent's own, with hostNetwork pods and the node's processes."""
 
     owner: str
     path: str | None
 
 
 class Ended(NamedTuple):
-    """Whose sockets were ended, which Service they were connected to, and the backend that left it."""
+    """The owner of sockets that were ended, the Service to which they were connected, and the backend that left it."""
 
     owner: str
     service_id: int
@@ -58,14 +61,15 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one sweep did. `failed`: what could not be looked at or ended, a sentence each."""
+    """The result of one sweep. `failed`: a sentence for each namespace or socket for which it failed."""
 
     ended: Counter[Ended] = field(default_factory=Counter)
     failed: tuple[str, ...] = ()
 
 
 def sweep(places: Iterable[Place], members: Members, revnat: Revnat) -> Sweep:
-    """End every stale socket. Blocks: for a worker thread. Never raises for one namespace."""
+    """End all stale sockets. Blocks, so call it in a worker thread. An error in one namespace does not stop the
+    others."""
     current = {(key.service_id, backend) for key, backend in members.items()}
     ended: Counter[Ended] = Counter()
     failed: list[str] = []
@@ -76,9 +80,9 @@ def sweep(places: Iterable[Place], members: Members, revnat: Revnat) -> Sweep:
                     if diag.destroy(found):
                         ended[Ended(place.owner, service_id, backend)] += 1
         except FileNotFoundError:
-            continue  # the pod ended meanwhile
+            continue  # the pod has ended in the meantime
         except (OSError, RefusedError, NodenetError) as error:
-            failed.append(f"UDP sockets of {place.owner} could not be looked at: {error}")
+            failed.append(f"UDP sockets of {place.owner} could not be listed: {error}")
     return Sweep(ended, tuple(failed))
 
 
@@ -93,7 +97,7 @@ def _stale(
 
 
 def lost(before: Members | None, after: Members) -> bool:
-    """Whether a member of a Service left it. None: not known, so yes."""
+    """True if a member of a Service has left it, or if `before` is None (unknown)."""
     if before is after:
         return False
     if before is None:
@@ -104,9 +108,9 @@ def lost(before: Members | None, after: Members) -> bool:
 
 
 class SocketKeeper:
-    """Sweeps when a member left, a second later once more, and as often as the maps are compared.
+    """Sweeps when a member has left, again a second later, and every resync_seconds.
 
-    `places` gives the namespaces of this moment. Everything but the sweep itself runs in the event loop.
+    `places` returns the current namespaces. Everything except for the sweep itself runs in the event loop.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class SocketKeeper:
         available: bool = True,
     ) -> None:
         self.ended = 0
-        # Sentences about namespaces that the last sweep could not look into.
+        # A sentence for each failure of the last sweep.
         self.problems: list[str] = []
         self._places = places
         self._revnat = revnat
@@ -129,13 +133,13 @@ class SocketKeeper:
         self._left = asyncio.Event()
 
     def members(self, members: Members) -> None:
-        """nn_member as it is in the kernel now. Must not be changed afterwards."""
+        """Set the current content of nn_member. The mapping must not change afterwards."""
         if lost(self._members, members):
             self._left.set()
         self._members = members
 
     async def keep(self) -> None:
-        """Until cancelled. Returns at once where the kernel cannot end sockets."""
+        """Sweep until cancelled. Returns at once if the kernel cannot end sockets."""
         if not self._available:
             log.warning("connected UDP sockets stay with a backend that left: the kernel has no SOCK_DESTROY for UDP")
             return
@@ -148,7 +152,7 @@ class SocketKeeper:
                 continue
             self._left.clear()
             await self._sweep()
-            await asyncio.sleep(SECOND_LOOK_SECONDS)
+            await asyncio.sleep(SECOND_SWEEP_SECONDS)
             await self._sweep()
 
     async def _sweep(self) -> None:

@@ -1,4 +1,4 @@
-"""What `nodenet status` shows of an agent."""
+"""The agent's part of `nodenet status`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Row = Mapping[str, Any]
 
 
 def status(parts: Parts) -> Row:
-    """One object, for JSON."""
+    """The status as one object, for JSON."""
     health, config = parts.health, parts.datapath.config
     return {
         "node": config.node_name,
-        # For people: the probes and CNI go on with what is known, for a restart would not bring the API back.
+        # This is for users and includes the state of the API. Probes and CNI use only healthy(), because a restart of
+        # the agent would not bring the API back.
         "healthy": health.healthy() and health.api_known(),
         "ready": health.ready.is_set(),
         "readyAfterSeconds": round(health.ready_after, 2),

@@ -1,4 +1,5 @@
-"""What a CNI ADD waits for before its pod may start. Raises CniError with code 11: the runtime tries again."""
+"""The conditions for which a CNI ADD waits before its pod may start. Raises CniError with code 11, after which the
+runtime tries again."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ from nodenet.kube.health import KindStats
 from nodenet.model import Endpoint, ObjectRef
 from nodenet.store import Snapshot
 
-# Seconds that an ADD waits for the API to show its pod: the kubelet starts it from the same object. As long again for
-# broken watches to come back.
+# Seconds that an ADD waits until the API has sent its pod. It takes little time, because the kubelet starts the pod
+# from the same object. An ADD waits for the same time again until broken watches work.
 POD_SECONDS = 10.0
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 class Pods(Protocol):
-    """What is asked of nodenet.engine.Engine."""
+    """The methods of nodenet.engine.Engine that are used here."""
 
     def snapshot(self) -> Snapshot: ...
 
@@ -30,7 +31,8 @@ class Pods(Protocol):
 
 
 async def pod_known(pods: Pods, endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
-    """Until the API has shown the endpoint's pod, or its removal."""
+    """Wait until the API has sent the endpoint's pod. Raises CniError after `seconds`, or if the API has removed the
+    pod."""
     try:
         async with asyncio.timeout(seconds):
             while not _is_known(pods, endpoint):
@@ -45,18 +47,19 @@ async def pod_known(pods: Pods, endpoint: Endpoint, seconds: float = POD_SECONDS
 
 
 def refuse_removed(pods: Pods, pod: ObjectRef, uid: str) -> None:
-    """Raises CniError when the API removed the pod: the kubelet learns of that as we did. From any thread."""
+    """Raises CniError if the API has removed the pod. The kubelet gets the same event and stops its retries. May be
+    called from any thread."""
     if uid and pods.pod_is_removed(uid):
         raise CniError(Code.TRY_AGAIN, f"pod {pod} (UID {uid}): the Kubernetes API has removed it")
 
 
 async def policies_known(stats: Mapping[ApiKind, KindStats], endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
-    """Until no watch that decides policy is broken: one older than the pod may be missing, and the pod would start
-    without it."""
+    """Wait until no watch of a policy kind is broken. Otherwise a policy that is older than the pod might be missing,
+    and the pod would start without it. Raises CniError after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
-            while _broken(stats):  # noqa: ASYNC110 a watch tells nobody when it is back
-                await asyncio.sleep(_LOOK_SECONDS)
+            while _broken(stats):  # noqa: ASYNC110 a watch does not notify when it works again
+                await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
         raise CniError(
             Code.TRY_AGAIN,

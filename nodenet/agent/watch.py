@@ -1,4 +1,4 @@
-"""Feeds the engine with what the Kubernetes API shows."""
+"""Feeds the engine with the objects of the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nodenet.kube.health import KindStats
 
 
 class ApiWatch:
-    """One watch for each kind. What is asked of it here is about the connection; the objects are the engine's."""
+    """One watch for each kind. This object knows the state of the watches; the engine has the objects."""
 
     def __init__(self, client: KubeClient, engine: Engine) -> None:
         self._client = client
@@ -23,11 +23,11 @@ class ApiWatch:
 
     @property
     def stats(self) -> Mapping[ApiKind, KindStats]:
-        """Counters and errors of each watch."""
+        """The counters and errors of each watch."""
         return self._client.stats
 
     async def run(self) -> None:
-        """Until cancelled. No trouble with the server ends it."""
+        """Run until cancelled. Errors of the server do not end it."""
         async with self._client, asyncio.TaskGroup() as tasks:
             for kind in API_KINDS:
                 tasks.create_task(self._watch(kind), name=f"watch {kind}")
@@ -37,16 +37,16 @@ class ApiWatch:
             self._engine.feed(event)
 
     def cut_off(self) -> bool:
-        """Whether the API server has been out of reach or silent for long: what is in force is what was known then."""
+        """True if the API server has been unreachable or silent for long, so that the state in force may be old."""
         return any(stats.cut_off(time.monotonic()) for stats in self.stats.values())
 
     def problems(self) -> list[str]:
-        """What is wrong now, a sentence each."""
+        """One sentence for each current problem."""
         found = list(watch_trouble(self.stats, time.monotonic()))
         if self._engine.missing:
             found.insert(0, f"waiting for the first list of: {', '.join(map(str, self._engine.missing))}")
         return found
 
     def as_rows(self) -> dict[str, Any]:
-        """By kind, for `status -o json`."""
+        """The watches by kind, for `status -o json`."""
         return as_rows(self.stats, time.monotonic())

@@ -128,7 +128,7 @@ def test_one_namespace_that_cannot_be_looked_at_holds_up_no_other(two: World, ne
     found = sweep(places, dict(two.tables["nn_member"].items()), two.tables["nn_sock_revnat"])
     assert {ended.owner for ended in found.ended} == {"pod default/client"}
     (problem,) = found.failed
-    assert problem.startswith("UDP sockets of pod default/broken could not be looked at")
+    assert problem.startswith("UDP sockets of pod default/broken could not be listed")
 
 
 def test_the_agents_own_namespace_is_one_of_the_places(two: World, netns: str) -> None:

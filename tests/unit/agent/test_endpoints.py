@@ -111,8 +111,8 @@ async def test_the_namespaces_number_is_asked_of_the_kernel_for_whatever_is_take
     node.wired(1)
     await node.endpoints.read()
     node.wired(2)
-    assert await node.endpoints.look() == 2
-    assert await node.endpoints.look() == 0  # and the number makes no known endpoint a new one
+    assert await node.endpoints.sync_from_disk() == 2
+    assert await node.endpoints.sync_from_disk() == 0  # and the number makes no known endpoint a new one
     assert {endpoint.endpoint_id: endpoint.netns_id for endpoint in node.endpoints.known()} == {1: 101, 2: 102}
 
 
@@ -123,7 +123,7 @@ async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: N
     node.wired(2)
     node.records.drop(gone.owner)
     node.veths.log.clear()
-    assert await node.endpoints.look() == 2
+    assert await node.endpoints.sync_from_disk() == 2
     assert node.cookies() == {"web-2": 1002}
     assert node.veths.log == ["isolate web-2", "in force", "attach web-2"]
 
@@ -141,8 +141,8 @@ async def test_an_attachment_that_a_verb_works_on_is_left_to_it(node: Node) -> N
     await node.endpoints.read()
     record = node.wired(1)
     with node.records.busy(record.owner):
-        assert await node.endpoints.look() == 0
-    assert await node.endpoints.look() == 2
+        assert await node.endpoints.sync_from_disk() == 0
+    assert await node.endpoints.sync_from_disk() == 2
     assert node.known() == ["web-1"]
 
 
@@ -164,7 +164,7 @@ async def test_a_veth_that_refuses_is_told_and_tried_again(node: Node) -> None:
     assert list(node.endpoints.unpoliced) == [key_of(record.endpoint)]
     assert "shop/web-1 is not policed" in node.endpoints.unpoliced[key_of(record.endpoint)]
     node.veths.refusing.clear()
-    assert await node.endpoints.look() == 2
+    assert await node.endpoints.sync_from_disk() == 2
     assert node.endpoints.unpoliced == {}
 
 
@@ -189,6 +189,6 @@ async def test_a_folder_that_does_not_change_is_not_read_again(node: Node, monke
     node.wired(1)
     await node.endpoints.read()
     monkeypatch.setattr(module, "_SETTLED_SECONDS", 0)
-    await node.endpoints.look()
+    await node.endpoints.sync_from_disk()
     monkeypatch.setattr(node.endpoints, "_readable", None)
-    assert await node.endpoints.look() == 0
+    assert await node.endpoints.sync_from_disk() == 0

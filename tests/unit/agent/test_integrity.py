@@ -184,7 +184,7 @@ async def test_it_goes_on_after_an_error_and_says_so(monkeypatch: pytest.MonkeyP
         looks += 1
         if looks == 2:
             raise asyncio.CancelledError
-        assert node.integrity.problems == ("what is attached could not be looked at: [Errno 5] no answer",)
+        assert node.integrity.problems == ("attached programs could not be checked: [Errno 5] no answer",)
         monkeypatch.undo()
         monkeypatch.setattr(module.asyncio, "sleep", sleep)
 

@@ -38,25 +38,25 @@ class Kernel:
         self.told.append(addresses)
 
 
-async def test_a_look_tells_of_changes_alone() -> None:
+async def test_a_refresh_publishes_only_changes() -> None:
     kernel = Kernel(NODE)
     own = OwnAddresses(kernel.read, kernel.tell)
-    await own.look()
-    await own.look()
+    await own.refresh()
+    await own.refresh()
     assert kernel.told == [{NODE}]
     kernel.has.clear()
-    await own.look()
+    await own.refresh()
     assert kernel.told == [{NODE}, frozenset()]
 
 
-async def test_what_an_add_made_is_not_lost_to_a_look_that_began_before_it() -> None:
+async def test_addresses_of_an_add_survive_a_refresh_that_began_before() -> None:
     kernel = Kernel(NODE)
     own = OwnAddresses(kernel.read, kernel.tell)
-    looking = asyncio.create_task(own.look())
+    refresh = asyncio.create_task(own.refresh())
     await asyncio.sleep(0)
     kernel.has.add(FIRST)
-    own.gained(frozenset({FIRST}))
-    await looking
+    own.add(frozenset({FIRST}))
+    await refresh
     assert own.known == kernel.told[-1] == {NODE, FIRST}
 
 
@@ -64,14 +64,14 @@ async def test_two_adds_that_end_in_another_order_than_they_began() -> None:
     """Each made a bridge of its own."""
     kernel = Kernel(NODE)
     own = OwnAddresses(kernel.read, kernel.tell)
-    await own.look()
-    own.gained(frozenset({SECOND}))
-    own.gained(frozenset({FIRST}))
-    own.gained(frozenset())
+    await own.refresh()
+    own.add(frozenset({SECOND}))
+    own.add(frozenset({FIRST}))
+    own.add(frozenset())
     assert kernel.told == [{NODE}, {NODE, SECOND}, {NODE, FIRST, SECOND}]
 
 
-async def test_changes_all_the_time_are_not_looked_at_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_constant_changes_do_not_cause_constant_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while the kernel cannot give a list for them."""
     kernel = Kernel(NODE)
     kernel.slow, kernel.broken = 0.02, True

@@ -42,32 +42,32 @@ async def test_refusals_are_told_and_tried_again_later_and_later() -> None:
     kernel = Kernel()
     keeper = kernel.keeper()
     kernel.answer = SyncResult(failed={NET: "Network is unreachable"})
-    await keeper.bring(WANTED)
+    await keeper.update(WANTED)
     assert keeper.problems == ["route to 10.2.0.0/24: Network is unreachable"]
     for step, calls in ((0.4, 1), (0.2, 2), (0.6, 2), (0.5, 3)):
         kernel.now += step
-        await keeper.bring(WANTED)
+        await keeper.update(WANTED)
         assert len(kernel.calls) == calls
     kernel.answer = LinkError("interface up0", errno.ENODEV)
     kernel.now += 10
-    await keeper.bring(WANTED)
+    await keeper.update(WANTED)
     assert keeper.problems == ["routes to other nodes: interface up0: No such device"]
     kernel.answer = SyncResult()
     kernel.now += 10
-    await keeper.bring(WANTED)
+    await keeper.update(WANTED)
     assert keeper.problems == []
 
 
 async def test_routes_are_compared_at_each_resync_and_when_an_own_address_changes() -> None:
     kernel = Kernel()
     keeper = kernel.keeper()
-    await keeper.bring(WANTED)
-    await keeper.bring(WANTED)
+    await keeper.update(WANTED)
+    await keeper.update(WANTED)
     assert len(kernel.calls) == 1
-    await keeper.bring(Wanted(WANTED.routes, (GATE,)))
+    await keeper.update(Wanted(WANTED.routes, (GATE,)))
     assert kernel.calls[1] == (WANTED.routes, (GATE,))
     kernel.now += 61
-    await keeper.bring(Wanted(WANTED.routes, (GATE,)))
+    await keeper.update(Wanted(WANTED.routes, (GATE,)))
     assert len(kernel.calls) == 3
 
 

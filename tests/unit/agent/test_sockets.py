@@ -43,7 +43,7 @@ class Looks:
         self.changed = asyncio.Condition()
         monkeypatch.setattr(sockets, "sweep", self.sweep)
         monkeypatch.setattr(sockets.asyncio, "to_thread", self.at_once)
-        monkeypatch.setattr(sockets, "SECOND_LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(sockets, "SECOND_SWEEP_SECONDS", 0.0)
 
     async def at_once(self, function: Any, *arguments: Any) -> Any:
         result = function(*arguments)
@@ -88,7 +88,7 @@ async def test_it_looks_at_the_start_and_after_each_loss(
 
 async def test_it_looks_as_often_as_the_maps_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, kept = Looks(monkeypatch), keeper(resync=0.001)
-    looks.failed = ("UDP sockets of pod a/b could not be looked at: no",)
+    looks.failed = ("UDP sockets of pod a/b could not be listed: no",)
     kept.members({})
     task = asyncio.create_task(kept.keep())
     await looks.wait(4)
