@@ -1,6 +1,7 @@
-"""store -> compile -> plan -> apply: API objects and endpoints in, the kernel's maps and names for people out.
+"""store -> compile -> plan -> apply: takes API objects and endpoints, writes the kernel's maps, and provides names for
+flows.
 
-One object for whoever fills maps: the agent, the benchmark, the checks in virtual machines, tests.
+The agent, the benchmark, the checks in virtual machines and tests all use this object to fill maps.
 """
 
 from __future__ import annotations
@@ -29,43 +30,44 @@ from nodenet.store import Listing, Snapshot, Store, StoreEvent
 
 log = logging.getLogger(__name__)
 
-# A run with no more than so many changes, all of these kinds, has little to do: a Service's change concerns no other
-# Service. One Namespace or NetworkPolicy may concern every pod.
+# A run is small if it has at most this many changes, all of these kinds: the change of a Service affects no other
+# Service. A single Namespace or NetworkPolicy may affect every pod.
 SMALL_CHANGES = 16
-# Policies whose rules have no room: so many at most are named by one run. `nodenet status` names all of them.
+# The most policies without room that one run logs by name. `nodenet status` names all of them.
 _MOST_LOGGED = 20
 _SMALL_KINDS = frozenset({kinds.SERVICE, kinds.ENDPOINT_SLICE})
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One compilation: what was read, what the maps must hold, and what the numbers in them and in events mean.
+    """One compilation: the Snapshot, the desired content of the maps, and the names for numbers in maps and events.
 
-    The parts belong together. Take the value once and read all of it: a later one may have replaced it meanwhile.
+    The parts belong together. Take this value once and read all parts from it, because a later compilation may replace
+    it at any time.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
     desired: DesiredState = field(default_factory=DesiredState)
     names: Names = field(default_factory=Names)
     flow_names: NameTable = field(default_factory=NameTable)
-    # The Services of the compilation before: names of those that have just gone.
+    # The Services of the previous compilation, to name those that were just deleted.
     services_before: Mapping[int, ServicePortName] = field(default_factory=dict)
 
     def service_name(self, number: int) -> str:
-        """What a service_id stands for, in words. Also for a Service that this compilation no longer has."""
+        """The name of a service_id, also for a Service that was in the previous compilation only."""
         found = self.names.services.get(number) or self.services_before.get(number)
         return f"Service {found.ref}" if found else f"Service number {number}"
 
 
 def _ignore(run: Run) -> None:
-    """For whoever needs no account of each run."""
+    """For callers that do not need the result of each run."""
 
 
 class Engine:
-    """Keeps the maps at what it is fed, and publishes each compilation as one value.
+    """Keeps the maps up to date with its input, and publishes each compilation as one value.
 
-    `tables` holds a Table for every name of reconcile.maps.TABLES. Everything but `current` and `pod_is_removed` is for
-    the event loop that calls `run`. Compiling and writing are in a worker thread, unless there is little to do.
+    `tables` has a Table for every name in reconcile.maps.TABLES. Use everything except `current` and `pod_is_removed`
+    only in the event loop that calls `run`. Compiling and writing happen in a worker thread, except for small runs.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Engine:
         run_blocking: RunBlocking = asyncio.to_thread,
     ) -> None:
         self._store = Store(node_name=local.name)
-        # Fires at each change of a kind that a Snapshot shows.
+        # One per kind; fires at each change of that kind in the Snapshot.
         self._changes = {kind: Pulse() for kind in KINDS}
         self._work = _Work(self._store, local, Maps(tables))
         self._loop = ReconcileLoop(
@@ -88,7 +90,7 @@ class Engine:
     # In
 
     def feed(self, *events: StoreEvent) -> bool:
-        """Take what sources yield. If it changes anything, a run follows; returns whether it does."""
+        """Take events from sources. If they change anything, triggers a run and returns True."""
         changed = [event for event in events if self._store.feed(event)]
         for kind in {self._store.kind_of(event) for event in changed}:
             self._changes[kind].fire()
@@ -98,17 +100,17 @@ class Engine:
         return bool(changed)
 
     def own_addresses(self, addresses: frozenset[IPAddress]) -> None:
-        """These are the node's own addresses from now on."""
-        self._work.move(replace(self._work.local, addresses=addresses))
+        """Set the node's own addresses."""
+        self._work.set_local(replace(self._work.local, addresses=addresses))
         self._loop.trigger()
 
     async def run(self, ran: Callable[[Run], None] = _ignore) -> None:
-        """Bring the maps up to date and keep them so, until cancelled. `ran` is called after each run."""
+        """Keep the maps up to date, until cancelled. `ran` is called after each run."""
         await self._loop.run(ran)
 
     def run_once(self) -> Outcome:
-        """One run at once, in this thread, for a caller without an event loop. Raises the first error; RuntimeError
-        before every list has arrived."""
+        """Do one run now, in this thread, for callers without an event loop. Raises the first error of the run, or
+        RuntimeError if a list has not arrived yet."""
         job = self._work.take()
         if job is None:
             raise RuntimeError(f"no list yet of: {', '.join(map(str, self.missing))}")
@@ -121,60 +123,60 @@ class Engine:
 
     @property
     def current(self) -> Compiled:
-        """The last compilation. It is published before its writes are made: events of new entries have their names at
-        once. From any thread."""
+        """The last compilation. It is published before its writes, so that the first events of new entries have names.
+        May be read from any thread."""
         return self._work.current
 
     @property
     def stats(self) -> Stats:
-        """What the loop did so far."""
+        """Statistics of the reconcile loop."""
         return self._loop.stats
 
     @property
     def held(self) -> Tables:
-        """What the maps hold after the last run."""
+        """The content of the maps after the last run."""
         return self._work.maps.held
 
     def flow_names(self) -> NameTable:
-        """The names for events of this moment."""
+        """The current names for events."""
         return self._work.current.flow_names
 
     @property
     def missing(self) -> tuple[Kind, ...]:
-        """Kinds whose first list has not arrived. Nothing is written before."""
+        """The kinds whose first list has not arrived. No map is written until all lists have arrived."""
         return self._store.missing
 
     @property
     def revision(self) -> int:
-        """Grows with each change that was fed."""
+        """A number that grows with each change that was fed."""
         return self._store.revision
 
     def snapshot(self) -> Snapshot:
-        """What was fed so far. `current` may be older."""
+        """Everything that was fed so far. `current` may be older."""
         return self._store.snapshot()
 
     def pod_is_removed(self, uid: str) -> bool:
-        """Whether a pod of this UID was here and is gone for good. From any thread."""
+        """True if a pod with this UID existed and was removed. May be called from any thread."""
         return self._store.pod_is_removed(uid)
 
     def next_change(self, kind: Kind) -> asyncio.Event:
-        """The event of the next change of a kind, its first list included."""
+        """An event that is set at the next change of a kind, or at its first list."""
         return self._changes[kind].next()
 
     async def in_force(self) -> None:
-        """Return when what was fed so far is in the kernel: endpoints, isolation and policy for certain, Services as
-        far as they could be written. Waits as long as it takes: the caller sets a limit."""
+        """Wait until everything that was fed so far is in the kernel: endpoints, isolation and policy completely,
+        Services as far as possible. There is no time limit; the caller sets one."""
         await self._loop.wait_for(self._store.revision)
 
     async def endpoint_in_force(self, addresses: Collection[IPAddress]) -> None:
-        """As `in_force`, for the endpoint with these addresses: what is about others may lack room in a map."""
+        """Like `in_force`, but for the endpoint with these addresses only: writes for other endpoints need not fit."""
         await self._loop.wait_for(self._store.revision, partial(self._concerns, frozenset(addresses)))
 
     def _concerns(self, addresses: Collection[IPAddress], write: Write) -> bool:
         if write.table in ("nn_endpoint", "nn_ipcache"):
             return write.key.addr in addresses
         if write.table != "nn_policy":
-            # A region may be part of anybody's rules.
+            # A region may belong to the rules of any endpoint.
             return True
         entries = self.current.desired.tables.get("nn_endpoint", {})
         own = (entries.get(AddressKey(address)) for address in addresses)
@@ -182,8 +184,8 @@ class Engine:
 
 
 class _Work:
-    """Runs: what is to be done next, and doing it, which reads, compiles, publishes and writes. All but the runs
-    themselves is for the event loop."""
+    """Collects changes and makes runs. A run reads the maps, compiles, publishes and writes. Call all methods in the
+    event loop; only `_run` may run in a thread."""
 
     def __init__(self, store: Store, local: LocalNode, maps: Maps) -> None:
         self.local = local
@@ -193,23 +195,23 @@ class _Work:
         self._compiler = Compiler()
         self._flow_names = NameTableBuilder()
         self._restored = False
-        # Since the last run: how many changes there were, and whether they are all of small kinds.
+        # Number of changes since the last run, and whether all are of small kinds.
         self._changes = 0
         self._small = True
 
     def note(self, changed: Sequence[StoreEvent]) -> None:
-        """These events changed something. A list may have changed anything."""
+        """Count events that changed something. A list is never small, because it may change many objects."""
         self._changes += len(changed)
         self._small = self._small and not any(
             isinstance(event, Listing) or self._store.kind_of(event) not in _SMALL_KINDS for event in changed
         )
 
-    def move(self, local: LocalNode) -> None:
-        """The node is another from now on."""
+    def set_local(self, local: LocalNode) -> None:
+        """Replace the node's own data. The next run is then not small."""
         self.local, self._small = local, False
 
     def take(self) -> Job | None:
-        """A run for what is known now: a change that is fed meanwhile is for the next one."""
+        """A run for the current Snapshot, or None before all lists have arrived. Later changes are for the next run."""
         if not self._store.synced:
             return None
         small = self._small and self._changes <= SMALL_CHANGES and self.maps.known
@@ -221,12 +223,12 @@ class _Work:
         try:
             self.maps.read(outcome)
             compiled = self._compile(snapshot, local)
-        except Exception as error:  # noqa: BLE001 a fault in the compiler must not end what the kernel does already
+        except Exception as error:  # noqa: BLE001 an error in the compiler must not end the agent
             outcome.errors.append(error)
             return outcome
-        # One assignment: a reader in another thread has the value before or this one, never parts of both.
+        # Publish with one assignment, so that a reader in another thread never gets parts of two compilations.
         self.current = compiled
-        self.maps.bring(compiled.desired.tables, outcome)
+        self.maps.write(compiled.desired.tables, outcome)
         if not outcome.errors:
             self._compiler.settle()
         return outcome
@@ -247,7 +249,7 @@ class _Work:
 
 
 def _log_left_out(last: Names, names: Names) -> None:
-    """Each policy once, when its rules go out of force and when they are in force again."""
+    """Log each policy once when its rules do not fit, and once when they fit again."""
     if names.left_out == last.left_out:
         return
     before, after = ({one.policy: one for one in some.left_out} for some in (last, names))

@@ -33,15 +33,16 @@ class Health:
         self.ready.set()
 
     def healthy(self) -> bool:
-        """The agent does its work. A silent API server is no reason to restart it: see `api_known`."""
+        """True if the agent works. An unreachable API server does not count here, because a restart would not help: see
+        `api_known`."""
         return self.ready.is_set() and not self._engine.stats.failing
 
     def api_known(self) -> bool:
-        """Whether what is in force is what the API shows now, as far as the agent knows."""
+        """True if the state in force is up to date with the API, as far as the agent knows."""
         return not self._api.cut_off()
 
     def problems(self) -> list[str]:
-        """What is wrong now, a sentence each."""
+        """One sentence for each current problem."""
         stats = self._engine.stats
         maps = [f"maps: {stats.last_error}"] if stats.failing else []
         objects = stale(self._engine.current, stats.stale)
@@ -50,17 +51,17 @@ class Health:
         return [*self._api.problems(), *self._keepers.problems(), *maps, *left_out]
 
     async def in_words(self) -> str:
-        """For CNI STATUS: what keeps this node from serving its pods as it should, in a sentence, or ""."""
+        """For CNI STATUS: the problems that prevent the node from serving its pods, as one text, or ""."""
         return "" if self.healthy() else "; ".join(self.problems()) or "it is not ready yet"
 
 
 def shortened(sentences: list[str]) -> list[str]:
-    """The first ones, and how many more there are: who can make objects must not fill a screen."""
+    """The first sentences, and how many more there are. Users who can create many objects must not flood the output."""
     more = len(sentences) - _MOST_SENTENCES
     return [*sentences[:_MOST_SENTENCES], f"and {more} more: nodenet status -o json"] if more > 0 else sentences
 
 
 def _process_age() -> float:
-    """Seconds since this process was started: proc(5), field 22 of stat, in clock ticks since boot."""
+    """Seconds since the start of this process, from field 22 of /proc/self/stat (clock ticks since boot; proc(5))."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

@@ -46,7 +46,7 @@ def status(parts: Parts) -> Row:
 
 
 def _left_out(one: LeftOut) -> Row:
-    """A policy whose rules have no room in the maps."""
+    """A policy whose rules do not fit into the maps."""
     return {
         "namespace": one.policy.namespace,
         "policy": one.policy.name,

@@ -1,7 +1,8 @@
-"""Carries out a plan, write by write, on anything that looks like a map.
+"""Makes the writes of a plan one by one, on any object with the interface of a map.
 
-A map without room ends nothing: what does not fit is left out with what depends on it, the rest is made, and the end
-tells. A Service is left as it was, whole; of policy allows are left out, never what isolates or narrows.
+A full map does not stop it. Entries that do not fit are left out together with the writes that depend on them, all
+other writes are made, and an error at the end reports what was left out. A Service that does not fit keeps its old
+state as a whole. Of policy, allows are left out, but never what isolates or narrows.
 """
 
 from __future__ import annotations
@@ -17,25 +18,24 @@ from nodenet.reconcile.plan import Write
 
 
 class Table(Protocol):
-    """One map of the kernel, in its records (nodenet.tables). Every method raises OSError or NodenetError when it
-    fails."""
+    """One map of the kernel, with its record types (nodenet.tables). Every method raises OSError or NodenetError on
+    failure."""
 
     def items(self) -> Iterable[tuple[Any, Any]]:
-        """Every entry, each once, as far as the map did not change meanwhile."""
+        """All entries, each once. If the map changes meanwhile, some may be missing."""
         ...
 
     def update(self, key: Any, value: Any) -> None:
-        """Insert or replace. No room: TableFullError, or OSError with E2BIG or ENOSPC."""
+        """Insert or replace. A full map raises TableFullError, or OSError with E2BIG or ENOSPC."""
         ...
 
     def delete(self, key: Any) -> None:
-        """Remove. A key that is not there is no error: it is gone, which is what was asked for."""
+        """Delete. Not an error if the key does not exist."""
         ...
 
 
 class ApplyError(NodenetError):
-    """A write, or the reading of a table, failed. `write` is None for a reading. `left` are the writes that were not
-    made."""
+    """A write or the read of a table failed. `write` is None for a read. `left`: the writes that were not made."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class ApplyError(NodenetError):
 
 
 class FullError(ApplyError):
-    """Everything was made but for what has no room. `table` and `write` are the first such; `left` has all, those that
-    depend on others included."""
+    """All writes were made except for those that did not fit and those that depend on them. `table` and `write` are
+    those of the first one; `left` has all."""
 
     def __init__(self, first: ApplyError, left: tuple[Write, ...]) -> None:
         counts = Counter(write.table for write in left)
@@ -65,7 +65,7 @@ class FullError(ApplyError):
 
 
 def read(tables: Mapping[str, Table], names: Iterable[str]) -> dict[str, dict[Any, Any]]:
-    """What the named maps hold now. Raises ApplyError that names the table."""
+    """Read the content of the named maps. Raises ApplyError that names the table."""
     held: dict[str, dict[Any, Any]] = {}
     for name in names:
         try:
@@ -81,10 +81,11 @@ def apply(
     held: Mapping[str, MutableMapping[Any, Any]],
     done: Counter[str],
 ) -> None:
-    """Make the writes in their order; `held` follows and `done` counts them by table, each as soon as it is made.
+    """Make the writes in order. After each write, updates `held` and counts it in `done` by table.
 
-    Raises ApplyError that names table and key at the first that fails, since those after it may depend on it; FullError
-    at the end when some had no room. `held` has every table of the group; those that are written are changed in place.
+    At the first failure other than a full map, raises ApplyError that names table and key, because later writes may
+    depend on it. If entries did not fit, raises FullError at the end. `held` has all tables of the group; written
+    tables are changed in place.
     """
     writes = list(writes)
     first: ApplyError | None = None
@@ -137,11 +138,11 @@ def _is_full(error: BaseException) -> bool:
 
 
 class _EarlyDeletes:
-    """Deletes that are safe before their turn, for a write that found no room.
+    """Finds deletes that are safe earlier than planned, to make room for a write that did not fit.
 
-    What no frontend refers to has no user. An address in nn_ipcache counts as the world without its entry, and without
-    an entry in nn_policy an allow is missing: both may be deleted for a moment. This matters because a full LPM map of
-    kernels before 6.13 refuses to replace a value too: an address would keep its old identity, and what that may do.
+    An entry to which no frontend refers is not in use. Entries of nn_ipcache and nn_policy may be missing for a moment:
+    without the one an address counts as the world, without the other an allow is missing. This also helps to replace
+    values, which a full LPM map refuses before Linux 6.13: an address would keep its old identity and its permissions.
     """
 
     def __init__(self, writes: list[Write], held: Mapping[str, Mapping[Any, Any]]) -> None:
@@ -151,12 +152,12 @@ class _EarlyDeletes:
         self._looked: set[str] = set()
 
     def has(self, write: Write) -> bool:
-        """Whether this delete was taken."""
+        """True if this delete was made early."""
         return bool(self._made) and write.is_delete and (write.table, write.key) in self._made
 
     def take(self, write: Write) -> list[Write]:
-        """The caller makes these deletes, then the write again. For Services only once a table: nothing gets free
-        before the frontends are written."""
+        """The deletes to make before the write is tried again. For Services they are returned only once per table,
+        because no further entry becomes unused before the frontends are written."""
         if write.table in ("nn_ipcache", "nn_policy"):
             return [Write(write.table, write.key)] if write.key in self._held[write.table] else []
         if write.table not in ("nn_backend", "nn_member", "nn_revnat") or write.table in self._looked:
@@ -169,14 +170,14 @@ class _EarlyDeletes:
 
 
 class _Dependants:
-    """Which of the writes to come must not be made, after some had no room.
+    """Finds the later writes that must not be made after an entry did not fit.
 
-    Services: every write of a frontend that has no room or whose backend, member or reverse entry has none, and the
-    deletes of backends, members and reverse entries that a frontend left as it was still uses.
+    Services: all writes of a frontend that does not fit, or whose backend, member or reverse entry does not fit. Also
+    the deletes of backends, members and reverse entries that such a frontend, in its old state, still uses.
 
-    Policy: regions come most specific first,
-    and one that is missing would leave its addresses to a wider one: no region is written or deleted after it. Allows
-    are independent of each other, and nothing that narrows depends on one.
+    Policy: regions are written most specific first. If one is missing, a wider region would apply to its addresses, so
+    no region is written or deleted after it. Allows are independent of each other, and nothing that narrows depends on
+    them.
     """
 
     def __init__(self, held: Mapping[str, Mapping[Any, Any]]) -> None:
@@ -184,7 +185,7 @@ class _Dependants:
         self._begun = False
         self._regions = False
         self._frontends: set[FrontendKey] = set()
-        # Frontends by what their writes refer to.
+        # (table, number) -> the frontends whose writes refer to it.
         self._users: dict[tuple[str, int], set[FrontendKey]] = defaultdict(set)
         self._used: dict[str, set[Any]] | None = None
 
@@ -219,14 +220,14 @@ class _Dependants:
         return write.table == "nn_cidr" and self._regions
 
     def _still_used(self) -> dict[str, set[Any]]:
-        """Asked for when every frontend has been written that will be."""
+        """The keys that frontends still use, by table. Call it only after all writes of frontends."""
         if self._used is None:
             self._used = _used(self._held)
         return self._used
 
 
 def _used(held: Mapping[str, Mapping[Any, Any]]) -> dict[str, set[Any]]:
-    """What the frontends refer to, by table."""
+    """The keys to which frontends refer, by table."""
     entries = held.get("nn_frontend", {})
     return {
         "nn_backend": {entry.backend_id for key, entry in entries.items() if key.slot},
@@ -236,7 +237,7 @@ def _used(held: Mapping[str, Mapping[Any, Any]]) -> dict[str, set[Any]]:
 
 
 def _reference(key: Any) -> Any:
-    """A key of nn_backend, nn_member or nn_revnat as frontends refer to it."""
+    """A key of nn_backend, nn_member or nn_revnat in the form in which `_used` has it."""
     return key if isinstance(key, MemberKey) else key.value
 
 

@@ -1,12 +1,12 @@
-"""Allows that stand only while a change is written, for identities that the change ends.
+"""Temporary allows for identities that a change ends. They exist only while the change is written.
 
-When several pods change identity in one change, a packet may meet one pod as it was and the other as it will be: the
-old subject and the new peer, or the reverse. The compiler makes no entry for such a pair once no pod has the old
-identity. So the packet would be dropped although the old state and the new one allow it. TCP repeats a lost SYN; a
-lost datagram is lost for good.
+If several pods change identity in one change, the maps may for a moment have the old identity of one pod and the new
+identity of the other. The compiler makes no entry for such a pair, because no pod has the old identity any more. So a
+packet between them would be dropped although both the old and the new state allow it. TCP repeats a lost SYN, but a
+lost datagram is not repeated.
 
-An identity that ends is judged like its successors: the identities that its addresses have after the change. With
-several successors, only what all of them may do counts. Pure.
+An identity that ends is treated like its successors: the identities that its addresses have after the change. If it has
+several successors, only what all of them may do is allowed. Pure.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Tables = Mapping[str, Table]
 Entries = dict[PolicyKey, U32]
 Successors = dict[int, set[int]]
 
-# Up to this number an identity is reserved (a node, the world): it never ends.
+# Identities up to this number are reserved (a node, the world) and never end.
 _LAST_RESERVED = 255
 
 
 def bridges(wanted: Tables, held: Tables, endpoints: Iterable[Any], addresses: Iterable[Any]) -> Entries:
-    """Entries of nn_policy to insert before the first identity is switched and to delete after the last one.
+    """Entries of nn_policy to insert before the first identity changes and to delete after the last one.
 
     `wanted` and `held` have nn_policy, nn_endpoint and nn_ipcache. `endpoints` and `addresses` are the keys of
-    nn_endpoint and nn_ipcache that the change writes. Empty where one address of a family changes its identity: its
-    packets meet only addresses that stay as they are.
+    nn_endpoint and nn_ipcache that the change writes. Empty if at most one address of each family changes its identity,
+    because its peers then do not change.
     """
     moved = [key for key in addresses if key in held["nn_ipcache"] and key in wanted["nn_ipcache"]]
     if len(moved) < 2 or not _meet(moved):
@@ -46,7 +46,7 @@ def bridges(wanted: Tables, held: Tables, endpoints: Iterable[Any], addresses: I
     found: Entries = {}
     for old, successors in subjects.items():
         found.update(_common(old, successors, concerned, "subject"))
-    # Old subjects too: the old pair may be allowed by an old policy and judged by a new one.
+    # Include the old subjects: an old policy may allow the old pair while a new one already applies.
     concerned.update(found)
     for old, successors in peers.items():
         found.update(_common(old, successors, concerned, "peer"))
@@ -54,13 +54,13 @@ def bridges(wanted: Tables, held: Tables, endpoints: Iterable[Any], addresses: I
 
 
 def _meet(moved: Iterable[Any]) -> bool:
-    """Whether two of the addresses are of one family."""
+    """True if at least two of the addresses are of the same family."""
     versions = [key.addr.version for key in moved]
     return len(versions) > len(set(versions))
 
 
 def _successors(keys: Iterable[Any], held: Table, wanted: Table, identity: Callable[[Any], int]) -> Successors:
-    """Old identity -> the new ones of its addresses, for the identities that nothing in `wanted` has."""
+    """Old identity -> new identities of its addresses, for old identities that no entry of `wanted` has."""
     found: Successors = defaultdict(set)
     for key in keys:
         if key in held and key in wanted:
@@ -75,7 +75,7 @@ def _successors(keys: Iterable[Any], held: Table, wanted: Table, identity: Calla
 
 
 def _common(old: int, successors: set[int], entries: Entries, side: Literal["subject", "peer"]) -> Entries:
-    """The entries that every successor has, for the identity that ends."""
+    """The entries that all successors have, changed to the identity that ends."""
     if side == "subject":
         per = [{k._replace(subject=old): v for k, v in entries.items() if k.subject == new} for new in successors]
     else:

@@ -1,4 +1,4 @@
-"""Time as something that is given."""
+"""An interface to the clock, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the loop knows of time, in seconds."""
+    """The clock of the loop. All times are in seconds."""
 
     def monotonic(self) -> float:
-        """Never goes back; means something only as a difference."""
+        """A time that never goes back. Only differences are meaningful."""
         ...
 
     def time(self) -> float:
-        """Since 1970, for people."""
+        """Seconds since 1970, for display."""
         ...
 
     def cpu(self) -> float:
-        """CPU time of the calling thread. Means something only as a difference within one thread."""
+        """CPU time of the calling thread. Only differences within one thread are meaningful."""
         ...
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109
-        """Until the event is set (True) or the timeout is over (False). None: for ever."""
+        """Wait until the event is set (True) or the timeout is over (False). None: no timeout."""
         ...
 
 
@@ -41,7 +41,7 @@ class RealClock:
         return time.thread_time()
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109
-        # asyncio.wait_for would make a task for each wait, which costs more than a small run of the loop.
+        # asyncio.wait_for would create a task for each wait, which is more expensive than a small run of the loop.
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await event.wait()

@@ -1,6 +1,7 @@
-"""Compares the maps with what we left in them, a slice at a time, so that changes need not wait for all of it.
+"""Compares the maps with our last writes in slices, so that changes need not wait for a full comparison.
 
-It only finds out whether a table differs. The loop then reads the tables whole and repairs them in the usual order.
+It only finds out whether a table differs. The loop then reads all tables completely and repairs them in the usual
+order.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from typing import Any
 from nodenet.reconcile.apply import ApplyError, Table
 from nodenet.reconcile.plan import Tables, Write
 
-# Entries in one slice. Unpacking and comparing one takes about 10 us, so a change that comes during a slice waits for
-# a few milliseconds at most.
+# Entries per slice. Unpacking and comparing an entry takes about 10 us, so a change that arrives during a slice waits
+# only a few milliseconds.
 SLICE_ENTRIES = 400
 
 
 class Comparison:
-    """One walk over the named tables after the other. No two methods may run at the same time.
+    """Walks over the named tables, one walk at a time. No two methods may run at the same time.
 
-    Between two slices the loop writes. `wrote` reports the keys: the kernel's entry was perhaps read before the write,
-    so it proves nothing. These keys are left to the next walk.
+    The loop may write between two slices and reports the keys with `wrote`. The entry of such a key may have been read
+    before the write, so a difference proves nothing. These keys are compared only in the next walk.
     """
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self._tables = tables
-        # Names of tables still to compare, the one that is being compared first.
+        # Names of the tables that remain. The first one is being compared.
         self._left: list[str] = []
         self._walk: _Walk | None = None
 
@@ -35,26 +36,26 @@ class Comparison:
         return bool(self._left)
 
     def begin(self, names: Iterable[str]) -> None:
-        """Start a walk. A walk that is under way goes on instead."""
+        """Start a walk, unless one is under way."""
         self._left = self._left or list(names)
 
     def skip(self, names: Collection[str]) -> None:
-        """Leave these tables out of this walk: they were read whole meanwhile, or they will be."""
+        """Leave these tables out of this walk, because they were or will be read completely."""
         if self._left and self._left[0] in names:
             self._walk = None
         self._left = [name for name in self._left if name not in names]
 
     def wrote(self, writes: Iterable[Write]) -> None:
-        """These writes are made now, or they are tried."""
+        """Report writes that are about to be made."""
         if self._walk is not None:
             name = self._left[0]
             self._walk.written.update(write.key for write in writes if write.table == name)
 
     def step(self, held: Tables, entries: int = SLICE_ENTRIES) -> str | None:
-        """Compare the next slice with `held`; the name of the first table that differs, else None.
+        """Compare the next slice with `held`. Returns the name of a table that differs, else None.
 
-        A table that differs leaves the walk. Blocks. Raises ApplyError that names the table that cannot be read, which
-        leaves the walk too. No mapping in `held` may be changed in place.
+        A table that differs is removed from the walk. So is one that cannot be read, for which ApplyError is raised.
+        Blocks. No mapping in `held` may be changed in place.
         """
         while self._left and entries > 0:
             name = self._left[0]
@@ -74,7 +75,7 @@ class Comparison:
 
 
 class _Walk:
-    """Of one table: every entry of the kernel first, then what we hold and the kernel did not show."""
+    """The walk over one table: first all entries of the kernel, then our keys that the kernel did not return."""
 
     def __init__(self, table: Table) -> None:
         self.written: set[Any] = set()
@@ -84,7 +85,7 @@ class _Walk:
         self._keys: Iterator[Any] | None = None
 
     def step(self, held: Mapping[Any, Any], entries: int) -> tuple[int, bool]:
-        """How many entries were compared, and whether all of them are as we left them."""
+        """Compare up to `entries` entries. Returns how many, and whether all of them are equal to ours."""
         if self._keys is not None:
             return self._find_missing(self._keys, entries)
         compared = 0
@@ -94,7 +95,7 @@ class _Walk:
             if held.get(key) != value and key not in self.written:
                 return compared, False
         if compared < entries:
-            # A key that comes or goes from here on is among the written ones.
+            # A key that is added or deleted from here on was reported by `wrote`.
             self._keys = iter(held)
         return compared, True
 

@@ -1,8 +1,8 @@
-"""When to bring the kernel's maps up to date: coalesces triggers, retries, compares now and then.
+"""Decides when to update the kernel's maps: merges triggers, retries, and compares regularly.
 
-Runs are in a worker thread, so that the event loop goes on meanwhile. Runs with little to do are in the event loop: the
-way to a thread and back costs as much as they do. The regular comparison (resync) goes on in slices between the runs.
-After a difference the next run reads all maps.
+Runs happen in a worker thread, so that the event loop is not blocked. Small runs happen in the event loop, because the
+switch to a thread and back costs as much as they do. The regular comparison (resync) runs in slices between the runs.
+If it finds a difference, the next run reads all maps.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 30.0
-# After a run the loop rests for as long as the run computed, but no longer than this: it never takes more than half a
-# CPU. Time in which a run waited for a CPU does not count: it would only delay the changes of a busy node.
+# After a run the loop rests for as long as the run computed, but at most this long. So it usually takes at most half a
+# CPU. Only CPU time counts: to add the time that a run waited for a CPU would only delay changes on a busy node.
 LONGEST_REST_SECONDS = 1.0
-# Somebody who waits for a change (a pod's start) ends the rest, unless the run computed for longer than this.
+# A task that waits for a change (a pod's start) ends the rest, unless the run computed for longer than this.
 LONGEST_HURRIED_RUN_SECONDS = 0.1
-# After a slice of the comparison the next one waits this many times as long as the slice took, and at least the pause:
-# the comparison never takes more than a tenth of a CPU.
+# The pause after a slice of the comparison is this many times as long as the slice, and at least SLICE_PAUSE_SECONDS.
+# So the comparison takes at most a tenth of a CPU.
 SLICE_REST = 9.0
 SLICE_PAUSE_SECONDS = 0.01
 
-# A run with little to do may keep the event loop for about this long. If the last run computed for longer, the next one
-# goes to a thread again.
+# A small run may block the event loop for about this long. If the last run computed for longer, the next one runs in a
+# thread.
 LONGEST_INLINE_SECONDS = 0.005
 
 # Calls a blocking function in a worker thread and returns what it returns.
@@ -47,9 +47,9 @@ RunBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 @dataclass(slots=True)
 class Stats:
-    """What the loop did so far. Read it at any time from the event loop."""
+    """Statistics of the loop. Read them in the event loop."""
 
-    # Writes by table since the start, and of the first complete run (what a restart had to repair).
+    # Writes by table since the start, and up to the first complete run (what a restart had to repair).
     writes: Counter[str] = field(default_factory=Counter)
     first_writes: Counter[str] | None = None
     runs: int = 0
@@ -60,24 +60,24 @@ class Stats:
     # Seconds that the last run took, and the clock's time() when the maps were last known to be right.
     last_duration: float = 0.0
     last_sync: float = 0.0
-    # Entries that a resync found other than we had left them: somebody else changed our maps.
+    # Entries that a resync found changed by another program.
     drift: int = 0
-    # Comparisons of all the maps that came to their end.
+    # Number of complete comparisons of all maps.
     compared: int = 0
-    # Newest revision whose endpoints and policy are in force, and whose Services are too.
+    # The newest revision whose endpoints and policy are in force, and the newest one whose Services are.
     policy_revision: int = -1
-    # The newest revision whose policy is in force as far as there was room, and the writes that had none.
+    # The newest revision whose policy is in force except for the writes that did not fit, and these writes.
     fitting_revision: int = -1
     lacking: tuple[Write, ...] = ()
-    # Writes that the last run did not make: what they are about is stale.
+    # The writes that the last run did not make. Their objects are stale in the kernel.
     stale: tuple[Write, ...] = ()
     service_revision: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run that has not begun. It returns its Outcome and raises nothing that the loop could survive. `small`: it has
-    little to do, as far as can be known before."""
+    """A run that has not started. `run` returns its Outcome and reports errors there. `small`: it probably has little
+    to do."""
 
     run: Callable[[], Outcome]
     small: bool
@@ -85,8 +85,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run that has ended. `members`: nn_member after a run that wrote the Services as far as there was room, None
-    if it is not known. It must not be changed."""
+    """One finished run. `members`: the content of nn_member after the run, None if it is unknown. It must not be
+    changed."""
 
     seconds: float
     failed: bool
@@ -94,10 +94,10 @@ class Run:
 
 
 class ReconcileLoop:
-    """Decides when runs and slices of the comparison take place. They never overlap.
+    """Decides when to do runs and slices of the comparison. They never overlap.
 
-    `take` is called in the event loop. It gives the next run, and None until every list is in: nothing is written
-    before.
+    `take` is called in the event loop and returns the next run. It returns None until all lists have arrived; no map is
+    written before that.
     """
 
     def __init__(
@@ -120,28 +120,27 @@ class ReconcileLoop:
         self._hurry = asyncio.Event()
         # CPU seconds of the last run.
         self._computed = 0.0
-        # Times of the clock's monotonic(): the end of the rest after a run, the next try after a failed run, and the
-        # comparison's next slice.
+        # Times of the clock's monotonic(): the end of the rest after a run, the retry after a failed run, and the next
+        # slice of the comparison.
         self._rested_at = 0.0
         self._retry_at = 0.0
         self._slice_at = 0.0
 
     def trigger(self) -> None:
-        """Something changed. Cheap: any number of calls before the next run are one run."""
+        """Report a change. Cheap: all calls before the next run cause only one run."""
         self._wanted.set()
 
     async def wait_for(self, revision: int, concerns: Callable[[Write], bool] = lambda write: True) -> None:
-        """Return when a Snapshot of at least this revision is in the kernel: endpoints, isolation and policy for
-        certain, Services as far as they could be written. What has no room in a map is waited for if `concerns` says
-        so of its write. Waits as long as it takes: the caller sets a limit."""
+        """Wait until a Snapshot of at least this revision is in the kernel: endpoints, isolation and policy completely,
+        Services as far as possible. A write that does not fit into a map is waited for only if `concerns` returns True
+        for it. There is no time limit; the caller sets one."""
         stats = self.stats
         while stats.fitting_revision < revision or any(map(concerns, stats.lacking)):
             self._hurry.set()
             await self._progress.next().wait()
 
     async def run(self, ran: Callable[[Run], None]) -> None:
-        """Run until cancelled. The first run waits for the first Snapshot, not for a trigger. `ran` is called in the
-        event loop after each run."""
+        """Run until cancelled. The first run needs no trigger. `ran` is called in the event loop after each run."""
         self._wanted.set()
         next_resync = self._clock.monotonic() + self._resync_seconds
         while True:
@@ -157,7 +156,7 @@ class ReconcileLoop:
                 if job is not None:
                     self._hurry.clear()
                     await self._once(job, ran)
-            # After a run too: changes that never end must not keep the comparison from going on.
+            # Also after a run, so that the comparison progresses even if changes arrive all the time.
             if self._maps.comparing and self._clock.monotonic() >= self._slice_at:
                 await self._compare()
 
@@ -170,11 +169,11 @@ class ReconcileLoop:
         return max(0.0, due - self._clock.monotonic())
 
     async def _rest(self) -> None:
-        """Wait out what is left of the rest after the last run."""
+        """Wait until the rest after the last run is over."""
         left = self._rested_at - self._clock.monotonic()
         if left > 0:
             hurried = self._computed <= LONGEST_HURRIED_RUN_SECONDS and not self.stats.failing
-            # Set by whoever waits for more than that run brought.
+            # `wait_for` sets it if it waits for a newer revision.
             await self._clock.wait(self._hurry if hurried else asyncio.Event(), left)
 
     def _retry_seconds(self) -> float:
@@ -193,7 +192,7 @@ class ReconcileLoop:
         self._progress.fire()
 
     def _timed(self, job: Job) -> Outcome:
-        """In the thread of the run."""
+        """Do a run and measure its CPU time. Runs in the thread of the run."""
         started = self._clock.cpu()
         outcome = job.run()
         self._computed = self._clock.cpu() - started
@@ -204,12 +203,12 @@ class ReconcileLoop:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            # The thread cannot be stopped between two writes: no write is made after `run` has ended.
+            # The thread cannot be cancelled. Wait for it, so that no write happens after `run` has ended.
             await running
             raise
 
     async def _compare(self) -> None:
-        """One slice."""
+        """Compare one slice."""
         started = self._clock.monotonic()
         differs = await self._in_thread(self._maps.compare_slice)
         now = self._clock.monotonic()
@@ -217,7 +216,8 @@ class ReconcileLoop:
         if not differs and not self._maps.comparing:
             self.stats.compared += 1
         if differs or not self._maps.comparing:
-            # Repair; or say at the end of the comparison that the maps are right.
+            # After a difference the run repairs it. After a complete comparison the run confirms that the maps are
+            # right (last_sync).
             self._wanted.set()
 
     def _account(self, outcome: Outcome, seconds: float) -> None:
@@ -236,15 +236,14 @@ class ReconcileLoop:
         stats.stale = tuple(outcome.stale)
         if outcome.drift.total():
             stats.drift += outcome.drift.total()
-            log.warning("resync: maps changed by somebody else, entries: %s", dict(+outcome.drift))
+            log.warning("resync: another program changed maps, entries: %s", dict(+outcome.drift))
         for error in outcome.errors:
             stats.errors += 1
             stats.last_error = _text(error)
             log.error("maps not up to date: %s", stats.last_error, exc_info=_traceback(error))
         if outcome.errors:
             stats.failing += 1
-            # What was written may have made room: try again at once, until a run writes nothing. `_rest` limits the
-            # CPU time.
+            # The writes may have made room, so retry at once until a run writes nothing. `_rest` limits the CPU time.
             pause = 0.0 if outcome.progressed else self._retry_seconds()
             self._retry_at = self._clock.monotonic() + pause
         else:
@@ -265,5 +264,5 @@ def _text(error: Exception) -> str:
 
 
 def _traceback(error: Exception) -> Exception | None:
-    """A traceback for what nobody foresaw."""
+    """The error, if its traceback must be logged: only for errors that are not expected."""
     return None if isinstance(error, NodenetError | OverflowError) else error

@@ -1,4 +1,4 @@
-"""What the kernel's maps hold, as far as we know it: read, brought up to date, and compared in slices."""
+"""Tracks the content of the kernel's maps: reads it, writes differences, and compares it in slices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 TABLES = (*SERVICE_TABLES, *POLICY_TABLES)
 
 
-# Each group is planned and written by itself, in this order.
+# Each group is planned and written separately, in this order.
 _PLANS: Mapping[Group, Callable[[Tables, Tables], list[Write]]] = {
     Group.SERVICES: plan_services,
     Group.POLICY: plan_policy,
@@ -28,40 +28,40 @@ _PLANS: Mapping[Group, Callable[[Tables, Tables], list[Write]]] = {
 
 @dataclass(slots=True)
 class Outcome:
-    """What one run did. The worker thread fills it; the event loop reads it afterwards."""
+    """The result of one run. The worker thread fills it; the event loop reads it afterwards."""
 
-    # Of the Snapshot that was compiled.
+    # The revision of the Snapshot that was compiled.
     revision: int
     writes: Counter[str] = field(default_factory=Counter)
-    # Entries by table that were not as we had left them.
+    # Numbers of entries that another program has changed, by table.
     drift: Counter[str] = field(default_factory=Counter)
-    # Groups that were written to their end.
+    # Groups that were written completely.
     groups: list[Group] = field(default_factory=list)
-    # nn_member after the writes, None if it is not known. Later runs change a copy.
+    # The content of nn_member after the writes, None if it is unknown. Later runs do not change this object.
     members: Mapping[Any, Any] | None = None
     errors: list[Exception] = field(default_factory=list)
-    # Writes that were not made, by group, where it is known that all others were.
+    # The writes that were not made, for groups in which all other writes are known to be made.
     lacking: dict[Group, tuple[Write, ...]] = field(default_factory=dict)
-    # Every write that was not made.
+    # All writes that were not made.
     stale: list[Write] = field(default_factory=list)
 
     @property
     def progressed(self) -> bool:
-        """Whether something was written beside nn_state, which frames every try."""
+        """True if something other than nn_state was written, which every attempt writes."""
         return any(count for table, count in self.writes.items() if table != "nn_state")
 
 
 class Maps:
-    """One writer for the maps that are compiled. `tables` holds a Table for every name in TABLES.
+    """The only writer of the compiled maps. `tables` has a Table for every name in TABLES.
 
-    Every method blocks. No two of them may run at the same time.
+    All methods block. No two of them may run at the same time.
     """
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self._tables = tables
         self._held: dict[str, Mapping[Any, Any]] = {}
         self._unread: set[str] = set(TABLES)
-        # Tables whose last write failed: it may or may not have been made.
+        # Tables whose last write failed. It is unknown whether that write was made.
         self._doubtful: set[str] = set()
         self._comparison = Comparison(tables)
 
@@ -71,7 +71,7 @@ class Maps:
         return self._held
 
     def read(self, outcome: Outcome) -> None:
-        """Read the tables whose content is not known. Raises ApplyError that names the table."""
+        """Read the tables whose content is unknown. Raises ApplyError that names the table."""
         found = read(self._tables, sorted(self._unread))
         known = {name: self._held[name] for name in found if name in self._held and name not in self._doubtful}
         outcome.drift.update({name: differences(found[name], table) for name, table in known.items()})
@@ -80,15 +80,15 @@ class Maps:
         self._unread.clear()
         self._doubtful.clear()
 
-    def bring(self, wanted: Tables, outcome: Outcome) -> None:
-        """Write the difference. Services come first, then policy: an error in one group does not stop the other. Errors
-        are added to `outcome`."""
+    def write(self, wanted: Tables, outcome: Outcome) -> None:
+        """Write the differences to `wanted`: first Services, then policy. An error in one group does not stop the
+        other. Errors are added to `outcome`."""
         for group in _PLANS:
             try:
-                self._bring_group(group, wanted, outcome)
+                self._write_group(group, wanted, outcome)
             except ApplyError as error:
                 outcome.errors.append(error)
-                # After a full map it is known what was written; after any other error it is not.
+                # If the error is only a full map, we know what was written. After any other error we do not.
                 outcome.stale.extend(error.left)
                 if isinstance(error, FullError):
                     outcome.lacking[group] = error.left
@@ -101,7 +101,7 @@ class Maps:
             if group is Group.SERVICES and "nn_member" not in self._unread:
                 outcome.members = self._held["nn_member"]
 
-    def _bring_group(self, group: Group, wanted: Tables, outcome: Outcome) -> None:
+    def _write_group(self, group: Group, wanted: Tables, outcome: Outcome) -> None:
         writes = _PLANS[group](wanted, self._held)
         if writes:
             self._comparison.wrote(writes)
@@ -112,30 +112,32 @@ class Maps:
                 apply(writes, self._tables, held, outcome.writes)
                 made = True
             finally:
-                # What was reached takes the place of its draft below. Written only in part: a dict of its own, because
-                # a draft over a draft for each failed run would grow without end.
+                # After a complete write, `wanted` replaces the draft below. After a partial one, copy the draft to a
+                # dict: otherwise each failed run would put another draft on top, without limit.
                 self._held.update({name: dict(drafts[name]) for name in drafts if not made or name not in wanted})
-        # Equal now: the same object, so that the next plan sees it without comparing.
+        # The content is equal now. Keep the same object, so that the next plan need not compare it.
         self._held.update({name: wanted[name] for name in members(group) if name in wanted})
 
     @property
     def known(self) -> bool:
-        """Whether the content of every table is known: the next run reads none."""
+        """True if the content of all tables is known, so that the next run reads none."""
         return not self._unread
 
     @property
     def comparing(self) -> bool:
-        """Whether a comparison has slices left."""
+        """True if a comparison has slices left."""
         return self._comparison.under_way
 
     def begin_comparison(self) -> None:
-        """Start a comparison of all tables. Before the first run there is nothing to compare with."""
+        """Start a comparison of all tables. Does nothing before the first run, when there is nothing to compare
+        with."""
         if self._held:
             self._comparison.begin(TABLES)
 
     def compare_slice(self) -> bool:
-        """Whether a table differs, or cannot be read. The next run then reads all of them: the order of the writes that
-        repair is right only if the plan knows what every table holds. Others may have been changed too."""
+        """Compare one slice. Returns True if a table differs or cannot be read. The next run then reads all tables:
+        other tables may have changed too, and the plan's order of writes is right only if it knows the content of
+        all."""
         self._comparison.skip(self._unread)
         try:
             suspect = self._comparison.step(self._held) is not None

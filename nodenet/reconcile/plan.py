@@ -1,11 +1,12 @@
-"""The difference between what the maps must hold and what they hold, in an order that is right after every write.
+"""Plans the writes from the actual to the desired content of the maps. Their order keeps the maps consistent after
+every single write.
 
-Services: at every instant slots 1..count of a frontend point at backends that exist, and at those of the old or the new
-set alone. What a slot of a UDP Service points at is a member of that Service.
+Services: at any time, slots 1..count of a frontend point to existing backends, which belong to the old or the new set.
+A backend in a slot of a UDP Service is always a member of that Service.
 
-Policy: for one endpoint and direction nothing is let through, or cut, that the old and the new state agree
-on (docs/decisions/0002 says where that ends: several identities that change at once; nodenet.reconcile.bridges keeps
-most of their packets alive).
+Policy: if the old and the new state agree on a packet of an endpoint and direction, the intermediate states decide the
+same. docs/decisions/0002 has the limit of this: several identities that change at once. For these,
+nodenet.reconcile.bridges avoids most drops.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]
 
 SERVICE_TABLES = members(Group.SERVICES)
-# What frontends refer to.
+# The tables to which frontends refer.
 _BEHIND_FRONTENDS = tuple(name for name in SERVICE_TABLES if name != "nn_frontend")
 POLICY_TABLES = members(Group.POLICY)
-# Without nn_state: its revision follows from the other writes.
+# Without nn_state, because its revision follows from the other writes.
 _COMPILED_POLICY = tuple(name for name in POLICY_TABLES if name in filled_by(Writer.COMPILER))
 
 _ORDER = {group: steps(group) for group in Group}
@@ -34,7 +35,7 @@ STATE_KEY = U32(0)
 
 
 class Write(NamedTuple):
-    """One write of one map entry; `value` None deletes the key."""
+    """One write of one map entry. `value` None deletes the key."""
 
     table: str
     key: Any
@@ -49,12 +50,13 @@ class Write(NamedTuple):
 
 
 def plan(desired: Tables, actual: Tables) -> list[Write]:
-    """Every write, Services first. Tables that neither names count as empty."""
+    """All writes, Services first. Missing tables count as empty."""
     return [*plan_services(desired, actual), *plan_policy(desired, actual)]
 
 
 def plan_services(desired: Tables, actual: Tables) -> list[Write]:
-    """Frontends gone -> backends, members and revnat new -> frontends changed -> members, backends and revnat gone."""
+    """The writes of Services, in this order: delete frontends, add backends, members and revnat, change frontends,
+    delete members, backends and revnat."""
     wanted = {name: desired.get(name, {}) for name in SERVICE_TABLES}
     held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
     if all(wanted[name] is held[name] for name in SERVICE_TABLES):
@@ -62,7 +64,7 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
     sets, deletes = _differences(_BEHIND_FRONTENDS, wanted, held)
     renumbered = {write.key.value for write in sets["nn_backend"] if write.key in held["nn_backend"]}
     closed = _close_renumbered(renumbered, held["nn_frontend"])
-    # What follows builds on the closed master entries.
+    # The next steps start from the closed master entries.
     frontends = {**held["nn_frontend"], **{w.key: w.value for w in closed}} if closed else held["nn_frontend"]
     gone, changed = _frontends(wanted["nn_frontend"], frontends)
     sets["nn_frontend"], deletes["nn_frontend"] = changed, [*closed, *gone]
@@ -70,13 +72,13 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
 
 
 def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
-    """Allows new, isolation ended -> regions switched -> endpoints and addresses gone, which frees their room ->
-    addresses and endpoints switched -> allows gone.
+    """The writes of policy, in this order: add allows and end isolation, change regions, delete endpoints and addresses
+    (which makes room), change addresses and endpoints, delete allows.
 
-    So what a packet may do is widened before anything that narrows it, and an endpoint that becomes isolated finds its
-    allows in place. Isolation that ends is an allow too: it must not wait until the regions of old allows are gone.
-    Regions: see netpolicy.regions for why most specific first, and the reverse when they go.
-    The revision is odd while established flows may be judged by a mixture: they are judged again after it.
+    So everything that widens comes before everything that narrows, and an endpoint that becomes isolated has its allows
+    already. The end of an isolation widens too: it must not wait until the regions of old allows are deleted. Regions
+    are added most specific first and deleted in the reverse order (see netpolicy.regions). The revision is odd while
+    established flows may be checked against a mixture of states. They are checked again afterwards.
     """
     wanted = {name: desired.get(name, {}) for name in _COMPILED_POLICY}
     held = {name: actual.get(name, {}) for name in _COMPILED_POLICY}
@@ -86,10 +88,10 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
     upserts["nn_cidr"].sort(key=_most_specific_first)
     deletes["nn_cidr"].sort(key=_most_specific_first, reverse=True)
     widened = list(_ends_of_isolation(upserts["nn_endpoint"], held["nn_endpoint"]))
-    # Where nothing else changes, that is the whole change.
     switched = [[write.key for write in upserts[name]] for name in ("nn_endpoint", "nn_ipcache")]
+    # An endpoint for which only isolation ends needs no further write.
     upserts["nn_endpoint"] = [write for write in upserts["nn_endpoint"] if write not in widened]
-    # After the allows that stay: in a map without much room those come first.
+    # Put the temporary allows after the permanent ones, which must come first if the map is nearly full.
     bridging = bridges(wanted, held, *switched)
     upserts["nn_policy"] += [Write("nn_policy", key, value) for key, value in bridging.items()]
     upserts["nn_policy"] += widened
@@ -99,12 +101,12 @@ def plan_policy(desired: Tables, actual: Tables) -> list[Write]:
 
 
 def _in_order(group: Group, sets: Mapping[str, list[Write]], deletes: Mapping[str, list[Write]]) -> list[Write]:
-    """The writes of each map at the places that its declaration gives (nodenet.tables)."""
+    """The writes in the order that the declarations of the maps give (nodenet.tables)."""
     return [write for step in _ORDER[group] for write in (deletes if step.deletes else sets)[step.table]]
 
 
 def _ends_of_isolation(upserts: Iterable[Write], held: Table) -> Iterator[Write]:
-    """Endpoints as they are now, but for the isolation that they lose in the end."""
+    """Writes that only end the isolation of endpoints; all other fields keep their current values."""
     for write in upserts:
         old = held.get(write.key)
         if old is not None and isinstance(write.value, EndpointEntry) and old.flags & ~write.value.flags:
@@ -112,13 +114,14 @@ def _ends_of_isolation(upserts: Iterable[Write], held: Table) -> Iterator[Write]
 
 
 def differences(one: Table, other: Table) -> int:
-    """How many keys of two tables are missing in one of them or have another value."""
+    """The number of keys that are in only one of the tables or have different values."""
     common = sum(1 for key, value in one.items() if key in other and other[key] != value)
     return common + len(one.keys() - other.keys()) + len(other.keys() - one.keys())
 
 
 def _with_revision(writes: list[Write], bump: bool, actual: Tables) -> list[Write]:
-    """Frame the writes with an odd and an even revision. An odd one that a crash left behind is ended."""
+    """Put a write of an odd revision before the writes and one of an even revision after them. If a crash has left an
+    odd revision, only the even one is written."""
     state = actual.get("nn_state", {}).get(STATE_KEY, State(0))
     odd = state.policy_revision % 2
     if not bump and not odd:
@@ -132,10 +135,10 @@ def _revision(state: State, step: int) -> Write:
 
 
 def _changes_verdicts(write: Write, held: Mapping[str, Table]) -> bool:
-    """Whether a flow that was judged before may be judged otherwise after it.
+    """True if the verdict for an existing flow may be different after this write.
 
-    A new address or endpoint had no flows under an identity of its own. One that goes, or changes what it is, may leave
-    flows behind that the next owner of the address must not inherit.
+    A new address or endpoint had no flows with its own identity. One that is deleted or changed may leave flows behind,
+    which the next owner of the address must not inherit.
     """
     if write.table in ("nn_policy", "nn_cidr"):
         return True
@@ -155,20 +158,20 @@ def _most_specific_first(write: Write) -> int:
 def _differences(
     names: Iterable[str], wanted: Tables, held: Tables
 ) -> tuple[dict[str, list[Write]], dict[str, list[Write]]]:
-    """What is to be set and what is to be deleted, by table."""
+    """(sets, deletes), each by table."""
     found = {name: _difference(name, wanted[name], held[name]) for name in names}
     return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
 
 def _difference(name: str, wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
-    """Of one table."""
+    """(sets, deletes) of one table."""
     if wanted is held:
         return [], []
     known = wanted.changed_since(held) if isinstance(wanted, Evolved) else None
     if known is None:
         sets = [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
         return sets, [Write(name, key) for key in held if key not in wanted]
-    # Hashing an address is what costs here: each key is looked up once in each table.
+    # Hashing addresses is the expensive part, so look up each key only once in each table.
     pairs = [(key, wanted.get(key), held.get(key)) for key in known]
     return (
         [Write(name, key, value) for key, value, old in pairs if value is not None and value != old],
@@ -177,9 +180,11 @@ def _difference(name: str, wanted: Table, held: Table) -> tuple[list[Write], lis
 
 
 def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
-    """Frontends that use a backend_id whose meaning changes refuse for the moment rather than lead to a stranger.
+    """Close frontends that use a backend_id whose meaning changes, so that they refuse connections for a moment instead
+    of leading to a wrong backend.
 
-    Numbers do not change their meaning by themselves: somebody else wrote the map, or a part of it was lost.
+    The compiler never changes the meaning of a number. This happens only if another program changed the map or a part
+    of it was lost.
     """
     if not changed:
         return []
@@ -192,7 +197,7 @@ def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
 
 
 def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
-    """Writes for frontends that go, and for those that come or change."""
+    """(writes for deleted frontends, writes for new and changed ones)."""
     gone: dict[FrontendKey, list[Write]] = {}
     changed: dict[FrontendKey, list[Write]] = {}
     sets, deletes = _difference("nn_frontend", wanted, held)
@@ -201,8 +206,8 @@ def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
         (changed if master in wanted else gone).setdefault(master, []).append(write)
     for write in sets:
         changed.setdefault(write.key._replace(slot=0), []).append(write)
-    # An address is claimed before its ports are opened and given up after they are closed, so that what asks for an
-    # unserved port is refused in between, not sent to the default gateway.
+    # Port 0 marks the Service's address itself. Add it before the ports and delete it after them, so that packets to an
+    # unserved port are refused meanwhile, not sent to the default gateway.
     openings = sorted(changed.items(), key=lambda item: item[0].port != 0)
     closings = sorted(gone.items(), key=lambda item: item[0].port == 0)
     return (
@@ -212,7 +217,8 @@ def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
 
 
 def _resize(writes: Iterable[Write], new: FrontendEntry, old: FrontendEntry | None) -> Iterator[Write]:
-    """Growing: slots, then the master entry. Shrinking: the master entry, then slots, then what lies beyond it."""
+    """Growing: write the slots, then the master entry. Shrinking: write the master entry, then the slots, then delete
+    the slots beyond the new count."""
     shrinks = old is not None and new.backends < old.backends
     return iter(sorted(writes, key=lambda write: (write.is_delete, (_slot(write) == 0) != shrinks, _slot(write))))
 

@@ -33,12 +33,12 @@ class Threads:
         self._agent = agent
         agent.loop._run_blocking = self.run_blocking
         work = agent.engine._work
-        self._bring, work.maps.bring = work.maps.bring, self.bring  # type: ignore[method-assign]
+        self._write, work.maps.write = work.maps.write, self.write  # type: ignore[method-assign]
 
-    def bring(self, *arguments: Any) -> None:
+    def write(self, *arguments: Any) -> None:
         self._agent.clock.now += self.seconds + self.stolen
         self._agent.clock.stolen += self.stolen
-        self._bring(*arguments)
+        self._write(*arguments)
 
     async def run_blocking(self, work: Callable[[], Any]) -> Any:
         self.sent += 1

@@ -71,7 +71,7 @@ class Node:
         tables = (compiled.frontends, compiled.backends, compiled.members, compiled.revnat)
         return dict(zip(SERVICE_TABLES, tables, strict=True))
 
-    def bring(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
+    def apply(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
         desired = self.desired(cluster)
         writes = plan_services(desired, self.held())
         tables = {name: FaultyTable(table, fault) if fault else table for name, table in self.tables.items()}
@@ -103,7 +103,7 @@ def leads_to(tables: Tables) -> dict[tuple[Any, ...], set[AddressPort]]:
 @given(clusters(), clusters())
 def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster, new: Cluster) -> None:
     node = Node()
-    node.bring(old)
+    node.apply(old)
     held = node.held()
     kept = dict(held["nn_member"])
     before = leads_to(held)
@@ -130,28 +130,28 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
 @given(clusters(), clusters(), clusters(), st.integers(0, 60), st.booleans())
 def test_a_death_at_any_write_is_repaired(old: Cluster, new: Cluster, newer: Cluster, at: int, made: bool) -> None:
     node = Node()
-    node.bring(old)
+    node.apply(old)
     try:
-        node.bring(new, Fault(at, crash=True, made=made))
+        node.apply(new, Fault(at, crash=True, made=made))
     except Crashed:
         leads_to(node.held())
     node.start()
-    node.bring(newer)
+    node.apply(newer)
     node.start()
-    assert node.bring(newer) == []
+    assert node.apply(newer) == []
 
 
 @settings(max_examples=60, deadline=None)
 @given(clusters(), clusters(), st.integers(0, 60))
 def test_a_write_that_fails_is_repaired_without_a_restart(old: Cluster, new: Cluster, at: int) -> None:
     node = Node()
-    node.bring(old)
+    node.apply(old)
     fault = Fault(at)
-    writes = node.bring(old) or plan_services(node.desired(new), node.held())
+    writes = node.apply(old) or plan_services(node.desired(new), node.held())
     if at < len(writes):
         with pytest.raises(ApplyError, match=r"^nn_\w+: (set|delete) .*out of memory"):
-            node.bring(new, fault)
-    node.bring(new)
+            node.apply(new, fault)
+    node.apply(new)
     assert plan_services(node.desired(new), node.held()) == []
 
 
@@ -159,8 +159,8 @@ def test_one_backend_that_goes_costs_few_writes_in_the_safe_order() -> None:
     node = Node()
     ips = [f"10.0.0.{n}" for n in range(1, 51)]
     web = service("a", "10.96.0.1")
-    node.bring(([web], [slice_("a", *ips)]))
-    writes = node.bring(([web], [slice_("a", *ips[:20], *ips[21:])]))
+    node.apply(([web], [slice_("a", *ips)]))
+    writes = node.apply(([web], [slice_("a", *ips[:20], *ips[21:])]))
     assert [(w.table, w.is_delete, getattr(w.key, "slot", None)) for w in writes[:2]] == [
         ("nn_frontend", False, 0),
         ("nn_frontend", False, writes[1].key.slot),
