@@ -1,4 +1,4 @@
-"""Short blocks in turn: every target of a round, and direct at both of its ends."""
+"""Measures short blocks in turn: in each round one block per target, and `direct` at both ends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from perf.services import TARGET_PORT, ServiceModel
 
 # Seconds between two lines of progress in a workload of many rounds.
 _PROGRESS_SECONDS = 5.0
-# How often a block is tried: one lost connection shall not cost a run of many minutes.
+# Attempts for a block, so that one lost connection does not end a run of many minutes.
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything: epochs (everything is made anew in each), and in each of them: blocks per target, samples
-    per block, changes of one endpoint."""
+    """The sizes of a run: epochs (each with a new set-up), and per epoch: blocks per target, samples per block, changes
+    of one endpoint."""
 
     epochs: int = 6
     rounds: int = 20
@@ -32,12 +32,12 @@ class Sizes:
 
     @property
     def warmup(self) -> int:
-        """Samples of a block that are not kept: conntrack was flushed, and others had the caches."""
+        """How many samples of a block are discarded: at its start conntrack is empty and the caches are cold."""
         return max(10, self.count // 4)
 
 
 class Target(NamedTuple):
-    """An address to call from a mode's client pod, and the name of the figure that comes of it."""
+    """An address to call from a mode's client pod, and the name of the resulting figure."""
 
     mode: Mode
     metric: str
@@ -47,7 +47,8 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class Found:
-    """A target's blocks in the order of the rounds. `switches`: [samples and warm-up, CPU given away, CPU taken]."""
+    """The blocks of a target in the order of the rounds. `switches`: [samples and warm-up, voluntary, involuntary
+    context switches]."""
 
     blocks: list[list[float]] = field(default_factory=list)
     switches: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -61,7 +62,7 @@ class Found:
         return tuple(value for block in self.blocks for value in block)
 
     def rates(self) -> tuple[float, ...]:
-        """Connections per second of each block, one after the other (us)."""
+        """Connections per second of each block, computed from the times in us of consecutive connections."""
         return tuple(1e6 / statistics.fmean(block) for block in self.blocks)
 
 
@@ -71,9 +72,9 @@ Taken = dict[Target, Found]
 def take_turns(
     maker: LoadMaker, sizes: Sizes, targets: Sequence[Target], workload: str, progress: Callable[[str], None]
 ) -> Taken:
-    """Rounds of one block per target: A B C, C B A, A B C, so that what drifts meets all alike.
+    """Rounds of one block per target: A B C, C B A, A B C, so that drift affects all targets equally.
 
-    The first target and the last are direct: a round lies between two blocks of it.
+    The first and the last target are `direct`, so each round is between two blocks of it.
     """
     found: Taken = {target: Found() for target in targets}
     told = time.monotonic()
@@ -91,7 +92,8 @@ def take_turns(
 
 
 def _block(maker: LoadMaker, sizes: Sizes, target: Target, workload: str) -> Block:
-    """One block. A call that failed is told, and the block measured again; the third time it is the run's error."""
+    """Measure one block. If a call fails, the report says so and the block is measured again; after the third failure
+    the run fails."""
     for attempt in range(1, _ATTEMPTS + 1):
         target.mode.flush()
         try:
@@ -104,13 +106,13 @@ def _block(maker: LoadMaker, sizes: Sizes, target: Target, workload: str) -> Blo
 
 
 def limit(found: Taken, figure: Callable[[Found], Sequence[float]] = lambda one: one.medians) -> tuple[float, ...]:
-    """Direct in each round: the middle of its block before the others and of the one after them."""
+    """`direct` in each round: the mean of its blocks before and after the other targets."""
     ends = [figure(one) for target, one in found.items() if target.mode.name == "direct"]
     return tuple(statistics.fmean(values) for values in zip(*ends, strict=True))
 
 
 def result(target: Target, found: Taken, workload: str, services: int, unit: str = "us") -> Result:
-    """One target's row. Direct's own first block is its own limit, and its second is compared with the first."""
+    """The row of one target. The baseline of `direct` is its own first block of each round."""
     mine = found[target]
     direct = target.mode.name == "direct"
     base = next(one for other, one in found.items() if other.mode.name == "direct").medians if direct else limit(found)
@@ -123,17 +125,17 @@ def result(target: Target, found: Taken, workload: str, services: int, unit: str
 
 
 def direct_target(mode: Mode, metric: str = "latency") -> Target:
-    """Pod to pod on the clean node."""
+    """Pod to pod on the node without any programs or rules."""
     return Target(mode, metric, real_backends(1)[0].address, TARGET_PORT)
 
 
 def pod_target(mode: Mode) -> Target:
-    """Pod to pod on a mode's own node."""
+    """Pod to pod on the node of a mode."""
     return direct_target(mode, "latency_pod")
 
 
 def service_targets(mode: Mode, model: ServiceModel, protocol: str) -> list[Target]:
-    """The middle of the list first: the figure that stands for the mode."""
+    """The measured Services of a mode. The middle one comes first: it represents the mode."""
     found = []
     names = [name for name, _ in model.places] if mode.ordered else ["middle"]
     for place in sorted(names, key=lambda name: name != "middle"):

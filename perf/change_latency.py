@@ -1,9 +1,9 @@
-"""How long a change takes from the API's acknowledgement to the kernel's map, on a real agent in a lab of its own.
+"""Measures the time from the API's acknowledgement of a change to the kernel's map, with a real agent in its own lab.
 
     python -m perf.change_latency [--services 2000] [--rate 50] [--seconds 60] [--resync 60] [-o json]
 
-A change gives the only endpoint of an EndpointSlice another port. It is visible when slot 1 of the Service's frontend
-leads to a backend with that port. Changes are sent at fixed times, so one that is slow does not delay the next.
+A change sets another port in the only endpoint of an EndpointSlice. It is visible when slot 1 of the Service's frontend
+points to a backend with that port. Changes are sent at fixed times, so a slow one does not delay the next.
 The lab is removed at the end.
 """
 
@@ -40,7 +40,7 @@ PORT = 80
 _NODENET = (sys.executable, "-c", "from nodenet.cli.main import main; main()")
 _FIRST_BACKEND = int(IPv4Address("10.200.0.1"))
 _SEED = 1
-# Seconds between two looks into the map while a change is awaited: the error of a figure.
+# Seconds between two reads of the map while it waits for a change. This is the error of the figures.
 _LOOK = 0.0005
 # A change that is not visible after this many seconds is an error.
 _LOST = 30.0
@@ -48,7 +48,7 @@ _LOST = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Milliseconds from acknowledgement to map, and what the agent used meanwhile. `cpu_percent`: of one core."""
+    """Milliseconds from acknowledgement to map, and the agent's resources meanwhile. `cpu_percent`: of one core."""
 
     services: int
     changes: int
@@ -59,16 +59,16 @@ class Result:
     cpu_percent: float
     rss_mb: float
     runs: int
-    # Comparisons of all maps that ended meanwhile. None: an agent that does not count them.
+    # Complete comparisons of all maps during the measurement. None: the agent does not count them.
     compared: int | None
     drift: int
-    # Of one core, while nothing changes: what the comparison and the rest of the agent need.
+    # Percent of one core while nothing changes, for the comparison and the rest of the agent.
     idle_cpu_percent: float
 
 
 @dataclass(slots=True)
 class _Change:
-    """One change that was acknowledged. `seen` is set by the thread that looks."""
+    """One acknowledged change. The watcher's thread sets `seen`."""
 
     key: FrontendKey
     port: int
@@ -77,7 +77,7 @@ class _Change:
 
 
 class _Watcher:
-    """Looks into the maps until every change is visible. The newest change of one Service hides those before it."""
+    """Reads the maps until all changes are visible. A newer change of a Service also counts for its earlier ones."""
 
     def __init__(self, maps: Path) -> None:
         self._frontends = BpfTable("nn_frontend", maps / "nn_frontend")
@@ -139,7 +139,7 @@ def _await(true: Callable[[], bool], seconds: float) -> None:
 
 
 def _create(api: HttpObjects, count: int) -> list[tuple[IPAddress, dict[str, Any]]]:
-    """Services with an EndpointSlice each: (ClusterIP, EndpointSlice as the API has it)."""
+    """Create Services with one EndpointSlice each. Returns (ClusterIP, EndpointSlice from the API)."""
     made = []
     for number in range(count):
         meta = {"name": f"bench{number}", "namespace": NAMESPACE}
@@ -172,7 +172,7 @@ def _send(
     chance = random.Random(_SEED)
     sent = []
     started = time.monotonic()
-    # A Service is changed again only after all others were: two changes of one within a run would be seen as one.
+    # Change a Service again only after all others, because two changes within one run of the loop would count as one.
     order: list[int] = []
     for turn in range(int(rate * seconds)):
         time.sleep(max(0.0, started + turn / rate - time.monotonic()))
@@ -190,7 +190,7 @@ def _send(
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of CPU time that a process used so far."""
+    """Seconds of CPU time that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -253,7 +253,7 @@ def measure(name: str, services: int, rate: float, seconds: float, resync: float
 @click.option("-o", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def main(services: int, rate: float, seconds: float, resync: float, idle: float, name: str, output: str) -> None:
     """Milliseconds from the API's acknowledgement to the map, and the agent's CPU share."""
-    # A run that is ended by SIGTERM removes its lab too.
+    # Turn SIGTERM into an exception, so that the lab is removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     result = asdict(measure(name, services, rate, seconds, resync, idle))
     if output == "json":

@@ -1,8 +1,8 @@
-"""What one change of a cluster costs the agent: CPU time from the delta to the last write, flow names included.
+"""Measures the agent's CPU time for one change of a cluster, from the delta to the last write, including flow names.
 
     python -m perf.changes [--pods 10000 50000] [--policies 1000] [-o json]
 
-Clusters of several sizes are built in one process; the same changes are made in each. Nothing is written to a kernel.
+It builds clusters of several sizes in one process and makes the same changes in each. Nothing is written to the kernel.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LOCAL_PODS = 100
 TEAMS = 5
 _FIRST_ADDRESS = int(IPv4Address("10.0.0.0"))
 _SEED = 1
-# How often each change is made; the median counts.
+# How often each change is made. The median counts.
 _ROUNDS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """CPU milliseconds of one kind of change, and how many writes it makes."""
+    """CPU milliseconds of one kind of change, and its number of writes."""
 
     pods: int
     change: str
@@ -49,7 +49,7 @@ class Row:
 
 
 def pod(number: int, label_set: int | None = None, node: str = "") -> Pod:
-    """Pod `number` with one of LABEL_SETS label sets; the first LOCAL_PODS run on this node."""
+    """Pod `number` with one of LABEL_SETS label sets. The first LOCAL_PODS pods run on this node."""
     app = (number if label_set is None else label_set) % LABEL_SETS
     name = f"p{number}"
     return Pod(
@@ -67,7 +67,8 @@ def namespace(number: int, team: int) -> Namespace:
 
 
 def policy(number: int, port: int = 8080) -> NetworkPolicy:
-    """Ingress to one application from the namespaces of a team and from the neighbours, on a few ports."""
+    """Ingress to one application from the namespaces of a team and from front pods of its own namespace, on a few
+    ports."""
     space, app = number % NAMESPACES, number // NAMESPACES % (LABEL_SETS // NAMESPACES)
     team = Peer(namespaces=_equals("team", f"t{(number + number // LABEL_SETS) % TEAMS}"))
     near = Peer(pods=_equals("tier", "front"))
@@ -82,7 +83,7 @@ def _equals(key: str, value: str) -> Selector:
 
 
 def build(pods: int, policies: int) -> Engine:
-    """An engine that knows a cluster of that size; it has not compiled yet."""
+    """An engine with a cluster of that size, before its first compilation."""
     everyone = [pod(number) for number in range(pods)]
     engine = Engine(LocalNode(NODE), nowhere())
     engine.feed(
@@ -107,7 +108,7 @@ def _endpoint(number: int, of: Pod) -> Endpoint:
 
 
 def changes(engine: Engine, pods: int) -> Iterator[tuple[str, Callable[[int], Delta]]]:
-    """(name, the change of its nth round)"""
+    """Yield (name, function that returns the change of the nth round)."""
     chance = random.Random(_SEED)
     far = range(LOCAL_PODS, min(pods, 4000))
     yield "a further pod, labels known", lambda n: Delta(Op.ADDED, pod(1_000_000 + n, n))
@@ -138,7 +139,7 @@ def _noise(number: int) -> Mapping[str, str]:
 
 
 def measure(pods: int, policies: int) -> list[Row]:
-    """Every change in a cluster of that size. The first row is the compilation from nothing."""
+    """Measure every change in a cluster of that size. The first row is the compilation from nothing."""
     engine = build(pods, policies)
     gc.collect()
     started = time.process_time()

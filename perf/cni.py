@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a pod start costs: ADD and DEL of the installed plugin, through an agent and alone, beside Debian's bridge with
-host-local. The three take turns, so that the machine's noise meets all of them alike; the runtime's side of the call (a
-process that is started, given its configuration and waited for) is in every figure.
+"""Measures a pod start: ADD and DEL of the installed plugin, with and without an agent, and of Debian's bridge plugin
+with host-local. The three take turns, so that the machine's noise affects all of them equally. Every figure includes
+the runtime's side of the call: to start a process, pass its configuration and wait for it.
 
-The agent is a real one, a lab's, with its maps and programs. The pods carry no Kubernetes names: the API is not asked.
+The agent is that of a lab, with real maps and programs. The pods have no Kubernetes names, so the API is not needed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ LEASES = (0, 2000, 10000)
 BURST = 100
 # One address of 10.200.0.0/16 per lease, after the gateway.
 _FIRST = int(IPv4Address("10.200.0.2"))
-# The kernel takes the last pod's namespace apart in the background, under the lock that every call here needs.
+# Seconds to wait after a DEL: the kernel removes the pod's namespace in the background and holds a lock that every call
+# here needs.
 SETTLE_SECONDS = 0.1
 AGENT, ALONE, PEER = "agent", "alone", "bridge + host-local"
-# What was asked for: the ratio of the medians to the reference's, by mode, metric and leases.
+# The targets: ratio of the median to the reference's, by mode, metric and number of leases.
 TARGETS = {(AGENT, "add", 0): 0.5, (AGENT, "add", 10000): 0.1, (ALONE, "add", 0): 3.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to do it: the executable, the node's namespace, its configuration and where its leases are."""
+    """One plugin to measure: executable, namespace of the node, configuration and folder of the leases."""
 
     name: str
     program: Path
@@ -57,7 +58,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Calls of each verb per way and number of leases, and bursts."""
+    """Number of calls of each verb (per plugin and number of leases), and of bursts."""
 
     rounds: int = 20
     bursts: int = 2
@@ -91,7 +92,7 @@ def main() -> int:
 
 
 def run(progress: Callable[[str], None], sizes: Sizes | None = None) -> list[Result]:
-    """Every figure. Raises CannotRunError where this machine cannot measure it."""
+    """Measure everything. Raises CannotRunError if this machine cannot do that."""
     sizes = sizes or Sizes()
     _check()
     with ExitStack() as stack:
@@ -143,7 +144,7 @@ def _node(name: str) -> Iterator[str]:
 
 
 def _way(name: str, folder: Path, node: str, agent_socket: str) -> Way:
-    """The same configuration for all; `agent_socket` "" makes it the reference plugin's."""
+    """All plugins get the same configuration. `agent_socket` "": that of the reference plugin."""
     leases = folder / f"leases-{len(name)}"
     conf = {
         "cniVersion": "1.0.0",
@@ -160,7 +161,8 @@ def _way(name: str, folder: Path, node: str, agent_socket: str) -> Way:
 
 
 def _fill(way: Way, count: int) -> None:
-    """Leases of pods that are there already, as host-local keeps them. Begins from none: all pods are gone now."""
+    """Write the leases of `count` existing pods in host-local's format. Deletes all earlier ones first, because no pod
+    exists at this moment."""
     folder = way.leases / "bench"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -185,7 +187,7 @@ def _rounds(ways: Sequence[Way], leases: int, rounds: int) -> list[Result]:
 
 
 def _bursts(ways: Sequence[Way], bursts: int) -> list[Result]:
-    """Milliseconds from each call's own start to its end, with all of them started together."""
+    """Milliseconds from the start to the end of each call, with all calls started at the same time."""
     verbs = ("burst_add", "burst_del")
     times: dict[tuple[str, str], list[float]] = {(way.name, verb): [] for way in ways for verb in verbs}
     for _ in range(bursts):
@@ -220,7 +222,8 @@ def _pods(way: Way, count: int) -> Iterator[list[str]]:
 
 @contextmanager
 def _at(way: Way, threads: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are in the node's namespace, so that what they start is too; all there before the first call."""
+    """Threads inside the node's namespace, so that their child processes are there too. All are started before the
+    first call."""
     ready = threading.Barrier(threads)
 
     def enter() -> None:
@@ -232,7 +235,7 @@ def _at(way: Way, threads: int = 1) -> Iterator[ThreadPoolExecutor]:
 
 
 def _call(way: Way, verb: str, pod: str) -> float:
-    """Milliseconds of one call. Raises CannotRunError with what the plugin said when it failed."""
+    """Milliseconds of one call. Raises CannotRunError with the plugin's output if it fails."""
     environment = {
         "CNI_COMMAND": verb,
         "CNI_CONTAINERID": pod,

@@ -1,4 +1,4 @@
-"""How the workload `cni` is drawn: what a pod start costs by each way, on axes that perf.plots makes."""
+"""Draws the workload `cni` (pod starts by plugin) on axes of perf.plots."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from matplotlib.ticker import FuncFormatter
 
 Row = dict[str, Any]
 
-# As the modes are: ours blue, the others' red; on grey paper hatches tell them apart.
+# Colours as for the modes: ours blue, the reference red. Hatches distinguish them in black and white.
 COLOURS = {"agent": "#0072B2", "alone": "#56B4E9", "bridge + host-local": "#D55E00"}
 _HATCHES = {"agent": "", "alone": "//", "bridge + host-local": ".."}
 _VERBS = {"burst_add": "ADD", "burst_del": "DEL"}
 
 
 def by_leases(axes: Axes, rows: Sequence[Row]) -> None:
-    """One ADD after the other: the median and its interval, a group of bars per number of leases on the node."""
+    """Consecutive ADDs: the median and its interval, with a group of bars per number of leases on the node."""
     _bars(axes, rows, "leases", lambda leases: f"{leases:,}", lambda row: row["interval"][1])
     axes.set_xlabel("leases on the node")
 
 
 def bursts(axes: Axes, rows: Sequence[Row]) -> None:
-    """Many calls at once: the median of the calls, and up to the 99th percentile."""
+    """Concurrent calls: the median, with a whisker up to the 99th percentile."""
     _bars(axes, rows, "metric", _VERBS.__getitem__, lambda row: row["p99"])
 
 
 def _bars(axes: Axes, rows: Sequence[Row], key: str, words: Any, top: Any) -> None:
-    """A bar per way in a group per value of `key`: the median, a whisker up to `top`."""
+    """One group of bars per value of `key`, with one bar per plugin: the median, with a whisker up to `top`."""
     groups, ways = list(dict.fromkeys(row[key] for row in rows)), list(dict.fromkeys(row["mode"] for row in rows))
     width = 0.84 / len(ways)
     for place, way in enumerate(ways):
@@ -47,7 +47,7 @@ def _bars(axes: Axes, rows: Sequence[Row], key: str, words: Any, top: Any) -> No
             place_of = (left, value + rest)
             axes.annotate(f"{value:.3g}" if value < 1000 else f"{value:,.0f}", place_of, (0, 4),
                           textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
-    # From zero: the length of a bar is what it tells.
+    # The axis starts at zero, because the length of a bar must be proportional to its value.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xticks(range(len(groups)), [words(group) for group in groups])
     axes.grid(visible=False, axis="x")

@@ -1,7 +1,7 @@
-"""What changed between two reports beyond their noise. Pure.
+"""Finds changes between two reports that are larger than their noise. Pure.
 
-A figure's interval goes from the lowest to the highest of its epochs' medians. That two such intervals of six epochs
-lie apart although nothing changed happens once in 462 figures (2 / C(12, 6)), whatever the noise is like.
+The interval of a figure goes from the lowest to the highest median of its epochs. If nothing changed, two such
+intervals of six epochs are disjoint only once in 462 figures (2 / C(12, 6)), for any distribution of the noise.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 from perf import stats
 from perf.report import align, states
 
-# Figures of which more is better.
+# Metrics for which a larger value is better.
 _MORE = ("rate", "throughput")
-# Ratios that differ by less are alike to anybody, however sure the difference is; values that are no ratios follow the
-# machine's mood, which nothing takes out of them.
+# Smaller differences do not matter, even if they are certain. The limit for absolute values is higher, because they
+# vary with the state of the machine, while ratios do not.
 _LEAST_RATIO = 0.02
 _LEAST_VALUE = 0.10
 _KEYS = ("mode", "workload", "services", "metric")
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Every figure of both: its ratio to direct where it has one (the machine's mood is in both), else the value."""
+    """Compare every figure that is in both reports: by its ratio to `direct` if it has one (the state of the machine
+    cancels out), else by its value."""
     old = {_key(row): row for row in before["results"]}
     new = {_key(row): row for row in after["results"]}
     changes = [
@@ -43,7 +44,8 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """verdict: same within the spread, better, worse, or unclear: they differ, yet one run was too noisy to tell."""
+    """`verdict`: same (within the spread), better, worse, or unclear (different, but a run was too noisy to
+    conclude)."""
     ratio = old.get("ratio_interval") is not None and new.get("ratio_interval") is not None and new["mode"] != "direct"
     value, interval = ("ratio_to_direct", "ratio_interval") if ratio else ("p50", "interval")
     first, second = stats.Interval(*old[interval]), stats.Interval(*new[interval])
@@ -69,15 +71,15 @@ def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], 
 
 
 def quiet(report: dict[str, Any]) -> bool:
-    """Whether times without a ratio may be compared: direct repeated itself everywhere, and the CPUs were not wanted by
-    more than they can serve."""
+    """True if times without a ratio may be compared: all repeats of `direct` agree, and the CPUs were not
+    overloaded."""
     repeats = [row for row in report["results"] if row["mode"] == "direct" and row["metric"].endswith("_repeat")]
     calm = all(stats.conclusive(stats.Interval(1, 1), stats.Interval(*row["ratio_interval"])) for row in repeats)
     return calm and report["meta"]["load"][0] <= report["meta"]["cpus"]
 
 
 def _machines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs in the surroundings: figures that are no ratios cannot be compared then."""
+    """Differences of the environments. If there are any, only ratios can be compared."""
     keys = (
         "kernel",
         "cpu",
@@ -93,7 +95,7 @@ def _machines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """The changes as a table; what is the same is counted."""
+    """The changes as a table. Equal figures are only counted."""
     changes = found["changes"]
     lines = [f"different surroundings: {words}" for words in found["machines"]]
     table: list[Sequence[str]] = [["figure", "services", "before", "after", "factor", "verdict"]]

@@ -1,8 +1,9 @@
-"""What a packet costs in this tree beside another one: `python -m perf.cost --base TREE`.
+"""Compares the cost of a packet in this tree and another one: `python -m perf.cost --base TREE`.
 
-Two parts. BPF_PROG_TEST_RUN: ns for a packet of an established flow, for a SYN and for a first datagram, blocks of both
-trees in turn, so that the machine's noise meets both. And, with --vm KERNEL, instructions per connection in a virtual
-machine (`nodenet bench --vm`), which repeat within 0.3 %. TREE is a checkout; it needs no set-up of its own.
+There are two parts. BPF_PROG_TEST_RUN: ns for a packet of an established flow, for a SYN and for a first datagram.
+Blocks of both trees alternate, so that the machine's noise affects both equally. With --vm KERNEL: instructions per
+connection in a virtual machine (`nodenet bench --vm`), which repeat within 0.3 %. TREE is a checkout; it needs no
+set-up.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _WORKLOADS = ("crr", "rr", "udp")
 
 
 def program_costs(base: Path, rounds: int, count: int) -> dict[str, dict[str, Any]]:
-    """As `trees.compare`, in ns per packet."""
+    """Like `trees.compare`, in ns per packet."""
     with own_mounts() as folder, ExitStack() as stack:
         old = trees.Worker(stack, base, _WORKER, str(folder / "bpf" / "base"))
         new = trees.Worker(stack, ROOT, _WORKER, str(folder / "bpf" / "new"))
@@ -38,7 +39,7 @@ def program_costs(base: Path, rounds: int, count: int) -> dict[str, dict[str, An
 
 
 def instructions(tree: Path, kernel: str) -> dict[str, float]:
-    """{"ebpf crr": thousand instructions per connection (p10)} of one tree, with direct beside it."""
+    """{"ebpf crr": thousand instructions per connection (p10), ...} of one tree, also for `direct`."""
     with _environment(tree), tempfile.NamedTemporaryFile(suffix=".json") as report:
         command = [str(tree / ".venv/bin/python"), "-m", "nodenet", "bench", "--vm", kernel, "--services", "1", "-q"]
         command += ["--modes", ",".join(("direct", *_MODES)), "--workloads", ",".join(_WORKLOADS)]
@@ -58,7 +59,8 @@ def instructions(tree: Path, kernel: str) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _environment(tree: Path) -> Iterator[None]:
-    """The other tree runs in this tree's Python environment, but with its own modules: those of the current folder."""
+    """Lets the other tree use this tree's Python environment, by a temporary link. It still uses its own modules, those
+    of the current folder."""
     place = tree / ".venv"
     if place.exists():
         yield
@@ -95,7 +97,7 @@ def cost(base: Path, rounds: int, count: int, vm: str | None, path: Path | None)
     base = base.resolve()
     found: dict[str, Any] = {}
     if vm:
-        # Before the mounts of the other part, in which this process then stays.
+        # Do this first: the other part changes the mounts of this process permanently.
         found["instructions"] = {"base": instructions(base, vm), "new": instructions(ROOT, vm)}
     found["programs"] = program_costs(base, rounds, count)
     if path:

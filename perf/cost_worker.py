@@ -2,8 +2,8 @@
 
     python3 -P cost_worker.py BPFFS_FOLDER
 
-On stdin one line per block: a scenario's name and a number of packets; on stdout the block's ns per packet. The first
-line out is the list of scenarios. It uses only what every tree since the first release has.
+Input: one line per block with the name of a scenario and a number of packets. Output: first the list of scenarios, then
+the ns per packet of each block. It uses only functions that every tree since the first release has.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ Scenario = Callable[[int], float]
 
 
 class World:
-    """POD may call TCP and UDP 80 of anybody and is called on it, and so is LOCAL: all are isolated both ways."""
+    """POD and LOCAL may connect to, and accept, TCP and UDP port 80 of all peers. Both are isolated in both
+    directions."""
 
     def __init__(self, folder: Path) -> None:
         pins = Pins(folder)
@@ -84,7 +85,7 @@ class World:
         return run.duration
 
     def repeated(self, program: str, packet: bytes) -> Scenario:
-        # A SYN is judged each time, as a first packet: policy, and an entry written.
+        # Each SYN counts as a first packet: it causes a policy check and writes an entry.
         return lambda count: self.run(program, packet, count)
 
     def established(self, program: str, macs: bytes, src: str, dst: str) -> Scenario:
@@ -96,7 +97,7 @@ class World:
         ports = iter(range(1 << 40))
 
         def block(count: int) -> float:
-            """Each datagram from another port: single runs, whose median is told."""
+            """Each datagram has another source port, so each needs a run of its own. Returns their median."""
             packets = [frame(macs, src, dst, 17, udp(1024 + next(ports) % 64000)) for _ in range(max(count // 50, 1))]
             return statistics.median(self.run(program, packet, 1) for packet in packets)
 

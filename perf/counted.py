@@ -1,7 +1,7 @@
-"""Reports of a virtual machine, whose unit is instructions: how they come from its clock, and how they read. Pure.
+"""Reports of a virtual machine, in instructions: derives them from its clock, and formats them. Pure.
 
-They are kept apart from times in every way: other workload names, other metrics, a flag in the report, words of their
-own. A report of times may show one beside itself, as a section that says what it is.
+They must not be mistaken for times, so they have other names of workloads and metrics, a flag in the report, and their
+own texts. A report of times may include one as a separate section.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ HEAD = ("mode", "Services", "p10", "lowest - highest block", "to direct", "to ow
 
 
 def is_counted(report: Report) -> bool:
-    """Whether a report's figures are instructions."""
+    """True if the figures of a report are instructions."""
     return bool(report["meta"].get("counted"))
 
 
 def counted(report: Report, left_out: Sequence[str]) -> Report:
-    """A report of times, taken under icount, as one of instructions: the tenth percentile of each block."""
+    """Convert a report of times measured under icount to instructions. Takes the tenth percentile of each block."""
     rounds = report["meta"]["rounds"]
     rows = [row for row in report["results"] if row["metric"].startswith("latency") and row["unit"] == "us"]
     blocks = {_key(row): _tenths(row["samples"], rounds) for row in rows}
@@ -109,7 +109,7 @@ def _lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def heading(meta: dict[str, Any]) -> list[str]:
-    """Where and how: three lines."""
+    """Three lines about the machine and the run."""
     versions = ", ".join(f"{mode}: {version}" for mode, version in meta["tools"].items())
     return [
         f"{meta['date']}  virtual machine, kernel {meta['kernel']}, one emulated CPU that counts instructions",
@@ -120,7 +120,7 @@ def heading(meta: dict[str, Any]) -> list[str]:
 
 
 def remarks(report: Report) -> list[str]:
-    """How well the count repeats, and what was left out."""
+    """Remarks: how well the counts repeat, and what was left out."""
     lines = [
         f"repeats: direct again at {row['services']:,} Services, {row['workload'].removesuffix(SUFFIX)}: "
         f"{row['ratio_to_direct']:.4f} of itself"

@@ -55,7 +55,7 @@ _LIMIT = 600.0
 
 
 class _Datapath(Datapath):
-    """The agent's, but that events of what is forwarded can be switched off."""
+    """The agent's datapath, with an option to switch off events of forwarded packets."""
 
     def __init__(self, config: Config, trace_events: bool) -> None:
         self._trace_events = trace_events
@@ -70,7 +70,7 @@ class Ebpf(Mode):
 
     name = "ebpf"
     trace_events: ClassVar[bool] = True
-    # Whether Services are translated at the socket; else packet by packet, at the pod's interface.
+    # True: Services are translated at the socket. False: packet by packet, at the pod's interface.
     at_socket: ClassVar[bool] = True
     surroundings: ClassVar[tuple[Path, Path, Path, int]]
 
@@ -125,7 +125,7 @@ class Ebpf(Mode):
         return listings([*pods, *endpoints, namespace, node, *policies(0)])
 
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
-        """What the API would send: the objects that changed. Python's own time, compiling and all, is in the cost."""
+        """Feeds the changed objects to the engine. The cost includes the time of Python, with compilation."""
         before, after = group(self.model.services), group(model.services)
         changed = [services for name, services in after.items() if before.get(name) != services]
         gone = [services for name, services in before.items() if name not in after]
@@ -137,7 +137,7 @@ class Ebpf(Mode):
         self._control.settle()
 
     def set_policy_rules(self, count: int) -> Cost:
-        """Put `count` further rules beside the few that are always there."""
+        """Add `count` rules to the few that always exist."""
         return self._control.change(Listing(kinds.NETWORK_POLICY, tuple(policies(count))))
 
     def clear(self) -> None:
@@ -154,19 +154,20 @@ class Ebpf(Mode):
         return f"datapath {self._datapath.loaded.key}"
 
     def kernel_bytes(self) -> int | None:
-        """What the kernel accounts to all maps, empty or full (fdinfo's memlock)."""
+        """The memory that the kernel accounts to all maps, whether empty or full (memlock in fdinfo)."""
         return sum(_memlock(table.fd) for table in self._datapath.tables.values())
 
 
 class EbpfPacket(Ebpf):
-    """The same for pods that the socket programs do not see (Kata, gVisor): every packet to a Service is translated."""
+    """Like Ebpf, for pods whose sockets the socket programs do not see (Kata, gVisor): every packet to a Service is
+    translated."""
 
     name = "ebpf-packet"
     at_socket = False
 
 
 class EbpfQuiet(Ebpf):
-    """The same without events of what is forwarded: what observability costs is the difference."""
+    """Like Ebpf, without events of forwarded packets. The difference is the cost of observability."""
 
     name = "ebpf-quiet"
     trace_events = False
@@ -178,7 +179,7 @@ def _memlock(fd: int) -> int:
 
 
 def group(services: Iterable[Service]) -> dict[str, tuple[Service, ...]]:
-    """Ports of the same Service together."""
+    """Group ports by their Service."""
     found: dict[str, tuple[Service, ...]] = {}
     for service in services:
         found[service.name] = (*found.get(service.name, ()), service)
@@ -186,7 +187,7 @@ def group(services: Iterable[Service]) -> dict[str, tuple[Service, ...]]:
 
 
 def api_objects(ports: tuple[Service, ...]) -> tuple[ApiService, EndpointSlice]:
-    """A Service and its one slice, as the API would show them."""
+    """A Service and its only EndpointSlice, as objects of the API."""
     first = ports[0]
     ref = ObjectRef(first.namespace, first.name)
     service = ApiService(
@@ -201,9 +202,9 @@ def api_objects(ports: tuple[Service, ...]) -> tuple[ApiService, EndpointSlice]:
 
 
 def policies(extra: int) -> list[NetworkPolicy]:
-    """Client and server isolated in the directions that the measured traffic takes, and allowed to each other.
+    """Policies that isolate client and server in the directions of the measured traffic, and allow it.
 
-    `extra` rules name addresses that nobody has, each with a port of its own: the policy that real ones stand beside.
+    `extra`: number of further rules, each with an unused address and its own port.
     """
 
     def role(name: str) -> Selector:
@@ -258,7 +259,7 @@ class _Control:
         self._thread.join(_LIMIT)
 
     def change(self, *events: StoreEvent) -> Cost:
-        """Feed the engine and wait until the kernel has it all. Raises CannotRunError with the loop's complaint."""
+        """Feed the engine and wait until everything is in the kernel. Raises CannotRunError with the loop's error."""
 
         async def once() -> None:
             self._engine.feed(*events)
@@ -271,12 +272,13 @@ class _Control:
         return Cost(time.perf_counter() - started, time.process_time() - cpu)
 
     def settle(self) -> None:
-        """The loop rests after a run for as long as the run took, one second at most."""
+        """Wait for the rest of the loop, which lasts as long as the run took, at most one second."""
         time.sleep(min(1.0, self._engine.stats.last_duration) + 0.01)
 
 
 class _Listener:
-    """Takes events from the ring buffer all the time, as the agent does: a full buffer would flatter the datapath."""
+    """Reads events from the ring buffer all the time, like the agent. With a full buffer the datapath would appear
+    faster than it is."""
 
     def __init__(self, datapath: Datapath) -> None:
         self._pipeline = Pipeline(Ring(4095), time.time_ns() - time.monotonic_ns())

@@ -1,4 +1,4 @@
-"""What the run ran on: figures without it mean nothing."""
+"""Describes the machine of a run, without which its figures have no meaning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def describe() -> dict[str, Any]:
-    """Kernel, CPU, mitigations, governor, load, versions. What the machine does not tell is null."""
+    """Kernel, CPU, mitigations, governor, load, versions. Values that cannot be read are None."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "nodenet": version("nodenet"),
@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
 
 
 def noise(spins: Sequence[float]) -> dict[str, float]:
-    """How much equal pieces of arithmetic wavered: the machine without any network (us). Empty without any."""
+    """The variation of equal computations without any network, in us. Empty without samples."""
     if not spins:
         return {}
     ordered = sorted(spins)
@@ -46,7 +46,7 @@ def noise(spins: Sequence[float]) -> dict[str, float]:
 
 
 def steal() -> float:
-    """Seconds since boot that the hypervisor kept from this machine's CPUs, all together."""
+    """Steal time since boot in seconds, summed over all CPUs."""
     words = (_read(Path("/proc/stat")) or "cpu").splitlines()[0].split()
     return int(words[8]) / os.sysconf("SC_CLK_TCK") if len(words) > 8 else 0.0
 

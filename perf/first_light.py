@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What a packet costs: Service against direct, the same-node path against a plain bridge, and the agent itself.
+"""Measures the cost of a packet (Service compared with direct, same-node path compared with a plain bridge), and the
+agent itself.
 
-Everything in one run, the modes interleaved (A B C A B C), so that the machine's noise meets all of them alike. Policy
-and conntrack are on. perf/README.md says what each figure does and does not mean.
+Everything is in one run, with interleaved modes (A B C A B C), so that the machine's noise affects all of them equally.
+Policy and conntrack are on. perf/README.md explains what each figure means and what it does not.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Any
 HERE = Path(__file__).parent
 NODENET = [sys.executable, "-m", "nodenet"]
 PORT = "9000"
-# Client and server share one CPU: placement is not part of the result. (A pod's environment is its own.)
+# Client and server share one CPU, so that their placement does not affect the result. (env is needed because `lab exec`
+# does not pass on the environment.)
 PINNED = ("env", "CRR_CPU=0")
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One way to reach the server: how to run a command at the client's place, and the address to call."""
+    """One path to the server: the command prefix to run a program at the client's place, and the address to call."""
 
     name: str
     prefix: tuple[str, ...]
@@ -73,7 +75,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str | Path, timeout: float = 180) -> str:
-    """A command's output; what it says on stderr goes through to the person."""
+    """The stdout of a command. Its stderr is not redirected."""
     return subprocess.run(
         list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True, timeout=timeout
     ).stdout
@@ -97,7 +99,7 @@ def a_lab(name: str) -> Iterator[str]:
 
 @contextmanager
 def a_bridge(name: str, crr: Path) -> Iterator[Mode]:
-    """The reference: the same veth pairs and bridge, and nothing else: no program, no policy, no conntrack."""
+    """The reference: the same veth pairs and bridge without programs, policy and conntrack."""
     client, server, node = f"{name}c", f"{name}s", f"{name}n"
     with ExitStack() as stack:
         for netns in (client, server, node):
@@ -140,7 +142,8 @@ def listed(lab: str, kind: str) -> list[dict[str, Any]]:
 
 
 def no_time_wait(enter: Sequence[str]) -> None:
-    """The client closes first, and would fill its ports with sockets in TIME_WAIT until connect() searches for long."""
+    """Allow no sockets in TIME_WAIT. The client closes first, so they would use up its ports until connect() must
+    search for a long time."""
     run(*enter, "sh", "-c", "echo 0 > /proc/sys/net/ipv4/tcp_max_tw_buckets")
 
 
@@ -158,7 +161,7 @@ def serving(command: Sequence[str]) -> Iterator[None]:
 
 
 def measure(crr: Path, modes: Sequence[Mode], sizes: Sizes) -> dict[str, Any]:
-    """{workload: {mode: {"p50": [us per block], "p99": [...]}}}; one block of every mode, then the next round."""
+    """{workload: {mode: {"p50": [us per block], "p99": [...]}}}. Each round has one block of every mode."""
     found: dict[str, Any] = {}
     for workload in ("crr", "rr"):
         found[workload] = {mode.name: {"p50": [], "p99": []} for mode in modes}
@@ -172,13 +175,13 @@ def measure(crr: Path, modes: Sequence[Mode], sizes: Sizes) -> dict[str, Any]:
 
 
 def block(crr: Path, mode: Mode, workload: str, sizes: Sizes) -> list[float]:
-    """Microseconds of each round trip."""
+    """One block: microseconds of each round trip."""
     out = run(*mode.prefix, *PINNED, str(crr), workload, mode.address, mode.port, str(sizes.count), str(sizes.warmup))
     return [int(line) / 1000 for line in out.split()]
 
 
 def agents(lab: str) -> list[dict[str, Any]]:
-    """Memory and start of each agent: once as the lab started it, once more after a restart."""
+    """Memory and start time of each agent, for its first start in the lab and after a restart."""
     found = []
     for node in ("node1", "node2"):
         first = status(lab, node)

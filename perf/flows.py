@@ -1,7 +1,7 @@
-"""What a flow costs the agent in this tree beside another one: `python -m perf.flows --base TREE`.
+"""Compares the agent's cost of a flow in this tree and another one: `python -m perf.flows --base TREE`.
 
-CPU per flow from the kernel's record to the ring, from the ring to Hubble's message, for a filter, and the bytes that a
-kept flow takes. Blocks of both trees in turn. TREE is a checkout; it needs no set-up of its own. Without --base this
+It measures CPU per flow from the kernel's record to the ring, from the ring to Hubble's message, and for a filter, and
+the bytes of a stored flow. Blocks of both trees alternate. TREE is a checkout; it needs no set-up. Without --base this
 tree is compared with itself, which shows the noise.
 """
 

@@ -1,4 +1,4 @@
-"""What one flow costs in the tree whose modules are imported: perf.flows runs it. See perf.trees.Worker."""
+"""Measures the cost of a flow in the tree whose modules it imports. perf.flows runs it. See perf.trees.Worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow, NameTable, Party, PolicyMatch, PolicyName, ServiceName, Workload
 from nodenet.rpc import convert
 
-# Of the node: pods, and the peers that they talk to. More than the records' addresses that the agent caches is no node.
+# Number of pods on the node, and of records. The records have no more addresses than the agent caches, as on a real
+# node.
 PODS, RECORDS = 200, 8192
 SERVICE = ip_address("10.96.0.10")
 ORIGIN = Origin("node-1", "default", (), "0123456789abcdef0123")
@@ -47,7 +48,8 @@ def _names() -> NameTable:
 
 
 def _records() -> list[bytes]:
-    """What a node sees: first packets, their answers, socket calls to a Service, drops; each a flow of its own."""
+    """Typical records of a node: first packets, their answers, socket calls to a Service, drops. Each is another
+    flow."""
     chance = random.Random(7)
     return [_record(chance, number) for number in range(RECORDS)]
 
@@ -81,7 +83,7 @@ def _record(chance: random.Random, number: int) -> bytes:
 
 
 class Work:
-    """Scenarios: nanoseconds of CPU per flow, but for `memory`: bytes per flow that the pipeline keeps."""
+    """The scenarios. Each returns nanoseconds of CPU per flow, except `memory`: bytes per stored flow."""
 
     def __init__(self) -> None:
         self._records = _records()
@@ -137,14 +139,14 @@ class Work:
         return (time.process_time_ns() - start) / count
 
     def _memory(self, _count: int) -> float:
-        """A full ring of the default size, after a warm-up so that what is cached for all is not counted."""
+        """Fill a ring of the default size. A warm-up before excludes shared caches from the figure."""
         size = len(self._flows())
         gc.collect()
         tracemalloc.start()
         try:
             pipeline = self._pipeline()
             for record in self._records:
-                # A copy: the reader of the kernel's ring buffer makes one for each record too.
+                # Copy the record, as the reader of the kernel's ring buffer does.
                 pipeline.receive(bytes(bytearray(record)))
             gc.collect()
             return tracemalloc.get_traced_memory()[0] / size

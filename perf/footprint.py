@@ -1,8 +1,8 @@
-"""What the agent's user space needs for N Services: run as a process of its own, prints bytes.
+"""Measures the memory of the agent's user space for N Services. Run as a separate process, it prints bytes.
 
     python -m perf.footprint SERVICES BACKENDS
 
-The engine with its tables as the agent holds it, without kernel maps (their memory is told apart).
+It has the same engine and tables as the agent, but no kernel maps. Their memory is measured separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perf.services import build
 
 
 def main() -> int:
-    """Print the resident bytes of a process that knows the Services given on the command line."""
+    """Print the resident bytes of a process with the number of Services given on the command line."""
     count, backends = int(sys.argv[1]), int(sys.argv[2])
     objects = [api_objects(ports) for ports in group(build(count, backends, real_backends(backends)).services).values()]
     engine = Engine(LocalNode(NODE), nowhere())

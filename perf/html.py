@@ -1,4 +1,4 @@
-"""A report as one HTML file without anything from outside: tables, and plots as inline SVG, for screen and paper."""
+"""A report as one self-contained HTML file: tables, and plots as inline SVG, for screen and paper."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ li { margin: .2rem 0; }
 
 
 def require() -> None:
-    """Raises CannotRunError when the plotting library is not installed."""
+    """Raises CannotRunError if the plotting library is not installed."""
     if find_spec("matplotlib") is None:
         raise CannotRunError("--html needs matplotlib, which the extra bench brings", "pip install 'nodenet[bench]'")
 
 
 def page(report: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """The whole page. `beside`: reports that are shown as sections of their own. Needs matplotlib."""
+    """The complete page. `beside`: reports to show in separate sections. Needs matplotlib."""
     if counted.is_counted(report):
         sections = [_figures(report), *map(_table, tables(report)), _section("Remarks", _list(remarks(report)))]
     else:
@@ -130,12 +130,12 @@ def _table_body(table: Table) -> str:
 
 
 def _dash(words: str) -> str:
-    """Between two figures."""
+    """Use an en dash between two figures."""
     return words.replace(" - ", " \u2013 ")
 
 
 def _beside(report: dict[str, Any]) -> str:
-    """Figures set apart: of another run, in a virtual machine another unit and another machine too."""
+    """A section for figures of another run, which may have another unit and be of a virtual machine."""
     meta, there = report["meta"], tables(report)
     if counted.is_counted(report):
         title, words, lines = "counted in a virtual machine", counted.EXPLANATION, counted.heading(meta)

@@ -1,8 +1,9 @@
-"""Inside a virtual machine: does this kernel take the datapath, and do Services and policy work? One JSON line.
+"""Runs in a virtual machine: checks that its kernel loads the datapath, and that Services and policy work. Prints one
+JSON line.
 
-Run as `python -m perf.kernel_check` by perf/kernels.py. One process does everything, because starting another costs a
-second in there: the real loader, CNI plugin and compiler, called in process; three pods on the bridge; sockets
-opened in their namespaces. The root namespace of the virtual machine is the node.
+perf/kernels.py runs it as `python -m perf.kernel_check`. One process does everything, because each start of a process
+takes a second there. It calls the real loader, CNI plugin and compiler, makes three pods on the bridge, and opens
+sockets in their namespaces. The root namespace of the virtual machine is the node.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ PINS = Path("/sys/fs/bpf/nodenet")
 CGROUP = Path("/sys/fs/cgroup")
 CACHE = Path("/var/cache/nodenet")
 PODS = ("client", "other", "web")
-# Seconds: an answer takes milliseconds here, and a packet that policy drops never comes.
+# Seconds to wait for an answer, which takes milliseconds, and to be sure that a dropped packet does not arrive.
 ANSWER = 5.0
 SILENCE = 0.6
-# Datagrams to the Service that tell which way packets take.
+# Number of datagrams sent to the Service to find out which path packets take.
 _TRIPS = 6
 # asm-generic/socket.h (Linux 5.14)
 _SO_NETNS_COOKIE = 71
@@ -60,7 +61,7 @@ _UDP = 17
 
 @dataclass(slots=True)
 class Report:
-    """What is told to the host. `checks` is {part: {check: "" or what was wrong}}."""
+    """The report to the host. `checks` is {part: {check: "" or the problem}}."""
 
     release: str = ""
     missing: list[dict[str, str]] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def check(self, part: str, name: str, function: Callable[[], None]) -> None:
-        """Run one check; whatever it raises is its result."""
+        """Run one check. An exception is its result."""
         try:
             function()
         except (AssertionError, OSError, NodenetError) as error:
@@ -86,7 +87,7 @@ class Report:
 
 
 class Node:
-    """Three pods on a bridge, and the datapath of one configuration at a time."""
+    """Three pods on a bridge, and the datapath with one configuration at a time."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -106,7 +107,7 @@ class Node:
         return probe.available(self.features, feature)
 
     def add_pods(self) -> None:
-        """CNI ADD for each, by the plugin itself."""
+        """Call the CNI plugin's ADD for each pod."""
         self.link.set("lo", state="up")
         plugin = Plugin()
         for name in PODS:
@@ -122,7 +123,7 @@ class Node:
         plugin.close()
 
     def load(self, redirect_peer: bool) -> None:
-        """Programs loaded, attached to the pods and the cgroup, and maps filled from Kubernetes objects."""
+        """Load the programs, attach them to the pods and the cgroup, and fill the maps from Kubernetes objects."""
         self.unload()
         config = loader.DatapathConfig(
             redirect_peer=redirect_peer,
@@ -142,7 +143,7 @@ class Node:
         loader.attach_cgroup(loaded, CGROUP, pins)
 
     def fill(self) -> None:
-        """One run of the agent's engine, with Kubernetes objects and endpoints."""
+        """Do one run of the agent's engine with Kubernetes objects and endpoints."""
         known: list[object] = []
         for document in objects({name: endpoint.ips for name, endpoint in self.pods.items()}):
             decoded = decode(kinds.BY_NAME[document["kind"]], json.dumps(document).encode())
@@ -164,7 +165,7 @@ class Node:
             table.close()
 
     def drops(self) -> list[abi.Event]:
-        """Drop events since the last call."""
+        """The drop events since the last call."""
         assert self.reader is not None
         while self.reader.consume():
             pass
@@ -179,18 +180,19 @@ class Node:
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         made = netns.open_socket(netns.path_of(pod), family, kind)
         made.settimeout(ANSWER)
-        # The next check may use the port while the last one's connection is in TIME_WAIT.
+        # The next check uses the same port while the connection of the last one may be in TIME_WAIT.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return made
 
     def bridged(self) -> int:
-        """Packets that left the bridge towards the web pod: none where they are redirected past it."""
+        """The number of packets that the bridge has sent to the web pod. With redirection, packets bypass the
+        bridge."""
         name = self.pods["web"].host_ifname
         return int(Path(f"/sys/class/net/{name}/statistics/tx_packets").read_text())
 
 
 def tcp_through(node: Node, version: int, pod: str = "client") -> None:
-    """A connection to the Service's address, its data both ways, and the peer's address as the client sees it."""
+    """Check a connection to the Service's address: data in both directions, and the peer's address on both sides."""
     with node.socket("web", version, socket.SOCK_STREAM) as server, node.socket(pod, version, socket.SOCK_STREAM) as c:
         server.bind((node.address("web", version), 8080))
         server.listen(4)
@@ -206,7 +208,7 @@ def tcp_through(node: Node, version: int, pod: str = "client") -> None:
 
 
 def udp_through(node: Node, version: int, pod: str = "client", *, connected: bool = False) -> None:
-    """A datagram to the Service's address and the answer, which comes from the Service's address."""
+    """Check a datagram to the Service's address, and that the answer comes from the Service's address."""
     with node.socket("web", version, socket.SOCK_DGRAM) as server, node.socket(pod, version, socket.SOCK_DGRAM) as c:
         server.bind((node.address("web", version), 8053))
         if connected:
@@ -221,12 +223,13 @@ def udp_through(node: Node, version: int, pod: str = "client", *, connected: boo
 
 
 def refused(node: Node, version: int) -> None:
-    """A Service without backends: told at once, with the errno that this kernel allows."""
+    """Check that connect() to a Service without backends fails at once, with the errno that this kernel allows."""
     expected = errno.ECONNREFUSED if node.has("helper set_retval") else errno.EPERM
     with node.socket("client", version, socket.SOCK_STREAM) as client:
         code = client.connect_ex((SERVICE[version], 81))
     assert code == expected, f"connect: {errno.errorcode.get(code, code)}, not {errno.errorcode[expected]}"
-    # What earlier checks sent may be dropped late where the machine is slow: the call's own event names the Service.
+    # On a slow machine, packets of earlier checks may be dropped late. So count only events with this Service's
+    # address.
     drops = [event for event in node.drops() if (str(event.daddr), event.dport) == (SERVICE[version], 81)]
     assert len(drops) == 1, drops
     (event,) = drops
@@ -234,7 +237,7 @@ def refused(node: Node, version: int) -> None:
 
 
 def direct(node: Node, version: int) -> None:
-    """Pod to pod without a Service, on the allowed port."""
+    """Check a connection from pod to pod without a Service, on the allowed port."""
     with node.socket("web", version, socket.SOCK_STREAM) as server:
         server.bind((node.address("web", version), 8080))
         server.listen(4)
@@ -243,8 +246,8 @@ def direct(node: Node, version: int) -> None:
 
 
 def picked_up(node: Node, version: int, *, known: bool, listens: bool = True) -> None:
-    """The server, which may call nobody, speaks first on a connection that conntrack has lost. Where the namespace is
-    not known, its socket is reset."""
+    """Check that the server, which has no allowed egress, may send first on a connection that conntrack has lost. If
+    the pod's namespace is not known, its socket is reset instead."""
     with (
         node.socket("web", version, socket.SOCK_STREAM) as server,
         node.socket("client", version, socket.SOCK_STREAM) as c,
@@ -268,7 +271,7 @@ def picked_up(node: Node, version: int, *, known: bool, listens: bool = True) ->
                 if known:
                     assert c.recv(8) == b"news"
                 else:
-                    # The client's end goes too, without a FIN that it would repeat: later checks count drops.
+                    # Close the client's socket with a RST: it would repeat a FIN, and later checks count drops.
                     c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     with contextlib.suppress(ConnectionResetError):
                         raise AssertionError(f"the socket was not reset, but read {accepted.recv(8)!r}")
@@ -277,7 +280,7 @@ def picked_up(node: Node, version: int, *, known: bool, listens: bool = True) ->
 
 
 def denied(node: Node, pod: str, version: int, kind: int, port: int) -> None:
-    """Nothing comes through, and the drop is told with its reason and both identities."""
+    """Check that no packet arrives, and that the drop event has the reason and both identities."""
     node.drops()
     target = (node.address("web", version), port)
     with node.socket("web", version, kind) as server, node.socket(pod, version, kind) as client:
@@ -292,7 +295,7 @@ def denied(node: Node, pod: str, version: int, kind: int, port: int) -> None:
             client.sendto(b"ping", target)
             with contextlib.suppress(TimeoutError):
                 raise AssertionError(f"the datagram arrived: {server.recvfrom(8)!r}")
-    # What another pod sent in an earlier check may be dropped late where the machine is slow.
+    # On a slow machine, packets of earlier checks may be dropped late. So count only events of this flow.
     ends = (ip_address(node.address(pod, version)), ip_address(target[0]), port)
     found = [event for event in node.drops() if (event.saddr, event.daddr, event.dport) == ends]
     assert found, "no drop event"
@@ -300,7 +303,7 @@ def denied(node: Node, pod: str, version: int, kind: int, port: int) -> None:
 
 
 def other_source(node: Node, version: int) -> None:
-    """A pod may not send with another's address: neither the packet nor the ARP request before it."""
+    """Check that a pod cannot send with another pod's address: neither the packet nor the ARP request before it."""
     node.drops()
     foreign = node.address("web", version)
     inside = netns.path_of("client")
@@ -318,7 +321,8 @@ def other_source(node: Node, version: int) -> None:
 
 
 def unfinished_elsewhere(node: Node, version: int) -> None:
-    """A checksum that would be finished in the destination port (PACKET_VNET_HDR) does not leave the pod."""
+    """Check that a packet with an unfinished checksum that would be written to the destination port (PACKET_VNET_HDR)
+    does not leave the pod."""
     node.drops()
     packet = frame(node.address("client", version), node.address("web", version), _UDP, udp(5, 8080))
     macs = bytes(6) + mac_bytes(node.pods["client"].mac)
@@ -334,7 +338,7 @@ def unfinished_elsewhere(node: Node, version: int) -> None:
 
 
 def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
-    """Services and policy on one of the two same-node paths."""
+    """Check Services and policy on one of the two same-node paths."""
     for version in (4, 6):
         family = f"ipv{version} {path}"
         report.check("services", f"tcp {family}", partial(tcp_through, node, version))
@@ -356,7 +360,7 @@ def check_path(node: Node, report: Report, path: str, redirect: bool) -> None:
 
 
 def took_path(node: Node, version: int, redirect: bool) -> None:
-    """Whether packets cross the bridge. One or two do in any case: neighbour discovery between the pods."""
+    """Check whether packets cross the bridge. One or two always do, because of neighbour discovery between the pods."""
     before = node.bridged()
     for _ in range(_TRIPS):
         udp_through(node, version)
@@ -365,7 +369,7 @@ def took_path(node: Node, version: int, redirect: bool) -> None:
 
 
 def differences(node: Node) -> list[dict[str, str]]:
-    """What this kernel lacks, beyond the probed features, and what is different therefore."""
+    """Further features that this kernel lacks, which the probe does not cover, with the effect of each."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

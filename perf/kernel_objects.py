@@ -1,5 +1,5 @@
-"""The cluster of the kernel check: three pods, a Service of both families, a policy. Kubernetes objects and one CNI
-configuration, as plain data."""
+"""The objects of the kernel check: three pods, a dual-stack Service, a policy and a CNI configuration, as plain
+data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ SERVICE = {4: "10.96.0.10", 6: "fd00:96::a"}
 
 
 def cni_conf() -> bytes:
-    """Both families from host-local pools in memory, gateway on the bridge."""
+    """A CNI configuration with addresses of both families, from host-local pools in memory, and a gateway on the
+    bridge."""
     ranges = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]
     return json.dumps(
         {
@@ -29,8 +30,8 @@ def cni_conf() -> bytes:
 
 
 def objects(pods: Mapping[str, Sequence[IPAddress]]) -> list[dict[str, Any]]:
-    """Everything that the API would show. The web pod accepts the client alone, on the Service's two target ports, and
-    calls nobody."""
+    """All objects of the API. The web pod accepts only the client, on the Service's two target ports, and has no
+    allowed egress."""
     return [
         {"kind": "Namespace", "metadata": {"name": "default"}},
         {"kind": "Node", "metadata": {"name": "node1"}, "spec": {"podCIDRs": ["10.77.0.0/24", "fd77::/64"]}},
@@ -65,7 +66,7 @@ def _service() -> dict[str, Any]:
 
 
 def _slice(version: int, ips: Sequence[IPAddress]) -> dict[str, Any]:
-    """No entry for the port "none": it has no backend."""
+    """An EndpointSlice. It has no entry for the port "none", so this port has no backend."""
     return {
         "kind": "EndpointSlice",
         "metadata": {

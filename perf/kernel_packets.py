@@ -1,5 +1,5 @@
-"""The tc programs, packet by packet, under BPF_PROG_TEST_RUN: a compact set of what tests/bpf checks, without scapy,
-whose import alone takes seconds in a virtual machine."""
+"""Checks the tc programs packet by packet with BPF_PROG_TEST_RUN. A small part of tests/bpf, but without scapy, whose
+import takes seconds in a virtual machine."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from nodenet.model import Direction
 
 Check = Callable[[str, str, Callable[[], None]], None]
 
-# BPF_PROG_TEST_RUN runs on the loopback device; another interface stands for a second local pod.
+# BPF_PROG_TEST_RUN runs on the loopback device. Another interface number represents a second local pod.
 _LOOPBACK, _OTHER = 1, 4242
 _TC_OK, _TC_SHOT, _TC_REDIRECT = TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 _ETHERNET = 14
 _TCP, _UDP, _FRAGMENT = 6, 17, 44
 _SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
-# Destination, then the source: what the endpoints below have.
+# Destination and source MAC of the endpoints below.
 _MACS = bytes.fromhex("0200000000bb020000000001")
 _POD, _REMOTE, _LOCAL = 60001, 60002, 60003
 _ADDRESSES = {4: ("10.201.0.1", "10.202.0.2", "10.201.0.3"), 6: ("fd01::1", "fd02::2", "fd01::3")}
-# Two Services, one of which the pod itself is the backend of, and as whom it meets itself then.
+# Two Services, of which the pod itself is the backend of the second, and the source address for such a connection of
+# the pod to itself.
 _SERVICES = {4: ("10.203.0.1", "10.203.0.2", "169.254.42.1"), 6: ("fd03::1", "fd03::2", "100::1")}
 _SERVICE_PORT = 8000
 
 
 def frame(source: str, target: str, protocol: int, payload: bytes, identification: int = 0, fragment: int = 0) -> bytes:
-    """An Ethernet frame with an IPv4 or IPv6 packet. `fragment` is IPv4's field of flags and offset. No checksums:
-    the programs do not look at them."""
+    """An Ethernet frame with an IPv4 or IPv6 packet. `fragment`: IPv4's field of flags and offset. It has no checksums,
+    because the programs do not check them."""
     saddr, daddr = ip_address(source), ip_address(target)
     if saddr.version == 6:
         head = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
@@ -50,7 +51,7 @@ def udp(sport: int, dport: int) -> bytes:
 
 
 def ends(packet: bytes) -> tuple[str, str, int, int]:
-    """Addresses and ports of a frame that `frame` could have made."""
+    """Addresses and ports of a frame with the structure that `frame` makes."""
     header = 20 if packet[12:14] == b"\x08\x00" else 40
     size = 4 if header == 20 else 16
     at = _ETHERNET + header
@@ -60,13 +61,13 @@ def ends(packet: bytes) -> tuple[str, str, int, int]:
 
 
 def arp(sender: str) -> bytes:
-    """A request (RFC 826) from `sender`."""
+    """An ARP request (RFC 826) from `sender`."""
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + _MACS[6:] + ip_address(sender).packed + bytes(10)
     return _MACS + b"\x08\x06" + body
 
 
 class _Pods:
-    """One isolated pod on the loopback, one remote peer that it may call on TCP 80, one more local pod."""
+    """One isolated pod on the loopback, one remote peer to which it may connect on TCP 80, and one more local pod."""
 
     def __init__(self, programs: Mapping[str, int], tables: Mapping[str, BpfTable], version: int) -> None:
         self.programs, self.tables = programs, tables
@@ -84,7 +85,7 @@ class _Pods:
         self._serve(self.own_service, 60100 + version, self.pod)
 
     def _serve(self, service: str, number: int, backend: str) -> None:
-        """One TCP port with one backend, on port 80 there; the number stands for both."""
+        """Add a Service with one TCP port and one backend, which listens on port 80. `number` identifies both."""
         tables, address = self.tables, ip_address(service)
         tables["nn_backend"].update(abi.U32(number), abi.AddressPort(ip_address(backend), 80, _TCP))
         tables["nn_revnat"].update(abi.U32(number), abi.AddressPort(address, _SERVICE_PORT, _TCP))
@@ -105,7 +106,7 @@ class _Pods:
         assert got == verdict, f"{program}: verdict {got}, expected {verdict}"
 
     def becomes(self, program: str, packet: bytes, verdict: int, wanted: bytes) -> None:
-        """`wanted`: a frame like the result, but for checksums."""
+        """Check verdict and packet of a run. `wanted`: the expected frame; checksums are not compared."""
         run = run_packet(self.programs[program], packet)
         assert run.verdict == verdict, f"{program}: verdict {run.verdict}, expected {verdict}"
         assert ends(run.packet) == ends(wanted), f"{program}: {ends(run.packet)}, expected {ends(wanted)}"
@@ -120,7 +121,7 @@ class _Pods:
 def check_packets(
     programs: Mapping[str, int], tables: Mapping[str, BpfTable], check: Check, *, redirect_peer: bool = True
 ) -> None:
-    """Fills maps with entries of its own. `redirect_peer`: how the programs were configured."""
+    """Run all packet checks, with map entries of its own. `redirect_peer`: the configuration of the programs."""
     for version in (4, 6):
         pods = _Pods(programs, tables, version)
         for name, function in _cases(pods, version, redirect_peer).items():

@@ -1,8 +1,8 @@
-"""The kernel matrix: boots each kernel, loads and attaches every program, checks Services and policy end to end.
+"""The kernel matrix: boots each kernel, loads and attaches all programs, and checks Services and policy end to end.
 
     python -m perf.kernels [KERNEL...] [-o json] [--refresh]
 
-One virtual machine per kernel, two at a time. Exit status 1 when any kernel fails, 3 when none could be tried.
+One virtual machine per kernel, two at a time. Exit status 1 if any kernel fails, 3 if none could be tried.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from perf.vm.machine import VmError
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = len(loader.TC_PROGRAMS) + len(loader.CGROUP_PROGRAMS)
-# Seconds of this machine's clock for one kernel; about 9 are needed when nothing else runs.
+# Time limit for one kernel in seconds of this machine's clock. On an idle machine about 9 are needed.
 TIMEOUT = 150.0
 PARTS = ("packets", "services", "policy", "path")
 _BPF_CACHE = Path("/var/cache/nodenet")
@@ -34,8 +34,8 @@ _AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kernel of the table. `checks` is {part: {check: "" or what was wrong}}; `missing` what the kernel lacks and
-    what is different therefore; `error` what ended the run early; `skipped` why the kernel could not be had."""
+    """One kernel of the table. `checks`: {part: {check: "" or the problem}}. `missing`: features that the kernel lacks,
+    with the effect of each. `error`: why the run ended early. `skipped`: why the kernel is not available."""
 
     kernel: str
     release: str = ""
@@ -49,22 +49,22 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Everything loaded, and every check of every part passed."""
+        """True if all programs were loaded and all checks of all parts passed."""
         done = all(self.checks.get(part) for part in PARTS)
         return self.boots and self.programs == PROGRAMS and not self.error and done and not self.failures()
 
     def failures(self) -> list[tuple[str, str, str]]:
-        """(part, check, what was wrong)"""
+        """The failed checks as (part, check, problem)."""
         return [(part, name, text) for part, found in self.checks.items() for name, text in found.items() if text]
 
     def part(self, name: str) -> str:
-        """ "24/24", or "-" for a part that was not reached."""
+        """Passed and all checks of a part as "24/24", or "-" if the part was not reached."""
         found = self.checks.get(name)
         return f"{sum(not text for text in found.values())}/{len(found)}" if found else "-"
 
 
 def check_kernel(name: str, *, refresh: bool = False, stop: threading.Event | None = None) -> Row:
-    """Boot one kernel and run perf.kernel_check in it. Never raises for what a kernel does: the row tells."""
+    """Boot one kernel and run perf.kernel_check in it. Errors of a kernel are in the row and are not raised."""
     try:
         kernel = get_kernel(name, refresh=refresh)
     except CannotRunError as error:
@@ -97,10 +97,11 @@ def check_kernel(name: str, *, refresh: bool = False, stop: threading.Event | No
 def run_matrix(
     wanted: Sequence[str], *, refresh: bool = False, tell: Callable[[Row], None] = lambda row: None
 ) -> list[Row]:
-    """Every kernel, two at a time; `tell` is called as each is done. Raises CannotRunError where no machine can run."""
+    """Check all kernels, two at a time. `tell` is called after each one. Raises CannotRunError if virtual machines
+    cannot run here."""
     if reason := cannot_run():
         raise CannotRunError(reason)
-    # Compiled here, once: in the virtual machine clang takes half a minute.
+    # Compile once, on the host: in the virtual machine clang takes half a minute.
     build.build_every_variant(_BPF_CACHE)
     stop = threading.Event()
     rows: dict[str, Row] = {}
@@ -123,7 +124,7 @@ def run_matrix(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The matrix for a terminal, and below it what is missing, wrong or skipped."""
+    """The matrix for a terminal, then the missing features, failures and skipped kernels."""
     head = ("KERNEL", "RELEASE", "BOOTS", "PROGRAMS", "PACKETS", "SERVICES", "POLICY", "PATHS", "SECONDS", "")
     lines: list[tuple[str, ...]] = [head]
     for row in rows:

@@ -1,4 +1,4 @@
-"""The load maker (perf/crr.c): compiled once per content, run as server and as client in a pod's place."""
+"""The load generator (perf/crr.c): compiled once per content, run as server and as client inside a pod."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLICE_MS = 20
 
 
 def compiler() -> str:
-    """`cc`, or clang where there is none (it is there for the eBPF programs anyway)."""
+    """`cc`, or else clang, which the eBPF programs need anyway."""
     for name in ("cc", "gcc", "clang"):
         found = shutil.which(name)
         if found:
@@ -34,7 +34,7 @@ def compiler() -> str:
 
 
 def build(cache: Path) -> Path:
-    """The load maker's executable, compiled now unless the cache has it."""
+    """The executable of the load generator, from the cache or compiled now."""
     command = [compiler(), *FLAGS]
     key = hashlib.sha256("\0".join(command).encode() + SOURCE.read_bytes()).hexdigest()[:16]
     target = cache / f"crr-{key}"
@@ -52,7 +52,8 @@ def build(cache: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a load maker runs: a namespace, maybe a cgroup, and the CPU it is pinned to (None: not pinned)."""
+    """Where a load generator runs: a namespace, an optional cgroup, and the CPU to which it is pinned (None: not
+    pinned)."""
 
     netns: str
     cgroup: Path | None = None
@@ -68,8 +69,8 @@ class Place:
 
 
 class Block(NamedTuple):
-    """What one command to a client gave: its figures, and how often the client gave the CPU away (`waits`) and had it
-    taken away (`taken`) meanwhile."""
+    """The result of one command to a client: its figures, and the client's voluntary (`waits`) and involuntary
+    (`taken`) context switches."""
 
     values: list[float]
     waits: int
@@ -77,7 +78,8 @@ class Block(NamedTuple):
 
 
 class _Client:
-    """A load maker that stays at its place and obeys line by line: nothing is started between blocks."""
+    """A client process that stays in its place and reads commands line by line, so that no process is started between
+    blocks."""
 
     def __init__(self, executable: str, place: Place) -> None:
         self._place = place
@@ -92,7 +94,7 @@ class _Client:
         )
 
     def ask(self, *words: str) -> Block:
-        """One command. Raises CannotRunError with the client's own words; the client is gone then."""
+        """Send one command. Raises CannotRunError with the client's message; the client has ended then."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         line = ""
@@ -117,7 +119,7 @@ class _Client:
 
 
 class LoadMaker:
-    """Starts servers and clients from one executable. One client per place stays until `close`, or until it fails."""
+    """Starts servers and clients of the load generator. One client per place stays until `close` or until it fails."""
 
     def __init__(self, executable: Path) -> None:
         self.executable = str(executable)
@@ -130,7 +132,7 @@ class LoadMaker:
         self.close()
 
     def close(self) -> None:
-        """End every client: a namespace or a cgroup is free again only then."""
+        """End all clients. Namespaces and cgroups can be removed only after that."""
         for client in self._clients.values():
             client.close()
         self._clients.clear()
@@ -142,13 +144,14 @@ class LoadMaker:
         try:
             return client.ask(*words)
         except BaseException:
-            # Also when interrupted: half an answer would be taken for the next one's.
+            # Close the client also after an interrupt. Otherwise the rest of its answer would be read as the next
+            # answer.
             self._clients.pop(place).close()
             raise
 
     @contextmanager
     def serving(self, place: Place, port: int, tag: str) -> Iterator[None]:
-        """A server that answers with `tag` over TCP and UDP, until the block ends."""
+        """Run a server that answers with `tag` over TCP and UDP, until the block ends."""
         with self._started(place, "server", str(port), tag) as process:
             assert process.stdout is not None
             if process.stdout.readline().strip() != "ready":
@@ -157,16 +160,16 @@ class LoadMaker:
             yield
 
     def block(self, place: Place, workload: str, address: str, port: int, count: int, warmup: int) -> Block:
-        """Microseconds of each round of crr, rr or udp."""
+        """One block of crr, rr or udp: microseconds of each round."""
         found = self._ask(place, workload, address, str(port), str(count), str(warmup))
         return found._replace(values=[value / 1000 for value in found.values])
 
     def stream(self, place: Place, address: str, port: int, slices: int) -> Block:
-        """Bytes per second of each slice of one connection."""
+        """One block of a stream: bytes per second of each time slice of one connection."""
         return self._ask(place, "stream", address, str(port), str(slices), str(SLICE_MS))
 
     def spin(self, place: Place, count: int) -> list[float]:
-        """Microseconds of equal pieces of arithmetic."""
+        """Microseconds of equal computations, to measure the machine's noise."""
         return [int(word) / 1000 for word in self._client(place, "spin", str(count))]
 
     def flush_conntrack(self, netns: str) -> None:
@@ -174,7 +177,7 @@ class LoadMaker:
 
     @contextmanager
     def until(self, place: Place, address: str, port: int, tag: str, seconds: float) -> Iterator[Waiter]:
-        """Connects again and again; yields once the first connection was answered."""
+        """Start a client that connects repeatedly. Yields when the first connection was answered."""
         milliseconds = str(int(seconds * 1000))
         with self._started(place, "until", address, str(port), tag, milliseconds) as process:
             assert process.stdout is not None
@@ -199,7 +202,7 @@ class LoadMaker:
         try:
             yield process
         finally:
-            # The server has a child of its own for datagrams.
+            # Kill the process group, because the server has a child process for datagrams.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             process.wait()
@@ -215,7 +218,8 @@ class Waiter:
         self._process = process
 
     def seconds_since(self, monotonic_ns: int) -> float:
-        """From then to the first connection that the expected server answered. Raises CannotRunError at its timeout."""
+        """Seconds from then until the first connection that the expected server answered. Raises CannotRunError after
+        the timeout."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         word = self._process.stdout.readline().strip()
@@ -225,5 +229,5 @@ class Waiter:
 
 
 def now() -> int:
-    """CLOCK_MONOTONIC in ns, the load maker's clock."""
+    """CLOCK_MONOTONIC in ns, the clock of the load generator."""
     return time.monotonic_ns()

@@ -1,8 +1,8 @@
-"""Kernel memory of iptables and nftables, exactly: the kernel charges their objects (GFP_KERNEL_ACCOUNT) to the memory
-cgroup of the process that made them, so the tool runs in a group of its own, and that group's account is read when the
-tool has ended and its rules are there.
+"""Measures the kernel memory of iptables and nftables exactly. The kernel charges their objects (GFP_KERNEL_ACCOUNT) to
+the memory cgroup of the process that made them. So the tool runs in its own cgroup, and the charge of that cgroup is
+read after the tool has ended while its rules exist.
 
-Not in it, as far as we know: the per-CPU counters of xtables (16 bytes for each rule and CPU) and the buckets of
+As far as we know, this does not include the per-CPU counters of xtables (16 bytes per rule and CPU) and the buckets of
 the hash tables of nftables' sets (8 bytes each).
 """
 
@@ -18,19 +18,21 @@ from nodenet.link import cgroups
 from perf.modes import Mode
 from perf.node import CGROUP_PREFIX
 
-# Of memory.stat (bytes). Dentries and inodes (slab_reclaimable), stacks and page tables are the tool's own.
+# Fields of memory.stat (bytes) to add. Dentries and inodes (slab_reclaimable), stacks and page tables belong to the
+# tool, so they are left out.
 PARTS = ("slab_unreclaimable", "vmalloc", "percpu")
 CHARGED = "charged to the tool's cgroup"
 MAPS = "accounted to the maps"
-# memory.stat has it since Linux 5.18, which is also the first that charges nf_tables.
+# memory.stat has this field since Linux 5.18, which is also the first version that charges nf_tables.
 _SINCE_5_18 = "kernel"
 _HINT = "a virtual machine has it: --vm 6.12 --workloads memory"
-# Seconds: a killed nft stays in the kernel until its load is through.
+# Seconds to wait for a killed nft, which stays in the kernel until its load is complete.
 _LAST_PROCESS = 120.0
 
 
 def root() -> Path:
-    """Where groups of our own can have the memory controller. Raises CannotRunError with the reason why they cannot."""
+    """The cgroup below which child groups can use the memory controller. Raises CannotRunError with the reason if there
+    is none."""
     found = cgroups.mount_point()
     if "memory" not in _words(found / "cgroup.controllers"):
         raise CannotRunError(
@@ -46,9 +48,9 @@ def root() -> Path:
 
 
 def account(stack: ExitStack, mode: Mode) -> Path | None:
-    """A memory cgroup for a mode's tools, until the stack is closed; None where the mode itself knows its memory.
+    """A memory cgroup for the tools of a mode, until the stack is closed. None if the mode measures its memory itself.
 
-    Raises CannotRunError with the reason where there can be none.
+    Raises CannotRunError with the reason if a cgroup is not possible.
     """
     if mode.kernel_bytes() is not None:
         return None
@@ -59,7 +61,7 @@ def account(stack: ExitStack, mode: Mode) -> Path | None:
 
 @contextmanager
 def group() -> Iterator[Path]:
-    """A memory cgroup for one load. Raises CannotRunError where there can be none."""
+    """A memory cgroup for one load. Raises CannotRunError if it is not possible."""
     path = cgroups.make(root() / f"{CGROUP_PREFIX}{os.getpid()}-memory")
     try:
         if _SINCE_5_18 not in stat(path):
@@ -70,13 +72,13 @@ def group() -> Iterator[Path]:
 
 
 def stat(path: Path) -> dict[str, int]:
-    """memory.stat of a group."""
+    """The content of a group's memory.stat."""
     lines = (path / "memory.stat").read_text().splitlines()
     return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
 def charged(path: Path) -> int:
-    """Bytes that the group has been charged for objects of the kernel, and that are still there."""
+    """Bytes that are currently charged to the group for kernel objects."""
     found = stat(path)
     return sum(found[part] for part in PARTS)
 

@@ -1,4 +1,4 @@
-"""The modes: each has a node of its own and brings the Service model into that node's kernel in its own way."""
+"""The modes. Each has its own node and programs the Service model into that node's kernel in its own way."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from perf.render import iptables, ipvs, nftables
 from perf.services import TARGET_PORT, Backend, ServiceModel
 from perf.tools import Cost
 
-# At and above this size the legacy backend is used: iptables-nft 1.8.9 loads 10,000 Services of one backend in 15 s
-# where legacy takes 0.6 s, its time grows with the square of their number, and its rules are slower to walk as well.
+# From this number of Services on, the legacy backend of iptables is used. iptables-nft 1.8.9 loads 10,000 Services with
+# one backend in 15 s, legacy in 0.6 s. The time of iptables-nft grows with the square of the number, and packets take
+# longer to pass its rules.
 LEGACY_FROM = 10_000
 SERVER_TAG, SPARE_TAG = "A", "B"
 
 
 class Mode(ABC):
-    """One way to balance Services, on a node of its own. `cpu` is where client and server are pinned."""
+    """One implementation of Services, on its own node. `cpu`: the CPU to which client and server are pinned."""
 
     name: ClassVar[str]
-    # kube-proxy's modes need the bridge to hand its frames to netfilter: the reply passes the bridge alone.
+    # kube-proxy's modes need the bridge to pass its frames to netfilter, because replies cross only the bridge.
     bridge_netfilter: ClassVar[bool] = False
-    # Whether a Service's place in the model matters.
+    # True if a Service's position in the model affects its cost.
     ordered: ClassVar[bool] = False
     tools: ClassVar[tuple[str, ...]] = ()
-    # Why the kernel memory of this mode cannot be told by the account of a cgroup; "" where it can.
+    # Why a cgroup's charge does not give the kernel memory of this mode; "" if it does.
     not_charged: ClassVar[str] = ""
     # Seconds that one run of a tool may take.
     limit: float = 600.0
@@ -42,20 +43,20 @@ class Mode(ABC):
         self.cpu = cpu
         self.node = Node(stack, f"{prefix}-{self.name}", backends, self.bridge_netfilter)
         self.model = ServiceModel()
-        # The cgroup in which the mode's tools run; None: where the bench itself runs.
+        # The cgroup in which the mode's tools run; None: the benchmark's own.
         self.account: Path | None = None
-        # Sentences for the report about how this mode ran.
+        # Remarks about this mode for the report.
         self.notes: list[str] = []
         self._prepare(stack)
         stack.enter_context(maker.serving(self._place("server"), TARGET_PORT, SERVER_TAG))
         stack.enter_context(maker.serving(self._place("spare"), TARGET_PORT, SPARE_TAG))
 
     def _prepare(self, stack: ExitStack) -> None:  # noqa: B027  not every mode has something to prepare
-        """Called once, with the node there and no server running yet."""
+        """Called once, after the node was made and before a server is started."""
 
     @classmethod
     def check(cls) -> None:
-        """Raises CannotRunError when this machine cannot run the mode."""
+        """Raises CannotRunError if this machine cannot run the mode."""
         tools.require(*cls.tools)
 
     def _place(self, pod: str) -> Place:
@@ -63,7 +64,7 @@ class Mode(ABC):
 
     @property
     def cgroup(self) -> Path | None:
-        """Where the pods' processes run; None: where the bench itself runs."""
+        """The cgroup of the pods' processes; None: the benchmark's own."""
         return None
 
     @property
@@ -71,11 +72,12 @@ class Mode(ABC):
         return self._place("client")
 
     def program(self, model: ServiceModel) -> Cost:
-        """From what the kernel holds to `model`: empty at first. The difference is written, as kube-proxy does."""
+        """Change the kernel from the current model, at first an empty one, to `model`. Writes only the difference, as
+        kube-proxy does."""
         return self.prepared(model)()
 
     def prepared(self, model: ServiceModel) -> Callable[[], Cost]:
-        """`program` with its input made already: what a proxy's own program would take for that is not measured."""
+        """Like `program`, but prepares the input first, so that the time for that is not measured."""
         write = self._writer(model)
 
         def run() -> Cost:
@@ -97,31 +99,31 @@ class Mode(ABC):
         )
 
     def settle(self) -> None:  # noqa: B027  most modes are idle when their tool has ended
-        """Wait until the mode is idle: a measurement starts then."""
+        """Wait until the mode is idle, before a measurement starts."""
 
     @abstractmethod
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
-        """What brings the kernel from `self.model` to `model` when it is called."""
+        """A function that changes the kernel from `self.model` to `model`."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Take every Service out of the kernel again, so that the next `program` starts from empty."""
+        """Remove all Services from the kernel, so that the next `program` starts from empty."""
 
     def flush(self) -> None:
-        """Forget connections: each block starts alike."""
+        """Delete all conntrack entries, so that all blocks start in the same state."""
         self.maker.flush_conntrack(self.node.netns)
 
     def version(self) -> str:
-        """What programmed the kernel."""
+        """The name and version of the tool that programs the kernel."""
         return ""
 
     def kernel_bytes(self) -> int | None:
-        """Memory that the kernel tells as this mode's own; None where only the account of a cgroup can tell it."""
+        """Memory that the kernel reports for this mode; None if it can only be measured by a cgroup's charge."""
         return None
 
 
 class Direct(Mode):
-    """The limit: pod to pod on a clean twin, with nothing programmed."""
+    """The limit: pod to pod on an identical node without any programs or rules."""
 
     name = "direct"
 
@@ -132,7 +134,7 @@ class Direct(Mode):
         self.model = ServiceModel()
 
     def flush(self) -> None:
-        """There is no conntrack on this node: nothing asks for it."""
+        """Nothing to do: this node does not use conntrack."""
 
 
 class Iptables(Mode):
@@ -140,15 +142,15 @@ class Iptables(Mode):
     bridge_netfilter = True
     ordered = True
     tools = ("iptables-nft-restore", "iptables-legacy-restore")
-    # Services of the largest model of the run: a curve over their number is of one variant.
+    # The number of Services in the largest model of the run. It decides the variant, so that a curve shows only one.
     largest: ClassVar[int] = 0
 
     def _prepare(self, stack: ExitStack) -> None:
-        # Before the first program it is not known how many Services come.
+        # The number of Services is not known before the first `program`.
         self._tool = ""
 
     def choose(self, services: int) -> None:
-        """The variant for this run. The other one's rules are gone: `clear` comes first."""
+        """Choose the variant for this run. Call `clear` first, to remove the rules of the other variant."""
         variant = "legacy" if max(services, self.largest) >= LEGACY_FROM else "nft"
         if variant == "legacy" and self._tool != "iptables-legacy-restore":
             self.notes.append(
@@ -186,7 +188,7 @@ class Nftables(Mode):
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
         old = self.model if self.model.services else None
         text = nftables.render(model, old)
-        # A later sync's work: deleted apart, and not part of the time until the change is in force.
+        # kube-proxy deletes stale chains in a later sync, so this is not part of the time until the change is in force.
         later = nftables.stale_chains(model, old) if old else ""
 
         def write() -> Cost:
@@ -249,7 +251,7 @@ class Ipvs(Mode):
 
 
 def real_backends(count: int) -> tuple[Backend, ...]:
-    """The server pod, by as many addresses as a Service has backends."""
+    """`count` backends, which are addresses of the server pod."""
     return tuple(Backend(address) for address in server_addresses(count))
 
 
@@ -258,7 +260,7 @@ def spare_backend() -> Backend:
 
 
 def timed_update(mode: Mode, model: ServiceModel, place: str, tag: str, limit: float) -> tuple[float, Cost]:
-    """(seconds from the change until the first connection reaches the server `tag`, what the change cost)."""
+    """Change to `model`. Returns (seconds until the first connection reaches the server `tag`, cost of the change)."""
     service = model.at(place)
     change = mode.prepared(model)
     mode.settle()

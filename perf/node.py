@@ -1,7 +1,8 @@
-"""A node to measure on: a network namespace with a bridge and pods, beside the machine's own and beside each other.
+"""Nodes for measurements: network namespaces with a bridge and pods.
 
-All namespaces, mounts and files live in a mount namespace of the run's own: when its last process ends, even by
-SIGKILL, they are gone. Of the machine's own only a child cgroup is used; the next run clears away one that had to stay.
+All namespaces, mounts and files are in a private mount namespace of the run, so they disappear when its last process
+ends, even after SIGKILL. Outside of it there is only a child cgroup. If a killed run leaves it, the next run removes
+it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from perf import tools
 BRIDGE = "cni0"
 GATEWAY = "10.244.1.1"
 CLIENT = "10.244.1.10"
-# The server pod has as many addresses as a Service has backends; the spare one is what an update changes to.
+# The server pod has one address per backend of a Service. The spare address belongs to the pod to which an update
+# changes.
 FIRST_SERVER = 20
 SPARE = "10.244.1.250"
 MOST_BACKENDS = 200
@@ -31,7 +33,7 @@ _FOLDER = "nodenet-bench-"
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of a node. `index` and `mac` are of the node's and of the pod's end of its veth."""
+    """A pod of a node. `index`: ifindex of the node's end of its veth. `mac`: that of the pod's end."""
 
     name: str
     netns: str
@@ -42,15 +44,15 @@ class Pod:
 
 
 def server_addresses(count: int) -> tuple[str, ...]:
-    """The server pod's addresses."""
+    """The addresses of the server pod."""
     return tuple(f"10.244.1.{FIRST_SERVER + number}" for number in range(count))
 
 
 @contextmanager
 def own_mounts() -> Iterator[Path]:
-    """From here on this process sees mounts of its own: /run/netns empty, and a folder with a BPF file system in it.
+    """Move this process to a private mount namespace, with an empty /run/netns and a folder with a BPF file system.
 
-    For good: a process cannot go back. Raises CannotRunError without the right to.
+    This is permanent for the process. Raises CannotRunError without the permission.
     """
     tools.require("ip", "nsenter")
     try:
@@ -70,7 +72,7 @@ def own_mounts() -> Iterator[Path]:
 
 
 def _forget_killed_runs() -> None:
-    """Folders of runs that SIGKILL ended: empty, since their mounts went with them."""
+    """Remove the folders of killed runs. They are empty, because their mounts ended with the processes."""
     for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
         pid = old.name.removeprefix(_FOLDER).partition("-")[0]
         if not Path(f"/proc/{pid}").exists():
@@ -79,7 +81,7 @@ def _forget_killed_runs() -> None:
 
 @contextmanager
 def own_cgroup() -> Iterator[Path]:
-    """A child group for the processes that stand for pods; groups of runs that were killed go first."""
+    """A child cgroup for the processes of pods. Removes cgroups of killed runs first."""
     root = cgroups.mount_point()
     for old in root.glob(f"{CGROUP_PREFIX}*"):
         pid = old.name.removeprefix(CGROUP_PREFIX).partition("-")[0]
@@ -93,13 +95,14 @@ def own_cgroup() -> Iterator[Path]:
 
 
 class Node:
-    """One node: made in `__init__`'s stack, gone when that is closed."""
+    """One node. It exists until the stack passed to `__init__` is closed."""
 
     def __init__(self, stack: ExitStack, name: str, backends: int, bridge_netfilter: bool) -> None:
         self.name = name
         self.netns = _namespace(stack, f"{name}-node")
         run_ip(self.netns, f"link set lo up\nlink add {BRIDGE} up type bridge\naddr add {GATEWAY}/24 dev {BRIDGE}\n")
-        # No redirects: on one bridge the kernel would tell the client a shorter way, at a limited rate.
+        # Send no ICMP redirects: the pods are on one bridge, so the kernel would send the client a shorter route, at a
+        # limited rate.
         settings = {
             "net.ipv4.ip_forward": 1,
             "net.ipv4.conf.all.send_redirects": 0,
@@ -122,18 +125,19 @@ class Node:
         )
         lines = ["link set lo up", "link set eth0 up", *(f"addr add {ip}/24 dev eth0" for ip in ips)]
         run_ip(netns, "\n".join([*lines, f"route add default via {GATEWAY}", ""]))
-        # The side that closes first would fill its table of sockets in TIME_WAIT, and reuse would distort the figures.
+        # Allow no sockets in TIME_WAIT: the side that closes first would collect them, and their reuse would distort
+        # the figures.
         set_sysctls(netns, {"net.ipv4.tcp_max_tw_buckets": 0, "net.ipv6.conf.all.disable_ipv6": 1})
         return Pod(name, netns, ips, ifname, _index(self.netns, ifname), _mac(netns, "eth0"))
 
 
 def run_ip(netns: str, batch: str) -> None:
-    """`ip -batch`. Raises CannotRunError with its words."""
+    """Run `ip -batch`. Raises CannotRunError with its message."""
     tools.run(["ip", "-batch", "-"], batch, netns)
 
 
 def set_sysctls(netns: str, values: dict[str, int]) -> None:
-    """Of that namespace alone. What this kernel does not have is an error."""
+    """Set sysctls of one namespace. An unknown sysctl is an error."""
     lines = [f"echo {value} > /proc/sys/{name.replace('.', '/')}" for name, value in values.items()]
     tools.run(["sh", "-ec", "\n".join(lines)], netns=netns)
 

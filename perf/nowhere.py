@@ -1,4 +1,4 @@
-"""Maps that keep nothing, for figures of user space alone."""
+"""Maps that store nothing, to measure only the user space."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class _NoTable:
 
 
 def nowhere() -> dict[str, Table]:
-    """A table for each map that an engine fills."""
+    """A table for each map that the engine fills."""
     return {name: _NoTable() for name in TABLES}
