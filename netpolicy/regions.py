@@ -101,7 +101,8 @@ class Regions:
         holes = [Prefix.of(network) for network in block.excepts]
         start = bisect_left(self.regions, cidr, key=lambda region: region.prefix)
         found: list[Region] = []
-        for region in self.regions[start:]:
+        for place in range(start, len(self.regions)):
+            region = self.regions[place]
             # Regions are sorted, so all further ones begin after the block.
             if region.prefix.bits > cidr.last:
                 break

@@ -286,6 +286,14 @@ class Resolver:
             self._parts = {ref: parts for ref, parts in self._parts.items() if ref in used}
         return answers
 
+    def imagined(self, demand: Demand, regions: Regions, closed: Collection[PolicyRef]) -> Demand:
+        """What a demand would be with these regions and without the rules of policies in `closed`."""
+        sizes = tuple(
+            0 if ref in closed else self._sized(ref, demand.key.named_ports, regions) if ref in self._blocks else size
+            for ref, size in zip(demand.key.policies, demand.sizes, strict=True)
+        )
+        return Demand(demand.key, sizes, sum(sizes))
+
     def _demand(self, key: DemandKey) -> Demand:
         sizes = tuple(self._size(ref, key.named_ports) for ref in key.policies)
         return Demand(key, sizes, sum(sizes))
@@ -293,22 +301,32 @@ class Resolver:
     def _size(self, ref: PolicyRef, named_ports: tuple[NamedPort, ...]) -> int:
         known = self._sizes.setdefault(ref, {})
         if named_ports not in known:
-            policy = self._policies[ref.namespace][ref.name]
-            known[named_ports] = sum(
-                self._count(policy.namespace, direction, rule, named_ports)
-                for direction in policy.directions
-                for rule in policy.rules(direction)
-            )
+            known[named_ports] = self._sized(ref, named_ports)
         return known[named_ports]
 
-    def _count(self, namespace: str, direction: Direction, rule: Rule, named_ports: tuple[NamedPort, ...]) -> int:
-        """How many pairs `_rule` yields, without making them."""
+    def _sized(self, ref: PolicyRef, named_ports: tuple[NamedPort, ...], regions: Regions | None = None) -> int:
+        policy = self._policies[ref.namespace][ref.name]
+        return sum(
+            self._count(policy.namespace, direction, rule, named_ports, regions)
+            for direction in policy.directions
+            for rule in policy.rules(direction)
+        )
+
+    def _count(
+        self,
+        namespace: str,
+        direction: Direction,
+        rule: Rule,
+        named_ports: tuple[NamedPort, ...],
+        regions: Regions | None = None,
+    ) -> int:
+        """How many pairs `_rule` yields, or would yield with other regions, without making them."""
         if not rule.peers:
             peers = 1
-        elif any(peer.block is not None for peer in rule.peers):
-            peers = len(self._peers(namespace, rule.peers))
         else:
+            blocks = [peer.block for peer in rule.peers if peer.block is not None]
             peers = len(self._selections[namespace, rule.peers].numbers)
+            peers += len({region for block in blocks for region in (regions or self._regions).inside(block)})
         if not rule.ports:
             return peers
         found = 0

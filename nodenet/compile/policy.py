@@ -14,13 +14,14 @@ from typing import Any
 
 from netpolicy.holders import holders
 from netpolicy.regions import Blocks, Prefix, Region, Regions, partition
-from netpolicy.resolve import EntryKey, ResolvedPolicy, Resolver
+from netpolicy.resolve import Demand, EntryKey, ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
+from nodenet.compile.cuts import Cut, Named
 from nodenet.compile.ids import IdentityKey, Ids
-from nodenet.compile.shares import DEFAULT_ROOM, LeftOut, Room, share_entries, share_prefixes
+from nodenet.compile.shares import DEFAULT_ROOM, Closed, LeftOut, Room, share_entries
 from nodenet.evolved import changed_keys, evolve
 from nodenet.model import Direction, IPNetwork, Labels, ObjectRef, Pod, Protocol
 
@@ -131,6 +132,8 @@ class _Known:
         # The blocks of all policies, and the policies that are left out because there are too many blocks.
         self._blocks = Blocks()
         self._left_out_blocks: tuple[LeftOut, ...] = ()
+        # Fewer prefixes are in force than there is room for (nodenet.compile.cuts).
+        self._is_tight = False
         self._regions = Regions()
         self._resolver = Resolver()
         # By subject identity; subjects with the same policies share one object.
@@ -159,14 +162,10 @@ class _Known:
         # A named port in a rule with ipBlocks depends on the pods at these addresses: their regions may change.
         moved = pods is not self._pods and self._blocks.names_ports
         self._pods, self._namespaces, self._local = pods, namespaces, local
-        closed = {one.policy for one in self._left_out_blocks}
-        regions = self._cut() if cut or moved else None
-        after = {one.policy for one in self._left_out_blocks}
-        self._resolver.change_policies(
-            {ref: self._opened(ref, after) for ref in dict.fromkeys((*changes.policies, *sorted(closed ^ after)))}
-        )
-        if regions is not None:
-            self._change_regions(regions, changes)
+        if cut or moved or self._is_tight:
+            self._enforce(self._named().cut(self.room.prefixes), changes)
+        else:
+            self._resolver.change_policies({ref: self._opened(ref) for ref in changes.policies})
         left_out = self._change_subjects(changes)
         self._finish(changes, (*self._left_out_blocks, *left_out), first)
 
@@ -212,25 +211,35 @@ class _Known:
         self.policies = policies
         return cut
 
-    def _cut(self) -> Regions:
-        """The regions of the blocks of all policies that fit into nn_cidr. Also updates `_left_out_blocks`."""
-        blocks, left_out = self._blocks, tuple[LeftOut, ...]()
-        addresses = _addresses(self._pods, self._label_sets) if blocks.names_ports else []
-        hosts = blocks.hosts(addresses) if addresses else {}
-        if len(blocks.cuts | hosts.keys()) > self.room.prefixes:
-            left_out = share_prefixes(self.policies.values(), addresses, self.room)
-            closed, blocks = {one.policy for one in left_out}, Blocks()
-            for policy in self.policies.values():
-                if policy.ref not in closed:
-                    blocks.change(None, policy)
-            hosts = blocks.hosts(addresses) if addresses else {}
-        self._left_out_blocks = left_out
-        return Regions(partition(blocks.cuts | hosts.keys()), hosts)
+    def _named(self) -> Named:
+        addresses = _addresses(self._pods, self._label_sets) if self._blocks.names_ports else []
+        return Named(self.policies, self._blocks, addresses)
 
-    def _opened(self, ref: PolicyRef, closed: Collection[PolicyRef]) -> NetworkPolicy | None:
-        """A policy as it is enforced: without rules if it is in `closed`."""
+    def _enforce(self, cut: Cut, changes: _Changes) -> None:
+        before = {one.policy for one in self._left_out_blocks}
+        self._left_out_blocks = cut.left_out
+        other = before ^ {one.policy for one in cut.left_out}
+        self._resolver.change_policies({ref: self._opened(ref) for ref in sorted(changes.policies | other)})
+        self._change_regions(cut.regions, changes)
+
+    def _opened(self, ref: PolicyRef) -> NetworkPolicy | None:
+        """A policy as it is enforced: without rules if its blocks do not fit."""
         policy = self.policies.get(ObjectRef(*ref))
-        return replace(policy, ingress=(), egress=()) if policy is not None and ref in closed else policy
+        if policy is None or all(ref != one.policy for one in self._left_out_blocks):
+            return policy
+        return replace(policy, ingress=(), egress=())
+
+    def _share(self, subjects: list[LabelSet], changes: _Changes) -> tuple[list[Demand], Closed, tuple[LeftOut, ...]]:
+        """What the subjects need, and what of it is left out."""
+        demands = self._resolver.demands(subjects)
+        closed, left_out = share_entries(demands, self.room)
+        tighter = self._named().tighter(self._resolver, demands, closed, self.room) if closed else None
+        self._is_tight = tighter is not None
+        if tighter is not None:
+            self._enforce(tighter, changes)
+            demands = self._resolver.demands(subjects)
+            closed, left_out = share_entries(demands, self.room)
+        return demands, closed, left_out
 
     def _change_regions(self, found: Regions, changes: _Changes) -> None:
         before, after = self._regions.numbers, {region: self._ids.regions.number(region) for region in found.regions}
@@ -252,8 +261,7 @@ class _Known:
         """Update the entries of the subjects whose policies changed. Returns the policies that are left out."""
         labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
         subjects = sorted(labels)
-        demands = self._resolver.demands([labels[n] for n in subjects])
-        closed, left_out = share_entries(demands, self.room)
+        demands, closed, left_out = self._share([labels[n] for n in subjects], changes)
         resolved = dict(zip(subjects, self._resolver.resolve(demands, closed), strict=True))
         values: dict[RuleRef, U32] = {}
         for subject in dict.fromkeys((*subjects, *self._resolved)):

@@ -108,10 +108,11 @@ def share_entries(demands: Sequence[Demand], room: Room) -> tuple[Closed, tuple[
 
 
 def share_prefixes(
-    policies: Iterable[NetworkPolicy], addresses: Collection[tuple[IPAddress, LabelSet]], room: Room
+    policies: Iterable[NetworkPolicy], addresses: Collection[tuple[IPAddress, LabelSet]], room: int
 ) -> tuple[LeftOut, ...]:
-    """Select the policies that are left out because of their ipBlocks. `policies`: all policies. `addresses`: those of
-    pods; an egress rule with an ipBlock and a named port needs a prefix for each pod."""
+    """Select the policies that are left out because of their ipBlocks. `policies`: all policies. `room`: how many
+    prefixes fit. `addresses`: those of pods; an egress rule with an ipBlock and a named port needs a
+    prefix for each pod."""
     spaces: dict[str, list[NetworkPolicy]] = defaultdict(list)
     for policy in policies:
         spaces[policy.namespace].append(policy)
@@ -122,7 +123,7 @@ def share_prefixes(
             blocks.change(None, policy)
         return {*blocks.cuts, *(blocks.hosts(addresses) if blocks.names_ports else ())}
 
-    level = fair_level((len(prefixes(found)) for found in spaces.values()), room.prefixes)
+    level = fair_level((len(prefixes(found)) for found in spaces.values()), room)
     return tuple(one for _, found in sorted(spaces.items()) for one in _largest_blocks(found, prefixes, level))
 
 

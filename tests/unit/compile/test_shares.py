@@ -102,14 +102,14 @@ def _blocks(namespace: str, name: str, *cidrs: str, ports: Iterable[int] = ()) -
 
 def test_a_namespace_with_too_many_blocks_loses_its_largest_policies() -> None:
     evil = [_blocks("evil", f"p{n}", *(f"10.{n}.{m}.0/24" for m in range(n + 1))) for n in range(8)]
-    left_out = share_prefixes([*evil, _blocks("good", "p", *(f"11.0.{n}.0/24" for n in range(5)))], (), Room(10, 20))
+    left_out = share_prefixes([*evil, _blocks("good", "p", *(f"11.0.{n}.0/24" for n in range(5)))], (), 20)
     assert [one.policy.name for one in left_out] == ["p5", "p6", "p7"]
     assert {one.policy.namespace for one in left_out} == {"evil"}
 
 
 def test_blocks_that_policies_share_count_once() -> None:
     same = [_blocks("x", f"p{n}", "10.0.0.0/8", "11.0.0.0/8") for n in range(9)]
-    assert share_prefixes([*same, _blocks("y", "p", "10.0.0.0/8")], (), Room(10, 4)) == ()
+    assert share_prefixes([*same, _blocks("y", "p", "10.0.0.0/8")], (), 4) == ()
 
 
 def _compile(room: Room, *objects: Any) -> tuple[Any, Names]:
@@ -160,6 +160,12 @@ CHANGES = st.one_of(
     st.builds(
         _selecting, st.sampled_from("xy"), st.sampled_from("pq"), st.integers(1, 6), st.integers(1, 3), st.booleans()
     ),
+    # Every prefix of the others is an entry of it.
+    st.builds(
+        lambda space, ports: _blocks(space, "wide", "0.0.0.0/0", ports=range(80, 80 + ports)),
+        st.sampled_from("xy"),
+        st.integers(1, 3),
+    ),
     # A further label set is a further peer of policies that select by label.
     st.builds(
         lambda n, app: replace(_pod("z", 100 + n), labels={"app": app}), st.integers(1, 6), st.sampled_from("abcdef")
@@ -187,3 +193,25 @@ def test_what_is_left_out_does_not_depend_on_the_past(steps: list[list[Any]], ro
         assert found.names.left_out == names.left_out
         assert len(expected.tables["nn_policy"]) <= room.entries
         assert len(expected.tables["nn_cidr"]) <= room.prefixes
+
+
+def test_prefixes_of_one_namespace_do_not_make_rules_of_another_too_large() -> None:
+    """Each prefix inside a block is an entry of the block's rule, whoever named it."""
+    good, evil = _pod("good", 1), _pod("evil", 2)
+    wide = _blocks("good", "wide", "0.0.0.0/0", ports=(80, 81))
+    cuts = _blocks("evil", "cuts", *(f"10.{n}.0.0/16" for n in range(200)), ports=(80,))
+    tables, names = _compile(Room(300, 1000), good, evil, wide, cuts)
+    assert [one.policy.name for one in names.left_out] == ["cuts"]
+    subjects = {labels.namespace: number for number, labels in names.identities.items()}
+    assert {key.subject for key in tables["nn_policy"]} == {subjects["good"]}
+    assert len(tables["nn_cidr"]) == 1
+
+
+def test_who_asks_for_too_much_itself_costs_others_no_prefix() -> None:
+    good, evil = _pod("good", 1), _pod("evil", 2)
+    many = _blocks("good", "many", *(f"11.{n}.0.0/16" for n in range(50)), ports=(80,))
+    large = _blocks("evil", "large", "10.0.0.0/8", ports=range(80, 580))
+    tables, names = _compile(Room(300, 1000), good, evil, many, large)
+    assert [one.policy.name for one in names.left_out] == ["large"]
+    assert len(tables["nn_policy"]) == 50
+    assert len(tables["nn_cidr"]) == 51
