@@ -1,4 +1,5 @@
-"""Plots of a report as inline SVG, by matplotlib. Imported for --html and for the documentation's figures alone."""
+"""Plots of a report as inline SVG, made with matplotlib. Imported only for --html and for the documentation's
+figures."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ Row = dict[str, Any]
 
 
 class Style(NamedTuple):
-    """How a mode is drawn everywhere: told apart by colour, by marker and by dashes."""
+    """The style of a mode in all plots: colour, marker and dashes."""
 
     colour: str
     marker: str
     dashes: str | tuple[int, tuple[float, ...]]
 
 
-# Okabe and Ito's colours: colour-blind readers tell them apart; on grey paper markers and dashes do.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. Markers and dashes help in black and white.
 STYLE = {
     "direct": Style("#555555", "o", "-"),
     "ebpf": Style("#0072B2", "s", "-"),
@@ -50,12 +51,12 @@ _SETTINGS: dict[str, Any] = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.8,
 }
-# More bars than this have their figures upright.
+# With more bars than this, their numbers are written vertically.
 _BARS = 12
 
 
 class Plot(NamedTuple):
-    """One figure: a name for a file, what stands above it, and how to draw it."""
+    """One plot: a file name, the texts above it, and the function that draws it."""
 
     name: str
     title: str
@@ -64,7 +65,7 @@ class Plot(NamedTuple):
 
 
 def of(report: dict[str, Any]) -> list[Plot]:
-    """Every plot that the report has rows for."""
+    """All plots for which the report has rows."""
     rows = report["results"]
     return list(_counted(rows) if counted.is_counted(report) else [*_latency(rows), *_rest(rows), *_cni(rows)])
 
@@ -145,7 +146,7 @@ def _cni(rows: Sequence[Row]) -> Iterable[Plot]:
 
 
 def colour(mode: str) -> str:
-    """Of a mode, or of a way to start a pod; "" for what has none."""
+    """The colour of a mode or of a CNI plugin; "" if it has none."""
     return STYLE[mode].colour if mode in STYLE else cni_plots.COLOURS.get(mode, "")
 
 
@@ -154,7 +155,7 @@ def _rows(rows: Iterable[Row], workload: str, metric: str) -> list[Row]:
 
 
 def against_services(rows: Sequence[Row], label: str, log: bool) -> str:
-    """One line per mode over the number of Services, with each point's interval."""
+    """One line per mode over the number of Services, with the interval of each point."""
 
     def draw(axes: Axes) -> None:
         for mode in _modes(rows):
@@ -180,7 +181,8 @@ def against_services(rows: Sequence[Row], label: str, log: bool) -> str:
 
 
 def distribution(rows: Sequence[Row]) -> str:
-    """How many connections took longer than so much: the tail is drawn as large as the middle."""
+    """The share of connections that took longer than a time, on logarithmic axes, so that the tail is as visible as the
+    middle."""
 
     def draw(axes: Axes) -> None:
         for mode in _modes(rows):
@@ -202,14 +204,14 @@ def distribution(rows: Sequence[Row]) -> str:
 
 
 def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most 400 points of "so many took at least so long": every one of the slowest, the rest thinned evenly."""
+    """At most 400 points of that curve: all of the slowest connections, and an even selection of the others."""
     count = len(ordered)
     places = sorted({*range(max(0, count - 100), count), *range(0, count, max(1, count // 300))})
     return [ordered[place] for place in places], [(count - place) / count for place in places]
 
 
 def ratios(rows: Sequence[Row]) -> str:
-    """Ratio to direct with its interval, a group of bars per number of Services; 1 is the limit."""
+    """The ratio to `direct` with its interval, with one group of bars per number of Services. 1 is the limit."""
 
     def draw(axes: Axes) -> None:
         sizes, modes = sorted({row["services"] for row in rows}), _modes(rows)
@@ -255,7 +257,7 @@ def ratios(rows: Sequence[Row]) -> str:
 
 
 def _errors(rows: Sequence[Row]) -> tuple[list[float], list[float], list[float]]:
-    """Each row's middle, and how far its interval reaches below and above."""
+    """The middle of each row, and the distances to both ends of its interval."""
     middles = [stats.percentile(row["blocks"], 50) for row in rows]
     low = [max(0.0, middle - row["interval"][0]) for middle, row in zip(middles, rows, strict=True)]
     high = [max(0.0, row["interval"][1] - middle) for middle, row in zip(middles, rows, strict=True)]
@@ -263,7 +265,7 @@ def _errors(rows: Sequence[Row]) -> tuple[list[float], list[float], list[float]]
 
 
 def _modes(rows: Sequence[Row]) -> list[str]:
-    """In the order of the table of styles, so that a colour stands in the same place in every legend."""
+    """The modes of the rows in the order of STYLE, so that the order is the same in all legends."""
     there = dict.fromkeys(row["mode"] for row in rows)
     return [mode for mode in STYLE if mode in there] + [mode for mode in there if mode not in STYLE]
 
@@ -277,7 +279,7 @@ def _services_axis(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def _log_ticks(axes: Axes) -> None:
-    """A labelled tick at every power of ten; where fewer than three would show, at 2 and 5 as well."""
+    """Set labelled ticks at the powers of ten, and also at 2 and 5 if there would be fewer than three."""
     low, high = axes.get_ylim()
     subs = (1.0,) if high / low > 500 else (1.0, 2.0, 5.0)
     axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
@@ -290,7 +292,7 @@ def _figure(value: float, _: object) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], title: str) -> str:
-    """An <svg> element that scales with its place; ids are the figure's own."""
+    """An <svg> element that scales with its container. Its ids are unique to the figure."""
     settings: Any = {**_SETTINGS, "svg.hashsalt": title}
     with mpl.rc_context(settings):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained", facecolor="white")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Puts reports into docs/bench.md: the text between its two marks, and the plots under docs/img.
+"""Writes reports to docs/bench.md (the text between its two marks) and plots to docs/img.
 
     python -m perf.publish FULL.json [--again AGAIN.json] [--counted VM.json] [--cni CNI.json]
                            [--memory MEMORY.json] [--docs docs]
 
-What stands outside the marks is written by hand and stays.
+The text outside the marks is written by hand and is not changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perf.results import find
 
 Report = dict[str, Any]
 
-# Plots that stand in sections of their own.
+# Plots that have their own sections.
 _APART = ("instructions", "cni")
 
 BEGIN, END = "<!-- figures: written by perf/publish.py -->", "<!-- end of figures -->"
@@ -60,13 +60,13 @@ def _read(path: Path) -> Report:
 
 
 def draw(reports: Iterable[Report], folder: Path) -> dict[str, str]:
-    """Every plot as a file of its own. Name -> title."""
+    """Write every plot to its own file. Returns name -> title."""
     folder.mkdir(exist_ok=True)
     found = {}
     for one in reports:
         for plot in plots.of(one):
             if plot.name in found:
-                continue  # of the full run: the second one is smaller
+                continue  # keep the plot of the full run; the second run is smaller
             (folder / f"{plot.name}.svg").write_text(plot.draw())
             found[plot.name] = f"{plot.title} ({plot.words})"
     return found
@@ -80,7 +80,7 @@ def text(
     cni: Report | None = None,
     memory: Report | None = None,
 ) -> str:
-    """Everything between the marks."""
+    """The complete text between the marks."""
     parts = [f"## In short\n\n{markdown(in_short(full))}"]
     parts += [f"![{title}]({IMAGES}/{name}.svg)" for name, title in images.items() if not name.startswith(_APART)]
     parts.append(f"## The run\n\n```\n{report.text(full)}```")
@@ -103,7 +103,7 @@ def _again(full: Report, again: Report) -> str:
 
 
 def in_short(full: Report) -> list[list[str]]:
-    """One line per question, one column per mode."""
+    """The summary table, with one line per question and one column per mode."""
     rows = full["results"]
     modes = [mode for mode in plots.STYLE if mode != "direct" and find(rows, mode=mode)]
     sizes = sorted({row["services"] for row in rows if row["workload"] in ("crr", "program", "update")})

@@ -1,4 +1,4 @@
-"""A report for the terminal: tables of text from what the JSON file holds. Pure."""
+"""A report for the terminal, as text tables made from the JSON data. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def text(report: Report) -> str:
-    """Every table, the slopes, the noise, what was left out."""
+    """The complete report: tables, slopes, noise, and what was left out."""
     if counted.is_counted(report):
         parts = ["\n".join(counted.heading(report["meta"])), "\n".join(wrap(counted.EXPLANATION, 110))]
     else:
@@ -27,7 +27,7 @@ def text(report: Report) -> str:
 
 
 def heading(meta: dict[str, Any]) -> str:
-    """Where and how, in three lines."""
+    """Three lines about the machine and the run."""
     pinned = "not pinned" if meta["pinned_cpu"] is None else f"client and server on CPU {meta['pinned_cpu']}"
     tools = ", ".join(f"{mode}: {version}" for mode, version in meta["tools"].items())
     how = f"{backends(meta)}, {how_often(meta)}, {pinned}; " if meta.get("epochs", 1) else ""
@@ -38,20 +38,20 @@ def heading(meta: dict[str, Any]) -> str:
 
 
 def backends(meta: dict[str, Any]) -> str:
-    """How many each Service has, in words."""
+    """The number of backends per Service, as text."""
     count = meta["backends_per_service"]
     return f"{count} backend{'s' if count > 1 else ''} per Service"
 
 
 def how_often(meta: dict[str, Any]) -> str:
-    """Epochs, rounds and samples in words."""
+    """Epochs, rounds and samples, as text."""
     rounds = f"{meta['rounds']} interleaved rounds of {meta['samples_per_block']} samples"
     epochs = meta.get("epochs", 1)
     return rounds if epochs == 1 else f"{epochs} epochs of {rounds}"
 
 
 def remarks(report: Report) -> list[str]:
-    """The machine's noise, what was left out, and what a reader must know."""
+    """Remarks about the machine's noise, what was left out, and other things that readers must know."""
     if counted.is_counted(report):
         return counted.remarks(report)
     meta = report["meta"]
@@ -95,7 +95,7 @@ def _noise(report: Report) -> list[str]:
 
 
 def _switches(rows: Sequence[Row]) -> list[str]:
-    """Whether client and server took turns alike in all modes."""
+    """Remarks about context switches, which must be alike in all modes for a fair comparison."""
     counts = [row["switches"] for row in rows if row["workload"] == "crr" and row.get("switches")]
     if not counts:
         return []
@@ -114,7 +114,8 @@ def _skipped(entry: dict[str, Any]) -> str:
 
 
 def align(table: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width: the first to the left, numbers to the right. Columns without any figure are left out."""
+    """Lines with aligned columns: the first to the left, numbers to the right. Columns without any figure are left
+    out."""
     used = [column for column in range(len(table[0])) if any(row[column] for row in table[1:])]
     table = [[row[column] for column in used] for row in table]
     widths = [max(len(row[column]) for row in table) for column in range(len(used))]

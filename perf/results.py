@@ -1,4 +1,4 @@
-"""What was measured, in the shape that the JSON file has. Pure."""
+"""The measured results, in the structure of the JSON file. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from perf import stats
 
-# Values of single samples are kept to this many digits: below the clock's own resolution.
+# Single samples are stored with this many digits, which is below the clock's resolution.
 _DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One figure. `blocks` are the medians of the blocks, in the order in which they ran; without blocks each sample is
-    one. `baseline` are direct's figures of the same rounds, `pod` those of pod to pod on the same node. `parts`: how
-    many of the blocks were measured in each epoch, on a set-up of its own; () when all are of one."""
+    """One figure. `blocks`: medians of the blocks in the order of their runs; without blocks each sample counts as one.
+    `baseline`: figures of `direct` in the same rounds. `pod`: figures of pod to pod on the same node. `parts`: the
+    number of blocks of each epoch, which has its own set-up; () if all are of one epoch."""
 
     mode: str
     workload: str
@@ -37,18 +37,19 @@ class Result:
         return self.mode, self.workload, self.services, self.metric
 
     def ratios(self) -> list[float]:
-        """To direct, round by round: what the machine did in that moment met both."""
+        """The ratios to `direct` of each round. In one round the state of the machine affects both equally."""
         return _ratios(self.blocks or self.samples, self.baseline)
 
     def by_epoch(self, values: Sequence[float]) -> list[Sequence[float]]:
-        """Values that are as many as the blocks, or a multiple of them, by the epoch in which they were measured."""
+        """Group values by the epoch in which they were measured. Their number is a multiple of the number of blocks."""
         parts = self.parts or (len(self.blocks or self.samples),)
         each = len(values) // sum(parts)
         ends = list(accumulate(part * each for part in parts))
         return [values[end - part * each : end] for end, part in zip(ends, parts, strict=True)]
 
     def as_json(self) -> dict[str, Any]:
-        """Keys of interface.md, and beside them: blocks, interval, spread, ratio_interval, ratio_to_pod, epochs."""
+        """The documented keys (interface.md), and also: blocks, interval, spread, ratio_interval, ratio_to_pod,
+        epochs."""
         blocks, ratios = self.blocks or self.samples, self.ratios()
         epochs = self.by_epoch(self.samples)
         found: dict[str, Any] = {
@@ -78,7 +79,7 @@ class Result:
 
 
 def merge(epochs: Iterable[Iterable[Result]]) -> list[Result]:
-    """The same figures of several epochs as one each, in the order in which they first came."""
+    """Combine equal figures of several epochs into one each, in the order of their first occurrence."""
     found: dict[tuple[str, str, int, str], Result] = {}
     for epoch in epochs:
         for row in epoch:
@@ -101,7 +102,7 @@ def _joined(old: Result, new: Result) -> Result:
 
 
 def _sum(old: Any, new: Any) -> Any:
-    """Counts add up over epochs; what is no count is the same in all."""
+    """Add counts over epochs. Other values are the same in all epochs."""
     return [first + second for first, second in zip(old, new, strict=True)] if isinstance(new, list) else new
 
 
@@ -114,13 +115,13 @@ def _short(value: float) -> float:
 
 
 def find(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any] | None:
-    """The first row whose keys are so."""
+    """The first row with these values, or None."""
     return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
 
 
 def slopes(found: Sequence[Result]) -> list[dict[str, Any]]:
-    """Microseconds per 1,000 Services of every mode, over what direct took in the same rounds: least squares through
-    the medians of each epoch; the median of the epochs' slopes, and their interval."""
+    """Growth of each mode in microseconds per 1,000 Services, relative to `direct` in the same rounds. Each epoch gives
+    a slope (least squares through its medians); the result is the median of these slopes and their interval."""
     groups: dict[tuple[str, str], list[tuple[float, list[float]]]] = {}
     for row in found:
         if row.metric == "latency" and row.mode != "direct" and row.baseline and row.services:

@@ -1,4 +1,4 @@
-"""A run from its settings to its report: the nodes are made, everything is measured, everything is removed."""
+"""A complete run from settings to report: makes the nodes, measures everything, and removes everything."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ MODES: dict[str, type[Mode]] = {
 WORKLOADS = (*LATENCY, "stream", "program", "update", "policy", "flows", "memory", "cni")
 MOST_SERVICES = 50_000
 POLICY_RULES = (0, 100, 1000)
-# Pieces of arithmetic in each epoch, and seconds in which the kernel takes apart what the last epoch had made.
+# Number of noise computations per epoch, and seconds for the kernel to remove the objects of the previous epoch.
 _SPINS = 60
 _SETTLE = 0.2
-# Where a workload that another module brings is found: a function run(progress) that returns rows.
+# The module of the workload `cni`. It has a function run(progress) that returns rows.
 CNI_MODULE = "perf.cni"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked for. `cpu`: where client and server run; None: not pinned. `limit`: seconds that a mode may take
-    to program N Services, and for one change of an endpoint: what takes longer is left out, with that reason."""
+    """The settings of a run. `cpu`: the CPU of client and server; None: not pinned. `limit`: seconds that a mode may
+    take to program N Services, and for one change of an endpoint. What takes longer is left out of the report, with the
+    reason."""
 
     modes: tuple[str, ...] = ("direct", "ebpf", "ebpf-packet", "iptables", "nftables")
     services: tuple[int, ...] = (1, 1000)
@@ -57,7 +58,7 @@ class Settings:
     cache: Path = Path("/var/cache/nodenet")
 
     def check(self) -> None:
-        """Raises BadInputError that tells every wrong setting at once."""
+        """Raises BadInputError that lists all wrong settings."""
         problems = [f"--modes: {name}: unknown (known: {', '.join(MODES)})" for name in self.modes if name not in MODES]
         problems += [
             f"--workloads: {name}: unknown (known: {', '.join(WORKLOADS)})"
@@ -83,9 +84,9 @@ class Settings:
 
 
 def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
-    """The whole report, as the JSON file has it. The calling process keeps mounts of its own afterwards.
+    """Run everything. Returns the report as in the JSON file. The calling process stays in a private mount namespace.
 
-    Raises CannotRunError without root, and when a mode that was asked for alone cannot run here.
+    Raises CannotRunError without root, or if only one mode was requested and it cannot run here.
     """
     settings.check()
     if os.geteuid() != 0:
@@ -112,8 +113,8 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
         for number in range(settings.sizes.epochs):
             Iptables.largest = max(settings.services)
             Ebpf.surroundings = (folder, cgroup / f"epoch{number}", settings.cache, _entries(settings))
-            told = _prefixed(progress, f"epoch {number + 1} of {settings.sizes.epochs}: ")
-            epochs.append(_epoch(settings, classes, executable, left_out, told, notes, first=not number))
+            report_progress = _prefixed(progress, f"epoch {number + 1} of {settings.sizes.epochs}: ")
+            epochs.append(_epoch(settings, classes, executable, left_out, report_progress, notes, first=not number))
     found = results.merge(epochs)
     if "cni" in settings.workloads:
         found += _cni(left_out, progress)
@@ -141,7 +142,7 @@ def _epoch(
     notes: dict[str, Any],
     first: bool,
 ) -> list[results.Result]:
-    """Everything once, on nodes, pods, servers, programs and rules that are made for it and removed after it."""
+    """Measure everything once, on nodes, pods, servers, programs and rules that exist only for this epoch."""
     folder, cgroup, *_ = Ebpf.surroundings
     with ExitStack() as stack:
         cgroups.make(cgroup)
@@ -149,7 +150,7 @@ def _epoch(
         stack.callback(_unpin, folder / "bpf")
         maker = LoadMaker(executable)
         bench = _prepare(stack, settings, classes, maker, left_out, progress)
-        # The first thing at the end: a namespace and a cgroup are free only without processes.
+        # Entered last, so that it is closed first: namespaces and cgroups can only be removed without processes.
         stack.enter_context(maker)
         time.sleep(_SETTLE)
         notes["spins"] += maker.spin(bench.direct.client, _SPINS)
@@ -162,14 +163,16 @@ def _epoch(
 
 
 def _unpin(bpffs: Path) -> None:
-    """The next epoch loads programs and maps of its own. (Every BPF file system has two files of the kernel's.)"""
+    """Unpin all programs and maps, because the next epoch loads its own. (Each BPF file system also has two files of
+    the kernel.)"""
     for path in bpffs.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
 
 
 def _possible(names: Sequence[str]) -> tuple[list[type[Mode]], list[dict[str, Any]]]:
-    """The modes that this machine can run. One asked for alone that it cannot is an error, others are told."""
+    """The modes that this machine can run, and the others with the reason. If the only requested mode cannot run, its
+    CannotRunError is raised."""
     classes, skipped = [], []
     asked = [name for name in dict.fromkeys(names) if name != "direct"]
     for name in asked:
@@ -219,7 +222,7 @@ def _measure(bench: Bench, settings: Settings, stack: ExitStack, first: bool) ->
 
 
 def _apart(bench: Bench, settings: Settings, wanted: set[str], stack: ExitStack) -> None:
-    """Workloads that do not grow with the number of Services."""
+    """Run the workloads that do not depend on the number of Services."""
     if "policy" in wanted:
         workloads.policy(bench, POLICY_RULES)
     if "flows" in wanted:
@@ -229,7 +232,7 @@ def _apart(bench: Bench, settings: Settings, wanted: set[str], stack: ExitStack)
 
 
 def _cni(left_out: LeftOut, progress: Callable[[str], None]) -> list[results.Result]:
-    """The CNI executable's own benchmark, where this build has it."""
+    """Run the benchmark of the CNI executable, if this build has it."""
     if find_spec(CNI_MODULE) is None:
         left_out.add("cni", "cni", 0, "this build has no benchmark of the CNI executable")
         return []
@@ -242,7 +245,8 @@ def _cni(left_out: LeftOut, progress: Callable[[str], None]) -> list[results.Res
 
 
 def _entries(settings: Settings) -> int:
-    """Room in the Service maps for the largest model: an address, a master and one slot per backend, a third free."""
+    """The size of the Service maps for the largest model: per Service an address, a master entry and one slot per
+    backend, and a third of the map free."""
     needed = max(settings.services) * (settings.backends + 2) * (2 if "udp" in settings.workloads else 1)
     size = 65536
     while size < needed * 4 // 3:
@@ -251,7 +255,7 @@ def _entries(settings: Settings) -> int:
 
 
 def _stay_away(stack: ExitStack, cpu: int | None) -> None:
-    """This process and the tools that it starts leave the measured CPU alone, where there is another."""
+    """Keep this process and its tools off the measured CPU, if there is another one."""
     allowed = os.sched_getaffinity(0)
     if cpu is not None and len(allowed) > 1:
         os.sched_setaffinity(0, allowed - {cpu})

@@ -1,4 +1,4 @@
-"""ONE model of the cluster's Services, which every mode renders into the kernel in its own way. Pure."""
+"""The model of the cluster's Services. All modes program the same model, each in its own way. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 NAMESPACE = "bench"
 SERVICE_PORT = 80
-# Where the stand-in server listens.
+# The port of the test server.
 TARGET_PORT = 9000
-# Service addresses count up from here, one each; the kind of network a cluster reserves (10.96.0.0/12).
+# The first Service address; each Service gets the next one. A cluster reserves such a network (10.96.0.0/12).
 FIRST_CLUSTER_IP = int(IPv4Address("10.96.0.10"))
-# Backends that nobody calls: addresses of pods on other nodes.
+# The first address of backends without traffic, which represent pods on other nodes.
 FIRST_FILLER_IP = int(IPv4Address("10.128.0.1"))
-# Every pod's address lies in here; what kube-proxy is told as clusterCIDR.
+# The network of all pod addresses, kube-proxy's clusterCIDR.
 CLUSTER_CIDR = "10.128.0.0/9"
 SERVICE_CIDR = "10.96.0.0/12"
 
 
 class Backend(NamedTuple):
-    """Where a Service's connection may end."""
+    """One backend of a Service."""
 
     address: str
     port: int = TARGET_PORT
@@ -43,15 +43,15 @@ class Service:
 
     @property
     def full_name(self) -> str:
-        """As kube-proxy prints a ServicePortName."""
+        """The ServicePortName in kube-proxy's format."""
         return f"{self.namespace}/{self.name}:{self.port_name}"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceModel:
-    """Services in the order in which a mode that walks a list (KUBE-SERVICES) has them.
+    """Services in the order in which modes with a list of rules (KUBE-SERVICES) program them.
 
-    `places`: name of a place in that order ("first", "middle", "last") -> index of the measured Service.
+    `places`: name of a position in that order ("first", "middle", "last") -> index of the measured Service.
     """
 
     services: tuple[Service, ...] = ()
@@ -59,11 +59,11 @@ class ServiceModel:
 
     @property
     def size(self) -> int:
-        """How many Services, a Service with a TCP and a UDP port counted once."""
+        """The number of Services. A Service with a TCP and a UDP port counts once."""
         return len({service.cluster_ip for service in self.services})
 
     def at(self, place: str, protocol: str = "tcp") -> Service:
-        """The measured Service at a place. KeyError when the model has none there."""
+        """The measured Service at a position. Raises KeyError if there is none."""
         found = self.services[dict(self.places)[place]]
         if protocol == found.protocol:
             return found
@@ -77,10 +77,10 @@ class ServiceModel:
 
 
 def build(count: int, per_service: int, real: tuple[Backend, ...], udp: bool = False) -> ServiceModel:
-    """`count` Services with `per_service` backends each; the measured ones lead to `real` (as many of them).
+    """`count` Services with `per_service` backends each. The measured ones have the `real` backends.
 
-    The measured ones are the first, the middle and the last: in a list that is walked, the place decides the cost, and
-    kube-proxy's order is random. `udp` gives them a UDP port of the same number too.
+    The measured ones are the first, the middle and the last one: in a list of rules the position decides the cost, and
+    kube-proxy's order is random. `udp` also gives them a UDP port of the same number.
     """
     if count < 1 or per_service < 1 or len(real) < per_service:
         raise ValueError(f"{count} Services of {per_service} backends, with {len(real)} real ones")

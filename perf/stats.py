@@ -1,4 +1,4 @@
-"""Medians with their uncertainty. Pure; the bootstrap draws from a seeded generator, so that a report repeats."""
+"""Medians and their uncertainty. Pure. The bootstrap uses a seeded generator, so that its results are reproducible."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RESAMPLES = 1000
-# A ratio's interval wider than this, or a repeat of direct that wavers by more, supports no statement.
+# If the interval of a ratio is wider than this, or repeats of `direct` vary by more, no conclusion is possible.
 WIDEST = 0.05
-# What an interval is to hold: the true median, in this many of all cases.
+# The probability with which an interval must contain the true median.
 CONFIDENCE = 0.95
 
 
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """By linear interpolation between the closest ranks. Raises ValueError without samples."""
+    """A percentile, by linear interpolation between the closest ranks. Raises ValueError without samples."""
     if not samples:
         raise ValueError("no samples")
     ordered = sorted(samples)
@@ -41,7 +41,7 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """Where the median of such values lies in 95 of 100 repetitions; the values are blocks, not single packets."""
+    """A 95 % interval of the median, by the bootstrap. The values must be blocks, not single packets."""
     if len(values) < 2:
         return Interval(values[0], values[0])
     draw = random.Random(7)
@@ -50,18 +50,18 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 class Spread(NamedTuple):
-    """An interval, and how sure it is that it holds the true median (0 to 1)."""
+    """An interval, and the probability (0 to 1) that it contains the true median."""
 
     interval: Interval
     confidence: float
 
 
 def order_interval(values: Sequence[float]) -> Spread:
-    """The interval of a median by order statistics, free of any assumption on how the values are distributed.
+    """The interval of a median by order statistics. It needs no assumption about the distribution of the values.
 
-    The true median is below all of k independent values, or above all, with the probability 2 * 0.5 ** k: from the
-    lowest to the highest of six is an interval of 97 %. With nine and more, outer ones are left out as far as 95 %
-    remain. With five and fewer the level is below 95 %, and is told.
+    The true median is below or above all of k independent values with the probability 2 * 0.5 ** k. So the lowest and
+    the highest of six values are an interval of 97 %. With nine or more values, outer ones are left out as long as 95 %
+    remain. With five or fewer the probability is below 95 %; it is part of the result.
     """
     ordered, count = sorted(values), len(values)
     outside, cut = 2 * 0.5**count, 0
@@ -72,10 +72,10 @@ def order_interval(values: Sequence[float]) -> Spread:
 
 
 def spread(parts: Sequence[Sequence[float]], blocks: Sequence[float]) -> Spread:
-    """Of a median measured anew several times (`parts`: the epochs), each of several blocks.
+    """The spread of a median that was measured in several epochs (`parts`), each with several blocks.
 
-    The epochs' medians decide: what differs from one set-up to the next is in them, and blocks of one set-up do not
-    know of it. With too few epochs the interval is made as wide as the blocks' own uncertainty too.
+    It is computed from the medians of the epochs: they contain the variation between set-ups, which blocks of one
+    set-up do not. With too few epochs, the interval also covers the uncertainty of the blocks.
     """
     if len(parts) < 2:
         return Spread(bootstrap(blocks), CONFIDENCE)
@@ -88,14 +88,15 @@ def spread(parts: Sequence[Sequence[float]], blocks: Sequence[float]) -> Spread:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares: change of the second per one of the first. Raises ValueError with fewer than two places."""
+    """The slope by least squares: change of the second coordinate per unit of the first. Raises ValueError with fewer
+    than two different first coordinates."""
     if len({x for x, _ in points}) < 2:
         raise ValueError("a slope needs two places")
     return statistics.linear_regression([x for x, _ in points], [y for _, y in points]).slope
 
 
 def conclusive(ratio: Interval, noise: Interval | None) -> bool:
-    """Whether a ratio may be stated. `noise`: direct measured twice, the second against the first."""
+    """True if the ratio allows a conclusion. `noise`: the ratio of the second measurement of `direct` to the first."""
     if ratio.width > WIDEST * max(1.0, (ratio.low + ratio.high) / 2):
         return False
     return noise is None or (noise.low >= 1 - WIDEST / 2 and noise.high <= 1 + WIDEST / 2)

@@ -1,4 +1,4 @@
-"""A report's tables, for the terminal and the page alike. Pure."""
+"""The tables of a report, for the terminal and the HTML page. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MIB = 2**20
 
 
 class Table(NamedTuple):
-    """`modes`: the mode of each line, for its colour."""
+    """One table. `modes`: the mode of each line, for its colour."""
 
     title: str
     head: list[str]
@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
 
 def tables(report: Report) -> list[Table]:
-    """Every workload's table, in the order of TITLES; then growth."""
+    """The tables of all workloads in the order of TITLES, then the growth."""
     rows = report["results"]
     if counted.is_counted(report):
         return [
@@ -66,13 +66,13 @@ def tables(report: Report) -> list[Table]:
 
 
 def in_order(rows: Iterable[Row]) -> list[str]:
-    """The workloads that there are, as TITLES lists them."""
+    """The workloads of the rows, in the order of TITLES."""
     there = dict.fromkeys(row["workload"] for row in rows)
     return [name for name in TITLES if name in there] + [name for name in there if name not in TITLES]
 
 
 def states(report: Report, row: Row) -> bool:
-    """Whether the row's ratio to direct may be stated, given its spread and direct's own repeat."""
+    """True if the row's ratio to `direct` allows a conclusion, given its spread and the repeats of `direct`."""
     given = row.get("ratio_interval")
     if given is None or row["mode"] == "direct":
         return True
@@ -88,7 +88,7 @@ def interval(pair: Sequence[float], digits: int) -> str:
 
 
 def _ratio(report: Report, row: Row) -> str:
-    """With a `?` where it supports no conclusion."""
+    """The ratio, with a `?` if it does not allow a conclusion."""
     return f"{row['ratio_to_direct']:.3f}" + ("" if states(report, row) else "?")
 
 
@@ -124,7 +124,7 @@ def _latency(report: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
 
 
 def _pivot(rows: Sequence[Row], columns: Sequence[tuple[str, str, float]]) -> tuple[list[str], Lines]:
-    """One line per mode and number of Services, with (metric, its heading, units per shown unit) side by side."""
+    """One line per mode and number of Services. `columns`: (metric, heading, units per shown unit)."""
     there = {row["metric"] for row in rows}
     shown = [column for column in columns if column[0] in there]
     head = ["mode", "Services"]
@@ -219,7 +219,7 @@ def _cni(_: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
 
 
 def _plain(report: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
-    """What has no table of its own."""
+    """The figures that have no table of their own."""
     lines = []
     for row in rows:
         scale, unit = (_MIB, "MiB") if row["unit"] == "bytes" else (1, row["unit"])
@@ -249,7 +249,7 @@ _BUILDERS: dict[str, Callable[[Report, Sequence[Row]], tuple[list[str], Lines]]]
 
 
 def number(value: float) -> str:
-    """Three digits that count, and no exponents."""
+    """A number with three significant digits and without exponent."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Runs other programs: what they cost, and a clear sentence when one is missing or fails."""
+"""Runs other programs and measures their cost. Gives clear errors if one is missing or fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from nodenet.errors import CannotRunError
 
 NETNS = Path("/run/netns")
-# Seconds that a killed tool may stay in the kernel.
+# Seconds to wait for a killed tool, which may still be inside a long system call.
 _LAST_PROCESS = 600.0
 _PACKAGES = {
     "iptables-restore": "iptables",
@@ -33,7 +33,7 @@ _PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Wall time, CPU time of user and kernel together (s), and the largest memory any one process held (bytes)."""
+    """Wall time, CPU time of user and kernel together (both in s), and the largest memory of any process (bytes)."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -48,11 +48,11 @@ class Cost:
 
 
 class ToolTimeoutError(CannotRunError):
-    """A program did not finish in its time."""
+    """A program exceeded its time limit."""
 
 
 def require(*names: str) -> None:
-    """Raises CannotRunError that names every missing program and the Debian packages they are in."""
+    """Raises CannotRunError that names all missing programs and their Debian packages."""
     missing = [name for name in names if not shutil.which(name)]
     if missing:
         packages = sorted({_PACKAGES.get(name, name) for name in missing})
@@ -60,12 +60,12 @@ def require(*names: str) -> None:
 
 
 def inside(netns: str | None) -> list[str]:
-    """The start of a command that runs in a named namespace."""
+    """The command prefix to run a program in a named namespace."""
     return ["nsenter", f"--net={NETNS / netns}"] if netns else []
 
 
 def run(command: Sequence[str], text: str = "", netns: str | None = None, timeout: float = 600.0) -> None:
-    """Run to the end with `text` on stdin. Raises CannotRunError with the program's own words."""
+    """Run a program with `text` on stdin. Raises CannotRunError with the program's message."""
     _finish([*inside(netns), *command], command, text, timeout, None)
 
 
@@ -78,8 +78,8 @@ def measured(
     cgroup: Path | None = None,
     load: bool = False,
 ) -> Cost:
-    """The same, and what it took: measured by the load maker (`crr cost`), so that starting it from a large process is
-    not part of it. `cgroup`: where it runs. `load`: it may take long, and most of that in the kernel."""
+    """Like `run`, and returns the cost. `crr cost` measures it, so that the cost of a fork of this large process is not
+    included. `cgroup`: where it runs. `load`: it may take long, mostly in the kernel."""
     environment = {**os.environ, "CRR_NETNS": str(NETNS / netns)}
     if cgroup:
         environment["CRR_CGROUP"] = str(cgroup)
@@ -95,7 +95,7 @@ def _finish(
     environment: Mapping[str, str] | None,
     load: bool = False,
 ) -> str:
-    """stdout of `full`. With an environment it is `crr cost`, whose last word is the exit status."""
+    """The stdout of `full`. With an environment the command is `crr cost`, whose output ends with the exit status."""
     with subprocess.Popen(
         full,
         stdin=subprocess.PIPE,
@@ -114,7 +114,7 @@ def _finish(
             _kill(process)
             raise ToolTimeoutError(f"{' '.join(command)}: not finished after {timeout:g} s") from error
         except BaseException:
-            # What is to be removed now is removed from any CPU: the killed tool may still be busy on its own.
+            # Let this thread run on all CPUs to clean up: the killed tool may still occupy its own CPU.
             _anywhere()
             _kill(process)
             raise
@@ -129,19 +129,19 @@ def _finish(
 
 
 def _anywhere() -> None:
-    """This thread alone may run on every CPU. A tool that loads a large table is in the kernel for many seconds, and a
-    kernel that does not preempt lets nobody else run there: neither time limit nor Ctrl-C would be seen."""
+    """Let only this thread run on all CPUs. A tool that loads a large table is in the kernel for many seconds. If the
+    kernel does not preempt it, no other thread runs on that CPU, and neither time limit nor Ctrl-C would work."""
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """With what it started, and wait for that: a tool that loads a large table leaves the kernel only when the load is
-    through, and holds its namespace until then. It may be gone already."""
+    """Kill a process and its children, and wait for their end. A tool that loads a large table leaves the kernel only
+    after the load, and uses its namespace until then. The process may have ended already."""
     told, started = False, time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
         while time.monotonic() < started + _LAST_PROCESS:
-            process.poll()  # the group exists as long as one of it is not waited for
+            process.poll()  # reap it: the process group exists as long as it has a zombie
             os.killpg(process.pid, 0)
             if not told and time.monotonic() > started + 1:
                 told = True
@@ -150,7 +150,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def output(command: Sequence[str], netns: str | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """What a short program prints. Raises CannotRunError with its own words."""
+    """The stdout of a short program. Raises CannotRunError with its message."""
     full = [*inside(netns), *command]
     env = {**os.environ, **environment} if environment else None
     done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=600, env=env)

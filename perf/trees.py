@@ -1,4 +1,5 @@
-"""Two trees measured in turn, in one run: the machine's noise meets both, and a ratio is left."""
+"""Measures two source trees in turn in one run, so that the machine's noise affects both and their ratio is
+meaningful."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Worker:
-    """A process that measures one tree. `script` is this tree's for both; it imports the modules of `tree`.
+    """A process that measures one tree. Both trees use this tree's `script`, which imports the modules of `tree`.
 
     The script writes a JSON list of its scenarios, then for each line `[scenario, count]` one number.
     """
@@ -42,7 +43,7 @@ class Worker:
         return line
 
     def block(self, scenario: str, count: int) -> float:
-        """The scenario's figure for `count` repetitions."""
+        """Measure a scenario with `count` repetitions."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([scenario, count]) + "\n")
         self._process.stdin.flush()
@@ -50,7 +51,8 @@ class Worker:
 
 
 def compare(base: Worker, new: Worker, rounds: int, count: int) -> dict[str, dict[str, Any]]:
-    """{scenario: {"base", "new": least figure, "ratio": median of the rounds' ratios, "ratios": its quartiles}}"""
+    """{scenario: {"base" and "new": lowest figure, "ratio": median of the rounds' ratios, "ratios": their
+    quartiles}}"""
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in new.scenarios}
     for number in range(rounds + 1):
         for name, seen in pairs.items():
@@ -72,7 +74,7 @@ def compare(base: Worker, new: Worker, rounds: int, count: int) -> dict[str, dic
 
 
 def table(found: dict[str, dict[str, Any]], title: str) -> list[str]:
-    """The lines of `compare` for people."""
+    """The result of `compare` as lines of a table."""
     lines = [f"{title:38} {'base':>7} {'new':>7}  ratio (quartiles of the rounds)"]
     for name, entry in found.items():
         low, high = entry["ratios"]

@@ -1,8 +1,9 @@
-"""Inside a virtual machine: pods in VLANs of one bridge, trunks and isolated ports, with traffic. One JSON object.
+"""Runs in a virtual machine: checks pods in VLANs of one bridge, trunks and isolated ports with traffic. Prints one
+JSON object.
 
-Run as `python -m perf.vlan_check` by tests/e2e/test_vlans.py, for kernels that cannot be had otherwise: the bridge
-needs CONFIG_BRIDGE_VLAN_FILTERING. Two namespaces are nodes, one for our plugin alone, one for the reference's
-(where it is installed): the same pods on both, the same questions, and `bridge vlan show` beside each other.
+tests/e2e/test_vlans.py runs it as `python -m perf.vlan_check`, because the kernel of the machine may lack
+CONFIG_BRIDGE_VLAN_FILTERING. Two namespaces represent nodes: one for our plugin, one for the reference plugin if it is
+installed. Both have the same pods and checks, and their `bridge vlan show` is compared.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from nodenet.link.handle import Link
 
 REFERENCE = Path("/usr/lib/cni/bridge")
 BRIDGE = "br0"
-# Seconds: an answer takes milliseconds here, and what a VLAN keeps out never comes.
+# Seconds to wait for an answer, which takes milliseconds, and to be sure that a blocked packet does not arrive.
 ANSWER, SILENCE = 5.0, 0.5
 ETH_P_ARP = 0x0806
 
-# Pods by name: keys of their configuration. The same subnet everywhere: only the VLAN can keep them apart.
+# Pods: name -> keys of their configuration. All are in the same subnet, so that only the VLAN can separate them.
 PODS: dict[str, dict[str, Any]] = {
     "ten-a": {"vlan": 10},
     "ten-b": {"vlan": 10},
@@ -53,7 +54,7 @@ GATEWAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(slots=True)
 class Node:
-    """A namespace that stands for a node, and its pods' addresses."""
+    """A namespace that represents a node, and the addresses of its pods."""
 
     name: str
     run: Callable[[Mapping[str, str], bytes], bytes]
@@ -96,12 +97,12 @@ class Node:
             raise AssertionError(f"ADD of {name}: {result}")
         self.results[name] = result
         self.addresses[name] = [entry["address"].partition("/")[0] for entry in result["ips"]]
-        # The reference tells of the gateway's interface in the VLAN, `br0.30`, too.
+        # The reference plugin also lists the gateway's interface in the VLAN, `br0.30`.
         ends = [e["name"] for e in result["interfaces"] if not e.get("sandbox") and not e["name"].startswith(BRIDGE)]
         (self.ports[name],) = ends
 
     def vlans(self) -> dict[str, Any]:
-        """`bridge -j vlan show`, by pod: [number, flags...] of each VLAN of its port."""
+        """`bridge -j vlan show` by pod: [number, flags...] for each VLAN of its port."""
         done = netns.run(self.name, ["bridge", "-j", "vlan", "show"], capture_output=True, text=True, check=True)
         shown = {entry["ifname"]: entry["vlans"] for entry in json.loads(done.stdout)}
         return {
@@ -128,7 +129,7 @@ def reference(node: str) -> Callable[[Mapping[str, str], bytes], bytes]:
 
 
 def ping(source: str, target: str, seconds: float, ifname: str = "") -> bool:
-    """One ICMP echo a 100 ms from a namespace; whether an answer came in time."""
+    """Send an ICMP echo request every 100 ms from a namespace. Returns True if an answer arrives in time."""
     v6 = ip_address(target).version == 6
     family, protocol = (socket.AF_INET6, 58) if v6 else (socket.AF_INET, 1)
     kind, answer = (128, 129) if v6 else (8, 0)
@@ -151,7 +152,7 @@ def ping(source: str, target: str, seconds: float, ifname: str = "") -> bool:
 
 @contextlib.contextmanager
 def listening(where: str) -> Iterator[socket.socket]:
-    """A packet socket on a pod's eth0 that takes ARP alone."""
+    """A packet socket on a pod's eth0 that receives only ARP."""
     with netns.open_socket(where, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP)) as sock:
         sock.bind(("eth0", ETH_P_ARP))
         sock.settimeout(SILENCE)
@@ -159,7 +160,7 @@ def listening(where: str) -> Iterator[socket.socket]:
 
 
 def questions(node: Node) -> Iterator[tuple[str, bool, bool]]:
-    """(what, expected, found) of the pods that both plugins can have."""
+    """Yield (what, expected, found) for the pods that both plugins support."""
     here = node.addresses
     for source, target, wanted in (
         ("ten-a", "ten-b", True),
@@ -177,8 +178,8 @@ def questions(node: Node) -> Iterator[tuple[str, bool, bool]]:
 
 
 def overhear(node: Node, asked: str, *names: str) -> dict[str, bool]:
-    """Whether a broadcast of the pod without a VLAN comes to others: its ARP for an address that nobody has. A second
-    question for the same one would not be sent at once."""
+    """Whether a broadcast of the pod without a VLAN reaches other pods. The broadcast is an ARP request for an unused
+    address. `asked` must be a new address each time, because the kernel delays a second request for the same one."""
     heard = {}
     with contextlib.ExitStack() as stack:
         socks = {name: stack.enter_context(listening(node.pod(name))) for name in names}
@@ -191,7 +192,8 @@ def overhear(node: Node, asked: str, *names: str) -> dict[str, bool]:
 
 
 def own_questions(node: Node) -> Iterator[tuple[str, bool, bool]]:
-    """What Debian 12's reference does not have: preserveDefaultVlan, vlanTrunk, portIsolation."""
+    """Checks of features that the reference plugin of Debian 12 does not have: preserveDefaultVlan, vlanTrunk,
+    portIsolation."""
     for source, target, wanted in (
         ("strict", "ten-a", True),
         ("trunk", "twenty", True),
@@ -219,7 +221,7 @@ def own_questions(node: Node) -> Iterator[tuple[str, bool, bool]]:
 
 
 def gateway_questions(node: Node) -> Iterator[tuple[str, bool, bool]]:
-    """A VLAN's gateway is the node, which routes between VLANs."""
+    """Check that the node is the gateway of a VLAN and routes between VLANs."""
     for name, other in (("gate-30", "gate-40"), ("gate-40", "gate-30")):
         for address in node.addresses[name]:
             gateway = address.rpartition(":")[0] + ":1" if ":" in address else address.rpartition(".")[0] + ".1"
@@ -230,7 +232,7 @@ def gateway_questions(node: Node) -> Iterator[tuple[str, bool, bool]]:
 
 
 def checked(node: Node, pods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """CHECK of every pod finds nothing, and finds a VLAN that somebody took away."""
+    """Check that CHECK succeeds for every pod, and that it reports a VLAN that was removed."""
 
     def found(name: str) -> str:
         answer = node.call("CHECK", name, {**pods[name], "prevResult": node.results[name]})
@@ -244,7 +246,7 @@ def checked(node: Node, pods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
 
 
 def removed(node: Node, name: str, keys: Mapping[str, Any]) -> str:
-    """DEL and what is left of it."""
+    """Call DEL. Returns what remains, or ""."""
     if answer := node.call("DEL", name, keys):
         return f"DEL: {answer}"
     with Link(netns.path_of(node.name)) as link:
@@ -252,7 +254,7 @@ def removed(node: Node, name: str, keys: Mapping[str, Any]) -> str:
 
 
 def check() -> dict[str, Any]:
-    """{"checks": {part: {check: "" or what was wrong}}, "vlans": {plugin: {pod: [...]}}}"""
+    """{"checks": {part: {check: "" or the problem}}, "vlans": {plugin: {pod: [...]}}}"""
     checks: dict[str, dict[str, str]] = {}
     shown: dict[str, Any] = {}
     nodes = [Node("ours", ours("ours"))]

@@ -1,9 +1,9 @@
 """`nodenet bench --vm KERNEL`: the same modes in a virtual machine, counted in instructions per connection.
 
-The guest's clock advances by one nanosecond per instruction, so a latency in there is a number of instructions: it
-repeats within 0.3 % whatever this machine does meanwhile. It is not a latency, and is never shown as one.
+The guest's clock advances by one nanosecond per instruction, so a latency measured in the guest is a number of
+instructions. It repeats within 0.3 %, independently of the load of this machine. Reports never show it as a latency.
 
-On the host `main` boots the machine; inside, `python -m perf.vm_bench SETTINGS` measures and prints the report.
+On the host, `main` boots the machine. In the guest, `python -m perf.vm_bench SETTINGS` measures and prints the report.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from perf.vm.machine import VmError
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path("/var/cache/nodenet")
-# A counted figure needs few repetitions, and each costs ten times what it does outside.
+# Counts need few repetitions, and each takes ten times as long as outside.
 MOST_ROUNDS, MOST_SAMPLES = 2, 150
 TIMEOUT = 3600.0
-# Of that clock, which runs far ahead while a tool loads its file.
+# Seconds of the guest's clock, which advances fast while a tool waits for its file.
 _LIMIT = 600.0
-# What gives figures in there: what runs on the CPU all the time. A wait lets that clock jump.
+# Only workloads that use the CPU all the time give meaningful counts: the guest's clock jumps during a wait.
 _COUNTED = ("crr", "rr", "udp")
-# Bytes are bytes in there: a run of its own, since the controller that tells them charges the pods' packets too.
+# Memory can be measured in a virtual machine too, but in a separate run, because the memory controller also charges the
+# packets of pods.
 _MEMORY = "memory"
 _PROGRESS = "@ "
 _CONTROLLER = "echo +memory >/sys/fs/cgroup/cgroup.subtree_control || exit 1;"
@@ -41,16 +42,16 @@ _MODULES = "modprobe -a br_netfilter nf_conntrack ip_vs ip_vs_rr 2>/dev/null"
 
 
 def main(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` are those of the command `nodenet bench`. The report.
+    """Run the benchmark in a virtual machine. `options` are those of `nodenet bench`. Returns the report.
 
-    Raises BadInputError for what cannot be had in a virtual machine, CannotRunError where none can run.
+    Raises BadInputError for options that a virtual machine does not support, CannotRunError if it cannot run.
     """
     settings = _settings(options)
     build.build_every_variant(CACHE)
     load.build(CACHE)
 
     def line(text: str) -> None:
-        # Seconds in there are none: what waits for a file makes the clock jump.
+        # Do not show progress lines with seconds of the guest, whose clock jumps while a tool waits for a file.
         if text.startswith(_PROGRESS) and " Services in " not in text and not options["quiet"]:
             print(f"[vm] {text.removeprefix(_PROGRESS)}", file=sys.stderr, flush=True)
 
@@ -70,7 +71,7 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """What perf.run is told inside, as JSON. Raises BadInputError when nothing is left to count."""
+    """The settings for perf.run in the guest, as JSON. Raises BadInputError if no workload remains."""
     modes = options["modes"].split(",")
     context = get_current_context(silent=True)
     if context is not None and context.get_parameter_source("modes") == ParameterSource.DEFAULT:
@@ -98,7 +99,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def inside(text: str) -> None:
-    """In the virtual machine: run, and print the report as one line."""
+    """Run in the guest and print the report as one line."""
     from perf.blocks import Sizes
     from perf.run import Settings, run
 

@@ -1,4 +1,4 @@
-"""The workloads: what is done on every mode's node in one epoch, and the figures that come out of it."""
+"""The workloads: the measurements on the node of each mode in one epoch, and their figures."""
 
 from __future__ import annotations
 
@@ -26,40 +26,42 @@ LATENCY = {
     "udp": "first datagram of a fresh socket and its answer",
 }
 STREAM = "stream"
-# A load that is expected to take so many times the limit is not begun.
+# If the expected time of a load is this many times the limit, it is not started.
 _HOPELESS = 2.0
-# Slices of one block of `stream`.
+# Time slices in one block of `stream`.
 _SLICES = 3
 
 
 @dataclass(slots=True)
 class LeftOut:
-    """What is not measured, and why: kept for the whole run, so that no epoch waits for the same limit again."""
+    """What is not measured, with the reason. Kept for the whole run, so that no epoch waits for the same limit
+    again."""
 
     progress: Callable[[str], None]
     entries: list[dict[str, Any]] = field(default_factory=list)
-    # Seconds that a mode took to program so many Services.
+    # Mode -> number of Services -> seconds to program them.
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def add(self, mode: str, workload: str, services: int, error: NodenetError | str) -> None:
-        """Say that a figure is missing, and why: in the report, and to who watches."""
+        """Record that a figure is missing, with the reason, in the report and in the progress output."""
         entry = {"mode": mode, "workload": workload, "services": services, "reason": str(error)}
         if entry not in self.entries:
             self.progress(f"{mode}: {workload} at {services:,} Services left out: {error}")
             self.entries.append(entry)
 
     def names(self, mode: str, workload: str, services: int) -> bool:
-        """Whether it failed with as many Services, or with fewer: more of them will not be quicker."""
+        """True if the workload failed with this or a smaller number of Services. With more Services it would fail
+        too."""
         return any(
             (entry["mode"], entry["workload"]) == (mode, workload) and entry["services"] <= services
             for entry in self.entries
         )
 
     def expected(self, mode: str, services: int) -> float:
-        """Seconds that programming would take, from the two largest sizes so far; 0 when they do not tell.
+        """The expected seconds to program so many Services, from the two largest sizes so far; 0 if unknown.
 
-        A tool cannot always be stopped (nft is in the kernel for most of its time), so a load far beyond the limit had
-        better not begin. Only figures of a second and more are carried on, by the power that the two sizes show.
+        A tool cannot always be stopped (nft is in the kernel most of the time), so a load far beyond the limit must not
+        start. Only times of at least one second are extrapolated, with the exponent of the last two sizes.
         """
         known = sorted(self.seconds.get(mode, {}).items())[-2:]
         if len(known) < 2 or known[1][1] < 1 or services <= known[1][0]:
@@ -71,7 +73,7 @@ class LeftOut:
 
 @dataclass(slots=True)
 class Bench:
-    """One epoch: the modes that are there, and what was found so far."""
+    """One epoch: its modes, and the results so far."""
 
     direct: Direct
     modes: list[Mode]
@@ -80,19 +82,19 @@ class Bench:
     backends: int
     progress: Callable[[str], None]
     left_out: LeftOut
-    # Seconds that programming, or one change, may take.
+    # Time limit in seconds for programming and for one change.
     limit: float
     results: list[Result] = field(default_factory=list)
 
     def take_turns(self, targets: Sequence[Target], workload: str, words: str) -> Taken:
-        """Rounds of blocks with direct before and after the targets."""
+        """Measure rounds of blocks, with `direct` before and after the targets."""
         self.progress(f"{workload}, {words}")
         ends = direct_target(self.direct), direct_target(self.direct, "latency_repeat")
         return blocks.take_turns(self.maker, self.sizes, [ends[0], *targets, ends[1]], workload, self.progress)
 
 
 def program(bench: Bench, model: ServiceModel, wanted: Collection[str]) -> list[Mode]:
-    """Bring the model into every mode's kernel, from empty; the modes in which that worked."""
+    """Program the model in all modes, starting from empty. Returns the modes for which it worked."""
     there = []
     for mode in bench.modes:
         if bench.left_out.names(mode.name, "program", model.size):
@@ -117,7 +119,7 @@ def program(bench: Bench, model: ServiceModel, wanted: Collection[str]) -> list[
 
 
 def _programmed(bench: Bench, mode: Mode, model: ServiceModel) -> Cost:
-    """What it cost. One that took longer than the limit is left out with more Services."""
+    """Program the model. Returns the cost. A mode that exceeds the limit is left out with more Services."""
     mode.limit = bench.limit
     cost = mode.program(model)
     mode.limit = type(mode).limit
@@ -144,14 +146,14 @@ def _program_rows(mode: Mode, services: int, cost: Cost) -> list[Result]:
         ("cpu_seconds", "s", cost.cpu_seconds),
         ("tool_rss", "bytes", float(cost.rss_bytes)),
     )
-    # Nothing where there is no tool: workload memory tells what the eBPF mode's process holds.
+    # No row for modes without a tool. The workload `memory` measures the process of the eBPF mode.
     return [Result(mode.name, "program", services, metric, unit, (value,)) for metric, unit, value in figures if value]
 
 
 def _accounted(bench: Bench, mode: Mode, model: ServiceModel) -> Cost:
-    """`_programmed`, and a row of the kernel memory that came of it: exact, or left out with the reason.
+    """Like `_programmed`, with a row of the kernel memory: exact, or left out with the reason.
 
-    A tool in a memory cgroup pays for the charging too, as kube-proxy in its container does.
+    The time includes the accounting of the memory cgroup, as for kube-proxy in its container.
     """
     with ExitStack() as stack:
         stack.callback(setattr, mode, "account", None)
@@ -170,7 +172,7 @@ def _accounted(bench: Bench, mode: Mode, model: ServiceModel) -> Cost:
 
 
 def latency(bench: Bench, modes: Sequence[Mode], model: ServiceModel, workload: str) -> None:
-    """Every mode's Services and its pod to pod, between two blocks of direct: what those differ by is noise."""
+    """Measure the Services and pod to pod of every mode, between two blocks of `direct`, whose difference is noise."""
     protocol = "udp" if workload == "udp" else "tcp"
     targets = [target for mode in modes for target in (*service_targets(mode, model, protocol), pod_target(mode))]
     found = bench.take_turns(targets, workload, f"{model.size:,} Services")
@@ -186,7 +188,7 @@ def latency(bench: Bench, modes: Sequence[Mode], model: ServiceModel, workload: 
 
 
 def stream(bench: Bench, modes: Sequence[Mode], model: ServiceModel) -> None:
-    """Gbit/s of one connection that only sends, both ends on one core."""
+    """Measure Gbit/s of one connection that only sends, with both ends on one core."""
     bench.progress(f"{STREAM}, {model.size:,} Services")
     targets = [direct_target(bench.direct), *(service_targets(mode, model, "tcp")[0] for mode in modes)]
     targets.append(direct_target(bench.direct, "latency_repeat"))
@@ -202,7 +204,8 @@ def stream(bench: Bench, modes: Sequence[Mode], model: ServiceModel) -> None:
 
 
 def update(bench: Bench, modes: Sequence[Mode], model: ServiceModel) -> None:
-    """One Service with one endpoint changes it, to and fro: until the first connection reaches the new one."""
+    """Change the only endpoint of a Service back and forth. Measures the time until the first connection reaches the
+    new one."""
     bench.progress(f"update, {model.size:,} Services: {bench.sizes.updates} changes of one endpoint")
     home, away = real_backends(1), (spare_backend(),)
     models = {SERVER_TAG: model.with_backends("middle", home), SPARE_TAG: model.with_backends("middle", away)}
@@ -239,7 +242,8 @@ def _update_rows(mode: Mode, services: int, found: Sequence[tuple[float, Cost]])
 
 
 def policy(bench: Bench, rules: Sequence[int]) -> None:
-    """New flows under a policy of N rules: pod to pod on the eBPF node against direct, and the time to write them."""
+    """Measure new flows with a policy of N rules (pod to pod on the eBPF node compared with `direct`), and the time to
+    write the rules."""
     mode = next((mode for mode in bench.modes if type(mode) is Ebpf), None)
     if mode is None:
         bench.left_out.add("policy", "policy", 0, "it needs the mode ebpf: the other modes have no policy")
@@ -258,7 +262,7 @@ def policy(bench: Bench, rules: Sequence[int]) -> None:
 
 
 def flows(bench: Bench, quiet: Mode, model: ServiceModel) -> None:
-    """The same Service with events of what is forwarded on (and read), and off."""
+    """Measure the same Service with events of forwarded packets on (and read) and off."""
     loud = next((mode for mode in bench.modes if type(mode) is Ebpf), None)
     if loud is None:
         bench.left_out.add("flows", "flows", model.size, "it needs the mode ebpf: the other modes have no events")
@@ -275,7 +279,7 @@ def flows(bench: Bench, quiet: Mode, model: ServiceModel) -> None:
 
 
 def footprint(bench: Bench, services: int) -> None:
-    """Memory of the agent's user space, in a process of its own that knows as many Services."""
+    """Measure the memory of the agent's user space, in a separate process with the same number of Services."""
     command = [sys.executable, "-m", "perf.footprint", str(services), str(bench.backends)]
     root = str(Path(__file__).parents[1])
     value = float(tools.output(command, environment={"PYTHONPATH": root}))
