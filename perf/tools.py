@@ -137,14 +137,14 @@ def _anywhere() -> None:
 def _kill(process: subprocess.Popen[str]) -> None:
     """Kill a process and its children, and wait for their end. A tool that loads a large table leaves the kernel only
     after the load, and uses its namespace until then. The process may have ended already."""
-    told, started = False, time.monotonic()
+    reported, started = False, time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
         while time.monotonic() < started + _LAST_PROCESS:
             process.poll()  # reap it: the process group exists as long as it has a zombie
             os.killpg(process.pid, 0)
-            if not told and time.monotonic() > started + 1:
-                told = True
+            if not reported and time.monotonic() > started + 1:
+                reported = True
                 print("killed, but still loading in the kernel: waiting for its end", file=sys.stderr, flush=True)
             time.sleep(0.02)
 

@@ -1,1 +1,2 @@
-"""A fuzzer of the packet parser: a real kernel delivers what the programs pass, and policy is asked about that."""
+"""A fuzzer of the packet parser. A real kernel delivers the packets that the programs pass, and a model of the policy
+checks what was delivered."""

@@ -1,4 +1,4 @@
-"""`python -m perf.fuzz`: try frames up to a number or a time. Exit status 1 when something came past policy."""
+"""`python -m perf.fuzz`: try frames up to a number or a time. Exit status 1 if something passed against policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from perf.fuzz.wire import Wire
 from perf.node import own_mounts
 
 CACHE = Path("/var/cache/nodenet")
-# Of all frames, at least so many must reach an application when nothing is in the way: else a run proves little.
+# The least share of frames that must reach an application without programs. Otherwise a run proves little.
 _LEAST_REACHING = 0.1
 _SHOWN = 8  # frames of a finding
 _WIRE_MUTANT = 20_000
@@ -46,8 +46,8 @@ class Limits:
 
 @contextmanager
 def surroundings() -> Iterator[Path]:
-    """Namespaces and a BPF file system of our own, which end with this process. For good: it stays in them."""
-    # One CPU handles frames in the order in which they are sent.
+    """Move this process permanently to private namespaces with a BPF file system, which end with the process."""
+    # Use only one CPU, so that frames are handled in the order in which they are sent.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with own_mounts() as folder, ExitStack() as stack:
         netns.create(_HOME)
@@ -58,14 +58,14 @@ def surroundings() -> Iterator[Path]:
 
 @contextmanager
 def searching(folder: Path, sources: Path | None) -> Iterator[Search]:
-    """The programs of one tree (None: our own), with receivers."""
+    """A search with the programs of one tree (None: our own) and with receivers."""
     objects = {"endpoint": build.build("endpoint", CACHE, sources)}
     with ExitStack() as stack:
         yield Search(stack, Loads(folder, objects))
 
 
 def hunt(search: Search, maker: Maker, limits: Limits, until: str = "") -> list[Finding]:
-    """Batches until a limit is reached, or a finding's way ends with `until`."""
+    """Run batches until a limit is reached, or until the kind of a finding (`way`) ends with `until`."""
     found: list[Finding] = []
     started = shown = time.monotonic()
     while search.tally.frames < limits.frames and time.monotonic() - started < limits.seconds:
@@ -75,7 +75,7 @@ def hunt(search: Search, maker: Maker, limits: Limits, until: str = "") -> list[
         before = len(found)
         ways = {way_of(delivery) for delivery in past} - known
         if until:
-            # Others are not looked at: making each of them small takes its time.
+            # Ignore all other findings, because it takes long to reduce each of them.
             known |= {way for way in ways if not way.endswith(until)}
         if ways - known:
             found += search.explain(cases, known)
@@ -94,7 +94,7 @@ def hunt(search: Search, maker: Maker, limits: Limits, until: str = "") -> list[
 
 
 def hunt_over_devices(folder: Path, sources: Path | None, seed: int, frames: int) -> tuple[dict[str, int], list[str]]:
-    """Counts, and findings for a person. `frames` 0: nothing is done."""
+    """Run the search over devices. Returns counts, and findings as text. `frames` 0: does nothing."""
     if not frames:
         return {"frames": 0, "deliveries": 0, "arrived": 0}, []
     objects = {"endpoint": build.build("endpoint", CACHE, sources)}
@@ -106,7 +106,7 @@ def hunt_over_devices(folder: Path, sources: Path | None, seed: int, frames: int
 
 
 def report(tally: Tally) -> str:
-    """The counts for a person."""
+    """The counts as text."""
     lines = [
         f"{tally.frames:,} frames in {tally.cases:,} cases, {tally.seconds:.0f} s",
         f"without programs: {tally.open_deliveries:,} deliveries, {tally.denied_in_open:,} of them denied by policy; "
@@ -120,7 +120,7 @@ def report(tally: Tally) -> str:
 
 
 def show(finding: Finding) -> str:
-    """For a person: what it is, and each frame as bytes and as scapy reads it."""
+    """A finding as text: its kind, and each frame as bytes and as decoded by scapy."""
     import scapy.layers.inet6  # noqa: F401 - it teaches Ether what is inside
     from scapy.layers.l2 import Ether
 
@@ -193,7 +193,7 @@ def fuzz(
 
 
 def _replay(search: Search, paths: tuple[Path, ...]) -> int:
-    """0: every saved finding is held, and is one that this kernel would deliver without programs."""
+    """Run saved findings. Returns 0 if the programs stop all of them and this kernel delivers them without programs."""
     status = 0
     for path in paths:
         delivery, is_real = search.replayed(steps_from(path))
@@ -204,7 +204,7 @@ def _replay(search: Search, paths: tuple[Path, ...]) -> int:
 
 
 def _mutants(folder: Path, names: Iterable[str], seed: int, limits: Limits) -> int:
-    """0: what each fix prevents was found without it."""
+    """Run mutants. Returns 0 if for each of them the search found what its fix prevents."""
     status = 0
     for name in names:
         mutant = MUTANTS[name]

@@ -1,5 +1,5 @@
-"""Headers as bytes: Ethernet, IPv4, IPv6 with extension headers, TCP, UDP, ICMP. Pure, and quick: scapy would take a
-hundred times as long for each of a million frames."""
+"""Builds headers as bytes: Ethernet, IPv4, IPv6 with extension headers, TCP, UDP, ICMP. Pure, and about a hundred times
+faster than scapy, which matters for a million frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHECKSUM_AT = {TCP: 16, UDP: 6, ICMPV6: 2}
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    # The sum of all 16-bit words is the number modulo 0xffff, in one big division.
+    # The ones' complement sum of all 16-bit words equals the whole number modulo 0xffff: one large division.
     total = int.from_bytes(data + b"\0" * (len(data) % 2), "big")
     return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))
 
@@ -26,7 +26,7 @@ def ether(dst: bytes, src: bytes, kind: bytes, payload: bytes) -> bytes:
 
 
 def arp(mac: bytes, src: bytes, dst: bytes) -> bytes:
-    """A request (RFC 826)."""
+    """An ARP request (RFC 826)."""
     return ether(b"\xff" * 6, mac, b"\x08\x06", struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + src + bytes(6) + dst)
 
 
@@ -43,7 +43,8 @@ def ipv4(
     ihl: int | None = None,
     ttl: int = 64,
 ) -> bytes:
-    """`total`, `ihl`: lies about the lengths. The header's checksum fits what the header says of its own length."""
+    """An IPv4 packet. `total` and `ihl` can be false lengths. The header checksum is valid for the length in the
+    header."""
     words = 5 + len(options) // 4 if ihl is None else ihl
     length = 20 + len(options) + len(payload) if total is None else total
     head = struct.pack("!BBHHHBBH", 0x40 | words, 0, length & 0xFFFF, ident, fragment, ttl, protocol, 0)
@@ -57,19 +58,20 @@ def ipv6(src: bytes, dst: bytes, following: int, payload: bytes, *, length: int 
 
 
 def chain(headers: Sequence[tuple[int, bytes]], last: int, payload: bytes) -> tuple[int, bytes]:
-    """Extension headers before a payload: (number, bytes without the first one). The first's number, and all bytes."""
+    """Put extension headers, each (number, bytes without the first one), before a payload. Returns the number of the
+    first header, and all bytes."""
     for number, body in reversed(headers):
         payload, last = bytes((last,)) + body + payload, number
     return last, payload
 
 
 def fragment_header(offset: int, more: bool, ident: int, reserved: int = 0) -> bytes:
-    """Without its first byte. `offset` in bytes."""
+    """A fragment header without its first byte. `offset` is in bytes."""
     return struct.pack("!BHI", reserved & 0xFF, (offset & 0xFFF8) | (reserved >> 8 & 6) | more, ident)
 
 
 def finished(src: bytes, dst: bytes, protocol: int, segment: bytes) -> bytes:
-    """The transport's checksum put in its place, over the pseudo header of either family."""
+    """The segment with its transport checksum, which includes the pseudo header of the IP version."""
     at = _CHECKSUM_AT[protocol]
     if len(src) == 4:
         pseudo = src + dst + struct.pack("!BBH", 0, protocol, len(segment))
@@ -88,6 +90,6 @@ def udp(sport: int, dport: int, payload: bytes = b"", length: int | None = None)
 
 
 def icmp(kind: int, code: int, rest: bytes, payload: bytes = b"") -> bytes:
-    """Without a checksum for IPv6, whose pseudo header belongs to it (`finished`)."""
+    """An ICMP message. Without a checksum for IPv6, because that includes the pseudo header (see `finished`)."""
     body = struct.pack("!BBH", kind, code, 0) + rest + payload
     return body[:2] + struct.pack("!H", checksum(body)) + body[4:]

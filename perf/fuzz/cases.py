@@ -1,7 +1,7 @@
-"""Makes cases: frames from A to B that try to say one thing to the parser and another one to the kernel behind it.
+"""Makes cases: frames from A to B that the parser may read differently than the receiving kernel.
 
-Most have two faces: the same datagram once with what policy allows (the lie) and once with what it denies (the truth).
-Fragments take their bytes from one or the other, and what stands behind the end of an IP packet continues the lie.
+Most have two faces: the same datagram with a header that policy allows (the lie), and with one that it denies (the
+truth). Fragments take their bytes from either face. Bytes behind the end of an IP packet continue the lie.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Kind = Callable[[Parts], Case]
 
 
 class Maker:
-    """An endless source of cases; the same seed makes the same ones."""
+    """An endless source of cases. The same seed gives the same cases."""
 
     def __init__(self, seed: int) -> None:
         self._parts = Parts(seed)
@@ -31,7 +31,7 @@ class Maker:
 
 
 def allowed(parts: Parts) -> Case:
-    """Well formed and allowed: it must arrive, whole or in fragments."""
+    """A well-formed and allowed packet, complete or in fragments. It must arrive."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     tag = parts.tag()
@@ -44,7 +44,8 @@ def allowed(parts: Parts) -> Case:
     if rng.random() < 0.6:
         packet = parts.packet(version, src, dst, following, segment)
         return Case("allowed", track.name, (parts.frame(track, version, packet),), tag)
-    # The first one holds an options header and TCP's. Where nothing is left for a second one, it is the whole packet.
+    # The first fragment contains an options header and the TCP header. If no bytes remain for a second one, send the
+    # complete packet.
     cut = rng.randrange(32, max(len(segment) + 8, 40), 8)
     pieces = [(0, segment[:cut], True), (cut, segment[cut:], False)] if cut < len(segment) else [(0, segment, False)]
     ident = parts.next_ident()
@@ -63,7 +64,8 @@ def _piece(
 
 
 def denied(parts: Parts) -> Case:
-    """Nothing unusual but that policy denies it: ports, flags against a flow, other protocols."""
+    """A normal packet that policy denies: by its ports, by flags against the direction of a flow, or by its
+    protocol."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     faces = parts.faces(src, dst)
@@ -79,7 +81,7 @@ def denied(parts: Parts) -> Case:
 
 
 def foreign(parts: Parts) -> Case:
-    """What policy would allow, from an address that is not A's."""
+    """A packet that policy would allow, but from an address that is not A's."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     neighbour, other, router = NEIGHBOUR[version], OTHER[version], ROUTER[version]
@@ -92,7 +94,7 @@ def foreign(parts: Parts) -> Case:
 
 
 def lengths(parts: Parts) -> Case:
-    """One packet whose lengths lie: the IP packet's, IPv4's header length; with bytes behind the end."""
+    """One packet with a false IP length or IPv4 header length, and with bytes behind its end."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     faces = parts.faces(src, dst)
@@ -116,7 +118,7 @@ def lengths(parts: Parts) -> Case:
 
 
 def chains(parts: Parts) -> Case:
-    """IPv6 extension headers in any number and order, sometimes cut short, before one face or both."""
+    """Any number and order of IPv6 extension headers, sometimes truncated, before one or both faces."""
     rng = parts.rng
     track = rng.choice(TRACKS)
     src, dst = track.a[6], track.b[6]
@@ -124,14 +126,14 @@ def chains(parts: Parts) -> Case:
     headers = extensions.some(rng, most=9)
     following, payload = build.chain(headers, faces.truth_protocol, faces.truth)
     if rng.random() < 0.3:
-        # A header length that leads into the other face.
+        # A false header length, which leads into the other face.
         payload = extensions.bent(rng, payload) + faces.lie
     length = None if rng.random() < 0.7 else rng.randrange(len(payload) + 1)
     return Case("chains", track.name, (parts.frame(track, 6, build.ipv6(src, dst, following, payload, length=length)),))
 
 
 def mutated(parts: Parts) -> Case:
-    """Any other case with a few bytes changed, most often in its headers."""
+    """Another case with a few changed bytes, mostly in its headers."""
     rng = parts.rng
     case = rng.choice(_BASE)(parts)
     frames = []
@@ -151,7 +153,7 @@ def mutated(parts: Parts) -> Case:
 
 
 def noise(parts: Parts) -> Case:
-    """Random bytes behind an IP header that leads to B."""
+    """Random bytes behind an IP header with B's address."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     data = rng.randbytes(rng.choice((0, 8, 20, 60, 400)))

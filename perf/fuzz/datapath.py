@@ -1,4 +1,4 @@
-"""The programs of one build over the fuzzer's world, frame by frame under BPF_PROG_TEST_RUN."""
+"""Runs the programs of one build on single frames of the fuzzer's world, with BPF_PROG_TEST_RUN."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from perf.fuzz.world import (
     Track,
 )
 
-# BPF_PROG_TEST_RUN runs on the loopback device; another interface stands for nothing that is local.
+# BPF_PROG_TEST_RUN runs on the loopback device. Another interface number means that nothing there is local.
 _LOOPBACK = 1
 _TC_SHOT = 2
 _CONTEXT_SIZE, _GSO_SIZE_AT = 192, 176  # struct __sk_buff
@@ -46,11 +46,11 @@ _MICROSECONDS = 1000
 
 
 class Datapath:
-    """Loaded programs with the world's pods and rules in their maps."""
+    """Loaded programs, with the world's pods and rules in their maps."""
 
     def __init__(self, root: Path, objects: Mapping[str, Path], places: Mapping[str, int] | None = None) -> None:
-        """`places`: interface indexes of the tracks' local pods, by "NAME a" and "NAME b"; without them everything is
-        on the loopback, and the world's flows are opened."""
+        """`places`: interface indexes of the tracks' local pods, by "NAME a" and "NAME b". None: all are on the
+        loopback, and the flows of the world are opened."""
         self._places = places
         self._pins = Pins(root)
         self._pins.make()
@@ -119,7 +119,7 @@ class Datapath:
         self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.U32(identity))
 
     def run(self, program: str, frame: Frame) -> bytes | None:
-        """The frame as it leaves the program, or None when it is dropped or not accepted as a frame at all."""
+        """The frame after the program, or None if it was dropped or is not a valid frame for the kernel."""
         options, size = self._options, len(frame.data)
         ctypes.memmove(self._source, frame.data, size)
         options.data_size_in, options.data_size_out = size, _ROOM
@@ -134,12 +134,12 @@ class Datapath:
         return ctypes.string_at(self._target, options.data_size_out)
 
     def revision(self, number: int) -> None:
-        """As after a change of the rules: flows are judged once more."""
+        """Set the policy revision, as after a change of rules, so that flows are checked again."""
         self.tables["nn_state"].update(abi.U32(0), abi.State(number))
 
     def prime(self) -> None:
-        """Open the flows that B has with A and with somebody else; A says who it is on the link. Raises RuntimeError
-        when the programs refuse one."""
+        """Open B's flows with A and with another peer, after A has announced itself on the link (ARP). Raises
+        RuntimeError if the programs drop a packet."""
         speaker = TRACKS[0]
         if self.run(speaker.program, Frame(build.arp(speaker.a_mac, speaker.a[4], speaker.b[4]))) is None:
             raise RuntimeError(f"track {speaker.name}: A's ARP did not pass")
@@ -152,7 +152,7 @@ class Datapath:
 
     def _open(self, track: Track, version: int, protocol: int, peer: bytes, port: int, own: int) -> None:
         local_peer = track.a_is_local and peer == track.a[version]
-        # Who is local sends through its egress program; what comes from elsewhere enters through the other's ingress.
+        # Packets of a local pod run its egress program. Packets from elsewhere run the ingress program of the receiver.
         out = "endpoint_egress" if track.b_is_local else "endpoint_ingress"
         back = "endpoint_egress" if local_peer else "endpoint_ingress"
         steps = ((SYN, False), (SYN | ACK, True), (ACK, False)) if protocol == TCP else ((0, False), (0, True))
@@ -168,7 +168,7 @@ class Datapath:
                 )
 
     def drops(self) -> dict[str, int]:
-        """Packets by reason, since the load."""
+        """Dropped packets by reason, since the load."""
         found: dict[str, int] = {}
         for key, cpus in self.tables["nn_metrics"].items():
             if key.reason and key.reason != abi.LOST_EVENTS:
@@ -178,14 +178,14 @@ class Datapath:
 
 
 def plain(version: int, mac: bytes, src: bytes, dst: bytes, protocol: int, segment: bytes) -> bytes:
-    """A frame without anything unusual."""
+    """A normal frame."""
     if version == 4:
         return build.ether(B_MAC, mac, build.IPV4_TYPE, build.ipv4(src, dst, protocol, segment))
     return build.ether(B_MAC, mac, build.IPV6_TYPE, build.ipv6(src, dst, protocol, segment))
 
 
 class Loads:
-    """Loads one set of objects as often as asked, each time with empty maps."""
+    """Loads the same objects repeatedly, each time with empty maps."""
 
     def __init__(self, folder: Path, objects: Mapping[str, Path]) -> None:
         self._folder = folder

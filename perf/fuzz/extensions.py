@@ -1,4 +1,4 @@
-"""Extension headers of IPv6 and options of IPv4, valid and not. Pure."""
+"""Valid and invalid IPv6 extension headers and IPv4 options. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PLAIN = (build.DEST, build.DEST, build.DEST, build.HOP, build.ROUTING)
 
 
 def padding(rng: random.Random, units: int) -> bytes:
-    """The body of an options header of `units` times 8 bytes, all padding (RFC 8200, 4.2)."""
+    """The body of an options header of `units` times 8 bytes that contains only padding (RFC 8200, 4.2)."""
     body = b""
     room = units * 8 - 2
     while room > 0:
@@ -23,7 +23,8 @@ def padding(rng: random.Random, units: int) -> bytes:
 
 
 def some(rng: random.Random, most: int = 3, fragments: bool = True) -> list[tuple[int, bytes]]:
-    """A few headers for `build.chain`. A hop-by-hop header mostly stands first, where alone a kernel takes it."""
+    """A few headers for `build.chain`. A hop-by-hop header mostly comes first, the only place where kernels accept
+    it."""
     kinds = [
         rng.choice(_KINDS if fragments and rng.random() < 0.3 else _PLAIN) for _ in range(rng.randrange(1, most + 1))
     ]
@@ -34,7 +35,7 @@ def some(rng: random.Random, most: int = 3, fragments: bool = True) -> list[tupl
 
 
 def walkable(rng: random.Random) -> list[tuple[int, bytes]]:
-    """None to three headers that every kernel walks past, wherever they stand."""
+    """Zero to three headers that every kernel skips at any position."""
     return [(build.DEST, padding(rng, rng.choice((1, 1, 2, 3)))) for _ in range(rng.choice((0, 1, 2, 2, 3)))]
 
 
@@ -44,14 +45,14 @@ def _body(rng: random.Random, kind: int) -> bytes:
         offset, more = rng.choice(((0, False), (0, False), (0, True), (8, False)))
         return build.fragment_header(offset, more, rng.randrange(1 << 32))
     if kind == build.ROUTING:
-        # Type 0 with no segments left is walked past; so is an unknown type.
+        # The kernel skips a routing header of type 0 or of an unknown type if it has no segments left.
         return bytes((units - 1, rng.choice((0, 2, 3, 4, 200)), rng.choice((0, 0, 0, 1)))) + bytes(units * 8 - 4)
     if kind == build.AUTH:
         words = rng.choice((2, 4, 6))
         return bytes((words - 2 + 1,)) + bytes((words + 1) * 4 - 2)
     if kind in (build.HOP, build.DEST):
         if rng.random() < 0.1:
-            # A jumbogram's option (RFC 2675), or one that nobody knows.
+            # A jumbogram option (RFC 2675), or an unknown one.
             option = rng.choice((b"\xc2\x04" + struct.pack("!I", 70000), b"\x1e\x04" + rng.randbytes(4)))
             return b"\0" + option
         return padding(rng, units)
@@ -59,7 +60,7 @@ def _body(rng: random.Random, kind: int) -> bytes:
 
 
 def bent(rng: random.Random, payload: bytes) -> bytes:
-    """The same chain with another length in one of its first headers."""
+    """The same chain with a changed length in one of its first headers."""
     data = bytearray(payload)
     at = rng.choice((1, 9, 17))
     if at < len(data):
@@ -68,7 +69,7 @@ def bent(rng: random.Random, payload: bytes) -> bytes:
 
 
 def ipv4_options(rng: random.Random, lie: bytes) -> bytes:
-    """Up to 40 bytes: padding, a router alert, a source route, or a transport header in the guise of an option."""
+    """Up to 40 bytes of options: padding, a router alert, a source route, or a transport header inside an option."""
     choice = rng.randrange(5)
     if choice == 0:
         return b"\1" * rng.choice((4, 8, 40))

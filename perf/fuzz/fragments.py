@@ -1,4 +1,4 @@
-"""Datagrams in pieces."""
+"""Makes fragmented datagrams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from perf.fuzz.world import Case
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One fragment: `following` is the header that `data` starts with, `trailer` stands behind its end."""
+    """One fragment. `following`: number of the header at the start of `data`. `trailer`: bytes behind the packet's
+    end."""
 
     following: int
     offset: int
@@ -23,7 +24,8 @@ class _Piece:
 
 
 def fragments(parts: Parts) -> Case:
-    """Two to four fragments of two faces: any cuts, overlaps, orders, copies, trailers; second fragment headers."""
+    """Two to four fragments of two faces, with any cuts, overlaps, order, copies, trailers and second fragment
+    headers."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     faces = parts.faces(src, dst)
@@ -31,13 +33,13 @@ def fragments(parts: Parts) -> Case:
     lie = build.chain(headers, faces.lie_protocol, faces.lie)
     truth = build.chain(headers, faces.truth_protocol, faces.truth)
     length = len(truth[1])
-    # Most often among the headers.
+    # Cut mostly within the headers.
     reach = min(length, rng.choice((24, 40, 80, length)))
     cuts = sorted(rng.randrange(1, max(reach, 2)) for _ in range(rng.choice((1, 1, 1, 2, 3))))
     if rng.random() < 0.6:
         cuts = [cut + 7 & ~7 for cut in cuts]
     bounds = [0, *cuts, length]
-    # Without accidents: the first tells the lie, and the others, or its own trailer, tell something else.
+    # Clean: no random damage. The first fragment has the lie; the others, or its own trailer, have something else.
     is_clean = rng.random() < 0.4
     ident = parts.next_ident()
     packets: list[bytes] = []

@@ -1,4 +1,4 @@
-"""ICMP: errors that quote flows, echoes, and what a link needs to work."""
+"""Makes ICMP messages: errors that quote flows, echoes, and the messages of neighbour discovery and multicast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DISCOVERY = {133: 0, 134: 8, 135: 16, 136: 16, 137: 32}
 
 
 def messages(parts: Parts) -> Case:
-    """ICMP: echoes, errors with quotes of real and invented flows, whole or cut."""
+    """ICMP echoes, and errors that quote existing or invented flows, completely or truncated."""
     rng = parts.rng
     track, version, src, dst = parts.ends()
     protocol = ICMP if version == 4 else ICMPV6
@@ -59,7 +59,7 @@ def _quote(parts: Parts, track: Track, version: int) -> bytes:
 
 
 def link(parts: Parts) -> Case:
-    """Neighbour discovery and multicast membership, with and without what they may not have."""
+    """Neighbour discovery and multicast membership, valid and with forbidden content."""
     rng = parts.rng
     track = rng.choice(TRACKS)
     mac = track.a_mac

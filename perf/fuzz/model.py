@@ -1,5 +1,5 @@
-"""What policy allows of what a kernel delivered. Pure, and independent of the programs' parser: it starts from the
-transport header that the kernel found, after reassembly and behind every IP header."""
+"""Decides whether policy allows a packet that a kernel delivered. Pure. It is independent of the programs' parser: it
+starts from the transport header that the kernel found, after reassembly and behind all IP headers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from perf.fuzz.world import (
 
 # RFC 4443: every type below 128 is an error.
 _ERRORS = {ICMP: frozenset((3, 4, 11, 12)), ICMPV6: frozenset(range(128))}
-# Neighbour discovery and multicast membership, which no policy speaks of (RFC 4861, 2710, 3810).
+# Neighbour discovery and multicast membership, to which policies do not apply (RFC 4861, 2710, 3810).
 _LINK_CONTROL = frozenset({131, 132, 133, 135, 136, 143})
-# Bytes before the options of what hosts send, and what those options start with: the type, and a length of 8 bytes.
+# For messages that hosts send: the number of bytes before the options, and the allowed starts of options (the type, and
+# a length of 8 bytes).
 _DISCOVERY = {133: 8, 135: 24, 136: 24}
 _HOST_OPTIONS = frozenset((b"\x01\x01", b"\x02\x01", b"\x0e\x01"))
 _EXTENSIONS = (0, 43, 60)
@@ -34,7 +35,7 @@ _ICMP_HEADER = 8
 
 
 def trespass(delivery: Delivery) -> str:
-    """Why this delivery is past policy; "" when it is allowed."""
+    """Why policy denies this delivery; "" if it is allowed."""
     track = BY_SOURCE.get(delivery.source)
     if delivery.protocol == ICMPV6 and delivery.version == 6 and _is_link_control(delivery, track):
         return ""
@@ -50,7 +51,7 @@ def trespass(delivery: Delivery) -> str:
 
 
 def reached(delivery: Delivery) -> str:
-    """What was delivered, in a few words, for a person."""
+    """A short description of the delivered packet."""
     if delivery.protocol in (TCP, UDP) and len(delivery.data) >= 4:
         sport, dport = struct.unpack("!HH", delivery.data[:4])
         flags = f" flags {delivery.data[13]:#04x}" if delivery.protocol == TCP and len(delivery.data) > 13 else ""
@@ -78,15 +79,15 @@ def _is_link_control(delivery: Delivery, track: Track | None) -> bool:
     fixed = _DISCOVERY.get(delivery.data[0])
     if fixed is None or track is None or not track.a_is_local:
         return True
-    # From a pod: its MAC and a nonce, 8 bytes each, and no payload.
+    # A pod may send only options with its MAC and a nonce, of 8 bytes each, and no payload.
     options = delivery.data[fixed:]
     kinds = {options[at : at + 2] for at in range(0, len(options), 8)}
     return len(options) % 8 == 0 and kinds <= _HOST_OPTIONS
 
 
 def _is_routers(delivery: Delivery) -> bool:
-    """A router elsewhere is believed about what a pod sent: the pod of the ingress track, since what comes to the other
-    tracks' pods comes from pods."""
+    """True if a router outside the node may have sent this error. That is possible only in the ingress track: in the
+    other tracks all packets to pods come from pods."""
     kind = ICMP if delivery.version == 4 else ICMPV6
     if delivery.protocol != kind or len(delivery.data) < _ICMP_HEADER or delivery.data[0] not in _ERRORS[kind]:
         return False
@@ -99,7 +100,7 @@ def _is_routers(delivery: Delivery) -> bool:
 
 
 def _message(delivery: Delivery, track: Track) -> str:
-    """ICMP passes as an error about a flow that A and B have with each other."""
+    """ICMP is allowed only as an error about a flow between A and B."""
     data = delivery.data
     if len(data) < _ICMP_HEADER or data[0] not in _ERRORS[delivery.protocol]:
         return f"ICMP type {data[0] if data else None}"
@@ -115,7 +116,7 @@ def _message(delivery: Delivery, track: Track) -> str:
 
 
 def _quoted(version: int, data: bytes) -> tuple[bytes, bytes, int, int, int] | None:
-    """Addresses, protocol and ports of the packet inside an error."""
+    """Addresses, protocol and ports of the packet that an ICMP error quotes."""
     if version == 4:
         if len(data) < 20 or data[0] >> 4 != 4:
             return None

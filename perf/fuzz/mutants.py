@@ -1,6 +1,6 @@
-"""Takes fixes of the datapath back, one at a time, so that the fuzzer can prove that it would find each again.
+"""Reverts fixes of the datapath one at a time, to prove that the fuzzer would find each bug again.
 
-A fix may hold in several places, each of which is enough on its own: a mutant takes back all of them.
+Several places may each prevent the same bug. A mutant then reverts all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nodenet.errors import BadInputError
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """`old` stands in the file exactly `times` times."""
+    """A replacement. `old` occurs in the file exactly `times` times."""
 
     file: str
     old: str
@@ -28,8 +28,8 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`finds`: how the way of the finding ends that must come of it (`Finding.way`), or over devices (`wire`) what
-    its line has in it."""
+    """One reverted fix. `finds`: the end of the kind of the expected finding (`Finding.way`), or over devices (`wire`)
+    a part of its text."""
 
     what: str
     finds: str
@@ -132,7 +132,7 @@ MUTANTS: Mapping[str, Mutant] = {
 
 @contextmanager
 def sources(mutant: Mutant) -> Iterator[Path]:
-    """A copy of our eBPF sources with the edits. Raises BadInputError for an edit that no longer fits."""
+    """A copy of our eBPF sources with the edits. Raises BadInputError if an edit no longer applies."""
     with TemporaryDirectory(prefix="nodenet-mutant-") as folder:
         copy = Path(folder) / "bpf"
         shutil.copytree(build.source_dir(), copy)

@@ -1,4 +1,4 @@
-"""What cases are made of: ends, numbers, transport segments in two readings, frames."""
+"""The parts of cases: addresses, numbers, transport segments with two faces, frames."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from perf.fuzz import build
 from perf.fuzz.world import ACK, ALLOWED, B_MAC, DENIED_PORTS, REVERSE, SYN, TCP, TRACKS, UDP, Frame, Track
 
-# What the bytes start with that must arrive.
+# The start of a tag, by which an allowed packet is recognised when it arrives.
 TAG = b"NNFZ"
 ALLOWED_PORTS = tuple(sorted(ALLOWED))
 
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """Two readings of one transport segment, of the same length."""
+    """Two variants of one transport segment, of the same length."""
 
     lie: bytes
     truth: bytes
@@ -25,7 +25,7 @@ class Faces:
 
 
 class Parts:
-    """Parts drawn from one source of random numbers."""
+    """Makes random parts from one source of random numbers."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -33,7 +33,7 @@ class Parts:
         self._tags = 0
 
     def tag(self) -> bytes:
-        """Bytes that no other case has."""
+        """Unique bytes for one case."""
         self._tags += 1
         return TAG + struct.pack("!I", self._tags)
 
@@ -42,7 +42,7 @@ class Parts:
         return track, version, track.a[version], track.b[version]
 
     def next_ident(self) -> int:
-        """Each case's fragments have a number of their own; rarely the last one's again."""
+        """A new identification for the fragments of a case; rarely the previous one again."""
         if self.rng.random() > 0.02:
             self._ident = (self._ident + 1) & 0xFFFF
         return self._ident
@@ -55,7 +55,7 @@ class Parts:
         rng = self.rng
         body = rng.randbytes(rng.choice((0, 8, 13, 24, 60)))
         if rng.random() < 0.3:
-            # A flow that B opened: the lie is an answer, the truth opens.
+            # A flow that B opened. The lie is an answer, the truth is a packet that opens a flow.
             protocol = rng.choice((TCP, TCP, TCP, UDP))
             ports = REVERSE[protocol]
             lie = self.segment(src, dst, protocol, ports, ACK, body)
@@ -67,7 +67,7 @@ class Parts:
             lie = self.segment(src, dst, protocol, ports, rng.choice((SYN, ACK)), body)
         other = protocol if rng.random() < 0.85 else TCP + UDP - protocol
         if other != protocol:
-            # TCP's header is 12 bytes longer.
+            # The TCP header is 12 bytes longer than the UDP header.
             body = body[12:] if other == TCP else body + rng.randbytes(12)
         port = rng.choice(DENIED_PORTS[other])
         truth = self.segment(src, dst, other, (ports[0], port), rng.choice((SYN, SYN, ACK)), body)

@@ -1,8 +1,8 @@
-"""A real kernel's answer: frames go into a network namespace, and what its sockets get comes back.
+"""Sends frames into a network namespace and returns what the sockets there receive from the kernel.
 
-A raw socket of each protocol sees what the kernel delivers after it has checked lengths and reassembled fragments, and
-before it asks whether a port is open: a superset of what an application gets. UDP sockets and TCP listeners on every
-port of the world are there too, and what reaches them is counted.
+A raw socket for each protocol receives packets after the kernel has checked lengths and reassembled fragments, but
+before it looks for an open port. That is a superset of what applications get. There are also UDP sockets and TCP
+listeners on all ports of the world, which count what they get.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from perf.fuzz.world import (
 from perf.node import set_sysctls
 
 _DEVICE = "eth0"
-# Nobody looks at what B answers.
+# The MAC of B's gateway. B's answers go there and are ignored.
 _FAR_MAC = "02:00:00:00:00:cc"
-_PATIENCE = 20.0
+# Seconds to wait for the last frame of a batch.
+_END_SECONDS = 20.0
 _ROOM = 1 << 25
 _MOST = 4096
 # linux/if_packet.h
@@ -49,26 +50,26 @@ _SO_RCVBUFFORCE = 33
 # linux/virtio_net.h
 _NEEDS_CSUM, _GSO_TCPV4, _GSO_TCPV6 = 1, 1, 4
 _PLAIN = bytes(10)
-# Headers that the kernel takes off on the way to the protocol behind them: a raw socket sees them as well.
+# Headers that the kernel removes before the transport protocol. Raw sockets for their numbers get packets too.
 _EXTENSIONS = (build.HOP, build.ROUTING, build.FRAGMENT, build.AUTH, build.DEST)
 _SETTINGS = {
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
     "net.ipv6.conf.all.accept_ra": 0,
     "net.ipv6.conf.default.accept_ra": 0,
-    # Fragments without the rest are kept for 2 s: an identification comes again after 65,536 packets.
+    # Keep incomplete fragments only for 2 s, because identifications repeat after 65,536 packets.
     "net.ipv4.ipfrag_time": 2,
     "net.ipv6.ip6frag_time": 2,
     "net.ipv4.ipfrag_high_thresh": 1 << 26,
     "net.ipv6.ip6frag_high_thresh": 1 << 26,
-    # No state for a SYN, and one answer to each.
+    # SYN cookies: no state for a SYN, and one answer to each.
     "net.ipv4.tcp_syncookies": 2,
     "net.ipv4.icmp_ratelimit": 0,
 }
 
 
 class Delivery(NamedTuple):
-    """What a raw socket got: the protocol behind all IP headers, and the bytes from its header on."""
+    """What a raw socket received: the protocol behind all IP headers, and the bytes from its header on."""
 
     version: int
     protocol: int
@@ -77,7 +78,7 @@ class Delivery(NamedTuple):
 
 
 class Receiver:
-    """A namespace with B's addresses behind a veth pair, whose other end is in the current namespace."""
+    """A namespace with B's addresses, connected by a veth pair to the current namespace."""
 
     def __init__(self, stack: ExitStack, name: str) -> None:
         self.sockets = 0  # datagrams that a UDP socket got
@@ -107,7 +108,7 @@ class Receiver:
         set_sysctls("", {f"net.ipv6.conf.{name}.disable_ipv6": 1})
         tools.run(["ip", "link", "set", name, "up"])
         set_sysctls(name, _SETTINGS)
-        # Nothing of its own to say on this link: no address is probed for, and none is made up.
+        # The interface must send nothing on its own: no duplicate address detection, and no link-local address.
         lines = [f"link set {_DEVICE} addrgenmode none", f"link set {_DEVICE} up"]
         for track in TRACKS:
             lines.append(f"addr add {ip_address(track.b[4])}/32 dev {_DEVICE}")
@@ -139,31 +140,31 @@ class Receiver:
         self._readers[sock.fileno()] = (sock, version, protocol)
 
     def exchange(self, frames: Sequence[Frame]) -> list[Delivery]:
-        """Send frames, and give what the sockets got of them. Raises CannotRunError when the end never comes."""
+        """Send frames. Returns what the sockets received. Raises CannotRunError if the last frame does not arrive."""
         for frame in frames:
-            # The kernel refuses frames that no device would take (too short, too long, an impossible offload).
+            # The kernel refuses frames that are not valid for any device (too short, too long, impossible offload).
             with suppress(OSError):
                 self._sender.send((_offload(frame) if frame.gso_size else _PLAIN) + frame.data)
         self._sender.send(self._sentinel)
         return self.collect()
 
     def collect(self, end: bytes = b"") -> list[Delivery]:
-        """What the sockets got up to the last frame: the one from SENTINEL, or the one that carries `end`. Raises
-        CannotRunError when it does not come."""
+        """What the sockets received up to the last frame: the one from SENTINEL, or one that contains `end`. Raises
+        CannotRunError if it does not arrive."""
         found: list[Delivery] = []
-        deadline = time.monotonic() + _PATIENCE
-        while not self._drain(found, _PATIENCE, end):
+        deadline = time.monotonic() + _END_SECONDS
+        while not self._drain(found, _END_SECONDS, end):
             if time.monotonic() > deadline:
                 raise CannotRunError("the last frame of a batch did not arrive", "the machine may be overloaded")
-        # Handled in order by one CPU: what comes before the last frame is in its socket by now.
+        # One CPU handles the frames in order, so everything before the last frame is in its socket now.
         self._drain(found, 0, end)
         self._count_answers()
         return found
 
-    def _drain(self, found: list[Delivery], patience: float, end: bytes) -> bool:
-        """Read every socket that has something. True when the last frame was among it."""
+    def _drain(self, found: list[Delivery], seconds: float, end: bytes) -> bool:
+        """Read all sockets that have data, after waiting up to `seconds` for any. True if the last frame was read."""
         seen = False
-        for fd, _ in self._epoll.poll(patience):
+        for fd, _ in self._epoll.poll(seconds):
             sock, version, protocol = self._readers[fd]
             while True:
                 try:
@@ -198,8 +199,8 @@ class Receiver:
 
 
 def packet_socket(stack: ExitStack, device: str, protocol: int) -> socket.socket:
-    """Of a device in the current namespace. Protocol 0 sends alone, each frame behind a struct virtio_net_hdr; 3 reads
-    everything that comes in, and does not wait."""
+    """A packet socket for a device in the current namespace. Protocol 0: only for sending; each frame follows a struct
+    virtio_net_hdr. Protocol 3 (ETH_P_ALL): reads all incoming packets, non-blocking."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     stack.callback(sock.close)
     sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
@@ -231,7 +232,7 @@ def _bound(family: int, kind: int, port: int) -> socket.socket:
 
 
 def _offload(frame: Frame) -> bytes:
-    """struct virtio_net_hdr: TCP of this frame's family, to be cut into segments of `gso_size`."""
+    """A struct virtio_net_hdr for a TCP frame of its IP version, to be cut into segments of `gso_size`."""
     is_v6 = frame.data[12:14] == build.IPV6_TYPE
     start = 14 + (40 if is_v6 else (int.from_bytes(frame.data[14:15], "big") & 15) * 4)
     return struct.pack(

@@ -1,4 +1,4 @@
-"""Tries cases on the programs and on two real kernels: one gets every frame, the other what the programs pass."""
+"""Tries cases on the programs and on two real kernels: one gets all frames, the other those that the programs pass."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from perf.fuzz.receiver import Delivery, Receiver
 from perf.fuzz.world import BY_NAME, Case, Frame
 
 BATCH = 200  # cases
-_PATIENCE = 15.0  # seconds that making one finding small may take
+_REDUCE_SECONDS = 15.0  # time limit to reduce one finding
 _numbers = itertools.count()
 Step = tuple[str, Frame]  # the track that a frame takes
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The fewest frames that show it. `what`: past policy and how, or what was lost."""
+    """A finding with the fewest frames that reproduce it. `what`: how a packet passed against policy, or what was
+    lost."""
 
     what: str
     kind: str
@@ -32,7 +33,7 @@ class Finding:
 
     @property
     def way(self) -> str:
-        """The same for findings that are of one kind."""
+        """The kind of the finding, to group equal ones."""
         return self.what.partition(" (")[0]
 
     def as_json(self) -> str:
@@ -41,14 +42,14 @@ class Finding:
 
 
 def steps_from(path: Path) -> tuple[Step, ...]:
-    """The frames of a saved finding. Raises ValueError or KeyError for a file that is none."""
+    """The frames of a saved finding. Raises ValueError or KeyError for an invalid file."""
     found = json.loads(path.read_text())
     return tuple((entry["track"], Frame(bytes.fromhex(entry["hex"]), entry["gso"])) for entry in found["frames"])
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of a whole run. `open_` is without programs, `guarded` behind them."""
+    """The counts of a run. `open_`: without programs. `guarded`: behind the programs."""
 
     cases: int = 0
     frames: int = 0
@@ -65,7 +66,7 @@ class Tally:
 
 
 class Search:
-    """The programs of one build beside two receivers. Namespaces and maps belong to `stack`."""
+    """The programs of one build, and two receivers. Namespaces and maps belong to `stack`."""
 
     def __init__(self, stack: ExitStack, loads: Loads) -> None:
         self.tally = Tally()
@@ -76,7 +77,7 @@ class Search:
         self._revision = 0
 
     def batch(self, cases: Sequence[Case]) -> tuple[list[Delivery], list[Case]]:
-        """What came past policy, and the allowed cases that did not arrive."""
+        """Run a batch. Returns the deliveries against policy, and the allowed cases that did not arrive."""
         tally = self.tally
         self._revision += 2
         self.datapath.revision(self._revision)
@@ -101,27 +102,26 @@ class Search:
         wanted = {case.tag: case for case in cases if case.tag}
         arrived = _tags(wanted, guarded)
         self.tally.tagged += len(arrived)
-        # What a kernel without programs does not deliver either is not the programs' doing.
+        # If the kernel without programs does not deliver a case either, the programs are not the cause.
         return [case for tag, case in wanted.items() if tag not in arrived and tag in _tags(wanted, everything)]
 
     def replayed(self, steps: Sequence[Step]) -> tuple[Delivery | None, bool]:
-        """The first delivery past policy, and whether a kernel without programs delivers what
-        policy denies."""
+        """The first delivery against policy, and whether a kernel without programs delivers what policy denies."""
         self.datapath.prime()
         guarded = self._guarded.exchange(_through(self.datapath, steps))
         open_ = self._open.exchange([frame for _, frame in steps])
         return next(filter(trespass, guarded), None), any(map(trespass, open_))
 
     def first_trespass(self, steps: Sequence[Step]) -> Delivery | None:
-        """Run frames through fresh programs into a fresh kernel: the first delivery past policy."""
+        """Run frames through newly loaded programs into a new receiver. Returns the first delivery against policy."""
         with ExitStack() as stack:
             receiver = Receiver(stack, _name())
             datapath = stack.enter_context(self._loads.fresh())
             return next(filter(trespass, receiver.exchange(_through(datapath, steps))), None)
 
     def explain(self, cases: Sequence[Case], known: Collection[str]) -> list[Finding]:
-        """The cases of a batch that come past policy in a way that is not `known` (`way_of`), each reduced to the
-        fewest frames."""
+        """The cases of a batch with deliveries against policy of a kind (`way_of`) that is not in `known`, each reduced
+        to the fewest frames."""
         found: dict[str, Finding] = {}
         with ExitStack() as stack:
             datapath = stack.enter_context(self._loads.fresh())
@@ -133,7 +133,7 @@ class Search:
                 if not ways:
                     continue
                 if self.first_trespass(steps) is None:
-                    # It takes what other cases left behind: keep all of it.
+                    # The case alone does not reproduce it; it depends on earlier cases. Keep the whole batch.
                     steps = tuple((case.track, frame) for case in cases for frame in case.frames)
                 finding = self.minimal(case.kind, steps)
                 if finding is not None:
@@ -141,8 +141,8 @@ class Search:
         return list(found.values())
 
     def minimal(self, kind: str, steps: tuple[Step, ...]) -> Finding | None:
-        """Leave out what is not needed (delta debugging), for a while. None: it does not come past policy again."""
-        deadline = time.monotonic() + _PATIENCE
+        """Remove frames that are not needed (delta debugging), within a time limit. None: it cannot be reproduced."""
+        deadline = time.monotonic() + _REDUCE_SECONDS
         delivery = self.first_trespass(steps)
         if delivery is None:
             return None
@@ -163,12 +163,13 @@ class Search:
 
 
 def _name() -> str:
-    """Of a namespace and its interface. Never one again: the kernel takes its time to remove an interface."""
+    """A name for a namespace and its interface. Never used again, because the kernel removes interfaces with a
+    delay."""
     return f"fuzz{next(_numbers)}"
 
 
 def way_of(delivery: Delivery) -> str:
-    """The family and the reason, without details."""
+    """The kind of a delivery against policy: IP version and reason, without details."""
     return f"IPv{delivery.version}: {trespass(delivery).partition(' (')[0]}"
 
 

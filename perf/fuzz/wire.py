@@ -1,11 +1,12 @@
-"""The same cases over real devices, with offloads: what a device still writes after the verdict must change nothing.
+"""Sends the same cases over real devices with offloads: what a device writes after the verdict must not change a
+packet's destination.
 
     A's pod ── veth ── node with our programs ──┬── veth ── B of the track "local", a pod beside A
                                                 └── uplink without offloads ── B of the track "egress"
 
-A sends each frame behind a struct virtio_net_hdr (PACKET_VNET_HDR): its checksum may be unfinished, at any place, and
-it may be a packet that is cut into segments later, of any kind. The node routes; its uplink finishes checksums in
-software, as a NIC would in hardware, after the programs have judged.
+A sends each frame behind a struct virtio_net_hdr (PACKET_VNET_HDR): its checksum may be unfinished, at any offset, and
+it may be a packet of any kind that is cut into segments later. The node routes. Its uplink finishes checksums in
+software after the programs' verdict, as a NIC would in hardware.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _CHECKSUMS = {TCP: 16, UDP: 6}
 
 
 class Wire:
-    """One node with its devices. Namespaces and programs belong to `stack`; the node is the current namespace."""
+    """A node with its devices. Namespaces and programs belong to `stack`. The node is the current namespace."""
 
     def __init__(self, stack: ExitStack, pins: Path, objects: Mapping[str, Path], name: str) -> None:
         self.delivered = 0
@@ -81,7 +82,7 @@ class Wire:
                 )
 
     def _uplink(self, device: str) -> None:
-        """The way to B of the egress track; whatever leaves by it has its checksum finished in software before."""
+        """Make the path to B of the egress track. It finishes checksums in software."""
         set_sysctls("", {f"net.ipv6.conf.{device}.disable_ipv6": 0})
         track = BY_NAME["egress"]
         lines = []
@@ -98,7 +99,7 @@ class Wire:
             fcntl.ioctl(sock, _SIOCETHTOOL, request.ljust(40, b"\0"))
 
     def send(self, cases: Sequence[tuple[Case, Sequence[bytes]]]) -> list[Delivery]:
-        """Send each case's frames behind its headers, and give what arrived at both ends."""
+        """Send the frames of each case behind their headers. Returns what arrived at both ends."""
         for case, headers in cases:
             for frame, header in zip(case.frames, headers, strict=True):
                 self.frames += 1
@@ -114,7 +115,8 @@ class Wire:
         return found
 
     def hunt(self, maker: Maker, rng: random.Random, frames: int) -> list[str]:
-        """Send so many frames. What came past policy, and what was lost of allowed cases without offloads, in words."""
+        """Send so many frames. Returns texts about deliveries against policy and lost allowed cases without
+        offloads."""
         found: list[str] = []
         while self.frames < frames and len(found) < _MOST:
             cases = [
@@ -130,7 +132,7 @@ class Wire:
         return found[:_MOST]
 
     def _past(self, case: Case, heads: Sequence[bytes]) -> str:
-        """The case once more by itself; "" when nothing of it comes past policy."""
+        """Send the case again by itself. Returns a text, or "" if nothing passes against policy."""
         past = [delivery for delivery in self.send([(case, heads)]) if trespass(delivery)]
         return _line(f"{trespass(past[0])}, {reached(past[0])}", case, heads) if past else ""
 
@@ -142,14 +144,14 @@ def _line(what: str, case: Case, heads: Sequence[bytes]) -> str:
 
 
 def _last(name: str, end: bytes) -> bytes:
-    """An allowed datagram of a track, which comes behind everything else."""
+    """An allowed datagram of a track, sent after everything else."""
     track = BY_NAME[name]
     src, dst = track.a[4], track.b[4]
     return plain(4, track.a_mac, src, dst, UDP, build.finished(src, dst, UDP, build.udp(9, 53, end)))
 
 
 def headers(rng: random.Random, case: Case) -> list[bytes]:
-    """A struct virtio_net_hdr for each frame: none to speak of, the right one, or any."""
+    """A struct virtio_net_hdr for each frame: an empty one, the correct one, or a random one."""
     return [_header(rng, frame) for frame in case.frames]
 
 
@@ -160,7 +162,7 @@ def _header(rng: random.Random, frame: Frame) -> bytes:
     start, protocol = _transport(frame.data)
     offset = _CHECKSUMS.get(protocol, 6)
     if choice < 0.7:
-        # Anywhere among the headers: in the addresses, on the ports, in an option.
+        # Put the checksum anywhere within the headers: into addresses, ports or options.
         start = rng.choice((start, rng.randrange(0, 70), start + rng.randrange(-8, 9)))
         offset = rng.choice((offset, rng.randrange(0, 24), 0, 2))
     kind = size = length = 0
@@ -171,7 +173,7 @@ def _header(rng: random.Random, frame: Frame) -> bytes:
 
 
 def _transport(data: bytes) -> tuple[int, int]:
-    """Where the transport header of a simple packet starts, and its protocol."""
+    """The offset of the transport header in a simple packet, and its protocol."""
     if data[12:14] == build.IPV6_TYPE:
         return 54, data[20] if len(data) > 20 else 0
     return 14 + (int.from_bytes(data[14:15], "big") & 15) * 4, data[23] if len(data) > 23 else 0

@@ -1,13 +1,13 @@
-"""The fuzzer's fixed world: who sends to whom through which program, what policy allows, which flows are open. Pure.
+"""The fuzzer's fixed world: senders, receivers and programs, what policy allows, and which flows are open. Pure.
 
-A track is one way through the programs. In each, A sends to B, and only what A sends is fuzzed:
+A track is one path through the programs. In each, A sends to B, and only packets of A are fuzzed:
 
     egress    A is local and isolated for egress; B is elsewhere
     ingress   A is elsewhere; B is local and isolated for ingress
-    local     both are local, B is isolated for ingress: one program asks both halves
+    local     both are local, B is isolated for ingress: one program checks egress and ingress
 
-The one rule everywhere: TCP 80 and UDP 53. Beside it, what answers a flow that B opened (REVERSE) may pass.
-Addresses of two tracks differ in more than one byte, so that a mutation does not turn one into the other.
+The only rule everywhere allows TCP 80 and UDP 53. In addition, answers to flows that B opened (REVERSE) may pass.
+Addresses of two tracks differ in more than one byte, so that a mutation cannot change one into the other.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ALLOWED = frozenset({(TCP, 80), (UDP, 53)})
 DENIED_PORTS = {TCP: (22, 53, 2222, 8080), UDP: (80, 5354, 7000)}
 # Flows that B opened: protocol -> (A's port, B's port).
 REVERSE = {TCP: (7001, 9001), UDP: (7002, 9002)}
-# A flow of B with somebody else: protocol -> (the other's port, B's port).
+# B's flows with another peer: protocol -> (the peer's port, B's port).
 FOREIGN = {TCP: (443, 9003), UDP: (443, 9004)}
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One way. Addresses by IP version, packed. `number` is A's endpoint number; B's is one more."""
+    """One path. Addresses are packed, by IP version. `number`: A's endpoint number; B's is one more."""
 
     name: str
     program: str
@@ -81,20 +81,20 @@ TRACKS = (
 )
 BY_NAME = {track.name: track for track in TRACKS}
 BY_SOURCE = {address: track for track in TRACKS for address in track.a.values()}
-# Somebody elsewhere with whom B has flows too.
+# Another peer outside the node, with which B has flows.
 OTHER = _packed("10.204.136.9", "fd01:8888::9")
 # Another pod of the node.
 NEIGHBOUR = _packed("10.207.170.5", "fd01:aaaa::5")
 NEIGHBOUR_MAC = bytes.fromhex("0200000000a4")
-# Nobody that policy knows, on the way to B.
+# A router on the path to B, without an identity of its own.
 ROUTER = _packed("10.206.3.3", "fd01:cccc::3")
-# What stands behind every batch of frames: when it has come, everything before it has been handled.
+# The source address of the last frame of every batch. When that frame arrives, all frames before it have been handled.
 SENTINEL = ip_address("10.205.1.1").packed
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One Ethernet frame. With `gso_size` the sender says that the frame is one of TCP's that is cut later."""
+    """One Ethernet frame. With `gso_size` it is a TCP frame that a device cuts into segments later."""
 
     data: bytes
     gso_size: int = 0
@@ -102,7 +102,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Frames of one attempt, in order. `tag`: bytes that must reach B, since the frames are well formed and allowed."""
+    """The frames of one attempt, in order. `tag`: bytes that must reach B if the frames are well-formed and allowed."""
 
     kind: str
     track: str

@@ -1,4 +1,4 @@
-"""The Service model in the words of each kernel mechanism, as kube-proxy programs it. Pure: text in, text out."""
+"""Renders the Service model as input for each kernel mechanism, as kube-proxy programs it. Pure: text in, text out."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import hashlib
 
 
 def short_hash(text: str, length: int) -> str:
-    """kube-proxy's names of chains: the start of the base32 of a SHA-256 (16 letters for iptables, 8 for nftables)."""
+    """The hash in kube-proxy's chain names: the start of a base32 SHA-256 (16 letters for iptables, 8 for nftables)."""
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:length]

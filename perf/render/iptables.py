@@ -1,8 +1,8 @@
-"""kube-proxy's iptables mode: what it hands to `iptables-restore --noflush --counters`.
+"""kube-proxy's iptables mode: its input for `iptables-restore --noflush --counters`.
 
-Structure as documented by the project ("Virtual IPs and Service Proxies") and as its tests show it: KUBE-SERVICES has
-one rule per Service port; KUBE-SVC-* spreads with the statistic match; KUBE-SEP-* marks hairpin traffic and translates.
-Since 1.26 a sync writes KUBE-SERVICES whole, but of the other chains only those of Services that changed.
+The structure follows the project's documentation ("Virtual IPs and Service Proxies") and tests. KUBE-SERVICES has one
+rule per Service port, KUBE-SVC-* distributes with the statistic match, KUBE-SEP-* marks hairpin traffic and translates.
+Since 1.26 a sync writes KUBE-SERVICES completely, but other chains only for changed Services.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from perf.services import CLUSTER_CIDR, Backend, Service, ServiceModel
 
 MARK = "0x4000"
 
-# Jumps from the built-in chains, made once: (table, chain, rule). kube-proxy puts them with `iptables -I`.
+# Jumps from the built-in chains, created once: (table, chain, rule). kube-proxy inserts them with `iptables -I`.
 _PORTALS = '-m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
 _EXTERNAL = (
     '-m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" '
@@ -69,7 +69,7 @@ _NODEPORTS_LAST = (
 
 
 def service_chain(service: Service) -> str:
-    """KUBE-SVC- and sixteen letters of a digest of the ServicePortName and the protocol."""
+    """KUBE-SVC- and 16 letters of a hash of the ServicePortName and the protocol."""
     return "KUBE-SVC-" + short_hash(service.full_name + service.protocol, 16)
 
 
@@ -78,7 +78,7 @@ def endpoint_chain(service: Service, backend: Backend) -> str:
 
 
 def jumps() -> str:
-    """The chains and the jumps from the built-in ones, for one first `iptables-restore --noflush`."""
+    """The chains and the jumps from the built-in chains, for the first `iptables-restore --noflush`."""
     lines: list[str] = []
     for table, chains in (("filter", _FILTER_CHAINS), ("nat", _NAT_CHAINS)):
         lines += [f"*{table}", *(f":{chain} - [0:0]" for chain in chains)]
@@ -88,7 +88,7 @@ def jumps() -> str:
 
 
 def render(new: ServiceModel, old: ServiceModel | None = None) -> str:
-    """One sync: everything, or (with `old`, what the kernel holds) only the chains of Services that changed."""
+    """One sync: everything, or with `old` (the model in the kernel) only the chains of changed Services."""
     held = {service_chain(s): s for s in old.services} if old else {}
     changed = [s for s in new.services if held.get(service_chain(s)) != s]
     gone = _gone(new, held) if old else []
@@ -139,7 +139,8 @@ def _reject(service: Service) -> str:
 
 
 def _spread(service: Service) -> list[str]:
-    """The hairpin and off-cluster mark, then one endpoint each with the probability that makes all equally likely."""
+    """The rule that marks traffic from outside the cluster, then one rule per endpoint. Their probabilities make all
+    endpoints equally likely."""
     chain = service_chain(service)
     rules = [
         f'-A {chain} -m comment --comment "{service.full_name} cluster IP" -m {service.protocol} '
@@ -163,7 +164,7 @@ def _translate(service: Service, backend: Backend) -> list[str]:
 
 
 def _gone(new: ServiceModel, held: Mapping[str, Service]) -> list[str]:
-    """Chains that the kernel holds and nobody wants: deleted at the end of the restore."""
+    """Chains that exist in the kernel but are no longer needed. They are deleted at the end of the restore."""
     wanted = {service_chain(s) for s in new.services if s.backends}
     wanted |= {endpoint_chain(s, b) for s in new.services for b in s.backends}
     old = dict.fromkeys(

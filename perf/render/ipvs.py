@@ -1,7 +1,7 @@
 """kube-proxy's IPVS mode: addresses on kube-ipvs0, `ipvsadm -R`, ipsets, and the few iptables rules that use them.
 
-Structure as pkg/proxy/ipvs/README.md describes it: every Service address is bound to a dummy device, so that the packet
-is delivered locally and IPVS sees it; sets replace the per-Service rules; round robin is the default scheduler.
+The structure follows pkg/proxy/ipvs/README.md. Every Service address is assigned to a dummy device, so that packets are
+delivered locally and IPVS sees them. Sets replace rules per Service. Round robin is the default scheduler.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from perf.services import CLUSTER_CIDR, Service, ServiceModel
 
 DEVICE = "kube-ipvs0"
 MARK = "0x4000"
-# name, type, what the README says it is for
+# (name, type, purpose according to that README)
 SETS = (
     ("KUBE-CLUSTER-IP", "hash:ip,port", "all Service cluster IP and port"),
     ("KUBE-LOOP-BACK", "hash:ip,port,ip", "Service IP, port and IP, for hairpin"),
@@ -21,7 +21,7 @@ _FLAGS = {"tcp": "-t", "udp": "-u"}
 
 
 def devices(new: ServiceModel, old: ServiceModel | None = None) -> str:
-    """For `ip -batch -`: the dummy device (once) and the Services' addresses on it."""
+    """Input for `ip -batch -`: the dummy device (once) and the Services' addresses."""
     held = set(_addresses(old)) if old else set()
     wanted = _addresses(new)
     lines = [] if old else [f"link add {DEVICE} type dummy"]
@@ -31,7 +31,7 @@ def devices(new: ServiceModel, old: ServiceModel | None = None) -> str:
 
 
 def sets(new: ServiceModel, old: ServiceModel | None = None) -> str:
-    """For `ipset restore -exist`."""
+    """Input for `ipset restore -exist`."""
     lines = [f"create {name} {kind} family inet maxelem 1048576" for name, kind, _ in SETS] if old is None else []
     held = dict.fromkeys(_members(old)) if old else {}
     wanted = dict.fromkeys(_members(new))
@@ -41,7 +41,7 @@ def sets(new: ServiceModel, old: ServiceModel | None = None) -> str:
 
 
 def virtual_servers(new: ServiceModel, old: ServiceModel | None = None) -> str:
-    """For `ipvsadm -R`: Services with the scheduler rr, backends by masquerading (-m) with weight 1."""
+    """Input for `ipvsadm -R`: Services with the scheduler rr, backends with masquerading (-m) and weight 1."""
     held = {_key(s): s for s in old.services} if old else {}
     lines: list[str] = []
     for service in new.services:
@@ -56,7 +56,7 @@ def virtual_servers(new: ServiceModel, old: ServiceModel | None = None) -> str:
 
 
 def rules() -> str:
-    """For `iptables-restore --noflush`: the same few rules whatever the number of Services."""
+    """Input for `iptables-restore --noflush`: a few rules, independent of the number of Services."""
     return (
         "*nat\n"
         ":KUBE-SERVICES - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-POSTROUTING - [0:0]\n"

@@ -1,8 +1,8 @@
-"""kube-proxy's nftables mode: what it hands to `nft -f -`, one transaction per sync.
+"""kube-proxy's nftables mode: its input for `nft -f -`, one transaction per sync.
 
-Structure as the project documents it (KEP-3866 and pkg/proxy/nftables/README.md): a map `service-ips` from address,
-protocol and port to a verdict, a chain per Service port that spreads with numgen, a chain per endpoint that translates.
-A sync writes only the chains and elements of Services that changed.
+The structure follows the project's documentation (KEP-3866 and pkg/proxy/nftables/README.md): a map `service-ips` from
+address, protocol and port to a verdict, a chain per Service port that distributes with numgen, and a chain per endpoint
+that translates. A sync writes only the chains and elements of changed Services.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _RULES = (
 
 
 def service_chain(service: Service) -> str:
-    """service-, eight letters of a digest, and the name that the digest is of."""
+    """service-, eight letters of a hash, and the name that was hashed."""
     name = f"{service.namespace}/{service.name}/{service.protocol}/{service.port_name}"
     return f"service-{short_hash(name, 8)}-{name}"
 
@@ -87,7 +87,7 @@ def endpoint_chain(service: Service, backend: Backend) -> str:
 
 
 def base() -> str:
-    """The table with its maps, hooks and fixed rules, without a Service."""
+    """The table with its maps, hooks and fixed rules, without any Service."""
     lines = [f'add table {TABLE} {{ comment "rules for kube-proxy" ; }}', f"flush table {TABLE}"]
     lines += [f'add {what} {TABLE} {name} {{ type {kind} ; comment "{text}" ; }}' for what, name, kind, text in _SETS]
     lines += [f"add chain {TABLE} {name} {{ {hook} ; }}" for name, hook in _BASE_CHAINS]
@@ -97,7 +97,7 @@ def base() -> str:
 
 
 def render(new: ServiceModel, old: ServiceModel | None = None) -> str:
-    """One sync: the base and everything, or (with `old`, what the kernel holds) the difference alone."""
+    """One sync: the base and everything, or with `old` (the model in the kernel) only the difference."""
     held = {service_chain(s): s for s in old.services} if old else {}
     wanted = {service_chain(s): s for s in new.services}
     addresses = {service.cluster_ip for service in new.services}
@@ -115,8 +115,8 @@ def render(new: ServiceModel, old: ServiceModel | None = None) -> str:
 
 
 def stale_chains(new: ServiceModel, old: ServiceModel) -> str:
-    """The second transaction: kube-proxy flushes a chain that is no longer wanted and deletes it at a later sync, since
-    a packet's walk may still stand in it."""
+    """The second transaction. kube-proxy flushes a chain that is no longer needed and deletes it in a later sync,
+    because packets may still be in it."""
     wanted = {service_chain(s): s for s in new.services}
     lines = []
     for name, service in {service_chain(s): s for s in old.services}.items():
@@ -128,7 +128,7 @@ def _service(service: Service, held: Service | None) -> Iterator[str]:
     chain = service_chain(service)
     if service.backends:
         yield from _spread(service, held, chain)
-    # After the chain that they name.
+    # Elements must come after the chain to which they refer.
     yield from _add_elements(service, held)
 
 
@@ -155,7 +155,7 @@ def _endpoint(service: Service, backend: Backend) -> Iterator[str]:
 
 
 def _elements(service: Service) -> tuple[tuple[str, str, str], ...]:
-    """(set or map, key, value with its colon) of a Service."""
+    """The elements of a Service: (set or map, key, value with its colon)."""
     key = f"{service.cluster_ip} . {service.protocol} . {service.port}"
     if service.backends:
         return (
@@ -173,12 +173,12 @@ def _add_elements(service: Service, held: Service | None) -> Iterator[str]:
     for element in _elements(service):
         if element not in there:
             name, key, value = element
-            # "add" of an address that a second port of the same Service has added already is fine to nft.
+            # nft accepts "add" for an address that another port of the same Service has already added.
             yield f"add element {TABLE} {name} {{ {key}{value} }}"
 
 
 def _remove_elements(service: Service, wanted: Service | None, addresses: Collection[str]) -> Iterator[str]:
-    """`addresses` are still used, maybe by another port of the same Service."""
+    """Delete elements. `addresses` are still in use, for example by another port of the same Service."""
     stay = set(_elements(wanted)) if wanted else set()
     for element in _elements(service):
         name, key, value = element

@@ -1,1 +1,2 @@
-"""An hour of trouble in a lab: nothing denied may get through, nothing allowed may be lost, nothing may grow."""
+"""An hour of faults in a lab, during which no denied packet may pass, no allowed one may be lost, and no resource may
+grow."""

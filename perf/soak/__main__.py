@@ -1,6 +1,6 @@
-"""`python -m perf.soak`: a lab of two nodes in trouble, for an hour.
+"""`python -m perf.soak`: injects faults into a lab of two nodes for an hour.
 
-Exit status 1 when anything denied got through, anything allowed was lost, or anything grew.
+Exit status 1 if denied traffic passed, allowed traffic was lost, or a resource grew.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from perf.soak.trouble import Churn, Drops, Flips, Kills, Outages, Trouble
 
 NODENET = [sys.executable, "-m", "nodenet"]
 _PROBE = Path(__file__).parent / "probe.py"
-# So many errors of one trouble end the soak: its lab is broken, and what follows would prove nothing.
+# After this many errors of one trouble the soak ends: the lab is broken, and further results would prove nothing.
 _MOST_ERRORS = 10
-# After the churn: how long until everything is as it was.
+# Seconds after the churn until everything must be as before.
 _SETTLE = 180.0
 
 
 @contextmanager
 def a_lab(name: str) -> Iterator[Api]:
-    """A lab with the soak's objects, taken down afterwards whatever happened."""
+    """A lab with the soak's objects. It is always taken down at the end."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="nodenet-soak-") as manifest:
         yaml.safe_dump_all(world.start(), manifest)
         manifest.flush()
@@ -61,7 +61,7 @@ def _nodenet(*words: str) -> str:
 
 
 class Probe(threading.Thread):
-    """A process in a pod, and what it counted last."""
+    """A process in a pod, and its latest counts."""
 
     def __init__(self, lab: str, pod: str, targets: Sequence[Any]) -> None:
         super().__init__(daemon=True, name=f"probe {pod}")
@@ -83,7 +83,8 @@ class Probe(threading.Thread):
 
 
 def targets(api: Api, kind: str) -> list[tuple[str, str, str, int, bool]]:
-    """What a client calls. A friend reaches the open ports and the Service, and no closed port; a stranger nothing."""
+    """The targets of a client. A friend may reach the open ports and the Service but no closed port, a stranger
+    nothing."""
     friendly = kind == "friend"
     found: list[tuple[str, str, str, int, bool]] = []
     pods = {entry["metadata"]["name"]: entry for entry in api.pods(world.NAMESPACE)}
@@ -171,8 +172,8 @@ def _watch(
     troubles: Sequence[Trouble],
     stop: threading.Event,
 ) -> None:
-    """Figures every minute, in short runs more often, until the time is over, somebody stops it or a trouble fails
-    again and again."""
+    """Collect figures every minute, or more often in short runs, until the time is over, the soak is stopped, or one
+    trouble has too many errors."""
     started = time.monotonic()
     end = started + settings.minutes * 60
     every = min(60.0, settings.minutes * 60 / 20)
@@ -195,7 +196,7 @@ def _line(entry: figures.Figures) -> str:
 
 
 def _relabel(api: Api) -> None:
-    """The labels of the start: the number of rules depends on them."""
+    """Restore the initial labels, because the number of rules depends on them."""
     for name, kind in world.clients():
         api.label(world.NAMESPACE, name, "role", world.ROLES[kind][0])
     for name in world.servers():
@@ -203,7 +204,7 @@ def _relabel(api: Api) -> None:
 
 
 def _steady(lab: str) -> dict[str, int]:
-    """What must be the same after the churn: namespaces, numbers of namespaces, entries of the compiled maps."""
+    """The counts that must be the same after the churn: namespaces, namespace ids, entries of the compiled maps."""
     found: dict[str, int] = {}
     for node in world.NODES:
         entry = figures.take(NODENET, lab, node, time.monotonic())
@@ -213,7 +214,7 @@ def _steady(lab: str) -> dict[str, int]:
 
 
 def _settled(lab: str, before: dict[str, int]) -> list[str]:
-    """What is still not as it was, after a while."""
+    """Wait until all counts are as before. Returns those that are still different after _SETTLE seconds."""
     deadline = time.monotonic() + _SETTLE
     while (now := _steady(lab)) != before and time.monotonic() < deadline:
         time.sleep(2)
@@ -239,7 +240,8 @@ def main_command(
     name: str,
     path: Path | None,
 ) -> None:
-    """A lab of two nodes in trouble: pods come and go by force, labels flip, the API is away, an agent is killed."""
+    """Inject faults into a lab of two nodes: pods are created and force-deleted, labels change, the API is unreachable,
+    an agent is killed."""
     tools.require("ip", "nsenter")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""The lab's API, as far as the soak needs it. One request at a time and no cache; thread-safe."""
+"""A small client of the lab's API for the soak. One request at a time, without a cache; thread-safe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Api:
         self._call("POST", self._path(entry, named=False), entry)
 
     def delete(self, entry: Object) -> bool:
-        """At once, without a grace period. False: it was not there."""
+        """Delete without a grace period. Returns False if the object did not exist."""
         try:
             self._call("DELETE", self._path(entry), {"gracePeriodSeconds": 0})
         except urllib.error.HTTPError as error:

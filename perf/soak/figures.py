@@ -1,4 +1,4 @@
-"""What an agent holds at a moment, and whether it grew."""
+"""Measures the resources of an agent, and finds out whether they grow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nodenet.bpf.tables import BpfTable
 from nodenet.lab import names, teardown
 from nodenet.link import netns
 
-# Filled by the agent: after the churn they must hold what they held before. The others are the programs' own.
+# Maps that the agent fills. After the churn they must have as many entries as before. Programs fill the other maps.
 COMPILED = tables.filled_by(tables.Writer.COMPILER)
 _WRITTEN = tuple(name for name in tables.filled_by(tables.Writer.PROGRAMS) if name in tables.KEYED)
 _KIB = 1024
@@ -24,7 +24,7 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one agent at `at` seconds after the start. Memory in KiB. `pid` 0: it was not there at this moment."""
+    """The figures of one agent, `at` seconds after the start. Memory in KiB. `pid` 0: the agent did not run."""
 
     at: float
     node: str
@@ -47,7 +47,7 @@ def take(nodenet: Sequence[str], lab: str, node: str, started: float) -> Figures
         descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         rss, anonymous = (int(memory[name].split()[0]) for name in ("VmRSS", "RssAnon"))
         threads = int(memory["Threads"])
-    except (OSError, KeyError):  # it was killed meanwhile
+    except (OSError, KeyError):  # the agent was killed in the meantime
         pid = rss = anonymous = descriptors = threads = 0
     return Figures(
         at=round(time.monotonic() - started, 1),
@@ -65,7 +65,7 @@ def take(nodenet: Sequence[str], lab: str, node: str, started: float) -> Figures
 
 
 def _status(nodenet: Sequence[str], lab: str, node: str) -> dict[str, Any]:
-    """{} while the agent does not answer."""
+    """The agent's status, or {} if the agent does not answer."""
     command = [*nodenet, "status", "--lab", lab, "--node", node, "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     try:
@@ -76,7 +76,7 @@ def _status(nodenet: Sequence[str], lab: str, node: str) -> dict[str, Any]:
 
 
 def counts(lab: str, node: str) -> dict[str, int]:
-    """Entries of each map. A map that is just being replaced is left out."""
+    """The number of entries of each map. A map that is being replaced is left out."""
     folder = names.node_dir(lab, node) / "bpf" / "maps"
     found = {}
     for name in (*COMPILED, *_WRITTEN):
@@ -89,13 +89,13 @@ def counts(lab: str, node: str) -> dict[str, int]:
 
 
 def _nsids(lab: str, node: str) -> int:
-    """Namespaces that the node's own knows by number: one for each peer of an interface."""
+    """The number of namespace ids (nsid) in the node's namespace: one for each peer namespace of an interface."""
     done = netns.run(names.node_netns(lab, node), ["ip", "netns", "list-id"], capture_output=True, text=True)
     return len(done.stdout.splitlines())
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:
-    """Least squares: units per hour of (second, value)."""
+    """The slope of (second, value) by least squares, per hour."""
     count = len(samples)
     middle_at = sum(at for at, _ in samples) / count
     middle = sum(value for _, value in samples) / count
@@ -105,10 +105,11 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Of the agent that was never killed, after the warm-up. `judged` is False when there are too few samples."""
+    """The growth of the agent that is never killed, after the warm-up. `judged` is False if there are too few
+    samples."""
 
     mib_per_hour: float
-    descriptors: tuple[int, int]  # most in the first and in the last quarter
+    descriptors: tuple[int, int]  # maximum in the first and in the last quarter
     threads: tuple[int, int]
     judged: bool
 

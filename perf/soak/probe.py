@@ -1,10 +1,10 @@
-"""Runs in a pod: calls its targets all the time. The standard library alone.
+"""Runs in a pod and calls its targets all the time. Uses only the standard library.
 
     python3 probe.py '[["name", "tcp"|"keep"|"udp", "address", port, allowed], ...]' [SECONDS]
 
-Every SECONDS one JSON line: {name: {"ok", "bad", "slow", "notes"}}, counted from the start, until SIGTERM. What is
-allowed must answer; what is denied must not, neither with data nor with a refusal. `slow`: an answer that took as
-long as a lost and repeated SYN does; it says nothing by itself on a busy machine.
+Every SECONDS it prints one JSON line {name: {"ok", "bad", "slow", "notes"}} with the counts since the start, until
+SIGTERM. Allowed targets must answer. Denied ones must answer neither with data nor with a refusal. `slow`: an answer
+took as long as with a lost and repeated SYN; on a busy machine this alone proves nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import threading
 import time
 
 EVERY = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
-PATIENCE = 10.0  # for what is allowed
-SILENCE = 0.3  # for what is denied
+PATIENCE = 10.0  # seconds to wait for an answer of an allowed target
+SILENCE = 0.3  # seconds to wait for an answer of a denied target
 SLOW = 0.9
 PAUSE = {"tcp": 0.05, "keep": 0.05, "udp": 0.05}
 NOTES = 20
@@ -42,7 +42,7 @@ class Target(threading.Thread):
             try:
                 answered, why = call(), ""
             except ConnectionRefusedError as error:
-                # The pod's own answer: the packet arrived.
+                # A refusal comes from the pod, so the packet has arrived.
                 answered, why = not self.allowed, str(error)
             except OSError as error:
                 answered, why = False, str(error)
@@ -99,7 +99,7 @@ def main() -> None:
     while not stopping.is_set():
         stopping.wait(EVERY)
         print(json.dumps({t.label: t.counts | {"notes": list(t.notes)} for t in targets}), flush=True)
-    # A call under way may wait for long: it counts no more.
+    # Do not wait for a pending call, which may take long. It is not counted.
 
 
 if __name__ == "__main__":

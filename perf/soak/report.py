@@ -1,4 +1,4 @@
-"""The soak's outcome: what failed, and tables for a person. Pure."""
+"""The result of the soak: failures, and tables for readers. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from perf.soak import world
 from perf.soak.figures import Figures, Growth, growth
 from perf.soak.result import Result
 
-# Of the whole time, at most so much is warm-up.
+# The warm-up in seconds, and its largest share of the whole time.
 _WARM_UP, _WARM_UP_SHARE = 600.0, 0.25
-# Descriptors and threads come and go with calls.
+# Descriptors and threads may grow by this much, because their number varies with requests.
 _SLACK = 4
-# Samples in a row, a minute apart, in which an agent that is killed now and then may be away.
+# For how many consecutive samples, a minute apart, the agent that is killed may be absent.
 _MOST_ABSENT = 3
 _ROWS = 12
 _MAPS = ("nn_endpoint", "nn_ipcache", "nn_policy", "nn_frontend", "nn_ct")
@@ -25,12 +25,12 @@ def grown(result: Result) -> Growth:
 
 
 def failures(result: Result) -> list[str]:
-    """Everything that must not be; [] when the soak held."""
+    """All failures of the soak; [] if it passed."""
     found = list(result.errors)
     for pod, counts in result.probes.items():
         kind = "got through" if pod.startswith("stranger") else "lost or got through"
         found += [f"{pod}: {name}: {c['bad']} {kind}: {c['notes'][:3]}" for name, c in counts.items() if c["bad"]]
-        # A probe that never ran proves nothing.
+        # No count at all is a failure, because a probe that never ran proves nothing.
         found += [f"{pod}: {name}: nothing was tried" for name, c in counts.items() if not c["ok"] and not c["bad"]]
         if not counts:
             found.append(f"{pod}: no probe reported")
@@ -47,7 +47,8 @@ def failures(result: Result) -> list[str]:
 
 
 def absences(figures: Sequence[Figures]) -> list[str]:
-    """Nodes whose agent was away: at any time where nothing kills it, else for longer than a restart takes."""
+    """A sentence for each node whose agent was absent: at any time if it is never killed, else for longer than a
+    restart takes."""
     found = []
     for node in world.NODES:
         longest = current = 0

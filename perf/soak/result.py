@@ -1,4 +1,4 @@
-"""What a soak was asked to do, and what came of it."""
+"""The settings and the result of a soak."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Settings:
 
 @dataclass(slots=True)
 class Result:
-    """`probes` is {pod: {target: counts}}; `drops` what the agents told of allowed packets
-    that were dropped; `leftover` what was there after the churn and not before it."""
+    """`probes`: {pod: {target: counts}}. `drops`: dropped packets that policy allows, from the agents' flows.
+    `leftover`: differences between the counts before and after the churn."""
 
     settings: Settings
     seconds: float = 0.0

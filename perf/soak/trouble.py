@@ -1,4 +1,4 @@
-"""What is done to the lab. Each trouble is a thread of its own until `stop` is set; what it raises is kept."""
+"""The faults that the soak injects. Each one runs in its own thread until `stop` is set. Its errors are recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG = 20_000
 
 
 class Trouble(threading.Thread):
-    """`count` says how often it was done; `errors` what ended or disturbed it."""
+    """`count`: how often the fault was injected. `errors`: the errors of the thread."""
 
     def __init__(self, stop: threading.Event, seed: int) -> None:
         super().__init__(daemon=True, name=type(self).__name__)
@@ -45,7 +45,7 @@ class Trouble(threading.Thread):
         raise NotImplementedError
 
     def note(self, what: str) -> None:
-        """For whoever asks what was done at the moment of a failure."""
+        """Record an action with its time, to find out what happened at the moment of a failure."""
         self.log.append(f"{datetime.now():%H:%M:%S.%f} {what}")
 
     def pause(self, low: float, high: float) -> None:
@@ -53,7 +53,7 @@ class Trouble(threading.Thread):
 
 
 class Flips(Trouble):
-    """A label of a probe or of a server changes between two values that mean the same to policy."""
+    """Changes a label of a client or a server between two values for which policy is the same."""
 
     def __init__(self, stop: threading.Event, seed: int, api: Api) -> None:
         super().__init__(stop, seed)
@@ -71,7 +71,8 @@ class Flips(Trouble):
 
 
 class Churn(Trouble):
-    """Batches of pods, made and deleted by force, some before they have a network. Then an unrelated pod must come."""
+    """Creates batches of pods and force-deletes them, some before they have a network. After that an unrelated pod must
+    become ready."""
 
     def __init__(self, stop: threading.Event, seed: int, api: Api, outages: Outages, size: int) -> None:
         super().__init__(stop, seed)
@@ -96,7 +97,7 @@ class Churn(Trouble):
 
     def _mark(self, marker: world.Object) -> None:
         name = marker["metadata"]["name"]
-        # The agent that makes it may have no API.
+        # During an outage the pod's agent has no API, so the time is measured only if there is none.
         without_api, outages = self._outages.under_way, self._outages.count_begun
         started = time.monotonic()
         self._api.create(marker)
@@ -120,7 +121,8 @@ class Churn(Trouble):
 
 
 class Outages(Trouble):
-    """No agent reaches the API for a while. How that looks differs: packets vanish, nothing answers, nobody listens."""
+    """Makes the API unreachable for all agents for a while. Modes: packets are dropped, requests hang, connections are
+    refused."""
 
     def __init__(self, stop: threading.Event, seed: int, staging: Staging, pauses: tuple[float, float]) -> None:
         super().__init__(stop, seed)
@@ -150,7 +152,8 @@ class Outages(Trouble):
 
 
 class Kills(Trouble):
-    """kill -9 of one node's agent; the lab starts it again, later and later, so it is started at once instead."""
+    """Kills one node's agent with SIGKILL and starts it within 2 s, because the lab would restart it with growing
+    backoff."""
 
     def __init__(self, stop: threading.Event, seed: int, staging: Staging, pauses: tuple[float, float]) -> None:
         super().__init__(stop, seed)
@@ -167,7 +170,7 @@ class Kills(Trouble):
 
 
 class Drops(threading.Thread):
-    """Allowed packets and answers that the agents report as dropped: a hint when a probe lost something."""
+    """Collects allowed packets and answers that agents report as dropped. They help to explain losses of a probe."""
 
     def __init__(self, stop: threading.Event, nodenet: list[str], lab: str) -> None:
         super().__init__(daemon=True, name="Drops")
@@ -186,11 +189,11 @@ class Drops(threading.Thread):
                 self._process = process
                 assert process.stdout is not None
                 self.lines.extend(line.rstrip() for line in process.stdout)
-            # It ends when no agent answers.
+            # The command ends if no agent answers. Start it again after a second.
             self._over.wait(1)
 
     def finish(self) -> None:
-        """Once `stop` is set."""
+        """Call it after `stop` is set."""
         if self._process is not None:
             self._process.terminate()
         self.join(30)

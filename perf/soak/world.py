@@ -1,9 +1,8 @@
-"""The soak's objects: servers, two kinds of clients, policies, a Service; and batches of pods that come and go.
+"""The soak's objects: servers, two kinds of clients, policies, a Service, and batches of short-lived pods.
 
-A client's `role` and a server's `tier` are flipped all the time between two values for which policy says the same: an
-allowed client is blue or green, a denied one red or grey, and the policies of both tiers allow blue and green. So
-whatever the agents know at a moment, old labels or new ones or a mixture, an allowed probe passes and a denied one does
-not. Pure.
+A client's `role` and a server's `tier` change all the time between two values for which policy is the same. Allowed
+clients are blue or green, denied ones red or grey, and the policies of both tiers allow blue and green. So an allowed
+probe passes and a denied one does not, whether the agents have the old labels, the new ones, or a mixture. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ Object = dict[str, Any]
 
 NAMESPACE, CHURN = "soak", "soak-churn"
 NODES = ("node1", "node2")
-# The agent of this node is killed again and again; the other one's memory is watched.
+# The agent of the first node is killed repeatedly. The memory of the second one's agent is measured.
 KILLED, WATCHED = NODES
 ROLES = {"friend": ("blue", "green"), "stranger": ("red", "grey")}
 TIERS = ("gold", "silver")
@@ -34,7 +33,7 @@ def pod(namespace: str, name: str, node: str, labels: dict[str, str], ports: lis
 
 
 def clients() -> list[tuple[str, str]]:
-    """(pod, kind): one of each kind on each node."""
+    """(pod, kind) of all clients: one of each kind on each node."""
     return [(f"{kind}-{node}", kind) for kind in ROLES for node in NODES]
 
 
@@ -43,7 +42,7 @@ def servers() -> list[str]:
 
 
 def start() -> list[Object]:
-    """What the lab starts with."""
+    """The initial objects of the lab."""
     ports = [{"containerPort": port, "protocol": name} for ports in (OPEN, CLOSED) for name, port in ports.items()]
     objects: list[Object] = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in (NAMESPACE, CHURN)
@@ -62,7 +61,7 @@ def start() -> list[Object]:
 
 
 def _policy(tier: str) -> Object:
-    """Who may call a server of this tier: one rule for each role, so that no rule knows both."""
+    """The ingress policy for servers of a tier. It has one rule per role, so that no single rule allows both."""
     ports = [{"port": port, "protocol": name} for name, port in OPEN.items()]
     rules = [{"from": [{"podSelector": {"matchLabels": {"role": role}}}], "ports": ports} for role in ROLES["friend"]]
     spec = {"podSelector": {"matchLabels": {"tier": tier}}, "policyTypes": ["Ingress"], "ingress": rules}
@@ -70,7 +69,7 @@ def _policy(tier: str) -> Object:
 
 
 def _egress() -> Object:
-    """Friends may call servers and nothing else: their own half is asked as well."""
+    """The egress policy of friends, which may connect only to servers. So the probes also test egress."""
     rules = [{"to": [{"podSelector": {"matchLabels": {"tier": tier}}}]} for tier in TIERS]
     spec = {"podSelector": {"matchLabels": {"app": "friend"}}, "policyTypes": ["Egress"], "egress": rules}
     return _network_policy(NAMESPACE, "friends", spec)
@@ -96,7 +95,7 @@ def _service(namespace: str, name: str, selector: dict[str, str]) -> Object:
 
 
 def batch(number: int, size: int) -> list[Object]:
-    """Pods of one batch with a Service and a policy of their own, the pods last."""
+    """The objects of one batch: a Service, a policy, and last the pods."""
     name = f"b{number}"
     labels = {"batch": name}
     rules = [{"from": [{"podSelector": {"matchLabels": labels}}]}]
@@ -109,5 +108,5 @@ def batch(number: int, size: int) -> list[Object]:
 
 
 def marker(number: int) -> Object:
-    """A pod that nothing else concerns, on the node whose agent lives: how long until it is Ready?"""
+    """A pod that no other object affects, on the node whose agent is not killed, to measure the time until Ready."""
     return pod(CHURN, f"marker{number}", WATCHED, {"marker": str(number)})

@@ -1,7 +1,8 @@
-"""Virtual machines: a command in a Debian cloud kernel under QEMU's emulator, on this machine's own files.
+"""Virtual machines: run a command with a Debian cloud kernel in QEMU's emulator, on the files of this machine.
 
-`run_in_vm("6.12", ["uname", "-r"])` is all of it. The guest sees the host's root folder read-only under a layer of
-its own, so the project's programs run there as they are; nothing it writes reaches the host. Method: docs/kernels.md.
+`run_in_vm("6.12", ["uname", "-r"])` is the whole interface. The guest sees the host's root folder read-only, below a
+writable layer of its own. So the project's programs run there without changes, and no write reaches the host. Method:
+docs/kernels.md.
 """
 
 from perf.vm.kernels import CHOICES, Kernel, get_kernel, names

@@ -1,6 +1,7 @@
-"""What a virtual machine boots: the uncompressed kernel out of Debian's bzImage, and an initramfs made in memory.
+"""Makes the files that a virtual machine boots: the uncompressed kernel of Debian's bzImage, and an initramfs in
+memory.
 
-No tool is needed for either: the two compression libraries are there wherever apt and dpkg are.
+Neither needs external tools. The two compression libraries are installed on every system with apt and dpkg.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _KIND_FOLDER, _KIND_FILE = 0o040755, 0o100755
 
 
 def vmlinux(bzimage: bytes) -> bytes:
-    """The ELF image inside a bzImage. QEMU boots it by its PVH entry, without unpacking it in the slow guest.
+    """The ELF image inside a bzImage. QEMU boots it by its PVH entry, so the slow guest need not decompress it.
 
-    Raises CannotRunError for a compression that is not known here.
+    Raises CannotRunError for an unknown compression.
     """
     start = (bzimage[_SETUP_SECTS] + 1) * _SECTOR
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
     payload = bzimage[start + offset : start + offset + length]
-    # Kbuild appends the size of what comes out to every format that does not have it at its end already.
+    # Kbuild appends the uncompressed size to every format that does not end with it anyway.
     size = struct.unpack("<I", payload[-4:])[0]
     if payload.startswith(b"\x1f\x8b"):
         image = zlib.decompressobj(wbits=31).decompress(payload)
@@ -58,7 +59,7 @@ def _zstd(data: bytes, size: int) -> bytes:
 
 
 def _lz4(data: bytes, size: int) -> bytes:
-    """The legacy frame: blocks of 8 MiB, each behind its packed length."""
+    """Decompress a legacy LZ4 frame: blocks of 8 MiB, each preceded by its compressed length."""
     function = _library("liblz4.so.1").LZ4_decompress_safe
     function.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     block = ctypes.create_string_buffer(_LZ4_LEGACY_BLOCK)
@@ -84,8 +85,8 @@ def _library(name: str) -> ctypes.CDLL:
 
 
 def cpio(files: Mapping[str, bytes], folders: Iterable[str] = ()) -> bytes:
-    """An archive in the "newc" format that the kernel unpacks as its first root (buffer-format.rst). Files are
-    executable. Archives may be written one behind the other: a later file takes the place of an earlier one."""
+    """An archive in the "newc" format, which the kernel unpacks as its initial root (buffer-format.rst). Files are
+    executable. Archives may be concatenated; a later file replaces an earlier one of the same name."""
     entries = [*((name, _KIND_FOLDER, b"") for name in folders), *((n, _KIND_FILE, data) for n, data in files.items())]
     parts: list[bytes] = []
     for number, (name, mode, data) in enumerate((*entries, ("TRAILER!!!", 0, b"")), 1):
@@ -96,8 +97,8 @@ def cpio(files: Mapping[str, bytes], folders: Iterable[str] = ()) -> bytes:
 
 
 def module_files(folder: Path, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
-    """(name, content) of modules with all that they need, in the order to load them. What is built into the kernel
-    is left out. `folder` is lib/modules/<release> after depmod. Raises CannotRunError for one that is not there."""
+    """(name, content) of modules with their dependencies, in load order. Built-in modules are left out. `folder` is
+    lib/modules/<release> after depmod. Raises CannotRunError for a module that does not exist."""
     needs: dict[str, tuple[str, list[str]]] = {}
     for line in (folder / "modules.dep").read_text().splitlines():
         path, _, others = line.partition(":")

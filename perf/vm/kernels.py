@@ -1,7 +1,7 @@
-"""Debian's cloud kernels: chosen by pattern, fetched through a private apt root, kept in a cache.
+"""Debian's cloud kernels: chosen by pattern, downloaded with a private apt root, and cached.
 
-Where to fetch from and whose signatures to trust is what this machine's own apt says; nothing about it is written here.
-The machine's apt state is not touched: sources, lists and downloads of the private root are folders of the cache.
+The mirror and the trusted keys are those of this machine's apt configuration. The machine's apt state is not changed:
+sources, lists and downloads of the private root are in the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from perf.vm import image
 
 CACHE = Path("/var/cache/nodenet/kernels")
 _ARCHITECTURE = "amd64"
-# Debian's keyring of all its live and past releases, as 12 and as 13 name it.
+# Debian's keyring for all current and past releases, with its names in Debian 13 and 12.
 _KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -33,7 +33,7 @@ _DRAFT = ".draft-"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A kernel by its short name: the newest package of the suite whose name matches. `versions` is a pattern."""
+    """A kernel with its short name: the newest matching package of the suite. `versions` is a pattern."""
 
     name: str
     suite: str
@@ -44,7 +44,7 @@ class Choice:
         return re.compile(rf"linux-(?:image|binary)-({self.versions})-cloud-{_ARCHITECTURE}")
 
 
-# 5.10 is the floor that nodenet promises; "newest" is whatever Debian's backports have today.
+# 5.10 is the oldest supported kernel. "newest" is the current one of Debian's backports.
 CHOICES = {
     choice.name: choice
     for choice in (
@@ -75,15 +75,15 @@ class Kernel:
 
 
 def names() -> list[str]:
-    """Short names, oldest first."""
+    """The short names, oldest kernel first."""
     return list(CHOICES)
 
 
 def get_kernel(name: str, cache: Path = CACHE, *, refresh: bool = False) -> Kernel:
-    """The kernel of that short name, out of the cache or fetched now (a few seconds).
+    """The kernel of that short name, from the cache or downloaded now (a few seconds).
 
-    `refresh` asks the mirror for a newer one. Raises BadInputError for a name that is not known, CannotRunError with
-    the reason where it cannot be had.
+    `refresh` asks the mirror for a newer one. Raises BadInputError for an unknown name, CannotRunError with the reason
+    if the kernel is not available.
     """
     choice = CHOICES.get(name)
     if choice is None:
@@ -95,7 +95,7 @@ def get_kernel(name: str, cache: Path = CACHE, *, refresh: bool = False) -> Kern
 
 
 def cached(choice: Choice, cache: Path = CACHE) -> Kernel | None:
-    """The newest kernel of a choice that the cache has, or None."""
+    """The newest cached kernel of a choice, or None."""
     found = [folder for folder in cache.glob("*-cloud-*") if choice.pattern.fullmatch(f"linux-image-{folder.name}")]
     if not found:
         return None
@@ -109,7 +109,7 @@ def _order(version: str) -> tuple[int, ...]:
 
 @contextmanager
 def _locked(cache: Path) -> Iterator[None]:
-    """Two that want the same kernel at once fetch it once."""
+    """Hold the lock of the cache, so that two processes do not download the same kernel at the same time."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         fd = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -126,7 +126,7 @@ def _fetch(choice: Choice, cache: Path) -> Kernel:
     for tool in ("apt-get", "dpkg-deb", "depmod"):
         if not shutil.which(tool):
             raise CannotRunError(f"a kernel cannot be fetched without {tool}", "Debian: apt-get install apt dpkg kmod")
-    for old in cache.glob(f"{_DRAFT}*"):  # of a run that was killed: this one has the lock
+    for old in cache.glob(f"{_DRAFT}*"):  # left by a killed run, because this one has the lock
         shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=cache) as draft:
         apt = _Apt(Path(draft))
@@ -141,11 +141,11 @@ def _fetch(choice: Choice, cache: Path) -> Kernel:
 
 
 def _arrange(unpacked: Path, release: str) -> Path:
-    """The folder of one kernel as the cache keeps it, out of its unpacked packages."""
+    """Make the cache folder of one kernel from its unpacked packages."""
     ready = unpacked.parent / "ready"
     modules = ready / "lib" / "modules" / release
     modules.parent.mkdir(parents=True)
-    # Newer packages follow the merged /usr.
+    # Newer packages use the merged /usr.
     for place in ("lib/modules", "usr/lib/modules"):
         if (unpacked / place / release).is_dir():
             shutil.copytree(unpacked / place / release, modules, dirs_exist_ok=True, symlinks=True)
@@ -162,7 +162,7 @@ def _arrange(unpacked: Path, release: str) -> Path:
 
 
 class _Apt:
-    """A private root of apt in a folder that goes away."""
+    """A private apt root in a temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -192,13 +192,13 @@ class _Apt:
         _run(["apt-get", *self.options, "-qq", "update"], f"the package list of {suite}")
 
     def newest(self, choice: Choice) -> tuple[list[str], str]:
-        """(packages, release) of the newest version that matches."""
+        """(packages, release) of the newest matching version."""
         known = _run(["apt-cache", *self.options, "pkgnames", "linux-"], "apt-cache").split()
         found = {match[1] for name in known if (match := choice.pattern.fullmatch(name))}
         if not found:
             raise CannotRunError(f"the mirror has no cloud kernel {choice.name} in {choice.suite}")
         release = f"{max(found, key=_order)}-cloud-{_ARCHITECTURE}"
-        # From 7.2 on the image's package is empty, and these three hold what it had.
+        # From 7.2 on, the image package is empty and these three packages have its former content.
         split = [f"linux-{part}-{release}" for part in ("binary", "modules", "base")]
         return (split if set(split) <= set(known) else [f"linux-image-{release}"]), release
 
@@ -210,8 +210,8 @@ class _Apt:
 
 
 def mirror(suite: str) -> str:
-    """Where this machine fetches Debian packages of a suite like this one from: of a security suite where its own
-    release's security updates come from, else where the release itself comes from. Raises CannotRunError."""
+    """The mirror from which this machine would download a suite: for a security suite the mirror of its own security
+    updates, else the mirror of its release. Raises CannotRunError if there is none."""
     release = _os_release()
     own = release.get("VERSION_CODENAME", "")
     if release.get("ID") != "debian" or not own:
@@ -245,6 +245,6 @@ def _run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
         raise CannotRunError(f"{what}: no answer in {_FETCH_TIMEOUT} s") from error
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
-        # Which mirror it is belongs to this machine, not into a report.
+        # Remove the mirror's address: it is a detail of this machine and must not be in reports.
         raise CannotRunError(f"{what} failed: {re.sub(r'://[^/ ]+', '://...', words[0])}")
     return done.stdout

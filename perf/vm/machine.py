@@ -1,8 +1,8 @@
-"""One command in one virtual machine.
+"""Runs one command in one virtual machine.
 
-QEMU's emulator (TCG) runs it: no hardware virtualisation is needed, and with `icount` guest time counts instructions.
-The end is told by a sentinel of this run alone, behind which stands the exit status. Sockets are abstract, archives
-are memory files and both helpers die with the thread that started them: nothing can be left behind on this machine.
+It uses QEMU's emulator (TCG), which needs no hardware virtualisation. With `icount` guest time counts instructions. At
+the end the guest prints a sentinel that is unique to this run, with the exit status. Sockets are abstract, archives are
+memory files, and both helper processes die with the thread that started them. So nothing can remain on this machine.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POLL = 0.25
 _SHUTDOWN = 5
 _TAIL = 25
-# Instructions are counted one by one and time stands still when the guest idles: it repeats within 0.3 %.
+# Count each instruction, and stop the clock while the guest is idle. The counts repeat within 0.3 %.
 _ICOUNT = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
 
-# And all processes take turns only where one waits: a switch costs 20,000 instructions, and when the scheduler makes
-# one would depend on the moment (SCHED_FIFO at one priority, inherited; without the limit of 95 % of each second).
+# Processes switch only when one waits: SCHED_FIFO at one priority, inherited, and without the limit of 95 % of each
+# second. A switch costs 20,000 instructions, and otherwise the scheduler would make it at unpredictable moments.
 _ONE_AFTER_THE_OTHER = "echo -1 >/proc/sys/kernel/sched_rt_runtime_us; chrt -f -p 1 $$"
 
 
 class VmError(NodenetError):
-    """The machine did not come to its end: a panic, a timeout, a helper that died. The message has its last words."""
+    """The virtual machine did not end normally: a panic, a timeout, or a helper process died. The message has its last
+    output."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmResult:
-    """`output` is what the command wrote on stdout, `console` its stderr between the kernel's own messages.
-    `seconds` is the host's time from start to end."""
+    """`output`: the stdout of the command. `console`: its stderr, mixed with kernel messages. `seconds`: host time from
+    start to end."""
 
     kernel: Kernel
     status: int
@@ -60,7 +61,7 @@ class VmResult:
 
 
 def cannot_run() -> str:
-    """Why no virtual machine can run here, or "" when one can (as far as that shows without trying)."""
+    """The reason why no virtual machine can run here, or "" (as far as that is known without trying)."""
     if os.geteuid() != 0:
         return "virtual machines need root: their files are this machine's own, whoever they belong to"
     if os.uname().machine != "x86_64":
@@ -84,14 +85,14 @@ def run_in_vm(
     on_line: Callable[[str], None] | None = None,
     cache: Path = CACHE,
 ) -> VmResult:
-    """Boot, run a command (words, or a line for /bin/sh) as root, and give its exit status and output.
+    """Boot and run a command (words, or a line for /bin/sh) as root. Returns its exit status and output.
 
-    The guest sees this machine's files as they are now under a layer of its own (a tmpfs; /run starts empty),
-    and has one CPU and no network device. With `icount` its clock counts instructions, 1 ns each, and no process
-    preempts another. `cwd` is a folder of this machine (default: the current one). `timeout` is in seconds of this
-    machine's clock, from the start of QEMU. `stop`, when set from another thread, ends it early.
-    `on_line` is called with every line of output as it comes. Raises CannotRunError where it cannot start here and
-    VmError when it does not come to its end; a failing command is a status, not an error.
+    The guest sees this machine's current files below its own writable layer (a tmpfs; /run starts empty). It has one
+    CPU and no network device. With `icount` its clock counts instructions, 1 ns each, and no process preempts another.
+    `cwd` is a folder of this machine (default: the current one). `timeout` is in seconds of this machine's clock, from
+    the start of QEMU. `stop` ends the machine early if another thread sets it. `on_line` is called with each line of
+    output at once. Raises CannotRunError if the machine cannot start here, and VmError if it does not end normally. A
+    failing command is not an error; see the exit status.
     """
     if reason := cannot_run():
         raise CannotRunError(reason)
@@ -116,7 +117,8 @@ def _reason(machine: _Machine, reader: _Reader, stop: threading.Event | None, ti
 
 
 def _script(command: Sequence[str] | str, token: str, cwd: Path, env: Mapping[str, str], icount: bool = False) -> bytes:
-    """What the new root's first process runs. The command's stdout is the second serial line, stderr the console."""
+    """The script of the first process in the new root. The command's stdout is the second serial line, its stderr the
+    console."""
     line = command if isinstance(command, str) else shlex.join(command)
     settings = {"PATH": _PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **env}
     exports = "\n".join(f"export {key}={shlex.quote(value)}" for key, value in settings.items())
@@ -150,12 +152,12 @@ def _virtiofsd() -> Path | None:
 
 
 def _static_busybox() -> bool:
-    # A static ELF names no interpreter.
+    # A static ELF file names no dynamic linker.
     return _BUSYBOX.exists() and b"/ld-linux" not in _BUSYBOX.read_bytes()[:4096]
 
 
 class _Machine:
-    """The two processes of a machine, and the pipes of its serial lines."""
+    """The two processes of a virtual machine, and the pipes of its serial lines."""
 
     def __init__(self, kernel: Kernel, initramfs: bytes, *, icount: bool, memory: str) -> None:
         self.kernel, self.initramfs, self.icount, self.memory = kernel, initramfs, icount, memory
@@ -175,7 +177,7 @@ class _Machine:
 
     def _start(self) -> None:
         with ExitStack() as ours:
-            # The children have these; this process closes its copies, so that their end shows as end of file.
+            # The children inherit these. This process closes its copies, so that it sees end of file when a child ends.
             archive = ours.enter_context(_memory_file("initramfs", self.initramfs))
             listener = ours.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind("")  # autobind: an abstract address of its own
@@ -199,7 +201,8 @@ class _Machine:
         return reading, writing
 
     def _spawn(self, command: Sequence[str], fds: tuple[int, ...], stderr: int) -> subprocess.Popen[bytes]:
-        # --pdeathsig: gone also when this process is killed. A session of its own: Ctrl-C comes through here.
+        # --pdeathsig ends it also if this process is killed. In its own session it gets no Ctrl-C; this process handles
+        # that.
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command],
             pass_fds=fds,
@@ -226,7 +229,7 @@ class _Machine:
         ]
 
     def pump(self, reader: _Reader, deadline: float, stop: threading.Event | None) -> None:
-        """Read both lines until the sentinel, the end of QEMU, the deadline, or `stop`."""
+        """Read both serial lines until the sentinel, the end of QEMU, the deadline, or `stop`."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.output, selectors.EVENT_READ, reader.take_output)
             selector.register(self.console, selectors.EVENT_READ, reader.take_console)
@@ -237,7 +240,7 @@ class _Machine:
                 events = selector.select(_POLL)
                 for key, _ in events:
                     key.data(_read(key.fd))
-                # Some kernels stop after a panic instead of starting anew, which would end QEMU.
+                # A reboot after a panic would end QEMU, but some kernels only stop.
                 if reader.panic() or (not events and self.qemu.poll() is not None):
                     return
 
@@ -277,15 +280,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Reader:
-    """What came over the two lines, and the exit status once the sentinel was seen."""
+    """The output of the two serial lines, and the exit status after the sentinel."""
 
     def __init__(self, token: str, on_line: Callable[[str], None] | None) -> None:
         self._sentinel = f"{token} ".encode()
         self._on_line = on_line
         self._output = bytearray()
         self._console = bytearray()
-        self._next = 0  # where the first line starts that was not looked at
-        self._empty = 0  # lines not told yet: the last of them is not the command's, but ours before the sentinel
+        self._next = 0  # start of the first line that was not processed
+        self._empty = 0  # empty lines not reported yet: the last one is ours, before the sentinel
         self.status: int | None = None
 
     def take_output(self, data: bytes) -> None:
@@ -297,9 +300,9 @@ class _Reader:
                 del self._output[max(self._next - 1, 0) :]
                 return
             self._next = end + 1
-            self._tell(line)
+            self._report_line(line)
 
-    def _tell(self, line: bytes) -> None:
+    def _report_line(self, line: bytes) -> None:
         if self._on_line is None:
             return
         if not line:
@@ -314,7 +317,7 @@ class _Reader:
         self._console += data
 
     def panic(self) -> str:
-        """The kernel's sentence about its own end, or ""."""
+        """The kernel's panic message, or ""."""
         _, found, after = self._console.partition(b"Kernel panic - ")
         line, end, _ = after.partition(b"\n")
         return f"Kernel panic - {line.decode(errors='replace').rstrip()}" if found and end else ""
@@ -326,5 +329,5 @@ class _Reader:
         return self._console.decode(errors="replace").replace("\r\n", "\n")
 
     def tail(self) -> str:
-        """The last lines of both, for a person."""
+        """The last lines of both serial lines, for messages."""
         return "\n".join([*self.output().splitlines()[-_TAIL:], *self.console().splitlines()[-_TAIL:]])
