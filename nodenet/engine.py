@@ -156,7 +156,7 @@ class Engine:
         return self._store.snapshot()
 
     def pod_is_removed(self, uid: str) -> bool:
-        """True if a pod with this UID existed and was removed. May be called from any thread."""
+        """True if a pod of this node with this UID was removed. May be called from any thread."""
         return self._store.pod_is_removed(uid)
 
     def next_change(self, kind: Kind) -> asyncio.Event:

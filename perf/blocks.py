@@ -77,10 +77,10 @@ def take_turns(
     The first and the last target are `direct`, so each round is between two blocks of it.
     """
     found: Taken = {target: Found() for target in targets}
-    told = time.monotonic()
+    reported_at = time.monotonic()
     for number in range(sizes.rounds):
-        if time.monotonic() - told > _PROGRESS_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - reported_at > _PROGRESS_SECONDS:
+            reported_at = time.monotonic()
             progress(f"{workload}: round {number + 1} of {sizes.rounds}")
         for target in reversed(targets) if number % 2 else targets:
             block = _block(maker, sizes, target, workload)

@@ -51,10 +51,10 @@ def _change(before: dict[str, Any], after: dict[str, Any], old: dict[str, Any], 
     first, second = stats.Interval(*old[interval]), stats.Interval(*new[interval])
     factor = new[value] / old[value] if old[value] else None
     least = _LEAST_RATIO if ratio else _LEAST_VALUE
-    told = all(states(report, row) if ratio else quiet(report) for report, row in ((before, old), (after, new)))
+    conclusive = all(states(report, row) if ratio else quiet(report) for report, row in ((before, old), (after, new)))
     if first.overlaps(second) or factor is None or abs(factor - 1) < least:
         verdict = "same"
-    elif not told or min(row.get("confidence", stats.CONFIDENCE) for row in (old, new)) < stats.CONFIDENCE:
+    elif not conclusive or min(row.get("confidence", stats.CONFIDENCE) for row in (old, new)) < stats.CONFIDENCE:
         verdict = "unclear"
     else:
         verdict = "better" if (factor > 1) == new["metric"].startswith(_MORE) else "worse"

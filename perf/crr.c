@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The load maker, timed with CLOCK_MONOTONIC. In C, because Python's own cost per call would hide what is measured.
+/* The load generator, timed with CLOCK_MONOTONIC. In C, because Python's cost per call would hide the measured cost.
  *
  *   crr server PORT [TAG]                      TCP and UDP until killed; answers a request of one byte with TAG (or with
  *                                              the byte itself); a first byte 's' makes the connection a sink
@@ -130,7 +130,7 @@ static void no_delay(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
-/* A stream's buffers do not grow: how far they had grown would decide how much of it the caches hold. */
+/* Fix the size of a stream's buffers. If they grew, their size would decide how much of it fits into the caches. */
 static void fixed_buffer(int fd, int which)
 {
 	int size = STREAM_BUFFER;
@@ -157,7 +157,7 @@ static int listener(int type, int port)
 	return fd;
 }
 
-/* From the very address that was asked: the pod has several, and the kernel would take the first. */
+/* Answer from the address to which the request was sent: the pod has several, and the kernel would use the first. */
 static void answer_datagrams(int fd, const char *tag)
 {
 	char byte, control[CMSG_SPACE(sizeof(struct in6_pktinfo))] __attribute__((aligned(8)));
@@ -298,14 +298,14 @@ static void stream(const struct addrinfo *target, long slices, long milliseconds
 static void until(const struct addrinfo *target, char tag, long milliseconds)
 {
 	uint64_t start = now(), limit = start + (uint64_t)milliseconds * 1000000, pause;
-	int told = 0;
+	int reported = 0;
 
 	while (now() < limit) {
 		int fd = dial(target, SOCK_STREAM);
 		char answer = round_trip(fd);
 
 		close(fd);
-		if (!told++) {
+		if (!reported++) {
 			puts("ready");
 			fflush(stdout);
 		}
@@ -407,7 +407,7 @@ static void spin(long count)
 	}
 }
 
-/* From a process as small as this one: the kernel counts what was resident before exec() as the program's own. */
+/* Start programs from this small process: the kernel counts memory resident before exec() as the program's. */
 static void cost(char **command)
 {
 	struct rusage usage;
@@ -448,7 +448,7 @@ int main(int argc, char **argv)
 
 	pin();
 	enter();
-	if (strcmp(verb, "cost") && strcmp(verb, "until")) /* what it starts inherits it; the news must not wait */
+	if (strcmp(verb, "cost") && strcmp(verb, "until")) /* children of `cost` would inherit it; `until` must not wait */
 		take_turns();
 	if (!strcmp(verb, "client") && argc == 2)
 		return client();

@@ -160,7 +160,7 @@ def _environment(meta: dict[str, Any]) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{number:.2f}" for number in value)
-    return "not told by this machine" if value is None else str(value)
+    return "unknown on this machine" if value is None else str(value)
 
 
 def _section(title: str, body: str) -> str:

@@ -36,7 +36,7 @@ def root() -> Path:
     found = cgroups.mount_point()
     if "memory" not in _words(found / "cgroup.controllers"):
         raise CannotRunError(
-            "no exact figure: cgroup v2 has no memory controller on this machine (cgroup v1 has it, or nobody)",
+            "no exact figure: cgroup v2 has no memory controller on this machine (cgroup v1 has it, or it is off)",
             _HINT,
         )
     if "memory" not in _words(found / "cgroup.subtree_control"):

@@ -204,7 +204,7 @@ def distribution(rows: Sequence[Row]) -> str:
 
 
 def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most 400 points of that curve: all of the slowest connections, and an even selection of the others."""
+    """About 400 points of that curve: the 100 slowest connections, and an even selection of the others."""
     count = len(ordered)
     places = sorted({*range(max(0, count - 100), count), *range(0, count, max(1, count // 300))})
     return [ordered[place] for place in places], [(count - place) / count for place in places]

@@ -60,8 +60,8 @@ def remarks(report: Report) -> list[str]:
     if epochs > 1:
         sure = stats.order_interval([0.0] * epochs).confidence
         lines.append(
-            f"intervals: of the medians of {epochs} epochs, in each of which everything was made anew; "
-            f"they hold the true median in {sure * 100:.0f} of 100 cases"
+            f"intervals: of the medians of {epochs} epochs, each with a new set-up; "
+            f"they contain the true median in {sure * 100:.0f} of 100 cases"
         )
     if meta["load"][0] > meta["cpus"]:
         lines.append(

@@ -81,7 +81,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     if not wanted:
         raise BadInputError(
             f"--workloads: {options['workloads']}: with --vm only {', '.join(_COUNTED)} are counted, and memory "
-            "is told by a run of its own"
+            "is measured in a run of its own"
         )
     try:
         services = sorted({int(word.replace("_", "")) for word in options["services"].split(",")})

@@ -1,4 +1,4 @@
-"""Which objects the maps do not hold as they should, by name: whoever looks for a fault looks for them first. Pure."""
+"""Names the objects that are not up to date in the maps, to find the cause of a fault. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nodenet.reconcile.plan import Write
 
 
 def stale(compiled: Compiled, writes: Iterable[Write]) -> list[str]:
-    """The objects of writes that were not made, sorted. Entries of nn_backend, nn_member and nn_revnat belong to
-    frontends, which are left out with them."""
+    """The sorted names of objects whose writes were not made. Entries of nn_backend, nn_member and nn_revnat have no
+    name of their own, because the writes of their frontends are left out too."""
     return sorted({name for write in writes if (name := _name(compiled, write))})
 
 

@@ -129,7 +129,8 @@ class RawTable:
         return value.raw
 
     def insert_all(self, entries: Sequence[Entry]) -> None:
-        """Insert or replace entries, in one call if the kernel supports that for this type of map. Raises OSError."""
+        """Insert or replace entries with one batch call. If the kernel refuses it, for example because this type of map
+        has no batches, make one call per entry. Raises OSError."""
         keys = b"".join(key for key, _ in entries)
         values = b"".join(value for _, value in entries)
         count = ctypes.c_uint32(len(entries))

@@ -1,8 +1,8 @@
 // A clock that a test can set, for one process: CLOCK_REALTIME of the machine plus an offset that changes while it runs.
-// Loaded by LD_PRELOAD before libc; the file named by NODENET_CLOCK tells the offsets (clocks.py writes it).
+// Loaded with LD_PRELOAD before libc. The file named by NODENET_CLOCK contains the offsets (clocks.py writes it).
 //
-// A time namespace has no offset for CLOCK_REALTIME (time_namespaces(7)), and the machine's clock is everybody's.
-// CLOCK_MONOTONIC stays the machine's: a step of the wall clock does not change it, and eBPF programs read it, too.
+// A time namespace has no offset for CLOCK_REALTIME (time_namespaces(7)), and all processes share the machine's clock.
+// CLOCK_MONOTONIC remains the machine's: a step of the wall clock does not change it, and eBPF programs use it too.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,7 +18,7 @@
 #define SECOND 1000000000LL
 #define STEPS 255
 
-// From `since` of the machine's clock on, this one shows `offset` more. Nanoseconds. Sorted; `count` is written last.
+// From `since` (machine's clock) on, this clock is ahead by `offset`. Nanoseconds. Sorted; `count` is written last.
 struct step {
 	int64_t since, offset;
 };
@@ -42,8 +42,8 @@ __attribute__((constructor)) static void start(void)
 		file = mapped;
 }
 
-// What this clock showed when the machine's showed `at`. Times of files go through here as well: one that was written
-// before a step keeps the time of then, as on a machine whose clock was set.
+// The time of this clock when the machine's clock was `at`. File times are converted too: a file written before a step
+// keeps its old time, as on a machine whose clock was set.
 static int64_t shown(int64_t at)
 {
 	int64_t count = file ? file->count : 0;

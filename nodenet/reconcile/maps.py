@@ -88,8 +88,8 @@ class Maps:
                 self._write_group(group, wanted, outcome)
             except ApplyError as error:
                 outcome.errors.append(error)
-                # If the error is only a full map, we know what was written. After any other error we do not.
                 outcome.stale.extend(error.left)
+                # If the error is only a full map, we know what was written. After any other error we do not.
                 if isinstance(error, FullError):
                     outcome.lacking[group] = error.left
                 else:

@@ -138,7 +138,7 @@ def show(finding: Finding) -> str:
 @click.option("--findings", default=5, show_default=True, help="Stop after this many different findings.")
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for findings, one JSON file each.")
 @click.option("--sources", type=click.Path(exists=True, path_type=Path), help="The eBPF sources of another tree.")
-@click.option("--replay", type=click.Path(exists=True, path_type=Path), multiple=True, help="Saved findings alone.")
+@click.option("--replay", type=click.Path(exists=True, path_type=Path), multiple=True, help="Run only saved findings.")
 @click.option("--mutant", type=click.Choice([*MUTANTS, "all"]), multiple=True, help="Must find what a fix prevents.")
 @click.option("--wire", default=20_000, show_default=True, help="Then so many frames with offloads, over devices.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")

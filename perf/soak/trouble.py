@@ -37,7 +37,7 @@ class Trouble(threading.Thread):
             try:
                 self.once()
                 self.count += 1
-            except Exception:  # noqa: BLE001 - told in the report, and the run fails
+            except Exception:  # noqa: BLE001 - it is in the report, and the run fails
                 self.errors.append(traceback.format_exc(limit=3))
                 self.stop.wait(1)
 

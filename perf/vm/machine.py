@@ -63,7 +63,7 @@ class VmResult:
 def cannot_run() -> str:
     """The reason why no virtual machine can run here, or "" (as far as that is known without trying)."""
     if os.geteuid() != 0:
-        return "virtual machines need root: their files are this machine's own, whoever they belong to"
+        return "virtual machines need root: they share all files of this machine, of all owners"
     if os.uname().machine != "x86_64":
         return f"virtual machines here are for x86_64, this is {os.uname().machine}"
     missing = [name for name in (QEMU, "depmod", "setpriv") if not shutil.which(name)]
