@@ -228,6 +228,11 @@ class Resolver:
             if any(Prefix.of(block.cidr).covers(prefix) for block in blocks for prefix in changed):
                 self._dirty.add(ref)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a change since the last `resolve` may concern a subject."""
+        return bool(self._dirty or self._moved or self._reselected)
+
     def demands(self, subjects: Iterable[LabelSet]) -> list[Demand]:
         """How many entries each of these label sets needs. The same object for label sets that need the same ones."""
         touched = self._dirty | self._moved.keys()

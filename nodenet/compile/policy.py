@@ -136,6 +136,9 @@ class _Known:
         self._is_tight = False
         self._regions = Regions()
         self._resolver = Resolver()
+        # The subjects of this node, and what is left out of their entries.
+        self._subjects: dict[int, LabelSet] = {}
+        self._left_out: tuple[LeftOut, ...] = ()
         # By subject identity; subjects with the same policies share one object.
         self._resolved: dict[int, ResolvedPolicy] = {}
         # The rules that have a number, by policy.
@@ -166,8 +169,8 @@ class _Known:
             self._enforce(self._named().cut(self.room.prefixes), changes)
         else:
             self._resolver.change_policies({ref: self._opened(ref) for ref in changes.policies})
-        left_out = self._change_subjects(changes)
-        self._finish(changes, (*self._left_out_blocks, *left_out), first)
+        self._change_subjects(changes)
+        self._finish(changes, first)
 
     def _change_pods(
         self, pods: Mapping[ObjectRef, Pod], concerned: Iterable[ObjectRef], local: set[ObjectRef], changes: _Changes
@@ -257,11 +260,14 @@ class _Known:
         self._regions = found.numbered(after)
         self._resolver.change_regions(self._regions, prefixes)
 
-    def _change_subjects(self, changes: _Changes) -> tuple[LeftOut, ...]:
-        """Update the entries of the subjects whose policies changed. Returns the policies that are left out."""
+    def _change_subjects(self, changes: _Changes) -> None:
+        """Update the entries of the subjects whose policies changed, and what is left out of them."""
         labels = {self._numbers[found]: found for ref in self._local if (found := self._label_sets.get(ref))}
+        if labels == self._subjects and not self._resolver.pending:
+            return
+        self._subjects = labels
         subjects = sorted(labels)
-        demands, closed, left_out = self._share([labels[n] for n in subjects], changes)
+        demands, closed, self._left_out = self._share([labels[n] for n in subjects], changes)
         resolved = dict(zip(subjects, self._resolver.resolve(demands, closed), strict=True))
         values: dict[RuleRef, U32] = {}
         for subject in dict.fromkeys((*subjects, *self._resolved)):
@@ -282,7 +288,6 @@ class _Known:
                     values[ref] = U32(self._ids.rules.number(ref))
                 changes.policy[_policy_key(subject, key)] = values[ref] if ref is not None else None
         self._resolved = resolved
-        return left_out
 
     def _name_rules(self, changes: _Changes) -> dict[int, RuleRef | None]:
         """Changes of the rule numbers: every rule of a policy that selects a subject has a number. None: the rule is no
@@ -301,7 +306,7 @@ class _Known:
             names.update({self._ids.rules.number(rule): rule for rule in after})
         return names
 
-    def _finish(self, changes: _Changes, left_out: tuple[LeftOut, ...], first: bool) -> None:
+    def _finish(self, changes: _Changes, first: bool) -> None:
         last = self.tables
         flags, isolating = last.flags, last.isolating
         rules: dict[int, RuleRef | None] = {}
@@ -321,7 +326,7 @@ class _Known:
             labels=evolve(last.labels, {**changes.gone, **changes.groups}),
             regions=evolve(last.regions, changes.regions),
             isolating=last.isolating if isolating == last.isolating else isolating,
-            left_out=left_out,
+            left_out=(*self._left_out_blocks, *self._left_out),
         )
         if first:
             self._retire_unused()
