@@ -1,4 +1,5 @@
-"""Endpoint files and the Store: what the plugin did alone is taken over, and a veth that vanishes ends nothing."""
+"""Endpoint files and the Store: endpoints that the plugin made without the agent are taken over, and a veth that
+disappears does not stop the agent."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from nodenet.testing import fake_tables
 
 
 class Veths:
-    """Which veths there are, which cannot be attached to, and what was attached when."""
+    """A fake host: which veths exist, for which attaching fails, and the order of what was attached."""
 
     def __init__(self) -> None:
         self.alive: set[int] = set()
@@ -49,7 +50,7 @@ class Veths:
 
 
 class Fed(Engine):
-    """An engine without a loop: it notes when somebody waits for it."""
+    """An engine without a loop. It records calls of in_force()."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__(LocalNode("node1"), fake_tables())
@@ -68,7 +69,7 @@ class Node:
         self.endpoints = Endpoints(run_dir, self.veths, self.engine, {})
 
     def wired(self, number: int) -> Record:
-        """What the plugin alone leaves behind."""
+        """The files and veth that the plugin leaves when it works without the agent."""
         endpoint = Endpoint(
             endpoint_id=number,
             container_id=f"c{number}",
@@ -128,7 +129,7 @@ async def test_what_the_plugin_did_while_the_agent_started_is_taken_over(node: N
     assert node.veths.log == ["isolate web-2", "in force", "attach web-2"]
 
 
-async def test_what_the_plugin_alone_made_is_isolated_before_anything_else(node: Node) -> None:
+async def test_endpoints_made_without_the_agent_are_isolated_first(node: Node) -> None:
     node.wired(1)
     node.wired(2)
     await node.endpoints.read()
@@ -156,7 +157,7 @@ async def test_a_vanished_veth_ends_nothing(node: Node) -> None:
     assert node.endpoints.unpoliced == {}
 
 
-async def test_a_veth_that_refuses_is_told_and_tried_again(node: Node) -> None:
+async def test_a_failed_attach_is_reported_and_retried(node: Node) -> None:
     record = node.wired(1)
     await node.endpoints.read()
     node.veths.refusing.add(1)

@@ -1,4 +1,4 @@
-"""What is missing in the kernel is put back and reported; what belongs to others is reported and left alone."""
+"""Missing kernel objects are restored and reported. Foreign ones are reported and not removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def endpoint(number: int) -> Endpoint:
 
 
 class Node:
-    """A kernel of dictionaries: what is attached where, and what a repair does."""
+    """A fake kernel in dictionaries: what is attached where, and the effect of a repair."""
 
     def __init__(self, count: int = 2) -> None:
         self.endpoints = [endpoint(number) for number in range(count)]
@@ -82,7 +82,7 @@ async def test_nothing_is_done_where_all_is_right() -> None:
     assert not node.integrity.repairs
 
 
-async def test_a_missing_program_is_put_back_counted_and_told_for_an_hour(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_missing_program_is_restored_counted_and_shown_for_an_hour(caplog: pytest.LogCaptureFixture) -> None:
     node = Node()
     node.seen[node.endpoints[1]] = Inspection(("endpoint_egress",))
     await node.integrity.check()
@@ -106,7 +106,7 @@ async def test_a_program_that_cannot_be_put_back_is_tried_again_and_not_counted(
     assert not node.integrity.repairs
 
 
-async def test_another_program_in_front_of_ours_is_told_while_it_is_there_and_left_alone() -> None:
+async def test_a_foreign_program_before_ours_is_reported_and_not_removed() -> None:
     node = Node()
     node.seen[node.endpoints[0]] = Inspection((), {"endpoint_ingress": (17, 18)})
     await node.integrity.check()
@@ -139,7 +139,7 @@ async def test_socket_programs_pins_and_map_entries_are_counted_apart() -> None:
     assert len(node.integrity.recent()) == 3
 
 
-async def test_trouble_with_one_part_does_not_hide_another() -> None:
+async def test_an_error_of_one_check_does_not_hide_another() -> None:
     node = Node()
     node.seen[node.endpoints[1]] = Inspection(("endpoint_ingress",))
     node.socket_error = OSError(1, "not permitted")
@@ -150,7 +150,7 @@ async def test_trouble_with_one_part_does_not_hide_another() -> None:
     assert node.integrity.repairs == {"program": 1}
 
 
-async def test_many_endpoints_are_looked_at_in_turns_and_looking_takes_a_bounded_part_of_the_time(
+async def test_many_endpoints_are_checked_in_chunks_with_bounded_cpu_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     node = Node(130)
@@ -175,7 +175,7 @@ async def test_many_endpoints_are_looked_at_in_turns_and_looking_takes_a_bounded
     assert pauses == [module.PAUSE_SECONDS, 25.0]
 
 
-async def test_it_goes_on_after_an_error_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_continues_after_an_error_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     node = Node()
     looks = 0
 

@@ -1,4 +1,4 @@
-"""The node's own addresses, with a kernel that a test plays."""
+"""The node's own addresses, with a fake kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NODE, FIRST, SECOND = map(ip_address, ("192.0.2.1", "10.1.0.1", "10.2.0.1"))
 
 
 class Kernel:
-    """Answers with what it has at the moment of the question, a little later."""
+    """A fake kernel. `read` takes a snapshot of the addresses and returns it a little later."""
 
     def __init__(self, *has: IPAddress) -> None:
         self.has = set(has)
@@ -61,7 +61,7 @@ async def test_addresses_of_an_add_survive_a_refresh_that_began_before() -> None
 
 
 async def test_two_adds_that_end_in_another_order_than_they_began() -> None:
-    """Each made a bridge of its own."""
+    """Each ADD has made its own bridge."""
     kernel = Kernel(NODE)
     own = OwnAddresses(kernel.read, kernel.tell)
     await own.refresh()
@@ -72,7 +72,7 @@ async def test_two_adds_that_end_in_another_order_than_they_began() -> None:
 
 
 async def test_constant_changes_do_not_cause_constant_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the kernel cannot give a list for them."""
+    """Also if the read fails because of the changes."""
     kernel = Kernel(NODE)
     kernel.slow, kernel.broken = 0.02, True
 
@@ -83,7 +83,7 @@ async def test_constant_changes_do_not_cause_constant_reads(monkeypatch: pytest.
             os.write(self.ends[1], b"x")
 
         def drain(self) -> None:
-            """Never at an end."""
+            """Leave the notification in place."""
 
         def close(self) -> None:
             for fd in self.ends:

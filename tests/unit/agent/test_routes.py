@@ -1,4 +1,4 @@
-"""Routes to other nodes: nothing that a Node says ends the agent, and what somebody takes away comes back."""
+"""Routes to other nodes: no Node object can end the agent, and removed routes are restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WANTED = Wanted({NET: GATE}, (OWN,))
 
 
 class Kernel:
-    """Counts the calls of sync_routes and answers as it is told to."""
+    """Counts the calls of sync_routes and returns the answers that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -38,7 +38,7 @@ class Kernel:
         return self.answer
 
 
-async def test_refusals_are_told_and_tried_again_later_and_later() -> None:
+async def test_refusals_are_reported_and_retried_with_backoff() -> None:
     kernel = Kernel()
     keeper = kernel.keeper()
     kernel.answer = SyncResult(failed={NET: "Network is unreachable"})

@@ -1,4 +1,4 @@
-"""A configuration file that is no text is named, not a traceback."""
+"""A configuration file that is not text gives an error with its name, not a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the agent looks for sockets whose backend left their Service."""
+"""When the agent sweeps for sockets whose backend has left their Service."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_it_looks_as_often_as_the_maps_are_compared(monkeypatch: pytest.Mo
     task.cancel()
 
 
-async def test_a_kernel_that_cannot_end_sockets_is_told_and_left_alone(
+async def test_a_kernel_without_sock_destroy_is_reported_and_not_asked(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     looks, kept = Looks(monkeypatch), keeper(available=False)

@@ -1,4 +1,4 @@
-"""What an ADD waits for: its pod, and watches that tell of policy."""
+"""What an ADD waits for: its pod, and the watches of policy kinds."""
 
 from __future__ import annotations
 

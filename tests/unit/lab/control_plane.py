@@ -17,7 +17,7 @@ from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.run import run
 
 Obj = dict[str, Any]
-# Seconds: far above what anything here takes, so that a failure is told and not waited out.
+# Seconds. Much longer than any step here takes, so that a failure ends the test with an error.
 PATIENCE = 15.0
 
 

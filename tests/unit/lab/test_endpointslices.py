@@ -37,7 +37,7 @@ def addresses(slices: list[Obj]) -> list[str]:
     return [address for s in slices for e in s["endpoints"] for address in e["addresses"]]
 
 
-def test_an_endpoint_tells_where_it_is_and_how() -> None:
+def test_an_endpoint_has_its_place_and_conditions() -> None:
     (made,) = plan(stored(), [pod(1)], {"node1": "z1"}, []).create
     assert made["metadata"]["labels"] == {
         "team": "a",
@@ -90,7 +90,7 @@ def test_finished_pods_and_those_without_address_are_left_out() -> None:
     assert (made["endpoints"], made["ports"]) == ([], [])
 
 
-def test_a_named_port_that_a_pod_has_not_is_left_out() -> None:
+def test_a_named_port_that_a_pod_does_not_have_is_left_out() -> None:
     ports = [
         {"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"},
         {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": "http"},
@@ -156,7 +156,7 @@ async def test_slices_follow_the_pods() -> None:
         await plane.until("EndpointSlice", lambda s: not s)
 
 
-async def test_a_service_without_selector_is_left_alone() -> None:
+async def test_a_service_without_selector_is_ignored() -> None:
     async with control_plane() as plane:
         obj = service("far")
         del obj["spec"]["selector"]

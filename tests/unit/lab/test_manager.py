@@ -1,4 +1,4 @@
-"""How controllers are run: one look for many events, again after a failure, and never stopped by one object."""
+"""How controllers run: one sync for many events, a retry after a failure, and no stop because of one object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .control_plane import PATIENCE, service
 
 
 class Looker(Controller):
-    """Counts its looks; what is called `sick` fails the first two times, `broken` always."""
+    """Counts its syncs. The key `sick` fails the first two times, `broken` always."""
 
     kinds = ("Service",)
 
@@ -71,7 +71,7 @@ async def test_many_events_are_one_look(api: ApiServer, looker: Looker) -> None:
     assert looker.looks["web"] == 1
 
 
-async def test_what_failed_is_looked_at_again(api: ApiServer, looker: Looker) -> None:
+async def test_a_failed_sync_is_retried(api: ApiServer, looker: Looker) -> None:
     await api.client.create(service("sick"))
     await looker.until("sick", 3)
 

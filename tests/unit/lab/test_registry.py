@@ -118,7 +118,7 @@ async def test_nothing_new_in_a_namespace_that_ends(client: LocalClient) -> None
     assert "being terminated" in str(error)
 
 
-async def test_every_problem_is_told_at_once(client: LocalClient) -> None:
+async def test_all_problems_are_reported_together(client: LocalClient) -> None:
     bad = service("Bad_Name", ports=[{"port": 99999}, {"port": 80, "protocol": "ICMP"}], type="Cluster")
     error = await refused(client, bad)
     assert (error.code, error.reason, error.exit_code) == (422, "Invalid", 2)
@@ -173,7 +173,7 @@ async def test_a_bad_field_is_named(client: LocalClient, obj: Obj, field: str) -
     assert field in [cause.field for cause in error.causes], error.causes
 
 
-async def test_a_policy_tells_the_problems_of_every_rule(client: LocalClient) -> None:
+async def test_problems_of_all_rules_of_a_policy_are_reported(client: LocalClient) -> None:
     error = await refused(
         client,
         policy(
@@ -242,7 +242,7 @@ async def test_an_update_that_changes_nothing_has_no_new_version(client: LocalCl
     assert await client.patch("Deployment", "web", {"spec": {"replicas": 1}}) == old
 
 
-async def test_generation_counts_changes_of_the_spec_alone(client: LocalClient) -> None:
+async def test_generation_counts_only_changes_of_the_spec(client: LocalClient) -> None:
     await client.create(deployment())
     labelled = await client.patch("Deployment", "web", {"metadata": {"labels": {"a": "b"}}})
     assert labelled["metadata"]["generation"] == 1

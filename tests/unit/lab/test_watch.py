@@ -1,4 +1,4 @@
-"""Lists in pages and watches: nothing lost, nothing twice, in order; 410 when the history is too short."""
+"""Lists in pages, and watches: in order, without loss or duplicates; 410 if the history is too short."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ async def test_an_old_version_is_gone(storage: Storage) -> None:
     assert (error.value.code, error.value.reason) == (410, "Expired")
 
 
-async def test_a_version_of_another_life_is_gone(storage: Storage) -> None:
+async def test_a_version_of_an_earlier_endpoint_is_gone(storage: Storage) -> None:
     for version in (5, storage.version + 1):
         with pytest.raises(ApiError) as error:
             await all_of(watch(storage, PODS, WatchOptions(version, timeout=0)))
         assert error.value.code == 410
 
 
-async def test_a_reader_that_falls_behind_is_told(storage: Storage) -> None:
+async def test_a_reader_that_falls_behind_gets_410(storage: Storage) -> None:
     events = watch(storage, PODS, WatchOptions())
     put(storage, "first")
     await take(events, 1)

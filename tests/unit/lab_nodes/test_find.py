@@ -71,7 +71,7 @@ def test_a_service_without_endpoints_says_which_field_matches_nothing() -> None:
     assert found.pod is None
 
 
-def test_a_port_that_the_service_has_not_is_told() -> None:
+def test_a_port_that_the_service_does_not_have_is_reported() -> None:
     found = goal("svc/db", make.service("db", "shop"), port=Port(99, "UDP"))
     assert found.note == "Service shop/db: spec.ports: no 99/UDP, it has 80/TCP"
 
@@ -92,7 +92,7 @@ def test_a_pods_first_declared_port_is_meant() -> None:
     assert goal("db-0").port == Port(5432, "TCP")
 
 
-def test_a_family_that_the_source_does_not_speak_is_told() -> None:
+def test_a_family_that_the_source_does_not_have_is_reported() -> None:
     with pytest.raises(BadInputError, match=r"spec\.clusterIP"):
         goal("svc/db", make.service("db", "shop", ips=["fd00::9"]))
 

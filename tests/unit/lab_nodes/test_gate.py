@@ -1,4 +1,4 @@
-"""What a client meets at the gate, over real sockets: 127.0.1.x plays node1, 127.0.2.x plays node2."""
+"""The gate from the view of a client, over real sockets. 127.0.1.x represents node1, 127.0.2.x node2."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ async def answer(reader: asyncio.StreamReader) -> int:
 async def lab() -> AsyncIterator[Lab]:
     gate = Gate(NODES)
     api = ApiServer(refuse=gate.refuse)
-    # By number, as the lab does: Linux takes a port that it chose itself back when the socket stops listening.
+    # Bind to an explicit port, as the lab does: Linux releases a port that it chose itself when the socket stops
+    # listening.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     sock = socket.socket()
@@ -86,7 +87,7 @@ def tcp_info(sock: Any) -> tuple[int, int]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """What the kernel does without telling us."""
+    """An event of the kernel for which there is no notification."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
@@ -209,7 +210,7 @@ async def test_slow_is_later_but_whole(lab: Lab, trouble: ApiTrouble) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(NODE1, 0))) as session:
         async with session.get(f"http://127.0.0.1:{lab.port}/version") as response:
             body = await response.read()
-        # At the rate: the body alone takes that long, not to speak of the headers.
+        # At this rate the body alone takes that long, even without the headers.
         assert loop.time() - began >= (trouble.latency or len(body) / trouble.rate)
         assert json.loads(body)["gitVersion"]
 

@@ -1,4 +1,4 @@
-"""Who may use a lab's API: over a real endpoint, with the fabric played by another address of this machine."""
+"""Access to a lab's API, on a real endpoint. Another address of this machine represents the fabric."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_a_name_that_is_no_name_is_refused(url: str, field: str, name: str
     assert code == 422
 
 
-def test_a_token_is_in_files_that_root_alone_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_only_in_files_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "RUN_ROOT", tmp_path)
     plan = layout.plan("x", 2, layout.IPFamily.IPV4)
     old = tmp_path / "x" / "node1"

@@ -1,4 +1,4 @@
-"""Which packets the filters lose, by running their instructions as the kernel does."""
+"""The packets that the filters drop, found by interpreting their instructions as the kernel does."""
 
 from __future__ import annotations
 

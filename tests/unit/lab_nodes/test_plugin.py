@@ -21,7 +21,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LabFiles:
     return LabFiles("test")
 
 
-def test_it_is_there_and_answers_and_building_is_told(
+def test_it_is_installed_and_answers_and_a_build_is_reported(
     lab: LabFiles, bpf_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle.build(bpf_cache)

@@ -33,7 +33,7 @@ def test_a_workload_is_waited_for(kind: str, spec: dict[str, Any], status: dict[
     assert progress.waiting == (() if done else (f"{kind} d/w",))
 
 
-def test_pods_are_counted_and_problems_told() -> None:
+def test_pods_are_counted_and_problems_reported() -> None:
     going = make.pod("c", ready=False)
     going["metadata"]["deletionTimestamp"] = "now"
     progress = ready.progress([make.pod("a"), make.pod("b", ready=False, message="no address"), going], [])

@@ -37,7 +37,7 @@ def test_the_agents_configuration_is_one_that_the_agent_reads() -> None:
     assert config.run_dir == Path("/run/nodenet/lab/x/node1")
 
 
-def test_a_node_tells_its_networks_and_becomes_ready() -> None:
+def test_a_node_has_its_networks_and_becomes_ready() -> None:
     lab = layout.plan("x", 1, layout.IPFamily.DUAL)
     node = nodes.node_object(lab, lab.nodes[0], "now", "b1")
     assert node["spec"]["podCIDRs"] == ["10.244.1.0/24", "fd00:10:244:1::/64"]

@@ -96,7 +96,7 @@ def test_udp_answers_from_the_address_that_was_asked(ports: tuple[int, int]) -> 
         assert sock.recvfrom(10)[1] == ("127.0.0.7", ports[1])
 
 
-def test_a_taken_port_is_told(ports: tuple[int, int]) -> None:
+def test_a_port_in_use_is_reported(ports: tuple[int, int]) -> None:
     argv = [*PYTHON, str(standin.__file__), "--name", "me", "--port", f"{ports[0]}/TCP"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -111,7 +111,7 @@ def probe(*targets: dict[str, Any], timeout: float = 0.2) -> list[dict[str, Any]
     return found
 
 
-def test_the_prober_tells_answers_refusals_and_silence_apart(ports: tuple[int, int]) -> None:
+def test_the_prober_distinguishes_answers_refusals_and_timeouts(ports: tuple[int, int]) -> None:
     closed = free_port(socket.SOCK_STREAM)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
@@ -138,7 +138,7 @@ def test_more_targets_than_descriptors(ports: tuple[int, int]) -> None:
     assert [r["answer"] for r in results] == ["me"] * 1500
 
 
-def test_a_protocol_that_the_kernel_lacks_is_told_from_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_protocol_is_not_reported_as_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
 

@@ -1,4 +1,4 @@
-"""What can be staged, and when it ends by itself. The gate and the agents are stand-ins."""
+"""Which faults can be injected, and when they end. The gate and the agents are fakes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class StandIn:
 
 
 class Recorder:
-    """A load maker that notes whom it was asked for, and answers with the number of the call."""
+    """A fake load generator. It records its calls, and its figures are the number of the call."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -56,7 +56,7 @@ def test_every_second_round_runs_backwards() -> None:
 
 
 def test_a_drift_meets_all_alike() -> None:
-    """Each call takes one longer than the one before it: over two rounds nobody is ahead."""
+    """Each call takes longer than the one before. Over two rounds this affects all targets equally."""
     _, found = taken(2)
     assert {sum(one.medians) for one in found.values()} == {9}
 
@@ -76,7 +76,7 @@ def test_direct_again_is_compared_with_direct() -> None:
     assert other.extra == {"switches": [13, 3, 1]}
 
 
-def test_a_block_that_failed_is_measured_again_and_told() -> None:
+def test_a_failed_block_is_measured_again_and_noted() -> None:
     notes: list[str] = []
 
     class Failing(Recorder):

@@ -61,7 +61,7 @@ def test_a_group_lives_as_long_as_its_stack(root: Path, monkeypatch: pytest.Monk
     assert list(root.glob("nodenet-bench-*")) == []
 
 
-def test_who_knows_its_memory_needs_no_group_and_ipvs_can_have_none(root: Path) -> None:
+def test_a_mode_that_reports_its_memory_needs_no_group_and_ipvs_has_none(root: Path) -> None:
     with ExitStack() as stack:
         assert memory.account(stack, fake(4096)) is None
         with pytest.raises(CannotRunError, match="does not charge IPVS"):

@@ -79,7 +79,7 @@ def test_an_unchanged_model_writes_no_service_chain() -> None:
     assert ipvs.virtual_servers(MODEL, MODEL) == ipvs.sets(MODEL, MODEL) == ipvs.devices(MODEL, MODEL) == ""
 
 
-def test_one_endpoint_touches_its_own_chains_alone() -> None:
+def test_one_endpoint_changes_only_its_own_chains() -> None:
     lines = nftables.render(CHANGED, MODEL).splitlines()
     assert lines
     assert all("bench/api/tcp/http" in line for line in lines)

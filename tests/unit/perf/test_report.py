@@ -85,7 +85,7 @@ def test_table_names_modes_noise_and_what_is_missing() -> None:
     assert "too wide to conclude" not in text
 
 
-def test_wide_spread_is_said() -> None:
+def test_a_wide_spread_is_marked() -> None:
     text = report.text(whole(waver=0.2))
     assert "too wide to conclude" in text
     assert "?" in text
@@ -344,7 +344,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Any) -> None:
     assert "/proc/version: not written" in str(done.exception)
 
 
-def test_a_busy_machine_is_said() -> None:
+def test_a_busy_machine_is_noted() -> None:
     made = whole()
     assert "others wanted the CPUs" not in report.text(made)
     made["meta"] = {**META, "load": [7.5, 1.0, 1.0]}

@@ -97,7 +97,7 @@ def test_growth_within_bounds_holds() -> None:
     assert failures(result(hour(mib=3, descriptors=3, threads=3))) == []
 
 
-def test_only_the_agent_that_lives_is_judged() -> None:
+def test_only_the_agent_that_is_never_killed_is_judged() -> None:
     killed = [replace(entry, node=world.KILLED) for entry in hour(mib=50)]
     assert failures(result(hour() + killed)) == []
 
@@ -129,7 +129,7 @@ def serve(kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def test_the_probe_tells_answers_from_silence() -> None:
+def test_the_probe_distinguishes_answers_from_timeouts() -> None:
     with serve(socket.SOCK_DGRAM) as echo, serve(socket.SOCK_DGRAM) as silent:
         port = echo.getsockname()[1]
 

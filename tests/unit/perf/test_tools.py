@@ -14,7 +14,7 @@ from nodenet.errors import CannotRunError
 from perf import tools
 
 
-def test_a_tool_that_takes_too_long_is_ended_and_said() -> None:
+def test_a_tool_that_takes_too_long_is_killed_and_reported() -> None:
     started = time.monotonic()
     with pytest.raises(tools.ToolTimeoutError, match=r"sleep 60: not finished after 0.2 s"):
         tools.run(["sleep", "60"], timeout=0.2)

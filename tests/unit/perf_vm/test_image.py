@@ -49,7 +49,7 @@ def test_kernel_image_is_unpacked_by_libraries(tool: str, options: list[str]) ->
     assert image.vmlinux(bzimage(sized(packed))) == ELF
 
 
-def test_unknown_packing_is_told() -> None:
+def test_an_unknown_compression_is_reported() -> None:
     with pytest.raises(CannotRunError, match="not known here"):
         image.vmlinux(bzimage(b"BZh9 something else"))
 
@@ -59,7 +59,7 @@ def test_image_that_is_no_elf_is_refused() -> None:
         image.vmlinux(bzimage(gzip.compress(b"MZ")))
 
 
-def test_broken_zstd_is_told() -> None:
+def test_broken_zstd_is_reported() -> None:
     with pytest.raises(CannotRunError, match="broken"):
         image.vmlinux(bzimage(sized(b"\x28\xb5\x2f\xfd" + bytes(40))))
 

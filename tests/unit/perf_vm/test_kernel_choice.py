@@ -62,7 +62,7 @@ def test_mirror_is_the_machines_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.mirror("bullseye-security") == "http://b.example/security/"
 
 
-def test_no_mirror_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mirror_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     apt(monkeypatch, {"ID": "debian", "VERSION_CODENAME": "bookworm"}, "http://a.example/debian/ bookworm\n")
     with pytest.raises(CannotRunError, match="no bookworm-security: nowhere to fetch bullseye-security"):
         kernels.mirror("bullseye-security")
@@ -71,7 +71,7 @@ def test_no_mirror_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         kernels.mirror("trixie-backports")
 
 
-def test_missing_tool_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tool_is_reported_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotRunError, match="apt-get") as caught:
         kernels.get_kernel("6.12", tmp_path / "cache")

@@ -59,7 +59,7 @@ def test_exit_status_and_json(rows: list[Row], status: int, monkeypatch: pytest.
     assert [row["ok"] for row in found] == [row.ok for row in rows]
 
 
-def test_nothing_tried_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tried_kernel_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "run_matrix", lambda wanted, **options: [Row("6.12", skipped="no mirror")])
     result = CliRunner().invoke(kernels.kernels, ["6.12"])
     assert isinstance(result.exception, CannotRunError)

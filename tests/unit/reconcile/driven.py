@@ -1,4 +1,4 @@
-"""An engine whose time a test moves, over maps in memory."""
+"""An engine on maps in memory, with a clock that the test sets."""
 
 from __future__ import annotations
 

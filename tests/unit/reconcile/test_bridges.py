@@ -71,7 +71,7 @@ def test_one_pod_of_two_families_needs_none() -> None:
     assert between(before, after) == {}
 
 
-def test_reserved_and_unknown_identities_are_left_alone() -> None:
+def test_reserved_and_unknown_identities_get_no_bridges() -> None:
     """A node's address that a pod gets, and a pod whose labels cannot be read any more."""
     before = state({"10.0.0.1": 6, "10.0.0.2": SERVER}, "10.0.0.2", allow(SERVER, 6))
     after = state({"10.0.0.1": NEW, "10.0.0.2": NEW_SERVER}, "10.0.0.2", allow(NEW_SERVER, NEW))

@@ -1,4 +1,5 @@
-"""The regular comparison: any difference is found, in slices between which changes are written, and none is made up."""
+"""The regular comparison finds all differences and reports no false ones, in slices between which changes are
+written."""
 
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ def many() -> list[object]:
 
 
 async def slices(agent: Agent, until: Callable[[], bool]) -> int:
-    """Let time pass until something is true, at most as long as 50 slices; how many there were."""
+    """Let time pass until a condition is true, for at most 50 slices. Returns the number of slices."""
     for turn in range(50):
         if until():
             return turn

@@ -1,4 +1,4 @@
-"""A map without room: what fits is made, a Service is whole or as it was, and policy fails closed."""
+"""A full map: what fits is written, a Service is new or old as a whole, and policy fails closed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Kernel:
         apply(plan_policy(wanted, self.held()), self.tables, self.held(), Counter())
 
     def dangling(self) -> list[FrontendKey]:
-        """Slots in use that lead nowhere, and masters without a reverse entry."""
+        """Slots in use without a backend, and master entries without a reverse entry."""
         held = self.held()
         found = []
         for key, entry in held["nn_frontend"].items():
@@ -106,7 +106,7 @@ def test_frontends_wait_for_what_they_refer_to(table: str) -> None:
     with pytest.raises(FullError):
         kernel.services(new)
     assert kernel.dangling() == []
-    # b went, and with it room came: what is left fits step by step.
+    # The deletion of b makes room, so the rest fits step by step.
     assert frontend(2) not in kernel.held()["nn_frontend"]
     kernel.tables[table].max_entries += 3
     kernel.services(new)

@@ -1,4 +1,4 @@
-"""The loop: nothing before every list is in, few runs, retries, resync, and who waits gets what was promised."""
+"""The loop: no writes before all lists have arrived, few runs, retries, resync, and the guarantees of wait_for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Threads:
         return work()
 
     async def sends(self, *events: StoreEvent) -> bool:
-        """Feed these; whether a worker thread made the run."""
+        """Feed these events. Returns True if a worker thread did the run."""
         before, runs = self.sent, self._agent.stats.runs
         self._agent.clock.advance(2)
         self._agent.engine.feed(*events)
@@ -105,7 +105,7 @@ async def test_a_restart_writes_nothing_that_was_right() -> None:
         assert second.stats.writes == {"nn_frontend": 2, "nn_revnat": 1}
 
 
-async def test_members_are_told_as_the_kernel_has_them() -> None:
+async def test_members_are_reported_as_the_kernel_has_them() -> None:
     ports = [("", UDP, 53)]
     inner = fake_tables(nn_revnat=2)
     fault = Fault(1 << 20)
@@ -115,14 +115,14 @@ async def test_members_are_told_as_the_kernel_has_them() -> None:
         await agent.change(service("dns", "10.96.0.2", ports=ports))
         await agent.change(slice_("dns", "10.0.1.1", "10.0.1.2", ports=ports))
         assert {backend.addr.packed[3] for backend in members(agent).values()} == {1, 2}
-        # A Service without room is left as it was; what left the other one is told all the same.
+        # The Service that does not fit keeps its old state. The member that left the other one is still reported.
         await agent.change(service("more", "10.96.0.3", ports=ports), slice_("dns", "10.0.1.2", ports=ports))
         assert agent.stats.failing
         assert members(agent) == dict(inner["nn_member"].items())
         assert {backend.addr.packed[3] for backend in members(agent).values()} == {2}
         # A run that wrote something is tried again at once.
         await turns()
-        # The second write fails, the new member's: nobody knows whether it was made.
+        # The second write, that of the new member, fails. It is unknown whether it was made.
         fault.at = fault.writes + 1
         await agent.change(slice_("dns", "10.0.1.3", ports=ports))
         assert "nn_member: set" in agent.stats.last_error
@@ -160,7 +160,7 @@ async def test_a_full_service_map_does_not_hold_up_policy() -> None:
         assert AddressKey(ip_address("10.0.1.9")) in dict(tables["nn_endpoint"].items())
 
 
-async def test_a_fault_in_the_compiler_is_told_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_in_the_compiler_is_reported_and_survived(caplog: pytest.LogCaptureFixture) -> None:
     agent = Agent(some_objects(), fake_tables())
     compiler = agent.engine._work._compiler
     whole, compiler.compile = compiler.compile, None  # type: ignore[method-assign,assignment]
@@ -220,7 +220,7 @@ async def test_no_write_is_made_after_it_was_stopped() -> None:
 
 @pytest.mark.parametrize(("took", "waits"), [(0.05, False), (0.5, True)])
 async def test_who_waits_does_not_sit_out_a_short_runs_rest(took: float, waits: bool) -> None:
-    """A pod's start is not put off; but a run that is long rests, or the agent would do nothing else."""
+    """A waiting pod start ends the rest, but not after a long run: otherwise the agent would only compute."""
     agent = Agent(some_objects(), fake_tables())
 
     Threads(agent).seconds = took
@@ -311,7 +311,7 @@ async def test_a_run_that_made_room_is_followed_by_the_next_one_at_once() -> Non
     agent = Agent([*some_objects(), _policy("p", 1, 2, 3)], tables)
     async with agent.running():
         await within(agent.engine.in_force())
-        # New entries come before old ones go. The clock stands still: nobody waits for a retry.
+        # New entries are written before old ones are deleted. The clock stands still, so no retry is due.
         agent.feed(_policy("p", 4, 5, 6))
         await turns()
         assert agent.runs[-2].failed

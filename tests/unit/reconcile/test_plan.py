@@ -1,4 +1,4 @@
-"""Every write of a plan leaves maps that are right; a death at any of them is repaired by the next start."""
+"""After every single write of a plan the maps are consistent, and the next start repairs a crash at any of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Node:
 
 
 def leads_to(tables: Tables) -> dict[tuple[Any, ...], set[AddressPort]]:
-    """Where the datapath sends what is addressed to each frontend. Every slot must lead somewhere."""
+    """The backends to which the datapath sends for each frontend. Every slot must have an existing backend."""
     found: dict[tuple[Any, ...], set[AddressPort]] = {}
     for key, entry in tables["nn_frontend"].items():
         if key.slot or not key.port:
@@ -169,7 +169,7 @@ def test_one_backend_that_goes_costs_few_writes_in_the_safe_order() -> None:
 
 
 def test_a_backend_number_of_another_meaning_is_closed_first() -> None:
-    """As after somebody else wrote the maps."""
+    """As if another program had written the maps."""
     vip = ip_address("10.96.0.1")
     stranger, mine = AddressPort(ip_address("10.9.9.9"), 1, 6), AddressPort(ip_address("10.0.0.1"), 80, 6)
     master, slot = FrontendKey(vip, 80, 6, 0), FrontendKey(vip, 80, 6, 1)
