@@ -2,9 +2,9 @@
 
 The rules are those of the API reference and of the API server's validation of this kind.
 
-The parser can be used in two ways. `read` never rejects an object: a part that it cannot read isolates and allows
-nothing, and is listed. It is for objects that an API server, perhaps a newer one, has accepted. `network_policy` raises
-for the first problem: it is for manifests, whose author can correct them.
+The parser can be used in two ways. `read` rejects only an object without a readable name or namespace. Any other part
+that it cannot read isolates and allows nothing, and is listed. It is for objects that an API server, perhaps a newer
+one, has accepted. `network_policy` raises for the first problem: it is for manifests, whose author can correct them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def network_policy(obj: Mapping[str, Any]) -> NetworkPolicy:
 
 
 def read(obj: Mapping[str, Any]) -> Reading:
-    """Read one object as far as possible. Raises PolicyError only if it has no name."""
+    """Read one object as far as possible. Raises PolicyError only if its name or namespace cannot be read."""
     metadata = Field("NetworkPolicy", "metadata", obj.get("metadata")).present()
     name = metadata.child("name")
     if not name.text():

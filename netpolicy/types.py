@@ -164,8 +164,8 @@ class Problem(NamedTuple):
         return f"{self.field}: {self.message}: {self.effect}"
 
     def concerns(self, direction: Direction, index: int) -> bool:
-        """True if a rule allows less because of this problem: in a part of the rule, in its whole section, or in the
-        policy."""
+        """True if a rule allows less because of this problem. The problem is in the rule, or affects all rules of the
+        direction (spec.ingress or spec.egress) or of the policy."""
         _, _, path = self.field.partition(".")
         section, _, rest = path.replace("[", ".", 1).partition(".")
         if section not in tuple(Direction):
@@ -225,7 +225,7 @@ class NetworkPolicy:
         return RuleRef(self.namespace, self.name, direction, index)
 
     def problems_of(self, direction: Direction, index: int) -> tuple[Problem, ...]:
-        """The problems because of which a rule allows less: in the rule itself, or affecting all rules."""
+        """The problems because of which one rule allows less than its author wrote (Problem.concerns)."""
         return tuple(problem for problem in self.problems if problem.concerns(direction, index))
 
 

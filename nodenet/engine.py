@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 # A run is small if it has at most this many changes, all of these kinds: the change of a Service affects no other
 # Service. A single Namespace or NetworkPolicy may affect every pod.
 SMALL_CHANGES = 16
-# The most policies without room that one run logs by name. `nodenet status` names all of them.
+# One run logs at most this many policies by name whose rules no longer fit into the maps, and as many whose rules fit
+# again. `nodenet status` names all policies that do not fit.
 _MOST_LOGGED = 20
 _SMALL_KINDS = frozenset({kinds.SERVICE, kinds.ENDPOINT_SLICE})
 

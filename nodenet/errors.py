@@ -1,10 +1,10 @@
-"""Errors that are shown to users: a sentence naming object and field, a hint, and the exit code."""
+"""Errors that are shown to users without a traceback: a message, a hint what to do next, and the exit code."""
 
 from __future__ import annotations
 
 
 class NodenetError(Exception):
-    """Base class of errors that are shown without a traceback. `hint`: what to do next, or empty."""
+    """Base class of all these errors. `hint` is empty if there is no advice."""
 
     exit_code = 1
 

@@ -17,13 +17,14 @@ _VERBS = {"burst_add": "ADD", "burst_del": "DEL"}
 
 
 def by_leases(axes: Axes, rows: Sequence[Row]) -> None:
-    """Consecutive ADDs: the median and its interval, with a group of bars per number of leases on the node."""
+    """Consecutive ADDs: the median, with a whisker up to the upper end of its interval. One group of bars per number of
+    leases on the node."""
     _bars(axes, rows, "leases", lambda leases: f"{leases:,}", lambda row: row["interval"][1])
     axes.set_xlabel("leases on the node")
 
 
 def bursts(axes: Axes, rows: Sequence[Row]) -> None:
-    """Concurrent calls: the median, with a whisker up to the 99th percentile."""
+    """Concurrent calls: the median, with a whisker up to the 99th percentile. One group of bars per verb."""
     _bars(axes, rows, "metric", _VERBS.__getitem__, lambda row: row["p99"])
 
 

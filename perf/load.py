@@ -177,7 +177,8 @@ class LoadMaker:
 
     @contextmanager
     def until(self, place: Place, address: str, port: int, tag: str, seconds: float) -> Iterator[Waiter]:
-        """Start a client that connects repeatedly. Yields when the first connection was answered."""
+        """Start a client that connects repeatedly, until the server `tag` answers or `seconds` have passed. Yields when
+        any server has answered its first connection."""
         milliseconds = str(int(seconds * 1000))
         with self._started(place, "until", address, str(port), tag, milliseconds) as process:
             assert process.stdout is not None

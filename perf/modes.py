@@ -103,7 +103,8 @@ class Mode(ABC):
 
     @abstractmethod
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
-        """A function that changes the kernel from `self.model` to `model`."""
+        """Prepare the input of the change from `self.model` to `model`. Returns the function that makes the
+        change."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -163,6 +164,7 @@ class Iptables(Mode):
         old = self.model if self.model.services else None
         if old is None:
             self.choose(model.size)
+            # These few chains and rules are the same for every model, so they are not part of the measured change.
             self._restore(iptables.jumps())
         text = iptables.render(model, old)
         return lambda: self._restore(text)

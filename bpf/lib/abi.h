@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every struct and number that user space sees. Fixed width, explicit padding. nodenet/abi mirrors this file, and a
- * test compares the two through BTF. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, so that one struct, one
- * map and one function serve both families. Ports are in network byte order, everything else in host byte order. */
+/* The structs and numbers that the programs share with user space, and those of the fragment map. Fixed width, explicit
+ * padding. nodenet/abi mirrors the shared ones (nodenet/bpf/loader.py mirrors nn_config), and a test compares them
+ * through BTF. Addresses are 16 bytes everywhere, IPv4 as ::ffff:a.b.c.d, so that one struct, one map and one function
+ * serve both families. Ports are in network byte order, everything else in host byte order. */
 #ifndef NN_ABI_H
 #define NN_ABI_H
 

@@ -33,7 +33,7 @@ def ct_recheck(value: bytes) -> bytes:
 
 
 def ct_age(value: bytes) -> int:
-    """nn_ct_entry.last_seen, seconds of CLOCK_MONOTONIC."""
+    """The time of a flow's last packet (nn_ct_entry.last_seen). It is in seconds of CLOCK_MONOTONIC, not a duration."""
     return int.from_bytes(value[:4], "little")
 
 
@@ -49,7 +49,7 @@ def ct_merged(copied: bytes, present: bytes) -> bytes:
 
 
 def lb_flow_age(value: bytes) -> int:
-    """nn_lb_flow_entry.last_seen, seconds of CLOCK_MONOTONIC."""
+    """The time of a flow's last packet (nn_lb_flow_entry.last_seen), as in `ct_age`."""
     return int(_LB_FLOW_LAST_SEEN.unpack_from(value)[5])
 
 

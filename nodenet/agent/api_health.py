@@ -20,7 +20,7 @@ def watch_trouble(stats: Mapping[ApiKind, KindStats], now: float) -> Iterator[st
             yield f"watch of {kind}: {found.error}"
         elif age is not None and age > STALE_SECONDS:
             yield f"watch of {kind}: the API server has sent nothing for {age:.0f} s"
-    # Copy: this runs in another thread than the event loop, which may change them meanwhile.
+    # Copy `found.unread` before the iteration: this may run in a worker thread while the event loop changes it.
     unread = [(kind, *item) for kind, found in stats.items() for item in tuple(found.unread.items())]
     yield from (f"could not be read: {kind} {ref}: {'; '.join(parts)}" for kind, ref, parts in unread[:SHOWN])
     if len(unread) > SHOWN:

@@ -135,7 +135,8 @@ def parse(stdin: bytes, args: Mapping[str, str], verb: str = "ADD") -> NetConf:
 
 
 def _for_removal(where: str, data: Mapping[str, Any], verb: str, version: str, name: str) -> NetConf:
-    """A configuration with the fields that DEL and GC need: the location of leases and records."""
+    """The configuration for DEL and GC. It has only the fields that removal needs: the location of leases and records,
+    prevResult, ipMasq, the name of another IPAM plugin, and GC's list. All other keys are ignored."""
     ipam, delegate = data.get("ipam"), _delegate(where, data)
     found = None
     if isinstance(ipam, dict) and ipam and not delegate:

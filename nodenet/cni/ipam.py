@@ -7,7 +7,7 @@ directions.
 
 A lease is written to a file without a name (O_TMPFILE) and then linked to its name: it exists completely or not at all,
 and a crash leaves nothing behind. File systems without O_TMPFILE use the name `.lease`. It is used only under the lock,
-so a crash leaves at most this file, and the next ADD overwrites it.
+so a crash leaves at most this file, and the next ADD replaces it.
 
 Usually no operation reads all leases: ADD starts after the last assigned address and lets the kernel tell whether the
 next one is free, DEL knows its addresses, and index.py finds leases by owner. We add one small file, which the

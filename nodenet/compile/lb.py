@@ -193,7 +193,7 @@ class _Changes(NamedTuple):
 
 
 class _Run:
-    """Collects the changes of one compilation to the tables."""
+    """One compilation: collects its changes to each table; `finish` then applies them."""
 
     def __init__(self, known: _Known, ids: Ids, slots: Slots) -> None:
         self._known = known

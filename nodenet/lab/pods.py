@@ -156,7 +156,8 @@ def loads_code(variable: str) -> bool:
 
 
 def left_out(pod: Object) -> list[str]:
-    """The variables of the first container's `env` that `environment` leaves out."""
+    """The variables of the first container's `env` that `environment` leaves out because of `loads_code`. Variables
+    without a value in the Pod object (secretKeyRef, configMapKeyRef) are left out too, but not listed here."""
     return [entry["name"] for entry in pod["spec"]["containers"][0].get("env") or () if loads_code(entry["name"])]
 
 

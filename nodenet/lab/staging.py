@@ -17,7 +17,8 @@ from nodenet.lab.client import LabClient
 
 
 class Staging:
-    """Every call raises RequestError (exit code 2) if the lab refuses it."""
+    """Every call raises RequestError (exit code 2) if the lab refuses it. If no nodes are named, it affects all nodes;
+    only `reboot` refuses that."""
 
     def __init__(self, client: LabClient) -> None:
         self._client = client
@@ -28,7 +29,7 @@ class Staging:
         return found
 
     def set_api(self, trouble: ApiTrouble, nodes: Sequence[str] = (), seconds: float | None = None) -> None:
-        """Set a fault for these nodes (none named: all), for `seconds` (None: without a time limit)."""
+        """Set the API fault of these nodes, for `seconds` (None: without a time limit). It replaces an earlier one."""
         self._act("api", nodes=list(nodes), **to_json(trouble), **{"for": seconds})
 
     def api_back(self, nodes: Sequence[str] = ()) -> None:
@@ -37,7 +38,7 @@ class Staging:
 
     @contextmanager
     def api(self, trouble: Mode | ApiTrouble, nodes: Sequence[str] = ()) -> Iterator[None]:
-        """The fault lasts as long as the block runs."""
+        """Set the API fault of these nodes for the duration of the block. An earlier fault of them does not return."""
         self.set_api(ApiTrouble(trouble) if isinstance(trouble, Mode) else trouble, nodes)
         with _ending(self.api_back, nodes):
             yield
@@ -53,7 +54,7 @@ class Staging:
 
     @contextmanager
     def paused(self, *nodes: str) -> Iterator[None]:
-        """The agents of these nodes are paused (SIGSTOP) as long as the block runs."""
+        """Pause the agents of these nodes (SIGSTOP) for the duration of the block."""
         self.agent("pause", nodes)
         with _ending(self._resume, nodes):
             yield

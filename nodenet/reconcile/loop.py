@@ -94,7 +94,7 @@ class Run:
 
 
 class ReconcileLoop:
-    """Decides when to do runs and slices of the comparison. They never overlap.
+    """Updates the maps in runs, and compares them in slices. A run and a slice never overlap.
 
     `take` is called in the event loop and returns the next run. It returns None until all lists have arrived; no map is
     written before that.

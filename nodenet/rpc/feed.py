@@ -14,7 +14,7 @@ from nodenet.pulse import Pulse
 
 
 def new_origin(node_name: str, cluster_name: str, node_labels: tuple[str, ...] = ()) -> Origin:
-    """An Origin with a random UUID prefix for this run: version 4 and variant bits of RFC 9562, and 74 random bits."""
+    """An Origin with a random UUID prefix for this run: version 4 and variant bits of RFC 9562, and 72 random bits."""
     digits = os.urandom(10).hex()
     return Origin(node_name, cluster_name, node_labels, f"{digits[:12]}4{digits[13:16]}8{digits[17:]}")
 

@@ -33,7 +33,8 @@ _DRAFT = ".draft-"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A kernel with its short name: the newest matching package of the suite. `versions` is a pattern."""
+    """What a short name stands for: the newest kernel package of `suite` whose version matches the regular expression
+    `versions`."""
 
     name: str
     suite: str

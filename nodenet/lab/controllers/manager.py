@@ -59,7 +59,8 @@ class Worker:
                 key = next(iter(self._keys))
                 del self._keys[key]
                 await self._sync(key)
-                # Let other tasks run: the syncs of this controller may never suspend.
+                # Let other tasks run. It is possible that no sync suspends; without this, a long queue would block the
+                # event loop.
                 await asyncio.sleep(0)
             self._wake.clear()
 
