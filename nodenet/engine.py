@@ -254,6 +254,8 @@ def _log_left_out(last: Names, names: Names) -> None:
     if names.left_out == last.left_out:
         return
     before, after = ({one.policy: one for one in some.left_out} for some in (last, names))
+    if before.keys() == after.keys():
+        return
     for one in [one for policy, one in after.items() if policy not in before][:_MOST_LOGGED]:
         log.warning("%s", one)
     gone = sorted(before.keys() - after.keys())
