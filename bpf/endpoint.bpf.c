@@ -117,6 +117,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	context->translated = 0;
 	context->source_port = 0;
 	context->src_identity = source->identity;
+	context->sender_id = source->endpoint_id;
 	context->is_local = 1;
 	result = nn_police(ctx, context, target);
 	if (result == 0 && context->untranslate)

@@ -60,6 +60,8 @@ struct nn_config {
 	__u8 preemptible; /* PREEMPT_RT: another program may preempt this one on its CPU */
 	__u8 kernel_structs; /* programs may read the kernel's sk_buff and sockets: needs BTF and CAP_PERFMON */
 	__u8 pad[2];
+	__u32 ct_buckets; /* entries of nn_ct_slot */
+	__u32 pad2;
 	__u64 netns_cookie; /* of the node's network namespace; 0: the kernel does not report cookies (before 5.14) */
 };
 

@@ -26,6 +26,7 @@ const volatile struct nn_config nn_config SEC(".rodata.config") = {
 	.redirect_peer = 1,
 	.refuse_errno = 0,
 	.trace_events = 1,
+	.ct_buckets = 6553,
 };
 
 struct {

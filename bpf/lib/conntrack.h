@@ -5,6 +5,7 @@
 #define NN_CONNTRACK_H
 
 #include "events.h"
+#include "policy.h"
 
 /* Seconds without a packet after which a flow expires. TCP: close to RFC 5382 (established: at least 2 h 4 min). UDP:
  * RFC 4787 requires at least 2 minutes of a NAT; conntrack on Linux uses 30 s, and 120 s for streams. */
@@ -14,8 +15,9 @@
 #define NN_CT_STREAM 180
 #define NN_CT_OTHER 60
 
+/* Entries are evicted by nn_ct_claim (fair.h), so that no pod can evict the flows of another one. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
 	__type(key, struct nn_ct_key);
 	__type(value, struct nn_ct_entry);
@@ -37,6 +39,34 @@ NN_INLINE void nn_ct_key_of(const struct nn_tuple *tuple, __u8 direction, struct
 		key->pod_port = tuple->dport;
 		key->remote_port = tuple->sport;
 	}
+}
+
+#define NN_GOLDEN_RATIO 0x9e3779b97f4a7c15ULL /* 2^64 divided by the golden ratio */
+
+/* Hashes: multiplication by the golden ratio, word by word. The upper half is the better one. */
+NN_INLINE __u64 nn_addr_number(const struct nn_addr *addr)
+{
+	__u64 number = 0;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		number = (number ^ addr->word[i]) * NN_GOLDEN_RATIO;
+		number ^= number >> 32;
+	}
+	return number;
+}
+
+NN_INLINE __u64 nn_flow_number(const struct nn_ct_key *flow)
+{
+	__u64 number = (__u64)flow->pod_port << 32 | (__u32)flow->remote_port << 16 | flow->protocol;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		number = (number ^ flow->pod.word[i]) * NN_GOLDEN_RATIO;
+		number = (number ^ number >> 32 ^ flow->remote.word[i]) * NN_GOLDEN_RATIO;
+		number ^= number >> 32;
+	}
+	return number;
 }
 
 NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)
@@ -119,25 +149,6 @@ NN_INLINE int nn_ct_touch(struct nn_ct_entry *entry, const struct nn_packet *pac
 	if (flags != entry->flags)
 		entry->flags = flags;
 	return new_flags != 0;
-}
-
-NN_INLINE int nn_ct_create(const struct nn_ct_key *key, const struct nn_context *context, __u32 revision, __u32 now)
-{
-	/* A connection that is picked up midway may start with a reply: then the other side opened it. */
-	struct nn_ct_entry entry = { .last_seen = now,
-				     .revision = revision,
-				     .rule_id = context->rule_id,
-				     .rev_nat_index = context->rev_nat_index,
-				     .direction = context->is_reply ? NN_INGRESS + NN_EGRESS - context->direction :
-								   context->direction,
-				     .flags = context->ct_flags |
-					      (context->translated ? NN_CT_TRANSLATED : 0) |
-					      (context->translated && context->source_port ? NN_CT_PORT : 0) |
-					      (context->outside ? NN_CT_OUTSIDE : 0),
-				     .endpoint_id = context->endpoint_id,
-				     .created = now };
-
-	return bpf_map_update_elem(&nn_ct, key, &entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
 }
 
 #endif

@@ -51,10 +51,19 @@ struct nn_context {
 	__be16 backend_port;
 	__be16 source_port; /* to a Service: replaces the pod's port; from it: the pod's own port; 0: unchanged */
 	struct nn_addr backend; /* chosen for a packet to a Service */
+	__u16 sender_id; /* its endpoint_id, if is_local is set */
+	__u16 pad;
+	__u32 pad2;
 	__u64 cookie;
 	__u64 time; /* ns of CLOCK_MONOTONIC, read once per packet: reading the clock costs as much as a lookup */
 	__u32 users; /* programs that use this context; this field and those below are not cleared per packet */
 	struct nn_packet quote; /* the packet that an ICMP error quotes, if has_quote is set */
+	struct nn_ct_key flow; /* argument of nn_ct_claim (fair.h) */
+	__u32 owner; /* its owner */
+	__u32 bucket; /* its index in nn_ct_slot */
+	__u32 unanswered; /* slots of the bucket with unanswered flows, one bit each */
+	__u32 pad3;
+	__u64 victim; /* score and slot of the entry that is evicted first */
 };
 
 /* The context of the current packet. Both tc hooks run with bottom halves disabled, so no other tc program runs on the

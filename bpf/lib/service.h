@@ -6,7 +6,7 @@
 #ifndef NN_SERVICE_H
 #define NN_SERVICE_H
 
-#include "conntrack.h"
+#include "fair.h"
 #include "lb_port.h"
 #include "link.h"
 #include "rewrite.h"
@@ -15,7 +15,6 @@
 #define NN_LB_FLOW_DATAGRAM NN_CT_STREAM
 /* Seconds: a SYN that is retransmitted within this time goes to the same backend. */
 #define NN_LB_FLOW_OPENING NN_CT_TCP_OPENING
-#define NN_GOLDEN_RATIO 0x9e3779b97f4a7c15ULL /* 2^64 divided by the golden ratio */
 
 /* nn_police returns one of these for a packet to a Service. */
 enum nn_service_step {
@@ -90,22 +89,6 @@ NN_INLINE int nn_service_follow(struct nn_context *context, const struct nn_ct_k
 	return 1;
 }
 
-/* A hash of the flow: multiplication by the golden ratio, word by word. If nn_lb_flow has lost a flow (another pod may
- * flood this LRU), the flow gets the same backend again as long as the Service has not changed. So do first datagrams
- * that two CPUs handle at the same time. */
-NN_INLINE __u32 nn_service_number(const struct nn_ct_key *flow)
-{
-	__u64 number = (__u64)flow->pod_port << 32 | (__u32)flow->remote_port << 16 | flow->protocol;
-
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		number = (number ^ flow->pod.word[i]) * NN_GOLDEN_RATIO;
-		number = (number ^ number >> 32 ^ flow->remote.word[i]) * NN_GOLDEN_RATIO;
-		number ^= number >> 32;
-	}
-	return number;
-}
-
 /* If another flow already uses these ends, give a datagram another source port. Not needed for a pod that calls itself:
  * it sees the hairpin address instead (hairpin.h). Returns 0 or a drop code. */
 NN_INLINE int nn_service_port(struct nn_context *context, const struct nn_ct_key *key, __u32 number, __u32 now)
@@ -121,7 +104,9 @@ NN_INLINE int nn_service_port(struct nn_context *context, const struct nn_ct_key
 NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_ct_key *key, struct nn_lb_choice *choice, __u32 now)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
-	__u32 number = nn_service_number(key);
+	/* A hash, so that a flow whose entry nn_lb_flow has lost gets the same backend again as long as the Service has
+	 * not changed. So do first datagrams that two CPUs handle at the same time. */
+	__u32 number = nn_flow_number(key);
 	struct nn_ct_entry *taken;
 	int result;
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 import struct
 
 from nodenet.abi.numbers import CtFlag
+from nodenet.model import Protocol
 
 # A policy revision that no checked flow has: it is odd, and 2 ** 31 changes away from the first one.
 NEVER_JUDGED = 0xFFFFFFFF
 
 _CT = struct.Struct("=IIIIBBHI")
 _CT_STICKY = CtFlag.SEEN_REPLY | CtFlag.FIN_FORWARD | CtFlag.FIN_REPLY
+_CT_PROTOCOL_OFFSET = 36  # in nn_ct_key
+# Seconds, as in bpf/lib/conntrack.h.
+_TCP_ESTABLISHED, _TCP_OPENING, _TCP_CLOSING = 8000, 60, 10
+_STREAM, _OTHER = 180, 60
+_BOTH_FINS = CtFlag.FIN_FORWARD | CtFlag.FIN_REPLY
 _LB_FLOW_LAST_SEEN = struct.Struct("=16sHHIII")
 
 
@@ -35,6 +41,28 @@ def ct_recheck(value: bytes) -> bytes:
 def ct_age(value: bytes) -> int:
     """The time of a flow's last packet (nn_ct_entry.last_seen). It is in seconds of CLOCK_MONOTONIC, not a duration."""
     return int.from_bytes(value[:4], "little")
+
+
+def ct_lifetime(protocol: int, flags: int) -> int:
+    """Seconds without a packet after which an entry of nn_ct expires (nn_ct_lifetime)."""
+    answered = flags & CtFlag.SEEN_REPLY
+    if protocol != Protocol.TCP:
+        return _STREAM if answered else _OTHER
+    if flags & CtFlag.RST or flags & _BOTH_FINS == _BOTH_FINS:
+        return _TCP_CLOSING
+    return _TCP_ESTABLISHED if answered else _TCP_OPENING
+
+
+def ct_expired(key: bytes, value: bytes, now: int) -> bool:
+    """Whether the programs treat this entry of nn_ct as absent. `now`: seconds of CLOCK_MONOTONIC."""
+    entry = _CT.unpack(value)
+    return now - int(entry[0]) > ct_lifetime(key[_CT_PROTOCOL_OFFSET], entry[5])
+
+
+def ct_owner(value: bytes) -> tuple[int, bool]:
+    """Of an nn_ct_entry: the number of its endpoint, and whether the flow was answered."""
+    entry = _CT.unpack(value)
+    return entry[6], bool(entry[5] & CtFlag.SEEN_REPLY)
 
 
 def ct_merged(copied: bytes, present: bytes) -> bytes:

@@ -7,6 +7,7 @@ loses nothing: the next start merges them again. docs/decisions/0031-carried-map
 
 from __future__ import annotations
 
+import errno
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,7 @@ class Transfer:
         self._carried = carried
         self._convert = convert
         self._fresh = fresh
+        self._room = target.max_entries - (target.max_entries // carried.spare if carried.spare else 0)
         # The entries that the first copy read, and those that it wrote.
         self._read = _Fingerprints()
         self._left = _Fingerprints()
@@ -63,6 +65,7 @@ class Transfer:
             for key, value in chunk:
                 self._read.add(key, value)
             entries = [entry for entry in self._converted(chunk) if self._age(entry) >= oldest]
+            entries = entries[: self._room - copied]
             if self._fresh:
                 self.target.insert_all(entries)
             else:
@@ -97,10 +100,19 @@ class Transfer:
         """Write one entry to the new map. Returns True if that changed the map."""
         present = self.target.lookup(key)
         if present is None:
-            return self.target.add(key, value)
+            return self._add(key, value)
         # If the new map still has what the first copy wrote, `value` is newer. Otherwise both changed since then.
         best = value if self._left.has(key, present) else self._carried.merge(value, present)
         return best != present and self.target.replace(key, best)
+
+    def _add(self, key: bytes, value: bytes) -> bool:
+        """An entry for which a plain hash map has no room is left out, as a full LRU map would evict one."""
+        try:
+            return self.target.add(key, value)
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            return False
 
     def _age(self, entry: Entry) -> int:
         return self._carried.age(entry[1]) if self._carried.age else 0
@@ -108,7 +120,7 @@ class Transfer:
     def _oldest(self) -> int:
         """The age of the oldest entry to copy. A smaller map evicts entries when more are inserted, but not the oldest
         ones. So the oldest entries are left out."""
-        room = self.target.max_entries
+        room = self._room
         if not self._carried.age or self.source.max_entries <= room:
             return 0
         ages = array("I", (self._age(entry) for chunk in self.source.chunks() for entry in self._converted(chunk)))

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nodenet.bpf import carry, layout, libbpf, tcx
+from nodenet import tables
+from nodenet.bpf import carry, layout, libbpf, slots, tcx
 from nodenet.bpf.pins import Pins, is_bpffs, map_info
 from nodenet.errors import CannotRunError
 
@@ -64,7 +65,8 @@ class DatapathConfig:
     def pack(self) -> bytes:
         policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
         kernel = (self.preemptible, self.kernel_structs)
-        return struct.pack("=6B2xQ", *policy, *kernel, self.netns_cookie)
+        buckets = self.sizes.get(tables.CT_SLOT.name, tables.CT_SLOT.size.entries)
+        return struct.pack("=6B2xI4xQ", *policy, *kernel, buckets, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def _load_new(key: str, objects: Mapping[str, Path], config: DatapathConfig, pin
         what = "a copy of connections"
         carrying = carry.prepare(pins, replaced)
         carrying.first()
+        if (pins.new_maps / tables.CT_SLOT.name).exists():
+            slots.adopt(pins)
         pins.publish(carrying.names.intersection(replaced))
     except OSError as error:
         _close_all(programs)
@@ -156,7 +160,8 @@ def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, re
     if not handle:
         libbpf.check(None, f"open {path}")
     try:
-        for pointer in _each(lib.bpf_object__next_map, handle):
+        # The slots are those of one nn_ct: they are replaced together, so it comes first.
+        for pointer in sorted(_each(lib.bpf_object__next_map, handle), key=_is_slots):
             _prepare_map(handle, pointer, config, pins, replaced)
         libbpf.check(lib.bpf_object__load(handle), f"load {path.name}")
         programs = {}
@@ -177,6 +182,10 @@ def _each(step: object, handle: int) -> Iterator[int]:
         pointer = step(handle, pointer)  # type: ignore[operator]
 
 
+def _is_slots(pointer: int) -> bool:
+    return bool(libbpf.lib().bpf_map__name(pointer).decode() == tables.CT_SLOT.name)
+
+
 def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, replaced: list[str]) -> None:
     lib = libbpf.lib()
     name = lib.bpf_map__name(pointer).decode()
@@ -188,7 +197,8 @@ def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, 
     if name in config.sizes:
         libbpf.check(lib.bpf_map__set_max_entries(pointer, config.sizes[name]), f"size of {name}")
     path = pins.map(name)
-    if not path.exists() or not _same_shape(handle, pointer, path):
+    follows = _is_slots(pointer) and tables.CT.name in replaced
+    if not path.exists() or follows or not _same_shape(handle, pointer, path):
         # The old programs use the old map until they are replaced. The new map is filled before that.
         if path.exists() and name not in replaced:
             replaced.append(name)

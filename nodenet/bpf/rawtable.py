@@ -153,6 +153,13 @@ class RawTable:
             libbpf.check(result, f"map {self.name}: replace")
         return bool(result == 0)
 
+    def remove(self, key: bytes) -> bool:
+        """Remove; False when the key is not there. Raises OSError."""
+        result = self._lib.bpf_map_delete_elem(self.fd, key)
+        if result != -errno.ENOENT:
+            libbpf.check(result, f"map {self.name}: remove")
+        return bool(result == 0)
+
     def count(self) -> int:
         """The number of entries. It reads the whole map."""
         return sum(1 for _ in self.raw())

@@ -156,11 +156,12 @@ SOCK_CHOICE = BpfMap(
 )
 CT = BpfMap(
     "nn_ct",
-    MapType.LRU_HASH,
+    MapType.HASH,
     Records(abi.CtKey, abi.CtEntry),
     Size(131072, "ct_entries"),
     Writer.PROGRAMS,
-    "connections that were idle longest are judged again at their next packet, as found in their middle",
+    "the pod that opened most flows loses those that were idle longest: their next packet is judged again, as found in "
+    "its middle",
     carried=Carried(
         Layout(
             _FLOW,
@@ -169,8 +170,11 @@ CT = BpfMap(
         adapt=carried.ct_recheck,
         merge=carried.ct_merged,
         age=carried.ct_age,
+        spare=5,
     ),
 )
+# 16 slots in each bucket: for four fifths of nn_ct, so that an insertion finds room before another entry is evicted.
+CT_SLOT = BpfMap("nn_ct_slot", MapType.ARRAY, None, Size(6553, "ct_entries", share=20), Writer.PROGRAMS)
 # A flow to a Service that is translated packet by packet has an entry both in nn_ct and here.
 LB_FLOW = BpfMap(
     "nn_lb_flow",
@@ -251,6 +255,7 @@ _ALL = (
     SOCK_REVNAT,
     SOCK_CHOICE,
     CT,
+    CT_SLOT,
     LB_FLOW,
     LB_PORT,
     FRAG,

@@ -105,6 +105,8 @@ class Carried:
     merge: Callable[[bytes, bytes], bytes] = carried.keep_present
     # Returns the time of the last use, for values that contain one. A smaller map then gets the newest entries.
     age: Callable[[bytes], int] | None = None
+    # One of so many entries of the new map stays free; 0: none. A plain hash map evicts nothing.
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True)

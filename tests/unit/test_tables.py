@@ -22,7 +22,7 @@ NAME = re.compile(r"nn_[a-z_]{1,12}")
 # Words of docs/maps.md.
 TYPES = {
     MapType.HASH: "hash",
-    MapType.ARRAY: "array, 1",
+    MapType.ARRAY: "array",
     MapType.PERCPU_ARRAY: "per-CPU array",
     MapType.LRU_HASH: "LRU hash",
     MapType.LPM_TRIE: "LPM",
@@ -63,7 +63,7 @@ def test_the_keys_of_sizes_are_those_of_the_configuration() -> None:
     default = {one.name: one.size.entries for one in tables.MAPS.values() if one.size.key}
     assert Config("n1").map_sizes == default
     small = Config("n1", ct_entries=1, policy_entries=5)
-    assert small.map_sizes == {**default, "nn_ct": 1, "nn_lb_flow": 1, "nn_policy": 5}
+    assert small.map_sizes == {**default, "nn_ct": 1, "nn_ct_slot": 1, "nn_lb_flow": 1, "nn_policy": 5}
 
 
 def literals(folder: str) -> Iterator[tuple[str, str]]:
@@ -102,7 +102,8 @@ def test_the_page_lists_every_map_with_its_type_and_writer() -> None:
     words = [
         (
             one.name,
-            TYPES[one.type] + (", 1" if one.type is MapType.PERCPU_ARRAY and one.size.entries == 1 else ""),
+            TYPES[one.type]
+            + (", 1" if one.type in (MapType.ARRAY, MapType.PERCPU_ARRAY) and one.size.entries == 1 else ""),
             "reconcile loop" if one.writer in LOOP else "programs",
         )
         for one in tables.MAPS.values()

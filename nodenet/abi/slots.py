@@ -1,0 +1,69 @@
+"""The slots of nn_ct: which bucket a flow belongs to, and who pays for it (bpf/lib/fair.h). Works on bytes, because a
+hundred thousand entries may be placed at once."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+from nodenet.model import Direction
+
+WAYS = 16
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15
+_64_BITS = (1 << 64) - 1
+_ENDPOINT, _ADDRESS_BITS = 0x40000000, 0x3FFFFFFF
+_KEY = struct.Struct("=4I4IHHB3x")
+_ADDRESS = struct.Struct("=4I")
+_DIRECTION_OFFSET = 16
+_ENDPOINT_ID = slice(18, 20)
+_KEY_SIZE = 40
+# lock, padding, tags, owners, keys
+_BUCKET = struct.Struct(f"=8x{WAYS}I{WAYS}I{WAYS * _KEY_SIZE}s")
+
+# An nn_ct_key and its nn_ct_entry.
+Entry = tuple[bytes, bytes]
+
+
+def flow_number(key: bytes) -> int:
+    """nn_flow_number."""
+    words: tuple[int, ...] = _KEY.unpack(key)
+    number = words[8] << 32 | words[9] << 16 | words[10]
+    for pod, remote in zip(words[:4], words[4:8], strict=True):
+        number = (number ^ pod) * _GOLDEN_RATIO & _64_BITS
+        number = (number ^ number >> 32 ^ remote) * _GOLDEN_RATIO & _64_BITS
+        number ^= number >> 32
+    return number
+
+
+def place_of(key: bytes, buckets: int) -> tuple[int, int]:
+    """Index of the flow's bucket and its tag there, as nn_ct_claim computes them."""
+    number = flow_number(key)
+    return (number >> 32) * buckets >> 32, number & 0xFFFFFFFF | 1
+
+
+def owner_of(key: bytes, value: bytes) -> int:
+    """As nn_ct_owner_of for a flow that the pod opened, or another node's pod. Here every caller is an owner."""
+    if value[_DIRECTION_OFFSET] == Direction.EGRESS:
+        return _ENDPOINT | int.from_bytes(value[_ENDPOINT_ID], "little")
+    number = 0
+    for word in _ADDRESS.unpack(key[16:32]):
+        number = (number ^ word) * _GOLDEN_RATIO & _64_BITS
+        number ^= number >> 32
+    return number & _ADDRESS_BITS
+
+
+def bucket_of(entries: Iterable[Entry], buckets: int) -> bytes:
+    """nn_ct_bucket with these entries, WAYS at most."""
+    known = list(entries)
+    free = [0] * (WAYS - len(known))
+    tags = [place_of(key, buckets)[1] for key, _ in known]
+    owners = [owner_of(key, value) for key, value in known]
+    return _BUCKET.pack(*tags, *free, *owners, *free, b"".join(key for key, _ in known))
+
+
+def keys_in(bucket: bytes) -> Iterator[tuple[bytes, int]]:
+    """Keys and tags of the slots that are in use."""
+    fields = _BUCKET.unpack(bucket)
+    for slot, tag in enumerate(fields[:WAYS]):
+        if tag:
+            yield fields[-1][slot * _KEY_SIZE : (slot + 1) * _KEY_SIZE], tag
