@@ -66,6 +66,9 @@ class Sample:
     reconcile_errors: int = 0
     # The number of writes by map.
     writes: Mapping[str, int] = field(default_factory=dict)
+    # (pod, "answered" or "unanswered") -> entries of nn_ct, as last counted.
+    connections: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    connections_expired: int = 0
     # Connected UDP sockets that were closed because their backend left the Service.
     sockets_ended: int = 0
     # Things that another program removed or changed and the agent restored: the number by what it was.
@@ -132,6 +135,7 @@ class Metrics(Collector):
         yield from _agent(sample)
         yield from _datapath(sample)
         yield from _maps(sample)
+        yield from _connections(sample)
         yield from _flows(sample)
         yield from _reconcile(sample)
         yield from _watches(sample)
@@ -211,6 +215,21 @@ def _maps(sample: Sample) -> Iterator[Metric]:
         "Fraction of a BPF map that is in use, 0-1.",
         {n: m.entries / m.size if m.size else 0.0 for n, m in sample.maps.items()},
         "map",
+    )
+
+
+def _connections(sample: Sample) -> Iterator[Metric]:
+    yield _gauge(
+        "nodenet_connections",
+        "Live entries of the connection table (nn_ct) by pod, as last counted.",
+        sample.connections,
+        "pod",
+        "state",
+    )
+    yield _counter(
+        "nodenet_connections_expired",
+        "Expired entries that the agent deleted from the connection table.",
+        {(): sample.connections_expired},
     )
 
 

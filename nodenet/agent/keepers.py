@@ -8,6 +8,7 @@ from functools import partial
 
 from nodenet import kinds
 from nodenet.agent.addresses import OwnAddresses
+from nodenet.agent.connections import ConnectionKeeper
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints
 from nodenet.agent.features import SOCK_DESTROY
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two checks of the folder of endpoint files.
 POLL_SECONDS = 1.0
+# Seconds between two collections of expired connections.
+COLLECT_SECONDS = 60.0
 
 
 class Keepers:
@@ -42,6 +45,9 @@ class Keepers:
             partial(_service_name, engine),
             config.resync_seconds,
             available(datapath.features, SOCK_DESTROY),
+        )
+        self.connections = ConnectionKeeper(
+            datapath.tables["nn_ct"], partial(_pods, engine), min(COLLECT_SECONDS, config.resync_seconds)
         )
         self.integrity = Integrity(
             self._host, datapath, programs, self.endpoints.known, self.endpoints.repair, partial(_drift, engine)
@@ -63,6 +69,7 @@ class Keepers:
                 self.routes.keep(self._wanted_routes, partial(self._engine.next_change, kinds.NODE)), name="routes"
             )
             tasks.create_task(self.sockets.keep(), name="sockets")
+            tasks.create_task(self.connections.keep(), name="connections")
             tasks.create_task(self.addresses.keep(), name="addresses")
             tasks.create_task(self.integrity.keep(ready), name="integrity")
             tasks.create_task(self._keep_endpoints(ready), name="endpoints")
@@ -79,6 +86,7 @@ class Keepers:
             *self.integrity.recent(),
             *self.routes.problems,
             *self.sockets.problems,
+            *self.connections.problems,
         ]
 
     async def _keep_endpoints(self, ready: asyncio.Event) -> None:
@@ -100,6 +108,10 @@ def _places(engine: Engine, node_name: str) -> list[Place]:
     """The namespaces whose sockets our programs translate: the node's and those of all endpoints, each once."""
     pods = {endpoint.netns: str(endpoint.pod) for endpoint in engine.snapshot().endpoints.values()}
     return [Place(f"node {node_name}", None), *(Place(f"pod {pod}", netns) for netns, pod in pods.items())]
+
+
+def _pods(engine: Engine) -> dict[int, str]:
+    return {endpoint.endpoint_id: str(endpoint.pod) for endpoint in engine.snapshot().endpoints.values()}
 
 
 def _service_name(engine: Engine, number: int) -> str:

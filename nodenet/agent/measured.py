@@ -37,6 +37,8 @@ class AgentSource:
             reconcile_runs=stats.runs,
             reconcile_errors=stats.errors,
             writes=dict(stats.writes),
+            connections=keepers.connections.by_pod(),
+            connections_expired=keepers.connections.expired,
             sockets_ended=keepers.sockets.ended,
             repairs=dict(keepers.integrity.repairs),
             last_sync=stats.last_sync,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nodenet import abi
+from nodenet.abi.carried import ct_lifetime
 from nodenet.bpf.pins import Pins
 from nodenet.bpf.tables import BpfTable
 from nodenet.compile import Names
@@ -141,7 +142,7 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
             "source": pod if egress else remote,
             "destination": remote if egress else pod,
             "direction": Direction(entry.direction).name.lower(),
-            "state": _ct_state(entry),
+            "state": _ct_state(key, entry, int(now)),
             "idleSeconds": max(0, int(now - entry.last_seen)),
             "ageSeconds": max(0, int(now - entry.created)),
             "service": str(service.ref) if service else "",
@@ -194,8 +195,10 @@ def _port_range(port: int, bits: int) -> str:
     return str(port) if last == port else f"{port}-{last}"
 
 
-def _ct_state(entry: abi.CtEntry) -> str:
+def _ct_state(key: abi.CtKey, entry: abi.CtEntry, now: int) -> str:
     flags = abi.CtFlag(entry.flags)
+    if now - entry.last_seen > ct_lifetime(key.protocol, flags):
+        return "expired"
     if flags & abi.CtFlag.RST:
         return "reset"
     if flags & (abi.CtFlag.FIN_FORWARD | abi.CtFlag.FIN_REPLY):

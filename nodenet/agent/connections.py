@@ -1,0 +1,125 @@
+"""Deletes expired entries of nn_ct, and counts those of each endpoint.
+
+The programs do not need this: a full bucket loses its expired entries first (bpf/lib/fair.h). It keeps `ct list` and
+the fill of the map true, and shows which endpoint uses the table. The slot of a deleted entry stays until the programs
+need it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nodenet.abi.carried import ct_expired, ct_owner
+
+log = logging.getLogger(__name__)
+
+# Between two slices of about a thousand entries: half a million take two seconds and a small part of a CPU.
+SLICE_PAUSE_SECONDS = 0.005
+# Shown by `nodenet status`.
+LARGEST = 3
+
+
+class Table(Protocol):
+    """nn_ct, in bytes."""
+
+    max_entries: int
+
+    def chunks(self) -> Iterator[Sequence[tuple[bytes, bytes]]]: ...
+
+    def lookup(self, key: bytes) -> bytes | None: ...
+
+    def remove(self, key: bytes) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What one collection found. The counters are live entries by the number of their endpoint; both have a flow
+    between two pods of the node twice, once for each."""
+
+    size: int = 0
+    entries: Counter[int] = field(default_factory=Counter)
+    unanswered: Counter[int] = field(default_factory=Counter)
+    expired: int = 0
+
+
+def collect(table: Table, now: int, pause: Callable[[], None]) -> Count:
+    """Delete what has expired at `now` (seconds of CLOCK_MONOTONIC). Blocks: for a worker thread. Raises OSError."""
+    entries: Counter[int] = Counter()
+    unanswered: Counter[int] = Counter()
+    expired = 0
+    for chunk in table.chunks():
+        for key, value in chunk:
+            if ct_expired(key, value, now):
+                expired += _delete(table, key, now)
+                continue
+            endpoint_id, answered = ct_owner(value)
+            entries[endpoint_id] += 1
+            unanswered[endpoint_id] += not answered
+        pause()
+    return Count(table.max_entries, entries, unanswered, expired)
+
+
+def _delete(table: Table, key: bytes, now: int) -> bool:
+    """Look again: a packet may have opened the flow anew since the slice was read."""
+    value = table.lookup(key)
+    return value is not None and ct_expired(key, value, now) and table.remove(key)
+
+
+class ConnectionKeeper:
+    """Collects every `seconds`. `names`: pods by the number of their endpoint, as they are now."""
+
+    def __init__(self, table: Table, names: Callable[[], Mapping[int, str]], seconds: float) -> None:
+        self.last = Count()
+        # Entries that were deleted since the agent started.
+        self.expired = 0
+        # A sentence if the last collection failed.
+        self.problems: list[str] = []
+        self._table = table
+        self._names = names
+        self._seconds = seconds
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self.collect()
+            await asyncio.sleep(self._seconds)
+
+    async def collect(self) -> None:
+        """Once."""
+        try:
+            self.last = await asyncio.to_thread(
+                collect, self._table, int(time.monotonic()), lambda: time.sleep(SLICE_PAUSE_SECONDS)
+            )
+        except OSError as error:
+            self.problems = [f"expired connections are not collected: {error}"]
+            return
+        self.problems = []
+        self.expired += self.last.expired
+
+    def by_pod(self) -> dict[tuple[str, str], int]:
+        """Live entries by pod and "answered" or "unanswered". Entries of endpoints that are gone have the pod ""."""
+        names, found = self._names(), Counter[tuple[str, str]]()
+        for number, count in self.last.entries.items():
+            unanswered = self.last.unanswered[number]
+            found[names.get(number, ""), "unanswered"] += unanswered
+            found[names.get(number, ""), "answered"] += count - unanswered
+        return dict(found)
+
+    def status(self) -> Mapping[str, object]:
+        """For `nodenet status`: what the last collection counted."""
+        names, total = self._names(), self.last.entries.total()
+        return {
+            "entries": total,
+            "size": self.last.size,
+            "expired": self.expired,
+            "largest": {
+                names.get(number, "(deleted pods)"): f"{count} entries, {self.last.unanswered[number]} unanswered"
+                for number, count in self.last.entries.most_common(LARGEST)
+            },
+        }
