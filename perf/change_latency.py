@@ -81,7 +81,8 @@ class _Change:
 
 
 class _Watcher:
-    """Reads the maps until all changes are visible. A newer change of a Service also counts for its earlier ones."""
+    """Reads the maps until it has seen all changes. It never sees a change that the next one of the same Service has
+    replaced before the next read."""
 
     def __init__(self, maps: Path) -> None:
         self._frontends = BpfTable("nn_frontend", maps / "nn_frontend")
@@ -176,7 +177,8 @@ def _send(
     chance = random.Random(_SEED)
     sent = []
     started = time.monotonic()
-    # Change a Service again only after all others, because two changes within one run of the loop would count as one.
+    # Change a Service again only after all others. The agent merges changes that arrive before its next run, so the
+    # watcher would never see the earlier of two quick changes.
     order: list[int] = []
     for turn in range(int(rate * seconds)):
         time.sleep(max(0.0, started + turn / rate - time.monotonic()))

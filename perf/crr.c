@@ -51,15 +51,16 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How long one call may take: a Service that is not there must not hold the run for minutes. CRR_CALL_SECONDS is for a
- * virtual machine whose clock jumps to the next timer whenever it waits: there any limit comes too early now and then. */
+/* Time limit of one call, so that a Service that does not answer cannot block the run for minutes. CRR_CALL_SECONDS
+ * replaces it in a virtual machine whose clock jumps to the next timer whenever it waits: there, a limit may end a call
+ * too early. */
 #define CALL_SECONDS 5
-/* Between two attempts of `until`: a hundredth of the time waited so far, within these bounds. So the figure is good to
- * about one percent, and a slow update is not slowed by a flood of attempts, nor conntrack filled with them. */
+/* Between two attempts of `until`: a hundredth of the time waited so far, within these bounds. So the error of the figure
+ * is about one percent, and the attempts neither slow down a slow update nor fill conntrack. */
 #define SHORTEST_PAUSE_US 100
 #define LONGEST_PAUSE_US 5000
 
-/* Of a stream's socket at each end, within every kernel's net.core.[rw]mem_max; the kernel doubles it. */
+/* Buffer size of a stream's sockets. No kernel's default of net.core.[rw]mem_max is smaller; the kernel doubles it. */
 #define STREAM_BUFFER (128 * 1024)
 
 static char buffer[128 * 1024];
@@ -95,7 +96,8 @@ static void take_turns(void)
 {
 	struct sched_param none = { 0 };
 
-	/* No page of it is read again from a file: in a virtual machine that counts instructions the clock jumps meanwhile. */
+	/* Lock the program's pages, so that none is read again from its file: during such a read, the clock of a virtual
+	 * machine that counts instructions jumps. */
 	if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0)
 		die("mlockall");
 	if (sched_getscheduler(0) == SCHED_OTHER && sched_setscheduler(0, SCHED_BATCH, &none) < 0)

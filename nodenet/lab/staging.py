@@ -3,7 +3,7 @@
 stage = Staging(LabClient("lab"))
 with stage.api(Mode.BLACKHOLE, nodes=["node1"]):
     ...                                     # node1 cannot reach the API
-    stage.api_event(Event.CUT_WATCHES)          # the blackhole has ended before this line
+stage.api_event(Event.CUT_WATCHES)          # the blackhole has ended before this line
 """
 
 from __future__ import annotations

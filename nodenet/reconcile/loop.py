@@ -54,7 +54,7 @@ class Stats:
     first_writes: Counter[str] | None = None
     runs: int = 0
     errors: int = 0
-    # Errors since the last run without one, and the text of the newest ("" when there is none).
+    # Failed runs since the last run without an error, and the text of the newest error ("" if there is none).
     failing: int = 0
     last_error: str = ""
     # Seconds that the last run took, and the clock's time() when the maps were last known to be right.
@@ -64,13 +64,14 @@ class Stats:
     drift: int = 0
     # Number of complete comparisons of all maps.
     compared: int = 0
-    # The newest revision whose endpoints and policy are in force, and the newest one whose Services are.
+    # The newest revision whose endpoints and policy are completely in force.
     policy_revision: int = -1
     # The newest revision whose policy is in force except for the writes that did not fit, and these writes.
     fitting_revision: int = -1
     lacking: tuple[Write, ...] = ()
     # The writes that the last run did not make. Their objects are stale in the kernel.
     stale: tuple[Write, ...] = ()
+    # The newest revision whose Services are completely in force.
     service_revision: int = -1
 
 
