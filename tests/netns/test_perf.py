@@ -98,7 +98,7 @@ def test_interrupted_while_a_tool_loads() -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "everything that it had made is removed" in errors
+    assert "everything that it created is removed" in errors
     assert loading(process.pid) == []
     assert leftovers(process.pid) == []
 
@@ -131,7 +131,7 @@ def test_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Path) 
         )
     else:
         assert process.returncode == 130
-        assert "everything that it had made is removed" in errors
+        assert "everything that it created is removed" in errors
     assert leftovers(process.pid) == []
 
 
