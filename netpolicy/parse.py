@@ -56,6 +56,7 @@ NO_RULES = "no rule of this direction allows anything"
 NO_POLICY = "no rule of this policy allows anything"
 EVERY_POD = "the policy isolates every pod of its namespace, and allows nothing"
 BOTH = "the policy isolates in both directions"
+BOTH_AND_NAMED = f"{BOTH}; only rules of a direction that is named apply"
 
 T = TypeVar("T")
 
@@ -132,6 +133,11 @@ class _Reader:
         pods = self.attempt(EVERY_POD, lambda: self.selector(spec.child("podSelector")))
         ingress, egress = self._rules(spec.child("ingress"), "from"), self._rules(spec.child("egress"), "to")
         directions = self._directions(spec.child("policyTypes"), bool(egress))
+        if directions is None:
+            # A direction that the policy may not name must not get its rules: they would widen what others isolate.
+            directions, named = frozenset(Direction), _readable_types(spec.child("policyTypes"))
+            ingress = ingress if Direction.INGRESS in named else tuple(NOTHING for _ in ingress)
+            egress = egress if Direction.EGRESS in named else tuple(NOTHING for _ in egress)
         if known is None or pods is None:
             # An unknown field may restrict every rule. If the podSelector is unreadable, pods that the policy may not
             # select must not get its rules.
@@ -143,16 +149,18 @@ class _Reader:
         selector = Selector() if pods is None else pods
         return NetworkPolicy(namespace, name, selector, directions, ingress, egress, tuple(self.problems))
 
-    def _directions(self, types: Field, has_egress_rules: bool) -> frozenset[Direction]:
+    def _directions(self, types: Field, has_egress_rules: bool) -> frozenset[Direction] | None:
+        """None if policyTypes is unreadable."""
+
         def named() -> frozenset[Direction]:
             items = list(types.items())
             if len(items) > len(_POLICY_TYPES):
                 raise types.expected("at most two policy types")
             return frozenset(_POLICY_TYPES[item.one_of(tuple(_POLICY_TYPES))] for item in items)
 
-        found = self.attempt(BOTH, named)
+        found = self.attempt(BOTH_AND_NAMED, named)
         if found is None:
-            return frozenset(Direction)
+            return None
         return found or (frozenset(Direction) if has_egress_rules else frozenset({Direction.INGRESS}))
 
     def _rules(self, section: Field, side: str) -> tuple[Rule, ...]:
@@ -265,3 +273,9 @@ def _cidr(field: Field) -> IPNetwork:
         return parse_network(text)
     except ValueError:
         raise field.expected("a CIDR such as 10.0.0.0/8 or 2001:db8::/64") from None
+
+
+def _readable_types(types: Field) -> frozenset[Direction]:
+    """The directions that the readable items of policyTypes name."""
+    items = types.value if isinstance(types.value, list | tuple) else ()
+    return frozenset(_POLICY_TYPES[item] for item in items if isinstance(item, str) and item in _POLICY_TYPES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -143,6 +144,10 @@ async def test_readers_in_other_threads_have_one_compilation_while_changes_never
             value = engine.current
             seen.setdefault(tuple(map(id, (value.snapshot, value.desired, value.names, value.flow_names))), value)
 
+    def wait_for_readers() -> None:
+        while not any(value is engine.current for value in list(seen.values())):
+            time.sleep(0)
+
     threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -161,9 +166,8 @@ async def test_readers_in_other_threads_have_one_compilation_while_changes_never
                     Removal(kinds.SERVICE, service(f"s{1 + (turn + 2) % 5}").ref),
                 )
                 await engine.in_force()
-                # A reader may have had no turn yet: a machine with much to do gives none to a waiting thread.
-                while not any(value is engine.current for value in list(seen.values())):
-                    await asyncio.sleep(0)
+                # On a busy machine a reader may not have run yet.
+                await asyncio.to_thread(wait_for_readers)
     finally:
         sys.setswitchinterval(before)
         over.set()
