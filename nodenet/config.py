@@ -63,7 +63,7 @@ class Config:
         return tables.sizes({key: getattr(self, key) for key in tables.SIZE_KEYS})
 
 
-_POSITIVE = ("flow_buffer", *tables.SIZE_KEYS, "resync_seconds")
+_POSITIVE = ("flow_buffer", "resync_seconds")
 
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
@@ -82,6 +82,12 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         except ValueError as error:
             errors.append(f"{name}: {error}")
     errors += [f"{name}: expected more than 0, got {values[name]}" for name in _POSITIVE if values.get(name, 1) <= 0]
+    least = {name: tables.least_entries(name) for name in tables.SIZE_KEYS if name in values}
+    errors += [
+        f"{name}: expected at least {number}, got {values[name]}"
+        for name, number in least.items()
+        if values[name] < number
+    ]
     errors += [
         f"{name}: expected host:port, got {values[name]!r}"
         for name in ("metrics_address", "hubble_address")

@@ -174,7 +174,8 @@ CT = BpfMap(
     ),
 )
 # 16 slots in each bucket: for four fifths of nn_ct, so that an insertion finds room before another entry is evicted.
-CT_SLOT = BpfMap("nn_ct_slot", MapType.ARRAY, None, Size(6553, "ct_entries", share=20), Writer.PROGRAMS)
+# One bucket needs more than its 16 entries of nn_ct.
+CT_SLOT = BpfMap("nn_ct_slot", MapType.ARRAY, None, Size(6553, "ct_entries", share=20, least=20), Writer.PROGRAMS)
 # A flow to a Service that is translated packet by packet has an entry both in nn_ct and here.
 LB_FLOW = BpfMap(
     "nn_lb_flow",
@@ -293,6 +294,11 @@ def steps(group: Group) -> tuple[Step, ...]:
         for place, deletes in ((one.order.sets, False), (one.order.deletes, True))
     ]
     return tuple(step for _, step in sorted(placed))
+
+
+def least_entries(key: str) -> int:
+    """The smallest number of entries that a key of SIZE_KEYS may have."""
+    return max(one.size.least for one in _ALL if one.size.key == key)
 
 
 def sizes(configured: Mapping[str, int]) -> dict[str, int]:

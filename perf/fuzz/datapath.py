@@ -41,7 +41,7 @@ _CONTEXT_SIZE, _GSO_SIZE_AT = 192, 176  # struct __sk_buff
 _ROOM = 1 << 14
 _numbers = itertools.count()
 _TABLES = ("nn_endpoint", "nn_ipcache", "nn_metrics", "nn_policy", "nn_state")
-_SMALL = {"nn_ct": 1 << 16, "nn_policy": 1024, "nn_ipcache": 1024, "nn_cidr": 1024}
+_SMALL = {"nn_ct": 1 << 16, "nn_ct_slot": (1 << 16) // 20, "nn_policy": 1024, "nn_ipcache": 1024, "nn_cidr": 1024}
 _MICROSECONDS = 1000
 
 

@@ -62,8 +62,8 @@ def test_the_keys_of_sizes_are_those_of_the_configuration() -> None:
     assert set(tables.SIZE_KEYS) == {field.name for field in fields(Config) if field.name.endswith("_entries")}
     default = {one.name: one.size.entries for one in tables.MAPS.values() if one.size.key}
     assert Config("n1").map_sizes == default
-    small = Config("n1", ct_entries=1, policy_entries=5)
-    assert small.map_sizes == {**default, "nn_ct": 1, "nn_ct_slot": 1, "nn_lb_flow": 1, "nn_policy": 5}
+    small = Config("n1", ct_entries=20, policy_entries=5)
+    assert small.map_sizes == {**default, "nn_ct": 20, "nn_ct_slot": 1, "nn_lb_flow": 10, "nn_policy": 5}
 
 
 def literals(folder: str) -> Iterator[tuple[str, str]]:
