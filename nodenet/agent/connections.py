@@ -66,7 +66,7 @@ def collect(table: Table, now: int, pause: Callable[[], None]) -> Count:
 
 
 def _delete(table: Table, key: bytes, now: int) -> bool:
-    """Look again: a packet may have opened the flow anew since the slice was read."""
+    """Read the entry again: a packet may have opened the flow again since the slice was read."""
     value = table.lookup(key)
     return value is not None and ct_expired(key, value, now) and table.remove(key)
 
