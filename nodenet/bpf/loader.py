@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodenet import tables
-from nodenet.abi.slots import WAYS
 from nodenet.bpf import carry, layout, libbpf, slots, tcx
 from nodenet.bpf.pins import Pins, is_bpffs, map_info
 from nodenet.errors import CannotRunError
@@ -63,19 +62,11 @@ class DatapathConfig:
     netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        entries, places = self._size(tables.CT), self._size(tables.CT_SLOT) * WAYS
-        if entries <= places:
-            # A full nn_ct would drop new flows while slots are free: nothing is evicted then.
-            raise ValueError(f"nn_ct: expected more entries than the {places} slots of nn_ct_slot, got {entries}")
-
     def pack(self) -> bytes:
         policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
         kernel = (self.preemptible, self.kernel_structs)
-        return struct.pack("=6B2xI4xQ", *policy, *kernel, self._size(tables.CT_SLOT), self.netns_cookie)
-
-    def _size(self, one: tables.BpfMap) -> int:
-        return self.sizes.get(one.name, one.size.entries)
+        buckets = self.sizes.get(tables.CT_SLOT.name, tables.CT_SLOT.size.entries)
+        return struct.pack("=6B2xI4xQ", *policy, *kernel, buckets, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from nodenet import abi
 from nodenet.bpf import build, libbpf, loader
 from nodenet.bpf.pins import Pins
 from nodenet.bpf.tables import BpfTable
-from nodenet.config import Config
 from nodenet.errors import CannotRunError
 
 pytestmark = pytest.mark.kernel
@@ -295,11 +294,3 @@ def test_a_kernel_without_btf_takes_the_programs_without_the_check(bpffs: Path, 
     finally:
         shutil.rmtree(bpffs / "no-btf")
     assert result.stdout.splitlines() == ["refused", str(sorted([*loader.TC_PROGRAMS, *loader.CGROUP_PROGRAMS]))]
-
-
-def test_connections_need_more_entries_than_slots() -> None:
-    """Else a full nn_ct drops new flows while slots are free, and nothing is evicted."""
-    with pytest.raises(ValueError, match="expected more entries than the 104848 slots of nn_ct_slot, got 65536"):
-        loader.DatapathConfig(sizes={"nn_ct": 65536})
-    for entries in (20, 39, 4096, 131072):
-        loader.DatapathConfig(sizes=Config("n1", ct_entries=entries).map_sizes)

@@ -9,10 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodenet import tables
+from nodenet.abi.slots import WAYS
 from nodenet.compile import LocalNode, compile_once
-from nodenet.config import Config
+from nodenet.config import Config, parse
+from nodenet.errors import BadInputError
 from nodenet.store import Snapshot
 from nodenet.tables import Group, MapType, Writer
 
@@ -64,6 +68,15 @@ def test_the_keys_of_sizes_are_those_of_the_configuration() -> None:
     assert Config("n1").map_sizes == default
     small = Config("n1", ct_entries=20, policy_entries=5)
     assert small.map_sizes == {**default, "nn_ct": 20, "nn_ct_slot": 1, "nn_lb_flow": 10, "nn_policy": 5}
+
+
+@given(st.integers(20, 1 << 24))
+def test_connections_have_more_entries_than_slots(entries: int) -> None:
+    """Else a full nn_ct drops new flows while slots are free, and nothing is evicted. Fewer than 20 are refused."""
+    sizes = parse({"node_name": "n1", "ct_entries": entries}, "test").map_sizes
+    assert sizes["nn_ct"] > WAYS * sizes["nn_ct_slot"]
+    with pytest.raises(BadInputError, match="ct_entries: expected at least 20, got 19"):
+        parse({"node_name": "n1", "ct_entries": 19}, "test")
 
 
 def literals(folder: str) -> Iterator[tuple[str, str]]:
