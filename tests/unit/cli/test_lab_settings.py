@@ -26,7 +26,7 @@ def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ct_entries: many", [], "ct_entries: expected int, got 'many'"),
         ("[]", [], "expected keys and values, got list"),
         ("a: [", [], "not a YAML file"),
-        ("ct_entries: 5", ["--agent-set", "ct_entries=x"], "ct_entries: expected int, got 'x'"),
+        ("ct_entries: 50", ["--agent-set", "ct_entries=x"], "ct_entries: expected int, got 'x'"),
         ("", ["--agent-set", "node7:ct_entries=1"], "no node 'node7'"),
     ],
 )
@@ -40,7 +40,7 @@ def test_bad_settings_stop_the_start(tmp_path: Path, text: str, options: list[st
 
 def test_good_settings_go_on(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
-    file.write_text("ct_entries: 5")
+    file.write_text("ct_entries: 50")
     done = CliRunner().invoke(lab, ["up", "--name", "x", "--agent-config", str(file), "--agent-set", "flow_buffer=9"])
     assert str(done.exception) == "it went on"
 
