@@ -95,7 +95,7 @@ def _noise(report: Report) -> list[str]:
 
 
 def _switches(rows: Sequence[Row]) -> list[str]:
-    """Remarks about context switches, which must be alike in all modes for a fair comparison."""
+    """Remarks about context switches, which must be equal in all modes for a fair comparison."""
     counts = [row["switches"] for row in rows if row["workload"] == "crr" and row.get("switches")]
     if not counts:
         return []

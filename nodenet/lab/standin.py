@@ -28,7 +28,7 @@ _CHUNK = 65536
 # read.
 _MAX_WAITING = 1 << 20
 _MAX_HEAD = 65536
-# The uid under which the server answers clients. It is not that of `nobody`, which other processes may use.
+# The uid under which the server answers clients. Other processes may run as `nobody`, so it has a uid of its own.
 _USER = 64999
 
 

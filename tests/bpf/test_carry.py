@@ -89,7 +89,7 @@ def older() -> Previous:
 
 
 def server(datapath: Datapath) -> None:
-    """A pod that may be called on port 80 by one client and may call nobody."""
+    """A pod that accepts calls of one client on port 80 and has no allowed destination."""
     datapath.endpoint(SERVER, SERVER_IDENTITY, number=1, flags=ISOLATED)
     datapath.identity(CLIENT, CLIENT_IDENTITY)
     datapath.allow(SERVER_IDENTITY, CLIENT_IDENTITY, Direction.INGRESS, protocol=6, port=80)
@@ -133,7 +133,7 @@ def test_an_upgrade_that_changes_the_record_keeps_established_connections(upgrad
     assert entry.revision == NEVER_JUDGED, "the new rules judge it"
     assert new.sent(answer(1000)) == TC_OK
     assert new.tables["nn_ct"].get(ct_key(1000)).revision == 0
-    assert new.sent(answer(1001)) != TC_OK, "a connection that nobody knows"
+    assert new.sent(answer(1001)) != TC_OK, "an unknown connection"
 
 
 def test_what_old_programs_write_after_the_copy_is_copied_after_the_switch(

@@ -145,7 +145,7 @@ def test_calls_that_the_pod_answers_do_not_cost_it_its_own_flows(node: Datapath,
 
 
 def test_a_pod_of_the_node_that_calls_many_others_is_one_owner(node: Datapath) -> None:
-    """Its flows are in its own entries and in those of whom it calls."""
+    """Its flows are in its own entries and in the entries of the pods that it calls."""
     flows = established(node)
     flood(node, "endpoint_egress", ATTACKER, OTHER)
     flood(node, "endpoint_egress", ATTACKER, VICTIM)
@@ -171,7 +171,7 @@ def test_unanswered_flows_of_a_pod_are_evicted_before_answered_ones(node: Datapa
 
 
 def test_expired_flows_make_room_without_the_agent(node: Datapath) -> None:
-    """Nobody collects: what has expired goes first, whoever opened it, and long idle flows stay."""
+    """Without an agent: expired flows of any owner go first, and flows that are idle for long stay."""
     flows = established(node)
     flood(node, "endpoint_egress", ATTACKER, "198.51.100.1")
     table, now = node.tables["nn_ct"], monotonic()

@@ -15,7 +15,7 @@ from tests.e2e.labs import NODENET, Lab, nodenet, running, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
-# `server` may be called and may call nobody.
+# `server` accepts calls and has no allowed destination.
 WORLD = """
 {apiVersion: v1, kind: Pod, metadata: {name: server, labels: {app: server}},
  spec: {nodeName: node1, containers: [{name: c, image: x}]}}
