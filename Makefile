@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup setup-full demo test lint bpf proto bench fuzz fuzz-mutants soak test-kernels clean
+.PHONY: help setup setup-full demo test lint bpf proto bench fuzz fuzz-mutants soak upgrade test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
@@ -12,6 +12,7 @@ help:
 	@echo "make fuzz    a million frames through the packet parser, beside what a real kernel delivers of them (FRAMES, SECONDS_AT_MOST)"
 	@echo "make fuzz-mutants   take each fix of the datapath back and let the fuzzer find it"
 	@echo "make soak    a lab of two nodes in trouble for an hour (MINUTES): nothing through, nothing lost, nothing grows"
+	@echo "make upgrade FROM=COMMIT   replace a lab's agents by this version and back under load: nothing through, nothing lost"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bpf     compile the eBPF objects into the cache"
 	@echo "make proto   regenerate the gRPC code from nodenet/rpc/proto"
@@ -63,6 +64,9 @@ MINUTES ?= 60
 
 soak: setup
 	@$(VENV)/python -m perf.soak --minutes $(MINUTES)
+
+upgrade: setup
+	@$(VENV)/python -m perf.upgrade $(or $(FROM),$(error FROM: expected a commit or a checkout of the older version))
 
 clean:
 	@.ci/left packages

@@ -1,6 +1,9 @@
 """Runs in a pod and calls its targets all the time. Uses only the standard library.
 
-    python3 probe.py '[["name", "tcp"|"keep"|"udp", "address", port, allowed], ...]' [SECONDS]
+    python3 probe.py '[["name", KIND, "address", port, allowed], ...]' [SECONDS]
+
+KIND: `tcp` and `udp` open a socket for each call, `keep` and `stay` (UDP) use one socket for all calls, `rare` is a
+`stay` that calls only every few seconds.
 
 Every SECONDS it prints one JSON line {name: {"ok", "bad", "slow", "notes"}} with the counts since the start, until
 SIGTERM. Allowed targets must answer. Denied ones must answer neither with data nor with a refusal. `slow`: an answer
@@ -20,7 +23,7 @@ EVERY = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
 PATIENCE = 10.0  # seconds to wait for an answer of an allowed target
 SILENCE = 0.3  # seconds to wait for an answer of a denied target
 SLOW = 0.9
-PAUSE = {"tcp": 0.05, "keep": 0.05, "udp": 0.05}
+PAUSE = {"tcp": 0.05, "keep": 0.05, "udp": 0.05, "stay": 0.05, "rare": 5.0}
 NOTES = 20
 
 stopping = threading.Event()
@@ -36,7 +39,9 @@ class Target(threading.Thread):
         self.kept: socket.socket | None = None
 
     def run(self) -> None:
-        call = {"tcp": self.connect, "keep": self.keep, "udp": self.datagram}[self.kind]
+        stay = self.stay
+        calls = {"tcp": self.connect, "keep": self.keep, "udp": self.datagram, "stay": stay, "rare": stay}
+        call = calls[self.kind]
         while not stopping.is_set():
             started, moment = time.monotonic(), time.time()
             try:
@@ -84,6 +89,13 @@ class Target(threading.Thread):
         with self.open(socket.SOCK_DGRAM) as sock:
             sock.sendto(b"hostname", self.peer)
             return bool(sock.recvfrom(100)[0])
+
+    def stay(self) -> bool:
+        if self.kept is None:
+            self.kept = self.open(socket.SOCK_DGRAM)
+            self.kept.connect(self.peer)
+        self.kept.send(b"hostname")
+        return bool(self.kept.recv(100))
 
     def forget(self) -> None:
         if self.kept is not None:
