@@ -21,6 +21,11 @@ class Config:
     node_name: str
     # None: the in-cluster service account.
     kubeconfig: Path | None = None
+    # API servers (host:port or URL) in place of the kubeconfig's, or of the `kubernetes` Service that the environment
+    # of a pod names. The next one is used when one does not answer. All have the same certificate authority.
+    api_servers: tuple[str, ...] = ()
+    # The name that the servers' certificates must have. Empty: the host of each address.
+    api_server_name: str = ""
     # Sockets (agent.sock, cni.sock) and the endpoints folder.
     run_dir: Path = Path("/run/nodenet")
     # Folder on a bpffs for pinned programs, links and maps.
@@ -75,7 +80,7 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
     for name, spec in known.items():
         if name not in data:
             if spec.default is MISSING:
-                errors.append(f"{name}: required")
+                errors.append(f"{name}: required" + (" (or NODENET_NODE_NAME)" if name == "node_name" else ""))
             continue
         try:
             values[name] = _convert(data[name], hints[name])
@@ -114,6 +119,10 @@ def _convert(value: object, wanted: Any) -> object:
     # YAML reads 60 as an int. bool is a subclass of int, but `true` is not a number.
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if wanted == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            raise ValueError(f"expected a list of texts, got {value!r}")
+        return tuple(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ValueError(f"expected {wanted.__name__}, got {value!r}")
     return value

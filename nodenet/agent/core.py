@@ -39,7 +39,7 @@ class Agent:
         room = Room.of(config.policy_entries, CIDR.size.entries)
         local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, room=room)
         engine = Engine(local, datapath.tables, resync_seconds=config.resync_seconds)
-        api = ApiWatch(KubeClient(load_access(config.kubeconfig)), engine)
+        api = ApiWatch(KubeClient(load_access(config.kubeconfig, config.api_servers, config.api_server_name)), engine)
         keepers = Keepers(datapath, engine)
         info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), time.time_ns())
         health = Health(engine, api, keepers)

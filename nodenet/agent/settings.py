@@ -1,16 +1,24 @@
-"""The agent's configuration file."""
+"""The agent's configuration file, and what a pod's environment supplies."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from nodenet.config import Config, parse
 from nodenet.errors import BadInputError
 
+# Environment variables that supply a key which the file does not have. A DaemonSet sets the first one by the downward
+# API (spec.nodeName), because all its pods read the same file.
+NODE_NAME = ("NODENET_NODE_NAME", "NODE_NAME")
+API_SERVERS = "NODENET_API_SERVERS"
 
-def read_config(path: Path) -> Config:
+
+def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     """Read and check the file. Raises BadInputError that names the file and all wrong keys."""
     try:
         data = yaml.safe_load(path.read_bytes())
@@ -18,6 +26,19 @@ def read_config(path: Path) -> Config:
         raise BadInputError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise BadInputError(f"{path}: not YAML: {error}") from error
+    # An empty file means: everything by default.
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise BadInputError(f"{path}: expected a mapping of keys, got {type(data).__name__}")
-    return parse(data, str(path))
+    return parse(_from_environment(environ) | data, str(path))
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    name = next((environ[key] for key in NODE_NAME if environ.get(key)), "")
+    if name:
+        found["node_name"] = name
+    servers = [text.strip() for text in environ.get(API_SERVERS, "").split(",") if text.strip()]
+    if servers:
+        found["api_servers"] = servers
+    return found

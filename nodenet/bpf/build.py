@@ -1,8 +1,9 @@
-"""Compile bpf/*.bpf.c with clang, with a cache keyed by the content of sources, flags and compiler.
+"""Compile bpf/*.bpf.c with clang, with a cache keyed by the content of sources and flags.
 
-    <cache>/<program>-<key of sources and flags>-<key of the compiler>.o
+    <cache>/<program>-<key of sources and flags>.o
 
-If the object is in the cache, clang is not started and need not be installed.
+If the object is in the cache, clang is not started and need not be installed. The compiler is not part of the key: a
+container image holds objects that another machine compiled. To compile with another clang, remove the cache.
 """
 
 from __future__ import annotations
@@ -36,14 +37,6 @@ def _include_flags() -> list[str]:
     return [f"-I/usr/include/{machine}-linux-gnu"]
 
 
-def _compiler_key(clang: str) -> str:
-    """Identifies the compiler build by its file. Asking for its version would be slower, because it means to start
-    it."""
-    path = Path(clang).resolve()
-    status = path.stat()
-    return hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
-
-
 def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
     digest = hashlib.sha256("\0".join(arguments).encode())
     for path in [sources / f"{program}.bpf.c", *sorted((sources / "lib").glob("*.h"))]:
@@ -53,28 +46,23 @@ def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
 
 def build(program: str, cache_dir: Path, sources: Path | None = None, *, cast_ctx: bool = False) -> Path:
     """The object file of `program`, from the cache or compiled now. `sources`: another source folder (default: our
-    own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx (bpf/lib/offload.h). Without clang, the newest cached
-    object of the same sources is used, whichever compiler built it; a container image can contain such objects.
-    Raises CannotRunError with clang's output."""
+    own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx (bpf/lib/offload.h). Raises CannotRunError with clang's
+    output, or if clang is needed and not installed."""
     folder = sources or source_dir()
     source = folder / f"{program}.bpf.c"
     defines = ("-DNN_CAST_CTX",) if cast_ctx else ()
     arguments = [*FLAGS, *defines, *_include_flags(), "-c", str(source)]
-    name = f"{program}-{_sources_key(program, arguments, folder)}"
+    target = cache_dir / f"{program}-{_sources_key(program, arguments, folder)}.o"
+    if target.exists():
+        return target
     clang = shutil.which("clang")
     if clang is None:
-        return _built_elsewhere(cache_dir, name)
-    target = cache_dir / f"{name}-{_compiler_key(clang)}.o"
-    if not target.exists():
-        _compile([clang, *arguments], source, target)
+        raise CannotRunError(
+            f"{cache_dir} has no {target.name} and clang is not installed, so {source.name} cannot be compiled",
+            "apt-get install clang, or use the image with clang: the slim one has objects of its own sources only",
+        )
+    _compile([clang, *arguments], source, target)
     return target
-
-
-def _built_elsewhere(cache_dir: Path, name: str) -> Path:
-    found = sorted(cache_dir.glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise CannotRunError("clang is not installed, so the eBPF programs cannot be built", "apt-get install clang")
-    return found[-1]
 
 
 def _compile(command: list[str], source: Path, target: Path) -> None:

@@ -56,7 +56,7 @@ _RETRIED_ERRORS = (_RelistError, AnswerError, *NETWORK_ERRORS)
 
 
 class KubeClient:
-    """One API server. Use it as an async context manager; `stats` may be read at any time."""
+    """The API servers of one cluster. Use it as an async context manager; `stats` may be read at any time."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class KubeClient:
         """Events of one kind, without an end: first a Listing, then changes, and a new Listing whenever changes may
         have been missed. Never raises because of a server or network error."""
         version: str | None = None
-        failures = Failures(kind, self._session.access.server, self.stats[kind], self._recovery, self._spread)
+        failures = Failures(kind, self._server, self.stats[kind], self._recovery, self._spread)
         absence = Absence(kind)
         while True:
             try:
@@ -248,6 +248,9 @@ class KubeClient:
         self.stats[kind].undecodable += 1
         self.stats[kind].nameless += 1
         log.warning("object ignored: %s", error)
+
+    def _server(self) -> str:
+        return self._session.server
 
     def _received(self, kind: ApiKind) -> None:
         self.stats[kind].last_byte = time.monotonic()

@@ -7,10 +7,11 @@ import binascii
 import os
 import ssl
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -23,38 +24,61 @@ _UNSUPPORTED_USER = ("exec", "auth-provider", "username", "password")
 
 @dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """`server` is a URL without a trailing slash. `ssl` None: plain HTTP. A token file is read for every request,
-    because the kubelet replaces it."""
+    """`server` and `others` (further servers of the same cluster) are URLs without a trailing slash. `ssl` None: plain
+    HTTP. A token file is read for every request, because the kubelet replaces it. `authority`: the file of the
+    certificate authorities of `ssl`; it may be replaced too."""
 
     server: str
     ssl: ssl.SSLContext | None = None
     token: str = ""
     token_file: Path | None = None
     server_name: str | None = None
+    others: tuple[str, ...] = ()
+    authority: Path | None = None
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        return (self.server, *self.others)
+
+    def read_authority(self) -> None:
+        """Add the authorities that the file has now. Call it when a server's certificate was not accepted. Raises
+        OSError and ssl.SSLError."""
+        if self.ssl is not None and self.authority is not None:
+            self.ssl.load_verify_locations(cafile=str(self.authority))
 
     def bearer(self) -> str:
         """The current token, or "". Raises OSError when its file cannot be read."""
         return self.token_file.read_text().strip() if self.token_file else self.token
 
 
-def load(kubeconfig: Path | None) -> ClusterAccess:
+def load(kubeconfig: Path | None, servers: Sequence[str] = (), server_name: str = "") -> ClusterAccess:
     """Access from a kubeconfig's current context, or (None) from the service account of the pod that we run in.
+
+    `servers` (URLs or host:port) replace the server of the kubeconfig, or the `kubernetes` Service: an agent that
+    serves ClusterIPs itself does not reach that before its first sync. `server_name`: the name in the servers'
+    certificates.
 
     Raises BadInputError naming file and field, and CannotRunError if there is neither a kubeconfig nor a service
     account.
     """
-    return from_kubeconfig(kubeconfig) if kubeconfig else in_cluster(os.environ, SERVICE_ACCOUNT)
+    urls = tuple(_url(text) for text in servers)
+    access = from_kubeconfig(kubeconfig) if kubeconfig else in_cluster(os.environ, SERVICE_ACCOUNT, urls)
+    if urls:
+        if access.ssl is None and any(url.startswith("https:") for url in urls):
+            raise BadInputError(f"api_servers: {kubeconfig} has no certificate authority: its server is http")
+        access = replace(access, server=urls[0], others=urls[1:])
+    return replace(access, server_name=server_name) if server_name else access
 
 
-def in_cluster(environ: Mapping[str, str], folder: Path) -> ClusterAccess:
-    """Access from the environment variables and service account files of a pod. Raises CannotRunError if the host
-    variable or a file is missing; the port defaults to 443."""
+def in_cluster(environ: Mapping[str, str], folder: Path, servers: Sequence[str] = ()) -> ClusterAccess:
+    """Access from the service account files of a pod. Without `servers`, its environment variables name the server (the
+    port defaults to 443). Raises CannotRunError if both or a file are missing."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
     token, authority = folder / "token", folder / "ca.crt"
-    if not host:
+    if not host and not servers:
         raise CannotRunError(
             "no kubeconfig is configured and KUBERNETES_SERVICE_HOST is not set: this is not a pod",
-            "set `kubeconfig` in the agent's configuration",
+            "set `kubeconfig` or `api_servers` in the agent's configuration, or NODENET_API_SERVERS",
         )
     for file in (token, authority):
         if not file.is_file():
@@ -62,7 +86,23 @@ def in_cluster(environ: Mapping[str, str], folder: Path) -> ClusterAccess:
                 f"{file}: missing", "does the pod have a service account (automountServiceAccountToken)?"
             )
     context = ssl.create_default_context(cafile=str(authority))
-    return ClusterAccess(f"https://{f'[{host}]' if ':' in host else host}:{port}", context, token_file=token)
+    server = servers[0] if servers else f"https://{f'[{host}]' if host and ':' in host else host}:{port}"
+    return ClusterAccess(server, context, token_file=token, others=tuple(servers[1:]), authority=authority)
+
+
+def _url(text: str) -> str:
+    """A server as a URL. Raises BadInputError."""
+    url = (text if "://" in text else f"https://{text}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and not (parts.path or parts.query)
+        if valid and parts.port is None:
+            url += ":443" if parts.scheme == "https" else ":80"
+    except ValueError:
+        valid = False
+    if not valid:
+        raise BadInputError(f"api_servers: expected host:port or a URL, got {text!r}")
+    return url
 
 
 def from_kubeconfig(path: Path) -> ClusterAccess:

@@ -108,7 +108,12 @@ class Failures:
     """Counts consecutive failures of one kind's watch, computes the pause after each, and reports them."""
 
     def __init__(
-        self, kind: ApiKind, server: str, stats: KindStats, recovery: Recovery, spread: Callable[[], float]
+        self,
+        kind: ApiKind,
+        server: Callable[[], str],
+        stats: KindStats,
+        recovery: Recovery,
+        spread: Callable[[], float],
     ) -> None:
         self._kind = kind
         self._server = server
@@ -130,7 +135,7 @@ class Failures:
         """The server answered. The backoff is not reset yet, because the server may end the watch at once or answer
         410."""
         if self._stats.error:
-            log.info("%s: %s: connected again", self._server, self._kind)
+            log.info("%s: %s: connected again", self._server(), self._kind)
             self._stats.error = ""
             self._recovery.notify()
         self._stats.failing_since = 0.0
@@ -141,7 +146,7 @@ class Failures:
         self.connected()
         self._polls.reset()
         if not self._stats.installed:
-            log.info("%s: %s: installed", self._server, self._kind)
+            log.info("%s: %s: installed", self._server(), self._kind)
             self._stats.installed = True
         if not self._relisted:
             self._backoff.reset()
@@ -150,7 +155,7 @@ class Failures:
         """The API answered that the kind is not installed. Returns seconds to wait before the next check."""
         self.connected()
         if self._stats.installed:
-            log.info("%s: %s: not installed", self._server, self._kind)
+            log.info("%s: %s: not installed", self._server(), self._kind)
             self._stats.installed = False
             self._stats.unread.clear()
         return self._spread_out(self._polls.next())
@@ -171,7 +176,7 @@ class Failures:
         self._stats.errors += 1
         text = str(error) or type(error).__name__
         level = logging.DEBUG if text == self._stats.error else logging.WARNING
-        log.log(level, "%s: %s: %s; trying again", self._server, self._kind, text)
+        log.log(level, "%s: %s: %s; trying again", self._server(), self._kind, text)
         self._stats.error = text
         self._stats.failing_since = self._stats.failing_since or time.monotonic()
         if isinstance(error, AnswerError):

@@ -1,9 +1,11 @@
-"""HTTP requests to one API server, with common credentials and timeouts."""
+"""HTTP requests to the API servers of one cluster, with common credentials and timeouts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +15,8 @@ import msgspec
 from nodenet.kube import protocol
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.sockets import keepalive_socket
+
+log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
@@ -40,10 +44,14 @@ class AnswerError(Exception):
 
 
 class Session:
-    """Use it as an async context manager. `connections`: the largest number of open connections, 0: no limit."""
+    """Use it as an async context manager. `connections`: the largest number of open connections, 0: no limit.
+
+    All requests use one server until it does not answer, or answers with 5xx; the requests after that use the next one.
+    """
 
     def __init__(self, access: ClusterAccess, connections: int = 0) -> None:
         self.access = access
+        self._current = 0
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
@@ -67,33 +75,71 @@ class Session:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A GET. Raises AnswerError if the status is not 200. `read_seconds`: the longest time without data."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
-        async with self._http().get(
-            self.access.server + path,
-            params=params,
-            headers=self._headers(),
-            server_hostname=self.access.server_name,
-            timeout=timeout,
-        ) as response:
-            if response.status != 200:
-                raise await _answer_error(response)
-            yield response
+        with self._leave_on_failure() as server:
+            async with self._http().get(
+                server + path,
+                params=params,
+                headers=self._headers(),
+                server_hostname=self.access.server_name,
+                timeout=timeout,
+            ) as response:
+                if response.status != 200:
+                    raise await _answer_error(response)
+                yield response
 
     async def send(
         self, method: str, path: str, body: bytes, content_type: str, params: Mapping[str, str], seconds: float
     ) -> bytes:
         """A write that takes at most `seconds`. Raises AnswerError if the status is not 2xx."""
-        async with self._http().request(
-            method,
-            self.access.server + path,
-            params=params,
-            data=body,
-            headers={**self._headers(), "Content-Type": content_type},
-            server_hostname=self.access.server_name,
-            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
-        ) as response:
-            if response.status >= 300:
-                raise await _answer_error(response)
-            return await response.read()
+        with self._leave_on_failure() as server:
+            async with self._http().request(
+                method,
+                server + path,
+                params=params,
+                data=body,
+                headers={**self._headers(), "Content-Type": content_type},
+                server_hostname=self.access.server_name,
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
+            ) as response:
+                if response.status >= 300:
+                    raise await _answer_error(response)
+                return await response.read()
+
+    @property
+    def server(self) -> str:
+        """The server that the next request uses."""
+        servers = self.access.servers
+        return servers[self._current % len(servers)]
+
+    @contextmanager
+    def _leave_on_failure(self) -> Iterator[str]:
+        """Yields the server for one request. The next request uses another one if this fails without an answer, or with
+        a server error."""
+        server = self.server
+        try:
+            yield server
+        except AnswerError as error:
+            if error.code >= 500:
+                self._leave(server)
+            raise
+        except NETWORK_ERRORS as error:
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                self._read_authority()
+            self._leave(server)
+            raise
+
+    def _leave(self, server: str) -> None:
+        # Another request may have left this server already.
+        if len(self.access.servers) > 1 and server == self.server:
+            self._current += 1
+            log.info("%s does not answer: the next request goes to %s", server, self.server)
+
+    def _read_authority(self) -> None:
+        """The cluster's authority may have been replaced while we run."""
+        try:
+            self.access.read_authority()
+        except (OSError, ssl.SSLError) as error:
+            log.warning("%s: %s", self.access.authority, error)
 
     def _http(self) -> aiohttp.ClientSession:
         assert self._session is not None, "used outside of its `async with`"

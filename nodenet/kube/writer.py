@@ -81,7 +81,7 @@ class _Write:
 
 
 class KubeWriter:
-    """One API server. Use it as an async context manager."""
+    """The API servers of one cluster. Use it as an async context manager."""
 
     def __init__(
         self,

@@ -43,3 +43,18 @@ def test_bad_files(tmp_path: Path, text: str | None, sentence: str) -> None:
         path.write_text(text)
     with pytest.raises(BadInputError, match=sentence):
         read_config(path)
+
+
+def test_the_environment_of_a_pod_supplies_what_the_file_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("")
+    environ = {"NODE_NAME": "n1", "NODENET_API_SERVERS": "10.0.0.1:6443, 10.0.0.2:6443"}
+    config = read_config(path, environ)
+    assert (config.node_name, config.api_servers) == ("n1", ("10.0.0.1:6443", "10.0.0.2:6443"))
+    assert read_config(path, environ | {"NODENET_NODE_NAME": "n2"}).node_name == "n2"
+    path.write_text("node_name: n3\napi_servers: [x]")
+    config = read_config(path, environ)
+    assert (config.node_name, config.api_servers) == ("n3", ("x",))
+    path.write_text("api_servers: x")
+    with pytest.raises(BadInputError, match=r"api_servers: expected a list of texts, got 'x'; |NODENET_NODE_NAME"):
+        read_config(path, {})

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
-from nodenet.kube.config import from_kubeconfig, in_cluster
+from nodenet.kube import config as kube_config
+from nodenet.kube.config import from_kubeconfig, in_cluster, load
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,45 @@ def test_in_cluster(tmp_path: Path, pair: tuple[bytes, bytes]) -> None:
     (tmp_path / "ca.crt").write_bytes(pair[0])
     access = in_cluster(environ, tmp_path)
     assert (access.server, access.bearer()) == ("https://[fd00::1]:443", "t")
+
+
+def test_servers_of_the_configuration_replace_the_service(
+    tmp_path: Path, pair: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "ca.crt").write_bytes(pair[0])
+    monkeypatch.setattr(kube_config, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    access = load(None, ["10.0.0.1:6443", "https://[fd00::1]:6443/", "api.example"], "kubernetes.default.svc")
+    assert access.servers == ("https://10.0.0.1:6443", "https://[fd00::1]:6443", "https://api.example:443")
+    assert (access.server_name, access.bearer()) == ("kubernetes.default.svc", "t")
+    assert access.ssl is not None
+
+
+def test_servers_replace_that_of_a_kubeconfig(tmp_path: Path) -> None:
+    path = write(tmp_path, {"tls-server-name": "api"}, {"token": "t"})
+    access = load(path, ["10.0.0.2:6443"])
+    assert (access.servers, access.server_name, access.token) == (("https://10.0.0.2:6443",), "api", "t")
+    assert load(path).servers == ("https://10.0.0.1:6443",)
+    with pytest.raises(BadInputError, match="no certificate authority"):
+        load(write(tmp_path, {"server": "http://127.0.0.1:8080"}), ["10.0.0.2:6443"])
+
+
+@pytest.mark.parametrize("text", ["", "ftp://x", "https://", "a:b", "http://x/path", "x:99999"])
+def test_a_server_that_is_none(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInputError, match="api_servers: expected host:port or a URL"):
+        load(write(tmp_path), [text])
+
+
+def test_an_authority_that_is_replaced_is_read_again(tmp_path: Path, pair: tuple[bytes, bytes]) -> None:
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "ca.crt").write_bytes(pair[0])
+    access = in_cluster({}, tmp_path, ["https://10.0.0.1:6443"])
+    assert access.ssl is not None
+    before = len(access.ssl.get_ca_certs())
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=y"
+    subprocess.run(
+        [*command.split(), "-keyout", tmp_path / "k", "-out", tmp_path / "ca.crt"], check=True, capture_output=True
+    )
+    access.read_authority()
+    assert len(access.ssl.get_ca_certs()) == before + 1
