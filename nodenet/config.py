@@ -34,8 +34,10 @@ class Config:
     cgroup: Path | None = None
     # Cache of compiled eBPF objects. The key is a hash of sources and flags.
     cache_dir: Path = Path("/var/cache/nodenet")
-    # host:port for Prometheus metrics and health checks; empty: off.
+    # host:port for Prometheus metrics; empty: off.
     metrics_address: str = "127.0.0.1:9909"
+    # host:port for the kubelet's probes; empty: off.
+    health_address: str = "127.0.0.1:9910"
     # host:port for Hubble's API over TCP; empty: only the unix socket.
     hubble_address: str = ""
     cluster_name: str = "default"
@@ -95,7 +97,7 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
     ]
     errors += [
         f"{name}: expected host:port, got {values[name]!r}"
-        for name in ("metrics_address", "hubble_address")
+        for name in ("metrics_address", "health_address", "hubble_address")
         if values.get(name) and not values[name].rpartition(":")[2].isdigit()
     ]
     if errors:

@@ -32,6 +32,13 @@ class Health:
         self.ready_after = _process_age()
         self.ready.set()
 
+    def missing(self) -> list[str]:
+        """What is missing until the agent is ready, one sentence each. Empty after that: later problems do not stop the
+        node from serving its pods."""
+        if self.ready.is_set():
+            return []
+        return self.problems() or ["the programs are not attached yet"]
+
     def healthy(self) -> bool:
         """True if the agent works. An unreachable API server does not count here, because a restart would not help: see
         `api_known`."""

@@ -18,7 +18,7 @@ from nodenet.agent.memory import keep_trimmed, limit_arenas
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
 from nodenet.errors import CannotRunError, NodenetError
-from nodenet.metrics import MetricsServer
+from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
 from nodenet.rpc.server import Server
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,22 @@ async def _run(config: Config) -> None:
     try:
         agent = Agent(config, datapath)
         server = Server(agent.parts.events.feed, AgentProvider(agent.parts), agent.parts.info)
-        metrics = MetricsServer(agent.metrics, agent.source)
+        listeners = {
+            config.health_address: HttpServer("health_address", health_routes(agent.source)),
+            # Last, so that it serves both if the addresses are equal. It always has the probes too.
+            config.metrics_address: HttpServer(
+                "metrics_address", [*metrics_routes(agent.metrics), *health_routes(agent.source)]
+            ),
+        }
         await server.start(config.agent_socket, config.hubble_address)
         try:
-            if config.metrics_address:
-                await metrics.start(config.metrics_address)
+            for address, listener in listeners.items():
+                if address:
+                    await listener.start(address)
             await _until(stop, agent)
         finally:
-            await metrics.stop()
+            for listener in listeners.values():
+                await listener.stop()
             await server.stop()
     finally:
         datapath.close()

@@ -15,11 +15,8 @@ class AgentSource:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    def healthy(self) -> bool:
-        return self._parts.health.healthy()
-
-    def ready(self) -> bool:
-        return self._parts.health.ready.is_set()
+    def missing(self) -> list[str]:
+        return self._parts.health.missing()
 
     def sample(self) -> Sample:
         parts = self._parts
@@ -27,8 +24,8 @@ class AgentSource:
         return Sample(
             node=parts.datapath.config.node_name,
             version=parts.info.version,
-            healthy=self.healthy(),
-            ready=self.ready(),
+            healthy=parts.health.healthy(),
+            ready=parts.health.ready.is_set(),
             datapath=self._counters(),
             maps={name: MapUsage(table.count(), table.max_entries) for name, table in parts.datapath.tables.items()},
             objects=count_objects(parts.engine.current),

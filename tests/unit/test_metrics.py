@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nodenet.abi import LOST_EVENTS, MetricsEntry, MetricsKey
 from nodenet.errors import CannotRunError
-from nodenet.metrics import MapUsage, Metrics, MetricsServer, Sample, WatchCount
+from nodenet.metrics import MapUsage, Metrics, Sample, WatchCount
+from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
 
 SAMPLE = Sample(
     node="node-1",
@@ -44,17 +45,17 @@ SAMPLE = Sample(
 @dataclass
 class Scripted:
     value: Sample = field(default_factory=lambda: SAMPLE)
-    well: bool = True
-    up: bool = False
+    lacks: list[str] = field(default_factory=lambda: ["waiting for the first list of: Pod"])
 
     def sample(self) -> Sample:
         return self.value
 
-    def healthy(self) -> bool:
-        return self.well
+    def missing(self) -> list[str]:
+        return self.lacks
 
-    def ready(self) -> bool:
-        return self.up
+
+def server_of(source: Scripted) -> HttpServer:
+    return HttpServer("metrics_address", [*metrics_routes(Metrics(source)), *health_routes(source)])
 
 
 def scrape(metrics):
@@ -116,7 +117,7 @@ def test_nothing_is_read_before_a_scrape():
 
 async def test_http():
     source = Scripted()
-    server = MetricsServer(Metrics(source), source)
+    server = server_of(source)
     port = await server.start("127.0.0.1:0")
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
@@ -124,19 +125,33 @@ async def test_http():
                 assert answer.status == 200
                 assert answer.headers["Content-Type"].startswith("text/plain; version=")
                 assert "nodenet_flows_seen_total 30.0" in await answer.text()
-            for path, change, status, text in (
-                ("/healthz", {}, 200, "ok\n"),
-                ("/healthz", {"well": False}, 503, "unhealthy\n"),
-                ("/readyz", {}, 503, "not ready\n"),
-                ("/readyz", {"up": True}, 200, "ok\n"),
+            for path, lacks, status, text in (
+                # The process is alive while the API server is away: a restart would not bring it back.
+                ("/livez", ["a", "b"], 200, "ok\n"),
+                ("/healthz", ["a", "b"], 200, "ok\n"),
+                ("/readyz", ["a", "b"], 503, "a\nb\n"),
+                ("/readyz", [], 200, "ok\n"),
             ):
-                for name, value in change.items():
-                    setattr(source, name, value)
+                source.lacks = lacks
                 async with session.get(path) as answer:
                     assert (answer.status, await answer.text()) == (status, text)
-        second = MetricsServer(Metrics(source), source)
+        second = server_of(source)
         with pytest.raises(CannotRunError, match=f"metrics_address 127.0.0.1:{port}"):
             await second.start(f"127.0.0.1:{port}")
+    finally:
+        await server.stop()
+
+
+async def test_probes_have_an_address_of_their_own():
+    source = Scripted()
+    server = HttpServer("health_address", health_routes(source))
+    port = await server.start("127.0.0.1:0")
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            async with session.get("/livez") as answer:
+                assert answer.status == 200
+            async with session.get("/metrics") as answer:
+                assert answer.status == 404
     finally:
         await server.stop()
 
@@ -153,7 +168,7 @@ async def test_scrapes_at_once_read_the_maps_once():
             return super().sample()
 
     source = Slow()
-    server = MetricsServer(Metrics(source), source)
+    server = server_of(source)
     port = await server.start("127.0.0.1:0")
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:

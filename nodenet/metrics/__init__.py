@@ -1,24 +1,18 @@
-"""Prometheus metrics, collected at each scrape, and the HTTP server for metrics and health checks."""
+"""Prometheus metrics, collected at each scrape. server.py serves them."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from nodenet.abi import LOST_EVENTS, DropReason, MetricsEntry, MetricsKey
-from nodenet.errors import CannotRunError
 from nodenet.model import Direction
 
-# A connection without a request is closed after this time.
-IDLE_SECONDS = 15.0
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _CNI_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
@@ -86,12 +80,9 @@ class Source(Protocol):
         """All current values."""
         ...
 
-    def healthy(self) -> bool:
-        """Whether the agent works."""
-        ...
-
-    def ready(self) -> bool:
-        """Whether the programs are attached and the first synchronisation of endpoints and Services is done."""
+    def missing(self) -> list[str]:
+        """What is missing until the programs are attached and the first synchronisation of endpoints and Services is
+        done: one sentence each. Empty after that."""
         ...
 
 
@@ -289,57 +280,3 @@ def _reason(number: int) -> str:
         return DropReason(number).name
     except ValueError:
         return str(number)
-
-
-def app(metrics: Metrics, source: Source) -> web.Application:
-    """The HTTP application: /metrics, /healthz (the agent works), /readyz (endpoints and Services are synchronised)."""
-
-    reading: asyncio.Task[bytes] | None = None
-
-    async def show(_request: web.Request) -> web.Response:
-        # A scrape is expensive, because it counts the entries of every map: concurrent scrapes share one answer.
-        nonlocal reading
-        if reading is None or reading.done():
-            reading = asyncio.create_task(asyncio.to_thread(metrics.text))
-        body = await asyncio.shield(reading)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def healthz(_request: web.Request) -> web.Response:
-        return _answer(source.healthy(), "unhealthy")
-
-    async def readyz(_request: web.Request) -> web.Response:
-        return _answer(source.ready(), "not ready")
-
-    found = web.Application()
-    found.add_routes([web.get("/metrics", show), web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    return found
-
-
-def _answer(healthy: bool, problem: str) -> web.Response:
-    return web.Response(text="ok\n") if healthy else web.Response(text=f"{problem}\n", status=503)
-
-
-class MetricsServer:
-    """Serves `app` on one address until it is stopped."""
-
-    def __init__(self, metrics: Metrics, source: Source) -> None:
-        self._runner = web.AppRunner(app(metrics, source), access_log=None, keepalive_timeout=IDLE_SECONDS)
-
-    async def start(self, address: str) -> int:
-        """Listen on host:port (port 0: any free one). Returns the port. Raises CannotRunError if this is not
-        possible."""
-        host, _, port = address.rpartition(":")
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise CannotRunError(
-                f"metrics_address {address}: {error.strerror or error}",
-                "set another address, or an empty one to serve no metrics",
-            ) from error
-        return int(self._runner.addresses[0][1])
-
-    async def stop(self) -> None:
-        """Close the listening socket and all connections."""
-        await self._runner.cleanup()
