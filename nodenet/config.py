@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any, get_type_hints
 
 from nodenet import tables
 from nodenet.errors import BadInputError
+
+# A container image has the compiled eBPF objects and the CNI executables here, read-only (daemonset/Dockerfile).
+PREBUILT = Path(sys.prefix) / "share" / "nodenet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
     <cache>/<program>-<key of sources and flags>.o
 
 If the object is in the cache, clang is not started and need not be installed. The compiler is not part of the key: a
-container image holds objects that another machine compiled. To compile with another clang, remove the cache.
+container image holds objects that another machine compiled. To compile with another clang, remove the cache. The
+image's objects are in config.PREBUILT, which is read-only and comes before the cache.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from nodenet.config import PREBUILT
 from nodenet.errors import CannotRunError
 
 PROGRAMS = ("endpoint", "sock")
@@ -45,20 +47,22 @@ def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
 
 
 def build(program: str, cache_dir: Path, sources: Path | None = None, *, cast_ctx: bool = False) -> Path:
-    """The object file of `program`, from the cache or compiled now. `sources`: another source folder (default: our
-    own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx (bpf/lib/offload.h). Raises CannotRunError with clang's
-    output, or if clang is needed and not installed."""
+    """The object file of `program`: from the image, from the cache, or compiled now. `sources`: another source folder
+    (default: our own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx (bpf/lib/offload.h). Raises CannotRunError
+    with clang's output, or if clang is needed and not installed."""
     folder = sources or source_dir()
     source = folder / f"{program}.bpf.c"
     defines = ("-DNN_CAST_CTX",) if cast_ctx else ()
     arguments = [*FLAGS, *defines, *_include_flags(), "-c", str(source)]
-    target = cache_dir / f"{program}-{_sources_key(program, arguments, folder)}.o"
-    if target.exists():
-        return target
+    name = f"{program}-{_sources_key(program, arguments, folder)}.o"
+    target = cache_dir / name
+    for known in (PREBUILT / name, target):
+        if known.exists():
+            return known
     clang = shutil.which("clang")
     if clang is None:
         raise CannotRunError(
-            f"{cache_dir} has no {target.name} and clang is not installed, so {source.name} cannot be compiled",
+            f"neither {PREBUILT} nor {cache_dir} has {name}, and clang is not installed to compile {source.name}",
             "apt-get install clang, or use the image with clang: the slim one has objects of its own sources only",
         )
     _compile([clang, *arguments], source, target)

@@ -4,8 +4,8 @@ node.
     <cache>/cni-<key>/nodenet   cni-bin/launcher.c
     <cache>/cni-<key>/alone     cni-bin/alone.c: libpython, linked statically, with every module that the plugin imports
 
-The key is a digest of all inputs, so each version is built once. docs/decisions/0011-static-plugin.md gives the reasons
-and figures.
+The key is a digest of all inputs but the compiler, so each version is built once, and a container image, which has both
+files in config.PREBUILT, needs no compiler. docs/decisions/0011-static-plugin.md gives the reasons and figures.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from nodenet.cni import protocol
 from nodenet.cni.conf import SUPPORTED_VERSIONS
 from nodenet.cni.keys import DEFAULT_SOCKET
 from nodenet.cni.patterns import patterns
+from nodenet.config import PREBUILT
 from nodenet.errors import CannotRunError
 
 LAUNCHER, ALONE = "nodenet", "alone"
@@ -60,7 +61,7 @@ _TIMEOUT = 180
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Both files. Builds with equal keys have equal content."""
+    """Both files. Builds with equal keys do the same."""
 
     key: str
     launcher: Path
@@ -94,13 +95,14 @@ def source_dir() -> Path:
 
 
 def build(cache_dir: Path, building: Callable[[], None] = lambda: None) -> Bundle:
-    """Return both files for this interpreter and these sources. If the cache does not contain them, call `building`
-    and build them, which takes seconds. Raises CannotRunError."""
+    """Return both files for this interpreter and these sources. If neither image nor cache contains them, call
+    `building` and build them, which takes seconds. Raises CannotRunError."""
     found = _modules()
     key = _key(found)
-    bundle = Bundle(key, cache_dir / f"cni-{key}" / LAUNCHER, cache_dir / f"cni-{key}" / ALONE)
-    if bundle.launcher.exists():
-        return bundle
+    for folder in (PREBUILT, cache_dir):
+        bundle = Bundle(key, folder / f"cni-{key}" / LAUNCHER, folder / f"cni-{key}" / ALONE)
+        if bundle.launcher.exists():
+            return bundle
     building()
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -138,8 +140,7 @@ def _modules() -> dict[str, Source]:
 
 def _key(found: dict[str, Source]) -> str:
     digest = hashlib.sha256()
-    compiler = subprocess.run([c_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-    for text in (sys.version, sysconfig.get_platform(), compiler.partition("\n")[0], *_FLAGS, *_defines("")):
+    for text in (sys.version, sysconfig.get_platform(), *_FLAGS, *_defines("")):
         digest.update(text.encode() + b"\0")
     files = [source.path for source in found.values()]
     for path in [Path(__file__), *sorted(source_dir().rglob("*.[ch]")), *files]:

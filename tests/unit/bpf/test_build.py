@@ -76,7 +76,7 @@ def test_a_machine_without_compiler_uses_the_object_of_the_same_sources(tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.build("one", tmp_path / "cache", sources) == made
     (sources / "one.bpf.c").write_text("int changed;")
-    with pytest.raises(CannotRunError, match=r"has no one-\w+\.o and clang is not installed"):
+    with pytest.raises(CannotRunError, match=r"has one-\w+\.o, and clang is not installed"):
         build.build("one", tmp_path / "cache", sources)
 
 
@@ -87,3 +87,15 @@ def test_an_object_that_does_not_compile_is_not_kept(tmp_path, compiler, sources
     with pytest.raises(CannotRunError, match="could not compile"):
         build.build("one", tmp_path / "cache", sources)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_objects_of_an_image_come_first(tmp_path, compiler, sources, monkeypatch):
+    """The image is read-only and has no compiler. What it lacks is compiled into the cache."""
+    monkeypatch.setattr(build, "PREBUILT", tmp_path / "image")
+    made = build.build("one", tmp_path / "image", sources)
+    assert made.parent == tmp_path / "image"
+    assert build.build("one", tmp_path / "cache", sources) == made
+    assert calls(compiler) == 1
+    (sources / "one.bpf.c").write_text("int changed;")
+    assert build.build("one", tmp_path / "cache", sources).parent == tmp_path / "cache"
+    assert [path.name for path in (tmp_path / "image").iterdir()] == [made.name]

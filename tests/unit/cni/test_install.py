@@ -72,6 +72,14 @@ def test_what_is_built_is_kept_and_follows_its_source(cache: Path, monkeypatch: 
     assert {path.name for path in cache.iterdir()} == {f"cni-{first.key}", f"cni-{second.key}"}
 
 
+def test_the_files_of_an_image_need_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The image is read-only, and has neither a compiler nor libpython's static library."""
+    monkeypatch.setattr(bundle, "PREBUILT", cache)
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert bundle.build(tmp_path / "cache").launcher.is_relative_to(cache)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_an_older_version_goes(tmp_path: Path, cache: Path) -> None:
     old = tmp_path / ".nodenet-0123456789ab"
     old.mkdir()
