@@ -34,7 +34,7 @@ class Config:
     run_dir: Path = Path("/run/nodenet")
     # Folder on a bpffs for pinned programs, links and maps.
     bpffs: Path = Path("/sys/fs/bpf/nodenet")
-    # cgroup v2 folder that the socket programs attach to. None: the root of the v2 hierarchy.
+    # cgroup v2 folder that the socket programs attach to. None: the root of the node's hierarchy (link/hierarchy.py).
     cgroup: Path | None = None
     # Cache of compiled eBPF objects. The key is a hash of sources and flags.
     cache_dir: Path = Path("/var/cache/nodenet")

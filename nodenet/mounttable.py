@@ -1,4 +1,4 @@
-"""Reads the mounts of this process (proc(5), /proc/PID/mounts). A mount point may contain any bytes."""
+"""Reads the mounts of this process (proc(5), /proc/PID/mounts and mountinfo). A mount point may contain any bytes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,28 @@ def mounts(table: Path = Path("/proc/self/mounts")) -> Iterator[Mount]:
     """The mounts in the order of mounting. Raises OSError if the table cannot be read."""
     for line in table.read_bytes().splitlines():
         fields = line.split(b" ")
-        # Space, tab, newline and backslash are written as octal escapes.
-        target = _ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), fields[1])
-        yield Mount(Path(os.fsdecode(target)), fields[2].decode(errors="replace"))
+        yield Mount(Path(_text(fields[1])), fields[2].decode(errors="replace"))
+
+
+class RootedMount(NamedTuple):
+    """One line of mountinfo. `root`: the folder of the file system that is mounted."""
+
+    root: str
+    target: Path
+    fstype: str
+
+
+def rooted_mounts(table: Path = Path("/proc/self/mountinfo")) -> Iterator[RootedMount]:
+    """Like `mounts`, with the root of each."""
+    for line in table.read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        fields = before.split(b" ")
+        yield RootedMount(_text(fields[3]), Path(_text(fields[4])), after.split(b" ")[0].decode(errors="replace"))
+
+
+def _text(field: bytes) -> str:
+    # Space, tab, newline and backslash are written as octal escapes.
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
 def filesystem_of(path: Path) -> str:

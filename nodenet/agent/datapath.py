@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from nodenet import tables
 from nodenet.agent.features import features
@@ -12,8 +14,7 @@ from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.config import Config
-from nodenet.errors import CannotRunError
-from nodenet.link import cgroups
+from nodenet.link import hierarchy
 from nodenet.link.handle import Link
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,7 @@ class Datapath:
         self.config = config
         self.features = features()
         probe.require(self.features)
-        self.cgroup = config.cgroup or cgroups.mount_point()
-        if not self.cgroup.is_dir():
-            raise CannotRunError(f"cgroup: {self.cgroup} is not a folder", "expected a path below the cgroup v2 mount")
+        self.cgroup = cgroup_of(config)
         self.pins = Pins(config.bpffs)
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
@@ -93,6 +92,13 @@ class Datapath:
         for table in self.tables.values():
             table.close()
         loader.close(self.loaded)
+
+
+def cgroup_of(config: Config) -> Path:
+    """The cgroup for the socket programs: the configured one, or the node's root. Raises CannotRunError."""
+    if config.cgroup is not None:
+        return hierarchy.require_cgroup(config.cgroup)
+    return hierarchy.node_root(os.environ)
 
 
 def netns_cookie() -> int:

@@ -46,30 +46,45 @@ def _sources_key(program: str, arguments: list[str], sources: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def find(cache_dir: Path, cast_ctx: bool = False) -> None:
+    """Check that `build_all` would succeed, without compiling. Raises CannotRunError."""
+    for program in PROGRAMS:
+        target, arguments = _target(program, cache_dir, source_dir(), cast_ctx)
+        if not target.exists():
+            _clang(target, arguments[-1])
+
+
 def build(program: str, cache_dir: Path, sources: Path | None = None, *, cast_ctx: bool = False) -> Path:
     """The object file of `program`: from the image, from the cache, or compiled now. `sources`: another source folder
     (default: our own). `cast_ctx`: for kernels with bpf_cast_to_kern_ctx (bpf/lib/offload.h). Raises CannotRunError
     with clang's output, or if clang is needed and not installed."""
-    folder = sources or source_dir()
-    source = folder / f"{program}.bpf.c"
-    defines = ("-DNN_CAST_CTX",) if cast_ctx else ()
-    arguments = [*FLAGS, *defines, *_include_flags(), "-c", str(source)]
-    name = f"{program}-{_sources_key(program, arguments, folder)}.o"
-    target = cache_dir / name
-    for known in (PREBUILT / name, target):
-        if known.exists():
-            return known
-    clang = shutil.which("clang")
-    if clang is None:
-        raise CannotRunError(
-            f"neither {PREBUILT} nor {cache_dir} has {name}, and clang is not installed to compile {source.name}",
-            "apt-get install clang, or use the image with clang: the slim one has objects of its own sources only",
-        )
-    _compile([clang, *arguments], source, target)
+    target, arguments = _target(program, cache_dir, sources or source_dir(), cast_ctx)
+    if not target.exists():
+        _compile([_clang(target, arguments[-1]), *arguments], arguments[-1], target)
     return target
 
 
-def _compile(command: list[str], source: Path, target: Path) -> None:
+def _target(program: str, cache_dir: Path, folder: Path, cast_ctx: bool) -> tuple[Path, list[str]]:
+    """The object of a program (the image's, or that of the cache), and clang's arguments: the last one is the
+    source."""
+    defines = ("-DNN_CAST_CTX",) if cast_ctx else ()
+    arguments = [*FLAGS, *defines, *_include_flags(), "-c", str(folder / f"{program}.bpf.c")]
+    name = f"{program}-{_sources_key(program, arguments, folder)}.o"
+    prebuilt = PREBUILT / name
+    return (prebuilt if prebuilt.exists() else cache_dir / name), arguments
+
+
+def _clang(target: Path, source: str) -> str:
+    clang = shutil.which("clang")
+    if clang is None:
+        raise CannotRunError(
+            f"neither {PREBUILT} nor {target.parent} has {target.name}, and clang is not installed to compile {source}",
+            "apt-get install clang, or use the image with clang: the slim one has objects of its own sources only",
+        )
+    return clang
+
+
+def _compile(command: list[str], source: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Write to a temporary file and rename it: two agents may build at the same time, and a crash must leave no
     # incomplete object.

@@ -28,12 +28,9 @@ class Pins:
 
     def make(self) -> None:
         """Create the folders. Raises CannotRunError if the root is not in a bpffs."""
+        require_bpffs(self.root)
         for folder in (self.maps, self.progs, self.links):
             folder.mkdir(parents=True, exist_ok=True)
-        if not is_bpffs(self.root):
-            for folder in (self.links, self.progs, self.maps):
-                folder.rmdir()
-            raise CannotRunError(f"{self.root} is not in a BPF file system", "mount -t bpf bpf /sys/fs/bpf")
 
     def map(self, name: str) -> Path:
         return self.maps / name
@@ -77,6 +74,14 @@ class Pins:
     def remove(self) -> None:
         """Unpin everything. Programs that are attached to interfaces stay attached."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def require_bpffs(root: Path) -> None:
+    """Raises CannotRunError if the folder is not in a bpffs. It need not exist."""
+    if not is_bpffs(root):
+        raise CannotRunError(
+            f"bpffs: {root} is not in a BPF file system", "nodenet node init, or mount -t bpf bpf /sys/fs/bpf"
+        )
 
 
 def is_bpffs(path: Path) -> bool:

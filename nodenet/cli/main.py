@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from nodenet.cli.extras import missing_extra
-from nodenet.cli.program import pasteable
+from nodenet.cli.shown import ShownError
 from nodenet.errors import CannotRunError, NodenetError
 
 
@@ -38,27 +38,13 @@ COMMANDS: dict[str, _Lazy] = {
     "lab": _Lazy("nodenet.cli.lab:lab", "Virtual nodes on this machine."),
     "map": _Lazy("nodenet.cli.show:map_", "eBPF maps: entries, size, usage."),
     "monitor": _Lazy("nodenet.cli.monitor:monitor", "Print raw datapath events."),
+    "node": _Lazy("nodenet.cli.node:node", "Prepare this node for the agent.", "agent"),
     "observe": _Lazy("nodenet.cli.observe:observe", "Show flows with names, verdicts and reasons."),
     "policy": _Lazy("nodenet.cli.policy:policy", "Compute, explain and check NetworkPolicies."),
     "service": _Lazy("nodenet.cli.show:service", "Services as the datapath balances them."),
     "status": _Lazy("nodenet.cli.show:status", "Show whether the agent is healthy, and its state."),
     "trace": _Lazy("nodenet.cli.trace:trace", "Trace packet drops in the host's network stack."),
 }
-
-
-class ShownError(click.ClickException):
-    """Shows a NodenetError without a traceback: one sentence, a hint and the exit code."""
-
-    def __init__(self, error: NodenetError) -> None:
-        super().__init__(str(error))
-        self.hint = error.hint
-        setattr(self, "exit_code", error.exit_code)  # noqa: B010  click types it as a class variable
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print to stderr, because stdout is only for data."""
-        click.echo(f"nodenet: {self.message}", err=True, file=file)
-        if self.hint:
-            click.echo(f"  hint: {pasteable(self.hint)}", err=True, file=file)
 
 
 class LazyGroup(click.Group):

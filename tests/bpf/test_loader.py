@@ -250,7 +250,7 @@ def test_a_link_that_cannot_be_pinned_leaves_no_descriptor_and_no_program(
 def test_folder_outside_a_bpf_file_system_is_refused(tmp_path: Path, bpf_cache: Path) -> None:
     with pytest.raises(CannotRunError, match="is not in a BPF file system"):
         load(Pins(tmp_path / "pins"), bpf_cache)
-    assert list((tmp_path / "pins").iterdir()) == []
+    assert not (tmp_path / "pins").exists()
 
 
 def test_full_map_is_told_with_its_name_and_key(pins: Pins, bpf_cache: Path) -> None:

@@ -1,0 +1,47 @@
+"""`nodenet node`: prepares this node for the agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nodenet.cli.output import Column, Format, emit, output_option
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group()
+def node() -> None:
+    """Prepare this node for the agent."""
+
+
+@node.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The agent's configuration file.",
+)
+@click.option(
+    "--bin-dir", type=_FOLDER, default="/opt/cni/bin", show_default=True, help="Where runtimes look for plugins."
+)
+@click.option("--cache-dir", type=_FOLDER, help="Cache of the built plugin. Default: cache_dir of the configuration.")
+@output_option
+def init(config_file: Path, bin_dir: Path, cache_dir: Path | None, output: Format) -> None:
+    """Install the CNI plugin, and mount the BPF file system if it is missing.
+
+    For a container that runs before the agent's. Writes no conflist: the agent does that when it is ready
+    (`cni_conf_dir`). Does nothing to what is in place already.
+    """
+    from nodenet.agent.preflight import mount_bpffs
+    from nodenet.agent.settings import read_config
+    from nodenet.cni import bundle
+    from nodenet.cni import install as installing
+
+    config = read_config(config_file)
+    placed = installing.place(bin_dir, bundle.build(cache_dir or config.cache_dir))
+    rows = [{"what": str(path), "state": "written" if new else "unchanged"} for path, new in placed.items()]
+    rows.append({"what": f"bpffs for {config.bpffs}", "state": "mounted" if mount_bpffs(config) else "unchanged"})
+    emit(rows, [Column("WHAT", "what"), Column("STATE", "state")], output)
