@@ -92,7 +92,7 @@ def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: st
     """Create the veth pair with both ends down. Returns the node's end and the pod's."""
     host = veth.create(node, host_ifname(owner), owner.ifname, pod_netns, peer_mac=mac, mtu=conf.mtu)
     if _IPV6.exists():
-        sysctl.write(f"ipv6/conf/{host.name}/addr_gen_mode", _NO_ADDRESS)
+        node.set(host.index, addr_gen_mode=_NO_ADDRESS)
     return host, replace(host, index=host.peer, name=owner.ifname, mac=mac, peer=host.index)
 
 

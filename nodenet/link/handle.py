@@ -24,7 +24,8 @@ NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 # rtnetlink(7), linux/if_link.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _LINK, IFLA_MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
-IFLA_LINKINFO, IFLA_NET_NS_FD, _LINK_NETNSID = 18, 28, 37
+IFLA_LINKINFO, _AF_SPEC, IFLA_NET_NS_FD, _LINK_NETNSID = 18, 26, 28, 37
+_INET6_ADDR_GEN_MODE = 8
 INFO_KIND, INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 BRPORT_STATE, BRPORT_MODE = 1, 4
 # asm-generic/socket.h
@@ -113,7 +114,7 @@ class Link:
 
     def set(self, which: int | str, **attributes: Any) -> None:
         """Change attributes of an interface: state ("up", "down"), mtu, address, master (an index, 0 for none),
-        ifname, net_ns_fd."""
+        ifname, net_ns_fd, addr_gen_mode (of IPv6, ip-link(8); the kernel ignores it when it creates an interface)."""
         index = which if isinstance(which, int) else self.require(which).index
         with link_errors(f"cannot set {', '.join(attributes)} of interface {which}"):
             self.kernel.run(change_request(index, **attributes))
@@ -163,6 +164,9 @@ _ATTRIBUTES: dict[str, Callable[[Any], bytes]] = {
     "address": lambda value: netlink.attribute(IFLA_ADDRESS, mac_bytes(value)),
     "master": lambda value: netlink.u32(IFLA_MASTER, value),
     "net_ns_fd": lambda value: netlink.u32(IFLA_NET_NS_FD, value),
+    "addr_gen_mode": lambda value: netlink.nested(
+        _AF_SPEC, netlink.nested(socket.AF_INET6, netlink.u8(_INET6_ADDR_GEN_MODE, value))
+    ),
 }
 
 

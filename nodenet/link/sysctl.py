@@ -1,10 +1,16 @@
-"""net.* sysctls of a namespace. /proc/sys/net shows those of the opening thread's namespace."""
+"""net.* sysctls of a namespace. /proc/sys/net shows those of the opening thread's namespace.
+
+In a container /proc/sys is read-only, and no runtime lets a pod mount something over it. There the node's /proc/sys/net
+is mounted elsewhere, and the environment variable NODENET_PROC_SYS_NET names the folder.
+"""
 
 from __future__ import annotations
 
+import os
+
 from nodenet.link import netns, smallfile
 
-_ROOT = "/proc/sys/net"
+_ROOT = os.environ.get("NODENET_PROC_SYS_NET") or "/proc/sys/net"
 
 
 def read(key: str, target: netns.Target | None = None) -> str:

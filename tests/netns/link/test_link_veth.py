@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodenet.link import netns, veth
+from nodenet.link import netns, sysctl, veth
 from nodenet.link.handle import Link
 
 pytestmark = pytest.mark.kernel
@@ -25,3 +25,13 @@ def test_the_peers_namespace_has_a_number_that_stays(two: tuple[str, str]) -> No
             "v0": first.peer_netns,
             "v4": None,
         }
+
+
+def test_the_mode_of_link_local_addresses_is_set_by_netlink(two: tuple[str, str]) -> None:
+    """In a container /proc/sys is read-only, so `ip link set v0 addrgenmode none` is done by netlink."""
+    here, there = two
+    with Link(here) as link, netns.opened(there) as fd:
+        made = veth.create(link, "v0", "v1", fd)
+        assert sysctl.read("ipv6/conf/v0/addr_gen_mode", here) == "0"
+        link.set(made.index, addr_gen_mode=1)
+        assert sysctl.read("ipv6/conf/v0/addr_gen_mode", here) == "1"
