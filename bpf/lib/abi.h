@@ -255,10 +255,23 @@ struct nn_frag_entry {
 	__u16 headers; /* bytes of the datagram that hold its headers: no later fragment may start before their end */
 };
 
+/* Tables with slots (fair.h), and how their entries end in the programs. Append only. */
+enum nn_table {
+	NN_TABLE_CT = 0,
+	NN_TABLE_FRAG = 1,
+};
+
+enum nn_entry_end {
+	NN_ENTRY_EXPIRED = 0,
+	NN_ENTRY_EVICTED = 1, /* not expired: for a new entry */
+	NN_ENTRY_REFUSED = 2, /* a new entry that found no room */
+	NN_ENTRY_ENDS = 4, /* how many numbers a table has */
+};
+
 /* The bytes of this struct are the index of a counter: the machine is little-endian. */
 struct nn_metrics_key {
 	__u8 reason; /* 0 forwarded, else the positive DropReason; 255 lost events */
-	__u8 direction;
+	__u8 direction; /* 0: reason is nn_table * NN_ENTRY_ENDS + nn_entry_end, and packets counts entries */
 	__u8 pad[2];
 };
 

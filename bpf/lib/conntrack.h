@@ -5,6 +5,7 @@
 #define NN_CONNTRACK_H
 
 #include "events.h"
+#include "hash.h"
 #include "policy.h"
 
 /* Seconds without a packet after which a flow expires. TCP: close to RFC 5382 (established: at least 2 h 4 min). UDP:
@@ -15,7 +16,7 @@
 #define NN_CT_STREAM 180
 #define NN_CT_OTHER 60
 
-/* Entries are evicted by nn_ct_claim (fair.h), so that no pod can evict the flows of another one. */
+/* Entries are evicted by their owners (ct_create.h), so that no pod can evict the flows of another one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
@@ -39,34 +40,6 @@ NN_INLINE void nn_ct_key_of(const struct nn_tuple *tuple, __u8 direction, struct
 		key->pod_port = tuple->dport;
 		key->remote_port = tuple->sport;
 	}
-}
-
-#define NN_GOLDEN_RATIO 0x9e3779b97f4a7c15ULL /* 2^64 divided by the golden ratio */
-
-/* Hashes: multiplication by the golden ratio, word by word. The upper half is the better one. */
-NN_INLINE __u64 nn_addr_number(const struct nn_addr *addr)
-{
-	__u64 number = 0;
-
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		number = (number ^ addr->word[i]) * NN_GOLDEN_RATIO;
-		number ^= number >> 32;
-	}
-	return number;
-}
-
-NN_INLINE __u64 nn_flow_number(const struct nn_ct_key *flow)
-{
-	__u64 number = (__u64)flow->pod_port << 32 | (__u32)flow->remote_port << 16 | flow->protocol;
-
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		number = (number ^ flow->pod.word[i]) * NN_GOLDEN_RATIO;
-		number = (number ^ number >> 32 ^ flow->remote.word[i]) * NN_GOLDEN_RATIO;
-		number ^= number >> 32;
-	}
-	return number;
 }
 
 NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)

@@ -13,7 +13,7 @@
 #define NN_WAKEUP_BYTES (NN_EVENTS_SIZE / 8)
 #define NN_METRIC_FORWARDED 0
 #define NN_METRIC_LOST_EVENT 255
-#define NN_METRICS (3 << 8) /* two directions, from 1 */
+#define NN_METRICS (3 << 8) /* two directions, from 1; 0: what became of entries of tables */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -58,10 +58,11 @@ struct nn_context {
 	__u64 time; /* ns of CLOCK_MONOTONIC, read once per packet: reading the clock costs as much as a lookup */
 	__u32 users; /* programs that use this context; this field and those below are not cleared per packet */
 	struct nn_packet quote; /* the packet that an ICMP error quotes, if has_quote is set */
-	struct nn_ct_key flow; /* argument of nn_ct_claim (fair.h) */
-	__u32 owner; /* its owner */
-	__u32 bucket; /* its index in nn_ct_slot */
-	__u32 unanswered; /* slots of the bucket with unanswered flows, one bit each */
+	/* A new entry of a table with slots (fair.h). */
+	struct nn_ct_key key;
+	__u32 owner;
+	__u32 bucket; /* index in the table's array of buckets */
+	__u32 unanswered; /* slots of the bucket with NN_FAIR_FIRST, one bit each */
 	__u32 pad3;
 	__u64 victim; /* score and slot of the entry that is evicted first */
 };
@@ -91,6 +92,16 @@ NN_INLINE void nn_count(__u8 reason, __u8 direction, __u64 bytes)
 		return;
 	entry->packets++;
 	entry->bytes += bytes;
+}
+
+/* Count entries of a table that are gone (struct nn_metrics_key). */
+NN_INLINE void nn_count_entries(enum nn_table table, enum nn_entry_end end, __u32 count)
+{
+	__u32 key = table * NN_ENTRY_ENDS + end;
+	struct nn_metrics_entry *entry = bpf_map_lookup_elem(&nn_metrics, &key);
+
+	if (entry)
+		entry->packets += count;
 }
 
 /* Take the per-CPU context. If two programs try at the same time, at most one succeeds, because each increments the

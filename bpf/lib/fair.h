@@ -1,56 +1,50 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* New entries of nn_ct, and which entry is evicted for them. Each entry has a slot in a small bucket that is chosen by a
- * hash of its key. A full bucket first loses expired entries, then one entry of the owner that has most of them. The
- * owner is who opened the flow. So a pod that opens flows without end evicts its own ones: its own entries, and those of
- * the pods that it calls. Packets of known flows do not use this file. */
+/* Tables that many pods share, without one of them evicting the entries of another one. Each entry has a slot in a small
+ * bucket that is chosen by a hash of its key. A full bucket first loses expired entries, then one entry of the owner
+ * that has most of them (owner.h). Lookups do not use this file.
+ *
+ * A table needs, in a header of its own (ct_create.h is an example):
+ *
+ * - `nn_x`, a plain hash map. Its keys have the size of struct nn_ct_key. It has more entries than slots, because an
+ *   entry is inserted before it gets its slot.
+ * - `nn_x_slot`, an array of struct nn_fair_bucket, and its size in nn_config.
+ * - a function of type nn_fair_look_fn, which says how old an entry is.
+ * - NN_FAIR_TABLE(nn_x, buckets, look, number). It defines nn_x_claim and the two functions that this calls. They are
+ *   global functions, so the verifier checks each once; the map is a constant in each.
+ *
+ * nn_fair_insert inserts an entry. In user space, nodenet/tables declares both maps, and how a new nn_x_slot is filled. */
 #ifndef NN_FAIR_H
 #define NN_FAIR_H
 
-#include "conntrack.h"
+#include "owner.h"
 
-#define NN_CT_WAYS 16
-#define NN_CT_CLAIM_TRIES 3
-/* An owner with half of a bucket loses so many unanswered flows at once: the search is paid once in as many. */
-#define NN_CT_BATCH 4
+#define NN_FAIR_WAYS 16
+#define NN_FAIR_CLAIM_TRIES 3
+/* An owner with half of a bucket loses so many entries of NN_FAIR_FIRST at once: the search is paid once in as many. */
+#define NN_FAIR_BATCH 4
 #define NN_EEXIST 17
 
-struct nn_ct_bucket {
+struct nn_fair_bucket {
 	struct bpf_spin_lock lock;
 	__u32 pad;
-	__u32 tag[NN_CT_WAYS]; /* a hash of the key, never 0; 0: the slot is free */
-	__u32 owner[NN_CT_WAYS]; /* nn_ct_owner_of */
-	struct nn_ct_key key[NN_CT_WAYS];
+	__u32 tag[NN_FAIR_WAYS]; /* a hash of the key, never 0; 0: the slot is free */
+	__u32 owner[NN_FAIR_WAYS];
+	struct nn_ct_key key[NN_FAIR_WAYS]; /* or another key of this size */
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 6553);
-	__type(key, __u32);
-	__type(value, struct nn_ct_bucket);
-} nn_ct_slot SEC(".maps");
+/* The age of an entry: how long it was not used, below NN_FAIR_FIRST; any unit. Plus NN_FAIR_FIRST if it goes before
+ * all entries of its owner without this bit. Or NN_FAIR_EXPIRED. */
+typedef __u64 (*nn_fair_look_fn)(const void *entry, const struct nn_ct_key *key, const struct nn_context *context);
 
-#define NN_OWNER_OUTSIDE 0x80000000 /* group: the called endpoint; the lower half names the caller */
-#define NN_OWNER_GROUP 0xffff0000 /* of such an owner */
-#define NN_OWNER_ENDPOINT 0x40000000 /* a pod of this node, by its endpoint_id */
-#define NN_OWNER_ADDRESS 0x3fffffff /* a hash of the address of another pod */
+#define NN_FAIR_FIRST (1ULL << 35)
+#define NN_FAIR_EXPIRED (~0ULL)
 
-/* Who pays for the new flow: the pod that opened it. A caller that is no pod may have any number of addresses, so the
- * called endpoint pays for its flows; the lower half of the owner keeps one caller from evicting the flows of another
- * one. */
-NN_INLINE __u32 nn_ct_owner_of(const struct nn_context *context, const struct nn_ct_key *key)
-{
-	__u32 peer = context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
-	int by_pod = (context->direction == NN_EGRESS) != (context->is_reply != 0);
-
-	/* A pod that calls itself through a Service (hairpin.h) is translated where it is called. */
-	if (by_pod || (context->translated && context->direction == NN_INGRESS))
-		return NN_OWNER_ENDPOINT | context->endpoint_id;
-	if (context->is_local)
-		return NN_OWNER_ENDPOINT | context->sender_id;
-	if (!nn_is_reserved(peer))
-		return nn_addr_number(&key->remote) & NN_OWNER_ADDRESS;
-	return NN_OWNER_OUTSIDE | (__u32)context->endpoint_id << 16 | (nn_addr_number(&key->remote) & 0xffff);
-}
+/* What nn_x_claim does. */
+enum nn_fair_step {
+	NN_FAIR_TAKE = 0, /* give the key in the context a slot */
+	NN_FAIR_EVICT = 1, /* only make room in its bucket, and so in the table */
+	NN_FAIR_REFUSE = 2, /* count an entry that found no room */
+};
 
 /* 1 or 0, without a branch: old verifiers follow each one. */
 NN_INLINE __u32 nn_is_zero(__u32 number)
@@ -66,35 +60,35 @@ NN_INLINE __u32 nn_same_group(__u32 one, __u32 other)
 }
 
 /* The verifier of 5.10 does not see the bound of a 32-bit number that was compared, and the compiler removes a mask. */
-NN_INLINE __u64 nn_ct_bounded(__u64 slot)
+NN_INLINE __u64 nn_fair_bounded(__u64 slot)
 {
 	asm volatile("%0 &= 15" : "+r"(slot));
 	return slot;
 }
 
-/* Put the flow of the context into the first free slot, or into its own one: user space deletes expired entries of
- * nn_ct, and leaves their slots. Returns 1 if there was one. */
-NN_INLINE int nn_ct_take(struct nn_ct_bucket *bucket, const struct nn_context *context, __u32 tag)
+/* Put the key of the context into the first free slot, or into its own one: user space deletes expired entries, and
+ * leaves their slots. Returns 1 if there was one. */
+NN_INLINE int nn_fair_take(struct nn_fair_bucket *bucket, const struct nn_context *context, __u32 tag)
 {
 	__u64 slot;
 
 	bpf_spin_lock(&bucket->lock);
 #pragma clang loop unroll(disable)
-	for (slot = 0; slot < NN_CT_WAYS; slot++)
+	for (slot = 0; slot < NN_FAIR_WAYS; slot++)
 		if (bucket->tag[slot] == 0 || bucket->tag[slot] == tag)
 			break;
-	if (slot < NN_CT_WAYS) {
+	if (slot < NN_FAIR_WAYS) {
 		bucket->owner[slot] = context->owner;
-		bucket->key[slot] = context->flow;
-		/* Last: nn_ct_weigh reads without the lock. */
+		bucket->key[slot] = context->key;
+		/* Last: nn_fair_weigh reads without the lock. */
 		*(volatile __u32 *)&bucket->tag[slot] = tag;
 	}
 	bpf_spin_unlock(&bucket->lock);
-	return slot < NN_CT_WAYS;
+	return slot < NN_FAIR_WAYS;
 }
 
-/* Free a slot and delete its flow, unless another CPU has changed the slot. */
-NN_INLINE void nn_ct_release(struct nn_ct_bucket *bucket, __u64 slot, __u32 tag)
+/* Free a slot and delete its entry, unless another CPU has changed the slot. Returns 1 if it was freed. */
+NN_INLINE int nn_fair_release(void *entries, struct nn_fair_bucket *bucket, __u64 slot, __u32 tag)
 {
 	struct nn_ct_key key;
 	__u32 found;
@@ -107,19 +101,21 @@ NN_INLINE void nn_ct_release(struct nn_ct_bucket *bucket, __u64 slot, __u32 tag)
 		bucket->owner[slot] = 0;
 	}
 	bpf_spin_unlock(&bucket->lock);
-	if (found == tag)
-		bpf_map_delete_elem(&nn_ct, &key);
+	if (found != tag)
+		return 0;
+	bpf_map_delete_elem(entries, &key);
+	return 1;
 }
 
-/* The entry with the greatest weight is evicted: one of the largest owner, or of the new flow's own one if no other has
+/* The entry with the greatest weight is evicted: one of the largest owner, or of the new entry's own one if no other has
  * twice as many. So what an owner holds is safer than what another one wants. From outside, the same applies to the
  * callers of one endpoint. */
-NN_INLINE __u64 nn_ct_weight(const struct nn_ct_bucket *bucket, __u32 owner, __u32 own)
+NN_INLINE __u64 nn_fair_weight(const struct nn_fair_bucket *bucket, __u32 owner, __u32 own)
 {
 	__u32 group = 0, same = 0, is_own;
 
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < NN_CT_WAYS; i++) {
+	for (int i = 0; i < NN_FAIR_WAYS; i++) {
 		group += nn_same_group(owner, bucket->owner[i]) * 2;
 		same += nn_is_zero(owner ^ bucket->owner[i]) * 2;
 	}
@@ -130,71 +126,67 @@ NN_INLINE __u64 nn_ct_weight(const struct nn_ct_bucket *bucket, __u32 owner, __u
 	return (__u64)group << 8 | same;
 }
 
-/* Look at one slot of a full bucket. Frees it and returns 1 if its flow has expired, or was deleted by user space. */
-NN_GLOBAL int nn_ct_weigh(__u32 slot)
+/* Look at one slot of a full bucket. Frees it and returns 1 if its entry has expired, or was deleted by user space. */
+NN_INLINE int nn_fair_weigh(void *entries, void *slots, nn_fair_look_fn look, enum nn_table number, __u32 slot)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_ct_bucket *bucket;
-	struct nn_ct_entry *entry;
+	struct nn_fair_bucket *bucket;
+	__u64 age, score, place;
 	__u32 index, tag, owner;
-	__s32 idle;
-	__u64 score, place;
+	void *entry;
 
 	if (!context)
 		return 0;
 	index = context->bucket;
-	bucket = bpf_map_lookup_elem(&nn_ct_slot, &index);
-	if (!bucket || slot >= NN_CT_WAYS)
+	bucket = bpf_map_lookup_elem(slots, &index);
+	if (!bucket || slot >= NN_FAIR_WAYS)
 		return 0;
-	place = nn_ct_bounded(slot);
+	place = nn_fair_bounded(slot);
 	tag = bucket->tag[place];
 	if (!tag)
 		return 0;
-	entry = bpf_map_lookup_elem(&nn_ct, &bucket->key[place]);
-	idle = entry ? context->now - entry->last_seen : 0;
-	if (!entry || idle > (__s32)nn_ct_lifetime(entry, bucket->key[place].protocol)) {
-		nn_ct_release(bucket, place, tag);
+	entry = bpf_map_lookup_elem(entries, &bucket->key[place]);
+	age = entry ? look(entry, &bucket->key[place], context) : NN_FAIR_EXPIRED;
+	if (age == NN_FAIR_EXPIRED) {
+		if (nn_fair_release(entries, bucket, place, tag) && entry)
+			nn_count_entries(number, NN_ENTRY_EXPIRED, 1);
 		return 1;
 	}
 	owner = bucket->owner[place];
-	score = nn_ct_weight(bucket, owner, context->owner) << 40;
-	if (!(entry->flags & NN_CT_SEEN_REPLY)) {
-		score |= 1ULL << 39;
+	score = nn_fair_weight(bucket, owner, context->owner) << 40 | age << 4 | slot;
+	if (age & NN_FAIR_FIRST)
 		context->unanswered |= 1 << slot;
-	}
-	if (idle > 0)
-		score |= (__u64)idle << 4;
-	score |= slot;
 	if (score > context->victim)
 		context->victim = score;
 	return 0;
 }
 
-/* Free the slot of the victim, and those of more unanswered flows if its owner has half of the bucket. */
-NN_INLINE void nn_ct_evict(struct nn_ct_bucket *bucket, struct nn_context *context)
+/* Free the slot of the victim, and those of more entries of NN_FAIR_FIRST if its owner has half of the bucket. */
+NN_INLINE void nn_fair_evict(void *entries, struct nn_fair_bucket *bucket, struct nn_context *context, enum nn_table number)
 {
-	__u64 slot = nn_ct_bounded(context->victim);
-	__u32 owner = bucket->owner[slot], more = 0;
+	__u64 slot = nn_fair_bounded(context->victim);
+	__u32 owner = bucket->owner[slot], more = 0, freed;
 
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < NN_CT_WAYS; i++)
+	for (int i = 0; i < NN_FAIR_WAYS; i++)
 		more += nn_is_zero(owner ^ bucket->owner[i]);
-	more = more >= NN_CT_WAYS / 2 ? NN_CT_BATCH - 1 : 0;
-	nn_ct_release(bucket, slot, bucket->tag[slot]);
+	more = more >= NN_FAIR_WAYS / 2 ? NN_FAIR_BATCH - 1 : 0;
+	freed = nn_fair_release(entries, bucket, slot, bucket->tag[slot]);
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < NN_CT_BATCH - 1; i++) {
+	for (int i = 0; i < NN_FAIR_BATCH - 1; i++) {
 		/* Any of them: they are about as old. */
-		slot = nn_ct_bounded(slot + 1);
+		slot = nn_fair_bounded(slot + 1);
 		if (more && (context->unanswered >> slot & 1) && bucket->owner[slot] == owner)
-			nn_ct_release(bucket, slot, bucket->tag[slot]);
+			freed += nn_fair_release(entries, bucket, slot, bucket->tag[slot]);
 	}
+	nn_count_entries(number, NN_ENTRY_EVICTED, freed);
 }
 
 /* Free the expired slots of a bucket, or evict if none is expired. */
-NN_GLOBAL int nn_ct_make_room(void)
+NN_INLINE int nn_fair_make_room(void *entries, void *slots, int (*weigh)(__u32 slot), enum nn_table number)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_ct_bucket *bucket;
+	struct nn_fair_bucket *bucket;
 	__u32 index;
 	int expired = 0;
 
@@ -203,81 +195,83 @@ NN_GLOBAL int nn_ct_make_room(void)
 	context->victim = 0;
 	context->unanswered = 0;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < NN_CT_WAYS; i++)
-		expired |= nn_ct_weigh(i);
+	for (int i = 0; i < NN_FAIR_WAYS; i++)
+		expired |= weigh(i);
 	index = context->bucket;
-	bucket = bpf_map_lookup_elem(&nn_ct_slot, &index);
+	bucket = bpf_map_lookup_elem(slots, &index);
 	if (bucket && !expired && context->victim)
-		nn_ct_evict(bucket, context);
+		nn_fair_evict(entries, bucket, context, number);
 	return 0;
 }
 
-/* Give the flow in the context a slot. `evict`: only make room, in nn_ct too. Returns 0 or a drop code. */
-NN_GLOBAL int nn_ct_claim(int evict)
+/* Returns 0 or a drop code. */
+NN_INLINE int nn_fair_claim(void *slots, __u32 buckets, int (*make_room)(void), enum nn_table number, int step)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_ct_bucket *bucket;
-	__u64 number;
+	struct nn_fair_bucket *bucket;
 	__u32 index, tag;
+	__u64 hash;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
-	number = nn_flow_number(&context->flow);
-	context->bucket = index = (number >> 32) * nn_config.ct_buckets >> 32;
-	tag = (__u32)number | 1;
-	bucket = bpf_map_lookup_elem(&nn_ct_slot, &index);
+	if (step == NN_FAIR_REFUSE) {
+		nn_count_entries(number, NN_ENTRY_REFUSED, 1);
+		return NN_DROP_CT_INSERT_FAILED;
+	}
+	hash = nn_flow_number(&context->key);
+	context->bucket = index = (hash >> 32) * buckets >> 32;
+	tag = (__u32)hash | 1;
+	bucket = bpf_map_lookup_elem(slots, &index);
 	if (!bucket)
 		return NN_DROP_CT_INSERT_FAILED;
-	if (evict)
-		return nn_ct_make_room();
+	if (step == NN_FAIR_EVICT)
+		return make_room();
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < NN_CT_CLAIM_TRIES; i++) {
-		if (nn_ct_take(bucket, context, tag))
+	for (int i = 0; i < NN_FAIR_CLAIM_TRIES; i++) {
+		if (nn_fair_take(bucket, context, tag))
 			return 0;
-		nn_ct_make_room();
+		make_room();
 	}
 	return NN_DROP_CT_INSERT_FAILED;
 }
 
-/* Insert the entry first: only one of two CPUs with the same flow succeeds, and it claims the slot. */
-NN_INLINE int nn_ct_insert(const struct nn_ct_key *key, const struct nn_ct_entry *entry, struct nn_context *context)
+#define NN_FAIR_TABLE(table, buckets, look, number)                                        \
+	NN_GLOBAL int table##_weigh(__u32 slot)                                            \
+	{                                                                                  \
+		return nn_fair_weigh(&table, &table##_slot, look, number, slot);           \
+	}                                                                                  \
+	NN_GLOBAL int table##_make_room(void)                                              \
+	{                                                                                  \
+		return nn_fair_make_room(&table, &table##_slot, table##_weigh, number);    \
+	}                                                                                  \
+	NN_GLOBAL int table##_claim(int step)                                              \
+	{                                                                                  \
+		return nn_fair_claim(&table##_slot, buckets, table##_make_room, number, step); \
+	}
+
+/* Insert an entry, or replace the one with its key. A new entry belongs to `owner`, which is called for it only. The
+ * entry comes before the slot: only one of two CPUs with the same key inserts it, and it claims the slot. Returns 0 or a
+ * drop code. */
+NN_INLINE int nn_fair_insert(void *entries, const void *key, const void *entry, struct nn_context *context,
+			     __u32 (*owner)(const struct nn_context *context, const void *key), int (*claim)(int step))
 {
-	long result = bpf_map_update_elem(&nn_ct, key, entry, BPF_NOEXIST);
+	long result = bpf_map_update_elem(entries, key, entry, BPF_NOEXIST);
 
 	if (result == -NN_EEXIST)
-		return bpf_map_update_elem(&nn_ct, key, entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
-	context->owner = nn_ct_owner_of(context, key);
-	context->flow = *key;
+		return bpf_map_update_elem(entries, key, entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
+	context->owner = owner(context, key);
+	__builtin_memcpy(&context->key, key, sizeof(context->key));
 	if (result < 0) {
-		/* nn_ct has more entries than there are slots, so only entries without a slot can fill it: those of a
-		 * map that was replaced (nodenet/bpf/carry.py). */
-		nn_ct_claim(1);
-		if (bpf_map_update_elem(&nn_ct, key, entry, BPF_NOEXIST) < 0)
-			return NN_DROP_CT_INSERT_FAILED;
+		/* The table has more entries than there are slots, so only entries without a slot can fill it: those of
+		 * a map that was replaced (nodenet/bpf/carry.py). */
+		claim(NN_FAIR_EVICT);
+		if (bpf_map_update_elem(entries, key, entry, BPF_NOEXIST) < 0)
+			return claim(NN_FAIR_REFUSE);
 	}
-	if (nn_ct_claim(0) == 0)
+	if (claim(NN_FAIR_TAKE) == 0)
 		return 0;
-	bpf_map_delete_elem(&nn_ct, key);
-	return NN_DROP_CT_INSERT_FAILED;
-}
-
-NN_INLINE int nn_ct_create(const struct nn_ct_key *key, struct nn_context *context, __u32 revision, __u32 now)
-{
-	/* A connection that is picked up midway may start with a reply: then the other side opened it. */
-	struct nn_ct_entry entry = { .last_seen = now,
-				     .revision = revision,
-				     .rule_id = context->rule_id,
-				     .rev_nat_index = context->rev_nat_index,
-				     .direction = context->is_reply ? NN_INGRESS + NN_EGRESS - context->direction :
-								   context->direction,
-				     .flags = context->ct_flags |
-					      (context->translated ? NN_CT_TRANSLATED : 0) |
-					      (context->translated && context->source_port ? NN_CT_PORT : 0) |
-					      (context->outside ? NN_CT_OUTSIDE : 0),
-				     .endpoint_id = context->endpoint_id,
-				     .created = now };
-
-	return nn_ct_insert(key, &entry, context);
+	bpf_map_delete_elem(entries, key);
+	return claim(NN_FAIR_REFUSE);
 }
 
 #endif

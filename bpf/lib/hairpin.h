@@ -5,6 +5,7 @@
 #ifndef NN_HAIRPIN_H
 #define NN_HAIRPIN_H
 
+#include "ct_create.h"
 #include "service.h"
 
 /* 169.254.42.1: link-local (RFC 3927), not forwarded by routers. 100::1: the discard prefix (RFC 6666). */

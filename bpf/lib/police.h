@@ -3,6 +3,7 @@
 #ifndef NN_POLICE_H
 #define NN_POLICE_H
 
+#include "ct_create.h"
 #include "origin.h"
 #include "pickup.h"
 #include "service.h"

@@ -6,7 +6,7 @@
 #ifndef NN_SERVICE_H
 #define NN_SERVICE_H
 
-#include "fair.h"
+#include "conntrack.h"
 #include "lb_port.h"
 #include "link.h"
 #include "rewrite.h"

@@ -1,10 +1,10 @@
-"""The slots of nn_ct: which bucket a flow belongs to, and who pays for it (bpf/lib/fair.h). Works on bytes, because a
-hundred thousand entries may be placed at once."""
+"""The slots of a table (bpf/lib/fair.h): which bucket an entry belongs to, and who pays for it. Works on bytes, because
+a hundred thousand entries may be placed at once."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from nodenet.model import Direction
 
@@ -20,7 +20,7 @@ _KEY_SIZE = 40
 # lock, padding, tags, owners, keys
 _BUCKET = struct.Struct(f"=8x{WAYS}I{WAYS}I{WAYS * _KEY_SIZE}s")
 
-# An nn_ct_key and its nn_ct_entry.
+# A key and its value.
 Entry = tuple[bytes, bytes]
 
 
@@ -36,12 +36,12 @@ def flow_number(key: bytes) -> int:
 
 
 def place_of(key: bytes, buckets: int) -> tuple[int, int]:
-    """Index of the flow's bucket and its tag there, as nn_ct_claim computes them."""
+    """Index of the flow's bucket and its tag there, as nn_fair_claim computes them."""
     number = flow_number(key)
     return (number >> 32) * buckets >> 32, number & 0xFFFFFFFF | 1
 
 
-def owner_of(key: bytes, value: bytes) -> int:
+def ct_owner(key: bytes, value: bytes) -> int:
     """As nn_ct_owner_of for a flow that the pod opened, or another node's pod. Here every caller is an owner."""
     if value[_DIRECTION_OFFSET] == Direction.EGRESS:
         return _ENDPOINT | int.from_bytes(value[_ENDPOINT_ID], "little")
@@ -52,12 +52,12 @@ def owner_of(key: bytes, value: bytes) -> int:
     return number & _ADDRESS_BITS
 
 
-def bucket_of(entries: Iterable[Entry], buckets: int) -> bytes:
-    """nn_ct_bucket with these entries, WAYS at most."""
+def bucket_of(entries: Iterable[Entry], buckets: int, owner: Callable[[bytes, bytes], int]) -> bytes:
+    """nn_fair_bucket with these entries, WAYS at most."""
     known = list(entries)
     free = [0] * (WAYS - len(known))
     tags = [place_of(key, buckets)[1] for key, _ in known]
-    owners = [owner_of(key, value) for key, value in known]
+    owners = [owner(key, value) for key, value in known]
     return _BUCKET.pack(*tags, *free, *owners, *free, b"".join(key for key, _ in known))
 
 

@@ -35,8 +35,8 @@ class Datapath:
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
         copied = self.loaded.carrying.copied
         for name in self.loaded.replaced_maps:
-            if name == tables.CT_SLOT.name:
-                continue  # filled from nn_ct
+            if tables.MAPS[name].slots:
+                continue  # filled from its table
             start = f"{copied[name]} entries were copied" if name in copied else "it starts empty"
             log.warning("map %s had another shape: %s", name, start)
         for name in copied.keys() - set(self.loaded.replaced_maps):

@@ -121,8 +121,7 @@ def _load_new(key: str, objects: Mapping[str, Path], config: DatapathConfig, pin
         what = "a copy of connections"
         carrying = carry.prepare(pins, replaced)
         carrying.first()
-        if (pins.new_maps / tables.CT_SLOT.name).exists():
-            slots.adopt(pins)
+        slots.adopt_all(pins)
         pins.publish(carrying.names.intersection(replaced))
     except OSError as error:
         _close_all(programs)
@@ -160,7 +159,7 @@ def _load_object(path: Path, config: DatapathConfig, pins: Pins, draft: Path, re
     if not handle:
         libbpf.check(None, f"open {path}")
     try:
-        # The slots are those of one nn_ct: they are replaced together, so it comes first.
+        # A table is replaced together with its slots, so tables come first.
         for pointer in sorted(_each(lib.bpf_object__next_map, handle), key=_is_slots):
             _prepare_map(handle, pointer, config, pins, replaced)
         libbpf.check(lib.bpf_object__load(handle), f"load {path.name}")
@@ -183,7 +182,13 @@ def _each(step: object, handle: int) -> Iterator[int]:
 
 
 def _is_slots(pointer: int) -> bool:
-    return bool(libbpf.lib().bpf_map__name(pointer).decode() == tables.CT_SLOT.name)
+    return _slots_of(libbpf.lib().bpf_map__name(pointer).decode()) is not None
+
+
+def _slots_of(name: str) -> str | None:
+    """The table of a map of slots; None for any other map."""
+    declared = tables.MAPS.get(name)
+    return declared.slots.of if declared is not None and declared.slots is not None else None
 
 
 def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, replaced: list[str]) -> None:
@@ -197,8 +202,7 @@ def _prepare_map(handle: int, pointer: int, config: DatapathConfig, pins: Pins, 
     if name in config.sizes:
         libbpf.check(lib.bpf_map__set_max_entries(pointer, config.sizes[name]), f"size of {name}")
     path = pins.map(name)
-    follows = _is_slots(pointer) and tables.CT.name in replaced
-    if not path.exists() or follows or not _same_shape(handle, pointer, path):
+    if not path.exists() or _slots_of(name) in replaced or not _same_shape(handle, pointer, path):
         # The old programs use the old map until they are replaced. The new map is filled before that.
         if path.exists() and name not in replaced:
             replaced.append(name)

@@ -1,42 +1,58 @@
-"""Gives the entries of nn_ct their slots in a new nn_ct_slot (bpf/lib/fair.h)."""
+"""Gives the entries of a table their slots in a new map of slots (bpf/lib/fair.h)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import closing
 
 from nodenet import tables
 from nodenet.abi import slots
-from nodenet.abi.carried import ct_age
 from nodenet.bpf.pins import Pins
 from nodenet.bpf.rawtable import Entry, RawTable
 
 
-def adopt(pins: Pins) -> int:
-    """Fill the new nn_ct_slot before any program uses it. Entries for which their bucket has no slot, its oldest ones,
-    are deleted. Returns how many flows got a slot. Raises OSError."""
-    fresh = pins.new_maps / tables.CT.name
+def adopt_all(pins: Pins) -> None:
+    """Fill the new maps of slots before any program uses them. Raises OSError."""
+    for one in tables.MAPS.values():
+        if one.slots is not None and (pins.new_maps / one.name).exists():
+            adopt(pins, one.name, one.slots)
+
+
+def adopt(pins: Pins, name: str, kind: tables.Slots) -> int:
+    """Entries for which their bucket has no slot, its oldest ones, are deleted. Returns how many got a slot."""
+    fresh = pins.new_maps / kind.of
     with (
-        closing(RawTable(tables.CT.name, fresh if fresh.exists() else pins.map(tables.CT.name))) as flows,
-        closing(RawTable(tables.CT_SLOT.name, pins.new_maps / tables.CT_SLOT.name)) as buckets,
+        closing(RawTable(kind.of, fresh if fresh.exists() else pins.map(kind.of))) as entries,
+        closing(RawTable(name, pins.new_maps / name)) as buckets,
     ):
-        placed, gone = _placed(flows, buckets.max_entries)
-        for index, entries in placed.items():
-            buckets.replace(index.to_bytes(4, "little"), slots.bucket_of(entries, buckets.max_entries))
+        if kind.owner is None or kind.age is None:
+            _clear(entries)
+            return 0
+        placed, gone = _placed(entries, buckets.max_entries, kind.age)
+        for index, found in placed.items():
+            value = slots.bucket_of(found, buckets.max_entries, kind.owner)
+            buckets.replace(index.to_bytes(4, "little"), value)
         for key in gone:
-            flows.remove(key)
+            entries.remove(key)
     return sum(map(len, placed.values()))
 
 
-def _placed(flows: RawTable, buckets: int) -> tuple[dict[int, list[Entry]], list[bytes]]:
+def _clear(entries: RawTable) -> None:
+    for chunk in entries.chunks():
+        for key, _ in chunk:
+            entries.remove(key)
+
+
+def _placed(entries: RawTable, buckets: int, age: Callable[[bytes], int]) -> tuple[dict[int, list[Entry]], list[bytes]]:
     """Entries by the index of their bucket, and keys of those that get no slot."""
     placed: dict[int, list[Entry]] = defaultdict(list)
     gone: list[bytes] = []
-    for chunk in flows.chunks():
+    for chunk in entries.chunks():
         for key, value in chunk:
             placed[slots.place_of(key, buckets)[0]].append((key, value))
-    for entries in placed.values():
-        entries.sort(key=lambda entry: ct_age(entry[1]), reverse=True)
-        gone += [key for key, _ in entries[slots.WAYS :]]
-        del entries[slots.WAYS :]
+    for found in placed.values():
+        found.sort(key=lambda entry: age(entry[1]), reverse=True)
+        gone += [key for key, _ in found[slots.WAYS :]]
+        del found[slots.WAYS :]
     return placed, gone

@@ -175,8 +175,9 @@ def _agent(sample: Sample) -> Iterator[Metric]:
 
 
 def _datapath(sample: Sample) -> Iterator[Metric]:
-    forwarded = {k: v for k, v in sample.datapath.items() if k.reason == 0}
-    dropped = {k: v for k, v in sample.datapath.items() if k.reason not in (0, LOST_EVENTS)}
+    packets = {k: v for k, v in sample.datapath.items() if k.direction}
+    forwarded = {k: v for k, v in packets.items() if k.reason == 0}
+    dropped = {k: v for k, v in packets.items() if k.reason not in (0, LOST_EVENTS)}
     for unit, attribute in (("packets", "packets"), ("bytes", "octets")):
         yield _counter(
             f"nodenet_forwarded_{unit}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nodenet import abi
-from nodenet.abi import carried
+from nodenet.abi import carried, slots
 from nodenet.tables.types import (
     BpfMap,
     Carried,
@@ -21,6 +21,7 @@ from nodenet.tables.types import (
     Previous,
     Records,
     Size,
+    Slots,
     Step,
     Writer,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Previous",
     "Records",
     "Size",
+    "Slots",
     "Step",
     "Writer",
 ]
@@ -175,7 +177,14 @@ CT = BpfMap(
 )
 # 16 slots in each bucket: for four fifths of nn_ct, so that an insertion finds room before another entry is evicted.
 # One bucket needs more than its 16 entries of nn_ct.
-CT_SLOT = BpfMap("nn_ct_slot", MapType.ARRAY, None, Size(6553, "ct_entries", share=20, least=20), Writer.PROGRAMS)
+CT_SLOT = BpfMap(
+    "nn_ct_slot",
+    MapType.ARRAY,
+    None,
+    Size(6553, "ct_entries", share=20, least=20),
+    Writer.PROGRAMS,
+    slots=Slots(CT.name, slots.ct_owner, carried.ct_age),
+)
 # A flow to a Service that is translated packet by packet has an entry both in nn_ct and here.
 LB_FLOW = BpfMap(
     "nn_lb_flow",

@@ -112,6 +112,20 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True)
+class Slots:
+    """An array of buckets with the slots of another map's entries (bpf/lib/fair.h), and how a new one is filled
+    (nodenet/bpf/slots.py). Both maps are replaced together.
+
+    `owner`: who pays for an entry of key and value; `age`: the time of its last use. None: the entries are deleted,
+    because they are not worth a copy.
+    """
+
+    of: str
+    owner: Callable[[bytes, bytes], int] | None = None
+    age: Callable[[bytes], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BpfMap:
     """One map. `records`: None if user space does not read it by key.
 
@@ -128,6 +142,8 @@ class BpfMap:
     order: Order | None = None
     # For a map that user space cannot fill again: how its content is copied to its successor. None: it starts empty.
     carried: Carried | None = None
+    # For a map of slots: whose.
+    slots: Slots | None = None
 
     @property
     def evicts(self) -> bool:

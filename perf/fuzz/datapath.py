@@ -171,7 +171,7 @@ class Datapath:
         """Dropped packets by reason, since the load."""
         found: dict[str, int] = {}
         for key, cpus in self.tables["nn_metrics"].items():
-            if key.reason and key.reason != abi.LOST_EVENTS:
+            if key.direction and key.reason and key.reason != abi.LOST_EVENTS:
                 name = abi.DropReason(key.reason).name
                 found[name] = found.get(name, 0) + sum(value.packets for value in cpus)
         return found

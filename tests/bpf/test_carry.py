@@ -36,7 +36,7 @@ ISOLATED = abi.EndpointFlag.ISOLATED_INGRESS | abi.EndpointFlag.ISOLATED_EGRESS
 OLDER_VALUE = "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2"
 WITHOUT_CREATED = (
     ("lib/abi.h", "\t__u32 created; /* seconds of CLOCK_MONOTONIC */\n", ""),
-    ("lib/fair.h", "= context->endpoint_id,\n\t\t\t\t     .created = now };", "= context->endpoint_id };"),
+    ("lib/ct_create.h", "= context->endpoint_id,\n\t\t\t\t     .created = now };", "= context->endpoint_id };"),
 )
 # nn_ct_entry as a later version may have it.
 WITH_MORE = (("lib/abi.h", "\t__u32 created; /*", "\t__u32 packets;\n\t__u32 created; /*"),)
@@ -44,7 +44,7 @@ OF_TYPE = "\t__uint(type, BPF_MAP_TYPE_{});\n\t__uint(max_entries, 131072);\n\t_
 # The same size, with another meaning of the same place.
 RENAMED = (
     ("lib/abi.h", "\t__u32 revision; /* policy revision at which", "\t__u32 verdict; /* policy revision at which"),
-    ("lib/fair.h", ".revision = revision", ".verdict = revision"),
+    ("lib/ct_create.h", ".revision = revision", ".verdict = revision"),
     ("lib/police.h", "entry->revision", "entry->verdict"),
 )
 

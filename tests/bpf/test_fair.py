@@ -238,7 +238,7 @@ def test_user_space_computes_the_same_places(node: Datapath) -> None:
         buckets = dict(table.raw())
     for key, entry in flows.items():
         index = slots.place_of(key.pack(), 51)[0]
-        mine = slots.bucket_of([(key.pack(), entry.pack())], 51)
+        mine = slots.bucket_of([(key.pack(), entry.pack())], 51, slots.ct_owner)
         kernels = buckets[index.to_bytes(4, "little")]
         place = [found for found, _ in slots.keys_in(kernels)].index(key.pack())
         owner = mine[8 + 64 : 8 + 64 + 4]

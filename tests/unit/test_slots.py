@@ -27,7 +27,7 @@ VALUES = st.builds(
 @given(st.dictionaries(KEYS, VALUES, max_size=slots.WAYS), st.integers(1, 6553))
 def test_a_bucket_holds_its_entries(entries: dict[abi.CtKey, abi.CtEntry], buckets: int) -> None:
     packed = [(key.pack(), value.pack()) for key, value in entries.items()]
-    bucket = slots.bucket_of(packed, buckets)
+    bucket = slots.bucket_of(packed, buckets, slots.ct_owner)
     assert len(bucket) == 776
     assert list(slots.keys_in(bucket)) == [(key, slots.place_of(key, buckets)[1]) for key, _ in packed]
     assert all(slots.place_of(key, buckets)[0] < buckets for key, _ in packed)
@@ -35,15 +35,15 @@ def test_a_bucket_holds_its_entries(entries: dict[abi.CtKey, abi.CtEntry], bucke
 
 @given(KEYS, VALUES)
 def test_who_opened_a_flow_owns_it(key: abi.CtKey, value: abi.CtEntry) -> None:
-    owner = slots.owner_of(key.pack(), value.pack())
+    owner = slots.ct_owner(key.pack(), value.pack())
     other = key._replace(pod_port=1, remote_port=2, protocol=3)
-    assert owner == slots.owner_of(other.pack(), value.pack())
+    assert owner == slots.ct_owner(other.pack(), value.pack())
     assert owner < 1 << 31
     if value.direction is Direction.EGRESS:
         assert owner == 0x40000000 | value.endpoint_id
     else:
         assert owner < 0x40000000
-        assert owner == slots.owner_of(key.pack(), value._replace(endpoint_id=7).pack())
+        assert owner == slots.ct_owner(key.pack(), value._replace(endpoint_id=7).pack())
 
 
 def test_ports_of_one_pair_spread_over_the_buckets() -> None:
