@@ -116,7 +116,8 @@ class Cluster:
     """All objects that a policy question needs. `skipped` names the objects that do not affect policy.
 
     `dormant`: pods that a workload can create, but does not create now (replicas 0). `custom`: those of `skipped` whose
-    kind is not one of Kubernetes' own; they may create pods in a way that we do not know.
+    kind is not one of Kubernetes' own; they may create pods in a way that we do not know. `foreign`: policies of other
+    APIs (netpolicy.foreign). They are not evaluated, so verdicts may be wrong.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -127,3 +128,4 @@ class Cluster:
     skipped: tuple[str, ...] = ()
     dormant: tuple[Pod, ...] = ()
     custom: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()

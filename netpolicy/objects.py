@@ -4,12 +4,15 @@ create (see workloads.py)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from netpolicy import foreign
 from netpolicy.addresses import parse_address, parse_network
 from netpolicy.cluster import Cluster, Node, Pod, Service, ServicePort
 from netpolicy.fields import Field, labels, port_number
 from netpolicy.holders import Standing
+from netpolicy.owners import TOP, Owners, Ref, ref_of
 from netpolicy.parse import network_policy, read
 from netpolicy.types import IPAddress, IPNetwork, NetworkPolicy, Operator, Protocol, Requirement, Selector
 from netpolicy.workloads import Made, container_ports, made_by
@@ -25,68 +28,108 @@ def cluster(
     """Read all objects; `namespace` is the default for objects without one. Raises PolicyError for the first invalid
     one. `strict` False, for objects from an API server: NetworkPolicies are read as far as possible (`parse.read`).
 
-    `live`: the real pods are among the objects, so workloads add none.
+    `live`: the real pods are among the objects, so workloads add none. Without it, a workload adds none if the input
+    has a pod of it.
 
-    Kinds that do not affect policy are listed in `skipped`. Of two objects with the same name the later one counts.
+    Kinds that do not affect policy are listed in `skipped`, policies of other APIs in `foreign`. Of two objects with
+    the same name the later one counts.
     """
-    pods: dict[tuple[str, str], Pod] = {}
-    policies: dict[tuple[str, str], NetworkPolicy] = {}
-    services: dict[tuple[str, str], Service] = {}
-    namespaces: dict[str, Mapping[str, str]] = {}
-    skipped, custom, workloads = [], [], []
-    everything = [_with_namespace(obj, namespace) for obj in _unpacked(objects)]
-    nodes = tuple(node(obj) for obj in everything if obj.get("kind") == "Node")
-    for obj in everything:
-        root = _root(obj)
-        # A custom resource may have the same kind name as a built-in one (Knative's Service). But a NetworkPolicy of
-        # another group is rejected, or its author would assume that it was checked.
-        kind = "" if _is_custom(obj) and obj.get("kind") != "NetworkPolicy" else obj.get("kind")
-        if kind == "NetworkPolicy":
-            policy = network_policy(obj) if strict else read(obj).policy
-            policies[policy.ref] = policy
-        elif kind == "Namespace":
-            namespaces[str(root.child("metadata").child("name").value)] = labels(root.child("metadata").child("labels"))
-        elif kind == "Service":
-            found = service(obj)
-            services[found.namespace, found.name] = found
-        elif kind == "Pod":
-            if root.child("status").child("phase").value not in _FINISHED:
-                pod = _pod(root, root.child("spec"))
-                pods[pod.namespace, pod.name] = pod
-        elif kind != "Node":
-            made = made_by(root, _namespace(root.child("metadata")), len(nodes))
-            if made is not None:
-                workloads.append(made)
-            else:
-                skipped.append(root.object)
-                custom += [root.object] if _is_custom(obj) else []
-    dormant = _add_workloads(pods, workloads, live)
+    reader = _Reader([_with_namespace(obj, namespace) for obj in _unpacked(objects)], strict)
+    for obj in reader.objects:
+        reader.read(obj, _root(obj))
+    dormant = reader.add_workloads(live)
     return Cluster(
-        tuple(pods.values()),
-        namespaces,
-        tuple(policies.values()),
-        tuple(services.values()),
-        nodes,
-        tuple(skipped),
+        tuple(reader.pods.values()),
+        reader.namespaces,
+        tuple(reader.policies.values()),
+        tuple(reader.services.values()),
+        reader.nodes,
+        tuple(reader.skipped),
         dormant,
-        tuple(custom),
+        tuple(reader.custom),
+        tuple(reader.foreign),
     )
 
 
-def _add_workloads(pods: dict[tuple[str, str], Pod], workloads: Iterable[Made], live: bool) -> tuple[Pod, ...]:
-    """Add the pods that workloads represent, and return the dormant ones: those that no workload creates now.
+class _Reader:
+    """Collects the parts of a Cluster, object by object."""
 
-    `live`: the input has the real pods, so a workload without any gives one dormant pod.
-    """
-    real = {(pod.namespace, pod.workload) for pod in pods.values()}
-    dormant: list[Pod] = []
-    for made in workloads:
-        dormant += made.dormant
-        if not live:
-            pods |= {(pod.namespace, pod.name): pod for pod in made.pods}
+    def __init__(self, objects: list[Object], strict: bool) -> None:
+        self.objects = objects
+        self._strict = strict
+        self._owners = Owners(_root(obj) for obj in objects)
+        self.nodes = tuple(node(obj) for obj in objects if obj.get("kind") == "Node")
+        self.pods: dict[tuple[str, str], Pod] = {}
+        self.policies: dict[tuple[str, str], NetworkPolicy] = {}
+        self.services: dict[tuple[str, str], Service] = {}
+        self.namespaces: dict[str, Mapping[str, str]] = {}
+        self.skipped: list[str] = []
+        self.custom: list[str] = []
+        self.foreign: list[str] = []
+        # Objects with a pod template, and the workloads of which the input has a pod, perhaps a finished one.
+        self._made: dict[Ref, tuple[Field, Made]] = {}
+        self._running: set[Ref] = set()
+        self._finished: set[Ref] = set()
+
+    def read(self, obj: Object, root: Field) -> None:
+        """Add one object. Raises PolicyError if it is invalid."""
+        # A custom resource may have the same kind name as a built-in one (Knative's Service). But a NetworkPolicy of an
+        # unknown group is rejected, or its author would assume that it was checked.
+        kind = "" if _is_custom(obj) and obj.get("kind") != "NetworkPolicy" else obj.get("kind")
+        if foreign.is_policy(obj):
+            self.foreign.append(root.object)
+        elif kind == "NetworkPolicy":
+            policy = network_policy(obj) if self._strict else read(obj).policy
+            self.policies[policy.ref] = policy
+        elif kind == "Namespace":
+            own = labels(root.child("metadata").child("labels"))
+            self.namespaces[str(root.child("metadata").child("name").value)] = own
+        elif kind == "Service":
+            found = service(obj)
+            self.services[found.namespace, found.name] = found
+        elif kind == "Pod":
+            self._pod(root)
+        elif kind != "Node":
+            self._workload(obj, root)
+
+    def _pod(self, root: Field) -> None:
+        workload = self._owners.workload(root)
+        if root.child("status").child("phase").value in _FINISHED:
+            self._finished.add(workload)
+            return
+        pod = _pod(root, root.child("spec"), workload.name)
+        self.pods[pod.namespace, pod.name] = pod
+        self._running.add(workload)
+
+    def _workload(self, obj: Object, root: Field) -> None:
+        made = made_by(root, _namespace(root.child("metadata")), len(self.nodes))
+        if made is not None:
+            self._made[ref_of(root)] = root, made
         else:
-            dormant += [pod for pod in made.pods[:1] if (pod.namespace, pod.workload) not in real]
-    return tuple(dormant)
+            self.skipped.append(root.object)
+            self.custom += [root.object] if _is_custom(obj) else []
+
+    def add_workloads(self, live: bool) -> tuple[Pod, ...]:
+        """Add the pods that workloads represent, and return the dormant ones: those that no workload creates now."""
+        above = {ref for own, (root, _) in self._made.items() if own.kind in TOP for ref in self._owners.above(root)}
+        dormant: list[Pod] = []
+        for own, (root, made) in self._made.items():
+            workload = self._owners.workload(root)
+            # Its owner represents it, or what it owns has the labels of its pods.
+            if own in above or (workload != own and workload in self._made):
+                continue
+            running = workload in self._running
+            pods = [replace(pod, workload=workload.name) for pod in made.pods]
+            # An old ReplicaSet of a workload that runs is no template for further pods.
+            if own == workload or not running:
+                dormant += [replace(pod, workload=workload.name) for pod in made.dormant]
+            if running:
+                continue
+            if live or workload in self._finished:
+                dormant += pods[:1]
+            else:
+                self.pods |= {(pod.namespace, pod.name): pod for pod in pods}
+        return tuple(dormant)
 
 
 def _unpacked(objects: Iterable[Object]) -> Iterator[Object]:
@@ -105,7 +148,7 @@ def _is_custom(obj: Object) -> bool:
     return bool(slash) and "." in group and not group.endswith(".k8s.io")
 
 
-def _pod(root: Field, spec: Field) -> Pod:
+def _pod(root: Field, spec: Field, workload: str) -> Pod:
     metadata, status = root.child("metadata"), root.child("status")
     own = labels(metadata.child("labels"))
     addresses = [item.child("ip") for item in status.child("podIPs").items()] or [status.child("podIP")]
@@ -117,7 +160,7 @@ def _pod(root: Field, spec: Field) -> Pod:
         tuple(container_ports(spec)),
         spec.child("hostNetwork").value is True,
         str(spec.child("nodeName").value or ""),
-        _owner(metadata, own),
+        workload,
         _standing(metadata, status),
     )
 
@@ -130,17 +173,6 @@ def _standing(metadata: Field, status: Field) -> Standing:
         status.child("startTime").value,
         metadata.child("creationTimestamp").value,
     )
-
-
-def _owner(metadata: Field, own: Mapping[str, str]) -> str:
-    """The name of the pod's workload: for a ReplicaSet its name without the hash that the Deployment added."""
-    for item in metadata.child("ownerReferences").items():
-        kind, name = item.child("kind").value, str(item.child("name").value)
-        if kind == "ReplicaSet":
-            # The default matches no suffix: a pod without the label has no Deployment.
-            return name.removesuffix("-" + own.get("pod-template-hash", " "))
-        return name
-    return ""
 
 
 def service(obj: Object) -> Service:

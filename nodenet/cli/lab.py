@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nodenet.cli.extras import require
-from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, node_names, say
+from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, node_names, say, say_notes
 from nodenet.cli.lab_objects import apply, delete, get
 from nodenet.cli.lab_traffic import exec_, probe
 from nodenet.cli.lab_trouble import agent, trouble
@@ -68,7 +68,7 @@ for _command in (apply, delete, get, exec_, probe, agent, trouble):
     "--settable-clock", is_flag=True, help="Start agents whose clock `lab trouble clock` can set (needs a C compiler)."
 )
 def up(
-    files: Sequence[Path],
+    files: Sequence[str],
     nodes: int,
     ip_family: str,
     name: str,
@@ -94,8 +94,7 @@ def up(
     plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
     state = LabState(plan, mask_size, settings.parse(agent_set, _mapping(agent_config), plan))
     prepared = applying.prepare(load_manifests(files))
-    for skipped in prepared.skipped:
-        say(f"skipped: {skipped}")
+    say_notes(prepared)
     starting.check_host()
     starting.check_new(name)
     deadline = started + timeout

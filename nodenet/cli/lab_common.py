@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from nodenet.lab.apply import ApplySet
     from nodenet.manifests import Manifest
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -18,6 +18,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def say(message: str) -> None:
     """Print a note to stderr, because stdout is only for data."""
     click.echo(message, err=True)
+
+
+def say_notes(prepared: ApplySet) -> None:
+    """Print what the lab skips of the manifests, and which policies it does not enforce."""
+    if prepared.warning:
+        say(f"WARNING: {prepared.warning}")
+    for skipped in prepared.skipped:
+        say(f"skipped: {skipped}")
 
 
 def lab_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -50,16 +58,14 @@ def name_option(command: _F) -> _F:
     return option(command)
 
 
-def load_manifests(files: Sequence[Path]) -> list[Manifest]:
+def load_manifests(files: Sequence[str]) -> list[Manifest]:
     """All objects of the files. Raises BadInputError if files were given but contain no objects."""
     from nodenet import manifests
     from nodenet.errors import BadInputError
 
-    found = manifests.load(files)
+    found = manifests.load(files, click.get_current_context().command_path)
     if files and not found:
-        raise BadInputError(
-            f"{', '.join(map(str, files))}: no Kubernetes objects", "give YAML files or a folder with YAML files"
-        )
+        raise BadInputError(f"{', '.join(files)}: no Kubernetes objects", "give YAML files or a folder with YAML files")
     return found
 
 
@@ -78,8 +84,7 @@ def manifest_option(command: _F) -> _F:
         "--filename",
         "files",
         multiple=True,
-        type=click.Path(path_type=Path),
         metavar="FILE_OR_DIR",
-        help="Kubernetes YAML; may be given several times.",
+        help="Kubernetes YAML or JSON, also gzip; - for the standard input. May be given several times.",
     )
     return option(command)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, namespace_option, say
+from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, namespace_option, say, say_notes
 from nodenet.errors import BadInputError, NodenetError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _POLL = 0.1
 @namespace_option
 @click.option("--wait/--no-wait", default=False, help="Wait until every pod is ready.")
 @click.option("--timeout", default=120.0, show_default=True, metavar="SECONDS", help="With --wait: how long.")
-def apply(files: Sequence[Path], name: str, namespace: str, wait: bool, timeout: float) -> None:
+def apply(files: Sequence[str], name: str, namespace: str, wait: bool, timeout: float) -> None:
     """Create or change the manifests' objects. All are checked before the first one is changed."""
     from nodenet.lab import apply as applying
     from nodenet.lab import up
@@ -53,7 +52,7 @@ def apply(files: Sequence[Path], name: str, namespace: str, wait: bool, timeout:
 @click.argument("kind", required=False)
 @click.argument("names", nargs=-1)
 def delete(
-    files: Sequence[Path],
+    files: Sequence[str],
     name: str,
     namespace: str,
     wait: bool,
@@ -103,14 +102,13 @@ def _until_gone(objects: Objects, wanted: Iterable[tuple[Resource, str, str]], t
             time.sleep(_POLL)
 
 
-def _prepared(files: Sequence[Path], namespace: str, client: LabClient) -> ApplySet:
+def _prepared(files: Sequence[str], namespace: str, client: LabClient) -> ApplySet:
     from nodenet.lab import apply as applying
 
     if not files:
         raise click.UsageError("-f FILE_OR_DIR is needed")
     prepared = applying.prepare(load_manifests(files), namespace, client.custom())
-    for skipped in prepared.skipped:
-        say(f"skipped: {skipped}")
+    say_notes(prepared)
     return prepared
 
 

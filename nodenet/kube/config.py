@@ -105,8 +105,20 @@ def _url(text: str) -> str:
     return url
 
 
-def from_kubeconfig(path: Path) -> ClusterAccess:
-    """The current context of a kubeconfig. Raises BadInputError naming file and field."""
+def default_kubeconfig() -> Path:
+    """The file that kubectl would use: that of KUBECONFIG, else ~/.kube/config. Raises BadInputError if KUBECONFIG
+    names several files, which kubectl merges."""
+    named = [name for name in os.environ.get("KUBECONFIG", "").split(os.pathsep) if name]
+    if len(named) > 1:
+        raise BadInputError(
+            f"KUBECONFIG: expected one file, got {os.pathsep.join(named)}",
+            "merge them with: kubectl config view --flatten > FILE, and give --kubeconfig FILE",
+        )
+    return Path(named[0]) if named else Path.home() / ".kube" / "config"
+
+
+def from_kubeconfig(path: Path, context_name: str = "") -> ClusterAccess:
+    """A context of a kubeconfig, or (without a name) the current one. Raises BadInputError naming file and field."""
     try:
         data = yaml.safe_load(path.read_bytes())
     except OSError as error:
@@ -116,7 +128,7 @@ def from_kubeconfig(path: Path) -> ClusterAccess:
     if not isinstance(data, dict):
         raise BadInputError(f"{path}: expected a kubeconfig, got {type(data).__name__}")
     config = _Kubeconfig(path, data)
-    context = config.named("context", config.text(data, "current-context", "", required=True))
+    context = config.named("context", context_name or config.text(data, "current-context", "", required=True))
     cluster_name = config.text(context, "cluster", "context.", required=True)
     cluster = config.named("cluster", cluster_name)
     user_name = config.text(context, "user", "context.")

@@ -34,6 +34,7 @@ class WatchEvent(Struct):
 
 class ServedResource(Struct):
     name: str = ""
+    kind: str = ""
 
 
 class ResourceList(Struct):

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from netpolicy import foreign
 from nodenet.errors import BadInputError
 from nodenet.lab.apiserver import defaults, patch, schema, validate
 from nodenet.lab.apiserver.catalog import defined
@@ -44,12 +45,14 @@ class ApplySet:
 
     `skipped`: one sentence for each kind that the lab does not support. `namespaces`: those that objects use but no
     manifest declares. `custom`: the resources of CustomResourceDefinitions, of the manifests and of the lab.
+    `warning`: a sentence about policies that agents do not enforce, or empty.
     """
 
     objects: tuple[Manifest, ...]
     skipped: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
     custom: tuple[Resource, ...] = ()
+    warning: str = ""
 
     def resource(self, manifest: Manifest) -> Resource:
         return _resource(manifest, self.custom)
@@ -98,7 +101,8 @@ def prepare(manifests: Iterable[Manifest], namespace: str = "default", custom: I
     declared = {manifest.name for manifest in objects if manifest.kind == "Namespace"}
     used = dict.fromkeys(manifest.namespace for manifest in objects if manifest.namespace)
     notes = tuple(text.format(count=count) for text, count in sorted(skipped.items()))
-    return ApplySet(tuple(objects), notes, tuple(name for name in used if name not in declared), custom)
+    warning = foreign.warning(str(manifest) for manifest in manifests if foreign.is_policy(manifest.data))
+    return ApplySet(tuple(objects), notes, tuple(name for name in used if name not in declared), custom, warning)
 
 
 def _defined(manifests: Iterable[Manifest]) -> Iterator[Resource]:

@@ -11,6 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from nodenet.cli.main import root
+from nodenet.kube.config import ClusterAccess
+from nodenet.kube.listing import Listed
 
 BOUTIQUE = Path(__file__).parents[4] / "shared" / "manifests" / "online-boutique"
 
@@ -170,7 +172,7 @@ def test_explain_a_service_means_its_backends_and_their_ports(shop: str, destina
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["matrix"], 2, "expected either -f FILE_OR_DIR or --lab NAME"),
+        (["matrix"], 2, "expected one of -f FILE_OR_DIR, --lab NAME and --kubeconfig FILE"),
         (["matrix", "-f", "/nowhere"], 2, "/nowhere: no such file or folder"),
         (["matrix", "-f", "SHOP", "--ports", "80/icmp"], 2, "port '80/icmp': expected the protocol tcp, udp or sctp"),
         (["matrix", "-f", "SHOP", "--ports", "0"], 2, "port '0': expected 1-65535"),
@@ -269,6 +271,72 @@ def test_a_running_lab_is_asked_for_its_real_pods(shop: str, monkeypatch: pytest
     )
     names = [answer["to"] | {"labels": None} for answer in json.loads(result.stdout)["connections"]]
     assert names[0] == {"name": "shop/web-5d8f-x7", "address": "10.0.0.1", "labels": None}
+
+
+def test_a_cluster_is_asked_with_the_context_of_the_kubeconfig(
+    shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [obj for obj in yaml.safe_load_all(Path(shop).read_text()) if obj["kind"] in ("Pod", "NetworkPolicy")]
+    database = {
+        "metadata": {"name": "db-0", "namespace": "shop", "labels": {"app": "db"}},
+        "status": {"podIP": "10.0.1.1"},
+    }
+    objects.append({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": []}, **database})
+    asked = []
+
+    def read(access: ClusterAccess) -> Listed:
+        asked.append(access.server)
+        return Listed(objects, ("nodes cannot be listed: 403",))
+
+    monkeypatch.setattr("nodenet.kube.listing.read", read)
+    config = tmp_path / "config"
+    named = {name: {"cluster": {"server": f"http://{name}"}} for name in ("one", "two")}
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "one",
+                "contexts": [{"name": name, "context": {"cluster": name}} for name in named],
+                "clusters": [{"name": name, **each} for name, each in named.items()],
+            }
+        )
+    )
+    result = run("matrix", "--kubeconfig", str(config), "--ports", "5432", "-o", "json")
+    assert cells(result) == {
+        ("other/client", "shop/db-0", 5432, "TCP"): False,
+        ("shop/db-0", "other/client", 5432, "TCP"): True,
+    }
+    assert "warning: nodes cannot be listed: 403" in result.stderr
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    assert run("lint", "--context", "two").exit_code == 1
+    assert asked == ["http://one", "http://two"]
+    result = run("lint", "--context", "three")
+    assert result.exit_code == 2
+    assert "no entry has the name 'three'" in result.stderr
+    assert "kubectl get pods," in result.stderr
+    monkeypatch.setenv("KUBECONFIG", f"{config}:{config}")
+    assert "KUBECONFIG: expected one file" in run("lint", "--context", "two").stderr
+
+
+def test_standard_input_and_urls(shop: str) -> None:
+    result = CliRunner().invoke(root, ["policy", "lint", "-f", "-"], input=Path(shop).read_text())
+    assert result.stdout == "1 policies: no mistakes found\n"
+    result = run("matrix", "-f", "https://example.org/a.yaml")
+    assert result.exit_code == 2
+    assert "https://example.org/a.yaml: expected a file or a folder, not a URL" in result.stderr
+    # The first word is the name of the program that runs the test.
+    assert "policy matrix -f -" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["matrix", "lint", "explain --from shop/web --to shop/db --port 1"])
+def test_policies_of_other_apis_are_a_warning(shop: str, command: str) -> None:
+    others = "".join(
+        f"---\napiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n"
+        for api, kind in (("crd.projectcalico.org/v1", "NetworkPolicy"), ("cilium.io/v2", "CiliumNetworkPolicy"))
+    )
+    result = CliRunner().invoke(root, ["policy", *command.split(), "-f", "-"], input=Path(shop).read_text() + others)
+    assert "WARNING: 2 policies of other APIs are not evaluated" in result.stderr
+    assert "CiliumNetworkPolicy (1), NetworkPolicy (1)" in result.stderr
+    assert result.stdout == run(*command.split(), "-f", shop).stdout
 
 
 def test_lint_lists_findings(shop: str, tmp_path: Path) -> None:

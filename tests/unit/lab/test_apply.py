@@ -238,3 +238,18 @@ def test_a_definition_that_is_wrong_is_named(tmp_path: Path) -> None:
     wrong = {**CRD, "metadata": {"name": "other"}}
     with pytest.raises(BadInputError, match=r"CustomResourceDefinition.*metadata\.name"):
         prepared(tmp_path, wrong, TENANT)
+
+
+def test_policies_of_other_apis_are_a_warning(tmp_path: Path) -> None:
+    others = (
+        ("cilium.io/v2", "CiliumNetworkPolicy"),
+        ("projectcalico.org/v3", "NetworkPolicy"),
+        ("projectcalico.org/v3", "GlobalNetworkPolicy"),
+    )
+    texts = [f"apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x}}\n" for api, kind in others]
+    file = tmp_path / "policies.yaml"
+    file.write_text("---\n".join(texts))
+    prepared = prepare(manifests.load([file]))
+    assert prepared.objects == ()
+    assert "3 policies of other APIs are not evaluated and not enforced" in prepared.warning
+    assert "CiliumNetworkPolicy (1), GlobalNetworkPolicy (1), NetworkPolicy (1)" in prepared.warning
