@@ -57,7 +57,7 @@ NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)
 NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_entry *entry, __u8 direction)
 {
 	if (packet->tuple.protocol == IPPROTO_TCP)
-		return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
+		return nn_is_syn(packet);
 	return entry->direction != direction && nn_is_echo_request(packet);
 }
 
@@ -65,20 +65,21 @@ NN_INLINE int nn_ct_opens(const struct nn_packet *packet, const struct nn_ct_ent
  * Service, or two through different Services. The pod's kernel may still choose the same source port for both, because
  * it sees different remote addresses. Refuse the second connection while the first one is open. For datagrams, replies
  * go to the last sender instead. */
-NN_INLINE int nn_ct_conflicts(const struct nn_ct_entry *entry, const struct nn_context *context)
+NN_INLINE int nn_ct_conflicts(const struct nn_ct_entry *entry, const struct nn_view *view, __u8 protocol)
 {
-	__u8 translated = (entry->flags & NN_CT_TRANSLATED) != 0;
+	__u8 translated = entry->flags & NN_CT_TRANSLATED;
 
-	if (context->direction != NN_EGRESS || context->packet.tuple.protocol != IPPROTO_TCP ||
+	if (view->direction != NN_EGRESS || protocol != IPPROTO_TCP ||
 	    (entry->flags & (NN_CT_FIN_FORWARD | NN_CT_RST)))
 		return 0;
-	return translated != context->translated || (translated && entry->rev_nat_index != context->rev_nat_index);
+	return translated != (view->nat & NN_CT_TRANSLATED) ||
+	       (translated && entry->rev_nat_index != view->rev_nat_index);
 }
 
-NN_INLINE void nn_ct_set_service(struct nn_ct_entry *entry, const struct nn_context *context)
+NN_INLINE void nn_ct_set_service(struct nn_ct_entry *entry, const struct nn_view *view)
 {
-	if (context->translated) {
-		entry->rev_nat_index = context->rev_nat_index;
+	if (view->nat) {
+		entry->rev_nat_index = view->rev_nat_index;
 		entry->flags |= NN_CT_TRANSLATED;
 	} else {
 		entry->flags &= ~NN_CT_TRANSLATED;

@@ -28,36 +28,29 @@ NN_INLINE __u64 nn_ct_look(const void *found, const struct nn_ct_key *key, const
 NN_FAIR_TABLE(nn_ct, nn_config.ct_buckets, nn_ct_look, NN_TABLE_CT)
 
 /* Who pays for the new flow: the pod that opened it, or the pod that an outsider calls. */
-NN_INLINE __u32 nn_ct_owner_of(const struct nn_context *context, const void *key)
+NN_INLINE __u32 nn_ct_owner_of(const struct nn_view *view, const void *key)
 {
-	__u32 peer = context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
-	int by_pod = (context->direction == NN_EGRESS) != (context->is_reply != 0);
-
-	/* A pod that calls itself through a Service (hairpin.h) is translated where it is called. */
-	if (by_pod || (context->translated && context->direction == NN_INGRESS))
-		return nn_owner_endpoint(context->endpoint_id);
-	if (context->is_local)
-		return nn_owner_endpoint(context->sender_id);
-	return nn_owner_remote(context, &((const struct nn_ct_key *)key)->remote, peer);
+	if ((view->direction == NN_EGRESS) != (view->is_reply != 0))
+		return nn_owner_endpoint(view->endpoint_id);
+	if (view->is_local)
+		return nn_owner_endpoint(view->sender_id);
+	return nn_owner_remote(view, &((const struct nn_ct_key *)key)->remote);
 }
 
-NN_INLINE int nn_ct_create(const struct nn_ct_key *key, struct nn_context *context, __u32 revision, __u32 now)
+NN_INLINE int nn_ct_create(const struct nn_context *context, const struct nn_view *view, __u32 revision)
 {
 	/* A connection that is picked up midway may start with a reply: then the other side opened it. */
-	struct nn_ct_entry entry = { .last_seen = now,
+	struct nn_ct_entry entry = { .last_seen = context->now,
 				     .revision = revision,
-				     .rule_id = context->rule_id,
-				     .rev_nat_index = context->rev_nat_index,
-				     .direction = context->is_reply ? NN_INGRESS + NN_EGRESS - context->direction :
-								   context->direction,
-				     .flags = context->ct_flags |
-					      (context->translated ? NN_CT_TRANSLATED : 0) |
-					      (context->translated && context->source_port ? NN_CT_PORT : 0) |
-					      (context->outside ? NN_CT_OUTSIDE : 0),
-				     .endpoint_id = context->endpoint_id,
-				     .created = now };
+				     .rule_id = view->rule_id,
+				     .rev_nat_index = view->rev_nat_index,
+				     .direction = view->is_reply ? NN_INGRESS + NN_EGRESS - view->direction :
+								   view->direction,
+				     .flags = view->ct_flags | view->nat | (view->outside ? NN_CT_OUTSIDE : 0),
+				     .endpoint_id = view->endpoint_id,
+				     .created = context->now };
 
-	return nn_fair_insert(&nn_ct, key, &entry, context, nn_ct_owner_of, nn_ct_claim);
+	return nn_fair_insert(&nn_ct, &view->flow, &entry, view, nn_ct_owner_of, nn_ct_claim);
 }
 
 #endif

@@ -252,14 +252,18 @@ NN_INLINE int nn_fair_claim(void *slots, __u32 buckets, int (*make_room)(void), 
 /* Insert an entry, or replace the one with its key. A new entry belongs to `owner`, which is called for it only. The
  * entry comes before the slot: only one of two CPUs with the same key inserts it, and it claims the slot. Returns 0 or a
  * drop code. */
-NN_INLINE int nn_fair_insert(void *entries, const void *key, const void *entry, struct nn_context *context,
-			     __u32 (*owner)(const struct nn_context *context, const void *key), int (*claim)(int step))
+NN_INLINE int nn_fair_insert(void *entries, const void *key, const void *entry, const struct nn_view *view,
+			     __u32 (*owner)(const struct nn_view *view, const void *key), int (*claim)(int step))
 {
 	long result = bpf_map_update_elem(entries, key, entry, BPF_NOEXIST);
+	struct nn_context *context;
 
 	if (result == -NN_EEXIST)
 		return bpf_map_update_elem(entries, key, entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
-	context->owner = owner(context, key);
+	context = nn_context_now();
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	context->owner = owner(view, key);
 	__builtin_memcpy(&context->key, key, sizeof(context->key));
 	if (result < 0) {
 		/* The table has more entries than there are slots, so only entries without a slot can fill it: those of

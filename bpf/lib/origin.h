@@ -35,7 +35,7 @@ NN_INLINE __u32 nn_route_of(struct __sk_buff *ctx, const struct nn_addr *addr, _
 	return 0;
 }
 
-/* Check the source address of the first packet of a flow to a pod. The context holds the identity of the source. A
+/* Check the source address of the first packet of a flow to a pod. The ingress view holds the identity of the source. A
  * packet from outside with one of the node's own addresses gets the identity world: it is forged, or the node
  * masqueraded it, so policy is checked. The address of a local pod is valid from that pod's veth and from the interface
  * that leads back to the pod. Returns 0 or a drop code. */
@@ -43,15 +43,17 @@ NN_GLOBAL int nn_check_origin(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
 	const struct nn_endpoint_entry *source;
+	struct nn_view *view;
 	__u32 ifindex = ctx->ingress_ifindex;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
 	if (ifindex == 0 || ifindex == NN_LOOPBACK_IFINDEX)
 		return 0;
-	if (context->src_identity == NN_IDENTITY_HOST) {
-		context->src_identity = NN_IDENTITY_WORLD;
-		context->outside = 1;
+	view = nn_view_of(context, NN_INGRESS);
+	if (view->peer_identity == NN_IDENTITY_HOST) {
+		view->peer_identity = NN_IDENTITY_WORLD;
+		view->outside = 1;
 		return 0;
 	}
 	source = nn_endpoint_lookup(&context->packet.tuple.saddr);
@@ -61,14 +63,10 @@ NN_GLOBAL int nn_check_origin(struct __sk_buff *ctx)
 }
 
 /* The peer of a known flow keeps the identity that it had when the flow was opened. */
-NN_INLINE void nn_keep_origin(struct nn_context *context, const struct nn_ct_entry *entry)
+NN_INLINE void nn_keep_origin(struct nn_view *view, const struct nn_ct_entry *entry)
 {
-	if (!(entry->flags & NN_CT_OUTSIDE))
-		return;
-	if (context->direction == NN_EGRESS)
-		context->dst_identity = NN_IDENTITY_WORLD;
-	else
-		context->src_identity = NN_IDENTITY_WORLD;
+	if (entry->flags & NN_CT_OUTSIDE)
+		view->peer_identity = NN_IDENTITY_WORLD;
 }
 
 #endif

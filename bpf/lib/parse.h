@@ -230,6 +230,12 @@ NN_INLINE int nn_is_icmp_error(const struct nn_packet *packet)
 	return packet->icmp_type < NN_ICMPV6_FIRST_INFORMATIONAL;
 }
 
+/* A SYN without ACK: it opens a connection. */
+NN_INLINE int nn_is_syn(const struct nn_packet *packet)
+{
+	return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;
+}
+
 NN_INLINE int nn_is_echo_request(const struct nn_packet *packet)
 {
 	return nn_is_icmp(packet) && !packet->later_fragment &&

@@ -15,30 +15,39 @@
 #define NN_TCP_ACK_SEQUENCE_OFFSET 8
 #define NN_RESET_TTL 64
 
-/* Fill in a policy question. The port is the server's: the remote port if the pod opened the flow, else the pod's
- * own. */
-NN_INLINE void nn_policy_question_init(struct nn_policy_question *question, const struct nn_context *context,
-		      const struct nn_ct_key *key, __u8 direction)
+/* Ask policy about the view's flow, as if it was opened in this direction. The port is the server's: the remote port if
+ * the pod opened the flow, else the pod's own. Sets the view's rule. Returns 0 or a drop code. */
+NN_GLOBAL int nn_policy_ask(__u32 side, __u8 direction)
 {
-	__builtin_memset(question, 0, sizeof(*question));
-	question->subject = context->subject;
-	question->subject_flags = context->subject_flags;
-	question->peer = key->remote;
-	question->peer_identity = context->direction == NN_EGRESS ? context->dst_identity : context->src_identity;
-	question->protocol = key->protocol;
-	question->direction = direction;
-	if (key->protocol != IPPROTO_ICMP && key->protocol != IPPROTO_ICMPV6)
-		question->port = direction == NN_EGRESS ? key->remote_port : key->pod_port;
+	struct nn_context *context = nn_context_now();
+	struct nn_policy_question question = {};
+	const struct nn_ct_key *flow;
+	struct nn_view *view;
+	__u32 rule_id;
+	int result;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	view = nn_view_of(context, side);
+	flow = &view->flow;
+	question.subject = view->subject;
+	question.subject_flags = view->subject_flags;
+	question.peer = flow->remote;
+	question.peer_identity = view->peer_identity;
+	question.protocol = flow->protocol;
+	question.direction = direction;
+	if (flow->protocol != IPPROTO_ICMP && flow->protocol != IPPROTO_ICMPV6)
+		question.port = direction == NN_EGRESS ? flow->remote_port : flow->pod_port;
+	result = nn_policy_verdict(&question, &rule_id);
+	view->rule_id = rule_id;
+	return result;
 }
 
 /* A SYN without ACK opens a connection; all other TCP packets belong to an open one. A translated packet goes to a
  * Service, and a Service never opens connections. */
-NN_INLINE int nn_is_midstream(const struct nn_context *context)
+NN_INLINE int nn_is_midstream(const struct nn_packet *packet, const struct nn_view *view)
 {
-	const struct nn_packet *packet = &context->packet;
-
-	return packet->tuple.protocol == IPPROTO_TCP && !context->translated &&
-	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) != NN_TCP_SYN;
+	return packet->tuple.protocol == IPPROTO_TCP && !view->nat && !nn_is_syn(packet);
 }
 
 /* nn_opener_by_socket: neither NN_INGRESS, NN_EGRESS nor 0 (not known). */
@@ -124,53 +133,50 @@ NN_SUBPROGRAM int nn_who_opened(struct __sk_buff *ctx, const struct nn_ct_key *k
  * packet is a reply, the rule, and NN_CT_UNSURE if policy allows both directions and the sockets do not show the opener
  * (both are checked again when the rules change). Returns 0 or a drop code. A drop code with NN_CT_UNSURE means that
  * the opener is not known and policy does not allow both directions. */
-NN_GLOBAL int nn_pickup(struct __sk_buff *ctx)
+NN_GLOBAL int nn_pickup(struct __sk_buff *ctx, __u32 side)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_policy_question question;
 	__u32 own_rule, answer_rule;
 	int own, answer, opener;
-	struct nn_ct_key key;
+	struct nn_view *view;
 	__u8 direction;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
-	direction = context->direction;
-	nn_ct_key_of(&context->packet.tuple, direction, &key);
-	nn_policy_question_init(&question, context, &key, direction);
-	own = nn_policy_verdict(&question, &own_rule);
-	nn_policy_question_init(&question, context, &key, NN_INGRESS + NN_EGRESS - direction);
-	answer = nn_policy_verdict(&question, &answer_rule);
+	view = nn_view_of(context, side);
+	direction = view->direction;
+	own = nn_policy_ask(side, direction);
+	own_rule = view->rule_id;
+	answer = nn_policy_ask(side, NN_INGRESS + NN_EGRESS - direction);
+	answer_rule = view->rule_id;
 	/* A SYN-ACK is a reply. It must not open a flow that needs a rule to be opened. */
 	if (own_rule && (context->packet.tcp_flags & NN_TCP_SYN))
 		own = NN_DROP_POLICY_DENIED;
-	context->is_reply = 0;
-	context->ct_flags = 0;
+	view->is_reply = 0;
+	view->ct_flags = 0;
 	if (own < 0 && answer < 0)
 		return own;
-	opener = nn_who_opened(ctx, &key);
+	opener = nn_who_opened(ctx, &view->flow);
 	if (!opener) {
-		context->ct_flags = NN_CT_UNSURE | nn_ct_flags_of(&context->packet, 0);
-		context->rule_id = own_rule;
+		view->ct_flags = NN_CT_UNSURE | nn_ct_flags_of(&context->packet, 0);
+		view->rule_id = own_rule;
 		if (own < 0)
 			return own;
 		return answer < 0 ? NN_DROP_CT_UNKNOWN_STATE : 0;
 	}
-	context->is_reply = opener != direction;
-	context->ct_flags = nn_ct_flags_of(&context->packet, context->is_reply);
-	context->rule_id = context->is_reply ? answer_rule : own_rule;
-	return context->is_reply ? answer : own;
+	view->is_reply = opener != direction;
+	view->ct_flags = nn_ct_flags_of(&context->packet, view->is_reply);
+	view->rule_id = view->is_reply ? answer_rule : own_rule;
+	return view->is_reply ? answer : own;
 }
 
 /* True if the sender of a dropped packet should get a reset. Its connection cannot continue, and without a reset it
  * would wait for its timeouts. Only the sender of the packet gets a reset. Its address and MAC were checked, so a
  * forged packet cannot end the connection of another pod. */
-NN_INLINE int nn_reset_is_due(const struct nn_context *context, int reason)
+NN_INLINE int nn_reset_is_due(const struct nn_packet *packet, const struct nn_view *view, int reason)
 {
-	const struct nn_packet *packet = &context->packet;
-
 	return (reason == NN_DROP_CT_UNKNOWN_STATE || reason == NN_DROP_POLICY_DENIED) &&
-	       (context->ct_flags & NN_CT_UNSURE) && !nn_is_fragment(packet) &&
+	       (view->ct_flags & NN_CT_UNSURE) && !nn_is_fragment(packet) &&
 	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_RST | NN_TCP_ACK)) == NN_TCP_ACK;
 }
 

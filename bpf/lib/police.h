@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Decides whether a packet may pass between a pod and its peer: conntrack first, policy where needed, then events. */
+/* The policy stage: decides whether a packet may pass between a pod and its peer. Conntrack first, policy where needed,
+ * then events. It runs once for each side of a packet and reads and writes that side's view only. The service stage ran
+ * before, so it sees the addresses of pods, never those of Services. */
 #ifndef NN_POLICE_H
 #define NN_POLICE_H
 
 #include "ct_create.h"
+#include "lb.h"
 #include "origin.h"
 #include "pickup.h"
-#include "service.h"
 
 NN_INLINE __u32 nn_policy_revision(void)
 {
@@ -16,33 +18,26 @@ NN_INLINE __u32 nn_policy_revision(void)
 	return state ? state->policy_revision : 0;
 }
 
-/* Find the identities of both ends and the cookie of the pod's socket. Established flows that produce no event skip
+/* Find the identity of the other end and the cookie of the pod's socket. Established flows that produce no event skip
  * these lookups: they are the most expensive ones. */
-NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context)
+NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view)
 {
-	const struct nn_tuple *tuple = &context->packet.tuple;
-
-	if (context->direction == NN_EGRESS) {
-		context->src_identity = context->subject;
-		context->dst_identity = nn_identity_of(&tuple->daddr);
+	if (view->direction == NN_EGRESS && !context->cookie)
 		context->cookie = bpf_get_socket_cookie(ctx);
-	} else {
-		if (!context->is_local)
-			context->src_identity = nn_identity_of(&tuple->saddr);
-		context->dst_identity = context->subject;
-	}
+	if (!view->is_local)
+		view->peer_identity = nn_identity_of(&view->flow.remote);
 }
 
 /* Check both directions again for an entry whose opener is not known. The entry stays in this state until the sockets
  * show who opened the flow. */
-NN_INLINE int nn_recheck_unsure(struct __sk_buff *ctx, struct nn_context *context, struct nn_ct_entry *entry)
+NN_INLINE int nn_recheck_unsure(struct __sk_buff *ctx, struct nn_view *view, struct nn_ct_entry *entry)
 {
-	int result = nn_pickup(ctx);
+	int result = nn_pickup(ctx, view->direction);
 
-	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
-	if (result < 0 || (context->ct_flags & NN_CT_UNSURE))
+	view->ct_status = view->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	if (result < 0 || (view->ct_flags & NN_CT_UNSURE))
 		return result;
-	entry->direction = context->is_reply ? NN_INGRESS + NN_EGRESS - context->direction : context->direction;
+	entry->direction = view->is_reply ? NN_INGRESS + NN_EGRESS - view->direction : view->direction;
 	entry->flags &= ~NN_CT_UNSURE;
 	return 0;
 }
@@ -50,76 +45,60 @@ NN_INLINE int nn_recheck_unsure(struct __sk_buff *ctx, struct nn_context *contex
 /* If the rules changed since the flow was allowed, check it again, in the direction in which it was opened. Keep a
  * denied entry fresh while either side still sends, so that packets of the other direction cannot open the flow again.
  * Returns 0 or a drop code. */
-NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
-			     struct nn_ct_entry *entry, __u32 revision)
+NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
+				struct nn_ct_entry *entry, __u32 revision)
 {
-	struct nn_policy_question question;
 	int result;
 
 	if (entry->revision == revision)
 		return 0;
-	nn_identify(ctx, context);
-	nn_keep_origin(context, entry);
+	nn_identify(ctx, context, view);
+	nn_keep_origin(view, entry);
 	if (entry->flags & NN_CT_UNSURE) {
-		result = nn_recheck_unsure(ctx, context, entry);
+		result = nn_recheck_unsure(ctx, view, entry);
 	} else {
-		context->ct_flags = 0;
-		nn_policy_question_init(&question, context, key, entry->direction);
-		result = nn_policy_verdict(&question, &context->rule_id);
+		view->ct_flags = 0;
+		result = nn_policy_ask(view->direction, entry->direction);
 	}
 	if (result < 0) {
 		if (entry->last_seen != context->now)
 			entry->last_seen = context->now;
 		return result;
 	}
-	entry->rule_id = context->rule_id;
+	entry->rule_id = view->rule_id;
 	entry->revision = revision;
 	return 0;
 }
 
-/* Prepare the translation of a backend's reply: it gets the Service's address, and the port of the pod's socket.
- * Returns 0 or a drop code. */
-NN_INLINE int nn_prepare_reply(struct nn_context *context, const struct nn_ct_key *key, const struct nn_ct_entry *entry)
-{
-	context->untranslate = 1;
-	if (!(entry->flags & NN_CT_PORT))
-		return 0;
-	context->source_port = nn_lb_port_of(key, context->endpoint_id);
-	return context->source_port ? 0 : NN_DROP_CT_UNKNOWN_STATE;
-}
-
 /* A packet of a known flow. Returns 0 or a drop code. */
-NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
-			      struct nn_ct_entry *entry, __u32 revision, __u32 now)
+NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
+			      struct nn_ct_entry *entry, __u32 revision)
 {
 	int result;
 
-	if (context->direction == NN_EGRESS && key->protocol != IPPROTO_TCP &&
-	    ((entry->flags & NN_CT_TRANSLATED) || context->translated)) {
-		/* A socket of the pod uses the port that nn_lb_port_choose assigned to another socket's datagrams. */
-		if (((entry->flags & NN_CT_PORT) != 0) != (context->source_port != 0))
+	if (view->direction == NN_EGRESS && view->flow.protocol != IPPROTO_TCP &&
+	    ((entry->flags & NN_CT_TRANSLATED) || view->nat)) {
+		/* A socket of the pod uses the port that the service stage gave to another socket's datagrams. */
+		if ((entry->flags ^ view->nat) & NN_CT_PORT)
 			return NN_DROP_CT_UNKNOWN_STATE;
-		nn_ct_set_service(entry, context);
+		nn_ct_set_service(entry, view);
 	}
-	context->is_reply = entry->direction != context->direction;
-	context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
-	context->rule_id = entry->rule_id;
-	context->rev_nat_index = entry->rev_nat_index;
-	result = nn_recheck_policy(ctx, context, key, entry, revision);
+	view->is_reply = entry->direction != view->direction;
+	view->ct_status = view->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	view->rule_id = entry->rule_id;
+	view->rev_nat_index = entry->rev_nat_index;
+	result = nn_recheck_policy(ctx, context, view, entry, revision);
 	if (result < 0)
 		return result;
-	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
-		result = nn_prepare_reply(context, key, entry);
-		if (result < 0)
-			return result;
-	}
+	if (view->direction == NN_INGRESS)
+		view->reverse = entry->flags & (NN_CT_TRANSLATED | NN_CT_PORT);
 	/* Report a packet once, where it is delivered. Packets that leave the node are reported by the node that
 	 * delivers them. */
-	if (nn_ct_touch(entry, &context->packet, context->is_reply, now) && nn_config.trace_events &&
-	    context->direction == NN_INGRESS) {
-		nn_identify(ctx, context);
-		nn_keep_origin(context, entry);
-		nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0);
+	if (nn_ct_touch(entry, &context->packet, view->is_reply, context->now) && nn_config.trace_events &&
+	    view->direction == NN_INGRESS) {
+		nn_identify(ctx, context, view);
+		nn_keep_origin(view, entry);
+		nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0, NN_INGRESS);
 	}
 	return 0;
 }
@@ -127,165 +106,150 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 /* True if the sender of an ICMP error may report about the quoted packet. Routers and nodes forward packets, so they
  * may. A pod forwards nothing, so it may report only packets that were sent to itself: otherwise it could end
  * connections of other pods or reduce their MTU. */
-NN_INLINE int nn_may_report_error(const struct nn_context *context, const struct nn_tuple *quoted)
+NN_INLINE int nn_may_report_error(const struct nn_addr *sender, const struct nn_view *view,
+				  const struct nn_tuple *quoted)
 {
-	const struct nn_addr *sender = &context->packet.tuple.saddr;
-
 	if (nn_addr_equal(sender, &quoted->daddr))
 		return 1;
-	if (context->is_local || nn_endpoint_lookup(sender))
+	if (view->is_local || nn_endpoint_lookup(sender))
 		return 0;
 	return nn_is_reserved(nn_identity_of(sender));
 }
 
-/* An ICMP error about a flow of this endpoint belongs to that flow (CT_RELATED) and gets its verdict. The quoted packet
- * travelled in the opposite direction: the receiver of the error sent it. Returns 0, a drop code, or 1 if no such flow
- * is known and the error is checked as a flow of its own. */
-NN_GLOBAL int nn_police_related(struct __sk_buff *ctx)
+/* Parse the packet that an ICMP error quotes. Returns 0 or a negative number. */
+NN_INLINE int nn_parse_quote(struct __sk_buff *ctx, struct nn_context *context)
 {
-	struct nn_context *context = nn_context_now();
-	struct nn_policy_question question;
-	struct nn_packet *inner;
-	const struct nn_addr *own;
-	struct nn_ct_entry *entry;
-	struct nn_ct_key key;
-	__u32 rule_id;
-
-	if (!context)
-		return NN_DROP_INVALID_PACKET;
 	/* Not on the stack: the call chain would exceed 512 bytes. */
-	inner = &context->quote;
+	struct nn_packet *inner = &context->quote;
+
 	__builtin_memset(inner, 0, sizeof(*inner));
 	inner->quoted = 1;
 	inner->offset = context->packet.offset + NN_ICMP_HEADER;
 	inner->end = context->packet.end;
 	if (nn_parse_ip(ctx, inner, context->packet.ip_version) < 0)
-		return 1;
+		return -1;
 	context->has_quote = 1;
-	own = context->direction == NN_EGRESS ? &context->packet.tuple.saddr : &context->packet.tuple.daddr;
-	nn_ct_key_of(&inner->tuple, context->direction == NN_EGRESS ? NN_INGRESS : NN_EGRESS, &key);
+	return 0;
+}
+
+/* An ICMP error about a flow of this endpoint belongs to that flow (CT_RELATED) and gets its verdict. The quoted packet
+ * travelled in the opposite direction: the receiver of the error sent it. Returns 0, a drop code, or 1 if no such flow
+ * is known and the error is checked as a flow of its own. */
+NN_GLOBAL int nn_police_related(struct __sk_buff *ctx, __u32 side)
+{
+	struct nn_context *context = nn_context_now();
+	const struct nn_tuple *outer, *quoted;
+	struct nn_ct_entry *entry;
+	struct nn_view *view;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	view = nn_view_of(context, side);
+	outer = &context->packet.tuple;
+	quoted = &context->quote.tuple;
+	if (nn_parse_quote(ctx, context) < 0)
+		return 1;
+	nn_ct_key_of(quoted, NN_INGRESS + NN_EGRESS - view->direction, &view->flow);
 	/* Drop it even if a policy allows the sender: rules say who may connect to the pod, not who may report errors
 	 * about its other flows. */
-	if (context->direction == NN_INGRESS && !nn_may_report_error(context, &inner->tuple))
+	if (view->direction == NN_INGRESS && !nn_may_report_error(&outer->saddr, view, quoted))
 		return NN_DROP_INVALID_PACKET;
-	if (!nn_addr_equal(&key.pod, own) || !nn_addr_equal(&inner->tuple.saddr, &context->packet.tuple.daddr))
+	if (!nn_addr_equal(&view->flow.pod, view->direction == NN_EGRESS ? &outer->saddr : &outer->daddr) ||
+	    !nn_addr_equal(&quoted->saddr, &outer->daddr))
 		return 1;
-	entry = nn_ct_lookup(&key, context->endpoint_id, context->now);
+	entry = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
 	if (!entry)
 		return 1;
-	context->ct_status = NN_CT_RELATED;
-	if (context->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
-		context->rev_nat_index = entry->rev_nat_index;
-		if (nn_prepare_reply(context, &key, entry) < 0)
-			return NN_DROP_CT_UNKNOWN_STATE;
+	view->ct_status = NN_CT_RELATED;
+	if (view->direction == NN_INGRESS && (entry->flags & NN_CT_TRANSLATED)) {
+		view->rev_nat_index = entry->rev_nat_index;
+		view->reverse = entry->flags & (NN_CT_TRANSLATED | NN_CT_PORT);
 	}
 	if (entry->revision == nn_policy_revision())
 		return 0;
-	nn_identify(ctx, context);
+	nn_identify(ctx, context, view);
 	/* The sender of an error may be a router on the path, so the verdict uses the flow's own peer. */
-	if (context->direction == NN_INGRESS)
-		context->src_identity = nn_identity_of(&key.remote);
-	nn_keep_origin(context, entry);
-	nn_policy_question_init(&question, context, &key, entry->direction);
-	return nn_policy_verdict(&question, &rule_id);
+	view->peer_identity = nn_identity_of(&view->flow.remote);
+	nn_keep_origin(view, entry);
+	return nn_policy_ask(side, entry->direction);
 }
 
-/* The first packet of a flow, or the first one after its entry was lost. Returns 0, a drop code, or NN_SERVICE_NEW. */
-NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, const struct nn_ct_key *key,
-			    __u32 revision, __u32 now)
+/* The first packet of a flow, or the first one after its entry was lost. Returns 0 or a drop code. */
+NN_INLINE int nn_police_new(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view, __u32 revision)
 {
-	struct nn_policy_question question;
-	int result;
+	int result, midstream = nn_is_midstream(&context->packet, view);
 
-	context->ct_status = NN_CT_NEW;
-	context->is_reply = 0;
-	context->ct_flags = 0;
-	nn_identify(ctx, context);
-	if (context->direction == NN_INGRESS && !context->is_local) {
+	view->ct_status = NN_CT_NEW;
+	view->is_reply = 0;
+	view->ct_flags = 0;
+	nn_identify(ctx, context, view);
+	if (view->direction == NN_INGRESS && !view->is_local) {
 		result = nn_check_origin(ctx);
 		if (result < 0)
 			return result;
 	}
-	if (context->direction == NN_EGRESS && !context->translated) {
-		/* Most sockets are translated before they send packets. Translate the packets of the others here. */
-		if (context->dst_identity == NN_IDENTITY_WORLD && nn_is_service_address(&key->remote))
-			return NN_SERVICE_NEW;
-		/* If both pods are on this node, the check of the receiving pod reads the Service that the check of the
-		 * sending pod stored here. */
-		context->rev_nat_index =
-			nn_sock_revnat_index(context->cookie, &key->remote, key->remote_port, key->protocol);
-	}
-	if (nn_is_midstream(context)) {
-		result = nn_pickup(ctx);
-		context->ct_status = context->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
+	/* Most sockets are translated before they send packets. */
+	if (view->direction == NN_EGRESS && !view->nat)
+		view->rev_nat_index = nn_sock_revnat_index(context->cookie, &view->flow.remote, view->flow.remote_port,
+							   view->flow.protocol);
+	if (midstream) {
+		result = nn_pickup(ctx, view->direction);
+		view->ct_status = view->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
 	} else {
-		nn_policy_question_init(&question, context, key, context->direction);
-		result = nn_policy_verdict(&question, &context->rule_id);
+		result = nn_policy_ask(view->direction, view->direction);
 	}
 	if (result < 0)
 		return result;
 	/* Masqueraded peers have the node's address too. Let a reply to it pass, but create no entry: an entry would
 	 * also admit packets of those peers. Their packets are checked by the interface on which they enter
 	 * (origin.h). */
-	if (nn_is_midstream(context) && context->direction == NN_EGRESS && context->dst_identity == NN_IDENTITY_HOST &&
-	    (context->is_reply || (context->ct_flags & NN_CT_UNSURE)))
+	if (midstream && view->direction == NN_EGRESS && view->peer_identity == NN_IDENTITY_HOST &&
+	    (view->is_reply || (view->ct_flags & NN_CT_UNSURE)))
 		return 0;
-	result = nn_ct_create(key, context, revision, now);
+	result = nn_ct_create(context, view, revision);
 	if (result == 0 && nn_config.trace_events)
-		nn_send_event(ctx, NN_EVENT_POLICY_VERDICT, 0, 0);
+		nn_send_event(ctx, NN_EVENT_POLICY_VERDICT, 0, 0, view->direction);
 	return result;
 }
 
-/* Returns 0, a drop code, or an nn_service_step. */
-NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx)
+/* Returns 0 or a drop code. */
+NN_GLOBAL int nn_police_flow(struct __sk_buff *ctx, __u32 side)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_ct_entry *entry;
-	struct nn_ct_key key;
-	__u32 now;
+	struct nn_view *view;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
-	now = context->now;
-	nn_ct_key_of(&context->packet.tuple, context->direction, &key);
-	entry = nn_ct_lookup(&key, context->endpoint_id, now);
-	if (entry && !nn_ct_opens(&context->packet, entry, context->direction))
-		return nn_police_known(ctx, context, &key, entry, nn_policy_revision(), now);
-	if (entry && nn_ct_conflicts(entry, context))
+	view = nn_view_of(context, side);
+	nn_ct_key_of(&context->packet.tuple, view->direction, &view->flow);
+	entry = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
+	if (entry && !nn_ct_opens(&context->packet, entry, view->direction))
+		return nn_police_known(ctx, context, view, entry, nn_policy_revision());
+	if (entry && nn_ct_conflicts(entry, view, view->flow.protocol))
 		return NN_DROP_CT_UNKNOWN_STATE;
-	if (!entry && context->direction == NN_EGRESS && !context->translated && nn_service_follow(context, &key, now))
-		return NN_SERVICE_KNOWN;
-	return nn_police_new(ctx, context, &key, nn_policy_revision(), now);
+	return nn_police_new(ctx, context, view, nn_policy_revision());
 }
 
 /* A later fragment that arrives before the first one has no ports, so policy cannot be checked. Let it pass where no
- * policy applies: the first fragment is checked when it arrives, and without that the receiver discards the others. A
- * fragment to a Service is dropped, because its backend is not known yet. */
-NN_INLINE int nn_police_early_fragment(const struct nn_context *context)
+ * policy applies: the first fragment is checked when it arrives, and without that the receiver discards the others. */
+NN_INLINE int nn_police_early_fragment(const struct nn_view *view)
 {
-	__u8 isolated = context->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
+	__u8 isolated = view->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
 
-	if (nn_config.enforce_policy && (context->subject_flags & isolated))
-		return NN_DROP_FRAGMENT_NOT_FOUND;
-	if (context->direction == NN_EGRESS && nn_is_service_address(&context->packet.tuple.daddr))
-		return NN_DROP_FRAGMENT_NOT_FOUND;
-	return 0;
+	return nn_config.enforce_policy && (view->subject_flags & isolated) ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
 }
 
-/* Decide whether this packet may pass between the pod and its peer: track the flow, check policy where needed, and
- * report. Returns 0, a drop code, or an nn_service_step for a packet to a Service. */
-NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *endpoint)
+/* The stage for one side of the packet, whose view names the endpoint. Returns 0 or a drop code. */
+NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, __u32 side)
 {
 	int result = 1;
 
-	context->endpoint_id = endpoint->endpoint_id;
-	context->subject = endpoint->identity;
-	context->subject_flags = endpoint->flags;
 	if (context->packet.early_fragment)
-		return nn_police_early_fragment(context);
+		return nn_police_early_fragment(nn_view_of(context, side));
 	if (nn_is_icmp_error(&context->packet))
-		result = nn_police_related(ctx);
-	return result <= 0 ? result : nn_police_flow(ctx);
+		result = nn_police_related(ctx, side);
+	return result <= 0 ? result : nn_police_flow(ctx, side);
 }
 
 #endif

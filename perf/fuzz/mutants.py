@@ -87,13 +87,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "flow-direction": Mutant(
         "a SYN belongs to a flow that the other side opened",
         "SYN against the direction of a flow",
-        (
-            Edit(
-                "lib/conntrack.h",
-                "return (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_ACK)) == NN_TCP_SYN;",
-                "return 0;",
-            ),
-        ),
+        (Edit("lib/conntrack.h", "return nn_is_syn(packet);", "return 0;"),),
     ),
     "third-party-error": Mutant(
         "a pod may report errors about the flows of others",

@@ -36,7 +36,7 @@ ISOLATED = abi.EndpointFlag.ISOLATED_INGRESS | abi.EndpointFlag.ISOLATED_EGRESS
 OLDER_VALUE = "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2"
 WITHOUT_CREATED = (
     ("lib/abi.h", "\t__u32 created; /* seconds of CLOCK_MONOTONIC */\n", ""),
-    ("lib/ct_create.h", "= context->endpoint_id,\n\t\t\t\t     .created = now };", "= context->endpoint_id };"),
+    ("lib/ct_create.h", "= view->endpoint_id,\n\t\t\t\t     .created = context->now };", "= view->endpoint_id };"),
 )
 # nn_ct_entry as a later version may have it.
 WITH_MORE = (("lib/abi.h", "\t__u32 created; /*", "\t__u32 packets;\n\t__u32 created; /*"),)
