@@ -55,7 +55,15 @@ class Holder(Protocol):
         ...
 
 
+class NamedHolder(Holder, Protocol):
+    """A holder that is known by its namespace and name."""
+
+    @property
+    def ref(self) -> tuple[str, str]: ...
+
+
 P = TypeVar("P", bound=Holder)
+N = TypeVar("N", bound=NamedHolder)
 
 
 def holder(pods: Iterable[P]) -> P:
@@ -76,29 +84,47 @@ def holders(pods: Iterable[P]) -> dict[IPAddress, P]:
     return found
 
 
-class Claims(Generic[P]):
+class Claims(Generic[N]):
     """Tracks which pods list which address, while pods are added and removed by name."""
 
     def __init__(self) -> None:
-        self._pods: dict[IPAddress, dict[tuple[str, str], P]] = {}
+        # Almost every address has one pod. The others have a dict of pods by name.
+        self._pods: dict[IPAddress, N | dict[tuple[str, str], N]] = {}
 
-    def change(self, ref: tuple[str, str], old: P | None, new: P | None) -> set[IPAddress]:
-        """Replace, add or remove one pod. Returns the addresses whose holder may have changed."""
-        touched: set[IPAddress] = set()
+    def change(self, old: N | None, new: N | None) -> tuple[IPAddress, ...]:
+        """Replace, add or remove one pod; both arguments have the same name. Returns the addresses whose holder may
+        have changed."""
+        before: tuple[IPAddress, ...] = ()
         if old is not None and old.holds_addresses:
-            for address in old.ips:
-                others = self._pods[address]
-                others.pop(ref, None)
-                if not others:
-                    del self._pods[address]
-            touched.update(old.ips)
-        if new is not None and new.holds_addresses:
-            for address in new.ips:
-                self._pods.setdefault(address, {})[ref] = new
-            touched.update(new.ips)
-        return touched
+            before = old.ips
+            for address in before:
+                self._remove(address, old)
+        if new is None or not new.holds_addresses:
+            return before
+        for address in new.ips:
+            # Hashing an address is the expensive part: look it up once if it has no other pod.
+            if self._pods.setdefault(address, new) is not new:
+                self._add(address, new)
+        return (*before, *new.ips) if before else new.ips
 
-    def holder(self, address: IPAddress) -> P | None:
+    def holder(self, address: IPAddress) -> N | None:
         """The pod that has the address; None if no pod lists it."""
-        claims = self._pods.get(address)
-        return holder(claims.values()) if claims else None
+        found = self._pods.get(address)
+        return holder(found.values()) if isinstance(found, dict) else found
+
+    def _add(self, address: IPAddress, pod: N) -> None:
+        found = self._pods[address]
+        if isinstance(found, dict):
+            found[pod.ref] = pod
+        else:
+            self._pods[address] = pod if found.ref == pod.ref else {found.ref: found, pod.ref: pod}
+
+    def _remove(self, address: IPAddress, pod: N) -> None:
+        # It may be removed already: a pod may list an address twice.
+        found = self._pods.get(address)
+        if isinstance(found, dict):
+            found.pop(pod.ref, None)
+            if len(found) == 1:
+                (self._pods[address],) = found.values()
+        elif found is not None and found.ref == pod.ref:
+            del self._pods[address]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 from netpolicy.regions import Prefix, Regions
@@ -325,7 +326,7 @@ class Resolver:
         named_ports: tuple[NamedPort, ...],
         regions: Regions | None = None,
     ) -> int:
-        """How many pairs `_rule` yields, or would yield with other regions, without making them."""
+        """How many pairs `_rule` gives in all, or would give with other regions, without making them."""
         if not rule.peers:
             peers = 1
         else:
@@ -424,8 +425,13 @@ class Resolver:
         found: _Entries = {}
         for index, rule in enumerate(policy.rules(direction)):
             ref = policy.rule_ref(direction, index)
-            for peer, ports in self._rule(policy.namespace, direction, rule, named_ports, only):
-                found.setdefault(EntryKey(peer, direction, *ports), ref)
+            for pairs in self._rule(policy.namespace, direction, rule, named_ports, only):
+                keys = [EntryKey(peer, direction, *ports) for peer, ports in pairs]
+                if not found:
+                    found = dict.fromkeys(keys, ref)
+                    continue
+                for key in keys:
+                    found.setdefault(key, ref)
         return found
 
     def _rule(
@@ -435,12 +441,13 @@ class Resolver:
         rule: Rule,
         named_ports: tuple[NamedPort, ...],
         only: Collection[int] | None,
-    ) -> Iterator[tuple[int, _Ports]]:
+    ) -> Iterator[Iterable[tuple[int, _Ports]]]:
+        """Pairs of peer and ports that the rule allows, for each of its ports."""
         numbers = self._peers(namespace, rule.peers)
         if only is not None:
             numbers = [number for number in numbers if number in only]
         if not rule.ports:
-            yield from ((number, _ALL_PORTS) for number in numbers)
+            yield [(number, _ALL_PORTS) for number in numbers]
             return
         for port in rule.ports:
             if not isinstance(port.port, str):
@@ -449,9 +456,9 @@ class Resolver:
                 prefixes = _named(port, named_ports)
             else:
                 # `only` is never set for a policy with such a rule (see `resolve`).
-                yield from self._named_egress(port, namespace, rule.peers)
+                yield self._named_egress(port, namespace, rule.peers)
                 continue
-            yield from ((number, prefix) for number in numbers for prefix in prefixes)
+            yield product(numbers, prefixes)
 
     def _peers(self, namespace: str, peers: tuple[Peer, ...]) -> list[int]:
         """The numbers of the label sets and regions that peers match; only ANY if there are no peers."""

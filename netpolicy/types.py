@@ -250,9 +250,15 @@ class LabelSet:
     named_ports: tuple[NamedPort, ...] = ()
     # The same labels as a dict, derived from `labels`.
     mapping: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    # A label set is looked up for each pod that has it, so its hash is computed once.
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mapping", dict(self.labels))
+        object.__setattr__(self, "_hash", hash((self.namespace, self.labels, self.named_ports)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def of(cls, namespace: str, labels: Mapping[str, str], named_ports: Iterable[NamedPort] = ()) -> LabelSet:

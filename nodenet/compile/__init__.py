@@ -66,7 +66,8 @@ class Compiler:
     def _policies(self, snapshot: Snapshot, pods: Mapping[ObjectRef, Pod], local: LocalNode) -> PolicyTables:
         # Numbers of identities can only be restored when the first Snapshot shows which pod has which address.
         if self._held:
-            policy.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
+            if any(self._held.values()):
+                policy.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
             self._held = {}
         namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
         subjects = local_pods(snapshot.endpoints, pods)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from itertools import chain
 
 from netpolicy.holders import Claims
@@ -46,41 +47,40 @@ class IpcacheCompiler:
         endpoints; 0 means that the pod is unknown. Its address then has no identity, even if the status of an older pod
         still contains it.
         """
-        touched: dict[IPAddress, None] = {}
-        for ref in changed_keys(self._pods, pods):
-            touched.update(dict.fromkeys(self._claims.change(ref, self._pods.get(ref), pods.get(ref))))
-        for ref in changed_keys(self._identities, identities):
+        touched: set[IPAddress] = set()
+        changed = changed_keys(self._pods, pods)
+        for ref in changed:
+            touched.update(self._claims.change(self._pods.get(ref), pods.get(ref)))
+        for ref in {*changed_keys(self._identities, identities)}.difference(changed):
             # The pod's addresses did not change, but their value does.
             pod = pods.get(ref)
-            touched.update(dict.fromkeys(pod.ips if pod is not None else ()))
+            touched.update(pod.ips if pod is not None else ())
         if nodes is not self._nodes or local.name != self._local.name:
             touched.update(self._update_nodes(nodes, local.name))
-        touched.update(dict.fromkeys(_different(self._local_identities, local_identities)))
-        touched.update(dict.fromkeys(local.addresses ^ self._local.addresses))
+        touched.update(_different(self._local_identities, local_identities))
+        touched.update(local.addresses ^ self._local.addresses)
         self._pods, self._nodes, self._identities = pods, nodes, identities
         self._local_identities, self._local = local_identities, local
-        # Some addresses come from sets, whose order differs between processes; the order of the map must not.
-        ordered = sorted(touched, key=lambda address: (address.version, int(address)))
-        changes = {LpmKey.host(address): self._value(address) for address in ordered}
+        # The order of a set differs between processes; the order of the map must not.
+        changes = {LpmKey.host(address): self._value(address) for address in _in_order(touched)}
         self._table = evolve(self._table, changes)
         return self._table
 
-    def _update_nodes(self, nodes: Mapping[ObjectRef, Node], name: str) -> Iterable[tuple[IPAddress, None]]:
+    def _update_nodes(self, nodes: Mapping[ObjectRef, Node], name: str) -> Iterable[IPAddress]:
         whose = [(n, int(Identity.HOST if n.name == name else Identity.REMOTE_NODE)) for n in nodes.values()]
         guesses = {address: number for node, number in whose for address in gateways(node)}
         addresses = {address: number for node, number in whose for address in node.addresses}
         touched = [*_different(self._gateways, guesses), *_different(self._node_addresses, addresses)]
         self._gateways, self._node_addresses = guesses, addresses
-        return ((address, None) for address in touched)
+        return touched
 
     def _value(self, address: IPAddress) -> U32 | None:
-        if address in self._local_identities:
-            number = self._local_identities[address]
-        elif address in self._local.addresses:
+        number = self._local_identities.get(address)
+        if number is None and address in self._local.addresses:
             number = int(Identity.HOST)
-        elif address in self._node_addresses:
-            number = self._node_addresses[address]
-        else:
+        if number is None:
+            number = self._node_addresses.get(address)
+        if number is None:
             pod = self._claims.holder(address)
             number = self._gateways.get(address, 0) if pod is None else self._identities.get(pod.ref, 0)
         return U32(number) if number else None
@@ -90,6 +90,14 @@ def gateways(node: Node) -> Iterable[IPAddress]:
     """The presumed bridge addresses of a node: the first address of each pod network, which is host-local's default
     gateway."""
     return (cidr.network_address + 1 for cidr in node.pod_cidrs if cidr.num_addresses > 2)
+
+
+def _in_order(addresses: Iterable[IPAddress]) -> list[IPAddress]:
+    """IPv4 first, each family by number."""
+    families: tuple[list[IPAddress], list[IPAddress]] = ([], [])
+    for address in addresses:
+        families[isinstance(address, IPv6Address)].append(address)
+    return [address for family in families for address in sorted(family, key=int)]
 
 
 def _different(old: Mapping[IPAddress, int], new: Mapping[IPAddress, int]) -> Iterable[IPAddress]:

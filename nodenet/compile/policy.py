@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from netpolicy.holders import holders
 from netpolicy.regions import Blocks, Prefix, Region, Regions, partition
 from netpolicy.resolve import Demand, EntryKey, ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
-from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
+from netpolicy.types import LabelSet, NamedPort, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.cuts import Cut, Named
@@ -180,17 +181,16 @@ class _Known:
         new: dict[ObjectRef, LabelSet] = {}
         for ref in concerned:
             pod, old = pods.get(ref), self._label_sets.pop(ref, None)
-            labels = label_set(pod, self._without) if pod is not None and _has_identity(pod, local) else None
-            if labels is not None:
-                new[ref] = labels
-                self._users[labels] += 1
+            if pod is not None and _has_identity(pod, local):
+                new[ref] = label_set(pod, self._without)
             elif old is not None:
                 changes.identities[ref] = None
             if old is not None:
                 self._users[old] -= 1
                 changes.left.add(old)
         self._label_sets.update(new)
-        for labels in sorted({labels for labels in new.values() if labels not in self._numbers}, key=_order):
+        self._users.update(new.values())
+        for labels in sorted({*new.values()} - self._numbers.keys(), key=_order):
             number = self._ids.identities.number(IdentityKey(labels, self.distinguishing))
             self._numbers[labels] = number
             changes.groups[number] = labels
@@ -269,7 +269,8 @@ class _Known:
         subjects = sorted(labels)
         demands, closed, self._left_out = self._share([labels[n] for n in subjects], changes)
         resolved = dict(zip(subjects, self._resolver.resolve(demands, closed), strict=True))
-        values: dict[RuleRef, U32] = {}
+        # By the id of the rule, because hashing the rule costs more. The rules exist as long as their entries.
+        values: dict[int, U32] = {}
         for subject in dict.fromkeys((*subjects, *self._resolved)):
             new, old = resolved.get(subject), self._resolved.get(subject)
             if new is old:
@@ -284,9 +285,10 @@ class _Known:
                 keys = {**old.entries, **after}
             for key in keys:
                 ref = after.get(key)
-                if ref is not None and ref not in values:
-                    values[ref] = U32(self._ids.rules.number(ref))
-                changes.policy[_policy_key(subject, key)] = values[ref] if ref is not None else None
+                value = values.get(id(ref)) if ref is not None else None
+                if ref is not None and value is None:
+                    value = values[id(ref)] = U32(self._ids.rules.number(ref))
+                changes.policy[_policy_key(subject, key)] = value
         self._resolved = resolved
 
     def _name_rules(self, changes: _Changes) -> dict[int, RuleRef | None]:
@@ -357,11 +359,11 @@ class _Changes:
 
 
 def _policy_key(subject: int, key: EntryKey) -> PolicyKey:
-    direction = _DIRECTIONS[key.direction]
-    if key.protocol is None:
-        return PolicyKey(POLICY_BITS_DIRECTION, subject, key.peer, direction, 0, 0)
-    bits = POLICY_BITS_PROTOCOL + key.port_bits
-    return PolicyKey(bits, subject, key.peer, direction, _PROTOCOLS[key.protocol], key.port)
+    peer, direction, protocol, port, port_bits = key
+    if protocol is None:
+        return PolicyKey(POLICY_BITS_DIRECTION, subject, peer, _DIRECTIONS[direction], 0, 0)
+    bits = POLICY_BITS_PROTOCOL + port_bits
+    return PolicyKey(bits, subject, peer, _DIRECTIONS[direction], _PROTOCOLS[protocol], port)
 
 
 def _rules_of(policy: NetworkPolicy) -> tuple[RuleRef, ...]:
@@ -384,8 +386,16 @@ def identities(
 
 def label_set(pod: Pod, without: Collection[str] = HIGH_CARDINALITY_LABELS) -> LabelSet:
     """The parts of a pod that policies can select, without the labels in `without`."""
-    labels = {key: value for key, value in pod.labels.items() if key not in without}
-    return LabelSet.of(pod.ref.namespace, labels, pod.named_ports)
+    labels = tuple(pod.labels.items())
+    if not pod.labels.keys().isdisjoint(without):
+        labels = tuple((key, value) for key, value in labels if key not in without)
+    return _label_set(pod.ref.namespace, labels, pod.named_ports)
+
+
+@lru_cache(maxsize=1 << 14)
+def _label_set(namespace: str, labels: tuple[tuple[str, str], ...], ports: tuple[NamedPort, ...]) -> LabelSet:
+    """Many pods have the same labels. They share one object, so that it is sorted and hashed once."""
+    return LabelSet.of(namespace, dict(labels), ports)
 
 
 def restore(

@@ -4,6 +4,7 @@ event."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from netpolicy.holders import Claims
 from netpolicy.types import Direction as PolicyDirection
@@ -89,10 +90,11 @@ class NameTableBuilder:
         before = self._snapshot
         touched: set[IPAddress] = set()
         for ref in changed_keys(before.pods, snapshot.pods):
-            touched |= self._claims.change(ref, before.pods.get(ref), snapshot.pods.get(ref))
+            touched.update(self._claims.change(before.pods.get(ref), snapshot.pods.get(ref)))
             self._parties.pop(ref, None)
         for key in changed_keys(self._ipcache, ipcache):
-            pod = self._claims.holder(key.addr)
+            # The name contains the identity of the pod's first address.
+            pod = self._claims.holder(key.addr) if key.addr not in touched else None
             touched.update(pod.ips if pod is not None else ())
         self._ipcache = ipcache
         if touched or snapshot.endpoints is not before.endpoints or snapshot.pods is not before.pods:
@@ -104,7 +106,8 @@ class NameTableBuilder:
         endpoint_ids = {endpoint.pod: endpoint.endpoint_id for endpoint in snapshot.endpoints.values()}
         pods = {address: self._pod_at(address, endpoint_ids) for address in touched}
         self._pods = evolve(self._pods, pods)
-        over = {a: self._nodes[a] for a in touched if a in self._nodes and a not in self._local_addresses}
+        few, many = sorted((touched, self._nodes), key=len)
+        over = {a: self._nodes[a] for a in few if a in many and a not in self._local_addresses}
         self._addresses = evolve(self._addresses, {**pods, **over})
 
     def _pod_at(self, address: IPAddress, endpoint_ids: Mapping[ObjectRef, int]) -> Party | None:
@@ -170,7 +173,7 @@ class NameTableBuilder:
             identity,
             pod.ref.namespace,
             pod.ref.name,
-            _labels(pod.ref.namespace, pod.labels.items()),
+            _labels(pod.ref.namespace, tuple(pod.labels.items())),
             (Workload(*pod.workload),) if pod.workload else (),
             endpoint_id,
             ips,
@@ -185,7 +188,9 @@ def _party_of_record(endpoint: Endpoint) -> Party:
     return Party(0, namespace, name, _labels(namespace, ()), (), endpoint.endpoint_id, endpoint.ips)
 
 
-def _labels(namespace: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+@lru_cache(maxsize=1 << 14)
+def _labels(namespace: str, labels: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Pods with the same labels share one object."""
     found = [f"k8s:{key}={value}" for key, value in labels]
     found.append(f"k8s:{NAMESPACE_LABEL}={namespace}")
     return tuple(sorted(found))

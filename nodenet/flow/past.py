@@ -28,7 +28,8 @@ class PastNames:
 
     def update(self, pods: Mapping[IPAddress, Party], now: int) -> dict[IPAddress, Past]:
         """`pods`: the current owners. Returns the previous owners whose names are still used."""
-        for address in changed_keys(self._pods, pods):
+        # Without any earlier owner there is nothing to compare.
+        for address in changed_keys(self._pods, pods) if self._pods or self._past else ():
             before, after = self._pods.get(address), pods.get(address)
             if before is not None and (after is None or not _same(after, before)):
                 self._past.pop(address, None)

@@ -74,6 +74,14 @@ def test_pods_have_their_identity_unless_finished_or_on_the_host_network() -> No
     assert identity(ipcache, "192.168.0.2") == Identity.REMOTE_NODE
 
 
+def test_a_pod_that_lists_an_address_twice_can_be_deleted() -> None:
+    twice = pod("a", "10.0.2.5", "10.0.2.5")
+    store, compiler = store_of(twice), Compiler()
+    assert identity(compiler.compile(store.snapshot(), LOCAL)[0].tables["nn_ipcache"], "10.0.2.5")
+    store.apply(Op.DELETED, twice)
+    assert identity(compiler.compile(store.snapshot(), LOCAL)[0].tables["nn_ipcache"], "10.0.2.5") is None
+
+
 def test_a_local_endpoint_is_known_before_its_status_and_over_a_stale_one() -> None:
     store = store_of(
         pod("new", labels={"app": "new"}),

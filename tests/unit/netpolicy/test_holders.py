@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from ipaddress import ip_address
 from itertools import permutations
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from netpolicy.ends import connections, parse_traffic
-from netpolicy.holders import UNKNOWN, Standing, holders
+from netpolicy.holders import UNKNOWN, Claims, Standing, holders
 from netpolicy.objects import cluster
 from nodenet.model import ObjectRef, Pod
 
@@ -48,6 +49,28 @@ def test_the_live_pod_has_the_address(live: Any, ghost: Any, names: tuple[str, s
 def test_equal_claims_give_one_answer_in_any_order() -> None:
     pods = [pod(name) for name in "abc"]
     assert {holders(order)[IP].ref.name for order in permutations(pods)} == {"c"}
+
+
+def test_claims_know_the_holders_after_any_changes() -> None:
+    """Pods list no, one or several addresses, some of them twice, and share them with other pods."""
+    chance = random.Random(1)
+    addresses = [ip_address(f"10.0.0.{number}") for number in range(1, 5)]
+    claims: Claims[Pod] = Claims()
+    pods: dict[str, Pod] = {}
+    for _ in range(2000):
+        name = chance.choice("abcdef")
+        new = None
+        if chance.random() < 0.7:
+            phase = chance.choice(["Running", "Pending", "Succeeded"])
+            ips = tuple(chance.choices(addresses, k=chance.randrange(4)))
+            new = Pod(ObjectRef("ns", name), f"uid-{name}", {}, ips=ips, phase=phase)
+        before = holders(pods.values())
+        touched = claims.change(pods.pop(name, None), new)
+        if new is not None:
+            pods[name] = new
+        after = holders(pods.values())
+        assert {address: claims.holder(address) for address in addresses} == {a: after.get(a) for a in addresses}
+        assert {address for address in addresses if before.get(address) is not after.get(address)} <= {*touched}
 
 
 def test_times_that_are_no_times_do_not_count() -> None:
