@@ -80,7 +80,7 @@ def ingress(peer: Obj | None = None, **rule: Any) -> Obj:
             ingress({"namespaceSelector": {"matchLabels": {"name": "ops"}}}),
             "namespace-label-missing",
             "spec.ingress[0].from[0].namespaceSelector",
-            "no namespace has name=ops; to name the namespace ops, use kubernetes.io/metadata.name=ops",
+            "to name the namespace ops, use kubernetes.io/metadata.name=ops",
             ingress({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}}),
         ),
         (
