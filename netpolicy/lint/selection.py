@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from netpolicy.cluster import Cluster
 from netpolicy.lint.common import SIDE, Finding, peers, pods, subjects
@@ -18,6 +18,10 @@ from netpolicy.types import (
 
 # Keys that people take for the name of a namespace.
 _NAMES = ("name", "namespace", "ns", "metadata.name", "kubernetes.io/name", "kubernetes.io/namespace")
+
+
+# Namespaces that every cluster has.
+_ALWAYS = ("default", "kube-system", "kube-public", "kube-node-lease")
 
 
 def selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
@@ -53,7 +57,7 @@ def _may_be_custom(namespace: str, cluster: Cluster) -> str:
 
 
 def namespace_label_missing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
-    names = {policy.namespace, *cluster.namespaces, *(pod.namespace for pod in cluster.pods)}
+    names = {policy.namespace, *_ALWAYS, *cluster.namespaces, *(pod.namespace for pod in cluster.pods)}
     known = {name: namespace_labels(cluster.namespaces, name) for name in names}
     for direction, index, place, peer in peers(policy):
         for requirement in peer.namespaces.requirements if peer.namespaces else ():
@@ -62,24 +66,27 @@ def namespace_label_missing(policy: NetworkPolicy, cluster: Cluster) -> Iterator
                 continue
             if any(_has(requirement, labels) for labels in known.values()):
                 continue
-            field = f"spec.{direction}[{index}].{SIDE[direction]}[{place}].namespaceSelector"
-            hint = _namespace_hint(requirement, known, bool(cluster.namespaces))
-            yield Finding(policy.ref, "namespace-label-missing", field, f"no namespace has {requirement}{hint}")
+            hint = _namespace_hint(requirement, names, cluster)
+            if hint:
+                field = f"spec.{direction}[{index}].{SIDE[direction]}[{place}].namespaceSelector"
+                yield Finding(policy.ref, "namespace-label-missing", field, f"no namespace has {requirement}; {hint}")
 
 
-def _namespace_hint(requirement: Requirement, known: Mapping[str, object], labels_known: bool) -> str:
-    wanted = [value for value in requirement.values if value in known]
+def _namespace_hint(requirement: Requirement, names: Collection[str], cluster: Cluster) -> str:
+    """What to do; empty if the input does not show enough: without Namespace objects their labels are not known."""
+    wanted = [value for value in requirement.values if value in names]
     if requirement.key == NAMESPACE_NAME_LABEL:
-        return f"; the namespaces are {', '.join(sorted(known))}: use one of these names"
+        shown = ", ".join(sorted({*cluster.namespaces, *(pod.namespace for pod in cluster.pods)}))
+        return f"the namespaces are {shown}: use one of these names" if shown else ""
     if wanted or (requirement.key in _NAMES and requirement.values):
         name = (wanted or requirement.values)[0]
         return (
-            f"; Kubernetes sets only {NAMESPACE_NAME_LABEL} by itself: to name the namespace {name}, use "
+            f"Kubernetes sets only {NAMESPACE_NAME_LABEL} by itself: to name the namespace {name}, use "
             f"{NAMESPACE_NAME_LABEL}={name}"
         )
-    if not labels_known:
-        return "; the input has no Namespace objects: add them to the input, with their labels"
-    return "; set the label on the namespaces that are meant, or use a label that they have"
+    if not cluster.namespaces:
+        return ""
+    return "set the label on the namespaces that are meant, or use a label that they have"
 
 
 def peer_selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:

@@ -144,6 +144,12 @@ MISTAKES = {
         "spec.ingress[0].from[0].namespaceSelector",
         "the namespaces are shop: use one of these names",
     ),
+    "a label that no namespace has": (
+        [obj("Namespace", "shop"), ingress({"from": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]})],
+        "namespace-label-missing",
+        "spec.ingress[0].from[0].namespaceSelector",
+        "no namespace has team=ops; set the label on the namespaces that are meant",
+    ),
     "a label that no pod has": (
         [ingress({"from": [{"podSelector": app("prob")}]})],
         "peer-selects-nothing",
@@ -227,6 +233,12 @@ NEAR_MISSES = {
     "the others declare no port": [
         ingress({"from": [{"podSelector": {}}], **ports(8080)}, to={}),
         policy("db", podSelector=app("db")),
+    ],
+    "labels of namespaces that the input does not show": [
+        ingress({"from": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]}),
+    ],
+    "a namespace that every cluster has": [
+        ingress({"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]}),
     ],
     "a label that namespaces have": [
         obj("Namespace", "shop", labels={"name": "shop"}),
