@@ -13,6 +13,9 @@ help:
 	@echo "make fuzz-mutants   take each fix of the datapath back and let the fuzzer find it"
 	@echo "make soak    a lab of two nodes in trouble for an hour (MINUTES): nothing through, nothing lost, nothing grows"
 	@echo "make upgrade FROM=COMMIT   replace a lab's agents by this version and back under load: nothing through, nothing lost"
+	@echo "make image   the container images slim and full as OCI archives in dist/, without a daemon (ARCHES, IMAGE, TARGETS)"
+	@echo "make manifests   the manifests of every overlay, rendered into dist/manifests/"
+	@echo "make test-image   the images, and the tests in which containerd runs them on a node without Python"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bpf     compile the eBPF objects into the cache"
 	@echo "make proto   regenerate the gRPC code from nodenet/rpc/proto"
@@ -23,6 +26,9 @@ setup:
 
 setup-full:
 	@.ci/setup full
+
+setup-image: setup
+	@.ci/setup image
 
 # The exit code is the verb's own, and what stays is said whatever that is.
 demo:
@@ -50,6 +56,20 @@ proto: setup
 
 bench: setup-full
 	@$(VENV)/nodenet bench
+
+image: setup-image
+	@daemonset/build
+
+manifests: setup
+	@mkdir -p dist/manifests
+	@for overlay in daemonset/overlays/*; do \
+		$(VENV)/kubectl kustomize $$overlay >dist/manifests/$${overlay##*/}.yaml && \
+		echo "dist/manifests/$${overlay##*/}.yaml" || exit; \
+	done
+
+test-image: setup-full image
+	@tests/image/make-node-root
+	@$(VENV)/pytest tests/image; code=$$?; .ci/left; exit $$code
 
 FRAMES ?= 1000000
 SECONDS_AT_MOST ?= 900

@@ -16,6 +16,7 @@ from nodenet.errors import BadInputError
 # API (spec.nodeName), because all its pods read the same file.
 NODE_NAME = ("NODENET_NODE_NAME", "NODE_NAME")
 API_SERVERS = "NODENET_API_SERVERS"
+METRICS_ADDRESS = "NODENET_METRICS_ADDRESS"
 
 
 def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -41,4 +42,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     servers = [text.strip() for text in environ.get(API_SERVERS, "").split(",") if text.strip()]
     if servers:
         found["api_servers"] = servers
+    if environ.get(METRICS_ADDRESS):
+        found["metrics_address"] = environ[METRICS_ADDRESS]
     return found

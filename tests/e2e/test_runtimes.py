@@ -7,15 +7,10 @@ needed: the image is a static program made here.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import json
 import os
 import shutil
-import socket
-import struct
 import subprocess
-import tarfile
 import tempfile
 import threading
 import time
@@ -23,7 +18,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +31,14 @@ from nodenet.cni.server import CniServer
 from nodenet.link import netns
 from nodenet.link.handle import Link
 from nodenet.model import Endpoint
+from tests import pause_image
+from tests.pause_image import IMAGE
+from tests.ping import ping
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
-IMAGE = "localhost/nodenet-pause:test"
 REFERENCE = Path("/usr/lib/cni")
 SUBNET = "10.86.0.0/24"
-PAUSE = """
-#include <signal.h>
-#include <unistd.h>
-static void end(int number) { (void)number; _exit(0); }
-int main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }
-"""
 
 
 def need(program: str, package: str) -> str:
@@ -96,38 +86,7 @@ def node(bpf_cache: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OCI image of one layer with one static program, as a tar."""
-    folder = tmp_path_factory.mktemp("image")
-    (folder / "pause.c").write_text(PAUSE)
-    subprocess.run(["cc", "-static", "-Os", "-s", "-o", folder / "pause", folder / "pause.c"], check=True)
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        tar.add(folder / "pause", "pause")
-    blobs: dict[str, bytes] = {}
-
-    def blob(data: bytes, kind: str) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[f"blobs/sha256/{digest}"] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    made = blob(layer.getvalue(), "layer.v1.tar")
-    config = {
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
-        "os": "linux",
-        "config": {"Entrypoint": ["/pause"]},
-        "rootfs": {"type": "layers", "diff_ids": [made["digest"]]},
-    }
-    manifest = {"schemaVersion": 2, "config": blob(json.dumps(config).encode(), "config.v1+json"), "layers": [made]}
-    entry = blob(json.dumps(manifest).encode(), "manifest.v1+json")
-    entry["annotations"] = {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": IMAGE}
-    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
-    blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
-    with tarfile.open(folder / "image.tar", "w") as tar:
-        for name, data in blobs.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return folder / "image.tar"
+    return pause_image.make(tmp_path_factory.mktemp("image"))
 
 
 # --- CRI: the few messages of runtime.v1 that are used, by their field numbers (k8s.io/cri-api, api.proto).
@@ -408,23 +367,3 @@ def test_podman_with_its_cni_backend(node: Node, image: Path) -> None:
             podman(node, "rm", "-f", "-t", "1", identity)
         assert (node.leases, node.veths, list((node.folder / "endpoints").glob("*.json"))) == ([], [], [])
     assert mounts(node.folder) == []
-
-
-def ping(source: str | Path, target: str) -> bool:
-    """One ICMP echo from a namespace; tried for 2 s."""
-
-    def inside() -> bool:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
-            sock.settimeout(0.2)
-            body = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, 1)
-            total = sum(struct.unpack("!4H", body))
-            body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
-            for _ in range(10):
-                sock.sendto(body, (target, 0))
-                with suppress(TimeoutError):
-                    data, (sender, _) = sock.recvfrom(1500)
-                    if ip_address(sender) == ip_address(target) and data[20] == 0:
-                        return True
-        return False
-
-    return netns.call(source, inside)

@@ -52,6 +52,7 @@ def test_the_environment_of_a_pod_supplies_what_the_file_lacks(tmp_path: Path) -
     config = read_config(path, environ)
     assert (config.node_name, config.api_servers) == ("n1", ("10.0.0.1:6443", "10.0.0.2:6443"))
     assert read_config(path, environ | {"NODENET_NODE_NAME": "n2"}).node_name == "n2"
+    assert read_config(path, environ | {"NODENET_METRICS_ADDRESS": ":9"}).metrics_address == ":9"
     path.write_text("node_name: n3\napi_servers: [x]")
     config = read_config(path, environ)
     assert (config.node_name, config.api_servers) == ("n3", ("x",))

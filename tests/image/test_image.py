@@ -1,0 +1,172 @@
+"""containerd runs the agent out of the image on a node without Python, with the rights of the manifests and no more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from nodenet.cni.install import Options, render_conflist
+from tests.image.conftest import Cluster
+from tests.image.node import until
+from tests.image.pods import Pod
+from tests.ping import ping
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+
+Obj = dict[str, Any]
+SOURCES = "/opt/nodenet/lib/python3.11/site-packages/nodenet/bpf/src"
+_READY = "import urllib.request as u; u.urlopen('http://127.0.0.1:9910/readyz', timeout=2)"
+
+
+def is_ready(cluster: Cluster, pod: Pod) -> bool:
+    """What the readiness probe asks."""
+    return cluster.node.cri.execute(pod.running["agent"], "python3", "-c", _READY)[0] == 0
+
+
+def run_agent(cluster: Cluster, pod: Pod, **changes: Any) -> None:
+    """Start the agent's container and wait until it is ready."""
+    pod.start(pod.spec["containers"][0], **changes)
+    log = cluster.node.path("/var/log/pods/agent.log")
+    until(lambda: is_ready(cluster, pod), "the agent is ready", log, 60)
+    # The conflist is written last, when there is an agent.
+    cluster.node.path("/etc/cni/net.d/10-nodenet.conflist").write_text(render_conflist(Options()))
+    until(lambda: cluster.node.cri.ready().get("NetworkReady") is True, "the network is ready", cluster.node.log)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A pod with an address of each family."""
+
+    sandbox: str
+    addresses: list[str]
+
+
+@contextmanager
+def attached(cluster: Cluster, name: str) -> Iterator[Attached]:
+    """A pod of the API that containerd starts, with its network."""
+    spec = {"nodeName": "node1", "containers": [{"name": "a", "image": "a"}]}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+    made = cluster.api.create(body)
+    cri, types = cluster.node.cri, cluster.node.cri.types
+    config = types["Sandbox"](
+        metadata=types["Metadata"](name=name, uid=made["metadata"]["uid"], namespace="default"),
+        hostname=name,
+        log_directory=f"/var/log/{name}",
+        linux=types["SandboxLinux"](cgroup_parent=cluster.cgroup),
+    )
+    sandbox = cri.call("RunPodSandbox", "RunRequest", config=config).pod_sandbox_id
+    try:
+        network = cri.call("PodSandboxStatus", "SandboxId", pod_sandbox_id=sandbox).status.network
+        yield Attached(sandbox, [network.ip, *(other.ip for other in network.additional_ips)])
+    finally:
+        cri.call("StopPodSandbox", "SandboxId", pod_sandbox_id=sandbox)
+        cri.call("RemovePodSandbox", "SandboxId", pod_sandbox_id=sandbox)
+
+
+def test_the_agent_of_the_image_attaches_pods(start: Callable[..., Cluster]) -> None:
+    cluster = start("replace-kube-proxy")
+    node = cluster.node
+    for program in ("python3", "clang", "cc"):
+        assert node.run("sh", "-c", f"command -v {program} || :").stdout == ""
+    pod = cluster.pod()
+    pod.run_init()
+    assert node.path("/opt/cni/bin/nodenet").exists()
+    run_agent(cluster, pod)
+    with attached(cluster, "web") as web:
+        assert [address.split(".")[0].split(":")[0] for address in web.addresses] == ["10", "fd00"]
+        assert ping(node.name, web.addresses[0])
+        # Everything stays in the kernel, and a new container continues with it.
+        assert pod.stop("agent") == 0
+        assert ping(node.name, web.addresses[0])
+        run_agent(cluster, pod)
+        assert "adopted" in pod.log("agent")
+        assert ping(node.name, web.addresses[0])
+    assert [path.name for path in node.path("/run/nodenet/endpoints").glob("*.json")] == []
+    assert pod.stop("agent") == 0
+    # The ClusterRole has what was used, and no more.
+    [role] = [obj for obj in cluster.objects if obj["kind"] == "ClusterRole"]
+    granted = {
+        (verb, group, resource)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert (cluster.api.used, cluster.api.refused) == (granted, set())
+
+
+def test_each_capability_is_needed(start: Callable[..., Cluster]) -> None:
+    """Without any single one of them, the agent does not start or a pod is not attached."""
+    cluster = start("replace-kube-proxy")
+    pod = cluster.pod()
+    pod.run_init()
+    [container] = pod.spec["containers"]
+    run_agent(cluster, pod)
+    pod.stop("agent")
+    for missing in container["securityContext"]["capabilities"]["add"]:
+        context = copy.deepcopy(container["securityContext"])
+        context["capabilities"]["add"].remove(missing)
+        with pytest.raises((AssertionError, grpc.RpcError)):
+            attach_one(cluster, pod, context, f"without-{missing.lower().replace('_', '-')}")
+        pod.stop("agent", 5)
+
+
+def attach_one(cluster: Cluster, pod: Pod, context: Obj, name: str) -> None:
+    run_agent(cluster, pod, securityContext=context)
+    with attached(cluster, name):
+        pass
+
+
+def changed_sources(cluster: Cluster, pod: Pod) -> Obj:
+    """Mounts of the agent's container with other sources of the programs in place of the image's."""
+    [container] = pod.spec["containers"]
+    folder = cluster.node.path("/srv/src")
+    checkout = Path(__file__).parents[2] / "bpf"
+    for file in checkout.rglob("*.[ch]"):
+        target = folder / file.relative_to(checkout)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text() + "\n/* changed */\n")
+    pod.spec["volumes"].append({"name": "src", "hostPath": {"path": "/srv/src", "type": "Directory"}})
+    return {"volumeMounts": [*container["volumeMounts"], {"name": "src", "mountPath": SOURCES, "readOnly": True}]}
+
+
+def test_slim_says_that_it_has_no_compiler(start: Callable[..., Cluster]) -> None:
+    cluster = start("replace-kube-proxy")
+    pod = cluster.pod()
+    pod.start(pod.spec["containers"][0], **changed_sources(cluster, pod))
+    log = cluster.node.path("/var/log/pods/agent.log")
+    until(lambda: "clang is not installed" in pod.log("agent"), "the agent says why", log)
+    assert "use the image with clang" in pod.log("agent")
+
+
+def test_full_compiles_other_sources_on_the_node(start: Callable[..., Cluster]) -> None:
+    cluster = start("replace-kube-proxy", "full")
+    pod = cluster.pod()
+    pod.run_init()
+    run_agent(cluster, pod, **changed_sources(cluster, pod))
+    assert list(cluster.node.path("/var/lib/kubelet/cache").glob("endpoint-*.o"))
+    with attached(cluster, "web") as web:
+        assert ping(cluster.node.name, web.addresses[0])
+
+
+def test_without_a_bpf_file_system_the_base_says_what_to_do(start: Callable[..., Cluster]) -> None:
+    cluster = start("replace-kube-proxy", bpffs=False)
+    pod = cluster.pod()
+    with pytest.raises(AssertionError, match="no BPF file system can be mounted"):
+        pod.run_init()
+
+
+def test_mount_bpffs_mounts_it_on_the_node(start: Callable[..., Cluster]) -> None:
+    cluster = start("kind", bpffs=False)
+    pod = cluster.pod()
+    pod.run_init()
+    mounts = cluster.node.path("/proc/self/mounts").read_text()
+    assert cluster.node.run("findmnt", "-n", "-o", "FSTYPE", "/sys/fs/bpf").stdout.strip() == "bpf", mounts
+    run_agent(cluster, pod)
