@@ -39,7 +39,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (result < 0)
 		return nn_refuse(ctx, context, sender, NN_EGRESS, result);
 	if (!context->nat.translated)
-		nn_remember_fragment(ctx, &context->packet);
+		nn_remember_fragment(ctx, &context->packet, NN_EGRESS);
 	return nn_deliver(ctx, context, sender);
 }
 

@@ -61,7 +61,7 @@ struct nn_config {
 	__u8 kernel_structs; /* programs may read the kernel's sk_buff and sockets: needs BTF and CAP_PERFMON */
 	__u8 pad[2];
 	__u32 ct_buckets; /* entries of nn_ct_slot */
-	__u32 pad2;
+	__u32 frag_buckets; /* entries of nn_frag_slot */
 	__u64 netns_cookie; /* of the node's network namespace; 0: the kernel does not report cookies (before 5.14) */
 };
 
@@ -241,10 +241,8 @@ struct nn_sock_revnat_entry {
 struct nn_frag_key {
 	struct nn_addr saddr;
 	struct nn_addr daddr;
-	__u32 id;
+	__u32 id; /* IPv4: 16 bits, and above them the protocol, which every fragment carries */
 	__u32 ifindex; /* keeps the fragments of different pods apart */
-	__u8 protocol; /* every IPv4 fragment carries it, and it is part of the datagram's identity; 0 for IPv6 */
-	__u8 pad[3];
 };
 
 struct nn_frag_entry {
@@ -253,6 +251,8 @@ struct nn_frag_entry {
 	__u8 protocol;
 	__u8 pad;
 	__u16 headers; /* bytes of the datagram that hold its headers: no later fragment may start before their end */
+	__u16 pad2;
+	__u32 created; /* nn_frag_time */
 };
 
 /* Tables with slots (fair.h), and how their entries end in the programs. Append only. */
@@ -265,8 +265,9 @@ enum nn_entry_end {
 	NN_ENTRY_EXPIRED = 0,
 	NN_ENTRY_EVICTED = 1, /* not expired: for a new entry */
 	NN_ENTRY_REFUSED = 2, /* a new entry that found no room */
-	NN_ENTRY_ENDS = 4, /* how many numbers a table has */
 };
+
+#define NN_ENTRY_ENDS 4 /* how many numbers each table has in nn_metrics_key */
 
 /* The bytes of this struct are the index of a counter: the machine is little-endian. */
 struct nn_metrics_key {

@@ -27,6 +27,7 @@ const volatile struct nn_config nn_config SEC(".rodata.config") = {
 	.refuse_errno = 0,
 	.trace_events = 1,
 	.ct_buckets = 6553,
+	.frag_buckets = 409,
 };
 
 struct {

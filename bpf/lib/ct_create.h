@@ -34,7 +34,7 @@ NN_INLINE __u32 nn_ct_owner_of(const struct nn_view *view, const void *key)
 		return nn_owner_endpoint(view->endpoint_id);
 	if (view->is_local)
 		return nn_owner_endpoint(view->sender_id);
-	return nn_owner_remote(view, &((const struct nn_ct_key *)key)->remote);
+	return nn_owner_remote(view, &((const struct nn_ct_key *)key)->remote, view->peer_identity);
 }
 
 NN_INLINE int nn_ct_create(const struct nn_context *context, const struct nn_view *view, __u32 revision)

@@ -52,7 +52,7 @@ NN_INLINE int nn_enter_pod(struct __sk_buff *ctx, struct nn_context *context)
 		return result;
 	/* Fragments of a pod of this node were recorded when they left it. */
 	if (!view->is_local)
-		nn_remember_fragment(ctx, &context->packet);
+		nn_remember_fragment(ctx, &context->packet, NN_INGRESS);
 	if (view->reverse)
 		result = nn_service_reverse(ctx, NN_INGRESS);
 	if (result == 0)

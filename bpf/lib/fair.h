@@ -263,6 +263,7 @@ NN_INLINE int nn_fair_insert(void *entries, const void *key, const void *entry, 
 	context = nn_context_now();
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
+	_Static_assert(sizeof(context->key) == 40, "every table has keys of this size");
 	context->owner = owner(view, key);
 	__builtin_memcpy(&context->key, key, sizeof(context->key));
 	if (result < 0) {

@@ -8,13 +8,24 @@
 
 #define NN_DATAGRAM_MAX 65535
 #define NN_IPV6_FRAGMENT_HEADERS 48 /* IPv6 limits only the payload; the fragment header does not count */
+/* About 1 ms: within a second, the bucket of a busy sender loses its oldest entry. Linux waits 30 s for the fragments of
+ * a datagram (ipfrag_time). */
+#define NN_FRAG_TIME_SHIFT 20
+#define NN_FRAG_LIFETIME (30 * NN_NS_PER_SECOND >> NN_FRAG_TIME_SHIFT)
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 8192);
 	__type(key, struct nn_frag_key);
 	__type(value, struct nn_frag_entry);
 } nn_frag SEC(".maps");
+
+NN_INLINE __u32 nn_frag_age(const struct nn_frag_entry *entry, __u64 time)
+{
+	__s32 age = (__u32)(time >> NN_FRAG_TIME_SHIFT) - entry->created;
+
+	return age > 0 ? age : 0;
+}
 
 NN_INLINE int nn_is_fragment(const struct nn_packet *packet)
 {
@@ -49,10 +60,11 @@ NN_INLINE void nn_frag_key_of(const struct nn_packet *packet, __u32 ifindex, str
 	key->saddr = packet->tuple.saddr;
 	key->daddr = packet->tuple.daddr;
 	key->id = packet->fragment_id;
-	key->ifindex = ifindex;
 	/* IPv6 identification numbers are shared by all protocols (RFC 8200, 4.5), and later fragments may name any
 	 * protocol. */
-	key->protocol = packet->ip_version == 4 ? packet->tuple.protocol : 0;
+	if (packet->ip_version == 4)
+		key->id |= (__u32)packet->tuple.protocol << 16;
+	key->ifindex = ifindex;
 }
 
 /* Copy ports and protocol from the first fragment, if that passed. Fragments may arrive in any order (RFC 791, RFC
@@ -66,7 +78,7 @@ NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *p
 		return NN_DROP_INVALID_PACKET;
 	nn_frag_key_of(packet, ctx->ifindex, &key);
 	first = bpf_map_lookup_elem(&nn_frag, &key);
-	if (!first) {
+	if (!first || nn_frag_age(first, bpf_ktime_get_ns()) > NN_FRAG_LIFETIME) {
 		packet->early_fragment = 1;
 		return packet->quoted ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
 	}
@@ -76,21 +88,6 @@ NN_INLINE int nn_parse_later_fragment(struct __sk_buff *ctx, struct nn_packet *p
 	packet->tuple.dport = first->dport;
 	packet->tuple.protocol = first->protocol;
 	return 0;
-}
-
-/* Call this only after the first fragment passed: a dropped fragment must not let later ones pass. */
-NN_INLINE void nn_remember_fragment(struct __sk_buff *ctx, const struct nn_packet *packet)
-{
-	struct nn_frag_entry first = { .sport = packet->tuple.sport,
-				       .dport = packet->tuple.dport,
-				       .protocol = packet->tuple.protocol };
-	struct nn_frag_key key;
-
-	if (!packet->first_fragment)
-		return;
-	first.headers = packet->offset - packet->fragment_start + nn_transport_header(packet);
-	nn_frag_key_of(packet, ctx->ifindex, &key);
-	bpf_map_update_elem(&nn_frag, &key, &first, BPF_ANY);
 }
 
 #endif

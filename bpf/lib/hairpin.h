@@ -107,7 +107,7 @@ NN_GLOBAL int nn_hairpin_answer(struct __sk_buff *ctx)
 		return NN_DROP_INVALID_PACKET;
 	if (context->packet.early_fragment)
 		return NN_DROP_FRAGMENT_NOT_FOUND;
-	nn_remember_fragment(ctx, &context->packet);
+	nn_remember_fragment(ctx, &context->packet, NN_EGRESS);
 	view = nn_hairpin_view(context);
 	tuple = &context->packet.tuple;
 	pod = tuple->saddr;

@@ -20,11 +20,11 @@ NN_INLINE __u32 nn_owner_endpoint(__u16 endpoint_id)
 }
 
 /* An address outside of this node that calls the endpoint of the view. */
-NN_INLINE __u32 nn_owner_remote(const struct nn_view *view, const struct nn_addr *addr)
+NN_INLINE __u32 nn_owner_remote(const struct nn_view *view, const struct nn_addr *addr, __u32 identity)
 {
 	__u64 number = nn_addr_number(addr);
 
-	if (!nn_is_reserved(view->peer_identity))
+	if (!nn_is_reserved(identity))
 		return number & NN_OWNER_ADDRESS;
 	return NN_OWNER_OUTSIDE | (__u32)view->endpoint_id << 16 | (number & 0xffff);
 }

@@ -7,6 +7,7 @@
 #define NN_SERVICE_H
 
 #include "conntrack.h"
+#include "frag_create.h"
 #include "lb_port.h"
 #include "link.h"
 #include "rewrite.h"
@@ -179,7 +180,7 @@ NN_GLOBAL int nn_service_translate(struct __sk_buff *ctx)
 	}
 	/* Later fragments carry the Service address too. Record this one so that policy can be applied to them, even if
 	 * this packet is dropped. */
-	nn_remember_fragment(ctx, &context->packet);
+	nn_remember_fragment(ctx, &context->packet, NN_EGRESS);
 	if (nn_addr_equal(&context->nat.backend, &context->packet.tuple.saddr))
 		return NN_SERVICE_RETURN;
 	context->nat.translated = 1;

@@ -12,6 +12,7 @@ from __future__ import annotations
 from nodenet.abi.events import EVENT_SIZE, Event, MetricsEntry, MetricsKey
 from nodenet.abi.flows import CtEntry, CtKey, LbFlowEntry, LbPortEntry, SockRevnatKey
 from nodenet.abi.numbers import (
+    ENTRY_ENDS,
     LOST_EVENTS,
     POLICY_BITS_DIRECTION,
     POLICY_BITS_PROTOCOL,
@@ -20,7 +21,9 @@ from nodenet.abi.numbers import (
     CtStatus,
     DropReason,
     EndpointFlag,
+    EntryEnd,
     EventType,
+    FairTable,
     ObservationPoint,
 )
 from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
@@ -28,6 +31,7 @@ from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, Sta
 from nodenet.abi.services import AddressPort, FrontendEntry, FrontendKey, MemberKey
 
 __all__ = [
+    "ENTRY_ENDS",
     "EVENT_SIZE",
     "LOST_EVENTS",
     "POLICY_BITS_DIRECTION",
@@ -43,8 +47,10 @@ __all__ = [
     "DropReason",
     "EndpointEntry",
     "EndpointFlag",
+    "EntryEnd",
     "Event",
     "EventType",
+    "FairTable",
     "FrontendEntry",
     "FrontendKey",
     "LbFlowEntry",

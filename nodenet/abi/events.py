@@ -5,16 +5,22 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, Self
 
+from nodenet.abi.numbers import ENTRY_ENDS, EntryEnd, FairTable
 from nodenet.abi.packing import pack_addr, pack_mac, swap_port, unpack_addr, unpack_mac
 from nodenet.model import IPAddress
 
 
 class MetricsKey(NamedTuple):
     """nn_metrics_key. `reason`: 0 is forwarded, LOST_EVENTS counts events lost for lack of space, all others are a
-    DropReason."""
+    DropReason. Direction 0: see `ended`."""
 
     reason: int
     direction: int
+
+    @classmethod
+    def ended(cls, table: FairTable, end: EntryEnd) -> Self:
+        """Counts entries of a table with slots; their number is in MetricsEntry.packets."""
+        return cls(table * ENTRY_ENDS + end, 0)
 
     def pack(self) -> bytes:
         return struct.pack("=BB2x", *self)

@@ -67,6 +67,23 @@ class ObservationPoint(IntEnum):
     FROM_ENDPOINT = 5
 
 
+class FairTable(IntEnum):
+    """nn_table: the tables with slots."""
+
+    CT = 0
+    FRAG = 1
+
+
+class EntryEnd(IntEnum):
+    """nn_entry_end: how an entry of such a table ended in the programs."""
+
+    EXPIRED = 0
+    EVICTED = 1
+    REFUSED = 2
+
+
+# How many numbers each FairTable has in a MetricsKey.
+ENTRY_ENDS = 4
 # The metrics key of events that did not fit into the ring buffer.
 LOST_EVENTS = 255
 # Prefix length of addresses in an LPM key: IPv4 starts after the 96 bits of ::ffff:.

@@ -65,8 +65,8 @@ class DatapathConfig:
     def pack(self) -> bytes:
         policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
         kernel = (self.preemptible, self.kernel_structs)
-        buckets = self.sizes.get(tables.CT_SLOT.name, tables.CT_SLOT.size.entries)
-        return struct.pack("=6B2xI4xQ", *policy, *kernel, buckets, self.netns_cookie)
+        buckets = (self.sizes.get(one.name, one.size.entries) for one in (tables.CT_SLOT, tables.FRAG_SLOT))
+        return struct.pack("=6B2xIIQ", *policy, *kernel, *buckets, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)

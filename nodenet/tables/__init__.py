@@ -214,12 +214,13 @@ LB_PORT = BpfMap(
 )
 FRAG = BpfMap(
     "nn_frag",
-    MapType.LRU_HASH,
+    MapType.HASH,
     None,
     Size(8192),
     Writer.PROGRAMS,
-    "later fragments of the oldest datagrams are dropped",
+    "the pod that sent most fragmented datagrams loses the oldest ones: their later fragments are dropped",
 )
+FRAG_SLOT = BpfMap("nn_frag_slot", MapType.ARRAY, None, Size(409), Writer.PROGRAMS, slots=Slots(FRAG.name))
 PORT = BpfMap(
     "nn_port",
     MapType.LRU_HASH,
@@ -269,6 +270,7 @@ _ALL = (
     LB_FLOW,
     LB_PORT,
     FRAG,
+    FRAG_SLOT,
     PORT,
     CLAIM,
     METRICS,

@@ -84,6 +84,8 @@ ENUMS = (
     "nn_ct_status",
     "nn_event_type",
     "nn_observation_point",
+    "nn_table",
+    "nn_entry_end",
 )
 
 
@@ -203,6 +205,8 @@ def test_records_survive_the_round_trip(name: str) -> None:
         ("nn_endpoint_flags", abi.EndpointFlag.__members__, 1),
         ("nn_ct_flags", abi.CtFlag.__members__, 1),
         ("nn_ct_status", abi.CtStatus.__members__, 1),
+        ("nn_table", abi.FairTable.__members__, 1),
+        ("nn_entry_end", abi.EntryEnd.__members__, 1),
         ("nn_event_type", abi.EventType.__members__, 1),
         ("nn_observation_point", abi.ObservationPoint.__members__, 1),
     ],
@@ -223,8 +227,8 @@ def test_configuration_has_the_size_of_its_struct(btfs: list[Btf]) -> None:
     size, members = first((btf.struct("nn_config") for btf in btfs), "nn_config")
     assert len(DatapathConfig().pack()) == size
     names = [name for name in members if not name.startswith("pad")]
-    # ct_buckets follows from the sizes.
-    assert [name for name in names if name != "ct_buckets"] == [
+    # The numbers of buckets follow from the sizes.
+    assert [name for name in names if not name.endswith("_buckets")] == [
         field for field in DatapathConfig.__dataclass_fields__ if field != "sizes"
     ]
     cookie = DatapathConfig(netns_cookie=0x0102030405060708).pack()
