@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -93,12 +93,16 @@ class Engine:
     def feed(self, *events: StoreEvent) -> bool:
         """Take events from sources. If they change anything, triggers a run and returns True."""
         changed = [event for event in events if self._store.feed(event)]
-        for kind in {self._store.kind_of(event) for event in changed}:
+        if not changed:
+            return False
+        changed_kinds = {self._store.kind_of(event) for event in changed}
+        for kind in changed_kinds:
             self._changes[kind].fire()
-        if changed:
-            self._work.note(changed)
-            self._loop.trigger()
-        return bool(changed)
+        # A list is never small, because it may change many objects.
+        listed = any(isinstance(event, Listing) for event in changed)
+        self._work.note(len(changed), small=not listed and changed_kinds <= _SMALL_KINDS)
+        self._loop.trigger()
+        return True
 
     def own_addresses(self, addresses: frozenset[IPAddress]) -> None:
         """Set the node's own addresses."""
@@ -200,12 +204,10 @@ class _Work:
         self._changes = 0
         self._small = True
 
-    def note(self, changed: Sequence[StoreEvent]) -> None:
-        """Count events that changed something. A list is never small, because it may change many objects."""
-        self._changes += len(changed)
-        self._small = self._small and not any(
-            isinstance(event, Listing) or self._store.kind_of(event) not in _SMALL_KINDS for event in changed
-        )
+    def note(self, changes: int, *, small: bool) -> None:
+        """Count events that changed something. `small`: all of them are small."""
+        self._changes += changes
+        self._small = self._small and small
 
     def set_local(self, local: LocalNode) -> None:
         """Replace the node's own data. The next run is then not small."""
@@ -222,7 +224,8 @@ class _Work:
     def _run(self, snapshot: Snapshot, local: LocalNode) -> Outcome:
         outcome = Outcome(snapshot.revision)
         try:
-            self.maps.read(outcome)
+            if not self.maps.known:
+                self.maps.read(outcome)
             compiled = self._compile(snapshot, local)
         except Exception as error:  # noqa: BLE001 an error in the compiler must not end the agent
             outcome.errors.append(error)
@@ -240,8 +243,9 @@ class _Work:
             self._restored = True
         last = self.current.names
         desired, names = self._compiler.compile(snapshot, local)
-        for warning in set(names.warnings) - set(last.warnings):
-            log.warning("%s", warning)
+        if names.warnings:
+            for warning in set(names.warnings) - set(last.warnings):
+                log.warning("%s", warning)
         _log_left_out(last, names)
         flow_names = self._flow_names.build(
             snapshot, names, local, desired.tables["nn_ipcache"], now=time.monotonic_ns()

@@ -205,6 +205,8 @@ def evolve(
     before: Mapping[Any, Any], changes: Mapping[Any, Any], same: Callable[[Any, Any], bool] = eq
 ) -> Mapping[Any, Any]:
     """`before` with `changes` applied; the value None deletes a key. Returns `before` itself if nothing differs."""
+    if not changes:
+        return before
     if not before:
         # Hashing addresses is expensive: the first version is made without looking up any key.
         first = Evolved(

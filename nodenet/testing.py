@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,9 @@ class FakeClock:
             for wait in waits:
                 wait.cancel()
         return event.is_set()
+
+    def alarm(self, event: asyncio.Event) -> Callable[[float], None]:
+        return lambda seconds: self._sleepers.append((self.now + seconds, event))
 
     def advance(self, seconds: float) -> None:
         """Move the clock. Tasks whose timeout has passed run in the next iteration of the event loop."""

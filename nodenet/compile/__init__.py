@@ -49,6 +49,14 @@ class Compiler:
     def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
         """Raises OverflowError when a space of numbers is full."""
         services = self._services.compile(snapshot.services, snapshot.slices)
+        # Most changes are of EndpointSlices. They concern none of the other tables.
+        inputs = (snapshot.pods, snapshot.namespaces, snapshot.policies, snapshot.endpoints, snapshot.nodes, local)
+        others = self._remember("others", inputs, lambda *_: self._others(snapshot, local))
+        policies, endpoints, ipcache = others
+        return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
+
+    def _others(self, snapshot: Snapshot, local: LocalNode) -> tuple[PolicyTables, EndpointTables, Table]:
+        """All tables that do not depend on Services."""
         pods = self._remember("pods", (snapshot.pods, snapshot.namespaces), _with_unread_labels)
         policies = self._policies(snapshot, pods, local)
         endpoints = self._remember(
@@ -61,7 +69,7 @@ class Compiler:
             (pods, snapshot.nodes, policies.identities, endpoints.identities, local),
             self._ipcache.compile,
         )
-        return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
+        return policies, endpoints, ipcache
 
     def _policies(self, snapshot: Snapshot, pods: Mapping[ObjectRef, Pod], local: LocalNode) -> PolicyTables:
         # Numbers of identities can only be restored when the first Snapshot shows which pod has which address.

@@ -89,6 +89,8 @@ class Numbering(Generic[K]):
 
     def settle(self) -> None:
         """Free the numbers of retired keys: the maps hold the last result and use them no longer."""
+        if not self._retired:
+            return
         for key in self._retired:
             del self._keys[self._numbers.pop(key)]
         self._retired = set()

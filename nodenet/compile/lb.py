@@ -107,9 +107,8 @@ class _Known:
 
     def claim(self, services: Services, slices: Slices) -> Iterable[AddressPort]:
         """Compile the Services that changed. Returns the addresses whose frontend may have changed."""
-        concerned = set(_changed(self.services, services))
-        for ref in _changed(self.slices, slices):
-            old, new = self.slices.get(ref), slices.get(ref)
+        concerned = {ref for ref, _, _ in _changed(self.services, services)}
+        for ref, old, new in _changed(self.slices, slices):
             if old is not None:
                 self.by_service[old.service].pop(ref)
                 concerned.add(old.service)
@@ -164,6 +163,8 @@ class _Known:
     def warnings(self) -> Iterator[str]:
         """One sentence for each lost claim, then one for each frontend with too many backends, each in the order of
         Service names."""
+        if not self.contested and not self.truncated:
+            return
         for ref in sorted({ref for address in self.contested for ref in self.claimants[address][1:]}):
             for address in self.claims[ref]:
                 holder = self.claimants[address][0]
@@ -318,6 +319,9 @@ class _Run:
             entries[FrontendKey(addr, port, protocol, slot)] = None
 
 
-def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> list[ObjectRef]:
-    """The names of objects that were added, deleted or changed."""
-    return [ref for ref in changed_keys(old, new) if old.get(ref) != new.get(ref)]
+def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> Iterator[tuple[ObjectRef, T | None, T | None]]:
+    """The names of objects that were added, deleted or changed, with their old and new values."""
+    for ref in changed_keys(old, new):
+        before, after = old.get(ref), new.get(ref)
+        if before != after:
+            yield ref, before, after

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from operator import is_
 
 from netpolicy.holders import Claims
 from netpolicy.types import Direction as PolicyDirection
@@ -53,6 +54,8 @@ class NameTableBuilder:
         self._isolated_by: Mapping[tuple[int, int], tuple[PolicyName, ...]] = {}
         self._services = ServiceNames()
         self._past = PastNames()
+        self._endpoints: Mapping[int, Party] = {}
+        self._netns_cookies: Mapping[int, Party] = {}
 
     def build(
         self,
@@ -65,7 +68,14 @@ class NameTableBuilder:
     ) -> NameTable:
         """The table for one Snapshot. `ipcache` is the compiled table; the identities of named pods are read from it.
         `now`: nanoseconds of CLOCK_MONOTONIC."""
-        self._update_addresses(snapshot, node, ipcache or {})
+        before = self._snapshot
+        ipcache = {} if ipcache is None else ipcache
+        inputs = (snapshot.pods, snapshot.endpoints, snapshot.nodes, ipcache)
+        # Most changes are of EndpointSlices, which have no names.
+        if node != self._node or not all(
+            map(is_, inputs, (before.pods, before.endpoints, before.nodes, self._ipcache))
+        ):
+            self._update_addresses(snapshot, node, ipcache)
         self._name_policies(snapshot, names)
         self._services.update(snapshot.services, names.services)
         self._snapshot, self._names, self._node = snapshot, names, node
@@ -73,10 +83,8 @@ class NameTableBuilder:
             addresses=self._addresses,
             past=self._past.update(self._pods, now),
             identities=self._identities,
-            endpoints={snapshot.endpoints[key].endpoint_id: party for key, party in self._local.items()},
-            netns_cookies={
-                cookie: party for key, party in self._local.items() if (cookie := snapshot.endpoints[key].netns_cookie)
-            },
+            endpoints=self._endpoints,
+            netns_cookies=self._netns_cookies,
             services=self._services.numbers,
             frontends=self._services.frontends,
             service_addresses=self._services.addresses,
@@ -92,9 +100,9 @@ class NameTableBuilder:
         for ref in changed_keys(before.pods, snapshot.pods):
             touched.update(self._claims.change(before.pods.get(ref), snapshot.pods.get(ref)))
             self._parties.pop(ref, None)
-        for key in changed_keys(self._ipcache, ipcache):
-            # The name contains the identity of the pod's first address.
-            pod = self._claims.holder(key.addr) if key.addr not in touched else None
+        # A name contains the identity of the pod's first address. At first all pods are touched already.
+        for key in changed_keys(self._ipcache, ipcache) if before.pods else ():
+            pod = self._claims.holder(key.addr)
             touched.update(pod.ips if pod is not None else ())
         self._ipcache = ipcache
         if touched or snapshot.endpoints is not before.endpoints or snapshot.pods is not before.pods:
@@ -139,6 +147,9 @@ class NameTableBuilder:
             found.update(dict.fromkeys(endpoint.ips, party))
         before = self._local_addresses
         self._local, self._local_addresses = local, found
+        whose = [(snapshot.endpoints[key], party) for key, party in local.items()]
+        self._endpoints = {endpoint.endpoint_id: party for endpoint, party in whose}
+        self._netns_cookies = {endpoint.netns_cookie: party for endpoint, party in whose if endpoint.netns_cookie}
         return {address for address in {*before, *found} if before.get(address) is not found.get(address)}
 
     def _name_policies(self, snapshot: Snapshot, names: Names) -> None:

@@ -25,8 +25,10 @@ class PastNames:
         self._pods: Mapping[IPAddress, Party] = {}
         # Oldest first.
         self._past: dict[IPAddress, Past] = {}
+        # A copy of `_past`, which does not change.
+        self._shown: Mapping[IPAddress, Past] = {}
 
-    def update(self, pods: Mapping[IPAddress, Party], now: int) -> dict[IPAddress, Past]:
+    def update(self, pods: Mapping[IPAddress, Party], now: int) -> Mapping[IPAddress, Past]:
         """`pods`: the current owners. Returns the previous owners whose names are still used."""
         # Without any earlier owner there is nothing to compare.
         for address in changed_keys(self._pods, pods) if self._pods or self._past else ():
@@ -38,13 +40,18 @@ class PastNames:
             past = self._past.get(address)
             if past is not None and after is not None and _same(after, past.party):
                 del self._past[address]
-        for address, past in list(self._past.items()):
+        expired: list[IPAddress] = []
+        for address, past in self._past.items():
             # Entries are in order of age: all later ones are valid too.
-            if past.until >= now and len(self._past) <= MOST:
+            if past.until >= now and len(self._past) - len(expired) <= MOST:
                 break
+            expired.append(address)
+        for address in expired:
             del self._past[address]
+        if expired or pods is not self._pods:
+            self._shown = dict(self._past)
         self._pods = pods
-        return dict(self._past)
+        return self._shown
 
 
 def _same(one: Party, other: Party) -> bool:

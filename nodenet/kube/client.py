@@ -43,6 +43,8 @@ IDLE_SECONDS = 90.0
 _RETRY_SAME_VERSION = (401, 403, 429, 500, 502, 503)
 
 
+_OPS = {op.value: op for op in Op}
+
 # Every API server that can serve custom resources lists this group in /apis.
 _CRD_GROUP = "apiextensions.k8s.io"
 
@@ -218,7 +220,7 @@ class KubeClient:
             raise AnswerError(status.code or 500, status.message or status.reason or "")
         if event.type == "BOOKMARK":
             return msgspec.json.decode(event.object, type=protocol.Named).metadata.resource_version or "", None
-        if event.type not in tuple(Op):
+        if event.type not in _OPS:
             raise _RelistError(f"unknown event type {event.type!r}")
         try:
             if event.type == Op.DELETED:
@@ -237,7 +239,7 @@ class KubeClient:
         if decoded.obj is None:
             # The agent no longer uses this version of the object, but the store may hold an earlier one.
             return decoded.version, Removal(kind, decoded.ref)
-        return decoded.version, Delta(Op(event.type), decoded.obj)
+        return decoded.version, Delta(_OPS[event.type], decoded.obj)
 
     def _report(self, kind: ApiKind, error: DecodeError) -> None:
         """Report an object that cannot be used at all."""

@@ -107,11 +107,15 @@ class Metrics(Collector):
             buckets=_CNI_BUCKETS,
             registry=self.registry,
         )
+        self._runs: dict[bool, Histogram] = {}
         self.registry.register(self)
 
     def reconciled(self, seconds: float, failed: bool) -> None:
         """Record one run of the reconcile loop."""
-        self.reconcile_seconds.labels("error" if failed else "success").observe(seconds)
+        # `labels` is expensive, and there is a run for each change.
+        if failed not in self._runs:
+            self._runs[failed] = self.reconcile_seconds.labels("error" if failed else "success")
+        self._runs[failed].observe(seconds)
 
     def cni_operation(self, verb: str, seconds: float, failed: bool) -> None:
         """Record one CNI call: ADD, DEL, ..."""

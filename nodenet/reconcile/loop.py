@@ -116,7 +116,10 @@ class ReconcileLoop:
         self._clock = clock or RealClock()
         self._resync_seconds = resync_seconds
         self._run_blocking = run_blocking
-        self._wanted = asyncio.Event()
+        # A change was reported. `_wake` ends the wait for it, or for the next time at which there is something to do.
+        self._wanted = False
+        self._wake = asyncio.Event()
+        self._set_alarm = self._clock.alarm(self._wake)
         self._progress = Pulse()
         self._hurry = asyncio.Event()
         # CPU seconds of the last run.
@@ -129,7 +132,8 @@ class ReconcileLoop:
 
     def trigger(self) -> None:
         """Report a change. Cheap: all calls before the next run cause only one run."""
-        self._wanted.set()
+        self._wanted = True
+        self._wake.set()
 
     async def wait_for(self, revision: int, concerns: Callable[[Write], bool] = lambda write: True) -> None:
         """Wait until a Snapshot of at least this revision is in the kernel: endpoints, isolation and policy completely,
@@ -142,17 +146,17 @@ class ReconcileLoop:
 
     async def run(self, ran: Callable[[Run], None]) -> None:
         """Run until cancelled. The first run needs no trigger. `ran` is called in the event loop after each run."""
-        self._wanted.set()
+        self._wanted = True
         next_resync = self._clock.monotonic() + self._resync_seconds
         while True:
-            await self._clock.wait(self._wanted, self._idle_seconds(next_resync))
+            await self._until_due(next_resync)
             if self._clock.monotonic() >= next_resync:
                 next_resync = self._clock.monotonic() + self._resync_seconds
                 self._maps.begin_comparison()
                 self._slice_at = self._clock.monotonic()
-            if self._wanted.is_set() or (self.stats.failing and self._clock.monotonic() >= self._retry_at):
+            if self._wanted or (self.stats.failing and self._clock.monotonic() >= self._retry_at):
                 await self._rest()
-                self._wanted.clear()
+                self._wanted = False
                 job = self._take()
                 if job is not None:
                     self._hurry.clear()
@@ -160,6 +164,13 @@ class ReconcileLoop:
             # Also after a run, so that the comparison progresses even if changes arrive all the time.
             if self._maps.comparing and self._clock.monotonic() >= self._slice_at:
                 await self._compare()
+
+    async def _until_due(self, next_resync: float) -> None:
+        """Wait until there is something to do."""
+        while not self._wanted and (left := self._idle_seconds(next_resync)) > 0:
+            self._wake.clear()
+            self._set_alarm(left)
+            await self._wake.wait()
 
     def _idle_seconds(self, next_resync: float) -> float:
         due = next_resync
@@ -219,7 +230,7 @@ class ReconcileLoop:
         if differs or not self._maps.comparing:
             # After a difference the run repairs it. After a complete comparison the run confirms that the maps are
             # right (last_sync).
-            self._wanted.set()
+            self._wanted = True
 
     def _account(self, outcome: Outcome, seconds: float) -> None:
         stats = self.stats
