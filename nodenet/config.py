@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from nodenet import tables
+from nodenet.endpoint import IPNetwork
 from nodenet.errors import BadInputError
 
 # A container image has the compiled eBPF objects and the CNI executables here, read-only (daemonset/Dockerfile).
@@ -51,6 +53,20 @@ class Config:
     flow_events: bool = True
     # Enforce NetworkPolicies. Off: all traffic is allowed, and `nodenet status` says so.
     enforce_policy: bool = True
+    # The interface that leads to the other nodes. Empty: the one with the node's InternalIP, or of the default route.
+    uplink: str = ""
+    # MTU of new pods. 0: the uplink's.
+    pod_mtu: int = 0
+    # The folder in which the agent writes the conflist when it is ready. None: it writes none.
+    cni_conf_dir: Path | None = None
+    # Packets that pods send out of the cluster leave with the node's address. Excluded are pods, nodes, the networks of
+    # `masquerade_exclude`, and those of the ip-masq-agent's configuration if its file exists.
+    masquerade_ipv4: bool = False
+    masquerade_ipv6: bool = False
+    masquerade_exclude: tuple[IPNetwork, ...] = ()
+    # Ports for masqueraded connections. The default has no port of NodePorts (30000-32767).
+    masquerade_ports: str = "32768-65535"
+    ip_masq_agent_config: Path = Path("/etc/config/ip-masq-agent")
     # Deliver packets between pods of this node with bpf_redirect_peer instead of through the bridge.
     redirect_peer: bool = True
     # Sizes of maps. nodenet/tables declares which map uses which key.
@@ -67,6 +83,12 @@ class Config:
     def agent_socket(self) -> Path:
         """gRPC: observer.Observer and nodenet's own service."""
         return self.run_dir / "agent.sock"
+
+    @property
+    def masquerade_port_range(self) -> tuple[int, int]:
+        """The first and the last port of `masquerade_ports`."""
+        low, _, high = self.masquerade_ports.partition("-")
+        return int(low), int(high)
 
     @property
     def map_sizes(self) -> dict[str, int]:
@@ -99,6 +121,11 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         for name, number in least.items()
         if values[name] < number
     ]
+    if "masquerade_ports" in values and not _is_port_range(values["masquerade_ports"]):
+        errors.append(f"masquerade_ports: expected FIRST-LAST within 1024-65535, got {values['masquerade_ports']!r}")
+    if "pod_mtu" in values and not (values["pod_mtu"] == 0 or 1280 <= values["pod_mtu"] <= 65535):
+        # Less than 1280 is no MTU for IPv6 (RFC 8200, section 5).
+        errors.append(f"pod_mtu: expected 1280-65535, or 0 for the uplink's MTU, got {values['pod_mtu']}")
     errors += [
         f"{name}: expected host:port, got {values[name]!r}"
         for name in ("metrics_address", "health_address", "hubble_address")
@@ -107,6 +134,11 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
     if errors:
         raise BadInputError(f"{source}: " + "; ".join(errors), "see docs/operations.md for every key")
     return Config(**values)
+
+
+def _is_port_range(text: str) -> bool:
+    low, dash, high = text.partition("-")
+    return bool(dash) and low.isdecimal() and high.isdecimal() and 1024 <= int(low) < int(high) <= 65535
 
 
 def is_text(key: str) -> bool:
@@ -125,6 +157,8 @@ def _convert(value: object, wanted: Any) -> object:
     # YAML reads 60 as an int. bool is a subclass of int, but `true` is not a number.
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if wanted == tuple[IPNetwork, ...]:
+        return tuple(_network(text) for text in cast(tuple[str, ...], _convert(value, tuple[str, ...])))
     if wanted == tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             raise ValueError(f"expected a list of texts, got {value!r}")
@@ -132,3 +166,10 @@ def _convert(value: object, wanted: Any) -> object:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ValueError(f"expected {wanted.__name__}, got {value!r}")
     return value
+
+
+def _network(text: str) -> IPNetwork:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"expected networks such as 10.0.0.0/8, got {text!r}") from None

@@ -92,12 +92,15 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`addresses` are the InternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs."""
+    """`addresses` are the InternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs. `taints`: the keys.
+    `network_unavailable`: the status of this condition, "" if the Node does not have it."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
     pod_cidrs: tuple[IPNetwork, ...] = ()
     labels: Labels = field(default_factory=dict)
+    taints: frozenset[str] = frozenset()
+    network_unavailable: str = ""
 
 
 class ServiceType(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 
 class Pulse:
@@ -24,3 +25,13 @@ class Pulse:
         if self._event is not None:
             self._event.set()
             self._event = None
+
+
+async def any_of(events: Iterable[asyncio.Event], seconds: float | None) -> None:
+    """Wait until one of the events is set, or for so many seconds (None: without an end)."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()

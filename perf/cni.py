@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from nodenet.cni.install import Options, install
+from nodenet.cni.conflist import Options
+from nodenet.cni.install import install
 from nodenet.errors import CannotRunError
 from nodenet.lab import names
 from nodenet.link import netns

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from importlib.metadata import version
 
+from nodenet import kinds
 from nodenet.agent.attachments import Attachments
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.events import Events
 from nodenet.agent.health import Health
-from nodenet.agent.keepers import Keepers
+from nodenet.agent.keepers import Keepers, own_node
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.memory import freeze_start
+from nodenet.agent.node_report import NodeReport
 from nodenet.agent.parts import Parts
 from nodenet.agent.watch import ApiWatch
 from nodenet.cni.agent import AgentHooks
@@ -24,6 +27,7 @@ from nodenet.config import Config
 from nodenet.engine import Engine
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
+from nodenet.kube.writer import KubeWriter
 from nodenet.metrics import Metrics
 from nodenet.reconcile.loop import Run
 from nodenet.rpc.observer import ServerInfo
@@ -39,10 +43,18 @@ class Agent:
         room = Room.of(config.policy_entries, CIDR.size.entries)
         local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, room=room)
         engine = Engine(local, datapath.tables, resync_seconds=config.resync_seconds)
-        api = ApiWatch(KubeClient(load_access(config.kubeconfig, config.api_servers, config.api_server_name)), engine)
+        access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
+        api = ApiWatch(KubeClient(access), engine)
+        self._writer = KubeWriter(access)
+        self._report = NodeReport(
+            config.node_name,
+            self._writer,
+            partial(own_node, engine, config.node_name),
+            partial(engine.next_change, kinds.NODE),
+        )
         keepers = Keepers(datapath, engine)
         info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), time.time_ns())
-        health = Health(engine, api, keepers)
+        health = Health(engine, api, keepers, self._writer)
         self.parts = Parts(info, datapath, engine, api, Events(datapath, engine), keepers, health)
         self.source = AgentSource(self.parts)
         self.metrics = Metrics(self.source)
@@ -56,6 +68,7 @@ class Agent:
             admit=pods.wired,
             healthy=health.in_words,
             networks=pods.networks,
+            mtu=keepers.pod_mtu,
             done=self.metrics.cni_operation,
         )
         self.cni = CniServer(config.run_dir, hooks)
@@ -65,11 +78,12 @@ class Agent:
         parts = self.parts
         try:
             isolated = await parts.keepers.start()
-            async with asyncio.TaskGroup() as tasks:
+            async with self._writer, asyncio.TaskGroup() as tasks:
                 tasks.create_task(parts.api.run(), name="API")
                 tasks.create_task(parts.engine.run(self._after_run), name="reconcile")
                 tasks.create_task(parts.events.run(), name="events")
                 tasks.create_task(parts.keepers.run(parts.health.ready), name="keepers")
+                tasks.create_task(self._report.keep(parts.health.ready), name="node report")
                 tasks.create_task(self._become_ready(isolated), name="ready")
         finally:
             await self.cni.close()

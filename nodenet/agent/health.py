@@ -11,6 +11,7 @@ from nodenet.agent.keepers import Keepers
 from nodenet.agent.stale import stale
 from nodenet.agent.watch import ApiWatch
 from nodenet.engine import Engine
+from nodenet.kube.writer import KubeWriter
 
 _MOST_SENTENCES = 10
 
@@ -18,7 +19,7 @@ _MOST_SENTENCES = 10
 class Health:
     """The agent's health, for probes, `nodenet status` and CNI STATUS."""
 
-    def __init__(self, engine: Engine, api: ApiWatch, keepers: Keepers) -> None:
+    def __init__(self, engine: Engine, api: ApiWatch, keepers: Keepers, writer: KubeWriter) -> None:
         # Set when endpoints and Services are in force for the first time.
         self.ready = asyncio.Event()
         # Seconds from the start of the process, including interpreter and imports, until the agent was ready.
@@ -26,6 +27,7 @@ class Health:
         self._engine = engine
         self._api = api
         self._keepers = keepers
+        self._writer = writer
 
     def became_ready(self) -> None:
         """Call it when programs are attached, maps are filled, and the agent answers the CNI plugin."""
@@ -55,7 +57,7 @@ class Health:
         objects = stale(self._engine.current, stats.stale)
         maps += shortened([f"not up to date: {name}" for name in objects])
         left_out = shortened([str(one) for one in self._engine.current.names.left_out])
-        return [*self._api.problems(), *self._keepers.problems(), *maps, *left_out]
+        return [*self._api.problems(), *self._writer.problems(), *self._keepers.problems(), *maps, *left_out]
 
     async def in_words(self) -> str:
         """For CNI STATUS: the problems that prevent the node from serving its pods, as one text, or ""."""

@@ -17,8 +17,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from nodenet.agent import attachment
 from nodenet.bpf import loader
 from nodenet.cni.hooks import Wired
-from nodenet.link import addresses, routes
-from nodenet.link.handle import Link, LinkError
+from nodenet.link import addresses, routes, uplink
+from nodenet.link.handle import Interface, Link, LinkError
 from nodenet.model import Endpoint, IPAddress, IPNetwork
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,11 @@ class Admitted:
 
 
 class Host:
-    """An asynchronous interface to `nodenet.link` for this process's network namespace."""
+    """An asynchronous interface to `nodenet.link` for this process's network namespace. `uplink_name`: the configured
+    uplink, or "" to find it."""
 
-    def __init__(self) -> None:
+    def __init__(self, uplink_name: str = "") -> None:
+        self._uplink_name = uplink_name
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="link")
         self._link: Link | None = None
 
@@ -87,8 +89,13 @@ class Host:
         return await self._call(_local_addresses)
 
     async def sync_routes(self, desired: Mapping[IPNetwork, IPAddress], own: Iterable[IPAddress]) -> routes.SyncResult:
-        """Update the routes to the other nodes' pod networks, through the interface that has this node's address."""
-        return await self._call(_sync_routes, dict(desired), frozenset(own))
+        """Update the routes to the other nodes' pod networks, through the uplink."""
+        return await self._call(_sync_routes, self._uplink_name, dict(desired), frozenset(own))
+
+    async def uplink(self, own: Iterable[IPAddress]) -> Interface | None:
+        """The interface that leads to the other nodes; None if there is none. `own`: the node's addresses in the
+        API."""
+        return await self._call(uplink.find, self._uplink_name, frozenset(own))
 
 
 def _inspect(
@@ -127,12 +134,21 @@ def admit(wired: Wired, programs: Mapping[str, int]) -> Admitted:
     return Admitted(endpoint, wired.gateways)
 
 
-def _sync_routes(link: Link, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]) -> routes.SyncResult:
-    device = next((entry.ifindex for entry in addresses.local(link) if entry.ip in own), None)
+def _sync_routes(
+    link: Link, name: str, desired: Mapping[IPNetwork, IPAddress], own: frozenset[IPAddress]
+) -> routes.SyncResult:
+    device = uplink.find(link, name, own)
     if device is None:
-        words = f"no interface has one of this node's addresses ({', '.join(sorted(map(str, own))) or 'none is known'})"
-        return routes.SyncResult(failed=dict.fromkeys(desired, words))
-    return routes.sync_routes(link, desired, device)
+        return routes.SyncResult(failed=dict.fromkeys(desired, no_uplink(name, own)))
+    return routes.sync_routes(link, desired, device.index)
+
+
+def no_uplink(name: str, own: Iterable[IPAddress]) -> str:
+    """Why there is no uplink."""
+    if name:
+        return f"uplink: no interface has the name {name}"
+    listed = ", ".join(sorted(map(str, own))) or "none is known"
+    return f"no interface has one of this node's addresses ({listed}), and there is no default route"
 
 
 def netns_cookie(path: str) -> int:

@@ -8,17 +8,23 @@ from functools import partial
 
 from nodenet import kinds
 from nodenet.agent.addresses import OwnAddresses
+from nodenet.agent.conflist import ConflistKeeper
 from nodenet.agent.connections import ConnectionKeeper
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints
 from nodenet.agent.features import SOCK_DESTROY
 from nodenet.agent.host import Host
 from nodenet.agent.integrity import Integrity
+from nodenet.agent.masquerade import Masquerade
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.sockets import Place, SocketKeeper
+from nodenet.agent.uplink import UplinkKeeper
 from nodenet.bpf.probe import available
+from nodenet.cni import podmtu
 from nodenet.engine import Engine
 from nodenet.errors import NodenetError
+from nodenet.model import IPAddress, Node, ObjectRef
+from nodenet.store import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +41,15 @@ class Keepers:
         config, programs = datapath.config, datapath.loaded.programs
         self._engine = engine
         self._node_name = config.node_name
-        self._host = Host()
+        self._host = Host(config.uplink)
+        self._run_dir = config.run_dir
+        self._pod_mtu = config.pod_mtu
         self.routes = RouteKeeper(self._host.sync_routes, config.resync_seconds)
+        self.uplink = UplinkKeeper(
+            config.uplink, self._host.uplink, self._own_addresses, self._store_mtu, self.routes.recheck
+        )
+        self.conflist = ConflistKeeper(config)
+        self.masquerade = Masquerade(config, self._nodes_known)
         self.addresses = OwnAddresses(self._host.local_addresses, engine.own_addresses)
         self.endpoints = Endpoints(config.run_dir, self._host, engine, programs)
         self.sockets = SocketKeeper(
@@ -60,7 +73,12 @@ class Keepers:
         await self.endpoints.read()
         isolated = await self.endpoints.isolate()
         await self.addresses.refresh()
+        await self.uplink.refresh()
         return isolated
+
+    def pod_mtu(self) -> int:
+        """The MTU of new pods; 0: not known. May be called from any thread."""
+        return self._pod_mtu or self.uplink.mtu()
 
     async def run(self, ready: asyncio.Event) -> None:
         """Run until cancelled. Some keepers start when `ready` is set: all programs have been attached once."""
@@ -71,6 +89,9 @@ class Keepers:
             tasks.create_task(self.sockets.keep(), name="sockets")
             tasks.create_task(self.connections.keep(), name="connections")
             tasks.create_task(self.addresses.keep(), name="addresses")
+            tasks.create_task(self.uplink.keep(partial(self._engine.next_change, kinds.NODE)), name="uplink")
+            tasks.create_task(self.conflist.keep(ready), name="conflist")
+            tasks.create_task(self.masquerade.keep(), name="masquerade")
             tasks.create_task(self.integrity.keep(ready), name="integrity")
             tasks.create_task(self._keep_endpoints(ready), name="endpoints")
 
@@ -84,7 +105,10 @@ class Keepers:
             *self.endpoints.unpoliced.values(),
             *self.integrity.problems,
             *self.integrity.recent(),
+            *self.uplink.problems,
             *self.routes.problems,
+            *self.conflist.problems,
+            *self.masquerade.problems,
             *self.sockets.problems,
             *self.connections.problems,
         ]
@@ -99,9 +123,28 @@ class Keepers:
             except (NodenetError, OSError) as error:
                 log.warning("endpoint files could not be read: %s", error)
 
+    def _own_addresses(self) -> tuple[IPAddress, ...]:
+        node = own_node(self._engine, self._node_name)
+        return node.addresses if node else ()
+
+    def _store_mtu(self, _uplink: int) -> None:
+        try:
+            podmtu.store(self._run_dir, self.pod_mtu())
+        except OSError as error:
+            # Only the plugin without an agent reads it.
+            log.warning("%s: pod-mtu: %s", self._run_dir, error)
+
+    def _nodes_known(self) -> Snapshot | None:
+        return self._engine.snapshot() if kinds.NODE not in self._engine.missing else None
+
     def _wanted_routes(self) -> Wanted | None:
-        known = kinds.NODE not in self._engine.missing
-        return wanted_routes(self._engine.snapshot(), self._node_name) if known else None
+        snapshot = self._nodes_known()
+        return None if snapshot is None else wanted_routes(snapshot, self._node_name)
+
+
+def own_node(engine: Engine, name: str) -> Node | None:
+    """This node's object, as last fed; None if the API has not sent it."""
+    return engine.snapshot().nodes.get(ObjectRef("", name))
 
 
 def _places(engine: Engine, node_name: str) -> list[Place]:

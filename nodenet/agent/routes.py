@@ -12,6 +12,7 @@ from nodenet.backoff import Backoff
 from nodenet.errors import NodenetError
 from nodenet.link.routes import SyncResult
 from nodenet.model import IPAddress, IPNetwork, ObjectRef
+from nodenet.pulse import Pulse, any_of
 from nodenet.store import Snapshot
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class Wanted(NamedTuple):
 
 
 class RouteKeeper:
-    """Updates the routes when the Nodes change, and every resync_seconds, because another program may have removed
-    them. Failures are retried with backoff. No Node object can end the agent."""
+    """Updates the routes when the Nodes change, when `recheck` says that the kernel's may have changed, and every
+    resync_seconds. Failures are retried with backoff. No Node object can end the agent."""
 
     def __init__(
         self,
@@ -46,20 +47,22 @@ class RouteKeeper:
         self._last: Wanted | None = None
         self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         self._due = 0.0
+        self._disturbed = Pulse()
 
     async def keep(self, wanted: Callable[[], Wanted | None], changed: Callable[[], asyncio.Event]) -> None:
         """Update the routes until cancelled. `wanted` returns None until the Nodes are known. `changed` returns the
         event of the next change."""
         while True:
-            event = changed()
+            events = (changed(), self._disturbed.next())
             now = wanted()
             if now is not None:
                 await self.update(now)
-            try:
-                async with asyncio.timeout(max(0.0, self._due - self._clock()) if now else None):
-                    await event.wait()
-            except TimeoutError:
-                continue
+            await any_of(events, max(0.0, self._due - self._clock()) if now else None)
+
+    def recheck(self) -> None:
+        """Compare the kernel's routes now: something there has changed."""
+        self._due = 0.0
+        self._disturbed.fire()
 
     async def update(self, wanted: Wanted) -> None:
         """Update the routes once. Does nothing if nothing changed and neither a retry nor a resync is due."""

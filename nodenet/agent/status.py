@@ -13,6 +13,7 @@ from nodenet.agent.stale import stale
 from nodenet.compile.shares import LeftOut
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow
+from nodenet.link.handle import Interface
 from nodenet.reconcile.loop import Stats
 
 Row = Mapping[str, Any]
@@ -34,6 +35,9 @@ def status(parts: Parts) -> Row:
         "uptimeSeconds": round(parts.info.uptime / 1e9, 1),
         "kernel": os.uname().release,
         "datapath": _datapath(parts.datapath),
+        "uplink": _uplink(parts.keepers.uplink.known),
+        "podMtu": parts.keepers.pod_mtu(),
+        "masquerade": [f"IPv{version}" for version in parts.keepers.masquerade.versions],
         "reconcile": _reconcile(parts.engine.stats),
         "stale": stale(parts.engine.current, parts.engine.stats.stale),
         "api": parts.api.as_rows(),
@@ -44,6 +48,10 @@ def status(parts: Parts) -> Row:
         "sockets": {"ended": parts.keepers.sockets.ended},
         "flows": _flows(parts.events.pipeline.ring),
     }
+
+
+def _uplink(found: Interface | None) -> Row | None:
+    return None if found is None else {"interface": found.name, "mtu": found.mtu}
 
 
 def _left_out(one: LeftOut) -> Row:

@@ -36,13 +36,20 @@ def cni() -> None:
 )
 @click.option("--name", default="nodenet", show_default=True, help="Name of the network.")
 @click.option("--bridge", default="cni0", show_default=True, help="Bridge that connects the pods.")
-@click.option("--mtu", type=int, default=0, show_default=True, help="MTU of pods and bridge; 0: the kernel's default.")
+@click.option("--mtu", type=int, default=0, show_default=True, help="MTU of pods and bridge; 0: the uplink's.")
 @click.option("--agent-socket", default="/run/nodenet/cni.sock", show_default=True, help="The agent's CNI socket.")
 @click.option(
     "--require-agent/--no-require-agent",
     default=True,
     show_default=True,
     help="While the agent is unreachable: fail ADD (error 11, try again later), or attach pods without policies.",
+)
+@click.option(
+    "--ip-masq/--no-ip-masq",
+    default=False,
+    show_default=True,
+    help="Masquerade what leaves a pod's subnet, also to pods of other nodes. On a cluster use masquerade_ipv4 and "
+    "masquerade_ipv6 of the agent instead.",
 )
 @_cache_dir
 @output_option
@@ -55,14 +62,16 @@ def install(
     mtu: int,
     agent_socket: str,
     require_agent: bool,
+    ip_masq: bool,
     cache_dir: Path,
     output: Format,
 ) -> None:
     """Write the plugin, which needs no Python on the node, and then the conflist if it changed. Files are replaced
     atomically."""
     from nodenet.cni import install as installing
+    from nodenet.cni.conflist import Options
 
-    options = installing.Options(subnets, name, bridge, mtu, agent_socket, require_agent)
+    options = Options(subnets, name, bridge, mtu, agent_socket, require_agent, ip_masq)
     changed = installing.install(bin_dir, conf_dir, options, cache_dir)
     emit([{"file": str(p), "state": "written" if new else "unchanged"} for p, new in changed.items()], _FILES, output)
 

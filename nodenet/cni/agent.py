@@ -29,7 +29,8 @@ class AgentHooks:
     unknown endpoint. If it raises, the DEL fails with code 11 or 105, and the runtime retries it.
 
     `healthy()` returns a sentence about a problem of the agent, or "", for STATUS. `networks()` returns the node's pod
-    networks, for configurations without ranges. `done(verb, seconds, failed)` is called after each verb.
+    networks, for configurations without ranges; `mtu()` is that of new pods, for configurations without one.
+    `done(verb, seconds, failed)` is called after each verb.
 
     Awaited hooks run on the event loop and have `seconds`; the others run in the thread of the call.
     """
@@ -40,5 +41,6 @@ class AgentHooks:
     admit: Callable[[Wired], None] = nothing
     healthy: Callable[[], Awaitable[str]] | None = None
     networks: Networks | None = None
+    mtu: Callable[[], int] | None = None
     done: Callable[[str, float, bool], None] = _no_count
     seconds: float = 30.0

@@ -76,6 +76,8 @@ class NetConf:
     dns: Mapping[str, Any] = field(default_factory=dict)
     agent_socket: Path = Path(DEFAULT_SOCKET)
     require_agent: bool = False
+    # The MTU is the agent's and may have changed since the bridge was created.
+    bridge_follows_mtu: bool = False
     prev: PrevResult | None = None
     valid: frozenset[Owner] | None = None
     delegate: str = ""

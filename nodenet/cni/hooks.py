@@ -33,7 +33,7 @@ def _no_check() -> None:
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """The hooks of an agent. `healthy` returns a sentence about a problem, or "". `networks` are the node's pod
-    networks.
+    networks; `mtu` is that of new pods, 0 if it is not known.
 
     An ADD is wired inside `turn`. It waits for the agent, another IPAM plugin and duplicate address detection outside
     of it. `require_wanted` raises CniError if the ADD is no longer useful: its caller or its pod is gone. It is called
@@ -44,6 +44,7 @@ class Hooks:
     forget: Callable[[Endpoint], None] = nothing
     healthy: Callable[[], str] = str
     networks: Networks | None = None
+    mtu: Callable[[], int] | None = None
     turn: Callable[[], AbstractContextManager[object]] = nullcontext
     require_wanted: Callable[[], None] = _no_check
 

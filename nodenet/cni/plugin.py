@@ -17,6 +17,7 @@ from nodenet.cni.errors import CniError, Code
 from nodenet.cni.hooks import NO_AGENT, Hooks, Wired
 from nodenet.cni.owner import Owner
 from nodenet.cni.podcidrs import sets_of
+from nodenet.cni.podmtu import with_mtu
 from nodenet.cni.protocol import Reply
 from nodenet.cni.records import Records
 from nodenet.cni.request import Request
@@ -73,6 +74,7 @@ class Plugin:
         then.
         """
         conf = configuration.parse(request.stdin, request.args)
+        conf = with_mtu(conf, self._run(conf), hooks.mtu)
         owner = Owner(request.container_id, request.ifname)
         records = self._records(conf)
         with ExitStack() as stack:

@@ -72,7 +72,7 @@ class CniServer:
         self._run_dir = run_dir
         self._agent = agent
         turns = threading.BoundedSemaphore(_MAX_WIRING)
-        self._hook_set = Hooks(self._forget, self._healthy, agent.networks, turn=lambda: turns)
+        self._hook_set = Hooks(self._forget, self._healthy, agent.networks, agent.mtu, turn=lambda: turns)
         self._workers = workers
         self._plugins = Plugins(lambda: Plugin(run_dir, step))
         most = max(1, workers - _RESERVED_THREADS)

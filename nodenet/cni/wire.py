@@ -19,7 +19,7 @@ from nodenet.cni.ipam import Lease, Owner
 from nodenet.cni.routes import PodRoute
 from nodenet.cni.signals import pause
 from nodenet.endpoint import IPAddress
-from nodenet.link import addresses, announce, bridge, netns, nft, routes, sysctl, veth, vlan
+from nodenet.link import addresses, announce, bridge, forwarding, netns, nft, routes, sysctl, veth, vlan
 from nodenet.link.handle import Interface, Link, LinkError, change_request
 
 _IPV6 = Path("/proc/sys/net/ipv6")
@@ -54,6 +54,8 @@ def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interfa
     """Ensure that the bridge exists. If the configuration makes it a gateway, the gateway addresses are on it (or on
     its VLAN interface) and forwarding is enabled."""
     found = bridge.ensure(node, conf.bridge, conf.mtu, conf.promiscuous)
+    if conf.bridge_follows_mtu and found.mtu != conf.mtu:
+        node.set(found.index, mtu=conf.mtu)
     if _IPV6.exists():
         # Ignore router advertisements: a pod could use them to redirect the node's traffic (CVE-2020-10749).
         sysctl.write(f"ipv6/conf/{conf.bridge}/accept_ra", 0)
@@ -70,7 +72,7 @@ def ensure_bridge(node: Link, conf: NetConf, leases: Sequence[Lease]) -> Interfa
             sysctl.write(f"ipv6/conf/{gateway_on.name}/accept_ra", 0)
         gateway = _interface(f"{lease.gateway}/{lease.address.network.prefixlen}")
         _ensure_gateway(node, conf, gateway_on, gateway, present)
-        sysctl.write("ipv4/ip_forward" if gateway.version == 4 else "ipv6/conf/all/forwarding", 1)
+        forwarding.enable(node, gateway.version)
     return found
 
 

@@ -136,6 +136,10 @@ def namespace(ref: ObjectRef, obj: schema.Namespace, unread: Unreads) -> model.N
     return model.Namespace(ref.name, obj.metadata.labels or {}, _labels_unread(unread))
 
 
+# The Node condition that a network plugin sets to False.
+_NETWORK = "NetworkUnavailable"
+
+
 def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
     spec = obj.spec or schema.NodeSpec()
     texts = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
@@ -150,6 +154,8 @@ def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
         tuple(address for address in addresses if address is not None),
         tuple(cidr for cidr in cidrs if cidr is not None),
         obj.metadata.labels or {},
+        frozenset(taint.key for taint in spec.taints or () if taint.key),
+        next((c.status or "" for c in (obj.status and obj.status.conditions) or () if c.type == _NETWORK), ""),
     )
 
 

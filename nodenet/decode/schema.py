@@ -76,7 +76,12 @@ class Namespace(Struct):
     metadata: Metadata
 
 
+class Taint(Struct):
+    key: str | None = None
+
+
 class NodeSpec(Struct):
+    taints: list[Taint] | None = None
     pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
     pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
 
@@ -86,7 +91,15 @@ class NodeAddress(Struct):
     address: str | None = None
 
 
+class NodeCondition(Struct):
+    """Without the heartbeat's time: a Node whose heartbeat came has not changed."""
+
+    type: str | None = None
+    status: str | None = None
+
+
 class NodeStatus(Struct):
+    conditions: list[NodeCondition] | None = None
     addresses: list[NodeAddress] | None = None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from nodenet.kinds import API_KINDS
+from nodenet.kinds import API_KINDS, NODE
 from nodenet.lab.apiserver.access import ADMIN, Access, User, reader
 from nodenet.lab.apiserver.status import ApiError
 
@@ -34,9 +34,9 @@ class Tokens:
     agents: dict[str, str]
 
     def users(self) -> dict[str, User]:
-        """Users by token. An agent may read the kinds that agents watch, and write nothing."""
+        """Users by token. An agent may read the kinds that agents watch, patch Nodes, and write nothing else."""
         kinds = [kind.name for kind in API_KINDS]
-        agents = {token: reader(f"nodenet-agent:{node}", kinds) for node, token in self.agents.items()}
+        agents = {token: reader(f"nodenet-agent:{node}", kinds, [NODE.name]) for node, token in self.agents.items()}
         return {self.admin: ADMIN} | agents
 
 

@@ -236,6 +236,27 @@ class Listener:
         self._socket.bind((0, groups))
         self.fd = self._socket.fileno()
 
+    def read(self) -> list[tuple[int, bytes]] | None:
+        """Read the pending notifications, at most 1000: type and body of each. None if some were lost (ENOBUFS)."""
+        found: list[tuple[int, bytes]] = []
+        for _ in range(_AT_ONCE):
+            try:
+                data = self._socket.recv(_BUFFER)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                return None
+            offset = 0
+            while offset + 16 <= len(data):
+                length, kind, *_ = _MESSAGE.unpack_from(data, offset)
+                if length < 16 or offset + length > len(data):
+                    return None
+                found.append((kind, data[offset + 16 : offset + length]))
+                offset += (length + 3) & ~3
+        return found
+
     def drain(self) -> None:
         """Read and discard the pending notifications, at most 1000: `fd` stays readable if there are more. A lost
         notification (ENOBUFS) is a change too, so it is not an error."""

@@ -26,7 +26,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from nodenet.cni.agent import AgentHooks
-from nodenet.cni.install import Options, install
+from nodenet.cni.conflist import Options
+from nodenet.cni.install import install
 from nodenet.cni.server import CniServer
 from nodenet.link import netns
 from nodenet.link.handle import Link

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from nodenet.cni.agent import AgentHooks
-from nodenet.cni.install import Options, install
+from nodenet.cni.conflist import Options
+from nodenet.cni.install import install
 from nodenet.cni.server import CniServer
 from nodenet.link import netns, routes
 from nodenet.link.handle import Link

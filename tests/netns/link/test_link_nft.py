@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from nodenet.link import netns as namespaces
-from nodenet.link import nft
+from nodenet.link import nft, nftables
 from nodenet.link.handle import LinkError
 from nodenet.link.netlink import CREATE, Netlink, RefusedError, Request, text
 
@@ -30,7 +30,7 @@ def inside(two: tuple[str, str]) -> Inside:
 
 
 def tables() -> list[tuple[int, str]]:
-    with nft._Nft() as kernel:
+    with nftables.Nft() as kernel:
         return kernel.tables()
 
 
@@ -89,16 +89,16 @@ def test_a_refusal_names_the_object_and_leaves_nothing(inside: Inside) -> None:
 
 
 def transact(*requests: Request, generation: int | None = None) -> None:
-    with nft._Nft() as kernel:
+    with nftables.Nft() as kernel:
         kernel.change(list(requests), generation)
 
 
 def table(name: str, family: int = 2) -> Request:
-    return nft._request(nft._NEWTABLE, family, text(1, name), CREATE)
+    return nftables.request(nftables.NEWTABLE, family, text(1, name), CREATE)
 
 
 def test_a_transaction_is_all_or_nothing_and_names_what_failed(inside: Inside) -> None:
-    missing = nft._request(nft._DELTABLE, 2, text(1, "nodenet-missing"))
+    missing = nftables.request(nftables.DELTABLE, 2, text(1, "nodenet-missing"))
     for requests, index in (
         ([table("nodenet-a"), missing, table("nodenet-b")], 2),
         ([table("nodenet-a"), missing], 2),
@@ -114,14 +114,14 @@ def test_a_transaction_is_all_or_nothing_and_names_what_failed(inside: Inside) -
 
 def test_a_transaction_on_an_old_ruleset_is_refused(inside: Inside) -> None:
     def generation() -> int:
-        with nft._Nft() as kernel:
+        with nftables.Nft() as kernel:
             return kernel.generation()
 
     before = inside(generation)
     inside(transact, table("nodenet-a"))
     with pytest.raises(RefusedError) as caught:
         inside(partial(transact, table("nodenet-b"), generation=before))
-    assert (caught.value.code, caught.value.index) == (nft._ERESTART, 0)
+    assert (caught.value.code, caught.value.index) == (nftables.ERESTART, 0)
     assert [name for _, name in inside(tables)] == ["nodenet-a"]  # type: ignore[attr-defined]
 
 

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from nodenet.cli.cni import cni
 from nodenet.cni import bundle, conf
-from nodenet.cni.install import CONFLIST, Options, install, uninstall
+from nodenet.cni.conflist import CONFLIST, Options
+from nodenet.cni.install import install, uninstall
 from nodenet.cni.ipam import Owner, Store, allocate
 from nodenet.cni.records import Record, Records
 from nodenet.errors import BadInputError, CannotRunError
@@ -48,10 +49,12 @@ def test_install_twice_and_uninstall(tmp_path: Path, cache: Path) -> None:
     for version in body["cniVersions"]:
         plugin = body["plugins"][0] | {"cniVersion": version, "name": body["name"]}
         assert conf.parse(json.dumps(plugin).encode(), {}).mtu == 1400
+        assert "ipMasq" not in plugin
     before = conflist.stat().st_ino
     assert set(install(bin_dir, conf_dir, OPTIONS, cache).values()) == {False}
     assert conflist.stat().st_ino == before
-    again = install(bin_dir, conf_dir, Options(("10.6.0.0/24",)), cache)
+    again = install(bin_dir, conf_dir, Options(("10.6.0.0/24",), ip_masq=True), cache)
+    assert json.loads(conflist.read_text())["plugins"][0]["ipMasq"] is True
     assert again == {alone: False, executable: False, conflist: True}
     assert files(tmp_path) == {"bin/nodenet", f"bin/{alone.parent.name}/alone", f"net.d/{CONFLIST}"}
     assert list(uninstall(bin_dir, conf_dir).items()) == [(conflist, True), (executable, True), (alone, True)]

@@ -74,14 +74,15 @@ async def test_another_scheme_with_the_right_secret_is_no_token(url: str) -> Non
         assert response.status == 401
 
 
-async def test_an_agent_reads_what_agents_watch_and_writes_nothing(url: str) -> None:
+async def test_an_agent_reads_what_agents_watch_and_patches_only_nodes(url: str) -> None:
     token = TOKENS.agents["node1"]
     for path in ("/version", PODS, "/api/v1/nodes", "/apis/networking.k8s.io/v1/networkpolicies", "/api/v1/services"):
         assert (await status("GET", url + path, token))[0] == 200, path
     for method, path in (
         ("POST", PODS),
         ("DELETE", PODS),
-        ("PATCH", "/api/v1/nodes/node1"),
+        ("PATCH", f"{PODS}/x"),
+        ("PUT", "/api/v1/nodes/node1"),
         ("PUT", f"{PODS}/x"),
         ("POST", f"{PODS}/x/binding"),
         ("GET", "/apis/apps/v1/deployments"),

@@ -1,0 +1,136 @@
+"""Keeps the rules that masquerade what pods send out of the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from ipaddress import ip_network
+from typing import NamedTuple
+
+from nodenet.agent.ip_masq_file import IpMasqFile, read_file
+from nodenet.config import Config
+from nodenet.errors import BadInputError, NodenetError
+from nodenet.link import egress
+from nodenet.link.egress import Plan
+from nodenet.model import IPNetwork, Node, ObjectRef
+from nodenet.store import Snapshot
+
+log = logging.getLogger(__name__)
+
+VERSIONS = (4, 6)
+# Seconds between two checks. A check without any change of the ruleset is one request to the kernel.
+POLL_SECONDS = 1.0
+# Never masqueraded: the kernel does not route link-local addresses of IPv6, and multicast has no replies.
+_MULTICAST = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}
+_LINK_LOCAL = {4: ip_network("169.254.0.0/16"), 6: ip_network("fe80::/10")}
+
+
+class _Applied(NamedTuple):
+    """What is in the kernel: `digest` of the table after it was written, at this generation of the ruleset."""
+
+    plan: Plan
+    digest: bytes
+    generation: int
+
+
+class Masquerade:
+    """`known` returns the Snapshot, or None until the Nodes are known. If both versions are off it removes the rules of
+    an earlier configuration once, and then does nothing."""
+
+    def __init__(self, config: Config, known: Callable[[], Snapshot | None]) -> None:
+        # A sentence for each current problem.
+        self.problems: list[str] = []
+        self.repairs = 0
+        self._config = config
+        self._known = known
+        self._applied: dict[int, _Applied] = {}
+        self._file = IpMasqFile()
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that are masqueraded."""
+        return tuple(v for v in VERSIONS if (self._config.masquerade_ipv4, self._config.masquerade_ipv6)[v == 6])
+
+    async def keep(self) -> None:
+        """Keep the rules until cancelled."""
+        while True:
+            snapshot = self._known()
+            if snapshot is not None:
+                await asyncio.to_thread(self.check, snapshot)
+                if not self.versions and not self.problems:
+                    return
+            await asyncio.sleep(POLL_SECONDS)
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Compare once and write what differs."""
+        problems = []
+        try:
+            self._file = read_file(self._config.ip_masq_agent_config)
+        except BadInputError as error:
+            # The last readable version stays in force.
+            problems.append(str(error))
+        try:
+            wanted = plans(snapshot, self._config, self._file, self.versions)
+            if len(wanted) < len(self.versions):
+                problems.append("masquerade: this Node has no spec.podCIDRs of each masqueraded IP version")
+            for version in VERSIONS:
+                self._sync(version, wanted.get(version))
+        except (NodenetError, OSError) as error:
+            problems.append(f"masquerade: {error}")
+        for problem in problems:
+            if problem not in self.problems:
+                log.warning("%s", problem)
+        self.problems = problems
+
+    def _sync(self, version: int, plan: Plan | None) -> None:
+        applied = self._applied.get(version)
+        if plan is None:
+            if egress.remove(version):
+                log.info("masquerading of IPv%d removed", version)
+            self._applied.pop(version, None)
+            return
+        # Read it before the table: a change in between is found by the next check.
+        now = egress.generation()
+        if applied and applied.plan == plan:
+            if applied.generation == now:
+                return
+            if applied.digest == egress.digest(version):
+                self._applied[version] = applied._replace(generation=now)
+                return
+            self.repairs += 1
+            log.warning("masquerading of IPv%d was changed by another program: put back", version)
+        egress.apply(plan)
+        self._applied[version] = _Applied(plan, egress.digest(version), now)
+        if not applied:
+            log.info("masquerading IPv%d from %s", version, ", ".join(map(str, plan.sources)))
+
+
+def plans(
+    snapshot: Snapshot, config: Config, file: IpMasqFile, versions: tuple[int, ...] = VERSIONS
+) -> Mapping[int, Plan]:
+    """The rules by IP version; none for a version of which this node has no pods. Pure."""
+    node = snapshot.nodes.get(ObjectRef("", config.node_name))
+    found = {}
+    for version in versions:
+        sources = {n for n in (node.pod_cidrs if node else ()) if n.version == version}
+        if not sources:
+            continue
+        excluded = {n for n in (*config.masquerade_exclude, *file.networks) if n.version == version}
+        for other in snapshot.nodes.values():
+            excluded |= _networks_of(other, version)
+        excluded.add(_MULTICAST[version])
+        if not file.masquerades_link_local(version):
+            excluded.add(_LINK_LOCAL[version])
+        low, high = config.masquerade_port_range
+        found[version] = Plan(version, _sorted(sources), _sorted(excluded), low, high)
+    return found
+
+
+def _networks_of(node: Node, version: int) -> set[IPNetwork]:
+    addresses = {ip_network(address) for address in node.addresses if address.version == version}
+    return addresses | {network for network in node.pod_cidrs if network.version == version}
+
+
+def _sorted(networks: set[IPNetwork]) -> tuple[IPNetwork, ...]:
+    return tuple(sorted(networks, key=lambda n: (int(n.network_address), n.prefixlen)))

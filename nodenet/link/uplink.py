@@ -1,0 +1,54 @@
+"""The interface that leads to the other nodes, and what changes it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from nodenet.endpoint import IPAddress
+from nodenet.link import addresses, routes
+from nodenet.link.handle import Interface, Link
+from nodenet.link.netlink import Listener
+
+# linux/rtnetlink.h
+_RTMGRP_LINK = 0x1
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
+_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
+# struct rtmsg: family, destination length, source length, tos, table, protocol
+_ROUTE = struct.Struct("=BBBBBB")
+_INDEX = struct.Struct("=xxxxi")
+
+
+def find(link: Link, name: str, own: Iterable[IPAddress]) -> Interface | None:
+    """The interface with this name. With "": the one that has one of the node's own addresses, or else that of the
+    default route with the lowest metric. None if there is none. Raises LinkError."""
+    if name:
+        return link.get(name)
+    wanted = frozenset(own)
+    for entry in addresses.local(link):
+        if entry.ip in wanted:
+            return link.get(entry.ifindex)
+    defaults = [route for route in routes.list_routes(link) if not route.network.prefixlen]
+    # An IPv4 route counts before an IPv6 one, because the metrics of both families have different defaults.
+    best = min(defaults, key=lambda route: (route.network.version, route.metric), default=None)
+    return link.get(best.ifindex) if best else None
+
+
+def changes() -> Listener:
+    """Notifies of changes to links, addresses and routes of the current namespace. `concerns` selects those that
+    matter."""
+    return Listener(_RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE)
+
+
+def concerns(kind: int, body: bytes, uplink: int) -> bool:
+    """True if a notification may be about the uplink (its index; 0: none is known), about a default route, or about a
+    removed route of ours. Interfaces and routes of pods come and go all the time, and do not count."""
+    if kind in (_NEWLINK, _DELLINK):
+        return not uplink or _INDEX.unpack_from(body)[0] == uplink
+    if kind in (_NEWADDR, _DELADDR):
+        return not uplink or _INDEX.unpack_from(body)[0] == uplink
+    if kind in (_NEWROUTE, _DELROUTE):
+        _, prefixlen, _, _, _, protocol = _ROUTE.unpack_from(body)
+        return not prefixlen or (kind == _DELROUTE and protocol == routes.PROTOCOL)
+    return False
