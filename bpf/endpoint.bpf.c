@@ -31,11 +31,14 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (nn_is_igmp_query(ctx, &context->packet))
 		return nn_drop(ctx, NN_EGRESS, NN_DROP_MULTICAST);
 	nn_view_set_endpoint(nn_view_of(context, NN_EGRESS), sender);
-	result = nn_service(ctx, context);
-	if (result == NN_SERVICE_RETURN)
-		return nn_deliver_back(ctx, sender);
-	if (result == 0)
-		result = nn_police(ctx, context, NN_EGRESS);
+	result = nn_is_hairpin_addr(&context->packet.tuple.daddr) ? NN_FLOW_NEW : nn_police_direct(ctx, context);
+	if (result == NN_FLOW_NEW) {
+		result = nn_service(ctx, context);
+		if (result == NN_SERVICE_RETURN)
+			return nn_deliver_back(ctx, sender);
+		if (result == 0)
+			result = nn_police(ctx, context, NN_EGRESS);
+	}
 	if (result < 0)
 		return nn_refuse(ctx, context, sender, NN_EGRESS, result);
 	if (!context->nat.translated)

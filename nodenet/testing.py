@@ -13,6 +13,7 @@ from nodenet.abi import (
     POLICY_BITS_DIRECTION,
     POLICY_BITS_PROTOCOL,
     V4_PREFIX_BITS,
+    AddressFlag,
     AddressPort,
     EndpointFlag,
     LpmKey,
@@ -175,8 +176,6 @@ class _Dump:
 
     def _frontend(self, key: Any, value: Any) -> str:
         where = f"{key.addr} {_port(key.port, key.protocol)}"
-        if not key.port:
-            return f"{key.addr} unserved ports: refused"
         if key.slot:
             backend = next(
                 (v for k, v in self._tables.get("nn_backend", {}).items() if k.value == value.backend_id), None
@@ -184,6 +183,10 @@ class _Dump:
             return f"{where} slot {key.slot}: {_address_port(backend) if backend else 'MISSING'}"
         flags = f" flags {value.flags}" if value.flags else ""
         return f"{where}: {value.backends} backends, {self._service(value.service_id)}{flags}"
+
+    def _service_addr(self, key: Any, value: Any) -> str:
+        refused = value.value & AddressFlag.REFUSE_UNSERVED
+        return f"{key.addr} unserved ports: {'refused' if refused else 'pass'}"
 
     def _backend(self, key: Any, value: Any) -> str:
         return _address_port(value)

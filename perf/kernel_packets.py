@@ -91,7 +91,7 @@ class _Pods:
         tables["nn_revnat"].update(abi.U32(number), abi.AddressPort(address, _SERVICE_PORT, _TCP))
         for slot, entry in ((1, abi.FrontendEntry(number, number, 0)), (0, abi.FrontendEntry(0, number, 1))):
             tables["nn_frontend"].update(abi.FrontendKey(address, _SERVICE_PORT, _TCP, slot), entry)
-        tables["nn_frontend"].update(abi.FrontendKey(address, 0, 0, 0), abi.FrontendEntry(0, 0, 0))
+        tables["nn_service_addr"].update(abi.AddressKey(address), abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
 
     def _endpoint(self, address: str, identity: int, ifindex: int, flags: int) -> None:
         entry = abi.EndpointEntry(ifindex, identity, identity & 0xFFFF, flags, "02:00:00:00:00:01")

@@ -157,14 +157,27 @@ enum nn_ct_status {
 	NN_CT_RELATED = 3,
 };
 
-/* Service address and slot -> backend. Slot 0 is the master entry: count and flags. An entry with port 0, protocol 0
- * and slot 0 marks an address that belongs to a Service, so that connections to its unserved ports are refused. */
+/* What applies to all ports of an address that has frontends. Without a flag only the served ports are special: other
+ * packets to the address pass as if it had no frontends. */
+enum nn_service_addr_flags {
+	NN_ADDR_REFUSE_UNSERVED = 1, /* a ClusterIP: only its ports exist */
+};
+
+struct nn_service_addr_key {
+	struct nn_addr addr;
+};
+
+struct nn_service_addr_entry {
+	__u32 flags;
+};
+
+/* Service address and slot -> backend. Slot 0 is the master entry: count and flags. */
 struct nn_frontend_key {
 	struct nn_addr addr;
 	__be16 port;
 	__u8 protocol;
 	__u8 pad;
-	__u16 slot;
+	__u16 backend_slot;
 	__u8 pad2[2];
 };
 

@@ -24,7 +24,8 @@ struct nn_view {
 	__u8 is_reply;
 	__u8 outside; /* the source is one of the node's addresses, but the packet came from elsewhere (origin.h) */
 	__u8 reverse; /* flags of a reply to translate back before it enters the pod: NN_CT_TRANSLATED, NN_CT_PORT */
-	__u8 pad[3];
+	__u8 is_new; /* conntrack does not know `flow` */
+	__u8 pad[2];
 	struct nn_ct_key flow; /* not cleared: written before it is read */
 };
 

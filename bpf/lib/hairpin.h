@@ -134,11 +134,11 @@ NN_INLINE int nn_service(struct __sk_buff *ctx, struct nn_context *context)
 			result = nn_service_reverse(ctx, NN_INGRESS);
 		return result < 0 ? result : NN_SERVICE_RETURN;
 	}
-	if (!nn_is_service_address(daddr))
+	if (!nn_service_addr_of(daddr))
 		return 0;
-	/* The backend is not known yet. */
+	/* It has no ports, so its backend is not known. Where it may be none of a Service's packets, it goes on. */
 	if (context->packet.early_fragment)
-		return NN_DROP_FRAGMENT_NOT_FOUND;
+		return nn_unserved(daddr) < 0 ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
 	result = nn_service_translate(ctx);
 	if (result != NN_SERVICE_RETURN)
 		return result;

@@ -5,6 +5,15 @@
 
 #include "common.h"
 
+/* Every address with a frontend. User space adds it before the frontends, and deletes it after them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct nn_service_addr_key);
+	__type(value, struct nn_service_addr_entry);
+} nn_service_addr SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -47,11 +56,18 @@ struct {
 	__type(value, struct nn_sock_revnat_entry);
 } nn_sock_revnat SEC(".maps");
 
-NN_INLINE int nn_is_service_address(const struct nn_addr *addr)
+/* Returns 0 if no frontend has this address. */
+NN_INLINE const struct nn_service_addr_entry *nn_service_addr_of(const struct nn_addr *addr)
 {
-	struct nn_frontend_key key = { .addr = *addr };
+	return bpf_map_lookup_elem(&nn_service_addr, addr);
+}
 
-	return bpf_map_lookup_elem(&nn_frontend, &key) != 0;
+/* The verdict on a packet to an address that is not served: 0: it goes on as any other packet, or a drop code. */
+NN_INLINE int nn_unserved(const struct nn_addr *addr)
+{
+	const struct nn_service_addr_entry *entry = nn_service_addr_of(addr);
+
+	return entry && (entry->flags & NN_ADDR_REFUSE_UNSERVED) ? NN_DROP_IS_A_CLUSTERIP : 0;
 }
 
 NN_INLINE void nn_sock_revnat_key_of(struct nn_sock_revnat_key *key, __u64 cookie, const struct nn_addr *backend,
@@ -90,8 +106,8 @@ NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
 	return 1;
 }
 
-/* Choose a backend: `number` selects it; 0 selects one at random. Returns 1: a backend was chosen. 0: not a Service's
- * address. Negative: a Service's address that has no backend or does not serve this port. */
+/* Choose a backend: `number` selects it; 0 selects one at random. Returns 1: a backend was chosen. 0: no Service
+ * serves this. Negative: the Service has no backend, or does not have this port and refuses it. */
 NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 number,
 			   struct nn_lb_choice *choice)
 {
@@ -101,19 +117,19 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 
 	choice->rev_nat_index = 0;
 	if (!master)
-		/* An unserved port of a Service's address is refused, as kube-proxy's nftables mode does. */
-		return nn_is_service_address(addr) ? NN_DROP_IS_A_CLUSTERIP : 0;
+		/* An unserved port of a ClusterIP is refused, as kube-proxy's nftables mode does. */
+		return nn_unserved(addr);
 	choice->rev_nat_index = master->rev_nat_index;
 	if (master->count == 0)
 		return NN_DROP_BACKEND_NOT_FOUND;
-	key.slot = (number ? number : bpf_get_prandom_u32()) % master->count + 1;
+	key.backend_slot = (number ? number : bpf_get_prandom_u32()) % master->count + 1;
 	slot = bpf_map_lookup_elem(&nn_frontend, &key);
 	if (!slot) {
 		/* The frontend shrank between the two lookups. Slot 1 is removed last, so try it. */
-		key.slot = 1;
+		key.backend_slot = 1;
 		slot = bpf_map_lookup_elem(&nn_frontend, &key);
 	}
-	choice->slot = key.slot;
+	choice->slot = key.backend_slot;
 	return slot ? nn_lb_backend(slot->backend_id, choice) : NN_DROP_BACKEND_NOT_FOUND;
 }
 

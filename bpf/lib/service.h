@@ -40,7 +40,7 @@ NN_INLINE int nn_service_has_slot(const struct nn_tuple *tuple, const struct nn_
 	struct nn_frontend_key key = { .addr = tuple->daddr,
 				       .port = tuple->dport,
 				       .protocol = tuple->protocol,
-				       .slot = flow->slot };
+				       .backend_slot = flow->slot };
 	struct nn_frontend_entry *slot = flow->slot ? bpf_map_lookup_elem(&nn_frontend, &key) : 0;
 	__u32 id = flow->backend_id;
 
@@ -83,7 +83,7 @@ NN_INLINE int nn_service_follow(struct nn_context *context, struct nn_view *view
 }
 
 /* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. Leaves the
- * backend in the view's flow. */
+ * backend in the view's flow. Returns 1, 0 if no Service serves the packet, or a drop code. */
 NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_view *view, struct nn_lb_choice *choice)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
@@ -98,24 +98,25 @@ NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_view *view, 
 		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, number + i, choice);
 		view->rev_nat_index = choice->rev_nat_index;
 		if (result <= 0)
-			return result < 0 ? result : NN_DROP_IS_A_CLUSTERIP;
+			return result;
 		view->flow.remote = choice->backend.addr;
 		view->flow.remote_port = choice->backend.port;
 		if (tuple->protocol == IPPROTO_UDP) {
 			/* If another flow already uses these ends, give a datagram another source port. Not needed for
 			 * a pod that calls itself: it sees the hairpin address instead (hairpin.h). */
 			if (nn_addr_equal(&view->flow.remote, &view->flow.pod) || !nn_lb_port_is_needed(context, view))
-				return 0;
-			return nn_lb_port_choose(number);
+				return 1;
+			result = nn_lb_port_choose(number);
+			return result < 0 ? result : 1;
 		}
 		taken = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
 		if (!taken || !nn_ct_conflicts(taken, view, tuple->protocol))
-			return 0;
+			return 1;
 	}
 	return NN_DROP_CT_UNKNOWN_STATE;
 }
 
-/* Choose a backend for a new flow, and remember it. Returns 0 or a drop code. */
+/* Choose a backend for a new flow, and remember it. Returns 1, 0 if no Service serves the packet, or a drop code. */
 NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
@@ -131,8 +132,10 @@ NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 		context->cookie = bpf_get_socket_cookie(ctx);
 	view->nat = NN_CT_TRANSLATED;
 	result = nn_service_pick(context, view, &choice);
-	if (result < 0)
+	if (result <= 0) {
+		view->nat = 0;
 		return result;
+	}
 	first.backend = context->nat.backend = choice.backend.addr;
 	first.port = context->nat.backend_port = choice.backend.port;
 	first.endpoint_id = view->endpoint_id;
@@ -143,15 +146,7 @@ NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 	first.last_seen = context->now;
 	first.opening = nn_is_syn(&context->packet);
 	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &view->flow);
-	return bpf_map_update_elem(&nn_lb_flow, &view->flow, &first, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
-}
-
-/* True if conntrack knows the packet's flow in this form: it began before the address was a Service's. */
-NN_INLINE int nn_service_is_direct(const struct nn_context *context, const struct nn_view *view)
-{
-	struct nn_ct_entry *entry = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
-
-	return entry && !nn_ct_opens(&context->packet, entry, NN_EGRESS);
+	return bpf_map_update_elem(&nn_lb_flow, &view->flow, &first, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 1;
 }
 
 /* A packet from the pod to a Service's address: find its backend, and write the backend's address into the packet.
@@ -170,13 +165,11 @@ NN_GLOBAL int nn_service_translate(struct __sk_buff *ctx)
 	has_flow = protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
 	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &view->flow);
 	if (!has_flow || !nn_service_follow(context, view)) {
-		if (nn_service_is_direct(context, view))
-			return 0;
-		result = has_flow ? nn_service_choose(ctx) : NN_DROP_IS_A_CLUSTERIP;
-		if (result < 0) {
+		result = has_flow ? nn_service_choose(ctx) : nn_unserved(&context->packet.tuple.daddr);
+		if (result < 0)
 			view->peer_identity = nn_identity_of(&context->packet.tuple.daddr);
+		if (result <= 0)
 			return result;
-		}
 	}
 	/* Later fragments carry the Service address too. Record this one so that policy can be applied to them, even if
 	 * this packet is dropped. */

@@ -32,6 +32,12 @@ class EndpointFlag(IntFlag):
     NO_REDIRECT = 4
 
 
+class AddressFlag(IntFlag):
+    """nn_service_addr_flags"""
+
+    REFUSE_UNSERVED = 1
+
+
 class CtFlag(IntFlag):
     SEEN_REPLY = 1
     FIN_FORWARD = 2

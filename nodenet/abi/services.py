@@ -10,7 +10,7 @@ from nodenet.model import IPAddress
 
 
 class FrontendKey(NamedTuple):
-    """nn_frontend_key. Slot 0 is the master entry; port 0, protocol 0, slot 0 marks a Service's address."""
+    """nn_frontend_key. Slot 0 is the master entry."""
 
     addr: IPAddress
     port: int

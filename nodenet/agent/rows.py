@@ -59,7 +59,7 @@ def services(compiled: Compiled) -> Iterator[Row]:
     tables = compiled.desired.tables
     frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
     for key, entry in frontends.items():
-        if key.slot or not key.port:
+        if key.slot:
             continue
         name = compiled.names.services.get(entry.service_id)
         slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))

@@ -10,7 +10,7 @@ from nodenet.reconcile.plan import Write
 
 
 def stale(compiled: Compiled, writes: Iterable[Write]) -> list[str]:
-    """The sorted names of objects whose writes were not made. Entries of nn_backend, nn_member and nn_revnat have no
+    """The sorted names of objects whose writes were not made. Entries to which frontends refer have no
     name of their own, because the writes of their frontends are left out too."""
     return sorted({name for write in writes if (name := _name(compiled, write))})
 

@@ -124,6 +124,7 @@ def _state(services: ServiceTables, policies: PolicyTables, endpoints: EndpointT
     return DesiredState(
         {
             "nn_frontend": services.frontends,
+            "nn_service_addr": services.addresses,
             "nn_backend": services.backends,
             "nn_member": services.members,
             "nn_revnat": services.revnat,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendEntry, FrontendKey, MemberKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, frontends_of
 from nodenet.compile.slots import Slots, arrange
@@ -29,12 +29,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceTables:
-    """The four maps of the Services, the names of their numbers, and warnings.
+    """The maps of the Services, the names of their numbers, and warnings.
 
     `slots`: the backend_ids in slots 1, 2, ... of each frontend. The next compilation starts from them.
     """
 
     frontends: Table
+    addresses: Table
     backends: Table
     members: Table
     revnat: Table
@@ -82,7 +83,7 @@ class ServiceCompiler:
             self._ids.backends.keep(set(known.tables.backends.values()))
 
 
-_EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), ())
+_EMPTY = ServiceTables(*(Evolved({}) for _ in range(7)), warnings=())
 
 
 @dataclass(slots=True)
@@ -186,6 +187,7 @@ class _Changes(NamedTuple):
     """The changes of one compilation to each table; the value None deletes the entry."""
 
     frontends: dict[Any, Any]
+    addresses: dict[Any, Any]
     backends: dict[Any, Any]
     members: dict[Any, Any]
     revnat: dict[Any, Any]
@@ -200,7 +202,7 @@ class _Run:
         self._known = known
         self._ids = ids
         self._slots = slots
-        self._changes = _Changes({}, {}, {}, {}, {}, {})
+        self._changes = _Changes({}, {}, {}, {}, {}, {}, {})
         self._gone: list[AddressPort] = []
         self._released: dict[int, AddressPort] = {}
 
@@ -253,6 +255,7 @@ class _Run:
         last, changes = known.tables, self._changes
         known.tables = ServiceTables(
             evolve(last.frontends, changes.frontends),
+            evolve(last.addresses, changes.addresses),
             evolve(last.backends, changes.backends),
             evolve(last.members, changes.members),
             evolve(last.revnat, changes.revnat),
@@ -291,12 +294,11 @@ class _Run:
                 self._released[number] = backend
 
     def _count(self, addr: IPAddress, step: int) -> None:
-        """Update the entry that all ports of an address share (port 0). It belongs to no Service port, so its numbers
-        are 0."""
+        """Update the entry of an address, which all its frontends share. Only the ports of a ClusterIP exist."""
         before = self._known.ports.get(addr, 0)
         after = self._known.ports[addr] = before + step
         if not before or not after:
-            self._changes.frontends[FrontendKey(addr, 0, 0, 0)] = FrontendEntry(0, 0, 0) if after else None
+            self._changes.addresses[AddressKey(addr)] = U32(AddressFlag.REFUSE_UNSERVED) if after else None
         if not after:
             del self._known.ports[addr]
 

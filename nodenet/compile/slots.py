@@ -58,8 +58,7 @@ def _numbers_of(table: Table) -> Iterator[tuple[AddressPort, int]]:
 def _slots_of(table: Table) -> dict[AddressPort, tuple[int, ...]]:
     found: dict[AddressPort, tuple[int, ...]] = {}
     for key, value in table.items():
-        # Only master entries (slot 0) of real ports: port 0 is the entry that all ports of an address share.
-        if key.slot or not key.port:
+        if key.slot:
             continue
         address = AddressPort(*key[:3])
         entries = (table.get(FrontendKey(*address, slot)) for slot in range(1, value.backends + 1))

@@ -12,9 +12,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
-from nodenet.abi import FrontendKey, MemberKey
+from nodenet.abi import AddressKey, FrontendKey, MemberKey
 from nodenet.errors import NodenetError, TableFullError
 from nodenet.reconcile.plan import Write
+
+# The tables to which frontends refer.
+_BEHIND_FRONTENDS = ("nn_service_addr", "nn_backend", "nn_member", "nn_revnat")
 
 
 class Table(Protocol):
@@ -160,7 +163,7 @@ class _EarlyDeletes:
         because no further entry becomes unused before the frontends are written."""
         if write.table in ("nn_ipcache", "nn_policy"):
             return [Write(write.table, write.key)] if write.key in self._held[write.table] else []
-        if write.table not in ("nn_backend", "nn_member", "nn_revnat") or write.table in self._looked:
+        if write.table not in _BEHIND_FRONTENDS or write.table in self._looked:
             return []
         self._looked.add(write.table)
         used = _used(self._held)[write.table]
@@ -172,8 +175,8 @@ class _EarlyDeletes:
 class _Dependants:
     """Finds the later writes that must not be made after an entry did not fit.
 
-    Services: all writes of a frontend that does not fit, or whose backend, member or reverse entry does not fit. Also
-    the deletes of backends, members and reverse entries that such a frontend, in its old state, still uses.
+    Services: all writes of a frontend that does not fit, or whose address, backend, member or reverse entry does not
+    fit. Also the deletes of these entries that such a frontend, in its old state, still uses.
 
     Policy: regions are written most specific first. If one is missing, a wider region would apply to its addresses, so
     no region is written or deleted after it. Allows are independent of each other, and nothing that narrows depends on
@@ -185,8 +188,8 @@ class _Dependants:
         self._begun = False
         self._regions = False
         self._frontends: set[FrontendKey] = set()
-        # (table, number) -> the frontends whose writes refer to it.
-        self._users: dict[tuple[str, int], set[FrontendKey]] = defaultdict(set)
+        # (table, number or address) -> the frontends whose writes refer to it.
+        self._users: dict[tuple[str, Any], set[FrontendKey]] = defaultdict(set)
         self._used: dict[str, set[Any]] | None = None
 
     def begin(self, writes: Iterable[Write]) -> None:
@@ -197,6 +200,7 @@ class _Dependants:
             if write.table == "nn_frontend" and write.value is not None:
                 master = _master(write)
                 self._users["nn_member", write.value.service_id].add(master)
+                self._users["nn_service_addr", master.addr].add(master)
                 if write.key.slot:
                     self._users["nn_backend", write.value.backend_id].add(master)
                 else:
@@ -205,8 +209,8 @@ class _Dependants:
     def left_out(self, write: Write) -> None:
         if write.table == "nn_frontend":
             self._frontends.add(_master(write))
-        elif write.table in ("nn_backend", "nn_revnat"):
-            self._frontends |= self._users[write.table, write.key.value]
+        elif write.table in ("nn_backend", "nn_revnat", "nn_service_addr"):
+            self._frontends |= self._users[write.table, _reference(write.key)]
         elif write.table == "nn_member":
             self._frontends |= self._users[write.table, write.key.service_id]
         elif write.table == "nn_cidr":
@@ -215,7 +219,7 @@ class _Dependants:
     def has(self, write: Write) -> bool:
         if write.table == "nn_frontend":
             return _master(write) in self._frontends
-        if write.table in ("nn_backend", "nn_revnat", "nn_member"):
+        if write.table in _BEHIND_FRONTENDS:
             return write.is_delete and _reference(write.key) in self._still_used()[write.table]
         return write.table == "nn_cidr" and self._regions
 
@@ -233,12 +237,15 @@ def _used(held: Mapping[str, Mapping[Any, Any]]) -> dict[str, set[Any]]:
         "nn_backend": {entry.backend_id for key, entry in entries.items() if key.slot},
         "nn_member": {MemberKey(entry.service_id, entry.backend_id) for key, entry in entries.items() if key.slot},
         "nn_revnat": {entry.service_id for key, entry in entries.items() if not key.slot},
+        "nn_service_addr": {key.addr for key in entries},
     }
 
 
 def _reference(key: Any) -> Any:
-    """A key of nn_backend, nn_member or nn_revnat in the form in which `_used` has it."""
-    return key if isinstance(key, MemberKey) else key.value
+    """A key of a map behind frontends in the form in which `_used` has it."""
+    if isinstance(key, MemberKey):
+        return key
+    return key.addr if isinstance(key, AddressKey) else key.value
 
 
 def _master(write: Write) -> FrontendKey:

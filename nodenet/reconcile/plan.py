@@ -55,8 +55,9 @@ def plan(desired: Tables, actual: Tables) -> list[Write]:
 
 
 def plan_services(desired: Tables, actual: Tables) -> list[Write]:
-    """The writes of Services, in this order: delete frontends, add backends, members and revnat, change frontends,
-    delete members, backends and revnat."""
+    """The writes of Services, in this order: delete frontends, add backends, members, revnat and addresses, change
+    frontends, delete members, backends, revnat and addresses. So the unserved ports of an address are refused as long
+    as it has a frontend."""
     wanted = {name: desired.get(name, {}) for name in SERVICE_TABLES}
     held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
     if all(wanted[name] is held[name] for name in SERVICE_TABLES):
@@ -206,13 +207,9 @@ def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
         (changed if master in wanted else gone).setdefault(master, []).append(write)
     for write in sets:
         changed.setdefault(write.key._replace(slot=0), []).append(write)
-    # Port 0 marks the Service's address itself. Add it before the ports and delete it after them, so that packets to an
-    # unserved port are refused meanwhile, not sent to the default gateway.
-    openings = sorted(changed.items(), key=lambda item: item[0].port != 0)
-    closings = sorted(gone.items(), key=lambda item: item[0].port == 0)
     return (
-        [write for _, writes in closings for write in sorted(writes, key=_slot)],
-        [write for master, writes in openings for write in _resize(writes, wanted[master], held.get(master))],
+        [write for writes in gone.values() for write in sorted(writes, key=_slot)],
+        [write for master, writes in changed.items() for write in _resize(writes, wanted[master], held.get(master))],
     )
 
 

@@ -105,7 +105,17 @@ FRONTEND = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=5, deletes=1),
+    Order(sets=6, deletes=1),
+)
+SERVICE_ADDR = BpfMap(
+    "nn_service_addr",
+    MapType.HASH,
+    Records(abi.AddressKey, abi.U32),
+    Size(65536, "service_entries"),
+    Writer.COMPILER,
+    _STAYS,
+    Group.SERVICES,
+    Order(sets=5, deletes=10),
 )
 BACKEND = BpfMap(
     "nn_backend",
@@ -115,7 +125,7 @@ BACKEND = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=2, deletes=7),
+    Order(sets=2, deletes=8),
 )
 # Each member also has a slot in nn_frontend, except for terminating backends.
 MEMBER = BpfMap(
@@ -126,7 +136,7 @@ MEMBER = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=3, deletes=6),
+    Order(sets=3, deletes=7),
 )
 REVNAT = BpfMap(
     "nn_revnat",
@@ -136,7 +146,7 @@ REVNAT = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=4, deletes=8),
+    Order(sets=4, deletes=9),
 )
 SOCK_REVNAT = BpfMap(
     "nn_sock_revnat",
@@ -260,6 +270,7 @@ _ALL = (
     POLICY,
     STATE,
     FRONTEND,
+    SERVICE_ADDR,
     BACKEND,
     MEMBER,
     REVNAT,

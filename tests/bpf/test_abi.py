@@ -80,6 +80,7 @@ ENUMS = (
     "nn_direction",
     "nn_identity",
     "nn_endpoint_flags",
+    "nn_service_addr_flags",
     "nn_ct_flags",
     "nn_ct_status",
     "nn_event_type",
@@ -133,7 +134,11 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         abi.PolicyKey(1, 2, 3, D, 4, 5),
         {n: n for n in ("prefixlen", "subject", "peer", "direction", "protocol", "port")},
     ),
-    "nn_frontend_key": (abi.FrontendKey(ONES, 1, 2, 3), {n: n for n in ("addr", "port", "protocol", "slot")}),
+    "nn_service_addr_key": (abi.AddressKey(ONES), {"addr": "addr"}),
+    "nn_frontend_key": (
+        abi.FrontendKey(ONES, 1, 2, 3),
+        {n: n for n in ("addr", "port", "protocol")} | {"slot": "backend_slot"},
+    ),
     "nn_frontend_entry": (
         abi.FrontendEntry(1, 2, 3, 4),
         {"backend_id": "backend_id", "service_id": "rev_nat_index", "backends": "count", "flags": "flags"},
@@ -203,6 +208,7 @@ def test_records_survive_the_round_trip(name: str) -> None:
         ("nn_drop", {f"{n}": v for n, v in abi.DropReason.__members__.items()}, -1),
         ("nn_direction", model.Direction.__members__, 1),
         ("nn_endpoint_flags", abi.EndpointFlag.__members__, 1),
+        ("nn_service_addr_flags", abi.AddressFlag.__members__, 1),
         ("nn_ct_flags", abi.CtFlag.__members__, 1),
         ("nn_ct_status", abi.CtStatus.__members__, 1),
         ("nn_table", abi.FairTable.__members__, 1),

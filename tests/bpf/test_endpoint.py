@@ -441,13 +441,13 @@ def test_a_reset_that_nobody_believed_is_taken_back(pair: Pair) -> None:
 
 def test_a_service_address_never_leaves_untranslated(pair: Pair) -> None:
     address = ip_address("10.96.0.10" if pair.ip is IP else "fd00:96::10")
-    key = abi.FrontendKey(address, 0, 0, 0)
-    pair.datapath.tables["nn_frontend"].update(key, abi.FrontendEntry(0, 0, 0))
+    key = abi.AddressKey(address)
+    pair.datapath.tables["nn_service_addr"].update(key, abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
     try:
         assert pair.datapath.sent(pair.ip(src=pair.pod, dst=str(address)) / UDP(sport=1, dport=9)) == TC_SHOT
         assert -pair.datapath.events()[0].reason == DropReason.IS_A_CLUSTERIP
     finally:
-        pair.datapath.tables["nn_frontend"].delete(key)
+        pair.datapath.tables["nn_service_addr"].delete(key)
 
 
 def test_a_dropped_first_fragment_decides_about_nothing(datapath: Datapath) -> None:

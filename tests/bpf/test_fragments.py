@@ -245,8 +245,8 @@ def test_both_pods_of_a_node_judge_an_early_fragment(wire: Wire) -> None:
 def test_an_early_fragment_to_a_service_has_no_backend(wire: Wire) -> None:
     wire.isolate(0)
     service, hairpin = ("10.96.0.10", "169.254.42.1") if wire.version == 4 else ("fd00:96::10", "100::1")
-    wire.datapath.tables["nn_frontend"].update(
-        abi.FrontendKey(ip_address(service), 0, 0, 0), abi.FrontendEntry(0, 0, 0)
+    wire.datapath.tables["nn_service_addr"].update(
+        abi.AddressKey(ip_address(service)), abi.U32(abi.AddressFlag.REFUSE_UNSERVED)
     )
     for target in (service, hairpin):
         assert wire.why(wire.piece(17, 800, bytes(8), more=False, to=target)) == UNKNOWN_FIRST

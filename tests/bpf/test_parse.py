@@ -212,7 +212,7 @@ def test_later_checks_see_the_same_end(wire: Wire) -> None:
     tables["nn_revnat"].update(abi.U32(number), abi.AddressPort(ip_address(service), 53, 17))
     for slot, entry in ((1, abi.FrontendEntry(number, number, 0)), (0, abi.FrontendEntry(0, number, 1))):
         tables["nn_frontend"].update(abi.FrontendKey(ip_address(service), 53, 17, slot), entry)
-    tables["nn_frontend"].update(abi.FrontendKey(ip_address(service), 0, 0, 0), abi.FrontendEntry(0, 0, 0))
+    tables["nn_service_addr"].update(abi.AddressKey(ip_address(service)), abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
     layer = IP if wire.version == 4 else IPv6
     packet = bytes(
         Ether(src=POD_MAC, dst="02:00:00:00:00:bb") / layer(src=wire.pod, dst=service) / UDP(sport=4, dport=53)

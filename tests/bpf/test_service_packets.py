@@ -59,7 +59,7 @@ class World:
     def serve(self, service: str, number: int, *backends: str, target: int = TARGET) -> None:
         """Both protocols of the port, with these backends in their slots. Earlier ones are draining until `leave`."""
         tables, address = self.datapath.tables, ip_address(service)
-        tables["nn_frontend"].update(abi.FrontendKey(address, 0, 0, 0), abi.FrontendEntry(0, 0, 0))
+        tables["nn_service_addr"].update(abi.AddressKey(address), abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
         tables["nn_revnat"].update(abi.U32(number), abi.AddressPort(address, PORT, 6))
         for protocol in PROTOCOLS:
             for slot, backend in enumerate(backends, 1):

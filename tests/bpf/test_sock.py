@@ -101,7 +101,7 @@ class Sockets:
         tables["nn_frontend"].update(
             abi.FrontendKey(address, port, protocol, 0), abi.FrontendEntry(0, SERVICE_ID, 1 if backend else 0)
         )
-        tables["nn_frontend"].update(abi.FrontendKey(address, 0, 0, 0), abi.FrontendEntry(0, 0, 0))
+        tables["nn_service_addr"].update(abi.AddressKey(address), abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
 
     def command(self, address: str, port: int, protocol: int, backend: str, how: str = "connect") -> list[str]:
         plan = {

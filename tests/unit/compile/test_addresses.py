@@ -134,7 +134,11 @@ def test_what_a_change_does_not_touch_is_the_same_object() -> None:
     first = compiler.compile(store.snapshot(), LOCAL)[0].tables
     store.apply(Op.ADDED, service("t", "10.96.0.2"))
     second = compiler.compile(store.snapshot(), LOCAL)[0].tables
-    assert [name for name in first if first[name] is not second[name]] == ["nn_frontend", "nn_revnat"]
+    assert [name for name in first if first[name] is not second[name]] == [
+        "nn_frontend",
+        "nn_service_addr",
+        "nn_revnat",
+    ]
     store.apply(Op.ADDED, pod("more", "10.0.1.10"))
     third = compiler.compile(store.snapshot(), LOCAL)[0].tables
     assert third["nn_frontend"] is second["nn_frontend"]

@@ -76,7 +76,7 @@ class Cluster:
 
 
 def as_tables(compiled: ServiceTables) -> dict[str, Any]:
-    tables = (compiled.frontends, compiled.backends, compiled.members, compiled.revnat)
+    tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
     return dict(zip(SERVICE_TABLES, tables, strict=True))
 
 

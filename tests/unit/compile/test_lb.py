@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey
+from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.slots import arrange, restore
@@ -42,8 +42,8 @@ def answers(tables: ServiceTables, vip: str = VIP, port: int = 80, protocol: int
 def test_a_service_with_two_backends() -> None:
     tables = compiled(service("web", VIP), slice_("web", "10.0.0.1", "10.0.0.2"))
     assert answers(tables) == ["10.0.0.1:8080", "10.0.0.2:8080"]
-    assert len(tables.frontends) == 4
-    assert tables.frontends[FrontendKey(ip_address(VIP), 0, 0, 0)] == FrontendEntry(0, 0, 0)
+    assert len(tables.frontends) == 3
+    assert tables.addresses == {AddressKey(ip_address(VIP)): U32(AddressFlag.REFUSE_UNSERVED)}
     ((number, address),) = tables.revnat.items()
     assert address == AddressPort(ip_address(VIP), 80, TCP)
     assert tables.names[number.value].ref.name == "web"

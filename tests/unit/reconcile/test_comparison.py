@@ -296,7 +296,7 @@ async def test_a_crash_during_a_comparison_leaves_what_the_next_start_puts_right
 
 
 async def test_slices_do_not_make_a_failed_run_try_again_sooner() -> None:
-    tables = fake_tables(nn_frontend=3)
+    tables = fake_tables(nn_frontend=2)
     agent = Agent(many(), tables)
     async with agent.running():
         await within(agent.engine.in_force())
@@ -344,7 +344,7 @@ async def test_a_stop_waits_for_the_slice() -> None:
 
 async def test_a_full_map_does_not_make_what_is_held_grow_with_every_try() -> None:
     """A failed run leaves a dict behind, not a draft over the draft of the run before."""
-    agent = Agent(some_objects(), fake_tables(nn_frontend=3))
+    agent = Agent(some_objects(), fake_tables(nn_frontend=2))
     async with agent.running():
         await within(agent.engine.in_force())
         for port in range(3):

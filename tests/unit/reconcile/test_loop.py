@@ -74,7 +74,7 @@ async def test_nothing_is_written_before_every_list_is_in() -> None:
         assert not list(tables["nn_frontend"].items())
         agent.engine.feed(listed[-1])
         await within(agent.engine.in_force())
-    assert len(list(tables["nn_frontend"].items())) == 2
+    assert len(list(tables["nn_frontend"].items())) == 1
 
 
 async def test_triggers_are_coalesced_and_who_waits_finds_it_in_the_kernel() -> None:
@@ -102,7 +102,7 @@ async def test_a_restart_writes_nothing_that_was_right() -> None:
         assert second.stats.first_writes is not None
         assert second.stats.first_writes.total() == 0
         await second.change(service("t", "10.96.0.2"))
-        assert second.stats.writes == {"nn_frontend": 2, "nn_revnat": 1}
+        assert second.stats.writes == {"nn_frontend": 1, "nn_service_addr": 1, "nn_revnat": 1}
 
 
 async def test_members_are_reported_as_the_kernel_has_them() -> None:
@@ -147,11 +147,11 @@ async def test_a_failed_write_is_named_and_tried_again(caplog: pytest.LogCapture
         assert agent.stats.failing == 0
         assert agent.stats.last_sync == agent.clock.now
     assert "up to date again" in caplog.text
-    assert len(list(inner["nn_frontend"].items())) == 3
+    assert len(list(inner["nn_frontend"].items())) == 2
 
 
 async def test_a_full_service_map_does_not_hold_up_policy() -> None:
-    tables = fake_tables(nn_frontend=2)
+    tables = fake_tables(nn_frontend=1)
     agent = Agent(some_objects(), tables)
     async with agent.running():
         await within(agent.engine.in_force())
@@ -289,7 +289,7 @@ async def test_after_a_run_that_took_long_the_next_one_is_in_a_thread() -> None:
 
 async def test_after_a_failed_run_the_next_one_is_in_a_thread() -> None:
     """It reads tables, or plans without knowing what changed."""
-    agent = Agent(some_objects(), fake_tables(nn_frontend=3))
+    agent = Agent(some_objects(), fake_tables(nn_frontend=2))
     threads = Threads(agent)
     async with agent.running():
         await within(agent.engine.in_force())

@@ -68,7 +68,7 @@ class Node:
         services, slices = ({o.ref: o for o in objects} for objects in cluster)
         compiled = compile_services(services, slices, self.ids, self.slots)  # type: ignore[arg-type]
         self.slots = compiled.slots
-        tables = (compiled.frontends, compiled.backends, compiled.members, compiled.revnat)
+        tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
         return dict(zip(SERVICE_TABLES, tables, strict=True))
 
     def apply(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
@@ -115,14 +115,14 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
         else:
             held[write.table][write.key] = write.value
         for frontend, ends in leads_to(held).items():
-            assert FrontendKey(frontend[0], 0, 0, 0) in held["nn_frontend"], "unserved ports are refused meanwhile"
+            assert AddressKey(frontend[0]) in held["nn_service_addr"], "unserved ports are refused meanwhile"
             assert ends <= before.get(frontend, set()) | after.get(frontend, set())
             if before.get(frontend) and after.get(frontend):
                 assert ends, "it had an answer before, and has one after"
         stay = kept.items() & desired["nn_member"].items()
         assert stay <= held["nn_member"].items(), "a backend that stays is a member all the time"
         for addr, _, _ in before.keys() & after.keys():
-            assert FrontendKey(addr, 0, 0, 0) in held["nn_frontend"], "unserved ports are refused all the time"
+            assert AddressKey(addr) in held["nn_service_addr"], "unserved ports are refused all the time"
     assert held == desired
 
 
