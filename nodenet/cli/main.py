@@ -31,6 +31,7 @@ COMMANDS: dict[str, _Lazy] = {
     "bpf": _Lazy("nodenet.cli.bpf:bpf", "Build and inspect the eBPF objects."),
     "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin and show its leases."),
     "completion": _Lazy("nodenet.cli.completion:completion", "Print a shell's completion script."),
+    "connectivity": _Lazy("nodenet.cli.connectivity:connectivity", "Test a cluster's network with pods.", "agent"),
     "ct": _Lazy("nodenet.cli.show:ct", "Connection tracking entries of the node."),
     "endpoint": _Lazy("nodenet.cli.show:endpoint", "Pods that are attached to the node."),
     "identity": _Lazy("nodenet.cli.show:identity", "Label sets and their numbers."),

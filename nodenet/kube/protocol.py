@@ -35,6 +35,7 @@ class WatchEvent(Struct):
 class ServedResource(Struct):
     name: str = ""
     kind: str = ""
+    namespaced: bool = True
 
 
 class ResourceList(Struct):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,8 @@ REQUEST_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 # Bytes that are read of the body of an error answer.
 _LONGEST_ERROR = 1 << 16
+# Bytes of one message of a WebSocket. API servers send less than 64 KiB at once.
+_LONGEST_MESSAGE = 1 << 22
 
 # Errors of a request or of decoding its answer.
 NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError)
@@ -104,6 +106,27 @@ class Session:
                 if response.status >= 300:
                     raise await _answer_error(response)
                 return await response.read()
+
+    @asynccontextmanager
+    async def websocket(
+        self, path: str, params: Sequence[tuple[str, str]], protocols: Sequence[str]
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket, for the API's streams such as exec. Raises AnswerError if the server does not open it."""
+        with self._leave_on_failure() as server:
+            try:
+                async with self._http().ws_connect(
+                    server + path,
+                    params=params,
+                    protocols=protocols,
+                    # Streams have no content type: the API server answers 406 to application/json.
+                    headers={**self._headers(), "Accept": "*/*"},
+                    server_hostname=self.access.server_name,
+                    max_msg_size=_LONGEST_MESSAGE,
+                ) as socket:
+                    yield socket
+            except aiohttp.WSServerHandshakeError as error:
+                # aiohttp does not read the body, which has the API's message.
+                raise AnswerError(error.status, f"{path}: {error.message}") from error
 
     @property
     def server(self) -> str:
