@@ -83,7 +83,7 @@ class ServiceCompiler:
             self._ids.backends.keep(set(known.tables.backends.values()))
 
 
-_EMPTY = ServiceTables(*(Evolved({}) for _ in range(7)), warnings=())
+_EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), ())
 
 
 @dataclass(slots=True)
