@@ -15,7 +15,7 @@ import yaml
 
 Obj = dict[str, Any]
 DAEMONSET = Path(__file__).parents[1] / "daemonset"
-OVERLAYS = ("kind", "replace-kube-proxy")
+OVERLAYS = ("kind", "beside-kube-proxy", "replace-kube-proxy")
 
 
 @cache

@@ -80,11 +80,15 @@ def test_values_have_a_schema() -> None:
 
 
 def test_another_namespace_and_image_reach_every_object() -> None:
-    values = {"namespace": {"name": "net", "create": False}, "image": {"repository": "registry.test/n", "tag": "9"}}
+    values: Obj = {"namespace": {"name": "net", "create": False}}
+    values |= {"image": {"repository": "registry.test/n", "tag": "9"}, "cni": {"confDir": "/srv/net.d"}}
     objects = helm(values | {"monitoring": {"enabled": True}})
     assert {obj["metadata"].get("namespace", "net") for obj in objects} == {"net"}
     assert "Namespace" not in {obj["kind"] for obj in objects}
     assert {container["image"] for container in containers(objects)} == {"registry.test/n:9"}
+    volumes = one(objects, "DaemonSet")["spec"]["template"]["spec"]["volumes"]
+    paths = {volume["hostPath"]["path"] for volume in volumes if "hostPath" in volume}
+    assert paths >= {"/srv/net.d", "/opt/cni/bin"}
     assert one(objects, "ClusterRoleBinding")["subjects"][0]["namespace"] == "net"
     assert one(objects, "ServiceMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["net"]}
 
