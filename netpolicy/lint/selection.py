@@ -11,6 +11,7 @@ from netpolicy.types import (
     NAMESPACE_NAME_LABEL,
     NetworkPolicy,
     Operator,
+    Peer,
     Requirement,
     Selector,
     namespace_labels,
@@ -106,9 +107,19 @@ def peer_selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Fi
                 f"namespaceSelector: {{matchLabels: {{{NAMESPACE_NAME_LABEL}: {elsewhere[0]}}}}}"
             )
             yield Finding(policy.ref, "peer-in-other-namespace", field, message)
-        elif not elsewhere:
+        elif not elsewhere and not _may_be_elsewhere(peer, cluster):
             message = f"no pod anywhere has {peer.pods}{_values(peer.pods, cluster, '')}"
             yield Finding(policy.ref, "peer-selects-nothing", field, message)
+
+
+def _may_be_elsewhere(peer: Peer, cluster: Cluster) -> bool:
+    """True if the peer selects a namespace of which the input has no pods, such as kube-system in manifests of an
+    application."""
+    shown = {pod.namespace for pod in cluster.pods}
+    others = {*_ALWAYS, *cluster.namespaces} - shown
+    return peer.namespaces is not None and any(
+        matches(peer.namespaces, namespace_labels(cluster.namespaces, name)) for name in others
+    )
 
 
 def _has(requirement: Requirement, labels: Mapping[str, str]) -> bool:

@@ -156,6 +156,23 @@ MISTAKES = {
         "spec.ingress[0].from[0].podSelector",
         "the values of app there are db, probe, web: use one of them",
     ),
+    "a label that no pod of the namespace has": (
+        [
+            ingress(
+                {
+                    "from": [
+                        {
+                            "podSelector": app("prob"),
+                            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}},
+                        }
+                    ]
+                }
+            )
+        ],
+        "peer-selects-nothing",
+        "spec.ingress[0].from[0].podSelector",
+        "no pod anywhere has app=prob",
+    ),
     "a key that no pod has": (
         [ingress(to={"matchLabels": {"aap": "web"}})],
         "selects-nothing",
@@ -239,6 +256,9 @@ NEAR_MISSES = {
     ],
     "a namespace that every cluster has": [
         ingress({"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]}),
+    ],
+    "pods of a namespace that the input does not show": [
+        egress({"to": [{"podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}, "namespaceSelector": {}}]}),
     ],
     "a label that namespaces have": [
         obj("Namespace", "shop", labels={"name": "shop"}),
