@@ -174,6 +174,19 @@ def load(paths: Iterable[str | Path], command: str = "nodenet COMMAND") -> list[
     return found
 
 
+def text_of(path: str) -> str:
+    """The text of one file, or of the standard input (`-`), decompressed if it is gzip. Raises BadInputError."""
+    for source, stream in _streams(path, "nodenet COMMAND"):
+        with stream:
+            try:
+                return _text(source, stream)
+            except UnicodeDecodeError as error:
+                raise BadInputError(f"{source}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+            except OSError as error:
+                raise BadInputError(f"{source}: {error.strerror}") from error
+    raise BadInputError(f"{path}: expected a file")
+
+
 def _streams(path: str, command: str) -> Iterator[tuple[str, BinaryIO]]:
     if path == STDIN:
         yield "standard input", io.BytesIO(sys.stdin.buffer.read(MAX_BYTES + 1))

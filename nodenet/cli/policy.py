@@ -15,7 +15,9 @@ from netpolicy.explain import as_json, explain
 from netpolicy.lint import lint as find_mistakes
 from nodenet.cli import policy_format, policy_sources
 from nodenet.cli.output import Column, Format, emit_document, output_option, table
+from nodenet.cli.policy_diff import diff_command
 from nodenet.cli.policy_sources import Source, source_options
+from nodenet.cli.policy_suggest import suggest_command
 from nodenet.cli.show import policy_get
 from nodenet.cli.target import DEFAULT_SOCKET, SOCKET_VARIABLE, targets
 from nodenet.errors import BadInputError, NodenetError
@@ -23,7 +25,7 @@ from nodenet.errors import BadInputError, NodenetError
 
 @click.group()
 def policy() -> None:
-    """Compute, explain and check NetworkPolicies.
+    """Compute, explain, check, compare and suggest NetworkPolicies.
 
     The objects come from manifests (-f), a running lab (--lab) or a cluster (--kubeconfig, --context). For each
     manifest with a pod template (Deployments, CronJobs, also custom kinds) pods are assumed: one per replica, named
@@ -31,7 +33,8 @@ def policy() -> None:
     """
 
 
-policy.add_command(policy_get)
+for _command in (policy_get, suggest_command, diff_command):
+    policy.add_command(_command)
 
 
 @policy.command("matrix")

@@ -1,11 +1,16 @@
-"""Formats matrices and explanations as text. Pure."""
+"""Formats matrices, explanations, suggestions and differences as text. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from netpolicy.diff import Difference, Effect
 from netpolicy.matrix import Cell
+from netpolicy.recorded import Seen
+from netpolicy.suggest import Row, Suggestion
+from nodenet.cli.output import Column, table
 
 _VERDICTS = {True: "ALLOWED", False: "DENIED"}
 
@@ -57,3 +62,87 @@ def _side(title: str, side: Mapping[str, Any]) -> list[str]:
     if side["missing"]:
         lines.append(f"    missing: {side['missing']}")
     return lines
+
+
+def connections(rows: Iterable[Row]) -> str:
+    """A table of the connections that a suggestion allows."""
+    columns = [Column("FROM", "from"), Column("TO", "to"), Column("PORT", "what"), Column("TIMES", "times")]
+    return table([{**row.as_json(), "what": f"{row.port}/{row.protocol}"} for row in rows], columns)
+
+
+def suggestion_manifests(found: Suggestion) -> str:
+    """The policies as YAML documents, with what to look at as comments."""
+    import yaml  # imported only here, because it is slow
+
+    lines = [f"# {len(found.policies)} policies for {len(found.connections)} kinds of connections."]
+    if found.once:
+        lines.append("# Seen once only; remove the rule if it was a mistake:")
+        lines += [f"#   {_row(row)}" for row in found.once]
+    if found.unseen:
+        lines.append(f"# Workloads in no recorded connection: {', '.join(found.unseen)}.")
+    documents = [str(yaml.safe_dump(policy, sort_keys=False, allow_unicode=True)) for policy in found.policies]
+    return "\n".join(map(_printable, lines)) + "\n" + "---\n".join(documents).rstrip("\n")
+
+
+def suggestion_notes(found: Suggestion, denied: int, existing: int) -> list[str]:
+    """What a reader of the policies must know."""
+    notes = []
+    if found.once:
+        notes.append(f"seen once only: {_some([_row(row) for row in found.once])}")
+    if found.not_covered:
+        notes.append(
+            "ICMP was seen, and no rule can name it, so it will be denied: "
+            + _some([_row(row) for row in found.not_covered])
+        )
+    if found.unseen:
+        notes.append(f"workloads in no recorded connection: {_some(found.unseen)}; see --default-deny")
+    if found.merged:
+        notes.append(f"workloads that no label tells apart share a policy: {_some(found.merged)}")
+    if denied:
+        notes.append(f"{denied} connections were denied when they were recorded; they are not allowed")
+    if existing:
+        notes.append(
+            f"these namespaces have {existing} policies already, and policies only add: remove them if only what was "
+            "seen is to be allowed"
+        )
+    return [_printable(note) for note in notes]
+
+
+def changes(found: Difference) -> str:
+    """A table with one row for each pair of workloads and port, and a summary."""
+    words = {True: "allowed", False: "denied"}
+    groups = Counter(
+        (c.source_group, c.destination_group, f"{c.port}/{c.protocol}", words[c.before], words[c.after])
+        for c in found.changes
+    )
+    columns = [Column(name.upper(), name) for name in ("from", "to", "port", "before", "after", "connections")]
+    names = [column.key for column in columns]
+    rows = [dict(zip(names, (*key, count), strict=True)) for key, count in sorted(groups.items())]
+    opened = sum(change.after for change in found.changes)
+    if not rows:
+        return f"{found.compared} connections compared: no difference"
+    summary = f"{found.compared} connections compared: {opened} would be allowed, {len(found.changes) - opened} denied"
+    return f"{table(rows, columns)}\n\n{summary}"
+
+
+def effect(found: Effect, times: Mapping[Seen, int]) -> str:
+    """What becomes of recorded connections."""
+    lines = [f"{len(times)} recorded kinds of connections: {len(found.cut)} would be cut"]
+    lines += [f"  cut: {seen} ({times[seen]} times)" for seen in found.cut]
+    lines += [f"  opened: {seen} (was denied)" for seen in found.opened]
+    lines += [f"  denied by both sets: {seen} ({times[seen]} times)" for seen in found.denied]
+    return "\n".join(map(_printable, lines))
+
+
+def _row(row: Row) -> str:
+    port = f" {row.port}/{row.protocol}" if row.port else ""
+    return f"{row.source} -> {row.destination}{port}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _printable(text: str) -> str:
+    """Names in flows come from the network: a line feed in one would end a comment."""
+    return "".join(char if char.isprintable() else "?" for char in text)
