@@ -67,6 +67,8 @@ class Config:
     # Ports for masqueraded connections. The default has no port of NodePorts (30000-32767).
     masquerade_ports: str = "32768-65535"
     ip_masq_agent_config: Path = Path("/etc/config/ip-masq-agent")
+    # Serve ClusterIPs, in place of kube-proxy. Off: Services are kube-proxy's.
+    services: bool = True
     # Deliver packets between pods of this node with bpf_redirect_peer instead of through the bridge.
     redirect_peer: bool = True
     # Sizes of maps. nodenet/tables declares which map uses which key.

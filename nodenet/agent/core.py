@@ -41,7 +41,7 @@ class Agent:
 
     def __init__(self, config: Config, datapath: Datapath) -> None:
         room = Room.of(config.policy_entries, CIDR.size.entries)
-        local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, room=room)
+        local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, services=config.services, room=room)
         engine = Engine(local, datapath.tables, resync_seconds=config.resync_seconds)
         access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
         api = ApiWatch(KubeClient(access), engine)

@@ -14,7 +14,8 @@ from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
 from nodenet.config import Config
-from nodenet.link import hierarchy
+from nodenet.errors import CannotRunError
+from nodenet.link import hierarchy, kube_proxy
 from nodenet.link.handle import Link
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Datapath:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        refuse_kube_proxy(config)
         self.features = features()
         probe.require(self.features)
         self.cgroup = cgroup_of(config)
@@ -65,7 +67,12 @@ class Datapath:
         return self.loaded.programs[name]
 
     def attach_sockets(self) -> list[str]:
-        """Attach the socket programs to the node's cgroup. Returns the names of those that were not up to date."""
+        """Attach the socket programs to the node's cgroup. Returns the names of those that were not up to date. Without
+        `services` those of an earlier configuration are detached, and nothing is attached."""
+        if not self.config.services:
+            if gone := loader.detach_cgroup(self.pins):
+                log.info("Services are left to kube-proxy: detached %s", ", ".join(gone))
+            return []
         return loader.attach_cgroup(self.loaded, self.cgroup, self.pins)
 
     def check_pins(self) -> loader.PinCheck:
@@ -99,6 +106,19 @@ def cgroup_of(config: Config) -> Path:
     if config.cgroup is not None:
         return hierarchy.require_cgroup(config.cgroup)
     return hierarchy.node_root(os.environ)
+
+
+def refuse_kube_proxy(config: Config) -> None:
+    """Raises CannotRunError if both kube-proxy and we would serve ClusterIPs: which of both translates a packet would
+    depend on where the packet comes from."""
+    if not config.services:
+        return
+    found = [str(one) for one in kube_proxy.find() if one.active]
+    if found:
+        raise CannotRunError(
+            f"kube-proxy's rules are on this node: {'; '.join(found)}",
+            "stop kube-proxy and run `nodenet cleanup --kube-proxy`, or set `services: false` to leave Services to it",
+        )
 
 
 def netns_cookie() -> int:

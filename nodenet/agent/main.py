@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from nodenet.agent.core import Agent
 from nodenet.agent.datapath import Datapath
+from nodenet.agent.lock import agent_lock
 from nodenet.agent.memory import keep_trimmed, limit_arenas
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
-from nodenet.errors import CannotRunError, NodenetError
+from nodenet.errors import NodenetError
 from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
 from nodenet.rpc.server import Server
 
@@ -38,25 +34,6 @@ def run(config: Config) -> None:
     except* NodenetError as group:
         # The first error is the cause. The others come from tasks that ended because of it.
         raise _first(group) from group
-
-
-@contextmanager
-def agent_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the node's lock, `agent.lock`. The kernel releases it when the process ends, also after a crash.
-
-    Raises CannotRunError if another agent holds it. Two agents would replace each other's maps and programs.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "agent.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotRunError(f"{path}: another agent of this node is running", "stop it first") from error
-        yield
-    finally:
-        os.close(fd)
 
 
 async def _run(config: Config) -> None:

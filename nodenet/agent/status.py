@@ -74,6 +74,7 @@ def _datapath(datapath: Datapath) -> Row:
         "bpffs": str(datapath.config.bpffs),
         "attached": attachment.mechanism().value,
         "policyEnforced": datapath.config.enforce_policy,
+        "services": datapath.config.services,
         "features": [
             {"name": f.name, "available": f.available, "without": "" if f.available else f.without}
             for f in datapath.features

@@ -250,6 +250,14 @@ def attach_cgroup(loaded: Loaded, cgroup: Path, pins: Pins) -> list[str]:
     return changed
 
 
+def detach_cgroup(pins: Pins) -> list[str]:
+    """Detach the socket programs, by unpinning their links. Returns the names of those that were attached."""
+    found = [name for name in CGROUP_PROGRAMS if (pins.links / name).exists()]
+    for name in found:
+        (pins.links / name).unlink()
+    return found
+
+
 def _adopt_link(path: Path, program: int, where: tuple[int, int], changed: list[str], name: str) -> bool:
     """Update a pinned link to this program. Returns False, after unpinning it, if it does not belong to this cgroup and
     attach type: it is detached, its cgroup is gone, or it is another object."""

@@ -29,6 +29,7 @@ COMMANDS: dict[str, _Lazy] = {
     "agent": _Lazy("nodenet.cli.agent:agent", "Run the node agent in the foreground.", "agent"),
     "bench": _Lazy("nodenet.cli.bench:bench", "Measure eBPF against iptables, nftables and IPVS.", "bench"),
     "bpf": _Lazy("nodenet.cli.bpf:bpf", "Build and inspect the eBPF objects."),
+    "cleanup": _Lazy("nodenet.cli.cleanup:cleanup", "Remove what nodenet or kube-proxy left on a node.", "agent"),
     "cni": _Lazy("nodenet.cli.cni:cni", "Install the CNI plugin and show its leases."),
     "completion": _Lazy("nodenet.cli.completion:completion", "Print a shell's completion script."),
     "connectivity": _Lazy("nodenet.cli.connectivity:connectivity", "Test a cluster's network with pods.", "agent"),

@@ -20,6 +20,7 @@ from nodenet.store import Snapshot
 __all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePortName", "Table", "compile_once"]
 
 T = TypeVar("T")
+_NONE: Mapping[Any, Any] = {}
 
 
 class Compiler:
@@ -48,7 +49,9 @@ class Compiler:
 
     def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
         """Raises OverflowError when a space of numbers is full."""
-        services = self._services.compile(snapshot.services, snapshot.slices)
+        # Services of kube-proxy have no entries in our maps.
+        served = (snapshot.services, snapshot.slices) if local.services else (_NONE, _NONE)
+        services = self._services.compile(*served)
         # Most changes are of EndpointSlices. They concern none of the other tables.
         inputs = (snapshot.pods, snapshot.namespaces, snapshot.policies, snapshot.endpoints, snapshot.nodes, local)
         others = self._remember("others", inputs, lambda *_: self._others(snapshot, local))

@@ -18,11 +18,12 @@ Table = Mapping[Any, Any]
 @dataclass(frozen=True, slots=True)
 class LocalNode:
     """This node: its name in the API, all its addresses (InternalIPs and bridge gateways), which have identity HOST,
-    and the room in its maps."""
+    and the room in its maps. `services`: whether it serves ClusterIPs."""
 
     name: str
     addresses: frozenset[IPAddress] = frozenset()
     enforce_policy: bool = True
+    services: bool = True
     room: Room = DEFAULT_ROOM
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from ipaddress import ip_network
 
 from nodenet.endpoint import IPAddress, IPNetwork
@@ -64,6 +65,23 @@ def remove_rules(network: str, ifname: str, addresses: Iterable[IPAddress]) -> N
                 nf.remove(nft, family, name)
             elif (subnet := _masq_subnet(network, name)) is not None:
                 _remove_addresses(nft, family, name, [a for a in wanted if a.version == subnet.version and a in subnet])
+
+
+def our_tables() -> list[tuple[str, Callable[[], None]]]:
+    """All tables of ours in this namespace, of the agent too: the name of each, and how to remove it."""
+    with nf.Nft() as nft:
+        try:
+            found = nft.tables()
+        except RefusedError as error:
+            if error.code in nf.ABSENT:
+                return []
+            raise nf.refused("cannot list the tables of nf_tables", error) from error
+    return [(name, partial(_remove_table, family, name)) for family, name in found]
+
+
+def _remove_table(family: int, name: str) -> None:
+    with nf.Nft() as nft:
+        nf.remove(nft, family, name)
 
 
 def is_masqueraded(network: str, subnet: IPNetwork, address: IPAddress) -> bool:

@@ -124,6 +124,14 @@ def sync_routes(
     return result
 
 
+def remove_ours() -> None:
+    """Remove all routes with our protocol number from this namespace. Raises LinkError."""
+    with Link() as link:
+        for route in list_routes(link):
+            if route.protocol == PROTOCOL:
+                _delete(link, route)
+
+
 @contextmanager
 def _collect_failure(result: SyncResult, network: IPNetwork) -> Iterator[None]:
     try:

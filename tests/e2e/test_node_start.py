@@ -162,3 +162,46 @@ def test_a_changed_node_address_reaches_routes_and_identities(lab: Lab) -> None:
     moves("node2", "172.30.0.12", "172.30.0.92", 6, "10.244.2.0/24 via 172.30.0.92")
     moves("node1", "172.30.0.11", "172.30.0.91", 1, "10.244.2.0/24 via 172.30.0.12")
     until(lambda: "10.244.2.0/24 via 172.30.0.12" in ip(node(lab), "route"), "all is as it was")
+
+
+SERVICE = """
+apiVersion: v1
+kind: List
+items:
+  - {apiVersion: v1, kind: Pod, metadata: {name: web, labels: {app: web}},
+     spec: {nodeName: node1, containers: [{name: c, image: x, ports: [{containerPort: 80}]}]}}
+  - {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80}]}}
+"""
+
+
+def test_services_are_left_to_kube_proxy_and_taken_back(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "service").write_text(SERVICE)
+    lab("apply", "-f", tmp_path / "service")
+    config = Path("/run/nodenet/lab") / lab.name / "node1" / "agent.yaml"
+    before = config.read_text()
+    links = config.parent / "bpf" / "links"
+
+    def served() -> bool:
+        done = lab("probe", "--from", "web", "--to", "svc/web.default", "--port", "80", "--timeout", "1", check=False)
+        return done.returncode == 0
+
+    def frontends() -> int:
+        found = json.loads(nodenet("map", "list", "--lab", lab.name, "--node", "node1", "-o", "json").stdout)
+        return int(next(entry for entry in found if entry["name"] == "nn_frontend")["entries"])
+
+    until(served, "the Service is served")
+    assert frontends() > 0
+    try:
+        config.write_text(before + "services: false\n")
+        lab("agent", "restart", "node1")
+        until(lambda: not list(links.iterdir()), "no socket program is attached")
+        assert frontends() == 0
+        assert not served()
+        assert status(lab)["datapath"]["services"] is False  # type: ignore[index]
+        # The integrity check puts nothing back.
+        time.sleep(1.5)
+        assert list(links.iterdir()) == []
+    finally:
+        config.write_text(before)
+        lab("agent", "restart", "node1")
+    until(served, "the Service is served again")
