@@ -36,6 +36,7 @@ COMMANDS: dict[str, _Lazy] = {
     "ct": _Lazy("nodenet.cli.show:ct", "Connection tracking entries of the node."),
     "endpoint": _Lazy("nodenet.cli.show:endpoint", "Pods that are attached to the node."),
     "identity": _Lazy("nodenet.cli.show:identity", "Label sets and their numbers."),
+    "install": _Lazy("nodenet.cli.install:install", "Install nodenet on a cluster.", "agent"),
     "ipcache": _Lazy("nodenet.cli.show:ipcache", "Addresses and the identities behind them."),
     "lab": _Lazy("nodenet.cli.lab:lab", "Virtual nodes on this machine."),
     "map": _Lazy("nodenet.cli.show:map_", "eBPF maps: entries, size, usage."),
@@ -46,6 +47,8 @@ COMMANDS: dict[str, _Lazy] = {
     "service": _Lazy("nodenet.cli.show:service", "Services as the datapath balances them."),
     "status": _Lazy("nodenet.cli.show:status", "Show whether the agent is healthy, and its state."),
     "trace": _Lazy("nodenet.cli.trace:trace", "Trace packet drops in the host's network stack."),
+    "uninstall": _Lazy("nodenet.cli.install:uninstall", "Delete nodenet from a cluster.", "agent"),
+    "upgrade": _Lazy("nodenet.cli.install:upgrade", "Change nodenet on a cluster to this version.", "agent"),
 }
 
 

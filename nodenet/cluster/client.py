@@ -58,6 +58,10 @@ def access(kubeconfig: str | None, context: str | None) -> ClusterAccess:
     return config.from_kubeconfig(Path(kubeconfig) if kubeconfig else config.default_kubeconfig(), context or "")
 
 
+class NotServedError(CannotRunError):
+    """The cluster does not serve a kind."""
+
+
 class Cluster:
     """Use it as an async context manager. Methods raise RefusedError for what the API refuses, and CannotRunError if it
     does not answer."""
@@ -143,7 +147,7 @@ class Cluster:
         return True
 
     async def resource(self, obj: Obj) -> ApiResource:
-        """The resource of an object's kind, by discovery. Raises CannotRunError if the cluster does not serve it."""
+        """The resource of an object's kind, by discovery. Raises NotServedError if the cluster does not serve it."""
         api_version, kind = str(obj.get("apiVersion")), str(obj.get("kind"))
         group, _, version = api_version.rpartition("/")
         base = ApiResource(group, version, kind, "").base
@@ -158,7 +162,7 @@ class Cluster:
         for served in self._served[base]:
             if served.kind == kind and "/" not in served.name:
                 return ApiResource(group, version, kind, served.name, served.namespaced)
-        raise CannotRunError(f"{describe(obj)}: the cluster does not serve {kind} of {api_version}")
+        raise NotServedError(f"{describe(obj)}: the cluster does not serve {kind} of {api_version}")
 
     async def _send(
         self, method: str, path: str, body: Obj, content_type: str, params: Mapping[str, str], what: str
