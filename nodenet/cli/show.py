@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from nodenet.cli.cluster_options import cluster_options
 from nodenet.cli.output import Column, Format, emit, emit_document, output_option
 from nodenet.cli.target import Target, target_options, targets
-from nodenet.errors import NodenetError
+from nodenet.errors import BadInputError, NodenetError
 
 Row = Mapping[str, Any]
 
@@ -161,8 +162,35 @@ policy_get = _list_command("policy", "get", "List the policy rules in the datapa
 @click.command()
 @output_option
 @target_options
-def status(output: Format, **where: str | None) -> None:
-    """Show whether the agent is healthy, and its state. Exit code 1 if it is not healthy, 3 if it does not answer."""
+@click.option("--cluster", is_flag=True, help="All nodes of the cluster of the kubeconfig.")
+@click.option("--wait", is_flag=True, help="With --cluster: wait until everything is well.")
+@click.option(
+    "--wait-duration",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="The longest wait of --wait.",
+)
+@cluster_options
+def status(
+    output: Format,
+    cluster: bool,
+    wait: bool,
+    wait_duration: float,
+    kubeconfig: str | None,
+    context: str | None,
+    **where: str | None,
+) -> None:
+    """Show whether the agent is healthy, and its state. Exit code 1 if it is not healthy, 3 if it does not answer.
+
+    With --cluster: the DaemonSet, and the agents and networks of all nodes, through the Kubernetes API.
+    """
+    if cluster:
+        _show_cluster(kubeconfig, context, wait_duration if wait else None, output, where)
+        return
+    if wait or kubeconfig or context:
+        raise BadInputError("--wait, --kubeconfig and --context need --cluster")
     found = targets(where)
     answers = asyncio.run(_statuses(found))
     if len(found) == 1 and isinstance(answers[0], NodenetError):
@@ -177,6 +205,21 @@ def status(output: Format, **where: str | None) -> None:
     if all(isinstance(answer, NodenetError) for answer in answers):
         raise SystemExit(3)
     if not all(document.get("healthy") for document in documents):
+        raise SystemExit(1)
+
+
+def _show_cluster(
+    kubeconfig: str | None,
+    context: str | None,
+    wait_seconds: float | None,
+    output: Format,
+    where: Mapping[str, str | None],
+) -> None:
+    from nodenet.cli import cluster_status
+
+    if given := [name for name, value in where.items() if value]:
+        raise BadInputError(f"--cluster and --{given[0]} cannot be combined: --cluster asks all agents through the API")
+    if not cluster_status.show(kubeconfig, context, wait_seconds, output):
         raise SystemExit(1)
 
 

@@ -96,15 +96,22 @@ async def with_api_servers(cluster: Cluster, wanted: Release) -> Release:
 
 async def plan(cluster: Cluster, objects: Sequence[Obj], *, force: bool) -> list[Step]:
     """What an apply of these objects would change, and which objects of an earlier release it would delete. Changes
-    nothing: the API answers a dry run."""
-    steps = []
+    nothing: the API answers a dry run. Raises NodenetError with every object that it refuses."""
+    steps: list[Step] = []
+    problems: list[NodenetError] = []
     for obj in objects:
-        current = await _current(cluster, obj)
-        if current is None:
+        try:
+            current = await _current(cluster, obj)
+            changed = await cluster.apply(obj, dry_run=True, force=force) if current else None
+        except NodenetError as error:
+            problems.append(error)
+            continue
+        if current is None or changed is None:
             steps.append(Step(Effect.CREATE, obj))
             continue
-        fields = changes(current, await cluster.apply(obj, dry_run=True, force=force))
+        fields = changes(current, changed)
         steps.append(Step(Effect.CHANGE if fields else Effect.NONE, obj, tuple(fields)))
+    _raise_together(problems)
     wanted = {_key(obj) for obj in objects}
     steps += [Step(Effect.DELETE, obj) for obj in await installed(cluster) if _key(obj) not in wanted]
     return steps
@@ -127,6 +134,10 @@ async def carry_out(cluster: Cluster, steps: Iterable[Step], say: Say, *, force:
                 break
         else:
             say(f"{describe(step.obj)}: {_DONE[step.effect]}")
+    _raise_together(problems)
+
+
+def _raise_together(problems: Sequence[NodenetError]) -> None:
     if problems:
         conflict = any(isinstance(error, RefusedError) and error.code == 409 for error in problems)
         hint = "--force takes the fields over from their manager" if conflict else problems[0].hint
