@@ -66,37 +66,38 @@ NN_INLINE int nn_sock_is_connected(struct bpf_sock_addr *ctx)
 /* Replace the Service's address and port by the backend's. Returns NN_ALLOW or NN_REFUSE. */
 NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port, int datagram)
 {
-	__u8 protocol = ctx->protocol;
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct nn_sock_revnat_entry remembered;
-	struct nn_sock_revnat_key key;
+	struct nn_sock_end frontend = { .addr = *addr, .port = *port };
+	struct nn_sock_end backend = {};
 	struct nn_lb_choice choice;
 	int result;
 
-	result = datagram ? nn_lb_choose_for_socket(ctx, cookie, addr, *port, &choice) :
-			    nn_lb_choose(addr, *port, protocol, 0, &choice);
-	if (result == NN_LB_LEAVE)
-		return NN_ALLOW;
+	result = datagram ? nn_lb_choose_for_socket(ctx, addr, *port, &choice) :
+			    nn_lb_choose(addr, *port, ctx->protocol, 0, &choice);
 	if (result == 0) {
 		if (!datagram || !nn_sock_is_connected(ctx))
-			nn_sock_revnat_delete(cookie, addr, *port, protocol);
+			nn_sock_forget(ctx, addr, *port);
 		return NN_ALLOW;
 	}
 	if (result < 0)
 		return nn_sock_refuse(ctx, addr, *port, choice.rev_nat_index, result, datagram);
-	*addr = choice.backend.addr;
-	*port = choice.backend.port;
-	nn_sock_revnat_key_of(&key, cookie, addr, *port, protocol);
-	remembered.rev_nat_index = choice.rev_nat_index;
-	bpf_map_update_elem(&nn_sock_revnat, &key, &remembered, BPF_ANY);
-	nn_sock_event(ctx, addr, *port, choice.rev_nat_index, 0);
+	frontend.number = choice.backend_id;
+	if (result != NN_LB_LEAVE) {
+		backend.addr = *addr = choice.backend.addr;
+		backend.port = *port = choice.backend.port;
+		backend.number = choice.rev_nat_index;
+		nn_sock_event(ctx, addr, *port, choice.rev_nat_index, 0);
+	}
+	if (datagram)
+		nn_sock_has_sent(ctx->sk, &frontend, &backend);
+	else
+		nn_sock_connected(ctx->sk, &backend);
 	return NN_ALLOW;
 }
 
 /* Replace the backend's address and port by the Service's. Returns 1 if the socket called one. */
 NN_INLINE int nn_sock_reverse(struct bpf_sock_addr *ctx, struct nn_addr *addr, __be16 *port)
 {
-	__u32 index = nn_sock_revnat_index(bpf_get_socket_cookie(ctx), addr, *port, ctx->protocol);
+	__u32 index = nn_sock_service(ctx->sk, bpf_get_socket_cookie(ctx), addr, *port, ctx->protocol);
 	struct nn_revnat_entry *frontend;
 
 	if (!index)
@@ -222,6 +223,42 @@ SEC("cgroup/getpeername6")
 int sock_getpeer6(struct bpf_sock_addr *ctx)
 {
 	return nn_sock_back(ctx, NN_AF_INET6);
+}
+
+/* Not attached: the agent runs it (BPF_PROG_TEST_RUN) in the network namespace of a connected UDP socket, because user
+ * space cannot read what is stored at the socket of another process. Returns the number of the Service that the socket
+ * called, or 0. A socket that is bound to a device is not found. */
+SEC("tc")
+int sock_service(struct __sk_buff *ctx)
+{
+	struct nn_sock_question question;
+	struct bpf_sock_tuple ends = {};
+	struct nn_sock_end *peer;
+	struct bpf_sock *sk;
+	int v4, number = 0;
+
+	if (bpf_skb_load_bytes(ctx, 0, &question, sizeof(question)) < 0)
+		return 0;
+	v4 = nn_addr_is_v4(&question.local);
+	if (v4) {
+		ends.ipv4.saddr = question.remote.word[3];
+		ends.ipv4.daddr = question.local.word[3];
+		ends.ipv4.sport = question.remote_port;
+		ends.ipv4.dport = question.local_port;
+	} else {
+		__builtin_memcpy(ends.ipv6.saddr, &question.remote, sizeof(ends.ipv6.saddr));
+		__builtin_memcpy(ends.ipv6.daddr, &question.local, sizeof(ends.ipv6.daddr));
+		ends.ipv6.sport = question.remote_port;
+		ends.ipv6.dport = question.local_port;
+	}
+	sk = bpf_sk_lookup_udp(ctx, &ends, v4 ? sizeof(ends.ipv4) : sizeof(ends.ipv6), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	peer = bpf_sk_storage_get(&nn_sock_peer, sk, 0, 0);
+	if (peer && nn_sock_end_is(peer, &question.remote, question.remote_port))
+		number = peer->number;
+	bpf_sk_release(sk);
+	return number;
 }
 
 char nn_license[] SEC("license") = "Dual BSD/GPL";

@@ -235,9 +235,27 @@ struct nn_lb_port_entry {
 	__u16 endpoint_id; /* as in nn_ct_entry */
 };
 
-/* (socket, backend) -> the Service that the socket called: for getpeername, recvmsg and the Service names of flows.
- * nn_sock_choice uses the same key with the frontend in place of the backend; it stores where the datagrams of an
- * unconnected socket go. */
+/* What a socket knows about Services, stored at the socket itself (SK_STORAGE). A backend with the number of the Service
+ * that the socket called: for getpeername, recvmsg and the Service names of flows. Or a frontend with the number of the
+ * backend that its datagrams go to. */
+struct nn_sock_end {
+	struct nn_addr addr;
+	__be16 port; /* 0: not in use */
+	__u16 pad;
+	__u32 number;
+};
+
+/* The packet that sock_service is run on: the ends of a connected UDP socket. */
+struct nn_sock_question {
+	__u8 pad[16]; /* an Ethernet header */
+	struct nn_addr local;
+	struct nn_addr remote;
+	__be16 local_port;
+	__be16 remote_port;
+};
+
+/* The same as nn_sock_end, of sockets that were opened before a version that stores it at the socket. Nothing is added. (socket,
+ * backend) -> rev_nat_index; nn_sock_choice has the frontend in place of the backend, and a backend_id. */
 struct nn_sock_revnat_key {
 	__u64 cookie;
 	struct nn_addr addr; /* backend */
@@ -268,10 +286,12 @@ struct nn_frag_entry {
 	__u32 created; /* nn_frag_time */
 };
 
-/* Tables with slots (fair.h), and how their entries end in the programs. Append only. */
+/* Tables whose entries are counted when they end in the programs: those with slots (fair.h), and the sockets' Services.
+ * Append only. */
 enum nn_table {
 	NN_TABLE_CT = 0,
 	NN_TABLE_FRAG = 1,
+	NN_TABLE_SOCK = 2, /* what sockets know about Services (sock_lb.h) */
 };
 
 enum nn_entry_end {

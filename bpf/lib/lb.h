@@ -49,12 +49,6 @@ struct {
 	__type(value, struct nn_backend_entry);
 } nn_member SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
-	__type(key, struct nn_sock_revnat_key);
-	__type(value, struct nn_sock_revnat_entry);
-} nn_sock_revnat SEC(".maps");
 
 /* Returns 0 if no frontend has this address. */
 NN_INLINE const struct nn_service_addr_entry *nn_service_addr_of(const struct nn_addr *addr)
@@ -68,16 +62,6 @@ NN_INLINE int nn_unserved(const struct nn_addr *addr)
 	const struct nn_service_addr_entry *entry = nn_service_addr_of(addr);
 
 	return entry && (entry->flags & NN_ADDR_REFUSE_UNSERVED) ? NN_DROP_IS_A_CLUSTERIP : 0;
-}
-
-NN_INLINE void nn_sock_revnat_key_of(struct nn_sock_revnat_key *key, __u64 cookie, const struct nn_addr *backend,
-				     __be16 port, __u8 protocol)
-{
-	__builtin_memset(key, 0, sizeof(*key));
-	key->cookie = cookie;
-	key->addr = *backend;
-	key->port = port;
-	key->protocol = protocol;
 }
 
 struct nn_lb_choice {
@@ -131,17 +115,6 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 	}
 	choice->slot = key.backend_slot;
 	return slot ? nn_lb_backend(slot->backend_id, choice) : NN_DROP_BACKEND_NOT_FOUND;
-}
-
-/* The Service that a socket called when it got this backend; 0: none. */
-NN_INLINE __u32 nn_sock_revnat_index(__u64 cookie, const struct nn_addr *backend, __be16 port, __u8 protocol)
-{
-	struct nn_sock_revnat_key key;
-	struct nn_sock_revnat_entry *entry;
-
-	nn_sock_revnat_key_of(&key, cookie, backend, port, protocol);
-	entry = bpf_map_lookup_elem(&nn_sock_revnat, &key);
-	return entry ? entry->rev_nat_index : 0;
 }
 
 #endif

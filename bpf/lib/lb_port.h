@@ -8,6 +8,7 @@
 #include "conntrack.h"
 #include "lb.h"
 #include "rewrite.h"
+#include "sock_service.h"
 
 #define NN_PORT_FIRST 32768
 #define NN_PORT_MASK 0x7fff
@@ -31,13 +32,13 @@ NN_INLINE __be16 nn_lb_port_of(const struct nn_ct_key *key, __u16 endpoint_id)
 
 /* True if the pod already uses these ends for another purpose. The view names the backend. Without a separate port,
  * replies would get the wrong source address. */
-NN_INLINE int nn_lb_port_is_needed(const struct nn_context *context, const struct nn_view *view)
+NN_INLINE int nn_lb_port_is_needed(struct __sk_buff *ctx, struct nn_context *context, const struct nn_view *view)
 {
 	const struct nn_ct_key *flow = &view->flow;
 	struct nn_ct_entry *taken;
 
 	/* The same socket already uses this backend for another Service. */
-	if (nn_sock_revnat_index(context->cookie, &flow->remote, flow->remote_port, flow->protocol))
+	if (nn_packet_service(ctx, context, flow))
 		return 1;
 	taken = nn_ct_lookup(flow, view->endpoint_id, context->now);
 	if (!taken)

@@ -199,8 +199,7 @@ NN_GLOBAL int nn_police_new(struct __sk_buff *ctx, __u32 side)
 	}
 	/* Most sockets are translated before they send packets. */
 	if (view->direction == NN_EGRESS && !view->nat)
-		view->rev_nat_index = nn_sock_revnat_index(context->cookie, &view->flow.remote, view->flow.remote_port,
-							   view->flow.protocol);
+		view->rev_nat_index = nn_packet_service(ctx, context, &view->flow);
 	if (midstream) {
 		result = nn_pickup(ctx, view->direction);
 		view->ct_status = view->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;

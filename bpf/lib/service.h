@@ -84,7 +84,8 @@ NN_INLINE int nn_service_follow(struct nn_context *context, struct nn_view *view
 
 /* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. Leaves the
  * backend in the view's flow. Returns 1, 0 if no Service serves the packet, or a drop code. */
-NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_view *view, struct nn_lb_choice *choice)
+NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
+			      struct nn_lb_choice *choice)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
 	/* A hash, so that a flow whose entry nn_lb_flow has lost gets the same backend again as long as the Service has
@@ -104,7 +105,7 @@ NN_INLINE int nn_service_pick(struct nn_context *context, struct nn_view *view, 
 		if (tuple->protocol == IPPROTO_UDP) {
 			/* If another flow already uses these ends, give a datagram another source port. Not needed for
 			 * a pod that calls itself: it sees the hairpin address instead (hairpin.h). */
-			if (nn_addr_equal(&view->flow.remote, &view->flow.pod) || !nn_lb_port_is_needed(context, view))
+			if (nn_addr_equal(&view->flow.remote, &view->flow.pod) || !nn_lb_port_is_needed(ctx, context, view))
 				return 1;
 			result = nn_lb_port_choose(number);
 			return result < 0 ? result : 1;
@@ -128,10 +129,8 @@ NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
 	view = nn_view_of(context, NN_EGRESS);
-	if (context->packet.tuple.protocol == IPPROTO_UDP)
-		context->cookie = bpf_get_socket_cookie(ctx);
 	view->nat = NN_CT_TRANSLATED;
-	result = nn_service_pick(context, view, &choice);
+	result = nn_service_pick(ctx, context, view, &choice);
 	if (result <= 0) {
 		view->nat = 0;
 		return result;

@@ -10,7 +10,7 @@ maps and their records.
 from __future__ import annotations
 
 from nodenet.abi.events import EVENT_SIZE, Event, MetricsEntry, MetricsKey
-from nodenet.abi.flows import CtEntry, CtKey, LbFlowEntry, LbPortEntry, SockRevnatKey
+from nodenet.abi.flows import CtEntry, CtKey, LbFlowEntry, LbPortEntry, SockQuestion, SockRevnatKey
 from nodenet.abi.numbers import (
     ENTRY_ENDS,
     LOST_EVENTS,
@@ -64,6 +64,7 @@ __all__ = [
     "ObservationPoint",
     "PolicyKey",
     "Record",
+    "SockQuestion",
     "SockRevnatKey",
     "State",
     "pack_addr",

@@ -97,6 +97,24 @@ class LbPortEntry(NamedTuple):
         return cls(service_id, swap_port(port), endpoint_id)
 
 
+class SockQuestion(NamedTuple):
+    """nn_sock_question: the packet that asks the program sock_service about a connected UDP socket."""
+
+    local: IPAddress
+    remote: IPAddress
+    local_port: int
+    remote_port: int
+
+    def pack(self) -> bytes:
+        ports = (swap_port(self.local_port), swap_port(self.remote_port))
+        return struct.pack("=16x16s16sHH", pack_addr(self.local), pack_addr(self.remote), *ports)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        local, remote, *ports = struct.unpack("=16x16s16sHH", data)
+        return cls(unpack_addr(local), unpack_addr(remote), swap_port(ports[0]), swap_port(ports[1]))
+
+
 class SockRevnatKey(NamedTuple):
     """nn_sock_revnat_key. `cookie` is the kernel's socket cookie; addr and port are the backend's (nn_sock_choice: the
     frontend's)."""

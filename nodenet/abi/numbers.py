@@ -74,10 +74,11 @@ class ObservationPoint(IntEnum):
 
 
 class FairTable(IntEnum):
-    """nn_table: the tables with slots."""
+    """nn_table: the tables whose entries are counted when they end."""
 
     CT = 0
     FRAG = 1
+    SOCK = 2
 
 
 class EntryEnd(IntEnum):

@@ -17,8 +17,9 @@ from nodenet.agent.host import Host
 from nodenet.agent.integrity import Integrity
 from nodenet.agent.masquerade import Masquerade
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
-from nodenet.agent.sockets import Place, SocketKeeper
+from nodenet.agent.sockets import Peers, Place, SocketKeeper
 from nodenet.agent.uplink import UplinkKeeper
+from nodenet.bpf.loader import SOCK_SERVICE
 from nodenet.bpf.probe import available
 from nodenet.cni import podmtu
 from nodenet.engine import Engine
@@ -54,7 +55,7 @@ class Keepers:
         self.endpoints = Endpoints(config.run_dir, self._host, engine, programs)
         self.sockets = SocketKeeper(
             partial(_places, engine, config.node_name),
-            datapath.tables["nn_sock_revnat"],
+            Peers(programs[SOCK_SERVICE], datapath.tables["nn_sock_revnat"]),
             partial(_service_name, engine),
             config.resync_seconds,
             available(datapath.features, SOCK_DESTROY),

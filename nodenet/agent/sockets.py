@@ -5,10 +5,10 @@ program does not notice: a resolver or a statsd client never connects again. Aft
 error (recv: ECONNABORTED, send: EDESTADDRREQ) and connects again. TCP sockets are not touched: the peer or a timeout
 ends them.
 
-Only a socket that was translated for this Service is ended: nn_sock_revnat has an entry with its cookie and this
-backend. A socket that connected to the pod's own address has no entry there. Each sweep checks all connected UDP
-sockets in the namespaces of the node and of its endpoints. So it needs no record of earlier changes, and a new agent
-also finds backends that left before its start.
+Only a socket that was translated for this Service is ended: nn_sock_peer has this backend for it (a socket that was
+opened by an earlier version: nn_sock_revnat). A socket that connected to the pod's own address has no entry. Each sweep
+checks all connected UDP sockets in the namespaces of the node and of its endpoints. So it needs no record of earlier
+changes, and a new agent also finds backends that left before its start.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from nodenet.abi import AddressPort, SockRevnatKey
+from nodenet.abi import AddressPort, SockQuestion, SockRevnatKey
+from nodenet.bpf.packet_run import run_packet
 from nodenet.errors import NodenetError
 from nodenet.evolved import Evolved
+from nodenet.link import netns
 from nodenet.link.netlink import RefusedError
 from nodenet.link.sockdiag import ESTABLISHED, SockDiag, Socket
 from nodenet.model import Protocol as IPProtocol
@@ -42,6 +44,23 @@ class Revnat(Protocol):
     """nn_sock_revnat."""
 
     def get(self, key: SockRevnatKey) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Which Service a socket called. `program`: the descriptor of sock_service."""
+
+    program: int
+    revnat: Revnat
+
+    def service_of(self, found: Socket) -> int | None:
+        """The number of the Service; None if the socket called none. Call it in the socket's namespace."""
+        question = SockQuestion(found.local, found.remote, found.local_port, found.remote_port)
+        number = run_packet(self.program, question.pack()).verdict & 0xFFFFFFFF
+        if number:
+            return number
+        entry = self.revnat.get(SockRevnatKey(found.cookie, found.remote, found.remote_port, UDP))
+        return None if entry is None else int(entry.value)
 
 
 class Place(NamedTuple):
@@ -67,7 +86,7 @@ class Sweep:
     failed: tuple[str, ...] = ()
 
 
-def sweep(places: Iterable[Place], members: Members, revnat: Revnat) -> Sweep:
+def sweep(places: Iterable[Place], members: Members, peers: Peers) -> Sweep:
     """End all stale sockets. Blocks, so call it in a worker thread. An error in one namespace does not stop the
     others."""
     current = {(key.service_id, backend) for key, backend in members.items()}
@@ -75,10 +94,9 @@ def sweep(places: Iterable[Place], members: Members, revnat: Revnat) -> Sweep:
     failed: list[str] = []
     for place in places:
         try:
-            with SockDiag(place.path) as diag:
-                for found, service_id, backend in _stale(diag, current, revnat):
-                    if diag.destroy(found):
-                        ended[Ended(place.owner, service_id, backend)] += 1
+            gone = netns.call(place.path, _end, current, peers) if place.path else _end(current, peers)
+            for (service_id, backend), count in gone.items():
+                ended[Ended(place.owner, service_id, backend)] += count
         except FileNotFoundError:
             continue  # the pod has ended in the meantime
         except (OSError, RefusedError, NodenetError) as error:
@@ -86,14 +104,24 @@ def sweep(places: Iterable[Place], members: Members, revnat: Revnat) -> Sweep:
     return Sweep(ended, tuple(failed))
 
 
+def _end(current: Collection[tuple[int, AddressPort]], peers: Peers) -> Counter[tuple[int, AddressPort]]:
+    """End the stale sockets of this thread's namespace. Returns how many, by Service and backend."""
+    ended: Counter[tuple[int, AddressPort]] = Counter()
+    with SockDiag() as diag:
+        for found, service_id, backend in _stale(diag, current, peers):
+            if diag.destroy(found):
+                ended[service_id, backend] += 1
+    return ended
+
+
 def _stale(
-    diag: SockDiag, current: Collection[tuple[int, AddressPort]], revnat: Revnat
+    diag: SockDiag, current: Collection[tuple[int, AddressPort]], peers: Peers
 ) -> Iterator[tuple[Socket, int, AddressPort]]:
     for found in diag.sockets(UDP, ESTABLISHED):
-        entry = revnat.get(SockRevnatKey(found.cookie, found.remote, found.remote_port, UDP))
+        service_id = peers.service_of(found)
         backend = AddressPort(found.remote, found.remote_port, UDP)
-        if entry is not None and (entry.value, backend) not in current:
-            yield found, entry.value, backend
+        if service_id is not None and (service_id, backend) not in current:
+            yield found, service_id, backend
 
 
 def lost(before: Members | None, after: Members) -> bool:
@@ -116,7 +144,7 @@ class SocketKeeper:
     def __init__(
         self,
         places: Callable[[], Iterable[Place]],
-        revnat: Revnat,
+        peers: Peers,
         name_of: Callable[[int], str],
         resync_seconds: float,
         available: bool = True,
@@ -125,7 +153,7 @@ class SocketKeeper:
         # A sentence for each failure of the last sweep.
         self.problems: list[str] = []
         self._places = places
-        self._revnat = revnat
+        self._peers = peers
         self._name_of = name_of
         self._resync_seconds = resync_seconds
         self._available = available
@@ -159,7 +187,7 @@ class SocketKeeper:
         members = self._members
         if members is None:
             return
-        done = await asyncio.to_thread(sweep, list(self._places()), members, self._revnat)
+        done = await asyncio.to_thread(sweep, list(self._places()), members, self._peers)
         self.ended += done.ended.total()
         for (owner, service_id, backend), count in done.ended.items():
             log.info(

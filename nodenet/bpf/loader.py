@@ -36,6 +36,8 @@ CGROUP_PROGRAMS = {
     "sock_getpeer4": 29,
     "sock_getpeer6": 30,
 }
+# Not attached: the agent runs it.
+SOCK_SERVICE = "sock_service"
 _CONFIG_SECTION = ".rodata.config"
 # All our maps have this prefix in the kernel (names of at most 15 characters). libbpf's internal ones, such as .rodata,
 # do not.
@@ -138,7 +140,7 @@ def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
     """The pinned programs of a build, if all exist and use the maps that are pinned now. If a build with other map
     sizes has run in the meantime, it has replaced the pinned maps, and these programs would read maps that no process
     writes."""
-    wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS]
+    wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS, SOCK_SERVICE]
     if not all((folder / name).exists() for name in wanted):
         return None
     pinned = {map_info(path).id for path in pins.maps.iterdir()}

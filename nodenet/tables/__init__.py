@@ -148,22 +148,26 @@ REVNAT = BpfMap(
     Group.SERVICES,
     Order(sets=4, deletes=9),
 )
+# Kept at each socket, so neither has a size. User space reads nn_sock_peer with the program sock_service.
+SOCK_PEER = BpfMap("nn_sock_peer", MapType.SK_STORAGE, None, Size(0), Writer.PROGRAMS)
+SOCK_SENT = BpfMap("nn_sock_sent", MapType.SK_STORAGE, None, Size(0), Writer.PROGRAMS)
+# Versions before decision 0042 filled these two. Their entries are copied for the sockets that are open.
 SOCK_REVNAT = BpfMap(
     "nn_sock_revnat",
-    MapType.LRU_HASH,
+    MapType.HASH,
     Records(abi.SockRevnatKey, abi.U32),
     Size(131072),
     Writer.PROGRAMS,
-    "sockets that were idle longest see their backend's address in place of the Service's",
+    "further sockets that were open during the upgrade see their backend's address in place of the Service's",
     carried=Carried(Layout(_SOCKET, "rev_nat_index:4")),
 )
 SOCK_CHOICE = BpfMap(
     "nn_sock_choice",
-    MapType.LRU_HASH,
+    MapType.HASH,
     Records(abi.SockRevnatKey, abi.U32),
     Size(65536),
     Writer.PROGRAMS,
-    "unconnected sockets that were idle longest get a backend again with their next datagram",
+    "further unconnected sockets that were open during the upgrade get a backend again with their next datagram",
     carried=Carried(Layout(_SOCKET, "number:4")),
 )
 CT = BpfMap(
@@ -274,6 +278,8 @@ _ALL = (
     BACKEND,
     MEMBER,
     REVNAT,
+    SOCK_PEER,
+    SOCK_SENT,
     SOCK_REVNAT,
     SOCK_CHOICE,
     CT,

@@ -19,6 +19,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    SK_STORAGE = 24
     RINGBUF = 27
 
 

@@ -14,6 +14,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from nodenet import abi, tables
+from nodenet.agent.sockets import Peers
 from nodenet.bpf import build, libbpf, loader
 from nodenet.bpf.packet_run import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, PacketRun, run_packet
 from nodenet.bpf.pins import Pins
@@ -45,6 +46,7 @@ class Datapath:
         self.pins = Pins(root)
         self.loaded = loader.load(objects or build.build_all(cache), config, self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
+        self.peers = Peers(self.loaded.programs[loader.SOCK_SERVICE], self.tables["nn_sock_revnat"])
         self._port = libbpf.obj_get(str(self.pins.map("nn_port")))
         self._events: list[abi.Event] = []
         self._reader = EventReader(self.pins.map("nn_events"), lambda raw: self._events.append(abi.Event.unpack(raw)))

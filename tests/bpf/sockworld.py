@@ -22,6 +22,7 @@ class World:
 
     def __init__(self, datapath: Datapath, process: SocketProcess, version: int, mapped: bool = False) -> None:
         self.tables = datapath.tables
+        self.peers = datapath.peers
         self.process = process
         self.version = version
         # Clients are AF_INET6 sockets that name IPv4-mapped addresses.

@@ -97,6 +97,7 @@ def build_types(folder: Path) -> Path:
         '#include "lib/abi.h"\n'
         + "".join(f"enum {name} {name}_used;\n" for name in ENUMS)
         + "struct nn_event nn_event_used;\nstruct nn_metrics_key nn_metrics_key_used;\n"
+        + "struct nn_sock_question nn_sock_question_used;\n"
     )
     target = folder / "types.o"
     flags = [*build.FLAGS, *build._include_flags(), f"-I{build.source_dir()}"]
@@ -163,6 +164,10 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         abi.LbPortEntry(1, 2, 3),
         {"service_id": "rev_nat_index", "port": "port", "endpoint_id": "endpoint_id"},
     ),
+    "nn_sock_question": (
+        abi.SockQuestion(ONES, ONES, 2, 3),
+        {n: n for n in ("local", "remote", "local_port", "remote_port")},
+    ),
     "nn_sock_revnat_key": (abi.SockRevnatKey(1, ONES, 2, 3), {n: n for n in ("cookie", "addr", "port", "protocol")}),
     "nn_metrics_key": (abi.MetricsKey(1, 2), {"reason": "reason", "direction": "direction"}),
     "nn_metrics_entry": (abi.MetricsEntry(1, 2), {"packets": "packets", "octets": "bytes"}),
@@ -185,7 +190,7 @@ def test_every_field_stands_where_the_compiler_put_it(btfs: list[Btf], name: str
         # Clear one field: exactly the bytes of the C member change.
         value = getattr(record, python_name)
         blank: object = type(value)(0) if isinstance(value, int) and python_name != "direction" else zero[""]
-        if python_name in ("addr", "pod", "remote", "saddr", "daddr", "backend"):
+        if python_name in ("addr", "pod", "local", "remote", "saddr", "daddr", "backend"):
             blank = ip_address("::")
         elif "mac" in python_name:
             blank = "00:00:00:00:00:00"

@@ -293,4 +293,7 @@ def test_a_kernel_without_btf_takes_the_programs_without_the_check(bpffs: Path, 
         )
     finally:
         shutil.rmtree(bpffs / "no-btf")
-    assert result.stdout.splitlines() == ["refused", str(sorted([*loader.TC_PROGRAMS, *loader.CGROUP_PROGRAMS]))]
+    assert result.stdout.splitlines() == [
+        "refused",
+        str(sorted([*loader.TC_PROGRAMS, *loader.CGROUP_PROGRAMS, loader.SOCK_SERVICE])),
+    ]

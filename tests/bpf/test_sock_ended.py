@@ -19,7 +19,7 @@ pytestmark = pytest.mark.kernel
 def look(world: World, netns: str) -> Sweep:
     """What the agent does after a change."""
     place = Place("pod default/client", str(namespaces.path_of(netns)))
-    return sweep([place], dict(world.tables["nn_member"].items()), world.tables["nn_sock_revnat"])
+    return sweep([place], dict(world.tables["nn_member"].items()), world.peers)
 
 
 def connected(world: World, name: str) -> bool:
@@ -125,7 +125,7 @@ def test_one_namespace_that_cannot_be_looked_at_holds_up_no_other(two: World, ne
         Place("pod default/broken", str(tmp_path)),
         Place("pod default/client", str(namespaces.path_of(netns))),
     ]
-    found = sweep(places, dict(two.tables["nn_member"].items()), two.tables["nn_sock_revnat"])
+    found = sweep(places, dict(two.tables["nn_member"].items()), two.peers)
     assert {ended.owner for ended in found.ended} == {"pod default/client"}
     (problem,) = found.failed
     assert problem.startswith("UDP sockets of pod default/broken could not be listed")
@@ -136,8 +136,8 @@ def test_the_agents_own_namespace_is_one_of_the_places(two: World, netns: str) -
     two.client("s")
     two.process.do("connect", "s", two.address(ONE), PORT)
     two.serve(ONE)
-    members, revnat = dict(two.tables["nn_member"].items()), two.tables["nn_sock_revnat"]
-    found = namespaces.call(netns, sweep, [Place("node node1", None)], members, revnat)
+    members, peers = dict(two.tables["nn_member"].items()), two.peers
+    found = namespaces.call(netns, sweep, [Place("node node1", None)], members, peers)
     ((ended, _),) = found.ended.items()
     assert isinstance(ended, Ended)
     assert (ended.owner, ended.backend.protocol) == ("node node1", UDP)
