@@ -27,6 +27,7 @@ from nodenet import abi, kinds, tables
 from nodenet.agent import attachment
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
+from nodenet.bpf.packet_run import run_packet
 from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
@@ -207,12 +208,26 @@ def tcp_through(node: Node, version: int, pod: str = "client") -> None:
             assert c.recv(8) == b"pong"
 
 
+def service_of(node: Node, pod: str, connected: socket.socket) -> abi.AddressPort | None:
+    """The Service that a connected UDP socket of the pod called, as the agent finds it."""
+    local, port = connected.getsockname()[:2]
+    # Not getpeername(): it shows the Service.
+    backend = node.address("web", 4 if "." in local else 6)
+    question = abi.SockQuestion(ip_address(local), ip_address(backend), port, 8053).pack()
+    program = node.programs[loader.SOCK_SERVICE]
+    number = netns.call(netns.path_of(pod), run_packet, program, question).verdict
+    found: abi.AddressPort | None = node.tables["nn_revnat"].get(abi.U32(number & 0xFFFFFFFF))
+    return found
+
+
 def udp_through(node: Node, version: int, pod: str = "client", *, connected: bool = False) -> None:
     """Check a datagram to the Service's address, and that the answer comes from the Service's address."""
     with node.socket("web", version, socket.SOCK_DGRAM) as server, node.socket(pod, version, socket.SOCK_DGRAM) as c:
         server.bind((node.address("web", version), 8053))
         if connected:
             c.connect((SERVICE[version], 53))
+            called = service_of(node, pod, c)
+            assert called == abi.AddressPort(ip_address(SERVICE[version]), 53, 17), f"sock_service: {called}"
             c.send(b"ping")
         else:
             c.sendto(b"ping", (SERVICE[version], 53))
