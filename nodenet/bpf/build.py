@@ -22,7 +22,8 @@ from nodenet.errors import CannotRunError
 PROGRAMS = ("endpoint", "sock")
 # -mcpu=v3 (kernel 5.1) has 32-bit jumps and ALU: shorter programs.
 FLAGS = ("-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function")
-_TIMEOUT = 60
+# Seconds: a loaded node, or an emulated machine that builds an image, takes minutes.
+_TIMEOUT = 600
 
 
 @cache

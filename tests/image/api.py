@@ -46,6 +46,9 @@ class Api:
         """Create an object. Returns it with what the server adds."""
         return asyncio.run_coroutine_threadsafe(self.server.client.create(body), self.loop).result(10)
 
+    def get(self, kind: str, name: str) -> Obj:
+        return asyncio.run_coroutine_threadsafe(self.server.client.get(kind, name), self.loop).result(10)
+
 
 def verb(request: web.Request, named: bool) -> str:
     """The RBAC verb of a request."""

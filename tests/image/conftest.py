@@ -28,11 +28,16 @@ VERSION = next(
 )
 NODE_ROOT = ROOT / "build" / "image" / "node.tar"
 SUBNETS = ["10.88.0.0/24", "fd00:88::/64"]
+OTHER_TAINT = {"key": "test.nodenet.io/other", "effect": "NoSchedule"}
 _NODE_OBJECT: Obj = {
     "apiVersion": "v1",
     "kind": "Node",
     "metadata": {"name": "node1"},
-    "spec": {"podCIDR": SUBNETS[0], "podCIDRs": SUBNETS},
+    "spec": {
+        "podCIDR": SUBNETS[0],
+        "podCIDRs": SUBNETS,
+        "taints": [{"key": "node.nodenet.io/agent-not-ready", "effect": "NoSchedule"}, OTHER_TAINT],
+    },
     "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
 }
 

@@ -118,7 +118,10 @@ class Pod:
 
     def _mount(self, mount: Obj) -> Any:
         [volume] = [entry for entry in self.spec["volumes"] if entry["name"] == mount["name"]]
-        if "configMap" in volume:
+        if volume["name"] == "ip-masq-agent":
+            source = "/var/lib/kubelet/no-ip-masq-agent"  # an optional ConfigMap that does not exist
+            self.node.path(source).mkdir(parents=True, exist_ok=True)
+        elif "configMap" in volume:
             source = str(self.files.config)
         elif "emptyDir" in volume:
             source = f"/var/lib/kubelet/{volume['name']}"

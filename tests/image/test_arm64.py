@@ -87,7 +87,7 @@ def test_the_image_for_arm64_runs_in_a_machine_of_that_architecture(tmp_path: Pa
     [kernel] = (tmp_path / "kernel" / "boot").glob("vmlinuz-*")
     for path in (tmp_path / "kernel" / "lib").rglob("*.ko"):
         if path.is_relative_to(tmp_path / "kernel") and {"net", "mii"} & set(path.parts):
-            files[str(path.relative_to(tmp_path / "kernel"))] = (_FILE | 0o644, path.read_bytes())
+            files[f"usr/{path.relative_to(tmp_path / 'kernel')}"] = (_FILE | 0o644, path.read_bytes())
     for name, source in {
         "init": HERE / "arm64/init",
         "guest.py": HERE / "arm64/guest.py",

@@ -12,8 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from nodenet.cni.install import Options, render_conflist
-from tests.image.conftest import Cluster
+from tests.image.conftest import OTHER_TAINT, Cluster
 from tests.image.node import until
 from tests.image.pods import Pod
 from tests.ping import ping
@@ -35,8 +34,6 @@ def run_agent(cluster: Cluster, pod: Pod, **changes: Any) -> None:
     pod.start(pod.spec["containers"][0], **changes)
     log = cluster.node.path("/var/log/pods/agent.log")
     until(lambda: is_ready(cluster, pod), "the agent is ready", log, 60)
-    # The conflist is written last, when there is an agent.
-    cluster.node.path("/etc/cni/net.d/10-nodenet.conflist").write_text(render_conflist(Options()))
     until(lambda: cluster.node.cri.ready().get("NetworkReady") is True, "the network is ready", cluster.node.log)
 
 
@@ -79,6 +76,10 @@ def test_the_agent_of_the_image_attaches_pods(start: Callable[..., Cluster]) -> 
     pod.run_init()
     assert node.path("/opt/cni/bin/nodenet").exists()
     run_agent(cluster, pod)
+    # What the agent reports when it is ready.
+    found = cluster.api.get("Node", "node1")
+    assert found["spec"].get("taints", []) == [OTHER_TAINT]
+    assert [(one["type"], one["status"]) for one in found["status"]["conditions"]] == [("NetworkUnavailable", "False")]
     with attached(cluster, "web") as web:
         assert [address.split(".")[0].split(":")[0] for address in web.addresses] == ["10", "fd00"]
         assert ping(node.name, web.addresses[0])

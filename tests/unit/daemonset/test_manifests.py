@@ -93,7 +93,7 @@ def test_another_namespace_and_image_reach_every_object() -> None:
     assert one(objects, "ServiceMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["net"]}
 
 
-def test_the_cluster_role_reads_the_kinds_of_the_agent_and_no_others() -> None:
+def test_the_cluster_role_has_what_the_agent_reads_and_reports() -> None:
     granted = {
         (group, resource, verb)
         for rule in one(kustomize("replace-kube-proxy"), "ClusterRole")["rules"]
@@ -102,7 +102,9 @@ def test_the_cluster_role_reads_the_kinds_of_the_agent_and_no_others() -> None:
         for verb in rule["verbs"]
     }
     read = {(kind.resource.group, kind.resource.plural) for kind in API_KINDS}
-    assert granted == {(group, plural, verb) for group, plural in read for verb in ("list", "watch")}
+    reads = {(group, plural, verb) for group, plural in read for verb in ("list", "watch")}
+    # The report of the agent about its own Node (agent/node_report.py).
+    assert granted == reads | {("", "nodes", "get"), ("", "nodes", "patch"), ("", "nodes/status", "patch")}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -141,5 +143,7 @@ def test_the_agent_accepts_its_configuration(overlay: str, tmp_path: Path) -> No
         assert f"{asked['host']}:{asked['port']}" == config.health_address
     # The folders that the agent writes are mounted, because its root file system is read-only.
     mounted = {mount["mountPath"] for mount in agent["volumeMounts"] if not mount.get("readOnly")}
-    for folder in (config.run_dir, config.cache_dir, config.bpffs.parent):
+    for folder in (config.run_dir, config.cache_dir, config.bpffs.parent, config.cni_conf_dir):
         assert str(folder) in mounted
+    assert str(config.ip_masq_agent_config.parent) in {mount["mountPath"] for mount in agent["volumeMounts"]}
+    assert config.services == (overlay != "beside-kube-proxy")
