@@ -1,0 +1,63 @@
+"""Names rules of other programs that drop what pods send to other hosts: a forward chain whose policy is drop.
+
+Docker, ufw and firewalld make such chains. A drop is final, so an accept in a table of ours would not help, and the
+agent changes no rules of others. Whether a rule of the chain accepts pods' packets is not decided here: the sentence
+says what to check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from nodenet.errors import NodenetError
+from nodenet.link import chains, iptables
+from nodenet.link.chains import Chain
+from nodenet.link.iptables import LegacyTable
+from nodenet.link.nftables import OURS
+
+log = logging.getLogger(__name__)
+
+_PROGRAMS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
+
+
+class ForwardRules:
+    """Checks every `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.problems: list[str] = []
+        self._seconds = seconds
+
+    async def keep(self) -> None:
+        """Check until cancelled."""
+        while True:
+            try:
+                found = await asyncio.to_thread(find)
+            except (NodenetError, OSError) as error:
+                found = [f"forward chains of other programs could not be read: {error}"]
+            for problem in found:
+                if problem not in self.problems:
+                    log.warning("%s", problem)
+            self.problems = found
+            await asyncio.sleep(self._seconds)
+
+
+def find() -> list[str]:
+    """A sentence for each chain. Blocks. Raises NodenetError, OSError."""
+    legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
+    return list(sentences(chains.all_chains(), legacy))
+
+
+def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable[str]:
+    """A sentence for each chain that drops what no rule accepts. Pure."""
+    for chain in found:
+        if chain.forwards and chain.drops and not chain.table.startswith(OURS):
+            yield _sentence(f"nft list chain {chain}")
+    for table in legacy:
+        if table.forward_drops:
+            yield _sentence(f"{_PROGRAMS[table.version]} -t {table.name} -S FORWARD")
+
+
+def _sentence(command: str) -> str:
+    return f"packets of pods are dropped unless a rule accepts them: the chain's policy is drop: {command}"
