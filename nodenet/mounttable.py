@@ -49,8 +49,11 @@ def _text(field: bytes) -> str:
 def filesystem_of(path: Path) -> str:
     """The type of the file system that contains a path; "" if unknown."""
     found, kind = Path(), ""
+    # The agent asks every second: resolve the path once, not for each mount.
+    path = path.resolve()
+    folders = {path, *path.parents}
     for mount in mounts():
         # A later mount at the same place covers the earlier one.
-        if path.resolve().is_relative_to(mount.target) and len(mount.target.parts) >= len(found.parts):
+        if mount.target in folders and len(mount.target.parts) >= len(found.parts):
             found, kind = mount
     return kind
