@@ -20,6 +20,11 @@ class Pulse:
             self._event = asyncio.Event()
         return self._event
 
+    @property
+    def asked(self) -> bool:
+        """True if `next` was called since the last `fire`, so that a task may wait."""
+        return self._event is not None
+
     def fire(self) -> None:
         """Wake all tasks that wait now."""
         if self._event is not None:

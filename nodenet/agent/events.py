@@ -18,6 +18,8 @@ UPKEEP_SECONDS = 1.0
 # Seconds between two reads of the ring buffer. The programs wake the reader only when the buffer fills
 # (bpf/lib/events.h).
 EVENT_SECONDS = 0.05
+# The same while the last read found nothing and nobody follows the flows.
+QUIET_SECONDS = 0.2
 
 
 class Events:
@@ -27,12 +29,13 @@ class Events:
         config = datapath.config
         self._datapath = datapath
         self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset(), engine.flow_names)
-        self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name))
+        self._reader: EventReader | None = None
+        self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name), self._refresh)
         self._lost = 0
 
     async def run(self) -> None:
         """Until cancelled."""
-        reader = self._datapath.read_events(self.pipeline.receive)
+        self._reader = reader = self._datapath.read_events(self.pipeline.receive)
         event_loop = asyncio.get_running_loop()
         event_loop.add_reader(reader.fd, self._read, reader)
         try:
@@ -41,13 +44,24 @@ class Events:
                 tasks.create_task(self._upkeep(), name="lost events")
         finally:
             event_loop.remove_reader(reader.fd)
+            self._reader = None
             reader.close()
 
     async def _poll(self, reader: EventReader) -> None:
-        more = False
+        more, seen = False, self.pipeline.ring.end
         while True:
-            await asyncio.sleep(0 if more else EVENT_SECONDS)
+            found = self.pipeline.ring.end != seen
+            seen = self.pipeline.ring.end
+            await asyncio.sleep(0 if more else self.pause(found))
             more = self._read(reader)
+
+    def pause(self, found: bool) -> float:
+        """Seconds until the next read. `found`: there were events since the last one."""
+        return EVENT_SECONDS if found or self.feed.followed else QUIET_SECONDS
+
+    def _refresh(self) -> None:
+        if self._reader is not None:
+            self._read(self._reader)
 
     def _read(self, reader: EventReader) -> bool:
         """Read one batch. Returns True if there may be more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from nodenet.flow.filter import Origin
 from nodenet.flow.pipeline import Pipeline
@@ -20,18 +20,24 @@ def new_origin(node_name: str, cluster_name: str, node_labels: tuple[str, ...] =
 
 
 class Feed:
-    """The agent calls `pipeline.receive` for each record, and `wake` after each batch. Use it in one event loop
-    only."""
+    """The agent calls `pipeline.receive` for each record, and `wake` after each batch. `refresh` passes on what the
+    kernel has now; each query begins with it. Use it in one event loop only."""
 
-    def __init__(self, pipeline: Pipeline, origin: Origin) -> None:
+    def __init__(self, pipeline: Pipeline, origin: Origin, refresh: Callable[[], object] = lambda: None) -> None:
         self.pipeline = pipeline
         self.origin = origin
         self.ring = pipeline.ring
+        self._refresh = refresh
         self._more = Pulse()
 
     def wake(self) -> None:
         """Notify all waiting readers that there may be new flows. One call per batch is enough."""
         self._more.fire()
+
+    @property
+    def followed(self) -> bool:
+        """True if a reader may wait for new flows."""
+        return self._more.asked
 
     def flows(self, query: Query, deadline: float | None = None) -> AsyncIterator[list[Flow | Lost]]:
         """Batches of flows that match a query. A query with `follow` ends at `deadline` (loop time), or when its task
@@ -44,6 +50,7 @@ class Feed:
 
     async def _read(self, ring: Ring[T], query: Query, deadline: float | None) -> AsyncIterator[list[T | Lost]]:
         """Yields to other tasks between batches, so that one reader does not block the others."""
+        self._refresh()
         reader = Reader(ring, query)
         while True:
             # Take the event before reading, so that a flow that arrives during the read wakes us.

@@ -8,6 +8,7 @@ docs/maps.md with the declarations.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from nodenet import abi
 from nodenet.abi import carried, slots
@@ -308,6 +309,7 @@ def filled_by(*writers: Writer) -> tuple[str, ...]:
     return tuple(one.name for one in _ALL if one.writer in writers)
 
 
+@cache
 def members(group: Group) -> tuple[str, ...]:
     """Names of the maps of a group, in the order of the registry."""
     return tuple(one.name for one in _ALL if one.group is group)
