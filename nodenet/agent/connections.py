@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nodenet.abi import FairTable
 from nodenet.abi.carried import ct_expired, ct_owner
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,13 @@ class ConnectionKeeper:
             found[names.get(number, ""), "unanswered"] += unanswered
             found[names.get(number, ""), "answered"] += count - unanswered
         return dict(found)
+
+    def largest_of(self, table: FairTable) -> str:
+        """The pod with most entries of nn_ct, in words, as last counted; "" for other tables."""
+        if table is not FairTable.CT or not self.last.entries:
+            return ""
+        ((number, count),) = self.last.entries.most_common(1)
+        return f"{self._names().get(number, 'deleted pods')} ({count})"
 
     def status(self) -> Mapping[str, object]:
         """For `nodenet status`: what the last collection counted."""

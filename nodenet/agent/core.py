@@ -17,6 +17,7 @@ from nodenet.agent.keepers import Keepers, own_node
 from nodenet.agent.measured import AgentSource
 from nodenet.agent.memory import freeze_start
 from nodenet.agent.node_report import NodeReport
+from nodenet.agent.notices import Notices
 from nodenet.agent.parts import Parts
 from nodenet.agent.watch import ApiWatch
 from nodenet.cni.agent import AgentHooks
@@ -46,6 +47,7 @@ class Agent:
         access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
         api = ApiWatch(KubeClient(access), engine)
         self._writer = KubeWriter(access)
+        self._notices = Notices(self._writer, config.node_name)
         self._report = NodeReport(
             config.node_name,
             self._writer,
@@ -80,6 +82,7 @@ class Agent:
             isolated = await parts.keepers.start()
             async with self._writer, asyncio.TaskGroup() as tasks:
                 tasks.create_task(parts.api.run(), name="API")
+                tasks.create_task(self._notices.run(), name="notices")
                 tasks.create_task(parts.engine.run(self._after_run), name="reconcile")
                 tasks.create_task(parts.events.run(), name="events")
                 tasks.create_task(parts.keepers.run(parts.health.ready), name="keepers")
@@ -93,6 +96,8 @@ class Agent:
         self.metrics.reconciled(run.seconds, run.failed)
         if run.members is not None:
             self.parts.keepers.sockets.members(run.members)
+        current = self.parts.engine.current
+        self._notices.policies.update(current.names.left_out, current.snapshot.policies.__contains__)
 
     async def _become_ready(self, attached: int) -> None:
         """Fill the maps, then attach the programs, so that each program finds its rules. Then take over endpoints that

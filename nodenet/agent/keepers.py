@@ -12,6 +12,7 @@ from nodenet.agent.conflist import ConflistKeeper
 from nodenet.agent.connections import ConnectionKeeper
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints
+from nodenet.agent.evictions import EvictionWatch
 from nodenet.agent.features import SOCK_DESTROY
 from nodenet.agent.forward_rules import ForwardRules
 from nodenet.agent.host import Host
@@ -67,6 +68,7 @@ class Keepers:
         self.connections = ConnectionKeeper(
             datapath.tables["nn_ct"], partial(_pods, engine), min(COLLECT_SECONDS, config.resync_seconds)
         )
+        self.evictions = EvictionWatch(datapath.tables["nn_metrics"], self.connections.largest_of)
         self.integrity = Integrity(
             self._host, datapath, programs, self.endpoints.known, self.endpoints.repair, partial(_drift, engine)
         )
@@ -93,6 +95,7 @@ class Keepers:
             )
             tasks.create_task(self.sockets.keep(), name="sockets")
             tasks.create_task(self.connections.keep(), name="connections")
+            tasks.create_task(self.evictions.keep(), name="evictions")
             tasks.create_task(self.addresses.keep(), name="addresses")
             tasks.create_task(self.uplink.keep(partial(self._engine.next_change, kinds.NODE)), name="uplink")
             tasks.create_task(self.conflist.keep(ready), name="conflist")
@@ -118,6 +121,7 @@ class Keepers:
             *self.forward_rules.problems,
             *self.sockets.problems,
             *self.connections.problems,
+            *self.evictions.problems(),
         ]
 
     async def _keep_endpoints(self, ready: asyncio.Event) -> None:

@@ -23,6 +23,7 @@ from nodenet.lab.apiserver.access import ADMIN, Access, User, reader
 from nodenet.lab.apiserver.status import ApiError
 
 _LOOPBACK = "127.0.0.1"
+_EVENT = "Event"
 _TCP = Path("/proc/net/tcp")
 
 
@@ -34,9 +35,13 @@ class Tokens:
     agents: dict[str, str]
 
     def users(self) -> dict[str, User]:
-        """Users by token. An agent may read the kinds that agents watch, patch Nodes, and write nothing else."""
+        """Users by token. An agent may read the kinds that agents watch, patch Nodes, create and patch
+        Events, and write nothing else."""
         kinds = [kind.name for kind in API_KINDS]
-        agents = {token: reader(f"nodenet-agent:{node}", kinds, [NODE.name]) for node, token in self.agents.items()}
+        agents = {
+            token: reader(f"nodenet-agent:{node}", kinds, [NODE.name, _EVENT], [_EVENT])
+            for node, token in self.agents.items()
+        }
         return {self.admin: ADMIN} | agents
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nodenet.abi import LOST_EVENTS, DropReason, MetricsEntry, MetricsKey
+from nodenet.abi import LOST_EVENTS, DropReason, EntryEnd, FairTable, MetricsEntry, MetricsKey
 from nodenet.model import Direction
 
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -131,6 +132,7 @@ class Metrics(Collector):
         yield from _datapath(sample)
         yield from _maps(sample)
         yield from _connections(sample)
+        yield _ended(sample)
         yield from _flows(sample)
         yield from _reconcile(sample)
         yield from _watches(sample)
@@ -226,6 +228,21 @@ def _connections(sample: Sample) -> Iterator[Metric]:
         "nodenet_connections_expired",
         "Expired entries that the agent deleted from the connection table.",
         {(): sample.connections_expired},
+    )
+
+
+def _ended(sample: Sample) -> Metric:
+    ended = {key: sample.datapath.get(MetricsKey.ended(*key)) for key in product(FairTable, EntryEnd)}
+    return _counter(
+        "nodenet_table_entries_ended",
+        "Entries of shared tables that the programs removed (expired, evicted: live), or found no room for (refused).",
+        {
+            (f"nn_{table.name.lower()}", end.name.lower()): counted.packets
+            for (table, end), counted in ended.items()
+            if counted is not None
+        },
+        "table",
+        "reason",
     )
 
 

@@ -73,6 +73,12 @@ def left_out(lab: Lab) -> list[tuple[str, str, int, int]]:
     return [(one["namespace"], one["policy"], one["needed"], one["limit"]) for one in status(lab)["leftOut"]]
 
 
+def events(lab: Lab) -> set[tuple[str, str]]:
+    """Type and reason of the Events about the policy of evil."""
+    found = json.loads(lab("get", "events", "-n", "evil", "-o", "json").stdout)["items"]
+    return {(one["type"], one["reason"]) for one in found if one["involvedObject"]["name"] == "web"}
+
+
 def test_a_greedy_policy_closes_its_own_pods_alone(lab: Lab, tmp_path: Path) -> None:
     apply(lab, tmp_path, policy("good", [CLIENTS]))
     apply(lab, tmp_path, policy("evil", [{"namespaceSelector": {}}]))
@@ -95,6 +101,7 @@ def test_a_greedy_policy_closes_its_own_pods_alone(lab: Lab, tmp_path: Path) -> 
     assert allowed(lab, "good/client", "good/late")
     assert not allowed(lab, "evil/bad", "good/late")
     assert "NetworkPolicy evil/web: its rules are not in force" in lab.agent_log("node1")
+    until(lambda: events(lab) == {("Warning", "RulesLeftOut")}, "an Event names it")
     # The same after a restart, and it opens again once it asks for less.
     before = left_out(lab)
     nodenet("lab", "agent", "restart", "node1", "--name", lab.name)
@@ -104,3 +111,4 @@ def test_a_greedy_policy_closes_its_own_pods_alone(lab: Lab, tmp_path: Path) -> 
     assert not allowed(lab, "good/client", "evil/bad")
     apply(lab, tmp_path, policy("evil", [{"namespaceSelector": {}}]))
     until(lambda: not left_out(lab) and allowed(lab, "good/client", "evil/bad"), "it is in force again")
+    until(lambda: ("Normal", "RulesInForce") in events(lab), "an Event says so")

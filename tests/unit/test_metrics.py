@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nodenet.abi import LOST_EVENTS, MetricsEntry, MetricsKey
+from nodenet.abi import LOST_EVENTS, EntryEnd, FairTable, MetricsEntry, MetricsKey
 from nodenet.errors import CannotRunError
 from nodenet.metrics import MapUsage, Metrics, Sample, WatchCount
 from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
@@ -27,6 +27,8 @@ SAMPLE = Sample(
         MetricsKey(99, 2): MetricsEntry(1, 1),
         MetricsKey(LOST_EVENTS, 1): MetricsEntry(5, 0),
         MetricsKey(LOST_EVENTS, 2): MetricsEntry(6, 0),
+        MetricsKey.ended(FairTable.CT, EntryEnd.EXPIRED): MetricsEntry(40, 0),
+        MetricsKey.ended(FairTable.FRAG, EntryEnd.EVICTED): MetricsEntry(41, 0),
     },
     maps={"nn_ct": MapUsage(50, 200), "nn_events": MapUsage(0, 0)},
     objects={"endpoints": 2, "policies": 4},
@@ -85,6 +87,8 @@ def test_everything_that_is_known_is_shown():
         ("nodenet_map_max_entries", "nn_ct"): 200,
         ("nodenet_map_pressure", "nn_ct"): 0.25,
         ("nodenet_map_pressure", "nn_events"): 0,
+        ("nodenet_table_entries_ended_total", "expired", "nn_ct"): 40,
+        ("nodenet_table_entries_ended_total", "evicted", "nn_frag"): 41,
         ("nodenet_flows_seen_total",): 30,
         ("nodenet_flows_lost_total", "kernel"): 11,
         ("nodenet_flows_lost_total", "reader"): 7,

@@ -19,17 +19,19 @@ OPEN_PATHS = ("/healthz", "/livez", "/readyz")
 @dataclass(frozen=True, slots=True)
 class User:
     """An authenticated user. `reads`: the kinds that it may read; None: it may read and write everything. `patches`:
-    the kinds that it may patch too."""
+    the kinds that it may patch too; `creates`: those that it may create."""
 
     name: str
     reads: frozenset[str] | None = None
     patches: frozenset[str] = frozenset()
+    creates: frozenset[str] = frozenset()
 
     def require(self, method: str, resource: Resource | None) -> None:
         """Raises a 403 ApiError if the user may not do this. `resource` None: discovery, which every user may read."""
         if self.reads is None or (method == "GET" and (resource is None or resource.kind in self.reads)):
             return
-        if method == "PATCH" and resource is not None and resource.kind in self.patches:
+        writes = {"PATCH": self.patches, "POST": self.creates}.get(method, frozenset())
+        if resource is not None and resource.kind in writes:
             return
         what = f'resource "{resource.plural}" in API group "{resource.group}"' if resource is not None else "this path"
         message = f'forbidden: User "{self.name}" cannot {method} {what}'
@@ -60,9 +62,9 @@ class Access:
         return self._users.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
 
 
-def reader(name: str, kinds: Iterable[str], patches: Iterable[str] = ()) -> User:
-    """A user who may read these kinds, patch some, and write nothing else."""
-    return User(name, frozenset(kinds), frozenset(patches))
+def reader(name: str, kinds: Iterable[str], patches: Iterable[str] = (), creates: Iterable[str] = ()) -> User:
+    """A user who may read these kinds, patch and create some, and write nothing else."""
+    return User(name, frozenset(kinds), frozenset(patches), frozenset(creates))
 
 
 def _digest(token: str) -> bytes:
