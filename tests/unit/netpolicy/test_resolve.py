@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
+import pytest
+
+from netpolicy.regions import Prefix, Regions, partition
 from netpolicy.resolve import ANY, PORT_BITS, EntryKey, Resolver
 from netpolicy.types import (
     Direction,
+    IPBlock,
     LabelSet,
     NamedPort,
     NetworkPolicy,
+    Peer,
     PolicyRef,
     PortRule,
     Protocol,
@@ -49,3 +56,35 @@ def test_a_rule_without_peers_and_names_concerns_no_label_set() -> None:
     assert list(before.entries) == [EntryKey(ANY, Direction.EGRESS, None, 0, 0)]
     resolver.change_groups({2: DB}, [])
     assert resolver.resolve(resolver.demands([WEB]))[0] is before
+
+
+def regions_of(*networks: str) -> Regions:
+    found = partition(Prefix.of(ip_network(network)) for network in networks)
+    return Regions(found).numbered({region: 1 << 24 | number for number, region in enumerate(found)})
+
+
+@pytest.mark.parametrize(
+    ("closed", "sizes"),
+    [((), (3, 1)), (("blocks",), (0, 1)), (("groups",), (3, 0)), (("blocks", "groups"), (0, 0))],
+)
+def test_an_imagined_demand_is_without_the_policies_that_are_closed(
+    closed: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
+    """Policies with and without blocks: only those with blocks depend on the regions."""
+    networks = ("198.51.100.0/24", "203.0.113.0/24")
+    blocks = tuple(Peer(block=IPBlock(ip_network(network))) for network in networks)
+    ingress = frozenset({Direction.INGRESS})
+    of_blocks = NetworkPolicy("shop", "blocks", Selector(), ingress, ingress=(Rule(peers=blocks),))
+    of_groups = NetworkPolicy("shop", "groups", Selector(), ingress, ingress=(Rule(peers=(Peer(pods=Selector()),)),))
+    resolver = Resolver()
+    resolver.change_groups({1: WEB}, [])
+    resolver.change_policies({policy.ref: policy for policy in (of_blocks, of_groups)})
+    known = regions_of(*networks)
+    resolver.change_regions(known, [region.prefix for region in known.regions])
+    (demand,) = resolver.demands([WEB])
+    assert demand.sizes == (2, 1)
+    # A prefix of another policy divides one of the blocks.
+    imagined = resolver.imagined(
+        demand, regions_of(*networks, "203.0.113.128/25"), {PolicyRef("shop", name) for name in closed}
+    )
+    assert (imagined.sizes, imagined.total, imagined.key) == (sizes, sum(sizes), demand.key)
