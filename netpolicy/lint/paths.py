@@ -5,7 +5,7 @@ What a node's kubelet sends to the pods of the node (probes) is always allowed, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from netpolicy.cluster import Cluster, Pod
 from netpolicy.evaluate import Evaluator, Party, Traffic, port_matches
@@ -37,10 +37,13 @@ _STRANGER = Party("a pod of another namespace", LabelSet.of("any-other-namespace
 def egress_without_dns(cluster: Cluster) -> Iterator[Finding]:
     """Pods that are isolated for egress and for which no rule allows port 53, over UDP or over TCP."""
     evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    servers = {traffic: [pod for pod in cluster.pods if _listens(pod, traffic)] for traffic in _DNS}
     for subject, name in sorted(_senders(cluster).items(), key=lambda item: item[1]):
         policies = evaluator.isolating(subject, Direction.EGRESS)
-        missing = [traffic for traffic in _DNS if not _may_send(evaluator, policies, traffic, cluster)]
-        if policies and missing:
+        if not policies:
+            continue
+        missing = [each for each in _DNS if not _may_send(evaluator, policies, each, servers[each], cluster)]
+        if missing:
             what = " and ".join(str(traffic) for traffic in missing)
             message = (
                 f"{name} is isolated for egress and no rule allows {what}, so DNS names will not resolve: add an "
@@ -131,8 +134,17 @@ def _typical(policy: NetworkPolicy) -> Iterator[tuple[str, str]]:
             yield requirement.key, requirement.values[0] if requirement.values else ""
 
 
-def _may_send(evaluator: Evaluator, policies: Iterable[NetworkPolicy], traffic: Traffic, cluster: Cluster) -> bool:
-    servers = [pod for pod in cluster.pods if any(p.port == 53 and p.protocol is traffic.protocol for p in pod.ports)]
+def _listens(pod: Pod, traffic: Traffic) -> bool:
+    return any(port.port == traffic.port and port.protocol is traffic.protocol for port in pod.ports)
+
+
+def _may_send(
+    evaluator: Evaluator,
+    policies: Iterable[NetworkPolicy],
+    traffic: Traffic,
+    servers: Sequence[Pod],
+    cluster: Cluster,
+) -> bool:
     for policy in policies:
         for rule in policy.rules(Direction.EGRESS):
             if servers and any(_opens(evaluator, policy, rule, traffic, server) for server in servers):

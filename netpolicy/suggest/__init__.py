@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 from netpolicy.cluster import Cluster, Pod
@@ -192,7 +193,7 @@ class _Names:
         self._taken = set(taken)
 
     def free(self, namespace: str, name: str) -> str:
-        tries = (name, *(f"{name}-suggested{number or ''}" for number in range(len(self._taken) + 1)))
+        tries = chain((name,), (f"{name}-suggested{number or ''}" for number in count()))
         found = next(each for each in tries if PolicyRef(namespace, each) not in self._taken)
         self._taken.add(PolicyRef(namespace, found))
         return found

@@ -74,6 +74,9 @@ async def _read(access: ClusterAccess) -> Listed:
             try:
                 objects += await _list(session, resource)
             except (AnswerError, *NETWORK_ERRORS) as error:
+                # A server may lack a kind that only helps.
+                if isinstance(error, AnswerError) and error.code == 404:
+                    continue
                 wrong = "; verdicts may be wrong" if resource in others else ""
                 notes.append(f"{resource.qualified} cannot be listed: {str(error) or type(error).__name__}{wrong}")
     return Listed(objects, tuple(notes))

@@ -96,7 +96,7 @@ def test_a_kind_that_decides_must_be_readable() -> None:
 
 
 def test_other_kinds_are_missed_aloud() -> None:
-    found = Api(**{"/api/v1/nodes": 403, "/api/v1/pods": page("a")}).read()
+    found = Api(**{"/api/v1/nodes": 403, "/apis/batch/v1/cronjobs": 404, "/api/v1/pods": page("a")}).read()
     assert found.notes == ("nodes cannot be listed: 403 not for you",)
     assert list(names(found)) == ["v1 Pod a"]
 
