@@ -59,6 +59,8 @@ class Config:
     pod_mtu: int = 0
     # The folder in which the agent writes the conflist when it is ready. None: it writes none.
     cni_conf_dir: Path | None = None
+    # That conflist has the reference's portmap plugin too, for hostPort of containers.
+    host_ports: bool = False
     # Packets that pods send out of the cluster leave with the node's address. Excluded are pods, nodes, the networks of
     # `masquerade_exclude`, and those of the ip-masq-agent's configuration if its file exists.
     masquerade_ipv4: bool = False

@@ -21,7 +21,8 @@ class ConflistKeeper:
         self._folder = config.cni_conf_dir
         self._seconds = config.resync_seconds
         # The MTU stays 0 in the file: the plugin asks the agent, so a change of the uplink changes no file.
-        self._text = render_conflist(Options(agent_socket=str(config.run_dir / "cni.sock")))
+        options = Options(agent_socket=str(config.run_dir / "cni.sock"), host_ports=config.host_ports)
+        self._text = render_conflist(options)
 
     async def keep(self, ready: asyncio.Event) -> None:
         """Keep the file in place until cancelled, from the time when `ready` is set."""

@@ -37,6 +37,12 @@ from nodenet.tables import CIDR
 log = logging.getLogger(__name__)
 
 
+_SERVICE = (
+    "the API server is reached by the `kubernetes` Service, which this agent serves itself once it has synced: set "
+    "api_servers or NODENET_API_SERVERS"
+)
+
+
 class Agent:
     """Connects the parts and starts them in order. When `run` is cancelled, maps and programs stay in the kernel."""
 
@@ -45,7 +51,7 @@ class Agent:
         local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, services=config.services, room=room)
         engine = Engine(local, datapath.tables, resync_seconds=config.resync_seconds)
         access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
-        api = ApiWatch(KubeClient(access), engine)
+        api = ApiWatch(KubeClient(access), engine, _SERVICE if access.by_service and config.services else "")
         self._writer = KubeWriter(access)
         self._notices = Notices(self._writer, config.node_name)
         self._report = NodeReport(

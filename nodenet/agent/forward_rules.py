@@ -28,12 +28,14 @@ class ForwardRules:
     def __init__(self, seconds: float) -> None:
         self.problems: list[str] = []
         self._seconds = seconds
+        # What was found at which generation of nf_tables: kube-proxy may have 100,000 chains there.
+        self._known: tuple[int, list[Chain]] = (-1, [])
 
     async def keep(self) -> None:
         """Check until cancelled."""
         while True:
             try:
-                found = await asyncio.to_thread(find)
+                found = await asyncio.to_thread(self._find)
             except (NodenetError, OSError) as error:
                 found = [f"forward chains of other programs could not be read: {error}"]
             for problem in found:
@@ -42,11 +44,13 @@ class ForwardRules:
             self.problems = found
             await asyncio.sleep(self._seconds)
 
-
-def find() -> list[str]:
-    """A sentence for each chain. Blocks. Raises NodenetError, OSError."""
-    legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
-    return list(sentences(chains.all_chains(), legacy))
+    def _find(self) -> list[str]:
+        """A sentence for each chain. Blocks. Raises NodenetError, OSError."""
+        generation = chains.generation()
+        if generation is None or generation != self._known[0]:
+            self._known = (-1 if generation is None else generation, [c for c in chains.all_chains() if c.forwards])
+        legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
+        return list(sentences(self._known[1], legacy))
 
 
 def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable[str]:

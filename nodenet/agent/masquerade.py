@@ -72,8 +72,9 @@ class Masquerade:
             problems.append(str(error))
         try:
             wanted = plans(snapshot, self._config, self._file, self.versions)
-            if len(wanted) < len(self.versions):
-                problems.append("masquerade: this Node has no spec.podCIDRs of each masqueraded IP version")
+            # A cluster of one IP version may have both switched on.
+            if self.versions and not wanted:
+                problems.append("masquerade: this Node has no spec.podCIDRs yet")
             for version in VERSIONS:
                 self._sync(version, wanted.get(version))
         except (NodenetError, OSError) as error:

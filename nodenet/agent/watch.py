@@ -17,9 +17,11 @@ from nodenet.kube.health import KindStats
 class ApiWatch:
     """One watch for each kind. This object knows the state of the watches; the engine has the objects."""
 
-    def __init__(self, client: KubeClient, engine: Engine) -> None:
+    def __init__(self, client: KubeClient, engine: Engine, hint: str = "") -> None:
+        """`hint`: what may be the reason if the API server is not reached before the first list."""
         self._client = client
         self._engine = engine
+        self._hint = hint
 
     @property
     def stats(self) -> Mapping[ApiKind, KindStats]:
@@ -45,6 +47,8 @@ class ApiWatch:
         found = list(watch_trouble(self.stats, time.monotonic()))
         if self._engine.missing:
             found.insert(0, f"waiting for the first list of: {', '.join(map(str, self._engine.missing))}")
+            if self._hint and any(stats.error for stats in self.stats.values()):
+                found.insert(1, self._hint)
         return found
 
     def as_rows(self) -> dict[str, Any]:

@@ -27,10 +27,12 @@ _Step = tuple[str, Callable[[], object]]
     help="The agent's configuration file. Default: the default folders.",
 )
 @click.option("--bin-dir", type=_FOLDER, default="/opt/cni/bin", show_default=True, help="The folder of CNI plugins.")
-@click.option("--conf-dir", type=_FOLDER, default="/etc/cni/net.d", show_default=True, help="The folder of conflists.")
+@click.option(
+    "--conf-dir", type=_FOLDER, help="The folder of conflists. Default: `cni_conf_dir`, or else /etc/cni/net.d."
+)
 @output_option
 def cleanup(
-    kube_proxy: bool, dry_run: bool, config_file: Path | None, bin_dir: Path, conf_dir: Path, output: Format
+    kube_proxy: bool, dry_run: bool, config_file: Path | None, bin_dir: Path, conf_dir: Path | None, output: Format
 ) -> None:
     """Take this node back to bare: conflist, plugin, programs, interfaces of pods, routes, packet filter rules.
 
@@ -46,7 +48,7 @@ def cleanup(
 
 
 def _bare(
-    config_file: Path | None, bin_dir: Path, conf_dir: Path, dry_run: bool
+    config_file: Path | None, bin_dir: Path, conf_dir: Path | None, dry_run: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     from nodenet.agent.cleanup import Folders, items
     from nodenet.agent.lock import no_agent
@@ -54,8 +56,9 @@ def _bare(
     from nodenet.config import Config
 
     config = read_config(config_file) if config_file else Config("")
+    folders = Folders(bin_dir, conf_dir or config.cni_conf_dir or Path("/etc/cni/net.d"))
     with no_agent(config.run_dir):
-        return _run([(item.what, item.remove) for item in items(config, Folders(bin_dir, conf_dir))], dry_run)
+        return _run([(item.what, item.remove) for item in items(config, folders)], dry_run)
 
 
 def _kube_proxy() -> Iterator[_Step]:

@@ -20,6 +20,8 @@ _SUFFIXES = (".conf", ".conflist", ".json")
 # A runtime with libcni before 1.2 (containerd 1, podman 4) rejects results of 1.1.0 and ignores `cniVersions`. A newer
 # one uses the newest version of both keys, and then supports GC and STATUS (SPEC.md 1.1.0, "Configuration format").
 _VERSION, _VERSIONS = "1.0.0", ("1.0.0", "1.1.0")
+# The reference's plugin for hostPort of containers. It must be in the folder of plugins.
+_PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
 # A placeholder for the pod networks that the agent supplies, so that the other keys can be checked.
 _SOME_RANGE = [[{"subnet": "10.0.0.0/24"}]]
 
@@ -36,6 +38,7 @@ class Options:
     agent_socket: str = DEFAULT_SOCKET
     require_agent: bool = True
     ip_masq: bool = False
+    host_ports: bool = False
     data_dir: str = "/var/lib/cni/networks"
 
 
@@ -60,7 +63,8 @@ def render_conflist(options: Options) -> str:
         configuration.parse(json.dumps({"cniVersion": _VERSIONS[-1], "name": options.name} | checked).encode(), {})
     except CniError as error:
         raise BadInputError(f"conflist {options.name}: {error}", error.details) from error
-    body = {"cniVersion": _VERSION, "cniVersions": _VERSIONS, "name": options.name, "plugins": [plugin]}
+    plugins = [plugin, _PORTMAP] if options.host_ports else [plugin]
+    body = {"cniVersion": _VERSION, "cniVersions": _VERSIONS, "name": options.name, "plugins": plugins}
     return json.dumps(body, indent=2) + "\n"
 
 

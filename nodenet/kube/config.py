@@ -34,6 +34,8 @@ class ClusterAccess:
     token_file: Path | None = None
     server_name: str | None = None
     others: tuple[str, ...] = ()
+    # The server is the `kubernetes` Service, as a pod's environment names it.
+    by_service: bool = False
     authority: Path | None = None
 
     @property
@@ -87,7 +89,14 @@ def in_cluster(environ: Mapping[str, str], folder: Path, servers: Sequence[str] 
             )
     context = ssl.create_default_context(cafile=str(authority))
     server = servers[0] if servers else f"https://{f'[{host}]' if host and ':' in host else host}:{port}"
-    return ClusterAccess(server, context, token_file=token, others=tuple(servers[1:]), authority=authority)
+    return ClusterAccess(
+        server,
+        context,
+        token_file=token,
+        others=tuple(servers[1:]),
+        by_service=not servers,
+        authority=authority,
+    )
 
 
 def _url(text: str) -> str:

@@ -39,6 +39,18 @@ class _Jump(NamedTuple):
     targets: frozenset[str]
 
 
+def generation() -> int | None:
+    """The generation of the whole ruleset: it differs after every change of any program. None if the kernel has no
+    nf_tables. Raises LinkError."""
+    with nf.Nft() as nft:
+        try:
+            return nft.generation()
+        except RefusedError as error:
+            if error.code in nf.ABSENT:
+                return None
+            raise nf.refused("cannot read nf_tables", error) from error
+
+
 def all_chains() -> list[Chain]:
     """All chains of this namespace; none if the kernel has no nf_tables. Raises LinkError."""
     with nf.Nft() as nft:

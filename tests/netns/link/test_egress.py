@@ -200,6 +200,23 @@ def test_excluded_networks_see_pods(world: World, tmp_path: Path) -> None:
         assert world.seen("pod1", "outside", world.at("9.0.1"))[0] == world.at(wanted)
 
 
+def test_a_file_that_cannot_be_read_changes_nothing(world: World, tmp_path: Path) -> None:
+    host = f"{world.at('9.0.1')}/{32 if world.version == 4 else 128}"
+    file = tmp_path / "ip-masq-agent"
+    file.write_text(f"nonMasqueradeCIDRs: ['{host}']")
+    keeper = world.masquerade(tmp_path)
+    world.check(keeper)
+    file.write_text("nonMasqueradeCIDRs: nonsense")
+    world.check(keeper)
+    assert len(keeper.problems) == 1
+    assert f"{file}: nonMasqueradeCIDRs: expected a list" in keeper.problems[0]
+    assert world.seen("pod1", "outside", world.at("9.0.1"))[0] == world.at("1.0.2")
+    file.unlink()
+    world.check(keeper)
+    assert keeper.problems == []
+    assert world.seen("pod1", "outside", world.at("9.0.1"))[0] == world.at("0.0.1")
+
+
 def test_a_node_that_comes_is_excluded(world: World, tmp_path: Path) -> None:
     keeper = world.masquerade(tmp_path)
     world.check(keeper)

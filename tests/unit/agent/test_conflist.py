@@ -47,6 +47,12 @@ def test_an_unchanged_file_is_not_written(tmp_path: Path) -> None:
     assert (tmp_path / CONFLIST).stat().st_ino == before
 
 
+def test_host_ports(tmp_path: Path) -> None:
+    ConflistKeeper(Config("n1", cni_conf_dir=tmp_path, host_ports=True)).check(tmp_path)
+    plugins = json.loads((tmp_path / CONFLIST).read_text())["plugins"]
+    assert plugins[1:] == [{"type": "portmap", "capabilities": {"portMappings": True}}]
+
+
 def test_a_network_that_comes_before_ours_is_named(tmp_path: Path) -> None:
     for name in ("05-other.conflist", "10-kindnet.conflist", "99-x.conf", "00-note.txt"):
         (tmp_path / name).touch()

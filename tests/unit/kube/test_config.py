@@ -123,7 +123,8 @@ def test_servers_of_the_configuration_replace_the_service(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     access = load(None, ["10.0.0.1:6443", "https://[fd00::1]:6443/", "api.example"], "kubernetes.default.svc")
     assert access.servers == ("https://10.0.0.1:6443", "https://[fd00::1]:6443", "https://api.example:443")
-    assert (access.server_name, access.bearer()) == ("kubernetes.default.svc", "t")
+    assert (access.server_name, access.bearer(), access.by_service) == ("kubernetes.default.svc", "t", False)
+    assert in_cluster({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, tmp_path).by_service
     assert access.ssl is not None
 
 
