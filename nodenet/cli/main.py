@@ -46,6 +46,7 @@ COMMANDS: dict[str, _Lazy] = {
     "policy": _Lazy("nodenet.cli.policy:policy", "Compute, explain, check and suggest NetworkPolicies."),
     "service": _Lazy("nodenet.cli.show:service", "Services as the datapath balances them."),
     "status": _Lazy("nodenet.cli.show:status", "Show whether the agent is healthy, and its state."),
+    "sysdump": _Lazy("nodenet.cli.sysdump:sysdump", "Collect a report about a cluster as one tar file.", "agent"),
     "trace": _Lazy("nodenet.cli.trace:trace", "Trace packet drops in the host's network stack."),
     "uninstall": _Lazy("nodenet.cli.install:uninstall", "Delete nodenet from a cluster.", "agent"),
     "upgrade": _Lazy("nodenet.cli.install:upgrade", "Change nodenet on a cluster to this version.", "agent"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 # What the API server sets with every write.
 _NOT_SHOWN = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+# Annotations that say nothing about what the object does.
+_BOOKKEEPING = ("deprecated.daemonset.template.generation", "nodenet.io/release")
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -16,6 +19,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _cleaned(obj: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {key: value for key, value in (obj.get("metadata") or {}).items() if key not in _NOT_SHOWN}
+    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key not in _BOOKKEEPING}
+    metadata |= {"annotations": annotations} if annotations else {}
     return {**{key: value for key, value in obj.items() if key != "status"}, "metadata": metadata}
 
 
@@ -29,6 +34,10 @@ def _compare(before: Any, after: Any, path: str) -> Iterator[str]:
         for name in {**old, **new}:
             yield from _compare(old.get(name), new.get(name), f"{path}[{name}]")
     elif before != after:
+        if isinstance(before, str) and isinstance(after, str) and "\n" in before + after:
+            lines = difflib.ndiff(before.splitlines(), after.splitlines())
+            yield from (f"{path}: {line}" for line in lines if line[:1] in "+-")
+            return
         yield f"{path}: {_short(before)} -> {_short(after)}"
 
 

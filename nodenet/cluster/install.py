@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from nodenet.cluster import kustomize, release
+from nodenet.cluster import agents, kustomize, release
 from nodenet.cluster.changes import changes
 from nodenet.cluster.client import DAEMON_SETS, NODES, PODS, SELECTOR, Cluster, NotServedError, RefusedError, describe
+from nodenet.cluster.pods import waits_for
 from nodenet.cluster.release import NAME, NAMESPACE, Release
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.kinds import ENDPOINT_SLICE, ApiResource
@@ -160,9 +161,11 @@ async def wait_rollout(cluster: Cluster, seconds: float, say: Say) -> None:
             say(f"DaemonSet {NAMESPACE}/{NAME}: {left}")
             said = left
         if time.monotonic() > deadline:
+            pods = (await agents.pods(cluster)).items()
+            waiting = [f"\n{node}: {reason}" for node, pod in sorted(pods) if (reason := waits_for(pod))]
             raise CannotRunError(
-                f"DaemonSet {NAMESPACE}/{NAME}: not rolled out after {seconds:g} s: {left}",
-                "nodenet status --cluster says what each node waits for",
+                f"DaemonSet {NAMESPACE}/{NAME}: not rolled out after {seconds:g} s: {left}{''.join(waiting)}",
+                "nodenet status --cluster shows every node",
             )
         await asyncio.sleep(_POLL_SECONDS)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from nodenet.cluster import agents
 from nodenet.cluster.client import DAEMON_SETS, NODES, PODS, Cluster
-from nodenet.cluster.connectivity.stage import waits_for
 from nodenet.cluster.install import rollout_left
+from nodenet.cluster.pods import waits_for
 from nodenet.cluster.release import NAME, NAMESPACE
 from nodenet.errors import NodenetError
 
@@ -98,7 +98,7 @@ def _node(node: Mapping[str, Any], pod: Obj | None, answer: Obj | NodenetError |
             one.get("restartCount", 0) for one in (pod or {}).get("status", {}).get("containerStatuses") or ()
         ),
         "healthy": state.get("healthy"),
-        "version": state.get("version"),
+        "version": str(state.get("version") or "").removeprefix("nodenet ") or None,
         "kernel": state.get("kernel") or node.get("status", {}).get("nodeInfo", {}).get("kernelVersion"),
         "endpoints": (state.get("objects") or {}).get("endpoints"),
         "problems": _node_problems(node) + _agent_problems(pod, answer),

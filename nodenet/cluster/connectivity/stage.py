@@ -14,6 +14,7 @@ from typing import Any
 from nodenet.cluster.client import DAEMON_SETS, NAMESPACES, NODES, PODS, SELECTOR, SERVICES, Cluster
 from nodenet.cluster.connectivity import objects
 from nodenet.cluster.connectivity.values import Addresses, Peer, Stage
+from nodenet.cluster.pods import waits_for
 from nodenet.errors import BadInputError, CannotRunError
 
 Obj = dict[str, Any]
@@ -109,28 +110,6 @@ async def wait_ready(cluster: Cluster, namespace: str, names: Sequence[str], sec
             text = "; ".join(f"{name}: {reason}" for name, reason in sorted((waiting | missing).items()))
             raise CannotRunError(f"pods of namespace {namespace} are not ready: {text}")
         await asyncio.sleep(_POLL_SECONDS)
-
-
-def waits_for(pod: Mapping[str, Any]) -> str:
-    """Why a pod is not ready; "" if it is."""
-    status = pod.get("status") or {}
-    conditions = {one["type"]: one for one in status.get("conditions") or ()}
-    if (conditions.get("Ready") or {}).get("status") == "True":
-        return ""
-    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        state = container.get("state") or {}
-        for found in (state.get("waiting"), state.get("terminated") if not container.get("ready") else None):
-            if found and found.get("reason") not in ("PodInitializing", "Completed"):
-                return f"{found.get('reason')} {found.get('message') or ''}".strip()
-    scheduled = conditions.get("PodScheduled") or {}
-    if scheduled.get("status") == "False":
-        return f"not scheduled: {scheduled.get('message')}"
-    return "running, but its readiness probe does not succeed" if _runs(status) else status.get("phase") or "Pending"
-
-
-def _runs(status: Mapping[str, Any]) -> bool:
-    containers = status.get("containerStatuses") or ()
-    return bool(containers) and all("running" in (one.get("state") or {}) for one in containers)
 
 
 async def _stage(cluster: Cluster, namespace: str, options: Options, pods: Mapping[str, Obj]) -> Stage:

@@ -82,6 +82,8 @@ class Api:
             await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/version":
+            return web.json_response({"gitVersion": "v1.36.0"})
         parts = request.path.strip("/").split("/")[1:]
         version = parts.pop(0) if request.path.startswith("/api/") else f"{parts.pop(0)}/{parts.pop(0)}"
         if version not in SERVED:

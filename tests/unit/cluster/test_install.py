@@ -62,7 +62,7 @@ async def test_an_upgrade_names_the_fields_and_deletes_what_is_no_longer_wanted(
     assert any(
         line.startswith("spec.template.spec.containers[agent].image: ") and line.endswith(":9'") for line in fields
     )
-    assert all("image" in line or "nodenet.io/release" in line for line in fields)
+    assert all("image" in line for line in fields)
 
 
 async def test_uninstall_deletes_what_install_made_and_nothing_else() -> None:

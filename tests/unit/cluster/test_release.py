@@ -117,3 +117,8 @@ def test_changes_name_the_field() -> None:
         "spec.n: [1] -> [2]",
     ]
     assert changes(after, after) == []
+
+
+def test_a_changed_text_is_shown_by_line() -> None:
+    before, after = ({"data": {"f": text}} for text in ("a: 1\nb: 2\n", "a: 1\nb: 3\n"))
+    assert changes(before, after) == ["data.f: - b: 2", "data.f: + b: 3"]

@@ -1,0 +1,133 @@
+"""`nodenet sysdump`: what the API knows about nodenet, and what every agent knows about its node, as one tar file.
+
+Secrets are never requested. Pods of other namespaces are listed without their containers, which may have credentials in
+their environment.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from nodenet.cluster import agents, client, status
+from nodenet.cluster.archive import Report
+from nodenet.cluster.client import Cluster
+from nodenet.cluster.release import NAMESPACE
+from nodenet.errors import NodenetError
+from nodenet.kinds import ENDPOINT_SLICE, ApiResource
+
+Obj = dict[str, Any]
+Say = Callable[[str], None]
+
+# Lines of each container's log, and seconds for a node's part: it lists all maps.
+_LOG_LINES = 20000
+_NODE_SECONDS = 120.0
+_SYSTEM = ("kube-system", NAMESPACE)
+_EVERYWHERE = (
+    client.NODES,
+    client.NAMESPACES,
+    client.SERVICES,
+    ENDPOINT_SLICE.resource,
+    client.NETWORK_POLICIES,
+    client.EVENTS,
+)
+_RIGHTS = (
+    ApiResource("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", namespaced=False),
+    ApiResource("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", namespaced=False),
+)
+
+
+async def collect(cluster: Cluster, report: Report, say: Say) -> None:
+    """Fill the report. A part that cannot be read is named in it, and the others are collected."""
+    say("objects of the API")
+    await _part(report, "version", lambda: cluster.document("/version"))
+    for resource in _EVERYWHERE:
+        await _part(report, resource.plural, partial(cluster.list, resource))
+    for resource in _RIGHTS:
+        await _part(report, resource.plural, partial(cluster.list, resource, labelSelector=client.SELECTOR))
+    await _part(report, f"configmaps-{NAMESPACE}", lambda: cluster.list(client.CONFIG_MAPS, NAMESPACE))
+    await _part(report, "daemonsets", partial(_outlined, cluster, client.DAEMON_SETS, _daemon_set))
+    await _part(report, "pods", partial(_outlined, cluster, client.PODS, _pod))
+    say("status of every node")
+    await _part(report, "status", lambda: status.status(cluster))
+    await _agents(cluster, report, say)
+
+
+async def _part(report: Report, name: str, read: Callable[[], Any]) -> None:
+    try:
+        report.document(f"cluster/{name}.json", await read())
+    except NodenetError as error:
+        report.error(f"cluster/{name}.json: {error}")
+
+
+async def _outlined(cluster: Cluster, resource: ApiResource, outline: Callable[[Obj], Obj]) -> list[Obj]:
+    """Whole objects of the system's namespaces, and outlines of the others."""
+    found = await cluster.list(resource)
+    return [obj if obj["metadata"]["namespace"] in _SYSTEM else outline(obj) for obj in found]
+
+
+def _daemon_set(found: Obj) -> Obj:
+    """Another network is often a DaemonSet: its name and images tell."""
+    metadata, pod = found["metadata"], found["spec"]["template"]["spec"]
+    images = [one.get("image") for one in pod.get("containers") or ()]
+    return {
+        "metadata": {key: metadata.get(key) for key in ("namespace", "name", "labels")},
+        "spec": {"hostNetwork": pod.get("hostNetwork", False), "images": images},
+        "status": found.get("status"),
+    }
+
+
+def _pod(pod: Obj) -> Obj:
+    """What the network needs to know about a pod."""
+    metadata, spec, state = pod["metadata"], pod["spec"], pod.get("status") or {}
+    ports = [port for one in spec.get("containers") or () for port in one.get("ports") or ()]
+    return {
+        "metadata": {key: metadata.get(key) for key in ("namespace", "name", "uid", "labels", "ownerReferences")},
+        "spec": {"nodeName": spec.get("nodeName"), "hostNetwork": spec.get("hostNetwork", False), "ports": ports},
+        "status": {key: state.get(key) for key in ("phase", "reason", "podIPs", "hostIPs", "conditions", "startTime")},
+    }
+
+
+async def _agents(cluster: Cluster, report: Report, say: Say) -> None:
+    pods = await agents.pods(cluster)
+    for node in await cluster.list(client.NODES):
+        name = str(node["metadata"]["name"])
+        if name not in pods:
+            report.error(f"nodes/{name}: no pod of the DaemonSet: run `nodenet sysdump --local` on this node")
+    say(f"{len(pods)} agents")
+
+    async def one(node: str) -> None:
+        await _logs(cluster, report, node, pods[node])
+        await _node(cluster, report, node, pods[node])
+        say(f"node {node}")
+
+    await agents.each(sorted(pods), one)
+
+
+async def _logs(cluster: Cluster, report: Report, node: str, pod: Obj) -> None:
+    path = client.PODS.path(NAMESPACE, pod["metadata"]["name"], "log")
+    states = {one["name"]: one for one in (pod.get("status") or {}).get("containerStatuses") or ()}
+    for container in ("init", agents.CONTAINER):
+        names: dict[str, dict[str, str]] = {f"{container}.log": {}}
+        if (states.get(container) or {}).get("restartCount"):
+            names[f"{container}.previous.log"] = {"previous": "true"}
+        for name, more in names.items():
+            params = {"container": container, "timestamps": "true", "tailLines": str(_LOG_LINES), **more}
+            try:
+                report.text(f"nodes/{node}/{name}", (await cluster.text(path, params)).decode(errors="replace"))
+            except NodenetError as error:
+                report.error(f"nodes/{node}/{name}: {error}")
+
+
+async def _node(cluster: Cluster, report: Report, node: str, pod: Obj) -> None:
+    """The agent's container writes the node's part to its standard output."""
+    try:
+        ran = await agents.run(cluster, pod, "sysdump", "--local", "-o", "-", seconds=_NODE_SECONDS)
+        if ran.status:
+            report.error(f"nodes/{node}: exit code {ran.status}: {ran.stderr.decode(errors='replace')[-500:].strip()}")
+        if ran.stdout:
+            report.embed(f"nodes/{node}", ran.stdout)
+    except (NodenetError, tarfile.TarError, EOFError) as error:
+        report.error(f"nodes/{node}: {error}")
