@@ -30,7 +30,7 @@ NN_INLINE int nn_from_pod(struct __sk_buff *ctx, struct nn_context *context)
 		return nn_drop(ctx, NN_EGRESS, NN_DROP_INVALID_SOURCE_IP);
 	if (nn_is_igmp_query(ctx, &context->packet))
 		return nn_drop(ctx, NN_EGRESS, NN_DROP_MULTICAST);
-	nn_view_set_endpoint(nn_view_of(context, NN_EGRESS), sender);
+	nn_view_set_endpoint(context, nn_view_of(context, NN_EGRESS), sender);
 	result = nn_is_hairpin_addr(&context->packet.tuple.daddr) ? NN_FLOW_NEW : nn_police_direct(ctx, context);
 	if (result == NN_FLOW_NEW) {
 		result = nn_service(ctx, context);
@@ -132,7 +132,7 @@ NN_INLINE int nn_ingress(struct __sk_buff *ctx, struct nn_context *context)
 		return nn_not_for_pod(ctx, target != 0);
 	if (nn_is_hairpin_addr(&context->packet.tuple.saddr))
 		return nn_drop(ctx, NN_INGRESS, NN_DROP_INVALID_SOURCE_IP);
-	nn_view_set_endpoint(nn_view_of(context, NN_INGRESS), target);
+	nn_view_set_endpoint(context, nn_view_of(context, NN_INGRESS), target);
 	result = nn_enter_pod(ctx, context);
 	return result < 0 ? nn_drop(ctx, NN_INGRESS, result) : TC_ACT_OK;
 }

@@ -23,6 +23,7 @@ from nodenet.model import IPAddress
 from nodenet.pulse import Pulse
 from nodenet.reconcile.apply import Table
 from nodenet.reconcile.clock import Clock
+from nodenet.reconcile.grace import Grace
 from nodenet.reconcile.loop import Job, ReconcileLoop, Run, RunBlocking, Stats
 from nodenet.reconcile.maps import Maps, Outcome
 from nodenet.reconcile.plan import Tables, Write
@@ -67,14 +68,16 @@ def _ignore(run: Run) -> None:
 class Engine:
     """Keeps the maps up to date with its input, and publishes each compilation as one value.
 
-    `tables` has a Table for every name in reconcile.maps.TABLES. Use everything except `current` and `pod_is_removed`
-    only in the event loop that calls `run`. Compiling and writing happen in a worker thread, except for small runs.
+    `tables` has a Table for every name in reconcile.maps.TABLES; `grace` waits for the programs that read them. Use
+    everything except `current` and `pod_is_removed` only in the event loop that calls `run`. Compiling and writing
+    happen in a worker thread, except for small runs.
     """
 
     def __init__(
         self,
         local: LocalNode,
         tables: Mapping[str, Table],
+        grace: Grace,
         clock: Clock | None = None,
         *,
         resync_seconds: float = 60.0,
@@ -83,7 +86,7 @@ class Engine:
         self._store = Store(node_name=local.name)
         # One per kind; fires at each change of that kind in the Snapshot.
         self._changes = {kind: Pulse() for kind in KINDS}
-        self._work = _Work(self._store, local, Maps(tables))
+        self._work = _Work(self._store, local, Maps(tables, grace))
         self._loop = ReconcileLoop(
             self._work.take, self._work.maps, clock, resync_seconds=resync_seconds, run_blocking=run_blocking
         )

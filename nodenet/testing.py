@@ -12,6 +12,7 @@ from nodenet import tables
 from nodenet.abi import (
     POLICY_BITS_DIRECTION,
     POLICY_BITS_PROTOCOL,
+    U32,
     V4_PREFIX_BITS,
     AddressFlag,
     AddressPort,
@@ -22,6 +23,7 @@ from nodenet.abi import (
 from nodenet.compile.state import Names
 from nodenet.model import Direction, Identity, Protocol
 from nodenet.reconcile.apply import Table
+from nodenet.reconcile.switch import SWITCHED
 
 
 class FakeTable:
@@ -104,6 +106,18 @@ class FaultyTable:
 def fake_tables(entries: Mapping[str, Mapping[Any, Any]] | None = None) -> dict[str, FakeTable]:
     """One FakeTable for every map with declared key and value records."""
     return {name: FakeTable(name, (entries or {}).get(name)) for name in tables.KEYED}
+
+
+def in_force(tables: Mapping[str, Table]) -> dict[str, dict[Any, Any]]:
+    """What is in force of these tables, as a program finds it that starts now: values with two versions are shown as
+    one."""
+    found = {name: dict(table.items()) for name, table in tables.items()}
+    generation = found["nn_state"][U32(0)].generation if found.get("nn_state") else 0
+    for name in SWITCHED:
+        if name in found:
+            values = {key: value.at(generation) for key, value in found[name].items()}
+            found[name] = {key: value for key, value in values.items() if value is not None}
+    return found
 
 
 class FakeClock:
@@ -213,7 +227,7 @@ class _Dump:
     def _policy(self, key: Any, value: Any) -> str:
         arrow = "from" if key.direction == Direction.INGRESS else "to"
         peer = self._identity(key.peer) if key.peer else "everyone"
-        rule = self._names.rules.get(value.value, f"rule {value.value}")
+        rule = self._names.rules.get(value.rule_id, f"rule {value.rule_id}")
         return f"{self._identity(key.subject)} {arrow} {peer} {_ports(key)}: {rule}"
 
     def _service(self, number: int) -> str:

@@ -23,6 +23,7 @@ from netpolicy.types import Direction, NetworkPolicy, Operator, Peer, PortRule, 
 from nodenet.compile import LocalNode, compile_once
 from nodenet.engine import Engine
 from nodenet.model import Endpoint, Namespace, Node, ObjectRef, Pod
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.reconcile.plan import plan
 from nodenet.store import Delta, Op, listings
 from perf.nowhere import nowhere
@@ -86,7 +87,7 @@ def _equals(key: str, value: str) -> Selector:
 def build(pods: int, policies: int) -> Engine:
     """An engine with a cluster of that size, before its first compilation."""
     everyone = [pod(number) for number in range(pods)]
-    engine = Engine(LocalNode(NODE), nowhere())
+    engine = Engine(LocalNode(NODE), nowhere(), NoPrograms())
     engine.feed(
         *listings(
             [

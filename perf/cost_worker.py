@@ -50,9 +50,11 @@ class World:
         for addresses in ADDRESSES.values():
             for text, identity, mac in zip(addresses, (POD, REMOTE, LOCAL), ("01", "02", "03"), strict=True):
                 address = ip_address(text)
-                self.tables["nn_ipcache"].update(abi.LpmKey.host(address), abi.U32(identity))
+                self.tables["nn_ipcache"].update(abi.LpmKey.host(address), abi.always(abi.U32(identity)))
                 if identity != REMOTE:
-                    entry = abi.EndpointEntry(LOOPBACK, identity, identity & 0xFFFF, both, f"02:00:00:00:00:{mac}")
+                    entry = abi.always(
+                        abi.EndpointEntry(LOOPBACK, identity, identity & 0xFFFF, both, f"02:00:00:00:00:{mac}")
+                    )
                     self.tables["nn_endpoint"].update(abi.AddressKey(address), entry)
         for subject, peer, direction in (
             (POD, REMOTE, Direction.EGRESS),
@@ -62,7 +64,7 @@ class World:
         ):
             for protocol in (6, 17):
                 key = abi.PolicyKey(abi.POLICY_BITS_PROTOCOL + 16, subject, peer, direction, protocol, 80)
-                self.tables["nn_policy"].update(key, abi.U32(7))
+                self.tables["nn_policy"].update(key, abi.always(abi.Rule.allow(7)))
 
     def scenarios(self) -> dict[str, Scenario]:
         found: dict[str, Scenario] = {}

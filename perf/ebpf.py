@@ -242,7 +242,7 @@ class _Control:
 
     def __init__(self, datapath: Datapath) -> None:
         local = LocalNode(NODE, frozenset({IPv4Address(GATEWAY), IPv4Address("10.0.0.1")}), True)
-        self._engine = Engine(local, datapath.tables, resync_seconds=1e9)
+        self._engine = Engine(local, datapath.tables, datapath.grace, resync_seconds=1e9)
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="control", daemon=True)
         self._task: Any = None

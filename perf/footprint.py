@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nodenet.compile import LocalNode
 from nodenet.engine import Engine
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import listings
 from perf.ebpf import NODE, api_objects, group
 from perf.modes import real_backends
@@ -24,7 +25,7 @@ def main() -> int:
     """Print the resident bytes of a process with the number of Services given on the command line."""
     count, backends = int(sys.argv[1]), int(sys.argv[2])
     objects = [api_objects(ports) for ports in group(build(count, backends, real_backends(backends)).services).values()]
-    engine = Engine(LocalNode(NODE), nowhere())
+    engine = Engine(LocalNode(NODE), nowhere(), NoPrograms())
     engine.feed(*listings(chain.from_iterable(objects)))
     del objects
     assert engine.run_once().writes

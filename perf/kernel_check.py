@@ -27,6 +27,7 @@ from nodenet import abi, kinds, tables
 from nodenet.agent import attachment
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
+from nodenet.bpf.grace import ProgramsGrace
 from nodenet.bpf.packet_run import run_packet
 from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
@@ -154,9 +155,11 @@ class Node:
             number = self.link.require(endpoint.host_ifindex).peer_netns
             known.append(replace(endpoint, netns_id=number))
         own = frozenset(entry.ip for entry in addresses.local(self.link) if not entry.ip.is_loopback)
-        engine = Engine(LocalNode("node1", own), self.tables)
-        engine.feed(*listings(known))
-        engine.run_once()
+        with contextlib.closing(ProgramsGrace()) as grace:
+            engine = Engine(LocalNode("node1", own), self.tables, grace)
+            engine.feed(*listings(known))
+            engine.run_once()
+            grace.wait()
 
     def unload(self) -> None:
         if self.reader is not None:

@@ -77,9 +77,9 @@ class _Pods:
         self._endpoint(self.local, _LOCAL, _OTHER, 0)
         self._identity(self.remote, _REMOTE)
         key = abi.PolicyKey(abi.POLICY_BITS_PROTOCOL + 16, _POD, _REMOTE, Direction.EGRESS, _TCP, 80)
-        tables["nn_policy"].update(key, abi.U32(7))
+        tables["nn_policy"].update(key, abi.always(abi.Rule.allow(7)))
         wide = abi.PolicyKey(abi.POLICY_BITS_DIRECTION, _POD, _LOCAL, Direction.EGRESS, 0, 0)
-        tables["nn_policy"].update(wide, abi.U32(8))
+        tables["nn_policy"].update(wide, abi.always(abi.Rule.allow(8)))
         self.service, self.own_service, self.nobody = _SERVICES[version]
         self._serve(self.service, 60000 + version, self.remote)
         self._serve(self.own_service, 60100 + version, self.pod)
@@ -94,12 +94,12 @@ class _Pods:
         tables["nn_service_addr"].update(abi.AddressKey(address), abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
 
     def _endpoint(self, address: str, identity: int, ifindex: int, flags: int) -> None:
-        entry = abi.EndpointEntry(ifindex, identity, identity & 0xFFFF, flags, "02:00:00:00:00:01")
+        entry = abi.always(abi.EndpointEntry(ifindex, identity, identity & 0xFFFF, flags, "02:00:00:00:00:01"))
         self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
         self._identity(address, identity)
 
     def _identity(self, address: str, identity: int) -> None:
-        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.U32(identity))
+        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.always(abi.U32(identity)))
 
     def expect(self, program: str, packet: bytes, verdict: int) -> None:
         got = run_packet(self.programs[program], packet).verdict

@@ -74,14 +74,20 @@ enum nn_endpoint_flags {
 	NN_ENDPOINT_ISOLATED_INGRESS = 1,
 	NN_ENDPOINT_ISOLATED_EGRESS = 2,
 	NN_ENDPOINT_NO_REDIRECT = 4, /* deliver through the bridge: its VLANs or isolated ports apply to this pod */
+	NN_ENDPOINT_TIERED_INGRESS = 8, /* it has rules that deny, or rules of different precedence */
+	NN_ENDPOINT_TIERED_EGRESS = 16,
 };
 
+/* Values with two versions. A change of policy writes `was` (in force before it), `now` (in force after it) and
+ * `since`, the generation of the change. Nothing of it is in force until nn_state has that generation. */
 struct nn_endpoint_entry {
 	__u32 ifindex; /* node's side of the veth pair */
 	__u32 identity; /* also the subject of its policy keys */
+	__u32 was_identity;
+	__u32 since;
 	__u16 endpoint_id;
 	__u8 flags;
-	__u8 pad;
+	__u8 was_flags;
 	__u8 mac[6]; /* the pod's side */
 	__u16 netns; /* 1 + the id (nsid) that the node's namespace has for the pod's; 0: not known */
 };
@@ -93,16 +99,20 @@ struct nn_lpm_key {
 };
 
 struct nn_ipcache_entry {
-	__u32 identity;
+	__u32 identity; /* 0: as if there were no entry */
+	__u32 was;
+	__u32 since;
 };
 
 /* Address -> region: the most specific ipBlock or except prefix that contains it. Regions share the number space of
  * identities (bit 24 is set), so that the same policy table serves both. */
 struct nn_cidr_entry {
-	__u32 region;
+	__u32 region; /* 0: none */
+	__u32 was;
+	__u32 since;
 };
 
-/* Which peers may send to a subject (ingress), or receive from it (egress). Longest prefix match over the five fields
+/* What a subject's rules say about a peer: who may send to it (ingress), or receive from it (egress). Longest prefix match over the five fields
  * in this order: a port range becomes several port prefixes, "all ports" ends after the protocol, "all protocols" ends
  * after the direction. */
 struct nn_policy_key {
@@ -114,8 +124,21 @@ struct nn_policy_key {
 	__be16 port;
 };
 
-struct nn_policy_entry {
+enum nn_action {
+	NN_ACTION_ALLOW = 1,
+	NN_ACTION_DENY = 2,
+};
+
+/* The larger verdict is the stronger one: precedence first, and NN_ACTION_DENY if the precedence is equal. */
+struct nn_rule {
+	__u32 verdict; /* precedence << 8 | nn_action; 0: as if there were no entry */
 	__u32 rule_id; /* names the rule in user space */
+};
+
+struct nn_policy_entry {
+	struct nn_rule now;
+	struct nn_rule was;
+	__u32 since;
 };
 
 /* One flow as one pod sees it; a flow between two local pods has two entries. */
@@ -141,7 +164,7 @@ enum nn_ct_flags {
 
 struct nn_ct_entry {
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
-	__u32 revision; /* policy revision at which the flow was last allowed */
+	__u32 judged; /* generation at which policy last allowed the flow */
 	__u32 rule_id; /* rule that allowed it; 0: no rule was needed (pod not isolated, or peer exempt) */
 	__u32 rev_nat_index; /* Service that the flow uses; 0: none */
 	__u8 direction; /* who opened it: NN_INGRESS or NN_EGRESS */
@@ -314,11 +337,12 @@ struct nn_metrics_entry {
 	__u64 bytes;
 };
 
-/* State that changes at run time. An odd revision means that user space is in the middle of a policy change. */
+/* The generation of policy that is in force. User space writes both fields at once, and a program reads both at once,
+ * once per packet. */
 struct nn_state {
-	__u32 policy_revision;
-	__u32 pad;
-};
+	__u32 generation;
+	__u32 recheck_from; /* flows that were judged before this generation are judged again */
+} __attribute__((aligned(8)));
 
 /* Event types and observation points are Hubble's (monitor API) numbers. */
 enum nn_event_type {

@@ -32,10 +32,27 @@ const volatile struct nn_config nn_config SEC(".rodata.config") = {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* user space writes the 8 bytes with one store */
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct nn_state);
 } nn_state SEC(".maps");
+
+/* One load of 8 bytes: the two fields belong together. */
+NN_INLINE void nn_state_read(struct nn_state *state)
+{
+	__u32 zero = 0;
+	struct nn_state *found = bpf_map_lookup_elem(&nn_state, &zero);
+
+	if (found)
+		*(volatile __u64 *)state = *(volatile __u64 *)found;
+}
+
+/* True if the change of generation `since` is in force for a program that read `generation`. Generations may wrap. */
+NN_INLINE int nn_is_in_force(__u32 since, __u32 generation)
+{
+	return (__s32)(generation - since) >= 0;
+}
 
 NN_INLINE void nn_addr_from_v4(struct nn_addr *addr, __be32 v4)
 {

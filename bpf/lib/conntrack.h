@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Connection tracking: one entry per flow, keyed by the tuple as one pod sees it, so that one lookup serves packets of
- * both directions. The entry records who opened the flow and at which policy revision it was last allowed. */
+ * both directions. The entry records who opened the flow and in which generation of policy it was last allowed. */
 #ifndef NN_CONNTRACK_H
 #define NN_CONNTRACK_H
 
@@ -96,6 +96,13 @@ NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 en
 	if (!entry || entry->endpoint_id != endpoint_id)
 		return 0;
 	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(entry, key->protocol) ? 0 : entry;
+}
+
+/* True if no change of policy since the entry was judged can have changed its verdict. Ages are compared, because
+ * generations may wrap; an entry that was copied from another map has an age that is too large. */
+NN_INLINE int nn_ct_is_judged(const struct nn_ct_entry *entry, const struct nn_state *state)
+{
+	return state->generation - entry->judged <= state->generation - state->recheck_from;
 }
 
 /* The entry flags that follow from one packet. */

@@ -42,6 +42,7 @@ struct nn_nat {
 
 struct nn_context {
 	struct nn_packet packet; /* the packet as it is now: the service stage updates addresses and ports */
+	struct nn_state state; /* read once per packet, so that all lookups use the same generation */
 	__u32 now; /* seconds of CLOCK_MONOTONIC, of `time` */
 	__u8 has_quote; /* `quote` is filled in for this packet */
 	__u8 pad[3];
@@ -93,11 +94,14 @@ NN_INLINE struct nn_view *nn_view_new(struct nn_context *context, __u32 side)
 }
 
 /* The endpoint on this side. */
-NN_INLINE void nn_view_set_endpoint(struct nn_view *view, const struct nn_endpoint_entry *endpoint)
+NN_INLINE void nn_view_set_endpoint(const struct nn_context *context, struct nn_view *view,
+				    const struct nn_endpoint_entry *endpoint)
 {
+	int now = nn_is_in_force(endpoint->since, context->state.generation);
+
 	view->endpoint_id = endpoint->endpoint_id;
-	view->subject = endpoint->identity;
-	view->subject_flags = endpoint->flags;
+	view->subject = now ? endpoint->identity : endpoint->was_identity;
+	view->subject_flags = now ? endpoint->flags : endpoint->was_flags;
 }
 
 /* Take the per-CPU context. If two programs try at the same time, at most one succeeds, because each increments the
@@ -124,6 +128,7 @@ NN_INLINE void nn_context_init(struct nn_context *context, __u32 side)
 {
 	__builtin_memset(context, 0, offsetof(struct nn_context, nat.backend_port));
 	nn_view_new(context, side);
+	nn_state_read(&context->state);
 	context->time = bpf_ktime_get_ns();
 	context->now = context->time / NN_NS_PER_SECOND;
 }

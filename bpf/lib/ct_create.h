@@ -37,11 +37,11 @@ NN_INLINE __u32 nn_ct_owner_of(const struct nn_view *view, const void *key)
 	return nn_owner_remote(view, &((const struct nn_ct_key *)key)->remote, view->peer_identity);
 }
 
-NN_INLINE int nn_ct_create(const struct nn_context *context, const struct nn_view *view, __u32 revision)
+NN_INLINE int nn_ct_create(const struct nn_context *context, const struct nn_view *view)
 {
 	/* A connection that is picked up midway may start with a reply: then the other side opened it. */
 	struct nn_ct_entry entry = { .last_seen = context->now,
-				     .revision = revision,
+				     .judged = context->state.generation,
 				     .rule_id = view->rule_id,
 				     .rev_nat_index = view->rev_nat_index,
 				     .direction = view->is_reply ? NN_INGRESS + NN_EGRESS - view->direction :

@@ -63,23 +63,26 @@ NN_INLINE int nn_enter_pod(struct __sk_buff *ctx, struct nn_context *context)
 /* Deliver a packet that may leave its pod. If the receiver is a pod of this node, its side is checked here. */
 NN_INLINE int nn_deliver(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *sender)
 {
+	const struct nn_view *sent = nn_view_of(context, NN_EGRESS);
 	struct nn_endpoint_entry *target;
 	struct nn_view *view;
 	int result;
 
 	nn_count(NN_METRIC_FORWARDED, NN_EGRESS, ctx->len);
-	if (!nn_config.redirect_peer || (sender->flags & NN_ENDPOINT_NO_REDIRECT))
+	if (!nn_config.redirect_peer || (sent->subject_flags & NN_ENDPOINT_NO_REDIRECT))
 		return TC_ACT_OK;
 	target = nn_endpoint_lookup(&context->packet.tuple.daddr);
-	if (!target || (target->flags & NN_ENDPOINT_NO_REDIRECT))
+	if (!target)
 		return TC_ACT_OK;
 	view = nn_view_new(context, NN_INGRESS);
-	nn_view_set_endpoint(view, target);
-	view->peer_identity = sender->identity;
-	view->sender_id = sender->endpoint_id;
+	nn_view_set_endpoint(context, view, target);
+	if (view->subject_flags & NN_ENDPOINT_NO_REDIRECT)
+		return TC_ACT_OK;
+	view->peer_identity = sent->subject;
+	view->sender_id = sent->endpoint_id;
 	view->is_local = 1;
 	/* The receiving side reports the Service that the sender called. */
-	view->rev_nat_index = nn_view_of(context, NN_EGRESS)->rev_nat_index;
+	view->rev_nat_index = sent->rev_nat_index;
 	result = nn_enter_pod(ctx, context);
 	if (result < 0)
 		return nn_refuse(ctx, context, sender, NN_INGRESS, result);

@@ -81,7 +81,7 @@ NN_GLOBAL int nn_hairpin_call(struct __sk_buff *ctx)
 	if (entry && !nn_is_syn(&context->packet) && entry->rev_nat_index == index) {
 		nn_ct_touch(entry, &context->packet, 0, context->now);
 	} else {
-		if (nn_ct_create(context, view, 0) < 0)
+		if (nn_ct_create(context, view) < 0)
 			return NN_DROP_CT_INSERT_FAILED;
 		if (nn_config.trace_events)
 			nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0, NN_INGRESS);

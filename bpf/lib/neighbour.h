@@ -52,7 +52,7 @@ NN_INLINE int nn_is_neighbour_discovery(const struct nn_packet *packet)
 	if (packet->hop_limit != NN_ND_HOP_LIMIT || packet->icmp_code != 0)
 		return 0;
 	return nn_addr_is_multicast(daddr) || nn_addr_is_link_local(daddr) || nn_endpoint_lookup(daddr) ||
-	       nn_identity_of(daddr) == NN_IDENTITY_HOST;
+	       nn_identity_of(daddr, nn_generation()) == NN_IDENTITY_HOST;
 }
 
 /* True for multicast membership (RFC 2710, 3810): hop limit 1, from a link-local or the unspecified address, to a
@@ -140,7 +140,7 @@ NN_INLINE int nn_check_claim(struct __sk_buff *ctx, const struct nn_addr *addr)
 		return NN_DROP_INVALID_SOURCE_IP;
 	if (nn_is_eui64(&claimed))
 		return nn_is_eui64_of(&claimed, port->mac) ? 0 : NN_DROP_INVALID_SOURCE_IP;
-	if (nn_identity_of(&claimed) == NN_IDENTITY_HOST)
+	if (nn_identity_of(&claimed, nn_generation()) == NN_IDENTITY_HOST)
 		return NN_DROP_INVALID_SOURCE_IP;
 	holder = bpf_map_lookup_elem(&nn_claim, &claimed);
 	if (holder && *holder == ifindex && nn_addr_equal(&port->link_local, &claimed))

@@ -15,34 +15,6 @@
 #define NN_TCP_ACK_SEQUENCE_OFFSET 8
 #define NN_RESET_TTL 64
 
-/* Ask policy about the view's flow, as if it was opened in this direction. The port is the server's: the remote port if
- * the pod opened the flow, else the pod's own. Sets the view's rule. Returns 0 or a drop code. */
-NN_GLOBAL int nn_policy_ask(__u32 side, __u8 direction)
-{
-	struct nn_context *context = nn_context_now();
-	struct nn_policy_question question = {};
-	const struct nn_ct_key *flow;
-	struct nn_view *view;
-	__u32 rule_id;
-	int result;
-
-	if (!context)
-		return NN_DROP_INVALID_PACKET;
-	view = nn_view_of(context, side);
-	flow = &view->flow;
-	question.subject = view->subject;
-	question.subject_flags = view->subject_flags;
-	question.peer = flow->remote;
-	question.peer_identity = view->peer_identity;
-	question.protocol = flow->protocol;
-	question.direction = direction;
-	if (flow->protocol != IPPROTO_ICMP && flow->protocol != IPPROTO_ICMPV6)
-		question.port = direction == NN_EGRESS ? flow->remote_port : flow->pod_port;
-	result = nn_policy_verdict(&question, &rule_id);
-	view->rule_id = rule_id;
-	return result;
-}
-
 /* A SYN without ACK opens a connection; all other TCP packets belong to an open one. A translated packet goes to a
  * Service, and a Service never opens connections. */
 NN_INLINE int nn_is_midstream(const struct nn_packet *packet, const struct nn_view *view)
@@ -154,8 +126,10 @@ NN_GLOBAL int nn_pickup(struct __sk_buff *ctx, __u32 side)
 		own = NN_DROP_POLICY_DENIED;
 	view->is_reply = 0;
 	view->ct_flags = 0;
-	if (own < 0 && answer < 0)
+	if (own < 0 && answer < 0) {
+		view->rule_id = own_rule;
 		return own;
+	}
 	opener = nn_who_opened(ctx, &view->flow);
 	if (!opener) {
 		view->ct_flags = NN_CT_UNSURE | nn_ct_flags_of(&context->packet, 0);

@@ -13,14 +13,6 @@
 /* The packet opens a flow, or belongs to none that conntrack knows. */
 #define NN_FLOW_NEW 1
 
-NN_INLINE __u32 nn_policy_revision(void)
-{
-	__u32 zero = 0;
-	struct nn_state *state = bpf_map_lookup_elem(&nn_state, &zero);
-
-	return state ? state->policy_revision : 0;
-}
-
 /* Find the identity of the other end and the cookie of the pod's socket. Established flows that produce no event skip
  * these lookups: they are the most expensive ones. */
 NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view)
@@ -28,7 +20,7 @@ NN_INLINE void nn_identify(struct __sk_buff *ctx, struct nn_context *context, st
 	if (view->direction == NN_EGRESS && !context->cookie)
 		context->cookie = bpf_get_socket_cookie(ctx);
 	if (!view->is_local)
-		view->peer_identity = nn_identity_of(&view->flow.remote);
+		view->peer_identity = nn_identity_of(&view->flow.remote, context->state.generation);
 }
 
 /* Check both directions again for an entry whose opener is not known. The entry stays in this state until the sockets
@@ -45,15 +37,15 @@ NN_INLINE int nn_recheck_unsure(struct __sk_buff *ctx, struct nn_view *view, str
 	return 0;
 }
 
-/* If the rules changed since the flow was allowed, check it again, in the direction in which it was opened. Keep a
+/* If a change since the flow was judged can have changed its verdict, check it again, in the direction in which it was opened. Keep a
  * denied entry fresh while either side still sends, so that packets of the other direction cannot open the flow again.
  * Returns 0 or a drop code. */
 NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
-				struct nn_ct_entry *entry, __u32 revision)
+				struct nn_ct_entry *entry)
 {
 	int result;
 
-	if (entry->revision == revision)
+	if (nn_ct_is_judged(entry, &context->state))
 		return 0;
 	nn_identify(ctx, context, view);
 	nn_keep_origin(view, entry);
@@ -69,13 +61,13 @@ NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *contex
 		return result;
 	}
 	entry->rule_id = view->rule_id;
-	entry->revision = revision;
+	entry->judged = context->state.generation;
 	return 0;
 }
 
 /* A packet of a known flow. Returns 0 or a drop code. */
 NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
-			      struct nn_ct_entry *entry, __u32 revision)
+			      struct nn_ct_entry *entry)
 {
 	int result;
 
@@ -90,7 +82,7 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 	view->ct_status = view->is_reply ? NN_CT_REPLY : NN_CT_ESTABLISHED;
 	view->rule_id = entry->rule_id;
 	view->rev_nat_index = entry->rev_nat_index;
-	result = nn_recheck_policy(ctx, context, view, entry, revision);
+	result = nn_recheck_policy(ctx, context, view, entry);
 	if (result < 0)
 		return result;
 	if (view->direction == NN_INGRESS)
@@ -109,14 +101,16 @@ NN_INLINE int nn_police_known(struct __sk_buff *ctx, struct nn_context *context,
 /* True if the sender of an ICMP error may report about the quoted packet. Routers and nodes forward packets, so they
  * may. A pod forwards nothing, so it may report only packets that were sent to itself: otherwise it could end
  * connections of other pods or reduce their MTU. */
-NN_INLINE int nn_may_report_error(const struct nn_addr *sender, const struct nn_view *view,
+NN_INLINE int nn_may_report_error(const struct nn_context *context, const struct nn_view *view,
 				  const struct nn_tuple *quoted)
 {
+	const struct nn_addr *sender = &context->packet.tuple.saddr;
+
 	if (nn_addr_equal(sender, &quoted->daddr))
 		return 1;
 	if (view->is_local || nn_endpoint_lookup(sender))
 		return 0;
-	return nn_is_reserved(nn_identity_of(sender));
+	return nn_is_reserved(nn_identity_of(sender, context->state.generation));
 }
 
 /* Parse the packet that an ICMP error quotes. Returns 0 or a negative number. */
@@ -155,7 +149,7 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx, __u32 side)
 	nn_ct_key_of(quoted, NN_INGRESS + NN_EGRESS - view->direction, &view->flow);
 	/* Drop it even if a policy allows the sender: rules say who may connect to the pod, not who may report errors
 	 * about its other flows. */
-	if (view->direction == NN_INGRESS && !nn_may_report_error(&outer->saddr, view, quoted))
+	if (view->direction == NN_INGRESS && !nn_may_report_error(context, view, quoted))
 		return NN_DROP_INVALID_PACKET;
 	if (!nn_addr_equal(&view->flow.pod, view->direction == NN_EGRESS ? &outer->saddr : &outer->daddr) ||
 	    !nn_addr_equal(&quoted->saddr, &outer->daddr))
@@ -168,11 +162,11 @@ NN_GLOBAL int nn_police_related(struct __sk_buff *ctx, __u32 side)
 		view->rev_nat_index = entry->rev_nat_index;
 		view->reverse = entry->flags & (NN_CT_TRANSLATED | NN_CT_PORT);
 	}
-	if (entry->revision == nn_policy_revision())
+	if (nn_ct_is_judged(entry, &context->state))
 		return 0;
 	nn_identify(ctx, context, view);
 	/* The sender of an error may be a router on the path, so the verdict uses the flow's own peer. */
-	view->peer_identity = nn_identity_of(&view->flow.remote);
+	view->peer_identity = nn_identity_of(&view->flow.remote, context->state.generation);
 	nn_keep_origin(view, entry);
 	return nn_policy_ask(side, entry->direction);
 }
@@ -214,7 +208,7 @@ NN_GLOBAL int nn_police_new(struct __sk_buff *ctx, __u32 side)
 	if (midstream && view->direction == NN_EGRESS && view->peer_identity == NN_IDENTITY_HOST &&
 	    (view->is_reply || (view->ct_flags & NN_CT_UNSURE)))
 		return 0;
-	result = nn_ct_create(context, view, nn_policy_revision());
+	result = nn_ct_create(context, view);
 	if (result == 0 && nn_config.trace_events)
 		nn_send_event(ctx, NN_EVENT_POLICY_VERDICT, 0, 0, view->direction);
 	return result;
@@ -233,7 +227,7 @@ NN_GLOBAL int nn_track(struct __sk_buff *ctx, __u32 side)
 	nn_ct_key_of(&context->packet.tuple, view->direction, &view->flow);
 	entry = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
 	if (entry && !nn_ct_opens(&context->packet, entry, view->direction))
-		return nn_police_known(ctx, context, view, entry, nn_policy_revision());
+		return nn_police_known(ctx, context, view, entry);
 	if (entry && nn_ct_conflicts(entry, view, view->flow.protocol))
 		return NN_DROP_CT_UNKNOWN_STATE;
 	view->is_new = 1;
@@ -244,9 +238,10 @@ NN_GLOBAL int nn_track(struct __sk_buff *ctx, __u32 side)
  * policy applies: the first fragment is checked when it arrives, and without that the receiver discards the others. */
 NN_INLINE int nn_police_early_fragment(const struct nn_view *view)
 {
-	__u8 isolated = view->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
+	__u8 judged = view->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS | NN_ENDPOINT_TIERED_INGRESS :
+						      NN_ENDPOINT_ISOLATED_EGRESS | NN_ENDPOINT_TIERED_EGRESS;
 
-	return nn_config.enforce_policy && (view->subject_flags & isolated) ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
+	return nn_config.enforce_policy && (view->subject_flags & judged) ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
 }
 
 /* The verdict on a packet that a pod sends if conntrack knows its flow with the addresses that the packet has: then no

@@ -3,7 +3,7 @@
 #ifndef NN_POLICY_H
 #define NN_POLICY_H
 
-#include "common.h"
+#include "context.h"
 
 #define NN_POLICY_FULL_PREFIX 96
 #define NN_IDENTITY_FIRST_POD 256 /* enum nn_identity */
@@ -24,9 +24,6 @@ struct {
 	__type(value, struct nn_cidr_entry);
 } nn_cidr SEC(".maps");
 
-/* All entries allow: any hit allows the packet, so entries can be added and removed one by one. An update adds new
- * entries first and removes old ones last, so traffic that both the old and the new rules allow is never
- * interrupted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -42,6 +39,15 @@ struct {
 	__type(value, struct nn_endpoint_entry);
 } nn_endpoint SEC(".maps");
 
+/* For a lookup on its own. The lookups for one packet use the generation in its context. */
+NN_INLINE __u32 nn_generation(void)
+{
+	struct nn_state state = {};
+
+	nn_state_read(&state);
+	return state.generation;
+}
+
 NN_INLINE struct nn_endpoint_entry *nn_endpoint_lookup(const struct nn_addr *addr)
 {
 	struct nn_endpoint_key key = { .addr = *addr };
@@ -49,12 +55,15 @@ NN_INLINE struct nn_endpoint_entry *nn_endpoint_lookup(const struct nn_addr *add
 	return bpf_map_lookup_elem(&nn_endpoint, &key);
 }
 
-NN_INLINE __u32 nn_identity_of(const struct nn_addr *addr)
+NN_INLINE __u32 nn_identity_of(const struct nn_addr *addr, __u32 generation)
 {
 	struct nn_lpm_key key = { .prefixlen = NN_ADDR_BITS, .addr = *addr };
 	struct nn_ipcache_entry *entry = bpf_map_lookup_elem(&nn_ipcache, &key);
+	__u32 identity = 0;
 
-	return entry ? entry->identity : NN_IDENTITY_WORLD;
+	if (entry)
+		identity = nn_is_in_force(entry->since, generation) ? entry->identity : entry->was;
+	return identity ?: NN_IDENTITY_WORLD;
 }
 
 /* True for an identity that is not a pod's: the node, other nodes, the world. 0 is a pod whose labels are not known
@@ -64,58 +73,78 @@ NN_INLINE int nn_is_reserved(__u32 identity)
 	return identity != 0 && identity < NN_IDENTITY_FIRST_POD;
 }
 
-NN_INLINE __u32 nn_region_of(const struct nn_addr *addr)
+NN_INLINE __u32 nn_region_of(const struct nn_addr *addr, __u32 generation)
 {
 	struct nn_lpm_key key = { .prefixlen = NN_ADDR_BITS, .addr = *addr };
 	struct nn_cidr_entry *entry = bpf_map_lookup_elem(&nn_cidr, &key);
 
-	return entry ? entry->region : 0;
+	if (!entry)
+		return 0;
+	return nn_is_in_force(entry->since, generation) ? entry->region : entry->was;
 }
 
-struct nn_policy_question {
-	struct nn_addr peer;
-	__u32 subject; /* identity of the endpoint that is checked */
-	__u32 peer_identity;
-	__be16 port; /* port of the server side */
-	__u8 protocol;
-	__u8 direction;
-	__u8 subject_flags;
-	__u8 pad[3];
-};
-
-/* Returns 0 and the rule, or NN_DROP_POLICY_DENIED. Looks up the peer's identity, then its region (ipBlock), then
- * "every peer". The pod's own node is always allowed (kubelet's probes). ICMP has port 0 and a protocol that no rule
- * names, so it passes only if a rule without ports allows the peer. */
-NN_INLINE int nn_policy_verdict(const struct nn_policy_question *question, __u32 *rule_id)
+/* Look up one rule. Returns the stronger one of it and `verdict`, whose rule is `rule_id`. */
+NN_INLINE __u32 nn_policy_find(const struct nn_policy_key *key, __u32 generation, __u32 verdict, __u32 *rule_id)
 {
-	__u8 isolated = question->direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
-	struct nn_policy_key key = { .prefixlen = NN_POLICY_FULL_PREFIX,
-				     .subject = question->subject,
-				     .peer = question->peer_identity,
-				     .direction = question->direction,
-				     .protocol = question->protocol,
-				     .port = question->port };
-	struct nn_policy_entry *entry;
+	struct nn_policy_entry *entry = bpf_map_lookup_elem(&nn_policy, key);
+	struct nn_rule *rule;
 
-	*rule_id = 0;
-	if (!nn_config.enforce_policy || !(question->subject_flags & isolated))
-		return 0;
-	if (question->peer_identity == NN_IDENTITY_HOST)
-		return 0;
-	entry = bpf_map_lookup_elem(&nn_policy, &key);
-	if (!entry) {
-		key.peer = nn_region_of(&question->peer);
-		if (key.peer)
-			entry = bpf_map_lookup_elem(&nn_policy, &key);
-	}
-	if (!entry) {
-		key.peer = NN_IDENTITY_ANY;
-		entry = bpf_map_lookup_elem(&nn_policy, &key);
-	}
 	if (!entry)
-		return NN_DROP_POLICY_DENIED;
-	*rule_id = entry->rule_id;
-	return 0;
+		return verdict;
+	rule = nn_is_in_force(entry->since, generation) ? &entry->now : &entry->was;
+	if (rule->verdict <= verdict)
+		return verdict;
+	*rule_id = rule->rule_id;
+	return rule->verdict;
+}
+
+/* Ask policy about the view's flow, as if it was opened in this direction. The port is the server's: the remote port if
+ * the pod opened the flow, else the pod's own. Returns 0 or NN_DROP_POLICY_DENIED, and sets the view's rule to the one
+ * that decided.
+ *
+ * Looks up the peer's identity, then its region (ipBlock), then "every peer". The strongest rule decides; if all rules of
+ * the subject are equally strong (no TIERED flag), the first one does. The pod's own node is always allowed (kubelet's
+ * probes). ICMP has port 0 and a protocol that no rule names, so it passes only if a rule without ports allows the
+ * peer. */
+NN_GLOBAL int nn_policy_ask(__u32 side, __u8 direction)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_policy_key key = { .prefixlen = NN_POLICY_FULL_PREFIX, .direction = direction };
+	const struct nn_ct_key *flow;
+	__u32 generation, verdict;
+	__u8 isolated, tiered;
+	struct nn_view *view;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	view = nn_view_of(context, side);
+	flow = &view->flow;
+	view->rule_id = 0;
+	isolated = direction == NN_INGRESS ? NN_ENDPOINT_ISOLATED_INGRESS : NN_ENDPOINT_ISOLATED_EGRESS;
+	tiered = direction == NN_INGRESS ? NN_ENDPOINT_TIERED_INGRESS : NN_ENDPOINT_TIERED_EGRESS;
+	isolated &= view->subject_flags;
+	tiered &= view->subject_flags;
+	if (!nn_config.enforce_policy || !(isolated | tiered) || view->peer_identity == NN_IDENTITY_HOST)
+		return 0;
+	key.subject = view->subject;
+	key.peer = view->peer_identity;
+	key.protocol = flow->protocol;
+	if (flow->protocol != IPPROTO_ICMP && flow->protocol != IPPROTO_ICMPV6)
+		key.port = direction == NN_EGRESS ? flow->remote_port : flow->pod_port;
+	generation = context->state.generation;
+	verdict = nn_policy_find(&key, generation, 0, &view->rule_id);
+	if (!verdict || tiered) {
+		key.peer = nn_region_of(&flow->remote, generation);
+		if (key.peer)
+			verdict = nn_policy_find(&key, generation, verdict, &view->rule_id);
+	}
+	if (!verdict || tiered) {
+		key.peer = NN_IDENTITY_ANY;
+		verdict = nn_policy_find(&key, generation, verdict, &view->rule_id);
+	}
+	if (!verdict)
+		return isolated ? NN_DROP_POLICY_DENIED : 0;
+	return (verdict & 0xff) == NN_ACTION_ALLOW ? 0 : NN_DROP_POLICY_DENIED;
 }
 
 #endif

@@ -166,7 +166,7 @@ NN_GLOBAL int nn_service_translate(struct __sk_buff *ctx)
 	if (!has_flow || !nn_service_follow(context, view)) {
 		result = has_flow ? nn_service_choose(ctx) : nn_unserved(&context->packet.tuple.daddr);
 		if (result < 0)
-			view->peer_identity = nn_identity_of(&context->packet.tuple.daddr);
+			view->peer_identity = nn_identity_of(&context->packet.tuple.daddr, context->state.generation);
 		if (result <= 0)
 			return result;
 	}

@@ -17,6 +17,7 @@ from nodenet.abi.numbers import (
     POLICY_BITS_DIRECTION,
     POLICY_BITS_PROTOCOL,
     V4_PREFIX_BITS,
+    Action,
     AddressFlag,
     CtFlag,
     CtStatus,
@@ -28,8 +29,9 @@ from nodenet.abi.numbers import (
     ObservationPoint,
 )
 from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
-from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, State
+from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, Rule, State
 from nodenet.abi.services import AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.abi.versions import EndpointVersions, NumberVersions, RuleVersions, Versions, always
 
 __all__ = [
     "ENTRY_ENDS",
@@ -39,6 +41,7 @@ __all__ = [
     "POLICY_BITS_PROTOCOL",
     "U32",
     "V4_PREFIX_BITS",
+    "Action",
     "AddressFlag",
     "AddressKey",
     "AddressPort",
@@ -50,6 +53,7 @@ __all__ = [
     "EndpointEntry",
     "EndpointFlag",
     "EntryEnd",
+    "EndpointVersions",
     "Event",
     "EventType",
     "FairTable",
@@ -61,12 +65,17 @@ __all__ = [
     "MemberKey",
     "MetricsEntry",
     "MetricsKey",
+    "NumberVersions",
     "ObservationPoint",
     "PolicyKey",
     "Record",
+    "Rule",
+    "RuleVersions",
     "SockQuestion",
     "SockRevnatKey",
     "State",
+    "Versions",
+    "always",
     "pack_addr",
     "unpack_addr",
 ]

@@ -10,7 +10,8 @@ import struct
 from nodenet.abi.numbers import CtFlag
 from nodenet.model import Protocol
 
-# A policy revision that no checked flow has: it is odd, and 2 ** 31 changes away from the first one.
+# The generation of a flow that must be judged again. The programs compare ages, and `recheck_from` is never larger than
+# the generation in force (nodenet/reconcile/switch.py), so the age of this one is always too large.
 NEVER_JUDGED = 0xFFFFFFFF
 
 _CT = struct.Struct("=IIIIBBHI")
@@ -33,7 +34,7 @@ def keep_present(copied: bytes, present: bytes) -> bytes:
 
 
 def ct_recheck(value: bytes) -> bytes:
-    """nn_ct_entry with a revision that makes the next packet check policy again. The old programs checked it with
+    """nn_ct_entry with a generation that makes the next packet check policy again. The old programs checked it with
     maps that may be out of date by now."""
     return value[:4] + NEVER_JUDGED.to_bytes(4, "little") + value[8:]
 

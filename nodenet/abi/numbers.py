@@ -30,6 +30,15 @@ class EndpointFlag(IntFlag):
     ISOLATED_INGRESS = 1
     ISOLATED_EGRESS = 2
     NO_REDIRECT = 4
+    TIERED_INGRESS = 8
+    TIERED_EGRESS = 16
+
+
+class Action(IntEnum):
+    """What a rule does. If two rules have the same precedence, the larger number is the stronger one."""
+
+    ALLOW = 1
+    DENY = 2
 
 
 class AddressFlag(IntFlag):

@@ -53,7 +53,7 @@ def swap_port(port: int) -> int:
 
 
 class U32(NamedTuple):
-    """One __u32: nn_ipcache_entry, nn_cidr_entry, nn_policy_entry, nn_sock_revnat_entry; keys of backend and revnat."""
+    """One __u32: an identity, a region, nn_sock_revnat_entry; keys of backend and revnat."""
 
     value: int
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, Self
 
-from nodenet.abi.numbers import V4_PREFIX_BITS
-from nodenet.abi.packing import pack_addr, pack_mac, swap_port, unpack_addr, unpack_mac
+from nodenet.abi.numbers import V4_PREFIX_BITS, Action
+from nodenet.abi.packing import pack_addr, swap_port, unpack_addr
 from nodenet.model import Direction, IPAddress, IPNetwork
 
 
@@ -24,7 +24,8 @@ class AddressKey(NamedTuple):
 
 
 class EndpointEntry(NamedTuple):
-    """nn_endpoint_entry. `netns`: 1 + the id (nsid) that the node's namespace has for the pod's; 0: not known."""
+    """What is in force for one address of an endpoint. `netns`: 1 + the id (nsid) that the node's namespace has for the
+    pod's; 0: not known. nn_endpoint holds EndpointVersions."""
 
     ifindex: int
     identity: int
@@ -32,15 +33,6 @@ class EndpointEntry(NamedTuple):
     flags: int
     mac: str
     netns: int = 0
-
-    def pack(self) -> bytes:
-        mac = pack_mac(self.mac)
-        return struct.pack("=IIHBx6sH", self.ifindex, self.identity, self.endpoint_id, self.flags, mac, self.netns)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        ifindex, identity, endpoint_id, flags, mac, netns = struct.unpack("=IIHBx6sH", data)
-        return cls(ifindex, identity, endpoint_id, flags, unpack_mac(mac), netns)
 
 
 class LpmKey(NamedTuple):
@@ -86,14 +78,50 @@ class PolicyKey(NamedTuple):
         return cls(prefixlen, subject, peer, Direction(direction), protocol, swap_port(port))
 
 
-class State(NamedTuple):
-    """nn_state. An odd revision: user space is in the middle of a policy change."""
+class Rule(NamedTuple):
+    """nn_rule: what happens to packets that match an entry of nn_policy. `verdict`: precedence << 8 | action; a larger
+    one is stronger. `rule_id` names the rule."""
 
-    policy_revision: int
+    verdict: int
+    rule_id: int
+
+    @classmethod
+    def allow(cls, rule_id: int, precedence: int = 0) -> Self:
+        return cls(precedence << _ACTION_BITS | Action.ALLOW, rule_id)
+
+    @classmethod
+    def deny(cls, rule_id: int, precedence: int = 0) -> Self:
+        return cls(precedence << _ACTION_BITS | Action.DENY, rule_id)
+
+    @property
+    def action(self) -> Action:
+        return Action(self.verdict & ((1 << _ACTION_BITS) - 1))
+
+    @property
+    def precedence(self) -> int:
+        return self.verdict >> _ACTION_BITS
 
     def pack(self) -> bytes:
-        return struct.pack("=I4x", self.policy_revision)
+        return struct.pack("=II", *self)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        return cls(*struct.unpack("=I4x", data))
+        return cls(*struct.unpack("=II", data))
+
+
+class State(NamedTuple):
+    """nn_state: the generation of policy that is in force. Flows that were judged before the generation `recheck_from`
+    are judged again."""
+
+    generation: int
+    recheck_from: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=II", *self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*struct.unpack("=II", data))
+
+
+_ACTION_BITS = 8

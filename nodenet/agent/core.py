@@ -49,7 +49,7 @@ class Agent:
     def __init__(self, config: Config, datapath: Datapath) -> None:
         room = Room.of(config.policy_entries, CIDR.size.entries)
         local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, services=config.services, room=room)
-        engine = Engine(local, datapath.tables, resync_seconds=config.resync_seconds)
+        engine = Engine(local, datapath.tables, datapath.grace, resync_seconds=config.resync_seconds)
         access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
         api = ApiWatch(KubeClient(access), engine, _SERVICE if access.by_service and config.services else "")
         self._writer = KubeWriter(access)

@@ -10,6 +10,7 @@ from pathlib import Path
 from nodenet import tables
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
+from nodenet.bpf.grace import ProgramsGrace
 from nodenet.bpf.pins import Pins
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.bpf.tables import BpfTable
@@ -35,6 +36,7 @@ class Datapath:
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
+        self.grace = ProgramsGrace()
         copied = self.loaded.carrying.copied
         for name in self.loaded.replaced_maps:
             if tables.MAPS[name].slots:
@@ -96,6 +98,7 @@ class Datapath:
 
     def close(self) -> None:
         """Close all descriptors. Pinned and attached objects stay in the kernel and continue to work."""
+        self.grace.close()
         for table in self.tables.values():
             table.close()
         loader.close(self.loaded)

@@ -80,7 +80,7 @@ def policies(compiled: Compiled) -> Iterator[Row]:
     opened = set()
     for key, value in compiled.desired.tables.get("nn_policy", {}).items():
         opened.add((key.subject, key.direction))
-        rule = names.rules.get(value.value)
+        rule = names.rules.get(value.rule_id)
         bits = key.prefixlen - abi.POLICY_BITS_PROTOCOL
         yield {
             "subject": key.subject,
@@ -147,7 +147,7 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
             "ageSeconds": max(0, int(now - entry.created)),
             "service": str(service.ref) if service else "",
             "rule": f"{rule.namespace}/{rule.policy}" if rule else "",
-            "revision": entry.revision,
+            "generation": entry.judged,
         }
 
 

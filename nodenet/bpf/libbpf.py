@@ -55,6 +55,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_link_create": (c_int, [c_int, c_int, c_int, c_void_p]),
     "bpf_link_update": (c_int, [c_int, c_int, c_void_p]),
     "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
+    "bpf_map_create": (c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
     "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
     "bpf_map_delete_elem": (c_int, [c_int, c_void_p]),
     "bpf_map_get_next_key": (c_int, [c_int, c_void_p, c_void_p]),
@@ -160,6 +161,20 @@ def open_options(*, btf_path: Path) -> Any:
     """Options for bpf_object__open_file. `btf_path`: a file with BTF of the kernel's structs (an ELF object, or raw
     BTF), which replaces /sys/kernel/btf/vmlinux."""
     return byref(_OpenOptions(sz=ctypes.sizeof(_OpenOptions), btf_custom_path=str(btf_path).encode()))
+
+
+class MapCreateOptions(ctypes.Structure):
+    """The first fields of struct bpf_map_create_opts (libbpf 1.0)."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+    )
 
 
 class MapInfo(ctypes.Structure):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from nodenet import abi, tables
 from nodenet.bpf import libbpf
 from nodenet.bpf.rawtable import RawTable
 from nodenet.errors import TableFullError
+
+_MMAPABLE = 1 << 10
+_WORD = 8
 
 
 def _larger(name: str) -> str:
@@ -24,6 +29,16 @@ class BpfTable(RawTable):
     def __init__(self, name: str, path: Path) -> None:
         self.spec = tables.KEYED[name]
         super().__init__(name, path)
+        self._size = int(self.info.value_size)
+        # An array whose memory we can write directly: with one store of 8 bytes, which a program sees whole. A system
+        # call copies the value, and programs may see half of it.
+        is_mapped = self.info.map_flags & _MMAPABLE
+        self._memory = mmap.mmap(self.fd, mmap.PAGESIZE) if is_mapped and self._size == _WORD else None
+
+    def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+        super().close()
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Yield all records. In a per-CPU map the value is a list with one value per CPU."""
@@ -43,7 +58,13 @@ class BpfTable(RawTable):
 
     def update(self, key: abi.Record, value: abi.Record) -> None:
         """Insert or replace. Raises TableFullError or OSError with the names of map and key."""
-        result = self._lib.bpf_map_update_elem(self.fd, key.pack(), value.pack(), 0)
+        packed = value.pack()
+        if len(packed) != self._size:
+            raise TypeError(f"map {self.name}: expected a value of {self._size} bytes, got {value}")
+        if self._memory is not None:
+            ctypes.c_uint64.from_buffer(self._memory).value = int.from_bytes(packed, "little")
+            return
+        result = self._lib.bpf_map_update_elem(self.fd, key.pack(), packed, 0)
         if result == -errno.E2BIG or result == -errno.ENOSPC:
             raise TableFullError(
                 f"map {self.name} is full ({self.max_entries} entries): no room for {key}; "

@@ -19,7 +19,7 @@ from netpolicy.resolve import Demand, EntryKey, ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NamedPort, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import Protocol as PolicyProtocol
-from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey
+from nodenet.abi import POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, U32, EndpointFlag, LpmKey, PolicyKey, Rule
 from nodenet.compile.cuts import Cut, Named
 from nodenet.compile.ids import IdentityKey, Ids
 from nodenet.compile.shares import DEFAULT_ROOM, Closed, LeftOut, Room, share_entries
@@ -55,7 +55,7 @@ class PolicyTables:
     status."""
 
     # nn_policy and nn_cidr.
-    policy: Mapping[PolicyKey, U32]
+    policy: Mapping[PolicyKey, Rule]
     cidr: Mapping[LpmKey, U32]
     # Identity of every pod that has one. hostNetwork pods, finished pods without an endpoint here, and pods with
     # unreadable labels have none.
@@ -270,7 +270,7 @@ class _Known:
         demands, closed, self._left_out = self._share([labels[n] for n in subjects], changes)
         resolved = dict(zip(subjects, self._resolver.resolve(demands, closed), strict=True))
         # By the id of the rule, because hashing the rule costs more. The rules exist as long as their entries.
-        values: dict[int, U32] = {}
+        values: dict[int, Rule] = {}
         for subject in dict.fromkeys((*subjects, *self._resolved)):
             new, old = resolved.get(subject), self._resolved.get(subject)
             if new is old:
@@ -287,7 +287,7 @@ class _Known:
                 ref = after.get(key)
                 value = values.get(id(ref)) if ref is not None else None
                 if ref is not None and value is None:
-                    value = values[id(ref)] = U32(self._ids.rules.number(ref))
+                    value = values[id(ref)] = Rule.allow(self._ids.rules.number(ref))
                 changes.policy[_policy_key(subject, key)] = value
         self._resolved = resolved
 
@@ -350,7 +350,7 @@ class _Changes:
     left: set[LabelSet] = field(default_factory=set)
     groups: dict[int, LabelSet] = field(default_factory=dict)
     gone: dict[int, None] = field(default_factory=dict)
-    policy: dict[PolicyKey, U32 | None] = field(default_factory=dict)
+    policy: dict[PolicyKey, Rule | None] = field(default_factory=dict)
     cidr: dict[LpmKey, U32 | None] = field(default_factory=dict)
     regions: dict[int, IPNetwork | None] = field(default_factory=dict)
     policies: set[PolicyRef] = field(default_factory=set)

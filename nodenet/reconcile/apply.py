@@ -1,8 +1,8 @@
-"""Makes the writes of a plan one by one, on any object with the interface of a map.
+"""Makes the writes of Services one by one, on any object with the interface of a map.
 
 A full map does not stop it. Entries that do not fit are left out together with the writes that depend on them, all
 other writes are made, and an error at the end reports what was left out. A Service that does not fit keeps its old
-state as a whole. Of policy, allows are left out, but never what isolates or narrows.
+state as a whole. nodenet.reconcile.commit writes policy.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ def apply(
             try:
                 _make(write, tables, held, done)
             except (OSError, NodenetError) as error:
-                deletes = early.take(write) if _is_full(error) else []
+                deletes = early.take(write) if is_full(error) else []
                 if not deletes:
                     raise
                 for one in (*deletes, write):
                     _make(one, tables, held, done)
         except (OSError, NodenetError) as error:
-            if not _is_full(error):
+            if not is_full(error):
                 rest = tuple(one for one in writes[place:] if not early.has(one))
                 raise ApplyError(write.table, str(write), error, write, (*left, *rest)) from error
             first = first or ApplyError(write.table, str(write), error, write)
@@ -134,19 +134,16 @@ def _make(
     done[write.table] += 1
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """True if this error of a write means that the map has no room."""
     return isinstance(error, TableFullError) or (
         isinstance(error, OSError) and error.errno in (errno.E2BIG, errno.ENOSPC)
     )
 
 
 class _EarlyDeletes:
-    """Finds deletes that are safe earlier than planned, to make room for a write that did not fit.
-
-    An entry to which no frontend refers is not in use. Entries of nn_ipcache and nn_policy may be missing for a moment:
-    without the one an address counts as the world, without the other an allow is missing. This also helps to replace
-    values, which a full LPM map refuses before Linux 6.13: an address would keep its old identity and its permissions.
-    """
+    """Finds deletes that are safe earlier than planned, to make room for a write that did not fit: entries to which no
+    frontend refers."""
 
     def __init__(self, writes: list[Write], held: Mapping[str, Mapping[Any, Any]]) -> None:
         self._writes = writes
@@ -159,10 +156,8 @@ class _EarlyDeletes:
         return bool(self._made) and write.is_delete and (write.table, write.key) in self._made
 
     def take(self, write: Write) -> list[Write]:
-        """The deletes to make before the write is tried again. For Services they are returned only once per table,
-        because no further entry becomes unused before the frontends are written."""
-        if write.table in ("nn_ipcache", "nn_policy"):
-            return [Write(write.table, write.key)] if write.key in self._held[write.table] else []
+        """The deletes to make before the write is tried again. They are returned only once per table, because no
+        further entry becomes unused before the frontends are written."""
         if write.table not in _BEHIND_FRONTENDS or write.table in self._looked:
             return []
         self._looked.add(write.table)
@@ -173,20 +168,13 @@ class _EarlyDeletes:
 
 
 class _Dependants:
-    """Finds the later writes that must not be made after an entry did not fit.
-
-    Services: all writes of a frontend that does not fit, or whose address, backend, member or reverse entry does not
-    fit. Also the deletes of these entries that such a frontend, in its old state, still uses.
-
-    Policy: regions are written most specific first. If one is missing, a wider region would apply to its addresses, so
-    no region is written or deleted after it. Allows are independent of each other, and nothing that narrows depends on
-    them.
-    """
+    """Finds the later writes that must not be made after an entry did not fit: all writes of a frontend that does not
+    fit, or whose address, backend, member or reverse entry does not fit. Also the deletes of these entries that such a
+    frontend, in its old state, still uses."""
 
     def __init__(self, held: Mapping[str, Mapping[Any, Any]]) -> None:
         self._held = held
         self._begun = False
-        self._regions = False
         self._frontends: set[FrontendKey] = set()
         # (table, number or address) -> the frontends whose writes refer to it.
         self._users: dict[tuple[str, Any], set[FrontendKey]] = defaultdict(set)
@@ -213,15 +201,13 @@ class _Dependants:
             self._frontends |= self._users[write.table, _reference(write.key)]
         elif write.table == "nn_member":
             self._frontends |= self._users[write.table, write.key.service_id]
-        elif write.table == "nn_cidr":
-            self._regions = True
 
     def has(self, write: Write) -> bool:
         if write.table == "nn_frontend":
             return _master(write) in self._frontends
         if write.table in _BEHIND_FRONTENDS:
             return write.is_delete and _reference(write.key) in self._still_used()[write.table]
-        return write.table == "nn_cidr" and self._regions
+        return False
 
     def _still_used(self) -> dict[str, set[Any]]:
         """The keys that frontends still use, by table. Call it only after all writes of frontends."""

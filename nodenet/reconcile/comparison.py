@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
-from nodenet.reconcile.apply import ApplyError, Table
+from nodenet.reconcile.apply import ApplyError
 from nodenet.reconcile.plan import Tables, Write
 
 # Entries per slice. Unpacking and comparing an entry takes about 10 us, so a change that arrives during a slice waits
 # only a few milliseconds.
 SLICE_ENTRIES = 400
+
+
+class Readable(Protocol):
+    """A Table of which only the entries are read."""
+
+    def items(self) -> Iterable[tuple[Any, Any]]: ...
 
 
 class Comparison:
@@ -25,7 +31,7 @@ class Comparison:
     before the write, so a difference proves nothing. These keys are compared only in the next walk.
     """
 
-    def __init__(self, tables: Mapping[str, Table]) -> None:
+    def __init__(self, tables: Mapping[str, Readable]) -> None:
         self._tables = tables
         # Names of the tables that remain. The first one is being compared.
         self._left: list[str] = []
@@ -77,7 +83,7 @@ class Comparison:
 class _Walk:
     """The walk over one table: first all entries of the kernel, then our keys that the kernel did not return."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Readable) -> None:
         self.written: set[Any] = set()
         self.over = False
         self._entries = iter(table.items())

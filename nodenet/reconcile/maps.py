@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodenet.abi import State
 from nodenet.evolved import Draft
 from nodenet.reconcile.apply import ApplyError, FullError, Table, apply, read
+from nodenet.reconcile.commit import Committer, InForce
 from nodenet.reconcile.comparison import Comparison
-from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, Write, differences, plan_policy, plan_services
+from nodenet.reconcile.grace import Grace
+from nodenet.reconcile.plan import SERVICE_TABLES, Tables, Write, differences, plan_services
+from nodenet.reconcile.switch import POLICY_TABLES, STATE_KEY, SWITCHED, TRIES, plan_policy, prefix_lengths
 from nodenet.tables import Group, members
 
 log = logging.getLogger(__name__)
 
 TABLES = (*SERVICE_TABLES, *POLICY_TABLES)
-
-
-# Each group is planned and written separately, in this order.
-_PLANS: Mapping[Group, Callable[[Tables, Tables], list[Write]]] = {
-    Group.SERVICES: plan_services,
-    Group.POLICY: plan_policy,
-}
 
 
 @dataclass(slots=True)
@@ -52,27 +50,42 @@ class Outcome:
 
 
 class Maps:
-    """The only writer of the compiled maps. `tables` has a Table for every name in TABLES.
+    """The only writer of the compiled maps. `tables` has a Table for every name in TABLES; `grace` waits for the
+    programs that read them.
 
     All methods block. No two of them may run at the same time.
     """
 
-    def __init__(self, tables: Mapping[str, Table]) -> None:
+    def __init__(self, tables: Mapping[str, Table], grace: Grace) -> None:
         self._tables = tables
         self._held: dict[str, Mapping[Any, Any]] = {}
         self._unread: set[str] = set(TABLES)
         # Tables whose last write failed. It is unknown whether that write was made.
         self._doubtful: set[str] = set()
-        self._comparison = Comparison(tables)
+        self._committer = Committer(tables, grace)
+        in_force = {name: InForce(name, tables[name], self._committer) for name in SWITCHED}
+        self._comparison = Comparison({**tables, **in_force})
+        # The prefix lengths that occur, and perhaps some that occurred earlier.
+        self._lengths: dict[str, set[int]] = {}
+        # Each group is planned and written separately, in this order.
+        self._writers: Mapping[Group, Callable[[Tables, Counter[str]], None]] = {
+            Group.SERVICES: self._write_services,
+            Group.POLICY: self._write_policy,
+        }
 
     @property
     def held(self) -> Tables:
-        """The content after the last run. Empty before the first `read`."""
+        """The content after the last run: of policy, what is in force. Empty before the first `read`."""
         return self._held
 
     def read(self, outcome: Outcome) -> None:
         """Read the tables whose content is unknown. Raises ApplyError that names the table."""
         found = read(self._tables, sorted(self._unread))
+        raw = {name: found[name] for name in SWITCHED if name in found}
+        if raw:
+            state = found.get("nn_state", self._held.get("nn_state", {})).get(STATE_KEY, State(0, 0))
+            found.update(self._committer.decode(raw, state))
+            self._lengths.update({name: prefix_lengths(found[name]) for name in TRIES if name in raw})
         known = {name: self._held[name] for name in found if name in self._held and name not in self._doubtful}
         outcome.drift.update({name: differences(found[name], table) for name, table in known.items()})
         self._held.update(found)
@@ -83,9 +96,9 @@ class Maps:
     def write(self, wanted: Tables, outcome: Outcome) -> None:
         """Write the differences to `wanted`: first Services, then policy. An error in one group does not stop the
         other. Errors are added to `outcome`."""
-        for group in _PLANS:
+        for group, write in self._writers.items():
             try:
-                self._write_group(group, wanted, outcome)
+                write(wanted, outcome.writes)
             except ApplyError as error:
                 outcome.errors.append(error)
                 outcome.stale.extend(error.left)
@@ -93,29 +106,51 @@ class Maps:
                 if isinstance(error, FullError):
                     outcome.lacking[group] = error.left
                 else:
-                    self._unread.add(error.table)
-                    self._doubtful.add(error.table)
+                    # What is in force of a table follows from nn_state: read all tables of policy together.
+                    unknown = POLICY_TABLES if group is Group.POLICY else (error.table,)
+                    self._unread.update(unknown)
+                    self._doubtful.update(unknown)
             else:
                 outcome.groups.append(group)
                 outcome.lacking[group] = ()
             if group is Group.SERVICES and "nn_member" not in self._unread:
                 outcome.members = self._held["nn_member"]
 
-    def _write_group(self, group: Group, wanted: Tables, outcome: Outcome) -> None:
-        writes = _PLANS[group](wanted, self._held)
+    def _write_services(self, wanted: Tables, done: Counter[str]) -> None:
+        writes = plan_services(wanted, self._held)
         if writes:
-            self._comparison.wrote(writes)
-            drafts = {name: Draft(self._held[name]) for name in {write.table for write in writes}}
-            held: dict[str, Any] = {**self._held, **drafts}
-            made = False
-            try:
-                apply(writes, self._tables, held, outcome.writes)
-                made = True
-            finally:
-                # After a complete write, `wanted` replaces the draft below. After a partial one, copy the draft to a
-                # dict: otherwise each failed run would put another draft on top, without limit.
-                self._held.update({name: dict(drafts[name]) for name in drafts if not made or name not in wanted})
-        # The content is equal now. Keep the same object, so that the next plan need not compare it.
+            with self._drafts(writes, wanted) as held:
+                apply(writes, self._tables, held, done)
+        self._adopt(Group.SERVICES, wanted)
+
+    def _write_policy(self, wanted: Tables, done: Counter[str]) -> None:
+        self._committer.settle(done)
+        change = plan_policy(wanted, self._held, self._lengths)
+        if change is not None:
+            writes = [*change.writes, Write("nn_state", STATE_KEY, change.state)]
+            self._comparison.wrote(Write(*place) for place in self._committer.went())
+            for name in TRIES:
+                self._lengths[name].update(w.key.prefixlen for w in writes if w.table == name)
+            with self._drafts(writes, wanted) as held:
+                self._committer.commit(change, held, done)
+        self._adopt(Group.POLICY, wanted)
+
+    @contextmanager
+    def _drafts(self, writes: Collection[Write], wanted: Tables) -> Iterator[Mapping[str, Any]]:
+        """The tables that these writes change, as drafts that become the known content, and all others."""
+        self._comparison.wrote(writes)
+        drafts = {name: Draft(self._held[name]) for name in {write.table for write in writes}}
+        made = False
+        try:
+            yield {**self._held, **drafts}
+            made = True
+        finally:
+            # After a complete write, `wanted` replaces the draft. After a partial one, copy the draft to a dict:
+            # otherwise each failed run would put another draft on top, without limit.
+            self._held.update({name: dict(drafts[name]) for name in drafts if not made or name not in wanted})
+
+    def _adopt(self, group: Group, wanted: Tables) -> None:
+        """The content is equal now. Keep the same object, so that the next plan need not compare it."""
         self._held.update({name: wanted[name] for name in members(group) if name in wanted})
 
     @property
@@ -136,8 +171,7 @@ class Maps:
 
     def compare_slice(self) -> bool:
         """Compare one slice. Returns True if a table differs or cannot be read. The next run then reads all tables:
-        other tables may have changed too, and the plan's order of writes is right only if it knows the content of
-        all."""
+        other tables may have changed too, and a plan is right only if it knows the content of all."""
         self._comparison.skip(self._unread)
         try:
             suspect = self._comparison.step(self._held) is not None

@@ -12,6 +12,7 @@ from functools import cache
 
 from nodenet import abi
 from nodenet.abi import carried, slots
+from nodenet.tables.conversion import by_name
 from nodenet.tables.types import (
     BpfMap,
     Carried,
@@ -42,8 +43,15 @@ __all__ = [
     "Writer",
 ]
 
+
+def _earlier(key: str, value: str, current: str) -> Previous:
+    """An earlier layout with the same key, which is converted by the names of its members."""
+    return Previous(Layout(key, value), by_name(value, current))
+
+
 _FLOW = "pod:16 remote:16 pod_port:2 remote_port:2 protocol:1 pad:3"
 _SOCKET = "cookie:8 addr:16 port:2 protocol:1 pad:5"
+_CT_VALUE = "last_seen:4 judged:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2 created:4"
 # nodenet/compile/shares.py
 _SHARED = "half is shared out; a namespace that asks for more than its part loses the rules of its largest policies"
 _STAYS = "a Service that does not fit stays as it was, whole"
@@ -51,44 +59,45 @@ _STAYS = "a Service that does not fit stays as it was, whole"
 ENDPOINT = BpfMap(
     "nn_endpoint",
     MapType.HASH,
-    Records(abi.AddressKey, abi.EndpointEntry),
+    Records(abi.AddressKey, abi.EndpointVersions),
     Size(1024, "endpoint_entries"),
     Writer.COMPILER,
     "further pods of the node get no network: their CNI ADD waits",
     Group.POLICY,
-    Order(sets=7, deletes=4),
+    Order(sets=4, deletes=5),
 )
 IPCACHE = BpfMap(
     "nn_ipcache",
     MapType.LPM_TRIE,
-    Records(abi.LpmKey, abi.U32),
+    Records(abi.LpmKey, abi.NumberVersions),
     Size(131072, "ipcache_entries"),
     Writer.COMPILER,
     "addresses that do not fit count as the world: rules by label do not allow them",
     Group.POLICY,
-    Order(sets=6, deletes=5),
+    Order(sets=3, deletes=6),
 )
 CIDR = BpfMap(
     "nn_cidr",
     MapType.LPM_TRIE,
-    Records(abi.LpmKey, abi.U32),
+    Records(abi.LpmKey, abi.NumberVersions),
     Size(65536),
     Writer.COMPILER,
     _SHARED,
     Group.POLICY,
-    Order(sets=2, deletes=3),
+    Order(sets=1, deletes=7),
 )
 POLICY = BpfMap(
     "nn_policy",
     MapType.LPM_TRIE,
-    Records(abi.PolicyKey, abi.U32),
+    Records(abi.PolicyKey, abi.RuleVersions),
     Size(1048576, "policy_entries"),
     Writer.COMPILER,
     _SHARED,
     Group.POLICY,
-    Order(sets=1, deletes=8),
+    Order(sets=2, deletes=8),
 )
-# Carried, because a policy revision that entries of nn_ct have must not be used again with another meaning.
+# Carried, because a generation that entries of nn_ct have must not be used again with another meaning. The earlier
+# layout had a policy revision in its place; the entries of nn_ct that are copied from that time are judged again.
 STATE = BpfMap(
     "nn_state",
     MapType.ARRAY,
@@ -96,7 +105,10 @@ STATE = BpfMap(
     Size(1),
     Writer.LOOP,
     group=Group.POLICY,
-    carried=Carried(Layout("number:4", "policy_revision:4 pad:4")),
+    carried=Carried(
+        Layout("number:4", "generation:4 recheck_from:4"),
+        previous=(_earlier("number:4", "policy_revision:4 pad:4", "generation:4 recheck_from:4"),),
+    ),
 )
 FRONTEND = BpfMap(
     "nn_frontend",
@@ -180,10 +192,8 @@ CT = BpfMap(
     "the pod that opened most flows loses those that were idle longest: their next packet is judged again, as found in "
     "its middle",
     carried=Carried(
-        Layout(
-            _FLOW,
-            "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2 created:4",
-        ),
+        Layout(_FLOW, _CT_VALUE),
+        previous=(_earlier(_FLOW, _CT_VALUE.replace("judged", "revision"), _CT_VALUE),),
         adapt=carried.ct_recheck,
         merge=carried.ct_merged,
         age=carried.ct_age,

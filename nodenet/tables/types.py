@@ -49,7 +49,8 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The positions of a map's sets and deletes in the sequence of its group. reconcile/plan.py gives the reasons."""
+    """The positions of a map's sets and deletes in the sequence of its group. reconcile/plan.py and reconcile/commit.py
+    give the reasons."""
 
     sets: int
     deletes: int

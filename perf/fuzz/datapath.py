@@ -72,7 +72,7 @@ class Datapath:
         for version in (4, 6):
             self._identity(OTHER[version], 3000)
             self._identity(NEIGHBOUR[version], 3001)
-            entry = abi.EndpointEntry(_LOOPBACK, 3001, 41, 0, NEIGHBOUR_MAC.hex(":"))
+            entry = abi.always(abi.EndpointEntry(_LOOPBACK, 3001, 41, 0, NEIGHBOUR_MAC.hex(":")))
             self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(NEIGHBOUR[version])), entry)
         if places is None:
             self.prime()
@@ -100,13 +100,13 @@ class Datapath:
                 self._identity(address, 1000 + number)
                 place = _LOOPBACK if self._places is None else self._places.get(f"{track.name} {end}", 0)
                 if is_local and place:
-                    entry = abi.EndpointEntry(place, 1000 + number, number, flag, mac.hex(":"))
+                    entry = abi.always(abi.EndpointEntry(place, 1000 + number, number, flag, mac.hex(":")))
                     self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
         direction = Direction.EGRESS if track.name == "egress" else Direction.INGRESS
         subject, peer = (subject, subject + 1) if track.name == "egress" else (subject + 1, subject)
         for protocol, port in ALLOWED:
             key = abi.PolicyKey(abi.POLICY_BITS_PROTOCOL + 16, subject, peer, direction, protocol, port)
-            self.tables["nn_policy"].update(key, abi.U32(7))
+            self.tables["nn_policy"].update(key, abi.always(abi.Rule.allow(7)))
 
     @staticmethod
     def _flag(track: Track, *names: str) -> int:
@@ -116,7 +116,7 @@ class Datapath:
         return abi.EndpointFlag.ISOLATED_EGRESS if egress else abi.EndpointFlag.ISOLATED_INGRESS
 
     def _identity(self, address: bytes, identity: int) -> None:
-        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.U32(identity))
+        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.always(abi.U32(identity)))
 
     def run(self, program: str, frame: Frame) -> bytes | None:
         """The frame after the program, or None if it was dropped or is not a valid frame for the kernel."""
@@ -135,7 +135,7 @@ class Datapath:
 
     def revision(self, number: int) -> None:
         """Set the policy revision, as after a change of rules, so that flows are checked again."""
-        self.tables["nn_state"].update(abi.U32(0), abi.State(number))
+        self.tables["nn_state"].update(abi.U32(0), abi.State(number, number))
 
     def prime(self) -> None:
         """Open B's flows with A and with another peer, after A has announced itself on the link (ARP). Raises

@@ -81,22 +81,22 @@ class Datapath:
         return taken
 
     def revision(self, number: int) -> None:
-        self.tables["nn_state"].update(abi.U32(0), abi.State(number))
+        self.tables["nn_state"].update(abi.U32(0), abi.State(number, number))
 
     def endpoint(
         self, address: str, identity: int, *, number: int, ifindex: int = TEST_IFINDEX, flags: int = 0
     ) -> None:
         """A local pod, known to the ipcache too."""
         mac = f"02:00:00:00:00:{number:02x}"
-        entry = abi.EndpointEntry(ifindex, identity, number, flags, mac)
+        entry = abi.always(abi.EndpointEntry(ifindex, identity, number, flags, mac))
         self.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
         self.identity(address, identity)
 
     def identity(self, address: str, identity: int) -> None:
-        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.U32(identity))
+        self.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address(address)), abi.always(abi.U32(identity)))
 
     def region(self, network: str, region: int) -> None:
-        self.tables["nn_cidr"].update(abi.LpmKey.of(ip_network(network)), abi.U32(region))
+        self.tables["nn_cidr"].update(abi.LpmKey.of(ip_network(network)), abi.always(abi.U32(region)))
 
     def allow(
         self,
@@ -112,7 +112,7 @@ class Datapath:
         if protocol:
             prefixlen = abi.POLICY_BITS_PROTOCOL + (bits if port else 0)
         key = abi.PolicyKey(prefixlen, subject, peer, direction, protocol, port)
-        self.tables["nn_policy"].update(key, abi.U32(rule))
+        self.tables["nn_policy"].update(key, abi.always(abi.Rule.allow(rule)))
         return key
 
     def run(self, program: str, packet: Packet, mac: str = POD_MAC) -> PacketRun:

@@ -81,6 +81,7 @@ ENUMS = (
     "nn_identity",
     "nn_endpoint_flags",
     "nn_service_addr_flags",
+    "nn_action",
     "nn_ct_flags",
     "nn_ct_status",
     "nn_event_type",
@@ -127,10 +128,17 @@ D = model.Direction.EGRESS
 LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     "nn_endpoint_key": (abi.AddressKey(ONES), {"addr": "addr"}),
     "nn_endpoint_entry": (
-        abi.EndpointEntry(1, 2, 3, 4, MAC, 5),
-        {n: n for n in ("ifindex", "identity", "endpoint_id", "flags", "mac", "netns")},
+        abi.EndpointVersions(1, 2, 3, 4, 5, 6, 7, MAC, 8),
+        {n: n for n in abi.EndpointVersions._fields},
     ),
     "nn_lpm_key": (abi.LpmKey(9, ONES), {"prefixlen": "prefixlen", "addr": "addr"}),
+    "nn_ipcache_entry": (abi.NumberVersions(1, 2, 3), {"now": "identity", "was": "was", "since": "since"}),
+    "nn_cidr_entry": (abi.NumberVersions(1, 2, 3), {"now": "region", "was": "was", "since": "since"}),
+    "nn_rule": (abi.Rule.deny(1, 2), {"verdict": "verdict", "rule_id": "rule_id"}),
+    "nn_policy_entry": (
+        abi.RuleVersions(abi.Rule.deny(1, 2), abi.Rule.allow(3, 4), 5),
+        {n: n for n in ("now", "was", "since")},
+    ),
     "nn_policy_key": (
         abi.PolicyKey(1, 2, 3, D, 4, 5),
         {n: n for n in ("prefixlen", "subject", "peer", "direction", "protocol", "port")},
@@ -154,7 +162,7 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     "nn_ct_entry": (
         abi.CtEntry(1, 2, 3, 4, D, 5, 6, 7),
         {"service_id": "rev_nat_index"}
-        | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "endpoint_id", "created")},
+        | {n: n for n in ("last_seen", "judged", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
     "nn_lb_flow_entry": (
         abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6, 7, 8),
@@ -171,7 +179,7 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     "nn_sock_revnat_key": (abi.SockRevnatKey(1, ONES, 2, 3), {n: n for n in ("cookie", "addr", "port", "protocol")}),
     "nn_metrics_key": (abi.MetricsKey(1, 2), {"reason": "reason", "direction": "direction"}),
     "nn_metrics_entry": (abi.MetricsEntry(1, 2), {"packets": "packets", "octets": "bytes"}),
-    "nn_state": (abi.State(1), {"policy_revision": "policy_revision"}),
+    "nn_state": (abi.State(1, 2), {n: n for n in abi.State._fields}),
     "nn_event": (
         abi.Event(*range(1, 7), ONES, ONES, *range(9, 24), MAC, MAC, 4, 1),
         {n: n for n in abi.Event._fields if n != "service_id"} | {"service_id": "rev_nat_index"},
@@ -190,6 +198,8 @@ def test_every_field_stands_where_the_compiler_put_it(btfs: list[Btf], name: str
         # Clear one field: exactly the bytes of the C member change.
         value = getattr(record, python_name)
         blank: object = type(value)(0) if isinstance(value, int) and python_name != "direction" else zero[""]
+        if isinstance(value, abi.Rule):
+            blank = abi.Rule(0, 0)
         if python_name in ("addr", "pod", "local", "remote", "saddr", "daddr", "backend"):
             blank = ip_address("::")
         elif "mac" in python_name:
@@ -214,6 +224,7 @@ def test_records_survive_the_round_trip(name: str) -> None:
         ("nn_direction", model.Direction.__members__, 1),
         ("nn_endpoint_flags", abi.EndpointFlag.__members__, 1),
         ("nn_service_addr_flags", abi.AddressFlag.__members__, 1),
+        ("nn_action", abi.Action.__members__, 1),
         ("nn_ct_flags", abi.CtFlag.__members__, 1),
         ("nn_ct_status", abi.CtStatus.__members__, 1),
         ("nn_table", abi.FairTable.__members__, 1),

@@ -55,7 +55,7 @@ def node(small: Datapath) -> Datapath:
     small.reset()
     for number, (address, identity) in enumerate(IDENTITIES.items(), 1):
         small.endpoint(address, identity, number=number)
-        entry = abi.EndpointEntry(TEST_IFINDEX, identity, number, 0, POD_MAC)
+        entry = abi.always(abi.EndpointEntry(TEST_IFINDEX, identity, number, 0, POD_MAC))
         small.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
     small.identity(HELPER, HELPER_IDENTITY)
     return small
@@ -123,7 +123,9 @@ def test_who_floods_a_pod_evicts_what_it_opened_there_itself(node: Datapath, sou
     """A server must take calls. Callers from outside are paid by the server, each apart."""
     flows = established(node)
     if source == OUTSIDE:
-        node.tables["nn_ipcache"].update(abi.LpmKey.host(ip_address("198.51.100.7")), abi.U32(int(Identity.WORLD)))
+        node.tables["nn_ipcache"].update(
+            abi.LpmKey.host(ip_address("198.51.100.7")), abi.always(abi.U32(int(Identity.WORLD)))
+        )
         for frame in frames("198.51.100.7", VICTIM, 40):
             assert run_packet(node.loaded.programs["endpoint_ingress"], frame).verdict == TC_OK
     flood(node, "endpoint_ingress", source, VICTIM)
@@ -181,7 +183,7 @@ def test_expired_flows_make_room_without_the_agent(node: Datapath) -> None:
     # One pod for each flow: no owner has more than another.
     for number in range(400):
         address = f"10.0.3.{1 + number % 250}"
-        entry = abi.EndpointEntry(TEST_IFINDEX, 5000, 10 + number % 250, 0, POD_MAC)
+        entry = abi.always(abi.EndpointEntry(TEST_IFINDEX, 5000, 10 + number % 250, 0, POD_MAC))
         node.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
         assert node.sent(IP(src=address, dst="10.0.2.2") / UDP(sport=9000 + number, dport=53)) == TC_OK
     assert kept(node, flows) == FLOWS

@@ -256,7 +256,7 @@ def test_folder_outside_a_bpf_file_system_is_refused(tmp_path: Path, bpf_cache: 
 def test_full_map_is_told_with_its_name_and_key(pins: Pins, bpf_cache: Path) -> None:
     loaded = load(pins, bpf_cache, sizes={"nn_endpoint": 1})
     table = BpfTable("nn_endpoint", pins.map("nn_endpoint"))
-    entry = abi.EndpointEntry(1, 2, 3, 0, "02:00:00:00:00:01")
+    entry = abi.always(abi.EndpointEntry(1, 2, 3, 0, "02:00:00:00:00:01"))
     table.update(abi.AddressKey(abi.unpack_addr(bytes(15) + b"\1")), entry)
     with pytest.raises(CannotRunError, match=r"map nn_endpoint is full \(1 entries\).*::2"):
         table.update(abi.AddressKey(abi.unpack_addr(bytes(15) + b"\2")), entry)

@@ -48,7 +48,7 @@ class World:
 
     def endpoint(self, flags: int = 0, number: int = 1, netns_number: int | None = None) -> None:
         known = self.number + 1 if netns_number is None else netns_number
-        entry = abi.EndpointEntry(TEST_IFINDEX, CLIENT, number, flags, POD_MAC, known)
+        entry = abi.always(abi.EndpointEntry(TEST_IFINDEX, CLIENT, number, flags, POD_MAC, known))
         self.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(self.pod)), entry)
         self.datapath.identity(self.pod, CLIENT)
         self.datapath.identity(self.remote, SERVER)
@@ -356,7 +356,7 @@ def test_an_unsure_flow_is_judged_by_both_readings_until_the_sockets_say(world: 
     with world.connection("remote"):
         assert world.verdict(out, Direction.EGRESS) == TC_OK
     entry = world.entry()
-    assert (entry.direction, entry.flags & CtFlag.UNSURE, entry.revision) == (Direction.INGRESS, 0, 2)
+    assert (entry.direction, entry.flags & CtFlag.UNSURE, entry.judged) == (Direction.INGRESS, 0, 2)
 
 
 def test_the_sender_is_reset_where_nothing_decides(world: World) -> None:
@@ -387,7 +387,7 @@ def test_nothing_but_a_packet_of_the_pods_own_connection_is_reset(world: World) 
 
 
 def test_the_sender_on_the_same_node_is_reset_for_the_receivers_side(world: World) -> None:
-    peer = abi.EndpointEntry(4242, SERVER, 2, INGRESS, "02:00:00:00:00:02", 0)
+    peer = abi.always(abi.EndpointEntry(4242, SERVER, 2, INGRESS, "02:00:00:00:00:02", 0))
     world.endpoint(0)
     world.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(world.remote)), peer)
     frame = world.reset_of(world.packet("pod", Direction.EGRESS))
@@ -397,7 +397,7 @@ def test_the_sender_on_the_same_node_is_reset_for_the_receivers_side(world: Worl
 def test_both_sides_on_one_node_decide_for_themselves(world: World) -> None:
     """The server speaks first after both entries are gone: its own half is a reply, and so is the client's half."""
     world.policy(egress=False, ingress=True)
-    peer = abi.EndpointEntry(4242, SERVER, 2, INGRESS | EGRESS, "02:00:00:00:00:02", world.number + 1)
+    peer = abi.always(abi.EndpointEntry(4242, SERVER, 2, INGRESS | EGRESS, "02:00:00:00:00:02", world.number + 1))
     world.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(world.remote)), peer)
     world.datapath.allow(SERVER, CLIENT, Direction.EGRESS, 6, POD_SERVES)
     news = world.packet("remote", Direction.EGRESS, "PA", b"news")

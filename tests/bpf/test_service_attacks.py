@@ -69,7 +69,7 @@ def change_hands(world: World, flags: int = 0) -> None:
     """The address goes to another pod, which gets another number."""
     key = abi.AddressKey(ip_address(world.pod))
     entry = world.datapath.tables["nn_endpoint"].get(key)
-    assert isinstance(entry, abi.EndpointEntry)
+    assert isinstance(entry, abi.EndpointVersions)
     world.datapath.tables["nn_endpoint"].update(key, entry._replace(endpoint_id=9, flags=flags))
 
 
@@ -247,7 +247,7 @@ class SameNode:
             flags = (INGRESS | EGRESS) | (abi.EndpointFlag.NO_REDIRECT if self.bridged else 0)
             mac = POD_MAC if address == interface else "02:00:00:00:00:07"
             ifindex = TEST_IFINDEX if address == interface else OTHER_IFINDEX
-            entry = abi.EndpointEntry(ifindex, identity, number, flags, mac)
+            entry = abi.always(abi.EndpointEntry(ifindex, identity, number, flags, mac))
             self.world.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
             self.world.datapath.identity(address, identity)
 

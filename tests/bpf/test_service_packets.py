@@ -351,7 +351,7 @@ def test_the_flow_of_the_addresss_last_owner_is_not_inherited(world: World) -> N
     world.serve(world.service, SERVICE_ID, world.farther)
     world.datapath.endpoint(world.pod, CLIENT, number=1)
     entry = world.datapath.tables["nn_endpoint"].get(abi.AddressKey(ip_address(world.pod)))
-    assert isinstance(entry, abi.EndpointEntry)
+    assert isinstance(entry, abi.EndpointVersions)
     next_owner = entry._replace(endpoint_id=9)
     world.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(world.pod)), next_owner)
     assert world.out(world.call(udp())).dst == world.farther
@@ -460,7 +460,7 @@ def test_same_node_both_ways(world: World, layer: type[Packet]) -> None:
     assert {event.service_id for event in world.datapath.events()} == {SERVICE_ID}
     # The answer, from the other pod's interface: the two change places.
     world.datapath.endpoint(world.pod, CLIENT, number=1, ifindex=OTHER_IFINDEX)
-    entry = abi.EndpointEntry(1, SERVER, 2, INGRESS, "02:00:00:00:00:01")
+    entry = abi.always(abi.EndpointEntry(1, SERVER, 2, INGRESS, "02:00:00:00:00:01"))
     world.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(world.near)), entry)
     back = layer(sport=TARGET, dport=SPORT, **({"flags": "SA"} if layer is TCP else {}))
     assert ends(world.out(world.answer(back, world.near), TC_REDIRECT)) == (world.service, PORT, world.pod, SPORT)

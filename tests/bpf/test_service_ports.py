@@ -141,7 +141,7 @@ def test_same_node(world: World) -> None:
     assert sent[0] == SPORT != sent[1]
     # The answers, from the other pod's interface: the two change places.
     world.datapath.endpoint(world.pod, 1000, number=1, ifindex=OTHER_IFINDEX)
-    entry = abi.EndpointEntry(1, 2000, 2, 0, "02:00:00:00:00:01")
+    entry = abi.always(abi.EndpointEntry(1, 2000, 2, 0, "02:00:00:00:00:01"))
     world.datapath.tables["nn_endpoint"].update(abi.AddressKey(ip_address(world.near)), entry)
     for port, service in zip(sent, (world.service, world.other), strict=True):
         back = world.out(world.answer(UDP(sport=TARGET, dport=port), world.near), TC_REDIRECT)

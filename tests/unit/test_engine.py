@@ -24,6 +24,7 @@ from nodenet.flow.types import NameTable
 from nodenet.kinds import KINDS
 from nodenet.model import Node
 from nodenet.reconcile.apply import ApplyError
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import Delta, Op, Removal, listings
 from nodenet.testing import Fault, FaultyTable, fake_tables
 from tests.unit.compile.build import TCP, endpoint, pod, service, slice_
@@ -113,7 +114,7 @@ def test_a_reader_at_any_moment_has_one_compilation(
 ) -> None:
     """Also where writes fail: what is published is what was compiled."""
     fault = Fault(1 << 30)
-    engine = Engine(LOCAL, {name: FaultyTable(table, fault) for name, table in fake_tables().items()})
+    engine = Engine(LOCAL, {name: FaultyTable(table, fault) for name, table in fake_tables().items()}, NoPrograms())
     engine.feed(*listings([]))
     reader = Reader(engine)
     for (others, services), is_whole in zip(steps, whole, strict=False):
@@ -133,7 +134,7 @@ def test_a_reader_at_any_moment_has_one_compilation(
 
 
 async def test_readers_in_other_threads_have_one_compilation_while_changes_never_end() -> None:
-    engine = Engine(LOCAL, fake_tables())
+    engine = Engine(LOCAL, fake_tables(), NoPrograms())
     engine.feed(*listings([Node("node2", (), ())]))
     over = threading.Event()
     # By the identity of the parts: reading must cost little, or nobody reads in the middle.
@@ -181,7 +182,7 @@ async def test_readers_in_other_threads_have_one_compilation_while_changes_never
 
 
 def test_a_run_before_every_list_says_what_is_missing() -> None:
-    engine = Engine(LocalNode("node1"), fake_tables())
+    engine = Engine(LocalNode("node1"), fake_tables(), NoPrograms())
     engine.feed(*(event for event in listings([]) if event.kind is not kinds.NODE))
     assert engine.missing == (kinds.NODE,)
     with pytest.raises(RuntimeError, match="no list yet of: Node"):
@@ -189,7 +190,7 @@ def test_a_run_before_every_list_says_what_is_missing() -> None:
 
 
 def test_a_service_that_has_just_gone_keeps_its_name_for_one_run() -> None:
-    engine = Engine(LOCAL, fake_tables())
+    engine = Engine(LOCAL, fake_tables(), NoPrograms())
     web = service("web", "10.96.0.1")
     engine.feed(*listings([web]))
     engine.run_once()
@@ -203,7 +204,7 @@ def test_a_service_that_has_just_gone_keeps_its_name_for_one_run() -> None:
 
 
 async def test_a_change_wakes_those_who_wait_for_its_kind() -> None:
-    engine = Engine(LOCAL, fake_tables())
+    engine = Engine(LOCAL, fake_tables(), NoPrograms())
     waits = {kind: engine.next_change(kind) for kind in KINDS}
     node = Node("node2", (), ())
     assert engine.feed(Delta(Op.ADDED, node), Delta(Op.ADDED, service("s", "10.96.0.1")))

@@ -125,7 +125,7 @@ def wire(bpffs: Path, bpf_cache: Path, request: pytest.FixtureRequest) -> Iterat
         endpoints = BpfTable("nn_endpoint", pins.map("nn_endpoint"))
         stack.callback(endpoints.close)
         for address in POD.values():
-            entry = abi.EndpointEntry(index, POD_IDENTITY, 1, 0, POD_MAC)
+            entry = abi.always(abi.EndpointEntry(index, POD_IDENTITY, 1, 0, POD_MAC))
             endpoints.update(abi.AddressKey(ip_address(address)), entry)
         near = stack.enter_context(netns.open_socket(pod, socket.AF_PACKET, socket.SOCK_RAW))
         near.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)

@@ -84,13 +84,13 @@ class Node:
 
     def allow(self, peer: int) -> None:
         key = abi.PolicyKey(abi.POLICY_BITS_DIRECTION, SERVER, peer, Direction.INGRESS, 0, 0)
-        self.tables["nn_policy"].update(key, abi.U32(7))
+        self.tables["nn_policy"].update(key, abi.always(abi.Rule.allow(7)))
 
     def forbid(self, peer: int) -> None:
         self.tables["nn_policy"].delete(abi.PolicyKey(abi.POLICY_BITS_DIRECTION, SERVER, peer, Direction.INGRESS, 0, 0))
 
     def revision(self, number: int) -> None:
-        self.tables["nn_state"].update(abi.U32(0), abi.State(number))
+        self.tables["nn_state"].update(abi.U32(0), abi.State(number, number))
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +146,9 @@ def _fill(node: Node) -> None:
         ("neighbour", NEIGHBOUR, 2, node.ports["pod1"], 0, NEIGHBOUR_MAC),
     ):
         key = abi.AddressKey(ip_address(node.address(who)))
-        endpoints.update(key, abi.EndpointEntry(ifindex, identity, number, flags, mac))
-        identities.update(abi.LpmKey.host(ip_address(node.address(who))), abi.U32(identity))
-    identities.update(abi.LpmKey.host(ip_address(node.address("node"))), abi.U32(int(Identity.HOST)))
+        endpoints.update(key, abi.always(abi.EndpointEntry(ifindex, identity, number, flags, mac)))
+        identities.update(abi.LpmKey.host(ip_address(node.address(who))), abi.always(abi.U32(identity)))
+    identities.update(abi.LpmKey.host(ip_address(node.address("node"))), abi.always(abi.U32(int(Identity.HOST))))
 
 
 @pytest.mark.parametrize("ingress", ["nowhere", "lo"])
@@ -165,7 +165,7 @@ def test_the_nodes_address_from_elsewhere_is_the_world(node: Node, ingress: str,
 def test_an_ipblock_around_the_nodes_address_lets_masqueraded_traffic_in(node: Node) -> None:
     region = (1 << 24) | 5
     block = ip_network(f"{node.address('node')}/{32 if node.version == 4 else 128}")
-    node.tables["nn_cidr"].update(abi.LpmKey.of(block), abi.U32(region))
+    node.tables["nn_cidr"].update(abi.LpmKey.of(block), abi.always(abi.U32(region)))
     node.allow(region)
     assert node.received("node", "eth0") == 0
 

@@ -17,6 +17,7 @@ from nodenet.compile import LocalNode
 from nodenet.engine import Engine
 from nodenet.link.handle import LinkError
 from nodenet.model import Endpoint, ObjectRef
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.testing import fake_tables
 
 
@@ -53,7 +54,7 @@ class Fed(Engine):
     """An engine without a loop. It records calls of in_force()."""
 
     def __init__(self, log: list[str]) -> None:
-        super().__init__(LocalNode("node1"), fake_tables())
+        super().__init__(LocalNode("node1"), fake_tables(), NoPrograms())
         self.log = log
 
     async def in_force(self) -> None:

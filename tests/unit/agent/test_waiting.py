@@ -15,6 +15,7 @@ from nodenet.compile import LocalNode
 from nodenet.engine import Engine
 from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.health import KindStats
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import Delta, Listing, Op, Removal, Store
 from nodenet.testing import fake_tables
 from tests.unit.compile.build import endpoint, pod
@@ -26,7 +27,7 @@ class Pods(Engine):
     """An engine without a loop."""
 
     def __init__(self) -> None:
-        super().__init__(LocalNode("node1"), fake_tables())
+        super().__init__(LocalNode("node1"), fake_tables(), NoPrograms())
 
     def apply(self, op: Op, obj: object) -> None:
         self.feed(Delta(op, obj))

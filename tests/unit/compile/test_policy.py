@@ -42,7 +42,7 @@ def test_entries_name_both_ends_by_identity_and_the_rule_by_number() -> None:
     web, db = tables.identities[WEB], tables.identities[DB]
     ((key, value),) = tables.policy.items()
     assert key == PolicyKey(96, db, web, Direction.INGRESS, 6, 5432)
-    assert str(tables.rules[value.value]) == "shop/db ingress[0]"
+    assert str(tables.rules[value.rule_id]) == "shop/db ingress[0]"
     assert tables.flags == {db: EndpointFlag.ISOLATED_INGRESS}
     assert [str(ref) for ref in tables.isolating[db][Direction.INGRESS]] == ["shop/db"]
     assert dict(tables.labels[web].labels) == {"app": "web"}

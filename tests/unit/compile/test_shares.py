@@ -17,6 +17,7 @@ from nodenet.compile import Compiler, LocalNode, Names, compile_once
 from nodenet.compile.shares import LeftOut, Room, fair_level, share_entries, share_prefixes
 from nodenet.engine import Engine
 from nodenet.model import Namespace, ObjectRef, Pod
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import Delta, Op, listings
 from nodenet.testing import fake_tables
 from tests.unit.compile.build import endpoint, pod, store_of
@@ -178,7 +179,7 @@ TIGHT = st.builds(Room, st.integers(1, 30), st.integers(1, 10))
 @given(st.lists(st.lists(CHANGES, min_size=1, max_size=3), max_size=6), TIGHT)
 def test_what_is_left_out_does_not_depend_on_the_past(steps: list[list[Any]], room: Room) -> None:
     local = LocalNode("node1", room=room)
-    engine = Engine(local, fake_tables())
+    engine = Engine(local, fake_tables(), NoPrograms())
     pods = [_pod("x", 1), _pod("y", 2)]
     attached = [_attached(endpoint(n, p.ref.name, str(p.ips[0])), p.ref) for n, p in enumerate(pods, 1)]
     engine.feed(*listings([*(Namespace(name, {}) for name in "xyz"), *pods, *attached]))

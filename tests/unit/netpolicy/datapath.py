@@ -5,9 +5,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from nodenet.abi import U32, AddressKey, EndpointEntry, EndpointFlag, LpmKey, PolicyKey, Record
+from nodenet.abi import (
+    Action,
+    AddressKey,
+    EndpointFlag,
+    EndpointVersions,
+    LpmKey,
+    NumberVersions,
+    PolicyKey,
+    Record,
+    Rule,
+    RuleVersions,
+    Versions,
+    always,
+)
 from nodenet.model import Direction, Identity, IPAddress
 
 PROTOCOLS = {"ICMP": 1, "TCP": 6, "UDP": 17, "SCTP": 132}
@@ -55,7 +68,8 @@ class Packet(NamedTuple):
 
 @dataclass
 class Datapath:
-    """Four maps and the verdict of one packet; `update` and `delete` take records, as a pinned map does."""
+    """Four maps and the verdict of one packet; `update` and `delete` take records, as a pinned map does. `generation`
+    is the one that a program reads that starts now."""
 
     maps: dict[str, Trie | dict[bytes, bytes]] = field(
         default_factory=lambda: {
@@ -65,6 +79,7 @@ class Datapath:
             "nn_endpoint": {},
         }
     )
+    generation: int = 0
 
     def update(self, table: str, key: Record, value: Record) -> None:
         where = self.maps[table]
@@ -81,18 +96,21 @@ class Datapath:
             del where[key.pack()]
 
     def load(self, tables: Mapping[str, Mapping[Record, Record]]) -> None:
+        """Fill the maps with values that are in force."""
         for table, entries in tables.items():
             for key, value in entries.items():
-                self.update(table, key, value)
+                self.update(table, key, always(value))  # type: ignore[arg-type]
 
     def allowed(self, packet: Packet) -> bool:
         return self.allows(Direction.EGRESS, packet) and self.allows(Direction.INGRESS, packet)
 
-    def allows(self, direction: Direction, packet: Packet) -> bool:
-        return self.rule(direction, packet) is not None
+    def allows(self, direction: Direction, packet: Packet, generation: int | None = None) -> bool:
+        """`generation`: what the program has read; by default it starts now."""
+        return self.rule(direction, packet, generation) is not None
 
-    def rule(self, direction: Direction, packet: Packet) -> int | None:
+    def rule(self, direction: Direction, packet: Packet, generation: int | None = None) -> int | None:
         """rule_id that allows, 0 where nothing needs allowing, None for a drop."""
+        read = self.generation if generation is None else generation
         egress = direction is Direction.EGRESS
         subject, peer = (packet.source, packet.destination) if egress else (packet.destination, packet.source)
         endpoints = self.maps["nn_endpoint"]
@@ -100,24 +118,33 @@ class Datapath:
         raw = endpoints.get(AddressKey(subject).pack())
         if raw is None:
             return 0
-        endpoint = EndpointEntry.unpack(raw)
-        if not endpoint.flags & (EndpointFlag.ISOLATED_EGRESS if egress else EndpointFlag.ISOLATED_INGRESS):
+        endpoint = EndpointVersions.unpack(raw).at(read)
+        isolated = endpoint.flags & (EndpointFlag.ISOLATED_EGRESS if egress else EndpointFlag.ISOLATED_INGRESS)
+        tiered = endpoint.flags & (EndpointFlag.TIERED_EGRESS if egress else EndpointFlag.TIERED_INGRESS)
+        if not isolated and not tiered:
             return 0
         address = LpmKey.host(peer).pack()[4:]
-        identity = self._u32("nn_ipcache", address) or Identity.WORLD
+        identity = self._number("nn_ipcache", address, read) or Identity.WORLD
         if identity == Identity.HOST:
             return 0
-        for number in (identity, self._u32("nn_cidr", address), Identity.UNKNOWN):
-            if number is None:
+        found: Rule | None = None
+        for number in (identity, self._number("nn_cidr", address, read), int(Identity.UNKNOWN)):
+            if number is None or (found is not None and not tiered):
                 continue
             key = PolicyKey(96, endpoint.identity, number, direction, PROTOCOLS[packet.protocol], packet.port)
-            found = self._u32("nn_policy", key.pack()[4:])
-            if found is not None:
-                return found
-        return None
+            rule: Rule | None = self._at("nn_policy", key.pack()[4:], RuleVersions, read)
+            if rule is not None and (found is None or rule.verdict > found.verdict):
+                found = rule
+        if found is None:
+            return None if isolated else 0
+        return found.rule_id if found.action is Action.ALLOW else None
 
-    def _u32(self, table: str, data: bytes) -> int | None:
+    def _number(self, table: str, data: bytes, generation: int) -> int | None:
+        found = self._at(table, data, NumberVersions, generation)
+        return None if found is None else int(found.value)
+
+    def _at(self, table: str, data: bytes, kind: type[Versions], generation: int) -> Any:
         trie = self.maps[table]
         assert isinstance(trie, Trie)
         found = trie.lookup(data)
-        return None if found is None else U32.unpack(found).value
+        return None if found is None else kind.unpack(found).at(generation)

@@ -1,6 +1,7 @@
 """Pods as plain data, and what the compiler makes of them: shared by the tests of this folder.
 
-A pod is {"namespace", "name", "labels", "ip", "ports": [[port, protocol, name], ...]}, as in the oracle's tables.
+A pod is {"namespace", "name", "labels", "ip", "ports": [[port, protocol, name], ...]}, as in the oracle's tables. The
+number of its endpoint is its place, or its "number".
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def tables_of(pods: list[Obj], compiled_policy: PolicyTables) -> dict[str, dict[
     """All four maps that decide."""
     endpoints: dict[Record, Record] = {}
     ipcache: dict[Record, Record] = {}
-    for number, pod in enumerate(pods, 1):
+    for place, pod in enumerate(pods, 1):
+        number = pod.get("number", place)
         identity = compiled_policy.identities[ref_of(pod)]
         ip = ipaddress.ip_address(pod["ip"])
         flags = compiled_policy.flags[identity]

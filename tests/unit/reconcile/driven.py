@@ -12,6 +12,7 @@ from nodenet.compile import LocalNode
 from nodenet.engine import Engine
 from nodenet.kinds import KINDS
 from nodenet.model import Namespace
+from nodenet.reconcile.grace import NoPrograms
 from nodenet.reconcile.loop import Run
 from nodenet.reconcile.maps import TABLES
 from nodenet.store import Delta, Op, listings
@@ -23,7 +24,7 @@ LOCAL = LocalNode("node1")
 
 def fake_tables(**limits: int) -> dict[str, FakeTable]:
     tables = {name: FakeTable(name, max_entries=limits.get(name, 1 << 20)) for name in TABLES}
-    tables["nn_state"].update(U32(0), State(0))
+    tables["nn_state"].update(U32(0), State(0, 0))
     return tables
 
 
@@ -32,7 +33,7 @@ class Agent:
 
     def __init__(self, objects: Iterable[object], tables: Any) -> None:
         self.clock = FakeClock()
-        self.engine = Engine(LOCAL, tables, self.clock, run_blocking=self.run_blocking)
+        self.engine = Engine(LOCAL, tables, NoPrograms(), self.clock, run_blocking=self.run_blocking)
         self.engine.feed(*listings(objects))
         self.loop = self.engine._loop
         self.stats = self.engine.stats

@@ -16,7 +16,7 @@ from nodenet.abi import U32, AddressKey, AddressPort
 from nodenet.reconcile.apply import ApplyError
 from nodenet.reconcile.comparison import SLICE_ENTRIES, Comparison
 from nodenet.reconcile.plan import Write
-from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
+from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable, in_force
 from tests.unit.compile.build import endpoint, pod, service, slice_
 from tests.unit.reconcile.driven import Agent, fake_tables, some_objects, turns, within
 
@@ -171,13 +171,13 @@ async def test_the_loop_repairs_what_differs_wherever_it_is(harm: Callable[[Fake
     agent = Agent(many(), tables)
     async with agent.running():
         await within(agent.engine.in_force())
-        right = dict(tables["nn_endpoint"].items())
+        right = in_force(tables)["nn_endpoint"]
         harm(tables["nn_endpoint"])
-        assert dict(tables["nn_endpoint"].items()) != right
+        assert in_force(tables)["nn_endpoint"] != right
         agent.clock.advance(61)
         await slices(agent, lambda: agent.stats.drift > 0)
         assert agent.stats.drift == 1
-        assert dict(tables["nn_endpoint"].items()) == right
+        assert in_force(tables)["nn_endpoint"] == right
         # The next comparison finds nothing more.
         agent.clock.advance(61)
         await slices(agent, lambda: agent.stats.compared == 1)
@@ -246,7 +246,7 @@ async def test_a_table_that_fails_in_the_middle_is_read_again_and_what_differs_i
     agent = Agent(many(), tables)
     async with agent.running():
         await begun(agent)
-        right = dict(table.items())
+        right = in_force(tables)["nn_endpoint"]
         change_last(table)
         # The slice fails, and so does the first whole reading.
         table.failures = 2
@@ -255,7 +255,7 @@ async def test_a_table_that_fails_in_the_middle_is_read_again_and_what_differs_i
         agent.clock.advance(1)
         await turns()
         assert (agent.stats.failing, agent.stats.drift) == (0, 1)
-        assert dict(table.items()) == right
+        assert in_force(tables)["nn_endpoint"] == right
     assert "resync: nn_endpoint: read" in caplog.text
 
 

@@ -18,15 +18,21 @@ from nodenet.abi import (
     FrontendKey,
     LpmKey,
     PolicyKey,
+    Rule,
     State,
+    always,
 )
 from nodenet.compile import Compiler, LocalNode
 from nodenet.errors import TableFullError
 from nodenet.model import Direction
 from nodenet.reconcile.apply import ApplyError, FullError, apply
-from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Tables, plan_policy, plan_services
-from nodenet.testing import FakeTable, Fault, FaultyTable
+from nodenet.reconcile.grace import NoPrograms
+from nodenet.reconcile.maps import Maps, Outcome
+from nodenet.reconcile.plan import SERVICE_TABLES, Tables, plan_services
+from nodenet.reconcile.switch import POLICY_TABLES, SWITCHED
+from nodenet.testing import FakeTable, Fault, FaultyTable, in_force
 from tests.unit.compile.build import UDP, service, slice_, store_of
+from tests.unit.netpolicy.datapath import Datapath, Packet
 
 NAMES = (*SERVICE_TABLES, *POLICY_TABLES)
 
@@ -35,20 +41,30 @@ class Kernel:
     """Maps with limits, brought to what is wanted as often as a test asks."""
 
     def __init__(self, tables: Tables, **limits: int) -> None:
-        self.tables = {n: FakeTable(n, tables.get(n), limits.get(n, 1 << 20)) for n in NAMES}
+        raw = {
+            name: {key: always(value) for key, value in table.items()} if name in SWITCHED else table
+            for name, table in tables.items()
+        }
+        self.tables = {n: FakeTable(n, raw.get(n), limits.get(n, 1 << 20)) for n in NAMES}
         if "nn_state" not in tables:
-            self.tables["nn_state"].update(U32(0), State(0))
+            self.tables["nn_state"].update(U32(0), State(0, 0))
 
     def held(self) -> dict[str, dict[Any, Any]]:
-        return {name: dict(table.items()) for name, table in self.tables.items()}
+        return in_force(self.tables)
 
     def services(self, wanted: Tables) -> Counter[str]:
         done: Counter[str] = Counter()
         apply(plan_services(wanted, self.held()), self.tables, self.held(), done)
         return done
 
-    def policy(self, wanted: Tables) -> None:
-        apply(plan_policy(wanted, self.held()), self.tables, self.held(), Counter())
+    def policy(self, wanted: Tables) -> Outcome:
+        """Change policy, wait for the deletes, and return the outcome. Raises its error."""
+        maps, outcome = Maps(self.tables, NoPrograms()), Outcome(0)
+        maps.read(outcome)
+        maps.write({**{name: {} for name in NAMES if name != "nn_state"}, **wanted}, outcome)
+        if outcome.errors:
+            raise outcome.errors[0]
+        return outcome
 
     def dangling(self) -> list[FrontendKey]:
         """Slots in use without a backend, and master entries without a reverse entry."""
@@ -135,6 +151,9 @@ def test_a_udp_frontend_waits_for_its_members() -> None:
     assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
 
 
+RULE = Rule.allow(7)
+
+
 def allow(subject: int, peer: int) -> PolicyKey:
     return PolicyKey(POLICY_BITS_DIRECTION, subject, peer, Direction.INGRESS, 0, 0)
 
@@ -147,12 +166,12 @@ def test_policy_without_room_isolates_all_the_same() -> None:
     address = AddressKey(ip_address("10.0.1.9"))
     other = LpmKey.host(ip_address("10.0.1.10"))
     kernel = Kernel(
-        {"nn_endpoint": {address: endpoint_entry(0)}, "nn_policy": {allow(400, 1): U32(7), allow(400, 2): U32(7)}},
+        {"nn_endpoint": {address: endpoint_entry(0)}, "nn_policy": {allow(400, 1): RULE, allow(400, 2): RULE}},
         nn_policy=3,
     )
     wanted: Tables = {
         "nn_endpoint": {address: endpoint_entry(EndpointFlag.ISOLATED_INGRESS)},
-        "nn_policy": {allow(300, peer): U32(8) for peer in range(1, 6)},
+        "nn_policy": {allow(300, peer): RULE for peer in range(1, 6)},
         "nn_ipcache": {other: U32(301)},
     }
     with pytest.raises(FullError, match="nn_policy: set PolicyKey") as refused:
@@ -161,7 +180,7 @@ def test_policy_without_room_isolates_all_the_same() -> None:
     held = kernel.held()
     assert held["nn_endpoint"] == wanted["nn_endpoint"]
     assert held["nn_ipcache"] == wanted["nn_ipcache"]
-    assert held["nn_state"][U32(0)].policy_revision == 2
+    assert held["nn_state"][U32(0)] == State(1, 1)
     # Nothing is allowed that is not wanted, and the room of what went is used by the next try.
     assert held["nn_policy"].keys() < wanted["nn_policy"].keys()
     with pytest.raises(FullError):
@@ -169,12 +188,64 @@ def test_policy_without_room_isolates_all_the_same() -> None:
     assert len(kernel.held()["nn_policy"]) == 3
 
 
-def test_an_exception_without_room_does_not_fall_to_the_wider_region() -> None:
-    wide, excepted = LpmKey.of(ip_network("10.0.0.0/8")), LpmKey.of(ip_network("10.1.0.0/16"))
-    kernel = Kernel({"nn_cidr": {LpmKey.of(ip_network("192.0.2.0/24")): U32(70000)}}, nn_cidr=1)
-    with pytest.raises(FullError):
-        kernel.policy({"nn_cidr": {wide: U32(70001), excepted: U32(70002)}})
-    assert wide not in kernel.held()["nn_cidr"]
+WIDE, EXCEPTED = LpmKey.of(ip_network("10.0.0.0/8")), LpmKey.of(ip_network("10.1.0.0/16"))
+
+
+def region_answers(kernel: Kernel) -> tuple[bool, bool]:
+    """Whether a pod that may call that region reaches 10.1.2.3 (the exception) and 10.2.3.4."""
+    datapath = Datapath(generation=kernel.held()["nn_state"][U32(0)].generation)
+    for name in SWITCHED:
+        for key, value in kernel.tables[name].items():
+            datapath.update(name, key, value)
+    pod = ip_address("10.0.1.9")
+    ends = (ip_address("10.1.2.3"), ip_address("10.2.3.4"))
+    first, second = (datapath.allows(Direction.EGRESS, Packet(pod, end, "TCP", 80)) for end in ends)
+    return first, second
+
+
+@pytest.mark.parametrize("old_kernel", [False, True])
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_region_that_does_not_fit_opens_nothing(limit: int, old_kernel: bool) -> None:
+    """Today all of 10.0.0.0/8 is region 7001, which the pod may call. It shall get a hole, which is region 7003: then the
+    rest is region 7002, because a number stands for one set of addresses."""
+    address = AddressKey(ip_address("10.0.1.9"))
+    others = {LpmKey.of(ip_network("192.0.2.0/24")): U32(9)}
+
+    def to(region: int) -> PolicyKey:
+        return PolicyKey(POLICY_BITS_DIRECTION, 300, region, Direction.EGRESS, 0, 0)
+
+    endpoints = {address: endpoint_entry(EndpointFlag.ISOLATED_EGRESS)}
+    old: Tables = {"nn_endpoint": endpoints, "nn_cidr": {WIDE: U32(7001), **others}, "nn_policy": {to(7001): RULE}}
+    new: Tables = {
+        "nn_endpoint": endpoints,
+        "nn_cidr": {WIDE: U32(7002), EXCEPTED: U32(7003), LpmKey.of(ip_network("10.1.1.0/24")): U32(7004), **others},
+        "nn_policy": {to(7002): RULE, to(7004): RULE},
+    }
+    kernel = Kernel(old)
+    kind = OldTrie if old_kernel else FakeTable
+    kernel.tables["nn_cidr"] = kind("nn_cidr", dict(kernel.tables["nn_cidr"].items()))
+    kernel.tables["nn_cidr"].max_entries = limit
+    assert region_answers(kernel) == (True, True)
+    with pytest.raises(FullError, match="nn_cidr") as refused:
+        kernel.policy(new)
+    assert region_answers(kernel) == (False, False), "closed: no rule is for today's region"
+    assert {write.key for write in refused.value.left} == new["nn_cidr"].keys() - others.keys()
+    assert kernel.held()["nn_cidr"] == old["nn_cidr"]
+    assert kernel.held()["nn_policy"] == new["nn_policy"], "everything else is in force"
+    kernel.tables["nn_cidr"].max_entries = 9
+    kernel.policy(new)
+    assert region_answers(kernel) == (False, True)
+
+
+def test_a_deny_without_room_stops_the_change() -> None:
+    address = AddressKey(ip_address("10.0.1.9"))
+    old: Tables = {"nn_endpoint": {address: endpoint_entry(0)}, "nn_policy": {allow(300, 1): RULE}}
+    kernel = Kernel(old, nn_policy=1)
+    new: Tables = {**old, "nn_policy": {allow(300, 1): RULE, allow(300, 2): Rule.deny(8)}, "nn_ipcache": {}}
+    with pytest.raises(ApplyError, match=r"no room; nothing of the change is in force") as refused:
+        kernel.policy({**new, "nn_endpoint": {address: endpoint_entry(EndpointFlag.TIERED_INGRESS)}})
+    assert not isinstance(refused.value, FullError)
+    assert {name: kernel.held()[name] for name in old} == old
 
 
 def test_another_failure_still_ends_the_run_there() -> None:
@@ -195,7 +266,7 @@ def test_the_kernels_maps_say_full_as_their_own_kind() -> None:
     kernel.tables["nn_cidr"] = Full("nn_cidr")
     with pytest.raises(FullError, match="map nn_cidr is full"):
         kernel.policy(wanted)
-    assert kernel.held()["nn_state"][U32(0)].policy_revision % 2 == 0
+    assert kernel.held()["nn_state"][U32(0)] == State(0, 0), "nothing was written, so nothing is switched"
 
 
 class OldTrie(FakeTable):
@@ -210,7 +281,7 @@ class OldTrie(FakeTable):
 def test_an_address_in_a_full_map_does_not_keep_its_old_identity() -> None:
     moved, stays = LpmKey.host(ip_address("10.0.1.9")), LpmKey.host(ip_address("10.0.1.10"))
     kernel = Kernel({})
-    kernel.tables["nn_ipcache"] = OldTrie("nn_ipcache", {moved: U32(300), stays: U32(301)}, 3)
+    kernel.tables["nn_ipcache"] = OldTrie("nn_ipcache", {moved: always(U32(300)), stays: always(U32(301))}, 3)
     kernel.tables["nn_ipcache"].max_entries = 2
     wanted: Tables = {"nn_ipcache": {moved: U32(302), stays: U32(301)}}
     kernel.policy(wanted)

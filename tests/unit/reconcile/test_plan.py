@@ -1,4 +1,5 @@
-"""After every single write of a plan the maps are consistent, and the next start repairs a crash at any of them."""
+"""After every single write of a plan the maps of Services are consistent, and the next start repairs a crash at any of
+them."""
 
 from __future__ import annotations
 
@@ -11,23 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodenet.abi import (
-    U32,
-    AddressKey,
-    AddressPort,
-    EndpointEntry,
-    FrontendEntry,
-    FrontendKey,
-    LpmKey,
-    MemberKey,
-    PolicyKey,
-    State,
-)
+from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey, MemberKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.slots import restore
-from nodenet.model import Direction, EndpointSlice, Service
+from nodenet.model import EndpointSlice, Service
 from nodenet.reconcile.apply import ApplyError, apply, read
-from nodenet.reconcile.plan import POLICY_TABLES, SERVICE_TABLES, Write, plan, plan_policy, plan_services
+from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
 from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_
 
@@ -184,65 +174,5 @@ def test_a_backend_number_of_another_meaning_is_closed_first() -> None:
     ]
 
 
-POD, OTHER = ip_address("10.0.0.1"), ip_address("10.0.0.2")
-
-
-def policy(*rules: int, flags: int = 3, identity: int = 300, addresses: Mapping[Any, int] | None = None) -> Tables:
-    return {
-        "nn_policy": {PolicyKey(72, identity, rule, Direction.INGRESS, 0, 0): U32(rule) for rule in rules},
-        "nn_ipcache": {LpmKey.host(a): U32(n) for a, n in (addresses or {POD: identity}).items()},
-        "nn_endpoint": {AddressKey(POD): EndpointEntry(1, identity, 1, flags, "02:00:00:00:00:01")},
-    }
-
-
-def shape(writes: list[Write]) -> list[str]:
-    return [f"{'-' if w.is_delete else '+'}{w.table[3:]}" for w in writes]
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        (policy(1), policy(1), []),
-        # A further pod: one entry, and nothing that was judged is judged again.
-        (policy(1), policy(1, addresses={POD: 300, OTHER: 301}), ["+ipcache"]),
-        (policy(1), policy(1, 2), ["+state", "+policy", "+state"]),
-        (policy(1, 2), policy(2), ["+state", "-policy", "+state"]),
-        # Becoming isolated: what is allowed comes first. Freed: the flags first.
-        (policy(flags=0), policy(1), ["+state", "+policy", "+endpoint", "+state"]),
-        (policy(1), policy(flags=0), ["+state", "+endpoint", "-policy", "+state"]),
-        (policy(1), policy(1, identity=301), ["+state", "+policy", "+ipcache", "+endpoint", "-policy", "+state"]),
-        (policy(1, addresses={POD: 300, OTHER: 9}), policy(1), ["+state", "-ipcache", "+state"]),
-    ],
-)
-def test_policy_order_and_when_the_revision_moves(before: Tables, after: Tables, expected: list[str]) -> None:
-    held = {**before, "nn_state": {U32(0): State(6)}}
-    writes = plan_policy(after, held)
-    assert shape(writes) == expected
-    assert [w.value.policy_revision for w in writes if w.table == "nn_state" and w.value] == (
-        [7, 8] if "+state" in expected else []
-    )
-
-
-def test_an_odd_revision_that_a_crash_left_is_ended() -> None:
-    held = {**policy(1), "nn_state": {U32(0): State(0xFFFFFFFF)}}
-    assert plan_policy(policy(1), held) == [Write("nn_state", U32(0), State(0))]
-    assert shape(plan_policy(policy(1, 2), held)) == ["+policy", "+state"]
-
-
-def test_regions_are_switched_from_the_most_specific_and_go_from_the_least() -> None:
-    def cidr(**regions: int) -> Tables:
-        return {"nn_cidr": {LpmKey(int(k[1:]), ip_address("10.0.0.0")): U32(v) for k, v in regions.items()}}
-
-    writes = plan_policy(cidr(p104=1, p112=2, p120=3), cidr(p100=9, p110=8, p104=0))
-    assert [(w.is_delete, w.key.prefixlen) for w in writes[1:-1]] == [
-        (False, 120),
-        (False, 112),
-        (False, 104),
-        (True, 100),
-        (True, 110),
-    ]
-
-
 def test_equal_tables_need_nothing_and_missing_ones_are_empty() -> None:
-    assert plan({}, {name: {} for name in (*SERVICE_TABLES, *POLICY_TABLES)}) == []
-    assert plan(policy(1), {})[0].table == "nn_state"
+    assert plan_services({}, {name: {} for name in SERVICE_TABLES}) == []

@@ -1,0 +1,295 @@
+"""Writes a change of policy: its entries, then the switch, then the deletes.
+
+Before a switch nothing of the change is in force, so a failure or a crash leaves the previous policy whole. The next
+change first undoes what is left of it. Deletes, and the entries of the next change, wait until no program uses the
+previous generation any more.
+
+A full map does not stop a change. Entries that do not fit are left out, closed: an allow that is missing allows
+nothing, an address without an entry counts as the world, an endpoint without an entry has no network. If a region does
+not fit, all regions stay as they are: a region's number stands for one set of addresses, so rules for other sets do not
+apply to it. A deny that does not fit stops the change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, MutableMapping
+from threading import Lock
+from typing import Any
+
+from nodenet.abi import Action, Rule, State
+from nodenet.abi.versions import is_in_force
+from nodenet.errors import NodenetError
+from nodenet.reconcile.apply import ApplyError, FullError, Table, is_full
+from nodenet.reconcile.grace import Grace
+from nodenet.reconcile.plan import Write
+from nodenet.reconcile.switch import STATE_KEY, Change, Entry, versions
+
+Held = Mapping[str, MutableMapping[Any, Any]]
+Place = tuple[str, Any]
+
+_FAILURES = (OSError, NodenetError)
+_NOT_IN_FORCE = "nothing of the change is in force"
+
+
+class Committer:
+    """The writer of the tables in SWITCHED and of nn_state. All methods block; no two of them may run at the same
+    time, and `Grace` may call `_delete_gone` meanwhile."""
+
+    def __init__(self, tables: Mapping[str, Table], grace: Grace) -> None:
+        self._tables = tables
+        self._grace = grace
+        self._lock = Lock()
+        # Entries that are not in force any more, and wait for their deletion.
+        self._gone: dict[Place, None] = {}
+        # All entries that went since the last change began. A reader may have copied them from the kernel before they
+        # were deleted.
+        self._went: set[Place] = set()
+        # Entries of a change that was not finished, and the values that undo it.
+        self._unfinished: dict[Place, Any] = {}
+        # Deletes that no run has counted yet.
+        self._deleted: Counter[str] = Counter()
+        # Something is left of an earlier change that does not go away by itself.
+        self._must_repair = False
+        # The generation in force, as far as we know.
+        self.generation = 0
+
+    def decode(self, raw: Mapping[str, Mapping[Any, Any]], state: State) -> dict[str, dict[Any, Any]]:
+        """What is in force of tables that were read whole, by table. What else they contain is removed by the next
+        `commit` or `settle`."""
+        self._grace.begin(_nothing)
+        self.generation = state.generation
+        with self._lock:
+            held = {name: self._decode(name, entries, state.generation) for name, entries in raw.items()}
+            self._must_repair = bool(self._gone or self._unfinished)
+        return held
+
+    def _decode(self, name: str, entries: Mapping[Any, Any], generation: int) -> dict[Any, Any]:
+        held = {}
+        for places in (self._gone, self._unfinished):
+            for place in [place for place in places if place[0] == name]:
+                del places[place]
+        for key, value in entries.items():
+            found = value.at(generation)
+            if found is None:
+                self._gone[name, key] = None
+                continue
+            held[key] = found
+            if not is_in_force(value.since, generation):
+                self._unfinished[name, key] = versions(name).of(found, found, generation)
+        return held
+
+    def went(self) -> set[Place]:
+        """The keys of entries that went since the last change began. The kernel may still have them."""
+        return self._went
+
+    def settle(self, done: Counter[str]) -> None:
+        """Make what earlier changes left to do, and count it. Waits only if something failed. Raises ApplyError."""
+        self._count_deleted(done)
+        if self._must_repair:
+            self._repair(done)
+
+    def commit(self, change: Change, held: Held, done: Counter[str]) -> None:
+        """Make a change. After the switch, updates `held` with what is in force. Counts writes in `done` by table.
+
+        Raises FullError if entries were left out; all others are in force. Raises ApplyError after any other failure:
+        nothing of the change is in force, unless the switch itself failed.
+        """
+        self._repair(done)
+        self._went.clear()
+        attempt = _Attempt(change, self._tables, held, done)
+        attempt.write()
+        if attempt.made and change.state is not None:
+            try:
+                self._tables["nn_state"].update(STATE_KEY, change.state)
+            except _FAILURES as error:
+                write = Write("nn_state", STATE_KEY, change.state)
+                raise ApplyError("nn_state", str(write), error, write, tuple(change.writes)) from error
+            held["nn_state"][STATE_KEY] = change.state
+            self.generation = change.state.generation
+            done["nn_state"] += 1
+        gone = attempt.take_effect()
+        with self._lock:
+            self._gone.update(dict.fromkeys(gone))
+        self._went.update(gone)
+        if attempt.made and change.state is not None:
+            self._grace.begin(self._delete_gone)
+            self._count_deleted(done)
+        attempt.raise_if_full()
+
+    def _repair(self, done: Counter[str]) -> None:
+        """Wait for the end of the grace period, undo an unfinished change, and delete what could not be deleted."""
+        try:
+            self._grace.wait()
+        except OSError as error:
+            raise ApplyError("nn_state", "wait for programs that use the previous policy", error) from error
+        for (name, key), value in list(self._unfinished.items()):
+            self._make(Write(name, key, value), done)
+            del self._unfinished[name, key]
+        with self._lock:
+            for name, key in list(self._gone):
+                self._make(Write(name, key), done)
+                del self._gone[name, key]
+            self._must_repair = False
+
+    def _count_deleted(self, done: Counter[str]) -> None:
+        with self._lock:
+            done.update(self._deleted)
+            self._deleted.clear()
+
+    def _make(self, write: Write, done: Counter[str]) -> None:
+        try:
+            if write.is_delete:
+                self._tables[write.table].delete(write.key)
+            else:
+                self._tables[write.table].update(write.key, write.value)
+        except _FAILURES as error:
+            raise ApplyError(write.table, str(write), error, write) from error
+        done[write.table] += 1
+
+    def _delete_gone(self) -> None:
+        """After the grace period. What cannot be deleted stays for the next change; it is not in force."""
+        with self._lock:
+            for name, key in list(self._gone):
+                try:
+                    self._tables[name].delete(key)
+                except _FAILURES:
+                    self._must_repair = True
+                    return
+                self._deleted[name] += 1
+                del self._gone[name, key]
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Attempt:
+    """The entries of one change while they are written."""
+
+    def __init__(self, change: Change, tables: Mapping[str, Table], held: Held, done: Counter[str]) -> None:
+        self._change = change
+        self._tables = tables
+        self._held = held
+        self._done = done
+        self.made: list[Entry] = []
+        self._left: list[Write] = []
+        self._first: ApplyError | None = None
+        # Entries that were deleted before the switch, to make room.
+        self._early: set[Place] = set()
+
+    def write(self) -> None:
+        """Write all entries. Raises ApplyError after a failure other than a full map."""
+        regions = [entry for entry in self._change.entries if entry.write.table == "nn_cidr"]
+        # New regions first: if one does not fit, no other one was replaced.
+        regions.sort(key=lambda entry: entry.write.key in self._held["nn_cidr"])
+        for place, entry in enumerate(regions):
+            if not self._fits(entry):
+                self._undo(regions[:place])
+                self._left += [other.write for other in regions]
+                self.made.clear()
+                break
+        for entry in self._change.entries:
+            if entry.write.table == "nn_cidr" or (entry.write.table, entry.write.key) in self._early:
+                continue
+            if not self._fits(entry):
+                self._left.append(entry.write)
+                if isinstance(entry.now, Rule) and entry.now.action is Action.DENY:
+                    rest = tuple(self._change.writes)
+                    text = f"{entry.write}: no room; {_NOT_IN_FORCE}"
+                    raise ApplyError(entry.write.table, text, None, entry.write, rest)
+
+    def _fits(self, entry: Entry) -> bool:
+        """Write an entry. Returns False if it does not fit, even after deletes that are safe before the switch."""
+        try:
+            for _ in range(3):
+                try:
+                    self._update(entry)
+                except _FAILURES as error:
+                    deletes = self._early_deletes(entry) if is_full(error) else []
+                    if not deletes:
+                        raise
+                    for key in deletes:
+                        self._delete(entry.write.table, key)
+                else:
+                    return True
+        except _FAILURES as error:
+            write = entry.write
+            if not is_full(error):
+                rest = tuple(self._change.writes)
+                raise ApplyError(write.table, f"{write}: {_NOT_IN_FORCE}", error, write, rest) from error
+            self._first = self._first or ApplyError(write.table, str(write), error, write)
+        return False
+
+    def _update(self, entry: Entry) -> None:
+        table, key, _ = entry.write
+        self._tables[table].update(key, entry.record(self._change.since))
+        self._done[table] += 1
+        self.made.append(entry)
+
+    def _delete(self, table: str, key: Any) -> None:
+        self._tables[table].delete(key)
+        self._done[table] += 1
+        self._early.add((table, key))
+
+    def _early_deletes(self, entry: Entry) -> list[Any]:
+        """Keys to delete before the entry is tried again. Addresses and endpoints that go make room. A full LPM map
+        refuses to replace a value too, before Linux 6.13: then the key itself, which closes it until it is written."""
+        table, key, _ = entry.write
+        if table in ("nn_endpoint", "nn_ipcache"):
+            gone = [w.key for w in self._change.writes if w.table == table and w.is_delete]
+            gone = [key for key in gone if (table, key) not in self._early]
+            if gone:
+                return gone
+        held = self._held[table].get(key)
+        if table not in ("nn_ipcache", "nn_policy") or held is None or (table, key) in self._early:
+            return []
+        return [] if isinstance(held, Rule) and held.action is not Action.ALLOW else [key]
+
+    def _undo(self, entries: Iterable[Entry]) -> None:
+        """Restore regions of which some were written."""
+        for entry in entries:
+            table, key, _ = entry.write
+            old = self._held[table].get(key)
+            try:
+                if old is None:
+                    self._tables[table].delete(key)
+                else:
+                    self._tables[table].update(key, entry._replace(now=entry.was).record(self._change.since))
+            except _FAILURES as error:
+                raise ApplyError(table, f"{entry.write}: {_NOT_IN_FORCE}", error, entry.write) from error
+            self._done[table] += 1
+
+    def take_effect(self) -> list[Place]:
+        """Update `held` with what was made. Returns the places of entries that went and wait for their deletion."""
+        gone = []
+        for table, key in self._early:
+            self._held[table].pop(key, None)
+        for entry in self.made:
+            table, key, value = entry.write
+            if value is not None:
+                self._held[table][key] = value
+            elif (table, key) not in self._early:
+                self._held[table].pop(key, None)
+                gone.append((table, key))
+        return gone
+
+    def raise_if_full(self) -> None:
+        if self._first is not None:
+            raise FullError(self._first, tuple(self._left)) from self._first
+
+
+class InForce:
+    """A table in SWITCHED for a comparison: only what is in force."""
+
+    def __init__(self, name: str, table: Table, committer: Committer) -> None:
+        self._name = name
+        self._table = table
+        self._committer = committer
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        went = self._committer.went()
+        for key, value in self._table.items():
+            found = value.at(self._committer.generation)
+            if found is not None and (self._name, key) not in went:
+                yield key, found
