@@ -206,7 +206,7 @@ def region_answers(kernel: Kernel) -> tuple[bool, bool]:
 @pytest.mark.parametrize("old_kernel", [False, True])
 @pytest.mark.parametrize("limit", [2, 3])
 def test_a_region_that_does_not_fit_opens_nothing(limit: int, old_kernel: bool) -> None:
-    """Today all of 10.0.0.0/8 is region 7001, which the pod may call. It shall get a hole, which is region 7003: then the
+    """Today all of 10.0.0.0/8 is region 7001, which the pod may call. It shall get a hole, region 7003: then the
     rest is region 7002, because a number stands for one set of addresses."""
     address = AddressKey(ip_address("10.0.1.9"))
     others = {LpmKey.of(ip_network("192.0.2.0/24")): U32(9)}
