@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from nodenet import abi
 from nodenet.bpf import build, loader
@@ -35,6 +36,16 @@ SHOT = 2
 Scenario = Callable[[int], float]
 
 
+def in_force(value: Any) -> Any:
+    """The value as the map holds it. Trees before decision 0039 have plain values."""
+    return abi.always(value) if hasattr(abi, "always") else value
+
+
+def rule(number: int) -> Any:
+    """The value of nn_policy. Trees before decision 0040 have the number only."""
+    return in_force(abi.Rule.allow(number)) if hasattr(abi, "Rule") else abi.U32(number)
+
+
 class World:
     """POD and LOCAL may connect to, and accept, TCP and UDP port 80 of all peers. Both are isolated in both
     directions."""
@@ -50,9 +61,9 @@ class World:
         for addresses in ADDRESSES.values():
             for text, identity, mac in zip(addresses, (POD, REMOTE, LOCAL), ("01", "02", "03"), strict=True):
                 address = ip_address(text)
-                self.tables["nn_ipcache"].update(abi.LpmKey.host(address), abi.always(abi.U32(identity)))
+                self.tables["nn_ipcache"].update(abi.LpmKey.host(address), in_force(abi.U32(identity)))
                 if identity != REMOTE:
-                    entry = abi.always(
+                    entry = in_force(
                         abi.EndpointEntry(LOOPBACK, identity, identity & 0xFFFF, both, f"02:00:00:00:00:{mac}")
                     )
                     self.tables["nn_endpoint"].update(abi.AddressKey(address), entry)
@@ -64,7 +75,7 @@ class World:
         ):
             for protocol in (6, 17):
                 key = abi.PolicyKey(abi.POLICY_BITS_PROTOCOL + 16, subject, peer, direction, protocol, 80)
-                self.tables["nn_policy"].update(key, abi.always(abi.Rule.allow(7)))
+                self.tables["nn_policy"].update(key, rule(7))
 
     def scenarios(self) -> dict[str, Scenario]:
         found: dict[str, Scenario] = {}
