@@ -32,7 +32,7 @@ NN_INLINE __u32 nn_frag_owner_of(const struct nn_view *view, const void *key)
 	if (view->direction == NN_EGRESS)
 		return nn_owner_endpoint(view->endpoint_id);
 	/* The view of a known flow has no identity of the peer. */
-	return nn_owner_remote(view, sender, nn_identity_of(sender));
+	return nn_owner_remote(view, sender, nn_identity_of(sender, nn_generation()));
 }
 
 /* If there is no room, later fragments count as early ones. */

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodenet.abi import U32, AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.abi import U32, AddressKey, AddressPort, FrontendEntry, FrontendKey, MemberKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.slots import restore
 from nodenet.model import EndpointSlice, Service
