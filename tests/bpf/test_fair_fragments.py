@@ -54,7 +54,7 @@ def node(small: Datapath) -> Datapath:
         for key, _ in list(table.raw()):
             table.remove(key)
     for address, identity, number, flags in ((ATTACKER, 1000, 1, 0), (VICTIM, MINE, 2, ISOLATED)):
-        entry = abi.EndpointEntry(TEST_IFINDEX, identity, number, flags, POD_MAC)
+        entry = abi.always(abi.EndpointEntry(TEST_IFINDEX, identity, number, flags, POD_MAC))
         small.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
     for address, identity in ((PEER, PEERS), (HELPER, HELPERS), (CLIENT, int(Identity.WORLD))):
         small.identity(address, identity)
@@ -175,7 +175,7 @@ def test_expired_datagrams_make_room_without_the_agent(node: Datapath) -> None:
     before = ended(node)
     for number in range(250):
         address = f"10.0.3.{1 + number}"
-        entry = abi.EndpointEntry(TEST_IFINDEX, 5000, 10 + number, 0, POD_MAC)
+        entry = abi.always(abi.EndpointEntry(TEST_IFINDEX, 5000, 10 + number, 0, POD_MAC))
         node.tables["nn_endpoint"].update(abi.AddressKey(ip_address(address)), entry)
         assert verdict(node, piece(address, PEER, 1, 0)) == TC_OK
         if number == 100:
