@@ -148,8 +148,8 @@ def measure(pods: int, policies: int) -> list[Row]:
     gc.collect()
     started = time.process_time()
     desired = compile_once(engine.snapshot(), LocalNode(NODE))[0].tables
-    change = plan_policy(desired, {})
-    planned = len(plan_services(desired, {})) + (len(change.entries) if change else 0)
+    policy_change = plan_policy(desired, {})
+    planned = len(plan_services(desired, {})) + (len(policy_change.entries) if policy_change else 0)
     rows = [_row(pods, "from nothing, compile and plan only", [time.process_time() - started], [planned])]
     gc.collect()
     started = time.process_time()
