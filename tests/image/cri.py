@@ -141,7 +141,7 @@ class Cri:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=self.types[_ANSWERS[method]].FromString,
         )
-        return function(self.types[request](**fields), timeout=60)
+        return function(self.types[request](**fields), timeout=180)
 
     def ready(self) -> dict[str, bool]:
         """Conditions by name; {} while nothing answers."""
@@ -151,7 +151,7 @@ class Cri:
 
     def execute(self, container: str, *words: str) -> tuple[int, str]:
         """Run a command in a container. Returns its exit code and both outputs."""
-        done = self.call("ExecSync", "ExecRequest", container_id=container, cmd=words, timeout=30)
+        done = self.call("ExecSync", "ExecRequest", container_id=container, cmd=words, timeout=60)
         return done.exit_code, (done.stdout + done.stderr).decode()
 
     def state(self, container: str) -> Any:

@@ -72,7 +72,7 @@ class Node:
         """Run a program of the node on it."""
         command = ["nsenter", "-t", str(self.pid), "-m", "-n", "-r", *words]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=60, env=environment)
+        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=300, env=environment)
 
     def load(self, archive: Path) -> None:
         """`ctr images import` of an archive."""
@@ -158,7 +158,7 @@ def _is_in(pid: int, name: str) -> bool:
         return False
 
 
-def until(true: Callable[[], bool], what: str, log: Path, seconds: float = 30) -> None:
+def until(true: Callable[[], bool], what: str, log: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{log.read_text()[-3000:]}"

@@ -58,7 +58,7 @@ class Pod:
         """Run the init containers, one after the other. Raises AssertionError with the log of one that fails."""
         for container in self.spec["initContainers"]:
             identity = self.start(container)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while (state := self.node.cri.state(identity)).state != CONTAINER_EXITED:
                 assert time.monotonic() < deadline, self.log(container["name"])
                 time.sleep(0.1)
