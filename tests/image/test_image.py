@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from nodenet.link import netns
 from tests.image.conftest import OTHER_TAINT, Cluster
 from tests.image.node import until
 from tests.image.pods import Pod
@@ -126,6 +128,25 @@ def attach_one(cluster: Cluster, pod: Pod, context: Obj, name: str) -> None:
     run_agent(cluster, pod, securityContext=context)
     with attached(cluster, name):
         pass
+
+
+def test_rules_of_kube_proxy_are_removed_out_of_the_image(start: Callable[..., Cluster]) -> None:
+    """The agent does not start beside them, so its container cannot remove them: containerd runs the command."""
+    nft = shutil.which("nft", path="/usr/sbin:/usr/bin:/sbin")
+    if nft is None:
+        pytest.skip("nft is not installed (Debian: nftables)")
+    cluster = start("replace-kube-proxy")
+    node = cluster.node
+    netns.run(node.name, [nft, "add", "table", "ip", "kube-proxy"], check=True)
+    pod = cluster.pod()
+    pod.run_init()
+    pod.start(pod.spec["containers"][0])
+    log = node.path("/var/log/pods/agent.log")
+    until(lambda: "nodenet cleanup --kube-proxy" in pod.log("agent"), "the agent names the command", log)
+    [image] = {container["image"] for container in pod.containers()}
+    words = ["ctr", "-n", "k8s.io", "run", "--rm", "--net-host", "--cap-add", "CAP_NET_ADMIN", image, "cleanup"]
+    assert "removed" in node.run(*words, "nodenet", "cleanup", "--kube-proxy").stdout
+    run_agent(cluster, pod)
 
 
 def changed_sources(cluster: Cluster, pod: Pod) -> Obj:

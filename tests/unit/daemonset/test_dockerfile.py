@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -17,6 +18,11 @@ def test_what_is_copied_exists() -> None:
     ]
     assert {"nodenet", "bpf", "cni-bin", "pyproject.toml"} <= set(copied)
     assert [name for name in copied if not (ROOT / name).exists()] == []
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {word.removeprefix("!") for word in ignored if word.startswith("!")} == set(copied)
+    # hatchling puts them into the wheel.
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {name.partition("/")[0] for name in (*wheel["packages"], *wheel["force-include"])} <= set(copied)
 
 
 def test_slim_has_no_compiler() -> None:
