@@ -8,39 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
 
+from netpolicy.demands import Demand, DemandKey, Sizes
+from netpolicy.entries import ALL_PORTS, EntryKey, Ports, named, prefixes
+from netpolicy.peers import Peers
 from netpolicy.regions import Prefix, Regions
-from netpolicy.selectors import Index, matches, peer_selects
-from netpolicy.types import (
-    Direction,
-    IPBlock,
-    LabelSet,
-    NamedPort,
-    NetworkPolicy,
-    Peer,
-    PolicyRef,
-    PortRule,
-    Protocol,
-    Rule,
-    RuleRef,
-)
-
-ANY = 0
-PORT_BITS = 16
-
-
-class EntryKey(NamedTuple):
-    """The match of an entry. `protocol` None: all protocols; else the first `port_bits` bits of `port` must match
-    (0: all ports)."""
-
-    peer: int
-    direction: Direction
-    protocol: Protocol | None
-    port: int
-    port_bits: int
+from netpolicy.selectors import matches
+from netpolicy.types import Direction, IPBlock, LabelSet, NamedPort, NetworkPolicy, Peer, PolicyRef, Rule, RuleRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,45 +35,8 @@ class ResolvedPolicy:
     changed: Collection[EntryKey] = field(default=(), compare=False, repr=False)
 
 
-class DemandKey(NamedTuple):
-    """Subjects with equal policies and equal named ports get the same entries; their other labels do not matter."""
-
-    policies: tuple[PolicyRef, ...]
-    named_ports: tuple[NamedPort, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """How many entries one subject needs. `sizes`: for each of its policies, in their order. Entries that several rules
-    give count once for each rule, so `total` is an upper bound."""
-
-    key: DemandKey
-    sizes: tuple[int, ...]
-    total: int
-
-
-class _Ports(NamedTuple):
-    protocol: Protocol | None
-    port: int
-    port_bits: int
-
-
-_ALL_PORTS = _Ports(None, 0, 0)
 _Entries = dict[EntryKey, RuleRef]
 _PartKey = tuple[Direction, tuple[NamedPort, ...]]
-
-
-@dataclass(slots=True)
-class _Selection:
-    """The label sets that a list of peers selects, and the policies with such rules."""
-
-    namespace: str
-    peers: tuple[Peer, ...]
-    numbers: set[int] = field(default_factory=set)
-    users: set[PolicyRef] = field(default_factory=set)
-
-    def selects(self, group: LabelSet, namespaces: Mapping[str, Mapping[str, str]]) -> bool:
-        return any(peer_selects(peer, self.namespace, group, namespaces) for peer in self.peers)
 
 
 class Resolver:
@@ -109,47 +47,29 @@ class Resolver:
     """
 
     def __init__(self) -> None:
-        self._groups: dict[int, LabelSet] = {}
-        self._regions = Regions()
-        self._index = Index()
+        self._peers = Peers()
         self._policies: dict[str, dict[str, NetworkPolicy]] = {}
-        self._selections: dict[tuple[str, tuple[Peer, ...]], _Selection] = {}
+        self._sizes = Sizes(self._policies, self._peers)
         # Policies with an egress rule with a named port: its number depends on the destination pod.
         self._name_ports: set[PolicyRef] = set()
         self._blocks: dict[PolicyRef, tuple[IPBlock, ...]] = {}
         # The entries that each policy gives a subject; of the subject only its named ports matter.
         self._parts: dict[PolicyRef, dict[_PartKey, _Entries]] = {}
-        # Changes since the last `resolve`: policies whose entries may differ, policies whose peers select other label
-        # sets (and which), and namespaces whose policies select other pods.
+        # Changes since the last `resolve`: policies whose entries may differ, and namespaces whose policies select
+        # other pods. Peers.moved has policies whose peers select other label sets.
         self._dirty: set[PolicyRef] = set()
-        self._moved: dict[PolicyRef, set[int]] = {}
         self._reselected: set[str] = set()
         self._matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
-        self._sizes: dict[PolicyRef, dict[tuple[NamedPort, ...], int]] = {}
         self._demands: dict[DemandKey, Demand] = {}
         self._resolved: dict[DemandKey, ResolvedPolicy] = {}
 
     def change_groups(self, added: Mapping[int, LabelSet], gone: Iterable[int]) -> None:
         """Add and remove label sets by number. A number of `gone` may appear in `added` with another meaning."""
         for number in gone:
-            group = self._groups.pop(number)
-            self._index.remove(number, group)
-            for selection in self._selections.values():
-                if number in selection.numbers:
-                    selection.numbers.discard(number)
-                    self._move(selection, {number})
-            self._named_ports_of(group)
+            self._named_ports_of(self._peers.remove(number))
         for number, group in added.items():
-            self._groups[number] = group
-            self._index.add(number, group)
-            self._select(number, group)
-
-    def _select(self, number: int, group: LabelSet) -> None:
-        for selection in self._selections.values():
-            if selection.selects(group, self._index.namespaces):
-                selection.numbers.add(number)
-                self._move(selection, {number})
-        self._named_ports_of(group)
+            self._peers.add(number, group)
+            self._named_ports_of(group)
 
     def _named_ports_of(self, group: LabelSet) -> None:
         if group.named_ports:
@@ -158,27 +78,7 @@ class Resolver:
     def change_namespaces(self, changed: Mapping[str, Mapping[str, str] | None]) -> None:
         """The new labels of namespaces; None for a deleted one."""
         for name, labels in changed.items():
-            before = self._index.labels_of(name)
-            self._index.relabel(name, labels)
-            after = self._index.labels_of(name)
-            for selection in self._selections.values():
-                # Other label sets are selected only if the result of a namespaceSelector changes.
-                if any(
-                    peer.namespaces is not None and matches(peer.namespaces, before) != matches(peer.namespaces, after)
-                    for peer in selection.peers
-                ):
-                    self._select_again(selection)
-
-    def _select_again(self, selection: _Selection) -> None:
-        numbers = {number for peer in selection.peers for number in self._index.select(peer, selection.namespace)}
-        moved = numbers ^ selection.numbers
-        if moved:
-            selection.numbers = numbers
-            self._move(selection, moved)
-
-    def _move(self, selection: _Selection, numbers: set[int]) -> None:
-        for ref in selection.users:
-            self._moved.setdefault(ref, set()).update(numbers)
+            self._peers.relabel(name, labels)
 
     def change_policies(self, changed: Mapping[PolicyRef, NetworkPolicy | None]) -> None:
         """New versions of policies; None for a deleted one."""
@@ -193,9 +93,9 @@ class Resolver:
                 self._note_parts(policy)
             before, after = _peer_lists(old), _peer_lists(policy)
             for peers in after - before:
-                self._selection(ref.namespace, peers).users.add(ref)
+                self._peers.join(ref, peers)
             for peers in before - after:
-                self._leave(ref, peers)
+                self._peers.leave(ref, peers)
             self._dirty.add(ref)
             if old is None or policy is None or old.selector != policy.selector:
                 self._reselected.add(ref.namespace)
@@ -208,23 +108,10 @@ class Resolver:
         if any(d is Direction.EGRESS and isinstance(port.port, str) for d, rule in rules for port in rule.ports):
             self._name_ports.add(policy.ref)
 
-    def _selection(self, namespace: str, peers: tuple[Peer, ...]) -> _Selection:
-        selection = self._selections.get((namespace, peers))
-        if selection is None:
-            selection = self._selections[namespace, peers] = _Selection(namespace, peers)
-            self._select_again(selection)
-        return selection
-
-    def _leave(self, ref: PolicyRef, peers: tuple[Peer, ...]) -> None:
-        selection = self._selections[ref.namespace, peers]
-        selection.users.discard(ref)
-        if not selection.users:
-            del self._selections[ref.namespace, peers]
-
     def change_regions(self, regions: Regions, changed: Collection[Prefix]) -> None:
         """Set the numbered regions of all policies' blocks. `changed`: prefixes whose region was added, removed or
         replaced."""
-        self._regions = regions
+        self._peers.regions = regions
         for ref, blocks in self._blocks.items():
             if any(Prefix.of(block.cidr).covers(prefix) for block in blocks for prefix in changed):
                 self._dirty.add(ref)
@@ -232,13 +119,12 @@ class Resolver:
     @property
     def pending(self) -> bool:
         """Whether a change since the last `resolve` may concern a subject."""
-        return bool(self._dirty or self._moved or self._reselected)
+        return bool(self._dirty or self._peers.moved or self._reselected)
 
     def demands(self, subjects: Iterable[LabelSet]) -> list[Demand]:
         """How many entries each of these label sets needs. The same object for label sets that need the same ones."""
-        touched = self._dirty | self._moved.keys()
-        for ref in touched:
-            self._sizes.pop(ref, None)
+        touched = self._dirty | self._peers.moved.keys()
+        self._sizes.forget(touched)
         matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
         demands: dict[DemandKey, Demand] = {}
         answers = []
@@ -250,7 +136,7 @@ class Resolver:
             if demand is None:
                 demand = self._demands.get(key)
                 if demand is None or any(ref in touched for ref in refs):
-                    demand = self._demand(key)
+                    demand = self._sizes.demand(key)
                 demands[key] = demand
             answers.append(demand)
         self._matching, self._demands = matching, demands
@@ -265,9 +151,11 @@ class Resolver:
         closed = closed or {}
         # A named port in an egress rule depends on label sets that no peer needs to select, so resolve these policies
         # completely. A policy that is closed may have grown too large to follow.
-        self._dirty |= self._moved.keys() & self._name_ports.union(*closed.values())
+        self._dirty |= self._peers.moved.keys() & self._name_ports.union(*closed.values())
         stale = {ref: self._parts.pop(ref, {}) for ref in self._dirty}
-        changed = {ref: self._move_parts(ref, numbers) for ref, numbers in self._moved.items() if ref not in stale}
+        changed = {
+            ref: self._move_parts(ref, numbers) for ref, numbers in self._peers.moved.items() if ref not in stale
+        }
         resolved: dict[DemandKey, ResolvedPolicy] = {}
         answers = []
         for demand in demands:
@@ -286,7 +174,7 @@ class Resolver:
             object.__setattr__(answer, "since", None)
         self._resolved = resolved
         self._dirty.clear()
-        self._moved.clear()
+        self._peers.moved.clear()
         if closed:
             used = {ref for answer in resolved.values() for ref in answer.policies if ref not in answer.closed}
             self._parts = {ref: parts for ref, parts in self._parts.items() if ref in used}
@@ -295,55 +183,14 @@ class Resolver:
     def imagined(self, demand: Demand, regions: Regions, closed: Collection[PolicyRef]) -> Demand:
         """What a demand would be with these regions and without the rules of policies in `closed`."""
         sizes = tuple(
-            0 if ref in closed else self._sized(ref, demand.key.named_ports, regions) if ref in self._blocks else size
+            0
+            if ref in closed
+            else self._sizes.sized(ref, demand.key.named_ports, regions)
+            if ref in self._blocks
+            else size
             for ref, size in zip(demand.key.policies, demand.sizes, strict=True)
         )
         return Demand(demand.key, sizes, sum(sizes))
-
-    def _demand(self, key: DemandKey) -> Demand:
-        sizes = tuple(self._size(ref, key.named_ports) for ref in key.policies)
-        return Demand(key, sizes, sum(sizes))
-
-    def _size(self, ref: PolicyRef, named_ports: tuple[NamedPort, ...]) -> int:
-        known = self._sizes.setdefault(ref, {})
-        if named_ports not in known:
-            known[named_ports] = self._sized(ref, named_ports)
-        return known[named_ports]
-
-    def _sized(self, ref: PolicyRef, named_ports: tuple[NamedPort, ...], regions: Regions | None = None) -> int:
-        policy = self._policies[ref.namespace][ref.name]
-        return sum(
-            self._count(policy.namespace, direction, rule, named_ports, regions)
-            for direction in policy.directions
-            for rule in policy.rules(direction)
-        )
-
-    def _count(
-        self,
-        namespace: str,
-        direction: Direction,
-        rule: Rule,
-        named_ports: tuple[NamedPort, ...],
-        regions: Regions | None = None,
-    ) -> int:
-        """How many pairs `_rule` gives in all, or would give with other regions, without making them."""
-        if not rule.peers:
-            peers = 1
-        else:
-            blocks = [peer.block for peer in rule.peers if peer.block is not None]
-            peers = len(self._selections[namespace, rule.peers].numbers)
-            peers += len({region for block in blocks for region in (regions or self._regions).inside(block)})
-        if not rule.ports:
-            return peers
-        found = 0
-        for port in rule.ports:
-            if not isinstance(port.port, str):
-                found += peers * len(_prefixes(port))
-            elif direction is Direction.INGRESS:
-                found += peers * len(_named(port, named_ports))
-            else:
-                found += sum(1 for _ in self._named_egress(port, namespace, rule.peers))
-        return found
 
     def _policies_of(self, subject: LabelSet) -> tuple[PolicyRef, ...]:
         policies = self._policies.get(subject.namespace, {})
@@ -441,47 +288,24 @@ class Resolver:
         rule: Rule,
         named_ports: tuple[NamedPort, ...],
         only: Collection[int] | None,
-    ) -> Iterator[Iterable[tuple[int, _Ports]]]:
+    ) -> Iterator[Iterable[tuple[int, Ports]]]:
         """Pairs of peer and ports that the rule allows, for each of its ports."""
-        numbers = self._peers(namespace, rule.peers)
+        numbers = self._peers.matched(namespace, rule.peers)
         if only is not None:
             numbers = [number for number in numbers if number in only]
         if not rule.ports:
-            yield [(number, _ALL_PORTS) for number in numbers]
+            yield [(number, ALL_PORTS) for number in numbers]
             return
         for port in rule.ports:
             if not isinstance(port.port, str):
-                prefixes = _prefixes(port)
+                found = prefixes(port)
             elif direction is Direction.INGRESS:
-                prefixes = _named(port, named_ports)
+                found = named(port, named_ports)
             else:
                 # `only` is never set for a policy with such a rule (see `resolve`).
-                yield self._named_egress(port, namespace, rule.peers)
+                yield self._peers.named_egress(port, namespace, rule.peers)
                 continue
-            yield product(numbers, prefixes)
-
-    def _peers(self, namespace: str, peers: tuple[Peer, ...]) -> list[int]:
-        """The numbers of the label sets and regions that peers match; only ANY if there are no peers."""
-        if not peers:
-            return [ANY]
-        found = set(self._selections[namespace, peers].numbers)
-        for peer in peers:
-            if peer.block is not None:
-                found.update(self._regions.numbers[region] for region in self._regions.inside(peer.block))
-        return sorted(found)
-
-    def _named_egress(self, port: PortRule, namespace: str, peers: tuple[Peer, ...]) -> Iterator[tuple[int, _Ports]]:
-        """A named port of an egress rule is looked up in each destination pod; addresses outside the cluster have no
-        named ports."""
-        everyone: Iterable[int] = sorted(self._groups)
-        for number in everyone if not peers else self._peers(namespace, peers):
-            if number in self._groups:
-                yield from ((number, prefix) for prefix in _named(port, self._groups[number].named_ports))
-        for block in (peer.block for peer in peers if peer.block is not None):
-            for region in self._regions.inside(block):
-                pod = self._regions.pods.get(region.prefix)
-                if pod is not None:
-                    yield from ((self._regions.numbers[region], prefix) for prefix in _named(port, pod.named_ports))
+            yield product(numbers, found)
 
 
 def _isolated(policies: Iterable[NetworkPolicy]) -> dict[Direction, tuple[PolicyRef, ...]]:
@@ -501,28 +325,3 @@ def _peer_lists(policy: NetworkPolicy | None) -> set[tuple[Peer, ...]]:
     if policy is None:
         return set()
     return {rule.peers for direction in policy.directions for rule in policy.rules(direction) if rule.peers}
-
-
-def _named(port: PortRule, named_ports: tuple[NamedPort, ...]) -> tuple[_Ports, ...]:
-    found = (p.port for p in named_ports if p.name == port.port and p.protocol is port.protocol)
-    return tuple(_Ports(port.protocol, number, PORT_BITS) for number in found)
-
-
-def _prefixes(port: PortRule) -> tuple[_Ports, ...]:
-    if port.port is None:
-        return (_Ports(port.protocol, 0, 0),)
-    first = int(port.port)
-    return tuple(_Ports(port.protocol, *prefix) for prefix in port_prefixes(first, port.end_port or first))
-
-
-@lru_cache(maxsize=4096)
-def port_prefixes(first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """The fewest (port, leading bits) pairs that cover exactly first..last, both included."""
-    found = []
-    while first <= last:
-        free = PORT_BITS if first == 0 else (first & -first).bit_length() - 1
-        while first + (1 << free) - 1 > last:
-            free -= 1
-        found.append((first, PORT_BITS - free))
-        first += 1 << free
-    return tuple(found)

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from netpolicy.demands import Demand
 from netpolicy.regions import Blocks, Regions, partition
-from netpolicy.resolve import Demand, Resolver
+from netpolicy.resolve import Resolver
 from netpolicy.types import IPAddress, LabelSet, NetworkPolicy
 from nodenet.compile.shares import Closed, LeftOut, Room, share_entries, share_prefixes
 

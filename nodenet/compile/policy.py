@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from netpolicy.demands import Demand
+from netpolicy.entries import EntryKey
 from netpolicy.holders import holders
 from netpolicy.regions import Blocks, Prefix, Region, Regions, partition
-from netpolicy.resolve import Demand, EntryKey, ResolvedPolicy, Resolver
+from netpolicy.resolve import ResolvedPolicy, Resolver
 from netpolicy.types import Direction as PolicyDirection
 from netpolicy.types import LabelSet, NamedPort, NetworkPolicy, PolicyRef, RuleRef
 from netpolicy.types import Protocol as PolicyProtocol

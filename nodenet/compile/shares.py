@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from netpolicy.demands import Demand, DemandKey
 from netpolicy.regions import Blocks, Prefix
-from netpolicy.resolve import Demand, DemandKey
 from netpolicy.types import IPAddress, LabelSet, NetworkPolicy, PolicyRef
 from nodenet.tables import CIDR, POLICY
 

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netpolicy.resolve import Demand, DemandKey
+from netpolicy.demands import Demand, DemandKey
 from netpolicy.types import Direction, IPBlock, NetworkPolicy, Peer, PolicyRef, PortRule, Protocol, Rule, Selector
 from nodenet.compile import Compiler, LocalNode, Names, compile_once
 from nodenet.compile.shares import LeftOut, Room, fair_level, share_entries, share_prefixes

@@ -7,8 +7,8 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netpolicy.entries import port_prefixes
 from netpolicy.regions import Prefix, Region, Regions, partition
-from netpolicy.resolve import port_prefixes
 from netpolicy.types import IPAddress, IPBlock
 from tests.unit.netpolicy.strategies import OUTSIDE, blocks
 

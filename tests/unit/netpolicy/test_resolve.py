@@ -6,8 +6,9 @@ from ipaddress import ip_network
 
 import pytest
 
+from netpolicy.entries import ANY, PORT_BITS, EntryKey
 from netpolicy.regions import Prefix, Regions, partition
-from netpolicy.resolve import ANY, PORT_BITS, EntryKey, Resolver
+from netpolicy.resolve import Resolver
 from netpolicy.types import (
     Direction,
     IPBlock,
