@@ -89,6 +89,7 @@ class Agent:
             async with self._writer, asyncio.TaskGroup() as tasks:
                 tasks.create_task(parts.api.run(), name="API")
                 tasks.create_task(self._notices.run(), name="notices")
+                tasks.create_task(self._notices.watch_objects(parts.api.stats, parts.engine), name="object notices")
                 tasks.create_task(parts.engine.run(self._after_run), name="reconcile")
                 tasks.create_task(parts.events.run(), name="events")
                 tasks.create_task(parts.keepers.run(parts.health.ready), name="keepers")

@@ -1,17 +1,34 @@
-"""Events about API objects, for `kubectl get events`: a NetworkPolicy whose rules have no room."""
+"""Events about API objects, for `kubectl get events`: objects that are not enforced or not served completely.
+
+A NetworkPolicy without room is a matter of one node, so each node reports it. An object that cannot be read, or a
+Service of which a part is not served, is the same on every node: one node reports it, which all choose by the same
+rule.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from hashlib import blake2b
 
 from netpolicy.types import PolicyRef
 from nodenet.compile.shares import LeftOut
+from nodenet.compile.state import ServiceWarning
+from nodenet.engine import Engine
+from nodenet.kinds import SERVICE, ApiKind
 from nodenet.kube.correlate import About, Notice
 from nodenet.kube.events import EventRecorder
+from nodenet.kube.health import KindStats
 from nodenet.kube.writer import KubeWriter
+from nodenet.model import ObjectRef
 
 COMPONENT = "nodenet-agent"
 NO_ROOM, HAS_ROOM = "RulesLeftOut", "RulesInForce"
+UNREADABLE, NOT_SERVED = "NotReadable", "NotServed"
+# Seconds between two looks at the objects with problems. Normally there are none.
+OBJECT_SECONDS = 5.0
+
+_Found = Mapping[About, tuple[str, str]]
 
 
 class PolicyNotices:
@@ -37,6 +54,49 @@ class PolicyNotices:
                 self._record(Notice(_about(policy), "Normal", HAS_ROOM, "its rules have room now and are in force"))
 
 
+class ObjectNotices:
+    """Notices about problems that are the same on every node: one when the message of an object is new or changes."""
+
+    def __init__(self, node_name: str, record: Callable[[Notice], None]) -> None:
+        self._node_name = node_name
+        self._record = record
+        self._known: Mapping[About, tuple[str, str]] = {}
+
+    def update(self, found: Mapping[About, tuple[str, str]], nodes: Collection[str]) -> None:
+        """`found`: reason and message by object. `nodes`: the names of all Nodes."""
+        before, self._known = self._known, found
+        for about, (reason, message) in found.items():
+            if before.get(about) != (reason, message) and reporter(about, nodes) == self._node_name:
+                self._record(Notice(about, "Warning", reason, message))
+
+
+def reporter(about: About, nodes: Collection[str]) -> str:
+    """The node that reports about an object: the one with the greatest hash of node and object. So objects are spread
+    over the nodes, and when a node leaves, only its objects get another reporter. "" without nodes. Pure."""
+
+    def weight(node: str) -> bytes:
+        return blake2b(f"{node}\0{about.kind}\0{about.namespace}\0{about.name}".encode(), digest_size=8).digest()
+
+    return max(nodes, key=weight, default="")
+
+
+def objects_with_problems(stats: Mapping[ApiKind, KindStats], warnings: Iterable[ServiceWarning]) -> _Found:
+    """Reason and message of each object that cannot be read, or of which a part is not served."""
+    found: dict[About, tuple[str, str]] = {}
+    for kind, known in stats.items():
+        for ref, parts in tuple(known.unread.items()):
+            about = About(kind.resource.api_version, kind.name, ref.namespace, ref.name, known.uids.get(ref, ""))
+            found[about] = (UNREADABLE, "could not be read: " + "; ".join(parts))
+    messages: dict[ObjectRef, list[str]] = {}
+    for warning in warnings:
+        messages.setdefault(warning.ref, []).append(warning.message)
+    for ref, texts in messages.items():
+        about = About(SERVICE.resource.api_version, SERVICE.name, ref.namespace, ref.name)
+        # The reasons of one Service are few: its ports. The Event's message has a limit of its own.
+        found.setdefault(about, (NOT_SERVED, "; ".join(texts)))
+    return found
+
+
 class Notices:
     """Sends the agent's Events. An API server that does not allow them is named once in the log, and by
     KubeWriter.problems."""
@@ -44,10 +104,20 @@ class Notices:
     def __init__(self, writer: KubeWriter, node_name: str) -> None:
         self._recorder = EventRecorder(writer, COMPONENT, node_name)
         self.policies = PolicyNotices(self._recorder.record)
+        self._objects = ObjectNotices(node_name, self._recorder.record)
 
     async def run(self) -> None:
         """Send Events until cancelled. Errors of the server do not end it."""
         await self._recorder.run()
+
+    async def watch_objects(self, stats: Mapping[ApiKind, KindStats], engine: Engine) -> None:
+        """Record notices about objects until cancelled. Starts after the first sync, when all Nodes are known."""
+        await engine.in_force()
+        while True:
+            current = engine.current
+            nodes = {node.name for node in current.snapshot.nodes.values()}
+            self._objects.update(objects_with_problems(stats, current.names.warnings), nodes)
+            await asyncio.sleep(OBJECT_SECONDS)
 
     async def sent(self) -> None:
         """Wait until everything that was recorded has been sent."""

@@ -15,7 +15,7 @@ from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendEntry
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, frontends_of
 from nodenet.compile.slots import Slots, arrange
-from nodenet.compile.state import ServicePortName, Table
+from nodenet.compile.state import ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
 
@@ -41,7 +41,7 @@ class ServiceTables:
     revnat: Table
     names: Mapping[int, ServicePortName]
     slots: Slots
-    warnings: tuple[str, ...]
+    warnings: tuple[ServiceWarning, ...]
 
 
 class ServiceCompiler:
@@ -161,8 +161,8 @@ class _Known:
         refs = self.claimants.get(address)
         return self.claims[refs[0]][address] if refs else None
 
-    def warnings(self) -> Iterator[str]:
-        """One sentence for each lost claim, then one for each frontend with too many backends, each in the order of
+    def warnings(self) -> Iterator[ServiceWarning]:
+        """One for each lost claim, then one for each frontend with too many backends, each in the order of
         Service names."""
         if not self.contested and not self.truncated:
             return
@@ -170,16 +170,17 @@ class _Known:
             for address in self.claims[ref]:
                 holder = self.claimants[address][0]
                 if holder != ref:
-                    yield (
-                        f"Service {ref}: spec.clusterIPs: {address.addr} port {address.port} "
-                        f"is already served for Service {holder}"
+                    yield ServiceWarning(
+                        ref,
+                        f"spec.clusterIPs: {address.addr} port {address.port} is already served for Service {holder}",
                     )
         for ref in sorted({self.held[address].name.ref for address in self.truncated}):
             for address, frontend in self.claims[ref].items():
                 if address in self.truncated and self.held[address].name.ref == ref:
-                    yield (
-                        f"Service {ref}: port {address.port}: it has {len(frontend.backends)} backends, "
-                        f"the first {MAX_BACKENDS} by address are used"
+                    yield ServiceWarning(
+                        ref,
+                        f"port {address.port}: it has {len(frontend.backends)} backends, "
+                        f"the first {MAX_BACKENDS} by address are used",
                     )
 
 

@@ -36,6 +36,16 @@ class ServicePortName(NamedTuple):
     protocol: Protocol
 
 
+class ServiceWarning(NamedTuple):
+    """A Service of which a part is not served."""
+
+    ref: ObjectRef
+    message: str
+
+    def __str__(self) -> str:
+        return f"Service {self.ref}: {self.message}"
+
+
 @dataclass(frozen=True, slots=True)
 class DesiredState:
     """For each map that the compiler fills (nodenet.tables), by name: all entries that it must hold.
@@ -61,5 +71,5 @@ class Names:
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
     # Policies whose rules are not in force because the maps have no room for them.
     left_out: tuple[LeftOut, ...] = ()
-    # Sentences about input that could not be applied completely, each naming its object.
-    warnings: tuple[str, ...] = ()
+    # Services that are not served completely.
+    warnings: tuple[ServiceWarning, ...] = ()

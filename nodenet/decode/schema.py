@@ -20,10 +20,10 @@ class ObjectName(Struct):
     name: str = ""
     namespace: str | None = None
     resource_version: str | None = None
+    uid: str | None = None
 
 
 class Metadata(ObjectName):
-    uid: str | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None

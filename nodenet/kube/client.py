@@ -174,7 +174,7 @@ class KubeClient:
                     # The store keeps the previous version of an object that exists but cannot be decoded.
                     keep += [error.ref] if error.ref else []
                 else:
-                    self.stats[kind].note(kind, found.ref, found.unread)
+                    self.stats[kind].note(kind, found.ref, found.unread, found.uid)
                     seen.add(found.ref)
                     objects += [found.obj] if found.obj is not None else []
             # A server without resourceVersions: a watch from "0" starts at any version.
@@ -183,7 +183,7 @@ class KubeClient:
                 self.stats[kind].lists += 1
                 # Problems of objects that no longer exist are not reported any more.
                 for gone in self.stats[kind].unread.keys() - seen - set(keep):
-                    del self.stats[kind].unread[gone]
+                    self.stats[kind].note(kind, gone, ())
                 return Listing(kind, tuple(objects), tuple(keep)), version
             params["continue"] = page.metadata.continue_
 
@@ -235,7 +235,7 @@ class KubeClient:
                 raise _RelistError("an object without a readable name was deleted") from error
             # Skip the event: the store keeps the previous version of the object.
             return error.version, None
-        self.stats[kind].note(kind, decoded.ref, decoded.unread)
+        self.stats[kind].note(kind, decoded.ref, decoded.unread, decoded.uid)
         if decoded.obj is None:
             # The agent no longer uses this version of the object, but the store may hold an earlier one.
             return decoded.version, Removal(kind, decoded.ref)
@@ -245,7 +245,7 @@ class KubeClient:
         """Report an object that cannot be used at all."""
         if error.ref is not None:
             text = f"{error}: its last readable version stays in force"
-            self.stats[kind].note(kind, error.ref, (text,))
+            self.stats[kind].note(kind, error.ref, (text,), error.uid)
             return
         self.stats[kind].undecodable += 1
         self.stats[kind].nameless += 1

@@ -21,12 +21,13 @@ _NAMED = msgspec.json.Decoder(Named)
 
 class DecodeError(ValueError):
     """An object that cannot be used. The message names the object and the field. `ref` is None and `version` is "" if
-    unknown."""
+    unknown, and so is `uid`."""
 
-    def __init__(self, kind: ApiKind, ref: ObjectRef | None, message: str, version: str = "") -> None:
+    def __init__(self, kind: ApiKind, ref: ObjectRef | None, message: str, version: str = "", uid: str = "") -> None:
         super().__init__(f"{kind} {ref}: {message}" if ref else f"{kind} without a name: {message}")
         self.ref = ref
         self.version = version
+        self.uid = uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Decoded:
     version: str
     obj: object | None
     unread: tuple[str, ...] = ()
+    uid: str = ""
 
 
 def decode(kind: ApiKind, raw: bytes | msgspec.Raw) -> Decoded:
@@ -54,8 +56,8 @@ def decode(kind: ApiKind, raw: bytes | msgspec.Raw) -> Decoded:
     try:
         obj = kind.build(ref, parsed, unread)
     except PolicyError as error:
-        raise DecodeError(kind, ref, f"{error.field}: {error.message}", version) from error
-    return Decoded(ref, version, obj, tuple(map(str, unread)))
+        raise DecodeError(kind, ref, f"{error.field}: {error.message}", version, metadata.uid or "") from error
+    return Decoded(ref, version, obj, tuple(map(str, unread)), metadata.uid or "")
 
 
 def _parse(kind: ApiKind, raw: bytes | msgspec.Raw, unread: Unreads) -> tuple[Any, ObjectName | None]:

@@ -55,6 +55,8 @@ class KindStats:
     last_byte: float = 0.0
     installed: bool = True
     unread: dict[ObjectRef, tuple[str, ...]] = field(default_factory=dict)
+    # The UIDs of these objects, "" if unknown.
+    uids: dict[ObjectRef, str] = field(default_factory=dict)
 
     def cut_off(self, now: float) -> bool:
         """Whether the watch has failed for more than CUT_OFF_SECONDS, or received nothing for more than
@@ -66,12 +68,13 @@ class KindStats:
         """Seconds since the last byte; None before the first."""
         return now - self.last_byte if self.last_byte else None
 
-    def note(self, kind: ApiKind, ref: ObjectRef, unread: Iterable[str]) -> None:
+    def note(self, kind: ApiKind, ref: ObjectRef, unread: Iterable[str], uid: str = "") -> None:
         """Record the parts of an object's newest version that could not be read. An unchanged list is logged only
         once."""
         found = [text if len(text) <= _SENTENCE_LENGTH else f"{text[: _SENTENCE_LENGTH - 3]}..." for text in unread]
         if not found:
             self.unread.pop(ref, None)
+            self.uids.pop(ref, None)
             return
         shown = tuple(found[:_SENTENCES])
         if len(found) > _SENTENCES:
@@ -80,6 +83,7 @@ class KindStats:
             self.undecodable += 1
             log.warning("%s %s: could not be read: %s", kind, ref, "; ".join(shown))
         self.unread[ref] = shown
+        self.uids[ref] = uid
 
 
 class Recovery:
@@ -158,6 +162,7 @@ class Failures:
             log.info("%s: %s: not installed", self._server(), self._kind)
             self._stats.installed = False
             self._stats.unread.clear()
+            self._stats.uids.clear()
         return self._spread_out(self._polls.next())
 
     def succeeded(self) -> None:

@@ -1,4 +1,4 @@
-"""Events about NetworkPolicies whose rules have no room."""
+"""Events about objects that are not enforced or not served."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from netpolicy.types import PolicyRef
-from nodenet.agent.notices import Notices, PolicyNotices
+from nodenet.agent.notices import Notices, ObjectNotices, PolicyNotices, objects_with_problems, reporter
 from nodenet.compile.shares import LeftOut
+from nodenet.compile.state import ServiceWarning
+from nodenet.engine import Compiled
+from nodenet.kinds import NETWORK_POLICY, POD
 from nodenet.kube.config import ClusterAccess
-from nodenet.kube.correlate import Notice
+from nodenet.kube.correlate import About, Notice
+from nodenet.kube.health import KindStats
 from nodenet.kube.writer import KubeWriter
 from nodenet.lab.apiserver.access import Access, reader
 from nodenet.lab.apiserver.server import ApiServer, serve
+from nodenet.model import Node, ObjectRef
+from nodenet.store import Snapshot
 
 BIG, HUGE = (LeftOut(PolicyRef("evil", name), "entries of nn_policy", 9000, 40, 1) for name in ("big", "huge"))
 
@@ -83,3 +90,83 @@ async def test_over_the_api(may: bool, caplog: pytest.LogCaptureFixture) -> None
     assert event["message"] == str(BIG)
     assert event["source"] == {"component": "nodenet-agent", "host": "node1"}
     assert event["involvedObject"]["kind"] == "NetworkPolicy"
+
+
+PARTS = ("spec.ingress[0].ports[0].port: expected a port",)
+WEB = About("v1", "Service", "shop", "web")
+NODES = [f"node{number}" for number in range(100)]
+
+
+def test_objects_with_their_parts_and_uids() -> None:
+    stats = {POD: KindStats(), NETWORK_POLICY: KindStats()}
+    stats[NETWORK_POLICY].note(NETWORK_POLICY, ObjectRef("shop", "deny"), PARTS, "uid-1")
+    warnings = [ServiceWarning(ObjectRef("shop", "web"), text) for text in ("first", "second")]
+    assert objects_with_problems(stats, warnings) == {
+        About("networking.k8s.io/v1", "NetworkPolicy", "shop", "deny", "uid-1"): (
+            "NotReadable",
+            f"could not be read: {PARTS[0]}",
+        ),
+        WEB: ("NotServed", "first; second"),
+    }
+    stats[NETWORK_POLICY].note(NETWORK_POLICY, ObjectRef("shop", "deny"), ())
+    assert objects_with_problems(stats, []) == {}
+    assert stats[NETWORK_POLICY].uids == {}
+
+
+def test_one_node_reports_and_it_is_the_same_for_all() -> None:
+    recorded: dict[str, list[Notice]] = {node: [] for node in NODES}
+    agents = {node: ObjectNotices(node, recorded[node].append) for node in NODES}
+    for agent in agents.values():
+        agent.update({WEB: ("NotServed", "x")}, NODES)
+        # What was reported is not repeated.
+        agent.update({WEB: ("NotServed", "x")}, NODES)
+    (chosen,) = [node for node in NODES if recorded[node]]
+    assert recorded[chosen] == [Notice(WEB, "Warning", "NotServed", "x")]
+    assert chosen == reporter(WEB, list(reversed(NODES)))
+    agents[chosen].update({WEB: ("NotServed", "y")}, NODES)
+    agents[chosen].update({}, NODES)
+    agents[chosen].update({WEB: ("NotServed", "y")}, NODES)
+    assert [one.message for one in recorded[chosen]] == ["x", "y", "y"]
+
+
+def test_reports_are_spread_and_few_move_when_a_node_leaves() -> None:
+    objects = [About("v1", "Service", "shop", f"s{number}") for number in range(1000)]
+    before = {one: reporter(one, NODES) for one in objects}
+    assert len(set(before.values())) > 90
+    after = {one: reporter(one, NODES[1:]) for one in objects}
+    assert [one for one in objects if before[one] != after[one]] == [one for one in objects if before[one] == "node0"]
+    assert reporter(WEB, []) == ""
+
+
+class Synced:
+    """An engine after its first sync, on the only node."""
+
+    def __init__(self) -> None:
+        nodes = {ObjectRef("", "node1"): Node("node1")}
+        self.current = Compiled(Snapshot(nodes=MappingProxyType(nodes)))
+
+    async def in_force(self) -> None: ...
+
+
+async def test_an_object_that_cannot_be_read_gets_its_event() -> None:
+    api = ApiServer()
+    await api.client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "evil"}})
+    stats = {NETWORK_POLICY: KindStats()}
+    stats[NETWORK_POLICY].note(NETWORK_POLICY, ObjectRef("evil", "odd"), PARTS, "uid-1")
+    async with (
+        serve(api, addresses=[("127.0.0.1", 0)]) as server,
+        KubeWriter(ClusterAccess(server.urls[0])) as writer,
+        asyncio.timeout(10),
+    ):
+        notices = Notices(writer, "node1")
+        tasks = [
+            asyncio.create_task(notices.run()),
+            asyncio.create_task(notices.watch_objects(stats, Synced())),  # type: ignore[arg-type]
+        ]
+        while not (found := await events_of(api)):  # noqa: ASYNC110  another task sends it
+            await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+    (event,) = found
+    assert (event["reason"], event["type"], event["involvedObject"]["uid"]) == ("NotReadable", "Warning", "uid-1")
+    assert PARTS[0] in event["message"]

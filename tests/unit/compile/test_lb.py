@@ -168,14 +168,14 @@ def test_an_address_claimed_twice_goes_to_the_first_by_name_and_is_told() -> Non
     tables = compiled(service("b", VIP), service("a", VIP), slice_("a", "10.0.0.1"), slice_("b", "10.0.0.2"))
     assert answers(tables) == ["10.0.0.1:8080"]
     (warning,) = tables.warnings
-    assert warning.startswith("Service default/b: spec.clusterIPs: 10.96.0.10 port 80")
+    assert str(warning).startswith("Service default/b: spec.clusterIPs: 10.96.0.10 port 80")
 
 
 def test_too_many_backends_are_cut_and_told() -> None:
     ips = [str(ip_address(0x0A000000 + n)) for n in range(1, 65538)]
     tables = compiled(service("web", VIP), slice_("web", *ips))
     assert tables.frontends[FrontendKey(ip_address(VIP), 80, TCP, 0)].backends == 65535
-    assert "65537 backends" in tables.warnings[0]
+    assert "65537 backends" in str(tables.warnings[0])
 
 
 def test_one_backend_less_moves_one_slot() -> None:
