@@ -12,6 +12,7 @@ from typing import Any
 from nodenet.cluster.client import NETWORK_POLICIES, Cluster
 from nodenet.cluster.connectivity import objects
 from nodenet.cluster.connectivity import stage as staging
+from nodenet.cluster.connectivity.look import MOST_FAILURES, flow_filter, nodes_of
 from nodenet.cluster.connectivity.values import (
     Ask,
     Check,
@@ -33,8 +34,8 @@ _TIMEOUT, _SETTLE_SECONDS, _TIMES = 1.5, 20.0, 3
 _REFUSED_SECONDS = 5.0
 _EXEC_SECONDS = 90.0
 _REFUSED = "refused"
-# Called with a failed connection and the time of the round in seconds. Returns what the agents saw.
-Look = Callable[[Ask, float], Awaitable[Sequence[str]]]
+# Called with a failed connection. Returns what the agents saw of it.
+Look = Callable[[Stage, Ask], Awaitable[Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class _Runner:
                 if part.refused_means and answers and all(answer.result == _REFUSED for answer in answers):
                     return made(State.SKIPPED, reason=part.refused_means)
                 if failed:
-                    failures = await self._failures(failed, began)
+                    failures = await self._failures(failed)
                     return made(State.FAILED, connections=connections, settled=settled, failures=failures)
         except Skipped as reason:
             return made(State.SKIPPED, reason=str(reason))
@@ -123,19 +124,13 @@ class _Runner:
             )
         return [_judged(ask, json.loads(line)) for ask, line in zip(asks, lines, strict=True)]
 
-    async def _failures(self, answers: Sequence[_Answer], began: float) -> tuple[Failure, ...]:
-        seconds = time.monotonic() - began
-        return tuple(
-            [
-                Failure(
-                    f"{answer.ask.client} to {answer.ask.to}",
-                    answer.problem,
-                    commands(self._stage, answer.ask),
-                    tuple(await self._look(answer.ask, seconds)) if self._look else (),
-                )
-                for answer in answers
-            ]
-        )
+    async def _failures(self, answers: Sequence[_Answer]) -> tuple[Failure, ...]:
+        found = []
+        for number, answer in enumerate(answers):
+            flows = await self._look(self._stage, answer.ask) if self._look and number < MOST_FAILURES else ()
+            what = f"{answer.ask.client} to {answer.ask.to}"
+            found.append(Failure(what, answer.problem, commands(self._stage, answer.ask), tuple(flows)))
+        return tuple(found)
 
 
 def ask_command(asks: Sequence[Ask], seconds: float) -> list[str]:
@@ -161,12 +156,11 @@ def commands(stage: Stage, ask: Ask) -> tuple[str, ...]:
     """What a person runs to look further. The pods still exist with --keep."""
     one = " ".join([*objects.PEER, "ask", f"'{ask.target}'" if "?" in ask.target else ask.target])
     found = [f"kubectl exec -n {stage.namespace} {ask.client} -- {one}"]
-    nodes = {peer.name: peer.node for peer in (*stage.clients, *stage.servers, stage.friend)}
-    start = f"{stage.namespace}/{ask.client}"
-    found.append(f"nodenet observe --last 50 --pod {start}    (on node {nodes[ask.client]})")
+    options = " ".join(flow_filter(stage, ask))
+    found += [f"nodenet observe --last 20 {options}    (on node {node})" for node in nodes_of(stage, ask)]
     if len(ask.servers) == 1:
-        port = ask.target.rpartition(":")[2]
         [server] = ask.servers
-        end = f"--to {stage.namespace}/{server} --port {port}/{ask.target[:3]}"
-        found.append(f"nodenet policy explain --from {start} {end}    (on node {nodes[server]})")
+        protocol, port = ask.target[:3], ask.target.rpartition(":")[2]
+        ends = f"--from {stage.namespace}/{ask.client} --to {stage.namespace}/{server} --port {port}/{protocol}"
+        found.append(f"nodenet policy explain --kubeconfig FILE {ends}")
     return tuple(found)

@@ -53,10 +53,9 @@ async def default_image(cluster: Cluster) -> str:
 
 
 async def build(cluster: Cluster, namespace: str, options: Options, say: Say) -> Stage:
-    """Make the namespace, pods and Services, and wait until all pods are ready. Raises CannotRunError otherwise."""
+    """Make pods and Services in the namespace, and wait until all pods are ready. Raises CannotRunError otherwise."""
     nodes = await _choose_nodes(cluster, options.nodes)
     say(f"namespace {namespace}, image {options.image}, nodes {', '.join(_name(node) for node in nodes)}")
-    await cluster.create(objects.namespace(namespace))
     source = files("nodenet.cluster.connectivity").joinpath("peer.py").read_text()
     await cluster.create(objects.program(namespace, source))
     for service in objects.services(namespace):

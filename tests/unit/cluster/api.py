@@ -48,7 +48,7 @@ async def _nothing(_pod: str, command: list[str]) -> tuple[int, bytes, bytes]:
 
 @dataclass
 class Api:
-    """`refuse`: a status and message by the name of an object that may not be written. `logs`: by pod."""
+    """`refuse`: a status and message by the name or plural of objects that may not be written. `logs`: by pod."""
 
     objects: dict[Path, Obj] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
@@ -122,6 +122,8 @@ class Api:
         body = await request.json()
         name = path[3] or body["metadata"]["name"]
         path = (*path[:3], name)
+        if path[1] in self.refuse:
+            return _status(*self.refuse[path[1]])
         if name in self.refuse:
             return _status(*self.refuse[name])
         dry = request.query.get("dryRun") == "All"
