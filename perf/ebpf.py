@@ -145,7 +145,7 @@ class Ebpf(Mode):
         self.model = ServiceModel()
 
     def flush(self) -> None:
-        for name in ("nn_ct", "nn_lb_flow"):
+        for name in ("nn_ct", "nn_nat"):
             table = self._datapath.tables[name]
             for key in [key for key, _ in table.items()]:
                 table.delete(key)

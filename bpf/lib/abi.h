@@ -62,6 +62,8 @@ struct nn_config {
 	__u8 pad[2];
 	__u32 ct_buckets; /* entries of nn_ct_slot */
 	__u32 frag_buckets; /* entries of nn_frag_slot */
+	__u32 nat_buckets; /* entries of nn_nat_slot */
+	__u32 pad2;
 	__u64 netns_cookie; /* of the node's network namespace; 0: the kernel does not report cookies (before 5.14) */
 };
 
@@ -157,7 +159,7 @@ enum nn_ct_flags {
 	NN_CT_FIN_REPLY = 4,
 	NN_CT_RST = 8,
 	NN_CT_TRANSLATED = 16, /* the pod sent to a Service: replies to the pod must come from the Service's address */
-	NN_CT_PORT = 32, /* ... and its source port was replaced: see nn_lb_port */
+	NN_CT_PORT = 32, /* ... and its source port was replaced: nn_nat has the pod's own */
 	NN_CT_OUTSIDE = 64, /* opened from one of the node's addresses, but not by the node */
 	NN_CT_UNSURE = 128, /* picked up in mid-connection: opener not known, policy allowed both directions */
 };
@@ -233,29 +235,41 @@ struct nn_revnat_entry {
 	__u8 pad;
 };
 
-/* A flow to a Service that is translated packet by packet. Key: nn_ct_key with the Service's address and port as the
- * remote end. Value: the chosen backend. The value holds the backend's address, because a connection may outlive the
- * backend's number. */
-struct nn_lb_flow_entry {
-	struct nn_addr backend;
-	__be16 port;
-	__u16 endpoint_id; /* as in nn_ct_entry */
-	__u32 backend_id;
-	__u32 rev_nat_index;
-	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
-	__u8 opening; /* TCP: nothing but SYNs so far */
-	__u8 pad;
-	__u16 slot; /* slot of the frontend from which the backend was chosen */
-	__be16 source_port; /* replaces the pod's own port; 0: the port is unchanged */
-	__u8 pad2[2];
+/* A flow that the service stage translates. It has two entries, which are made and deleted together: one for the packets
+ * of the client, one for the packets that answer them. The key is a packet as it arrives. Its source was checked, and
+ * a pod's address belongs to one pod of the node. */
+struct nn_nat_key {
+	struct nn_addr saddr;
+	struct nn_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 reply; /* 0: from the client; 1: from the backend */
+	__u8 pad[2];
 };
 
-/* UDP: (pod, port that replaced its own, backend) -> the pod's own port, and the Service that it called from that
- * port. */
-struct nn_lb_port_entry {
-	__u32 rev_nat_index;
-	__be16 port;
-	__u16 endpoint_id; /* as in nn_ct_entry */
+enum nn_nat_flags {
+	NN_NAT_SEEN_REPLY = 1, /* this one and the next three: as in nn_ct_flags */
+	NN_NAT_FIN_FORWARD = 2,
+	NN_NAT_FIN_REPLY = 4,
+	NN_NAT_RST = 8,
+	NN_NAT_OPENED = 16, /* TCP: more than SYNs was sent */
+};
+
+/* What becomes of the packet. It holds the addresses, because a connection may outlive the backend's number and its
+ * Service. */
+struct nn_nat_entry {
+	struct nn_addr saddr;
+	struct nn_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
+	__u32 rev_nat_index; /* the Service */
+	__u32 backend_id; /* this field and the next one: 0 in the entry of replies */
+	__u16 slot; /* slot of the frontend from which the backend was chosen */
+	__u16 endpoint_id; /* the pod that called; a later pod with the same address has another number */
+	__u8 flags; /* those of both directions are in the client's entry */
+	__u8 pad[3];
 };
 
 /* What a socket knows about Services, stored at the socket itself (SK_STORAGE). A backend with the number of the Service
@@ -315,6 +329,7 @@ enum nn_table {
 	NN_TABLE_CT = 0,
 	NN_TABLE_FRAG = 1,
 	NN_TABLE_SOCK = 2, /* what sockets know about Services (sock_lb.h) */
+	NN_TABLE_NAT = 3,
 };
 
 enum nn_entry_end {

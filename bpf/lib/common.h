@@ -28,6 +28,7 @@ const volatile struct nn_config nn_config SEC(".rodata.config") = {
 	.trace_events = 1,
 	.ct_buckets = 6553,
 	.frag_buckets = 409,
+	.nat_buckets = 3276,
 };
 
 struct {

@@ -42,14 +42,14 @@ NN_INLINE void nn_ct_key_of(const struct nn_tuple *tuple, __u8 direction, struct
 	}
 }
 
-NN_INLINE __u32 nn_ct_lifetime(const struct nn_ct_entry *entry, __u8 protocol)
+NN_INLINE __u32 nn_ct_lifetime(__u8 flags, __u8 protocol)
 {
 	if (protocol != IPPROTO_TCP)
-		return entry->flags & NN_CT_SEEN_REPLY ? NN_CT_STREAM : NN_CT_OTHER;
-	if ((entry->flags & NN_CT_RST) ||
-	    (entry->flags & (NN_CT_FIN_FORWARD | NN_CT_FIN_REPLY)) == (NN_CT_FIN_FORWARD | NN_CT_FIN_REPLY))
+		return flags & NN_CT_SEEN_REPLY ? NN_CT_STREAM : NN_CT_OTHER;
+	if ((flags & NN_CT_RST) ||
+	    (flags & (NN_CT_FIN_FORWARD | NN_CT_FIN_REPLY)) == (NN_CT_FIN_FORWARD | NN_CT_FIN_REPLY))
 		return NN_CT_TCP_CLOSING;
-	return entry->flags & NN_CT_SEEN_REPLY ? NN_CT_TCP_ESTABLISHED : NN_CT_TCP_OPENING;
+	return flags & NN_CT_SEEN_REPLY ? NN_CT_TCP_ESTABLISHED : NN_CT_TCP_OPENING;
 }
 
 /* A SYN without ACK always opens a new flow: policy is checked again, in the direction of the SYN. An echo request
@@ -95,7 +95,7 @@ NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 en
 
 	if (!entry || entry->endpoint_id != endpoint_id)
 		return 0;
-	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(entry, key->protocol) ? 0 : entry;
+	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(entry->flags, key->protocol) ? 0 : entry;
 }
 
 /* True if no change of policy since the entry was judged can have changed its verdict. Ages are compared, because

@@ -31,13 +31,15 @@ struct nn_view {
 
 /* What the service stage does with the packet. */
 struct nn_nat {
-	__u8 translated; /* the packet's destination is now the backend */
-	__u8 pad;
-	__be16 source_port; /* replaces the pod's port; 0: unchanged */
+	__u8 translated; /* the packet is now one to the backend */
+	__u8 pad[7];
 	/* The fields below are not cleared. */
-	__be16 backend_port;
-	__u16 pad2;
-	struct nn_addr backend;
+	struct nn_nat_key key; /* the flow of a packet to a Service, and what becomes of it */
+	struct nn_nat_entry entry;
+	struct nn_nat_key reply_key; /* the same for the packets that answer it */
+	struct nn_nat_entry reply;
+	struct nn_nat_key gone; /* argument of nn_nat_delete */
+	struct nn_nat_key other; /* its other half */
 };
 
 struct nn_context {
@@ -126,7 +128,7 @@ NN_INLINE void nn_context_release(struct nn_context *context)
 /* Clear what may be read before it is written. */
 NN_INLINE void nn_context_init(struct nn_context *context, __u32 side)
 {
-	__builtin_memset(context, 0, offsetof(struct nn_context, nat.backend_port));
+	__builtin_memset(context, 0, offsetof(struct nn_context, nat.key));
 	nn_view_new(context, side);
 	nn_state_read(&context->state);
 	context->time = bpf_ktime_get_ns();

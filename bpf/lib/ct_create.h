@@ -20,7 +20,7 @@ NN_INLINE __u64 nn_ct_look(const void *found, const struct nn_ct_key *key, const
 	const struct nn_ct_entry *entry = found;
 	__s32 idle = context->now - entry->last_seen;
 
-	if (idle > (__s32)nn_ct_lifetime(entry, key->protocol))
+	if (idle > (__s32)nn_ct_lifetime(entry->flags, key->protocol))
 		return NN_FAIR_EXPIRED;
 	return (idle > 0 ? idle : 0) | (entry->flags & NN_CT_SEEN_REPLY ? 0 : NN_FAIR_FIRST);
 }

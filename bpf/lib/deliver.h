@@ -4,7 +4,7 @@
 #ifndef NN_DELIVER_H
 #define NN_DELIVER_H
 
-#include "hairpin.h"
+#include "service.h"
 #include "police.h"
 
 /* Deliver directly into the pod's namespace. The frame may have been addressed to the gateway. */
@@ -54,7 +54,7 @@ NN_INLINE int nn_enter_pod(struct __sk_buff *ctx, struct nn_context *context)
 	if (!view->is_local)
 		nn_remember_fragment(ctx, &context->packet, NN_INGRESS);
 	if (view->reverse)
-		result = nn_service_reverse(ctx, NN_INGRESS);
+		result = nn_service_reverse(ctx);
 	if (result == 0)
 		nn_count(NN_METRIC_FORWARDED, NN_INGRESS, ctx->len);
 	return result;

@@ -11,6 +11,7 @@
  * - a function of type nn_fair_look_fn, which says how old an entry is.
  * - NN_FAIR_TABLE(nn_x, buckets, look, number). It defines nn_x_claim and the two functions that this calls. They are
  *   global functions, so the verifier checks each once; the map is a constant in each.
+ *   NN_FAIR_TABLE_OF has one more argument: what else to delete with an entry (nat.h).
  *
  * nn_fair_insert inserts an entry. In user space, nodenet/tables declares both maps, and how a new nn_x_slot is filled. */
 #ifndef NN_FAIR_H
@@ -35,6 +36,14 @@ struct nn_fair_bucket {
 /* The age of an entry: how long it was not used, below NN_FAIR_FIRST; any unit. Plus NN_FAIR_FIRST if it goes before
  * all entries of its owner without this bit. Or NN_FAIR_EXPIRED. */
 typedef __u64 (*nn_fair_look_fn)(const void *entry, const struct nn_ct_key *key, const struct nn_context *context);
+
+/* Deletes an entry that loses its slot, and what belongs to it. */
+typedef void (*nn_fair_delete_fn)(void *entries, const struct nn_ct_key *key);
+
+NN_INLINE void nn_fair_delete(void *entries, const struct nn_ct_key *key)
+{
+	bpf_map_delete_elem(entries, key);
+}
 
 #define NN_FAIR_FIRST (1ULL << 35)
 #define NN_FAIR_EXPIRED (~0ULL)
@@ -88,7 +97,7 @@ NN_INLINE int nn_fair_take(struct nn_fair_bucket *bucket, const struct nn_contex
 }
 
 /* Free a slot and delete its entry, unless another CPU has changed the slot. Returns 1 if it was freed. */
-NN_INLINE int nn_fair_release(void *entries, struct nn_fair_bucket *bucket, __u64 slot, __u32 tag)
+NN_INLINE int nn_fair_release(void *entries, nn_fair_delete_fn remove, struct nn_fair_bucket *bucket, __u64 slot, __u32 tag)
 {
 	struct nn_ct_key key;
 	__u32 found;
@@ -103,7 +112,7 @@ NN_INLINE int nn_fair_release(void *entries, struct nn_fair_bucket *bucket, __u6
 	bpf_spin_unlock(&bucket->lock);
 	if (found != tag)
 		return 0;
-	bpf_map_delete_elem(entries, &key);
+	remove(entries, &key);
 	return 1;
 }
 
@@ -127,7 +136,8 @@ NN_INLINE __u64 nn_fair_weight(const struct nn_fair_bucket *bucket, __u32 owner,
 }
 
 /* Look at one slot of a full bucket. Frees it and returns 1 if its entry has expired, or was deleted by user space. */
-NN_INLINE int nn_fair_weigh(void *entries, void *slots, nn_fair_look_fn look, enum nn_table number, __u32 slot)
+NN_INLINE int nn_fair_weigh(void *entries, void *slots, nn_fair_look_fn look, nn_fair_delete_fn remove,
+			    enum nn_table number, __u32 slot)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_fair_bucket *bucket;
@@ -148,7 +158,7 @@ NN_INLINE int nn_fair_weigh(void *entries, void *slots, nn_fair_look_fn look, en
 	entry = bpf_map_lookup_elem(entries, &bucket->key[place]);
 	age = entry ? look(entry, &bucket->key[place], context) : NN_FAIR_EXPIRED;
 	if (age == NN_FAIR_EXPIRED) {
-		if (nn_fair_release(entries, bucket, place, tag) && entry)
+		if (nn_fair_release(entries, remove, bucket, place, tag) && entry)
 			nn_count_entries(number, NN_ENTRY_EXPIRED, 1);
 		return 1;
 	}
@@ -162,7 +172,8 @@ NN_INLINE int nn_fair_weigh(void *entries, void *slots, nn_fair_look_fn look, en
 }
 
 /* Free the slot of the victim, and those of more entries of NN_FAIR_FIRST if its owner has half of the bucket. */
-NN_INLINE void nn_fair_evict(void *entries, struct nn_fair_bucket *bucket, struct nn_context *context, enum nn_table number)
+NN_INLINE void nn_fair_evict(void *entries, nn_fair_delete_fn remove, struct nn_fair_bucket *bucket,
+			     struct nn_context *context, enum nn_table number)
 {
 	__u64 slot = nn_fair_bounded(context->victim);
 	__u32 owner = bucket->owner[slot], more = 0, freed;
@@ -171,19 +182,20 @@ NN_INLINE void nn_fair_evict(void *entries, struct nn_fair_bucket *bucket, struc
 	for (int i = 0; i < NN_FAIR_WAYS; i++)
 		more += nn_is_zero(owner ^ bucket->owner[i]);
 	more = more >= NN_FAIR_WAYS / 2 ? NN_FAIR_BATCH - 1 : 0;
-	freed = nn_fair_release(entries, bucket, slot, bucket->tag[slot]);
+	freed = nn_fair_release(entries, remove, bucket, slot, bucket->tag[slot]);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < NN_FAIR_BATCH - 1; i++) {
 		/* Any of them: they are about as old. */
 		slot = nn_fair_bounded(slot + 1);
 		if (more && (context->unanswered >> slot & 1) && bucket->owner[slot] == owner)
-			freed += nn_fair_release(entries, bucket, slot, bucket->tag[slot]);
+			freed += nn_fair_release(entries, remove, bucket, slot, bucket->tag[slot]);
 	}
 	nn_count_entries(number, NN_ENTRY_EVICTED, freed);
 }
 
 /* Free the expired slots of a bucket, or evict if none is expired. */
-NN_INLINE int nn_fair_make_room(void *entries, void *slots, int (*weigh)(__u32 slot), enum nn_table number)
+NN_INLINE int nn_fair_make_room(void *entries, void *slots, int (*weigh)(__u32 slot), nn_fair_delete_fn remove,
+				enum nn_table number)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_fair_bucket *bucket;
@@ -200,7 +212,7 @@ NN_INLINE int nn_fair_make_room(void *entries, void *slots, int (*weigh)(__u32 s
 	index = context->bucket;
 	bucket = bpf_map_lookup_elem(slots, &index);
 	if (bucket && !expired && context->victim)
-		nn_fair_evict(entries, bucket, context, number);
+		nn_fair_evict(entries, remove, bucket, context, number);
 	return 0;
 }
 
@@ -235,19 +247,22 @@ NN_INLINE int nn_fair_claim(void *slots, __u32 buckets, int (*make_room)(void), 
 	return NN_DROP_CT_INSERT_FAILED;
 }
 
-#define NN_FAIR_TABLE(table, buckets, look, number)                                        \
-	NN_GLOBAL int table##_weigh(__u32 slot)                                            \
-	{                                                                                  \
-		return nn_fair_weigh(&table, &table##_slot, look, number, slot);           \
-	}                                                                                  \
-	NN_GLOBAL int table##_make_room(void)                                              \
-	{                                                                                  \
-		return nn_fair_make_room(&table, &table##_slot, table##_weigh, number);    \
-	}                                                                                  \
-	NN_GLOBAL int table##_claim(int step)                                              \
-	{                                                                                  \
-		return nn_fair_claim(&table##_slot, buckets, table##_make_room, number, step); \
+#define NN_FAIR_TABLE_OF(table, buckets, look, remove, number)                                     \
+	NN_GLOBAL int table##_weigh(__u32 slot)                                                    \
+	{                                                                                          \
+		return nn_fair_weigh(&table, &table##_slot, look, remove, number, slot);           \
+	}                                                                                          \
+	NN_GLOBAL int table##_make_room(void)                                                      \
+	{                                                                                          \
+		return nn_fair_make_room(&table, &table##_slot, table##_weigh, remove, number);    \
+	}                                                                                          \
+	NN_GLOBAL int table##_claim(int step)                                                      \
+	{                                                                                          \
+		return nn_fair_claim(&table##_slot, buckets, table##_make_room, number, step);     \
 	}
+
+/* A table whose entries stand alone. */
+#define NN_FAIR_TABLE(table, buckets, look, number) NN_FAIR_TABLE_OF(table, buckets, look, nn_fair_delete, number)
 
 /* Insert an entry, or replace the one with its key. A new entry belongs to `owner`, which is called for it only. The
  * entry comes before the slot: only one of two CPUs with the same key inserts it, and it claims the slot. Returns 0 or a

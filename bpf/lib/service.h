@@ -6,36 +6,28 @@
 #ifndef NN_SERVICE_H
 #define NN_SERVICE_H
 
-#include "conntrack.h"
 #include "frag_create.h"
-#include "lb_port.h"
+#include "hairpin.h"
 #include "link.h"
-#include "rewrite.h"
+#include "nat_port.h"
 
 /* Seconds: datagrams keep their backend unless they pause for longer than this. */
-#define NN_LB_FLOW_DATAGRAM NN_CT_STREAM
+#define NN_SERVICE_DATAGRAM NN_CT_STREAM
 /* Seconds: a SYN that is retransmitted within this time goes to the same backend. */
-#define NN_LB_FLOW_OPENING NN_CT_TCP_OPENING
+#define NN_SERVICE_OPENING NN_CT_TCP_OPENING
 
 /* Of nn_service: the packet goes back to the pod that sent it. */
 #define NN_SERVICE_RETURN 1
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct nn_ct_key);
-	__type(value, struct nn_lb_flow_entry);
-} nn_lb_flow SEC(".maps");
-
 /* A backend's number may be reused for another one, so compare the address. */
-NN_INLINE int nn_is_backend_of(const struct nn_backend_entry *backend, const struct nn_lb_flow_entry *flow)
+NN_INLINE int nn_is_backend_of(const struct nn_backend_entry *backend, const struct nn_nat_entry *flow)
 {
-	return backend && backend->port == flow->port && nn_addr_equal(&backend->addr, &flow->backend);
+	return backend && backend->port == flow->dport && nn_addr_equal(&backend->addr, &flow->daddr);
 }
 
 /* True if the backend is still in the slot of its Service. Also 0 if it moved to another slot: for a retransmitted SYN
  * another choice does no harm. */
-NN_INLINE int nn_service_has_slot(const struct nn_tuple *tuple, const struct nn_lb_flow_entry *flow)
+NN_INLINE int nn_service_has_slot(const struct nn_tuple *tuple, const struct nn_nat_entry *flow)
 {
 	struct nn_frontend_key key = { .addr = tuple->daddr,
 				       .port = tuple->dport,
@@ -51,45 +43,51 @@ NN_INLINE int nn_service_has_slot(const struct nn_tuple *tuple, const struct nn_
 
 /* True if the packet keeps the backend of this flow. An established connection keeps it even if it is removed from the
  * Service; datagrams keep it only while it is in the Service. A SYN keeps it while the connection opens. */
-NN_INLINE int nn_service_keeps(const struct nn_packet *packet, const struct nn_lb_flow_entry *flow, __u32 now)
+NN_INLINE int nn_service_keeps(const struct nn_packet *packet, const struct nn_nat_entry *flow, __u32 now)
 {
 	__s32 idle = now - flow->last_seen;
 
 	if (packet->tuple.protocol == IPPROTO_UDP)
-		return idle <= NN_LB_FLOW_DATAGRAM &&
+		return idle <= NN_SERVICE_DATAGRAM &&
 		       nn_is_backend_of(nn_lb_member(flow->rev_nat_index, flow->backend_id), flow);
 	if (!nn_is_syn(packet))
 		return 1;
-	return flow->opening && idle <= NN_LB_FLOW_OPENING && nn_service_has_slot(&packet->tuple, flow);
+	return !(flow->flags & NN_NAT_OPENED) && idle <= NN_SERVICE_OPENING &&
+	       nn_service_has_slot(&packet->tuple, flow);
 }
 
-/* Returns 1 if the packet belongs to a flow that has its backend already. */
-NN_INLINE int nn_service_follow(struct nn_context *context, struct nn_view *view)
+/* Find the flow of a packet to a Service. Returns 1 if the packet keeps the flow's backend, which is then in the
+ * context. */
+NN_GLOBAL int nn_service_follow(void)
 {
-	struct nn_lb_flow_entry *flow = bpf_map_lookup_elem(&nn_lb_flow, &view->flow);
+	struct nn_context *context = nn_context_now();
+	struct nn_nat_entry *flow;
+	struct nn_packet *packet;
+	__u8 flags;
 
-	if (!flow || flow->endpoint_id != view->endpoint_id ||
-	    !nn_service_keeps(&context->packet, flow, context->now))
+	if (!context)
 		return 0;
-	if (flow->opening && !nn_is_syn(&context->packet))
-		flow->opening = 0;
-	context->nat.backend = flow->backend;
-	context->nat.backend_port = flow->port;
-	context->nat.source_port = flow->source_port;
-	view->rev_nat_index = flow->rev_nat_index;
-	if (flow->last_seen != context->now)
-		flow->last_seen = context->now;
+	packet = &context->packet;
+	nn_nat_key_of(&packet->tuple, 0, &context->nat.key);
+	flow = bpf_map_lookup_elem(&nn_nat, &context->nat.key);
+	if (!flow || flow->endpoint_id != nn_view_of(context, NN_EGRESS)->endpoint_id ||
+	    !nn_service_keeps(packet, flow, context->now))
+		return 0;
+	flags = nn_ct_flags_of(packet, 0) | (nn_is_syn(packet) ? 0 : NN_NAT_OPENED);
+	nn_nat_touch(flow, flags, context->now);
+	context->nat.entry = *flow;
 	return 1;
 }
 
-/* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. Leaves the
- * backend in the view's flow. Returns 1, 0 if no Service serves the packet, or a drop code. */
+/* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. Returns 1,
+ * 0 if no Service serves the packet, or a drop code. */
 NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
 			      struct nn_lb_choice *choice)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
-	/* A hash, so that a flow whose entry nn_lb_flow has lost gets the same backend again as long as the Service has
-	 * not changed. So do first datagrams that two CPUs handle at the same time. */
+	struct nn_nat_entry *to = &context->nat.entry;
+	/* A hash, so that a flow whose entry was lost gets the same backend again as long as the Service has not
+	 * changed. So do first datagrams that two CPUs handle at the same time. */
 	__u32 number = nn_flow_number(&view->flow);
 	struct nn_ct_entry *taken;
 	int result;
@@ -100,14 +98,18 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 		view->rev_nat_index = choice->rev_nat_index;
 		if (result <= 0)
 			return result;
-		view->flow.remote = choice->backend.addr;
-		view->flow.remote_port = choice->backend.port;
+		to->daddr = view->flow.remote = choice->backend.addr;
+		to->dport = view->flow.remote_port = choice->backend.port;
+		/* A pod that calls itself sees the hairpin address instead of its own one. */
+		if (nn_addr_equal(&to->daddr, &tuple->saddr)) {
+			nn_hairpin_addr(&to->saddr, context->packet.ip_version);
+			return 1;
+		}
 		if (tuple->protocol == IPPROTO_UDP) {
-			/* If another flow already uses these ends, give a datagram another source port. Not needed for
-			 * a pod that calls itself: it sees the hairpin address instead (hairpin.h). */
-			if (nn_addr_equal(&view->flow.remote, &view->flow.pod) || !nn_lb_port_is_needed(ctx, context, view))
+			/* If another flow already uses these ends, give the datagrams another source port. */
+			if (!nn_nat_port_is_needed(ctx, context, view))
 				return 1;
-			result = nn_lb_port_choose(number);
+			result = nn_nat_port_choose(number);
 			return result < 0 ? result : 1;
 		}
 		taken = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
@@ -117,108 +119,190 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 	return NN_DROP_CT_UNKNOWN_STATE;
 }
 
-/* Choose a backend for a new flow, and remember it. Returns 1, 0 if no Service serves the packet, or a drop code. */
+/* Choose a backend for a new flow. Returns 1 with the flow in the context, 0 if no Service serves the packet, or a drop
+ * code. */
 NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_lb_flow_entry first = {};
 	struct nn_lb_choice choice;
+	const struct nn_packet *packet;
+	struct nn_nat_entry *to;
 	struct nn_view *view;
 	int result;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
 	view = nn_view_of(context, NN_EGRESS);
+	packet = &context->packet;
+	nn_ct_key_of(&packet->tuple, NN_EGRESS, &view->flow);
+	to = &context->nat.entry;
+	__builtin_memset(to, 0, sizeof(*to));
+	to->saddr = packet->tuple.saddr;
+	to->sport = packet->tuple.sport;
 	view->nat = NN_CT_TRANSLATED;
 	result = nn_service_pick(ctx, context, view, &choice);
-	if (result <= 0) {
-		view->nat = 0;
+	view->nat = 0;
+	if (result < 0)
+		view->peer_identity = nn_identity_of(&packet->tuple.daddr, context->state.generation);
+	if (result <= 0)
 		return result;
-	}
-	first.backend = context->nat.backend = choice.backend.addr;
-	first.port = context->nat.backend_port = choice.backend.port;
-	first.endpoint_id = view->endpoint_id;
-	first.backend_id = choice.backend_id;
-	first.rev_nat_index = choice.rev_nat_index;
-	first.slot = choice.slot;
-	first.source_port = context->nat.source_port;
-	first.last_seen = context->now;
-	first.opening = nn_is_syn(&context->packet);
-	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &view->flow);
-	return bpf_map_update_elem(&nn_lb_flow, &view->flow, &first, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 1;
+	to->last_seen = context->now;
+	to->rev_nat_index = choice.rev_nat_index;
+	to->backend_id = choice.backend_id;
+	to->slot = choice.slot;
+	to->endpoint_id = view->endpoint_id;
+	to->flags = nn_ct_flags_of(packet, 0) | (nn_is_syn(packet) ? 0 : NN_NAT_OPENED);
+	return 1;
 }
 
-/* A packet from the pod to a Service's address: find its backend, and write the backend's address into the packet.
- * Returns 0, NN_SERVICE_RETURN if the backend is the pod itself, or a drop code. */
-NN_GLOBAL int nn_service_translate(struct __sk_buff *ctx)
+/* Translate a packet to a Service as the context says. Returns 0, NN_SERVICE_RETURN if the backend is the pod itself, or
+ * a drop code. */
+NN_GLOBAL int nn_service_apply(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_view *view;
-	int result, has_flow;
-	__u8 protocol;
-
-	if (!context)
-		return NN_DROP_INVALID_PACKET;
-	view = nn_view_of(context, NN_EGRESS);
-	protocol = context->packet.tuple.protocol;
-	has_flow = protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
-	nn_ct_key_of(&context->packet.tuple, NN_EGRESS, &view->flow);
-	if (!has_flow || !nn_service_follow(context, view)) {
-		result = has_flow ? nn_service_choose(ctx) : nn_unserved(&context->packet.tuple.daddr);
-		if (result < 0)
-			view->peer_identity = nn_identity_of(&context->packet.tuple.daddr, context->state.generation);
-		if (result <= 0)
-			return result;
-	}
-	/* Later fragments carry the Service address too. Record this one so that policy can be applied to them, even if
-	 * this packet is dropped. */
-	nn_remember_fragment(ctx, &context->packet, NN_EGRESS);
-	if (nn_addr_equal(&context->nat.backend, &context->packet.tuple.saddr))
-		return NN_SERVICE_RETURN;
-	context->nat.translated = 1;
-	view->nat = NN_CT_TRANSLATED | (context->nat.source_port ? NN_CT_PORT : 0);
-	result = nn_rewrite_destination(ctx, &context->packet, &context->nat.backend, context->nat.backend_port);
-	return result == 0 && context->nat.source_port ? nn_lb_port_apply(ctx) : result;
-}
-
-/* Translate a reply back, as the view says: its source becomes the Service that the pod called, and its destination
- * port that of the pod's socket. Returns 0 or a drop code: the Service may have been deleted. */
-NN_GLOBAL int nn_service_reverse(struct __sk_buff *ctx, __u32 side)
-{
-	struct nn_context *context = nn_context_now();
-	struct nn_revnat_entry *frontend;
-	struct nn_revnat_entry service;
-	struct nn_view *view;
-	struct nn_addr pod;
-	__be16 port = 0;
-	__u32 index;
+	struct nn_nat *nat;
 	int result;
 
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
-	view = nn_view_of(context, side);
-	if (view->reverse & NN_CT_PORT) {
-		port = nn_lb_port_of(&view->flow, view->endpoint_id);
-		if (!port)
-			return NN_DROP_CT_UNKNOWN_STATE;
-	}
-	index = view->rev_nat_index;
+	nat = &context->nat;
+	view = nn_view_of(context, NN_EGRESS);
+	view->rev_nat_index = nat->entry.rev_nat_index;
+	view->nat = NN_CT_TRANSLATED | (nat->entry.sport != nat->key.sport ? NN_CT_PORT : 0);
+	nat->translated = 1;
+	result = nn_nat_apply(ctx, &context->packet, &nat->entry);
+	if (result < 0)
+		return result;
+	return nn_addr_equal(&nat->entry.daddr, &nat->key.saddr) ? NN_SERVICE_RETURN : 0;
+}
+
+/* What a reply becomes if its flow's entries were evicted: conntrack still knows the Service. Returns 0 or a drop
+ * code. */
+NN_INLINE int nn_service_recall(struct nn_nat *nat, const struct nn_view *view)
+{
+	const struct nn_revnat_entry *frontend;
+	__u32 index = view->rev_nat_index;
+
+	if (view->reverse & NN_CT_PORT)
+		return NN_DROP_CT_UNKNOWN_STATE;
 	frontend = bpf_map_lookup_elem(&nn_revnat, &index);
 	if (!frontend)
 		return NN_DROP_BACKEND_NOT_FOUND;
-	service = *frontend;
-	if (nn_is_icmp_error(&context->packet))
-		/* Only an error about a known flow needs this, and nn_police_related has parsed its quote. */
-		return context->has_quote ? nn_rewrite_quoted(ctx, &context->packet, &context->quote, &service.addr,
-							      service.port, port)
-					  : NN_DROP_INVALID_PACKET;
-	if (port) {
-		pod = context->packet.tuple.daddr;
-		result = nn_rewrite_destination(ctx, &context->packet, &pod, port);
+	nat->reply.saddr = frontend->addr;
+	nat->reply.sport = frontend->port;
+	nat->reply.daddr = nat->reply_key.daddr;
+	nat->reply.dport = nat->reply_key.dport;
+	return 0;
+}
+
+/* Translate a reply back, as the ingress view says: its source becomes the Service that the pod called, and its
+ * destination that of the pod's socket. In an ICMP error the quoted packet is translated. Returns 0 or a drop code. */
+NN_GLOBAL int nn_service_reverse(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	const struct nn_tuple *quoted;
+	struct nn_nat_entry *entry;
+	struct nn_view *view;
+	struct nn_nat *nat;
+	int is_error, result;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nat = &context->nat;
+	view = nn_view_of(context, NN_INGRESS);
+	quoted = &context->quote.tuple;
+	is_error = nn_is_icmp_error(&context->packet);
+	/* Only an error about a known flow needs this, and nn_police_related has parsed its quote. */
+	if (is_error && !context->has_quote)
+		return NN_DROP_INVALID_PACKET;
+	nn_nat_key_of(is_error ? quoted : &context->packet.tuple, 1, &nat->reply_key);
+	if (is_error) {
+		/* The pod sent the quoted packet. */
+		nat->reply_key.saddr = quoted->daddr;
+		nat->reply_key.daddr = quoted->saddr;
+		nat->reply_key.sport = quoted->dport;
+		nat->reply_key.dport = quoted->sport;
+	}
+	entry = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
+	if (entry && entry->endpoint_id == view->endpoint_id) {
+		if (!is_error)
+			nn_nat_touch_reply(context, &nat->reply_key, entry);
+		nat->reply = *entry;
+	} else {
+		result = nn_service_recall(nat, view);
 		if (result < 0)
 			return result;
 	}
-	return nn_rewrite_source(ctx, &context->packet, &service.addr, service.port);
+	if (is_error)
+		return nn_rewrite_quoted(ctx, &context->packet, &context->quote, &nat->reply.saddr, nat->reply.sport,
+					 nat->reply.dport == quoted->sport ? 0 : nat->reply.dport);
+	return nn_nat_apply(ctx, &context->packet, &nat->reply);
+}
+
+/* The ingress side of a packet that goes back to its sender. */
+NN_INLINE struct nn_view *nn_service_own_view(struct nn_context *context)
+{
+	const struct nn_view *from = nn_view_of(context, NN_EGRESS);
+	struct nn_view *view = nn_view_new(context, NN_INGRESS);
+
+	view->endpoint_id = from->endpoint_id;
+	view->subject = view->peer_identity = from->subject;
+	view->rev_nat_index = from->rev_nat_index;
+	return view;
+}
+
+/* The pod answers itself: a packet to the hairpin address. Returns NN_SERVICE_RETURN or a drop code. */
+NN_INLINE int nn_service_answer_itself(struct __sk_buff *ctx, struct nn_context *context)
+{
+	__u8 protocol = context->packet.tuple.protocol;
+	int result;
+
+	if (context->packet.early_fragment)
+		return NN_DROP_FRAGMENT_NOT_FOUND;
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		return NN_DROP_CT_UNKNOWN_STATE;
+	nn_remember_fragment(ctx, &context->packet, NN_EGRESS);
+	/* Without the flow's entry nothing names the client. */
+	nn_service_own_view(context)->reverse = NN_CT_TRANSLATED | NN_CT_PORT;
+	result = nn_service_reverse(ctx);
+	return result < 0 ? result : NN_SERVICE_RETURN;
+}
+
+/* The stage for a packet that a pod sends; the egress view names the pod. Returns 0: the packet goes on,
+ * NN_SERVICE_RETURN: it goes back to the pod, or a drop code. */
+NN_INLINE int nn_service(struct __sk_buff *ctx, struct nn_context *context)
+{
+	const struct nn_tuple *tuple = &context->packet.tuple;
+	int result, is_known;
+
+	if (nn_is_hairpin_addr(&tuple->daddr))
+		return nn_service_answer_itself(ctx, context);
+	if (!nn_service_addr_of(&tuple->daddr))
+		return 0;
+	/* It has no ports, so its backend is not known. Where it may be none of a Service's packets, it goes on. */
+	if (context->packet.early_fragment)
+		return nn_unserved(&tuple->daddr) < 0 ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
+	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP)
+		return nn_unserved(&tuple->daddr);
+	is_known = nn_service_follow();
+	if (!is_known) {
+		result = nn_service_choose(ctx);
+		if (result <= 0)
+			return result;
+		result = nn_nat_create();
+		if (result < 0)
+			return result;
+	}
+	/* Later fragments carry the Service address too. Record this one so that policy can be applied to them, even if
+	 * policy drops this packet. */
+	nn_remember_fragment(ctx, &context->packet, NN_EGRESS);
+	result = nn_service_apply(ctx);
+	if (result == NN_SERVICE_RETURN && !is_known && nn_config.trace_events) {
+		nn_service_own_view(context);
+		nn_send_event(ctx, NN_EVENT_TRACE, NN_TO_ENDPOINT, 0, NN_INGRESS);
+	}
+	return result;
 }
 
 #endif

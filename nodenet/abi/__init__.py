@@ -10,7 +10,7 @@ maps and their records.
 from __future__ import annotations
 
 from nodenet.abi.events import EVENT_SIZE, Event, MetricsEntry, MetricsKey
-from nodenet.abi.flows import CtEntry, CtKey, LbFlowEntry, LbPortEntry, SockQuestion, SockRevnatKey
+from nodenet.abi.flows import CtEntry, CtKey, NatEntry, NatKey, SockQuestion, SockRevnatKey
 from nodenet.abi.numbers import (
     ENTRY_ENDS,
     LOST_EVENTS,
@@ -26,6 +26,7 @@ from nodenet.abi.numbers import (
     EntryEnd,
     EventType,
     FairTable,
+    NatFlag,
     ObservationPoint,
 )
 from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
@@ -59,12 +60,13 @@ __all__ = [
     "FairTable",
     "FrontendEntry",
     "FrontendKey",
-    "LbFlowEntry",
-    "LbPortEntry",
     "LpmKey",
     "MemberKey",
     "MetricsEntry",
     "MetricsKey",
+    "NatEntry",
+    "NatFlag",
+    "NatKey",
     "NumberVersions",
     "ObservationPoint",
     "PolicyKey",

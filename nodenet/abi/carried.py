@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from nodenet.abi.numbers import CtFlag
+from nodenet.abi.numbers import CtFlag, NatFlag
 from nodenet.model import Protocol
 
 # The generation of a flow that must be judged again. The programs compare ages, and `recheck_from` is never larger than
@@ -21,11 +21,25 @@ _CT_PROTOCOL_OFFSET = 36  # in nn_ct_key
 _TCP_ESTABLISHED, _TCP_OPENING, _TCP_CLOSING = 8000, 60, 10
 _STREAM, _OTHER = 180, 60
 _BOTH_FINS = CtFlag.FIN_FORWARD | CtFlag.FIN_REPLY
-_LB_FLOW_LAST_SEEN = struct.Struct("=16sHHIII")
+_NAT = struct.Struct("=16s16sHHIIIHHB3x")
+# Addresses and ports, with which nn_nat_key, nn_nat_entry and nn_ct_key begin.
+_NAT_ENDS = struct.Struct("=16s16sHH")
+_NAT_REPLY_OFFSET = 37  # in nn_nat_key; the protocol is where nn_ct_key has it
+_NAT_FLAGS_OFFSET = 52
+_LB_FLOW = struct.Struct("=16sHHIIIBxHH2x")
+# bpf/lib/hairpin.h
+_V4_PREFIX = bytes(10) + b"\xff\xff"
+_HAIRPIN_V4 = _V4_PREFIX + bytes((169, 254, 42, 1))
+_HAIRPIN_V6 = b"\x01" + bytes(14) + b"\x01"
 
 
 def unchanged(value: bytes) -> bytes:
     return value
+
+
+def never_follows(key: bytes) -> bool:
+    """For tables whose entries do not come in pairs."""
+    return False
 
 
 def keep_present(copied: bytes, present: bytes) -> bytes:
@@ -77,11 +91,43 @@ def ct_merged(copied: bytes, present: bytes) -> bytes:
     return _CT.pack(*newest[:5], flags, *newest[6:])
 
 
-def lb_flow_age(value: bytes) -> int:
-    """The time of a flow's last packet (nn_lb_flow_entry.last_seen), as in `ct_age`."""
-    return int(_LB_FLOW_LAST_SEEN.unpack_from(value)[5])
+def nat_age(value: bytes) -> int:
+    """The time of a flow's last packet (nn_nat_entry.last_seen), as in `ct_age`."""
+    return int.from_bytes(value[36:40], "little")
 
 
-def lb_flow_newest(copied: bytes, present: bytes) -> bytes:
-    """Of two nn_lb_flow_entry of one key, keep the one used last."""
-    return copied if lb_flow_age(copied) > lb_flow_age(present) else present
+def nat_newest(copied: bytes, present: bytes) -> bytes:
+    """Of two nn_nat_entry of one key, keep the one used last."""
+    return copied if nat_age(copied) > nat_age(present) else present
+
+
+def nat_expired(key: bytes, value: bytes, now: int) -> bool:
+    """Whether a flow of nn_nat has expired, by its client's half."""
+    return now - nat_age(value) > ct_lifetime(key[_CT_PROTOCOL_OFFSET], value[_NAT_FLAGS_OFFSET])
+
+
+def nat_is_reply(key: bytes) -> bool:
+    return bool(key[_NAT_REPLY_OFFSET])
+
+
+def nat_other(key: bytes, value: bytes) -> bytes:
+    """The key of a flow's other half (nn_nat_other_of)."""
+    saddr, daddr, sport, dport = _NAT_ENDS.unpack_from(value)
+    last = bytes((key[_CT_PROTOCOL_OFFSET], 1 - key[_NAT_REPLY_OFFSET], 0, 0))
+    return _NAT_ENDS.pack(daddr, saddr, dport, sport) + last
+
+
+def nat_of_lb_flow(key: bytes, value: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Both halves of a flow that an earlier version had in nn_lb_flow: pod and Service -> backend, and the port that
+    replaced the pod's own. It had no place for what was answered, so a flow that is open counts as answered."""
+    pod, service, pod_port, service_port = _NAT_ENDS.unpack_from(key)
+    backend, port, endpoint_id, backend_id, service_id, last_seen, opening, slot, own = _LB_FLOW.unpack(value)
+    source = pod
+    if backend == pod:
+        source = _HAIRPIN_V4 if pod.startswith(_V4_PREFIX) else _HAIRPIN_V6
+    flags = 0 if opening else NatFlag.SEEN_REPLY | NatFlag.OPENED
+    there = _NAT.pack(
+        source, backend, own or pod_port, port, last_seen, service_id, backend_id, slot, endpoint_id, flags
+    )
+    back = _NAT.pack(service, pod, service_port, pod_port, last_seen, service_id, 0, 0, endpoint_id, 0)
+    return (key, there), (nat_other(key, there), back)

@@ -57,44 +57,54 @@ class CtEntry(NamedTuple):
         return cls(last_seen, judged, rule_id, service_id, Direction(direction), flags, endpoint_id, created)
 
 
-class LbFlowEntry(NamedTuple):
-    """nn_lb_flow_entry; its key is a CtKey with the Service's address as the remote end. `last_seen`: as in CtEntry."""
+class NatKey(NamedTuple):
+    """nn_nat_key: a packet as it arrives. `reply`: 1 for packets of the backend, 0 for those of the client."""
 
-    backend: IPAddress
-    port: int
-    endpoint_id: int
-    backend_id: int
-    service_id: int
+    saddr: IPAddress
+    daddr: IPAddress
+    sport: int
+    dport: int
+    protocol: int
+    reply: int
+
+    def pack(self) -> bytes:
+        saddr, daddr = pack_addr(self.saddr), pack_addr(self.daddr)
+        return struct.pack(
+            "=16s16sHHBB2x", saddr, daddr, swap_port(self.sport), swap_port(self.dport), self.protocol, self.reply
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        saddr, daddr, sport, dport, protocol, reply = struct.unpack("=16s16sHHBB2x", data)
+        return cls(unpack_addr(saddr), unpack_addr(daddr), swap_port(sport), swap_port(dport), protocol, reply)
+
+
+class NatEntry(NamedTuple):
+    """nn_nat_entry: what becomes of the packet. `last_seen`: as in CtEntry."""
+
+    saddr: IPAddress
+    daddr: IPAddress
+    sport: int
+    dport: int
     last_seen: int
-    opening: int
-    slot: int
-    source_port: int
-
-    def pack(self) -> bytes:
-        source_port = swap_port(self.source_port)
-        return struct.pack("=16sHHIIIBxHH2x", pack_addr(self.backend), swap_port(self.port), *self[2:-1], source_port)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        backend, port, *rest = struct.unpack("=16sHHIIIBxHH2x", data)
-        found = cls(unpack_addr(backend), swap_port(port), *rest)
-        return found._replace(source_port=swap_port(found.source_port))
-
-
-class LbPortEntry(NamedTuple):
-    """nn_lb_port_entry; its key is a CtKey with the port that replaced the pod's own."""
-
     service_id: int
-    port: int
+    backend_id: int
+    slot: int
     endpoint_id: int
+    flags: int
 
     def pack(self) -> bytes:
-        return struct.pack("=IHH", self.service_id, swap_port(self.port), self.endpoint_id)
+        saddr, daddr = pack_addr(self.saddr), pack_addr(self.daddr)
+        return struct.pack("=16s16sHHIIIHHB3x", saddr, daddr, swap_port(self.sport), swap_port(self.dport), *self[4:])
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        service_id, port, endpoint_id = struct.unpack("=IHH", data)
-        return cls(service_id, swap_port(port), endpoint_id)
+        saddr, daddr, sport, dport, *rest = struct.unpack("=16s16sHHIIIHHB3x", data)
+        return cls(unpack_addr(saddr), unpack_addr(daddr), swap_port(sport), swap_port(dport), *rest)
+
+    def other(self, key: NatKey) -> NatKey:
+        """The key of the flow's other half."""
+        return NatKey(self.daddr, self.saddr, self.dport, self.sport, key.protocol, 1 - key.reply)
 
 
 class SockQuestion(NamedTuple):

@@ -58,6 +58,16 @@ class CtFlag(IntFlag):
     UNSURE = 128
 
 
+class NatFlag(IntFlag):
+    """nn_nat_flags"""
+
+    SEEN_REPLY = 1
+    FIN_FORWARD = 2
+    FIN_REPLY = 4
+    RST = 8
+    OPENED = 16
+
+
 class CtStatus(IntEnum):
     NEW = 0
     ESTABLISHED = 1
@@ -88,6 +98,7 @@ class FairTable(IntEnum):
     CT = 0
     FRAG = 1
     SOCK = 2
+    NAT = 3
 
 
 class EntryEnd(IntEnum):

@@ -16,6 +16,7 @@ _KEY = struct.Struct("=4I4IHHB3x")
 _ADDRESS = struct.Struct("=4I")
 _DIRECTION_OFFSET = 16
 _ENDPOINT_ID = slice(18, 20)
+_NAT_ENDPOINT_ID = slice(50, 52)
 _KEY_SIZE = 40
 # lock, padding, tags, owners, keys
 _BUCKET = struct.Struct(f"=8x{WAYS}I{WAYS}I{WAYS * _KEY_SIZE}s")
@@ -50,6 +51,11 @@ def ct_owner(key: bytes, value: bytes) -> int:
         number = (number ^ word) * _GOLDEN_RATIO & _64_BITS
         number ^= number >> 32
     return number & _ADDRESS_BITS
+
+
+def nat_owner(key: bytes, value: bytes) -> int:
+    """As nn_nat_owner_of: the pod that called."""
+    return _ENDPOINT | int.from_bytes(value[_NAT_ENDPOINT_ID], "little")
 
 
 def bucket_of(entries: Iterable[Entry], buckets: int, owner: Callable[[bytes, bytes], int]) -> bytes:

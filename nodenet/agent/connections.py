@@ -1,4 +1,4 @@
-"""Deletes expired entries of nn_ct, and counts those of each endpoint.
+"""Deletes expired entries of nn_ct and nn_nat, and counts those of nn_ct by endpoint.
 
 The programs do not need this: a full bucket loses its expired entries first (bpf/lib/fair.h). It keeps `ct list` and
 the fill of the map true, and shows which endpoint uses the table. The slot of a deleted entry stays until the programs
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodenet.abi import FairTable
-from nodenet.abi.carried import ct_expired, ct_owner
+from nodenet.abi.carried import ct_expired, ct_owner, nat_expired, nat_is_reply, nat_other
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +72,35 @@ def _delete(table: Table, key: bytes, now: int) -> bool:
     return value is not None and ct_expired(key, value, now) and table.remove(key)
 
 
-class ConnectionKeeper:
-    """Collects every `seconds`. `names`: pods by the number of their endpoint, as they are now."""
+def collect_flows(flows: Table, now: int, pause: Callable[[], None]) -> int:
+    """Delete both halves of the flows of nn_nat that have expired at `now`. Returns how many. Blocks, as `collect`.
+    Raises OSError."""
+    expired = 0
+    for chunk in flows.chunks():
+        for key, value in chunk:
+            if nat_is_reply(key) or not nat_expired(key, value, now):
+                continue
+            # As in `_delete`.
+            latest = flows.lookup(key)
+            if latest is not None and nat_expired(key, latest, now):
+                # The programs take the flow for gone when the client's half is, and may make it again meanwhile.
+                expired += flows.remove(key)
+                flows.remove(nat_other(key, latest))
+        pause()
+    return expired
 
-    def __init__(self, table: Table, names: Callable[[], Mapping[int, str]], seconds: float) -> None:
+
+class ConnectionKeeper:
+    """Collects every `seconds`. `flows`: nn_nat. `names`: pods by the number of their endpoint, as they are now."""
+
+    def __init__(self, table: Table, flows: Table, names: Callable[[], Mapping[int, str]], seconds: float) -> None:
         self.last = Count()
         # Entries that were deleted since the agent started.
         self.expired = 0
         # A sentence if the last collection failed.
         self.problems: list[str] = []
         self._table = table
+        self._flows = flows
         self._names = names
         self._seconds = seconds
 
@@ -94,9 +113,8 @@ class ConnectionKeeper:
     async def collect(self) -> None:
         """Once."""
         try:
-            self.last = await asyncio.to_thread(
-                collect, self._table, int(time.monotonic()), lambda: time.sleep(SLICE_PAUSE_SECONDS)
-            )
+            self.last = await asyncio.to_thread(collect, self._table, int(time.monotonic()), _pause)
+            await asyncio.to_thread(collect_flows, self._flows, int(time.monotonic()), _pause)
         except OSError as error:
             self.problems = [f"expired connections are not collected: {error}"]
             return
@@ -131,3 +149,7 @@ class ConnectionKeeper:
                 for number, count in self.last.entries.most_common(LARGEST)
             },
         }
+
+
+def _pause() -> None:
+    time.sleep(SLICE_PAUSE_SECONDS)

@@ -19,6 +19,7 @@ RECENT_SECONDS = 600.0
 _LOST: Mapping[FairTable, str] = {
     FairTable.CT: "live connections were evicted from nn_ct: their next packet is judged again",
     FairTable.FRAG: "fragmented datagrams were evicted from nn_frag: their later fragments are dropped",
+    FairTable.NAT: "flows to Services were evicted from nn_nat: their next packet gets a backend again",
     FairTable.SOCK: "Services were forgotten by sockets that send to more than eight without connect()",
 }
 

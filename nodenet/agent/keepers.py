@@ -66,7 +66,10 @@ class Keepers:
             available(datapath.features, SOCK_DESTROY),
         )
         self.connections = ConnectionKeeper(
-            datapath.tables["nn_ct"], partial(_pods, engine), min(COLLECT_SECONDS, config.resync_seconds)
+            datapath.tables["nn_ct"],
+            datapath.tables["nn_nat"],
+            partial(_pods, engine),
+            min(COLLECT_SECONDS, config.resync_seconds),
         )
         self.evictions = EvictionWatch(datapath.tables["nn_metrics"], self.connections.largest_of)
         self.integrity = Integrity(

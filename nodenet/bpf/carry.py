@@ -92,9 +92,8 @@ class Transfer:
 
     def _converted(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         for entry in entries:
-            made = self._convert(*entry)
-            if made is not None:
-                yield made[0], self._carried.adapt(made[1])
+            for key, value in self._convert(*entry):
+                yield key, self._carried.adapt(value)
 
     def _merge(self, key: bytes, value: bytes) -> bool:
         """Write one entry to the new map. Returns True if that changed the map."""
@@ -128,7 +127,7 @@ class Transfer:
 
 
 class Carrying:
-    """All transfers of one load. `copied`: how many entries the first copy made, by map."""
+    """All transfers of one load. `copied`: how many entries the first copy made, by the map that got them."""
 
     def __init__(self, pins: Pins, transfers: Iterable[Transfer] = ()) -> None:
         self.copied: dict[str, int] = {}
@@ -137,13 +136,13 @@ class Carrying:
 
     @property
     def names(self) -> set[str]:
-        """The names of the maps that are copied."""
+        """The names of the maps that are copied from."""
         return {transfer.source.name for transfer in self._transfers}
 
     def first(self) -> None:
         """Do the first copy of all maps. Raises OSError."""
         for transfer in self._transfers:
-            name = transfer.source.name
+            name = transfer.target.name
             self.copied[name] = self.copied.get(name, 0) + transfer.first()
 
     def finish(self) -> dict[str, int]:
@@ -152,7 +151,7 @@ class Carrying:
         copies again."""
         late: dict[str, int] = {}
         for transfer in self._transfers:
-            name = transfer.source.name
+            name = transfer.target.name
             late[name] = late.get(name, 0) + transfer.last()
         self._pins.clear_old_maps()
         self.close()
@@ -165,31 +164,33 @@ class Carrying:
 
 
 def prepare(pins: Pins, replaced: Iterable[str] = ()) -> Carrying:
-    """Find the copies to make: from the `replaced` maps, whose successors are in maps-new, and from the maps in
-    maps-old, whose switch was interrupted. The newest sources come first, because a later copy does not overwrite
-    newer entries."""
-    replaced = list(replaced)
-    sources = [(name, pins.map(name)) for name in replaced] + pins.replaced()
+    """Find the copies to make: from the `replaced` maps, whose successors are in maps-new, from maps that this version
+    does not have any more (tables.SUCCESSORS), and from the maps in maps-old, whose switch was interrupted. The newest
+    sources come first, because a later copy does not overwrite newer entries."""
+    ended = [name for name in tables.SUCCESSORS if pins.map(name).exists()]
+    sources = [(name, pins.map(name)) for name in (*replaced, *ended)] + pins.replaced()
     transfers: list[Transfer] = []
-    fresh = set(replaced)
+    fresh = {name for name in tables.MAPS if (pins.new_maps / name).exists()}
     for name, path in sources:
-        target = (pins.new_maps if name in replaced else pins.maps) / name
-        made = _transfer(name, path, target, name in fresh)
+        successor = tables.SUCCESSORS.get(name, name)
+        new = pins.new_maps / successor
+        made = _transfer(name, path, new if new.exists() else pins.map(successor), successor in fresh)
         if made is not None:
             transfers.append(made)
-            fresh.discard(name)
+            fresh.discard(successor)
     return Carrying(pins, transfers)
 
 
 def _transfer(name: str, source: Path, target: Path, fresh: bool) -> Transfer | None:
     """None for a map that is not carried, and for one whose entries cannot be read, because its layout is unknown."""
-    declared = tables.MAPS.get(name)
+    declared = tables.MAPS.get(target.name)
     if declared is None or declared.carried is None or not target.exists():
         return None
     old = RawTable(name, source)
+    other = name if name != target.name else ""
     # A per-CPU map has several values per key, which the converters do not support.
-    convert = None if old.percpu else converter(declared.carried, layout.of_map(old.info))
+    convert = None if old.percpu else converter(declared.carried, layout.of_map(old.info), other)
     if convert is None:
         old.close()
         return None
-    return Transfer(old, RawTable(name, target), declared.carried, convert, fresh=fresh)
+    return Transfer(old, RawTable(target.name, target), declared.carried, convert, fresh=fresh)

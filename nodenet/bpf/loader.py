@@ -67,8 +67,9 @@ class DatapathConfig:
     def pack(self) -> bytes:
         policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
         kernel = (self.preemptible, self.kernel_structs)
-        buckets = (self.sizes.get(one.name, one.size.entries) for one in (tables.CT_SLOT, tables.FRAG_SLOT))
-        return struct.pack("=6B2xIIQ", *policy, *kernel, *buckets, self.netns_cookie)
+        arrays = (tables.CT_SLOT, tables.FRAG_SLOT, tables.NAT_SLOT)
+        buckets = (self.sizes.get(one.name, one.size.entries) for one in arrays)
+        return struct.pack("=6B2xIII4xQ", *policy, *kernel, *buckets, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ def _load_new(key: str, objects: Mapping[str, Path], config: DatapathConfig, pin
         carrying = carry.prepare(pins, replaced)
         carrying.first()
         slots.adopt_all(pins)
-        pins.publish(carrying.names.intersection(replaced))
+        gone = [path.name for path in pins.maps.iterdir() if path.name not in tables.MAPS]
+        pins.publish(carrying.names.intersection([*replaced, *gone]), gone)
     except OSError as error:
         _close_all(programs)
         shutil.rmtree(draft, ignore_errors=True)
@@ -133,7 +135,8 @@ def _load_new(key: str, objects: Mapping[str, Path], config: DatapathConfig, pin
     folder = pins.progs / key
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    return Loaded(key, programs, adopted=False, carrying=carrying, replaced_maps=tuple(replaced))
+    taken_over = [tables.SUCCESSORS[name] for name in gone if name in tables.SUCCESSORS]
+    return Loaded(key, programs, adopted=False, carrying=carrying, replaced_maps=(*replaced, *taken_over))
 
 
 def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:

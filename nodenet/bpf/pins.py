@@ -39,15 +39,17 @@ class Pins:
         """Unpin the new maps of a load that was interrupted or failed."""
         shutil.rmtree(self.new_maps, ignore_errors=True)
 
-    def publish(self, kept: Iterable[str]) -> None:
-        """Replace the old maps by the new ones. Old maps with `kept` names stay pinned in maps-old, because attached
-        programs still write them. They are pinned there before the replacement, so that a crash loses none of
-        them."""
+    def publish(self, kept: Iterable[str], gone: Iterable[str] = ()) -> None:
+        """Replace the old maps by the new ones, and unpin the maps that this version does not have any more (`gone`).
+        Old maps with `kept` names stay pinned in maps-old, because attached programs still write them. They are pinned
+        there before the replacement, so that a crash loses none of them."""
         for name in kept:
             self._keep(name)
         for path in self.new_maps.iterdir():
             path.rename(self.maps / path.name)
         self.new_maps.rmdir()
+        for name in gone:
+            self.map(name).unlink()
 
     def _keep(self, name: str) -> None:
         self.old_maps.mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import closing
 
 from nodenet import tables
@@ -29,12 +28,14 @@ def adopt(pins: Pins, name: str, kind: tables.Slots) -> int:
         if kind.owner is None or kind.age is None:
             _clear(entries)
             return 0
-        placed, gone = _placed(entries, buckets.max_entries, kind.age)
+        placed, gone = _placed(entries, buckets.max_entries, kind)
         for index, found in placed.items():
             value = slots.bucket_of(found, buckets.max_entries, kind.owner)
             buckets.replace(index.to_bytes(4, "little"), value)
-        for key in gone:
+        for key, value in gone:
             entries.remove(key)
+            if kind.other is not None:
+                entries.remove(kind.other(key, value))
     return sum(map(len, placed.values()))
 
 
@@ -44,15 +45,17 @@ def _clear(entries: RawTable) -> None:
             entries.remove(key)
 
 
-def _placed(entries: RawTable, buckets: int, age: Callable[[bytes], int]) -> tuple[dict[int, list[Entry]], list[bytes]]:
-    """Entries by the index of their bucket, and keys of those that get no slot."""
+def _placed(entries: RawTable, buckets: int, kind: tables.Slots) -> tuple[dict[int, list[Entry]], list[Entry]]:
+    """Entries by the index of their bucket, and those that get no slot."""
     placed: dict[int, list[Entry]] = defaultdict(list)
-    gone: list[bytes] = []
+    gone: list[Entry] = []
+    age = kind.age or (lambda _: 0)
     for chunk in entries.chunks():
         for key, value in chunk:
-            placed[slots.place_of(key, buckets)[0]].append((key, value))
+            if not kind.follows(key):
+                placed[slots.place_of(key, buckets)[0]].append((key, value))
     for found in placed.values():
         found.sort(key=lambda entry: age(entry[1]), reverse=True)
-        gone += [key for key, _ in found[slots.WAYS :]]
+        gone += found[slots.WAYS :]
         del found[slots.WAYS :]
     return placed, gone

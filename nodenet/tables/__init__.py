@@ -210,32 +210,45 @@ CT_SLOT = BpfMap(
     Writer.PROGRAMS,
     slots=Slots(CT.name, slots.ct_owner, carried.ct_age),
 )
-# A flow to a Service that is translated packet by packet has an entry both in nn_ct and here.
-LB_FLOW = BpfMap(
-    "nn_lb_flow",
-    MapType.LRU_HASH,
-    Records(abi.CtKey, abi.LbFlowEntry),
-    Size(65536, "ct_entries", share=2),
+# A flow to a Service that is translated packet by packet has an entry in nn_ct, and two here.
+NAT = BpfMap(
+    "nn_nat",
+    MapType.HASH,
+    Records(abi.NatKey, abi.NatEntry),
+    Size(131072, "ct_entries"),
     Writer.PROGRAMS,
-    "flows that were idle longest get a backend again, the same one while the Service is unchanged",
+    "the pod that called most loses the flows that were idle longest: their next packet gets a backend again, the same "
+    "one while the Service is unchanged",
     carried=Carried(
         Layout(
-            _FLOW,
-            "backend:16 port:2 endpoint_id:2 backend_id:4 rev_nat_index:4 last_seen:4 opening:1 pad:1 slot:2 "
-            "source_port:2 pad2:2",
+            "saddr:16 daddr:16 sport:2 dport:2 protocol:1 reply:1 pad:2",
+            "saddr:16 daddr:16 sport:2 dport:2 last_seen:4 rev_nat_index:4 backend_id:4 slot:2 endpoint_id:2 flags:1 "
+            "pad:3",
         ),
-        merge=carried.lb_flow_newest,
-        age=carried.lb_flow_age,
+        (
+            Previous(
+                Layout(
+                    _FLOW,
+                    "backend:16 port:2 endpoint_id:2 backend_id:4 rev_nat_index:4 last_seen:4 opening:1 pad:1 slot:2 "
+                    "source_port:2 pad2:2",
+                ),
+                carried.nat_of_lb_flow,
+                source="nn_lb_flow",
+            ),
+        ),
+        merge=carried.nat_newest,
+        age=carried.nat_age,
+        spare=5,
     ),
 )
-LB_PORT = BpfMap(
-    "nn_lb_port",
-    MapType.LRU_HASH,
-    Records(abi.CtKey, abi.LbPortEntry),
-    Size(8192),
+# A flow has one slot and two entries, so the slots are for two fifths of the entries of nn_nat.
+NAT_SLOT = BpfMap(
+    "nn_nat_slot",
+    MapType.ARRAY,
+    None,
+    Size(3276, "ct_entries", share=40, least=40),
     Writer.PROGRAMS,
-    "answers to UDP flows that were idle longest are dropped until the pod sends again",
-    carried=Carried(Layout(_FLOW, "rev_nat_index:4 port:2 endpoint_id:2")),
+    slots=Slots(NAT.name, slots.nat_owner, carried.nat_age, carried.nat_is_reply, carried.nat_other),
 )
 FRAG = BpfMap(
     "nn_frag",
@@ -295,8 +308,8 @@ _ALL = (
     SOCK_CHOICE,
     CT,
     CT_SLOT,
-    LB_FLOW,
-    LB_PORT,
+    NAT,
+    NAT_SLOT,
     FRAG,
     FRAG_SLOT,
     PORT,
@@ -307,6 +320,11 @@ _ALL = (
 )
 
 MAPS: Mapping[str, BpfMap] = {one.name: one for one in _ALL}
+
+# Maps of earlier versions whose entries another map has taken over: their names, and its name.
+SUCCESSORS: Mapping[str, str] = {
+    previous.source: one.name for one in _ALL if one.carried for previous in one.carried.previous if previous.source
+}
 
 # The record types of the maps that user space reads or writes by key.
 KEYED: Mapping[str, Records] = {name: one.records for name, one in MAPS.items() if one.records}

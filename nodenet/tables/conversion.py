@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from nodenet.tables.types import Carried, Convert, Layout
 
 
-def converter(carried: Carried, old: Layout | None) -> Convert | None:
-    """The converter for entries of layout `old`. None: they cannot be read, so the map starts empty.
+def converter(carried: Carried, old: Layout | None, source: str = "") -> Convert | None:
+    """The converter for entries of layout `old`. None: they cannot be read, so the map starts empty. `source`: the name
+    of the old map, if it had another one.
 
     `old` may be the current layout (only the size of the map differs) or a declared previous one. After a downgrade it
     may be that of a later version. Its values are then converted by member names, if they have all our members.
     """
     if old is None:
         return None
+    for previous in carried.previous:
+        if (previous.layout, previous.source) == (old, source):
+            return previous.convert
+    if source:
+        return None
     if old == carried.layout:
         return _as_it_is
-    for previous in carried.previous:
-        if previous.layout == old:
-            return previous.convert
     if old.key == carried.layout.key and _members(carried.layout.value) <= _members(old.value):
         return by_name(old.value, carried.layout.value)
     return None
@@ -32,14 +35,15 @@ def by_name(old: str, new: str) -> Convert:
     # (start, size) for each member: a slice of the old value, or zeros if start is None.
     pieces = [(places.get((name, size)) if not _is_padding(name) else None, size) for name, size, _ in _spans(new)]
 
-    def convert(key: bytes, value: bytes) -> tuple[bytes, bytes]:
-        return key, b"".join(bytes(size) if start is None else value[start : start + size] for start, size in pieces)
+    def convert(key: bytes, value: bytes) -> Iterator[tuple[bytes, bytes]]:
+        made = b"".join(bytes(size) if start is None else value[start : start + size] for start, size in pieces)
+        yield key, made
 
     return convert
 
 
-def _as_it_is(key: bytes, value: bytes) -> tuple[bytes, bytes]:
-    return key, value
+def _as_it_is(key: bytes, value: bytes) -> Iterator[tuple[bytes, bytes]]:
+    yield key, value
 
 
 def _members(layout: str) -> set[tuple[str, int]]:

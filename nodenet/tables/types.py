@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple
@@ -82,15 +82,17 @@ class Layout(NamedTuple):
     value: str
 
 
-# Converts the bytes of a key and value to another layout; None leaves the entry out.
-Convert = Callable[[bytes, bytes], tuple[bytes, bytes] | None]
+# Converts the bytes of a key and value to entries of another layout: one, several, or none.
+Convert = Callable[[bytes, bytes], Iterable[tuple[bytes, bytes]]]
 
 
 class Previous(NamedTuple):
-    """A layout of an earlier version, and the function that converts its entries to the current layout."""
+    """A layout of an earlier version, and the function that converts its entries to the current layout. `source`: the
+    map that had these entries, if it was another one."""
 
     layout: Layout
     convert: Convert
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,15 @@ class Slots:
     (nodenet/bpf/slots.py). Both maps are replaced together.
 
     `owner`: who pays for an entry of key and value; `age`: the time of its last use. None: the entries are deleted,
-    because they are not worth a copy.
+    because they are not worth a copy. `follows` and `other`: for entries in pairs of which one half has a slot: whether
+    this key is of the other half, and its key.
     """
 
     of: str
     owner: Callable[[bytes, bytes], int] | None = None
     age: Callable[[bytes], int] | None = None
+    follows: Callable[[bytes], bool] = carried.never_follows
+    other: Callable[[bytes, bytes], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

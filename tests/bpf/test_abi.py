@@ -83,6 +83,7 @@ ENUMS = (
     "nn_service_addr_flags",
     "nn_action",
     "nn_ct_flags",
+    "nn_nat_flags",
     "nn_ct_status",
     "nn_event_type",
     "nn_observation_point",
@@ -164,13 +165,10 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         {"service_id": "rev_nat_index"}
         | {n: n for n in ("last_seen", "judged", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
-    "nn_lb_flow_entry": (
-        abi.LbFlowEntry(ONES, 1, 2, 3, 4, 5, 6, 7, 8),
-        {n: n for n in abi.LbFlowEntry._fields if n != "service_id"} | {"service_id": "rev_nat_index"},
-    ),
-    "nn_lb_port_entry": (
-        abi.LbPortEntry(1, 2, 3),
-        {"service_id": "rev_nat_index", "port": "port", "endpoint_id": "endpoint_id"},
+    "nn_nat_key": (abi.NatKey(ONES, ONES, 1, 2, 3, 4), {n: n for n in abi.NatKey._fields}),
+    "nn_nat_entry": (
+        abi.NatEntry(ONES, ONES, 1, 2, 3, 4, 5, 6, 7, 8),
+        {n: n for n in abi.NatEntry._fields if n != "service_id"} | {"service_id": "rev_nat_index"},
     ),
     "nn_sock_question": (
         abi.SockQuestion(ONES, ONES, 2, 3),
@@ -226,6 +224,7 @@ def test_records_survive_the_round_trip(name: str) -> None:
         ("nn_service_addr_flags", abi.AddressFlag.__members__, 1),
         ("nn_action", abi.Action.__members__, 1),
         ("nn_ct_flags", abi.CtFlag.__members__, 1),
+        ("nn_nat_flags", abi.NatFlag.__members__, 1),
         ("nn_ct_status", abi.CtStatus.__members__, 1),
         ("nn_table", abi.FairTable.__members__, 1),
         ("nn_entry_end", abi.EntryEnd.__members__, 1),

@@ -337,8 +337,8 @@ def test_a_backends_number_given_anew_is_not_the_backend(world: World) -> None:
 def test_datagrams_after_a_long_pause_are_a_new_flow(world: World) -> None:
     world.out(world.call(udp()))
     world.serve(world.service, SERVICE_ID, world.farther)
-    table = world.datapath.tables["nn_lb_flow"]
-    ((key, entry),) = table.items()
+    table = world.datapath.tables["nn_nat"]
+    ((key, entry),) = [item for item in table.items() if not item[0].reply]
     table.update(key, entry._replace(last_seen=monotonic() - 170))
     assert world.out(world.call(udp())).dst == world.far
     assert abs(table.get(key).last_seen - monotonic()) <= 1
@@ -363,7 +363,7 @@ def test_a_connection_that_is_not_known_any_more_is_given_its_backend(world: Wor
     world.serve(world.service, SERVICE_ID, *backends)
     flags = {"flags": "A"} if layer is TCP else {}
     first = [world.out(world.call(layer(sport=sport, dport=PORT))).dst for sport in range(SPORT, SPORT + 50)]
-    for name in ("nn_lb_flow", "nn_ct"):
+    for name in ("nn_nat", "nn_ct"):
         for key, _ in list(world.datapath.tables[name].items()):
             world.datapath.tables[name].delete(key)
     again = [world.out(world.call(layer(sport=sport, dport=PORT, **flags))).dst for sport in range(SPORT, SPORT + 50)]
@@ -407,9 +407,24 @@ def test_a_service_without_backends(world: World, layer: type[Packet]) -> None:
     assert event.service_id == SERVICE_ID
 
 
-def test_an_answer_after_its_service_is_gone_is_dropped(world: World) -> None:
+def test_a_connection_outlives_its_service(world: World) -> None:
+    """As with conntrack under kube-proxy: the flow holds the addresses."""
     world.out(world.call(syn()))
-    world.datapath.tables["nn_revnat"].delete(abi.U32(SERVICE_ID))
+    tables = world.datapath.tables
+    for name in ("nn_revnat", "nn_frontend"):
+        for key, _ in list(tables[name].items()):
+            tables[name].delete(key)
+    assert ends(world.into(world.answer(syn_ack()))) == (world.service, PORT, world.pod, SPORT)
+    assert world.out(world.call(ack())).dst == world.far
+
+
+def test_an_answer_of_an_evicted_flow_is_translated_while_its_service_exists(world: World) -> None:
+    world.out(world.call(syn()))
+    tables = world.datapath.tables
+    for key, _ in list(tables["nn_nat"].items()):
+        tables["nn_nat"].delete(key)
+    assert ends(world.into(world.answer(syn_ack()))) == (world.service, PORT, world.pod, SPORT)
+    tables["nn_revnat"].delete(abi.U32(SERVICE_ID))
     world.datapath.events()
     world.into(world.answer(syn_ack()), TC_SHOT)
     assert -world.datapath.events()[-1].reason == DropReason.SERVICE_BACKEND_NOT_FOUND

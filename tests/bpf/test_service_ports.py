@@ -72,7 +72,7 @@ def test_a_forgotten_flow_gets_its_port_again(world: World) -> None:
     direct(world)
     port = world.out(world.call(udp(), world.other))[UDP].sport
     assert port != SPORT
-    flows = world.datapath.tables["nn_lb_flow"]
+    flows = world.datapath.tables["nn_nat"]
     for key, _ in list(flows.items()):
         flows.delete(key)
     assert world.out(world.call(udp(), world.other))[UDP].sport == port
@@ -91,10 +91,9 @@ def test_no_port_is_left(world: World) -> None:
     direct(world)
     port = world.out(world.call(udp(), world.other))[UDP].sport
     entry = world.entry(world.far, port, protocol=17)
-    ports, flows, connections = (world.datapath.tables[name] for name in ("nn_lb_port", "nn_lb_flow", "nn_ct"))
-    for table in (ports, flows):
-        for key, _ in list(table.items()):
-            table.delete(key)
+    flows, connections = (world.datapath.tables[name] for name in ("nn_nat", "nn_ct"))
+    for key, _ in list(flows.items()):
+        flows.delete(key)
     # Every port that may be tried belongs to something else.
     for number in range(4):
         other = 32768 + (port - 32768 + number * 7919) % 32768
@@ -113,14 +112,19 @@ def test_the_pods_own_use_of_the_port_is_refused_while_the_flow_lives(world: Wor
 def test_an_answer_to_a_port_that_is_not_known_any_more_is_dropped(world: World) -> None:
     direct(world)
     port = world.out(world.call(udp(), world.other))[UDP].sport
-    ports = world.datapath.tables["nn_lb_port"]
-    ((key, entry),) = ports.items()
-    assert entry == abi.LbPortEntry(OTHER_SERVICE_ID, SPORT, 1)
-    for change in (lambda: ports.delete(key), lambda: ports.update(key, entry._replace(endpoint_id=9))):
-        change()
+    flows = world.datapath.tables["nn_nat"]
+    halves = dict(flows.items())
+    ((key, entry),) = [item for item in halves.items() if item[0].reply]
+    assert (key.dport, entry.dport, entry.service_id, entry.endpoint_id) == (port, SPORT, OTHER_SERVICE_ID, 1)
+    for of_others in (False, True):
+        for half, known in halves.items():
+            if of_others:
+                flows.update(half, known._replace(endpoint_id=9))
+            else:
+                flows.delete(half)
         world.into(world.answer(UDP(sport=TARGET, dport=port)), TC_SHOT)
         assert -world.datapath.events()[-1].reason == UNKNOWN
-        world.out(world.call(udp(), world.other))  # writes it again
+        world.out(world.call(udp(), world.other))  # makes both again
         assert answer(world, port)[3] == SPORT
 
 

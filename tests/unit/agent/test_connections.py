@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodenet import abi
 from nodenet.abi.carried import ct_lifetime
 from nodenet.abi.numbers import CtFlag
-from nodenet.agent.connections import ConnectionKeeper, collect
+from nodenet.agent.connections import ConnectionKeeper, collect, collect_flows
 from nodenet.model import Direction, Protocol
 
 NOW = 10_000
@@ -102,7 +102,7 @@ async def test_the_keeper_tells_pods_and_counts_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("nodenet.agent.connections.SLICE_PAUSE_SECONDS", 0)
     udp, answered = Protocol.UDP, CtFlag.SEEN_REPLY
     table = FakeTable([(1, udp, 0, 1), (1, udp, answered, 1), (2, udp, answered, 1), (9, udp, 0, 1), (1, udp, 0, 70)])
-    keeper = ConnectionKeeper(table, lambda: {1: "shop/a", 2: "shop/b"}, 60)
+    keeper = ConnectionKeeper(table, FakeTable([]), lambda: {1: "shop/a", 2: "shop/b"}, 60)
     await keeper.collect()
     await keeper.collect()
     assert keeper.expired == 1
@@ -125,10 +125,39 @@ async def test_the_keeper_tells_pods_and_counts_on(monkeypatch: pytest.MonkeyPat
 
 async def test_a_map_that_cannot_be_read_is_a_problem_until_it_can() -> None:
     table = FakeTable([])
-    keeper = ConnectionKeeper(table, dict, 60)
+    keeper = ConnectionKeeper(table, FakeTable([]), dict, 60)
     table.broken = True
     await keeper.collect()
     assert keeper.problems == ["expired connections are not collected: [Errno 5] broken"]
     table.broken = False
     await keeper.collect()
     assert keeper.problems == []
+
+
+def nat_flow(sport: int, idle: int, flags: int) -> dict[bytes, bytes]:
+    pod, service, backend = map(ip_address, ("10.0.0.1", "10.96.0.1", "10.0.0.2"))
+    client = abi.NatKey(pod, service, sport, 80, Protocol.UDP, 0)
+    there = abi.NatEntry(pod, backend, sport, 8080, NOW - idle, 1, 2, 1, 7, flags)
+    # The half of replies may be older: the client's one carries the flow's age.
+    back = abi.NatEntry(service, pod, 80, sport, NOW - 9999, 1, 0, 0, 7, 0)
+    return {client.pack(): there.pack(), there.other(client).pack(): back.pack()}
+
+
+def test_an_expired_flow_loses_both_halves_and_others_none() -> None:
+    table = FakeTable([])
+    kept = nat_flow(1, 59, 0) | nat_flow(2, 179, abi.NatFlag.SEEN_REPLY)
+    table.entries = nat_flow(3, 61, 0) | kept | nat_flow(4, 181, abi.NatFlag.SEEN_REPLY)
+    assert collect_flows(table, NOW, lambda: None) == 2
+    assert table.entries == kept
+
+
+def test_a_flow_that_is_used_again_while_it_is_read_stays() -> None:
+    table, fresh = FakeTable([]), nat_flow(1, 0, 0)
+
+    def read() -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        yield list(nat_flow(1, 99, 0).items())
+
+    table.chunks = read  # type: ignore[method-assign]
+    table.entries = fresh
+    assert collect_flows(table, NOW, lambda: None) == 0
+    assert table.entries == fresh

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The flow table of the service stage. Each flow has two entries: what becomes of the client's packets, and what becomes
+ * of those that answer them. Both are made and deleted together. The flow has one slot (fair.h), by the client's entry,
+ * and the pod that called owns it. */
+#ifndef NN_NAT_H
+#define NN_NAT_H
+
+#include "conntrack.h"
+#include "fair.h"
+#include "rewrite.h"
+
+/* Entries come and go with the flows, so that a node without such flows needs no memory for them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct nn_nat_key);
+	__type(value, struct nn_nat_entry);
+} nn_nat SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 3276);
+	__type(key, __u32);
+	__type(value, struct nn_fair_bucket);
+} nn_nat_slot SEC(".maps");
+
+NN_INLINE void nn_nat_key_of(const struct nn_tuple *tuple, __u8 reply, struct nn_nat_key *key)
+{
+	key->saddr = tuple->saddr;
+	key->daddr = tuple->daddr;
+	key->sport = tuple->sport;
+	key->dport = tuple->dport;
+	key->protocol = tuple->protocol;
+	key->reply = reply;
+	key->pad[0] = key->pad[1] = 0;
+}
+
+/* The key of a flow's other half: packets in the opposite direction. */
+NN_INLINE void nn_nat_other_of(const struct nn_nat_key *key, const struct nn_nat_entry *entry, struct nn_nat_key *other)
+{
+	other->saddr = entry->daddr;
+	other->daddr = entry->saddr;
+	other->sport = entry->dport;
+	other->dport = entry->sport;
+	other->protocol = key->protocol;
+	other->reply = !key->reply;
+	other->pad[0] = other->pad[1] = 0;
+}
+
+/* Delete both halves of the flow that has the key in the context. */
+NN_GLOBAL int nn_nat_delete(void)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat_entry *entry;
+
+	if (!context)
+		return 0;
+	entry = bpf_map_lookup_elem(&nn_nat, &context->nat.gone);
+	if (!entry)
+		return 0;
+	nn_nat_other_of(&context->nat.gone, entry, &context->nat.other);
+	bpf_map_delete_elem(&nn_nat, &context->nat.gone);
+	bpf_map_delete_elem(&nn_nat, &context->nat.other);
+	return 0;
+}
+
+NN_INLINE void nn_nat_remove(void *entries, const struct nn_ct_key *key)
+{
+	struct nn_context *context = nn_context_now();
+
+	(void)entries;
+	if (!context)
+		return;
+	__builtin_memcpy(&context->nat.gone, key, sizeof(context->nat.gone));
+	nn_nat_delete();
+}
+
+/* Unanswered flows go first, then those idle longest. */
+NN_INLINE __u64 nn_nat_look(const void *found, const struct nn_ct_key *key, const struct nn_context *context)
+{
+	const struct nn_nat_entry *entry = found;
+	__s32 idle = context->now - entry->last_seen;
+
+	if (idle > (__s32)nn_ct_lifetime(entry->flags, key->protocol))
+		return NN_FAIR_EXPIRED;
+	return (idle > 0 ? idle : 0) | (entry->flags & NN_NAT_SEEN_REPLY ? 0 : NN_FAIR_FIRST);
+}
+
+NN_FAIR_TABLE_OF(nn_nat, nn_config.nat_buckets, nn_nat_look, nn_nat_remove, NN_TABLE_NAT)
+
+NN_INLINE __u32 nn_nat_owner_of(const struct nn_view *view, const void *key)
+{
+	(void)key;
+	return nn_owner_endpoint(view->endpoint_id);
+}
+
+NN_INLINE int nn_nat_is_same(const struct nn_nat_entry *a, const struct nn_nat_entry *b)
+{
+	return a->sport == b->sport && a->dport == b->dport && a->endpoint_id == b->endpoint_id &&
+	       nn_addr_equal(&a->saddr, &b->saddr) && nn_addr_equal(&a->daddr, &b->daddr);
+}
+
+/* If another flow has this half, delete both halves of that one. */
+NN_INLINE void nn_nat_displace(struct nn_nat *nat, const struct nn_nat_key *key, const struct nn_nat_entry *entry)
+{
+	const struct nn_nat_entry *found = bpf_map_lookup_elem(&nn_nat, key);
+
+	if (!found || nn_nat_is_same(found, entry))
+		return;
+	nat->gone = *key;
+	nn_nat_delete();
+}
+
+/* Add the flow of the context, from its client's half. Returns 0 or a drop code. */
+NN_GLOBAL int nn_nat_create(void)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat *nat;
+	int result;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nat = &context->nat;
+	nn_nat_other_of(&nat->key, &nat->entry, &nat->reply_key);
+	__builtin_memset(&nat->reply, 0, sizeof(nat->reply));
+	nat->reply.saddr = nat->key.daddr;
+	nat->reply.daddr = nat->key.saddr;
+	nat->reply.sport = nat->key.dport;
+	nat->reply.dport = nat->key.sport;
+	nat->reply.last_seen = nat->entry.last_seen;
+	nat->reply.rev_nat_index = nat->entry.rev_nat_index;
+	nat->reply.endpoint_id = nat->entry.endpoint_id;
+	nn_nat_displace(nat, &nat->reply_key, &nat->reply);
+	nn_nat_displace(nat, &nat->key, &nat->entry);
+	result = nn_fair_insert(&nn_nat, &nat->key, &nat->entry, nn_view_of(context, NN_EGRESS), nn_nat_owner_of,
+				nn_nat_claim);
+	if (result < 0)
+		return result;
+	if (bpf_map_update_elem(&nn_nat, &nat->reply_key, &nat->reply, BPF_ANY) < 0) {
+		bpf_map_delete_elem(&nn_nat, &nat->key);
+		return NN_DROP_CT_INSERT_FAILED;
+	}
+	/* Another CPU may have evicted the flow between the two. */
+	if (!bpf_map_lookup_elem(&nn_nat, &nat->key))
+		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
+	return 0;
+}
+
+/* A packet after a RST clears that flag, as in nn_ct_touch. */
+NN_INLINE void nn_nat_touch(struct nn_nat_entry *entry, __u8 flags, __u32 now)
+{
+	flags |= entry->flags & ~NN_NAT_RST;
+	if (flags != entry->flags)
+		entry->flags = flags;
+	if (entry->last_seen != now)
+		entry->last_seen = now;
+}
+
+/* A packet that answers. The client's entry carries the flow's age, so update it too: once per second, and when
+ * something new is seen. */
+NN_INLINE void nn_nat_touch_reply(struct nn_context *context, const struct nn_nat_key *key, struct nn_nat_entry *entry)
+{
+	__u8 flags = nn_ct_flags_of(&context->packet, 1);
+	struct nn_nat_entry *client;
+
+	if (!(flags & ~entry->flags) && entry->last_seen == context->now)
+		return;
+	nn_nat_touch(entry, flags, context->now);
+	nn_nat_other_of(key, entry, &context->nat.other);
+	client = bpf_map_lookup_elem(&nn_nat, &context->nat.other);
+	if (client)
+		nn_nat_touch(client, flags, context->now);
+}
+
+/* Write the ends that the entry names into the packet. Returns 0 or a drop code. */
+NN_INLINE int nn_nat_apply(struct __sk_buff *ctx, struct nn_packet *packet, const struct nn_nat_entry *to)
+{
+	const struct nn_tuple *tuple = &packet->tuple;
+	int result = 0;
+
+	if (to->dport != tuple->dport || !nn_addr_equal(&to->daddr, &tuple->daddr))
+		result = nn_rewrite_destination(ctx, packet, &to->daddr, to->dport);
+	if (result == 0 && (to->sport != tuple->sport || !nn_addr_equal(&to->saddr, &tuple->saddr)))
+		result = nn_rewrite_source(ctx, packet, &to->saddr, to->sport);
+	return result;
+}
+
+#endif
