@@ -34,12 +34,10 @@ class Directory:
             near = self._workloads.get((end.namespace, end.workload)) if end.workload else None
             name = end.pod or end.workload or str(end.address)
             if near is not None:
-                found = replace(near, name=name, ips=())
+                found = replace(near, name=name)
             else:
                 found = Pod.of(end.namespace, name, dict(end.labels), workload=end.workload)
-        if found.host_network:
-            return None
-        return found if found.ips else replace(found, ips=(end.address,))
+        return None if found.host_network else found
 
     def parties(self, seen: Seen) -> tuple[Party, Party]:
         source, destination = self._party(seen.source), self._party(seen.destination)

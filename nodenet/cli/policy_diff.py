@@ -28,7 +28,7 @@ class _Set:
     without: tuple[str, ...]
 
 
-@click.command("diff")
+@click.command("diff", short_help="Compare two sets of policies, and what they do to recorded flows.")
 @source_options
 @click.option(
     "--with",
@@ -69,6 +69,7 @@ def diff_command(
     Exit code 0: no difference. 1: something changes. 2: an error.
     """
     with _errors_as_two():
+        policy_sources.require_one_stdin([*source.files, *added, *instead, flows or ""])
         before = policy_sources.read(source)
         wanted = _Set(added, instead, without)
         before, after = diff.together(before, _other(before, wanted, source.namespace))
@@ -118,6 +119,7 @@ def _other(before: Cluster, wanted: _Set, namespace: str) -> Cluster:
     policies = {} if wanted.instead else {policy.ref: policy for policy in before.policies}
     files = wanted.added or wanted.instead
     given = policy_sources.from_files(files, namespace) if files else Cluster()
+    policy_sources.print_notes(given)
     policies |= {policy.ref: policy for policy in given.policies}
     for name in wanted.without:
         place, slash, policy = name.rpartition("/")

@@ -95,6 +95,7 @@ def source_options(command: _F) -> _F:
 
 def read(source: Source) -> Cluster:
     """The objects, with notes on stderr. Raises BadInputError unless exactly one source is given."""
+    require_one_stdin(source.files)
     if [bool(source.files), bool(source.lab), source.from_cluster].count(True) != 1:
         raise BadInputError("expected one of -f FILE_OR_DIR, --lab NAME and --kubeconfig FILE", "see --help")
     if source.lab:
@@ -105,6 +106,12 @@ def read(source: Source) -> Cluster:
         found = from_files(source.files, source.namespace)
     print_notes(found)
     return found
+
+
+def require_one_stdin(names: Sequence[str]) -> None:
+    """Raises BadInputError if several options read the standard input: the second one would find it empty."""
+    if list(names).count(manifests.STDIN) > 1:
+        raise BadInputError("the standard input (-) can be read only once", "write one of the inputs to a file")
 
 
 def from_files(paths: Sequence[str], namespace: str) -> Cluster:
@@ -125,8 +132,11 @@ def from_lab(name: str) -> Cluster:
     from nodenet.lab.client import LabClient
 
     client = LabClient(name)
-    kinds = (*_LAB_KINDS, *_LAB_WORKLOADS)
-    return _read([obj for kind in kinds for obj in client.objects(kind)], "default", strict=False, live=True)
+    found = [obj for kind in (*_LAB_KINDS, *_LAB_WORKLOADS) for obj in client.objects(kind)]
+    for resource in client.custom():
+        if resource.kind in foreign.KINDS.get(resource.group, ()):
+            found += client.listing(resource)[0]
+    return _read(found, "default", strict=False, live=True)
 
 
 def from_cluster(kubeconfig: str | None, context: str | None) -> Cluster:
@@ -134,7 +144,8 @@ def from_cluster(kubeconfig: str | None, context: str | None) -> Cluster:
     from nodenet.kube import config, listing
 
     try:
-        access = config.from_kubeconfig(Path(kubeconfig) if kubeconfig else config.default_kubeconfig(), context or "")
+        path = Path(kubeconfig) if kubeconfig else config.default_kubeconfig()
+        access = config.from_kubeconfig(path, context or "", plugins=True)
     except BadInputError as error:
         raise BadInputError(str(error), error.hint or _KUBECTL) from error
     found = listing.read(access)

@@ -17,7 +17,7 @@ from nodenet.cli.target import DEFAULT_SOCKET, SERVER_VARIABLE, SOCKET_VARIABLE,
 from nodenet.errors import BadInputError, NodenetError
 
 
-@click.command("suggest")
+@click.command("suggest", short_help="Write the least policies that allow recorded flows.")
 @click.option(
     "--flows",
     metavar="FILE",
@@ -72,6 +72,7 @@ def suggest_command(
     nodenet policy suggest --lab demo --flows flows.json > policies.yaml
     nodenet policy diff --lab demo --instead policies.yaml --flows flows.json
     """
+    policy_sources.require_one_stdin([*source.files, flows or ""])
     record = _record(flows, since, socket, server, source.lab)
     cluster = policy_sources.read(source) if source.given else Cluster()
     passed = record.passed()

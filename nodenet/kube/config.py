@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
+from nodenet.kube import credentials
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SECTIONS = {"cluster": "clusters", "user": "users", "context": "contexts"}
@@ -126,8 +127,12 @@ def default_kubeconfig() -> Path:
     return Path(named[0]) if named else Path.home() / ".kube" / "config"
 
 
-def from_kubeconfig(path: Path, context_name: str = "") -> ClusterAccess:
-    """A context of a kubeconfig, or (without a name) the current one. Raises BadInputError naming file and field."""
+def from_kubeconfig(path: Path, context_name: str = "", *, plugins: bool = False) -> ClusterAccess:
+    """A context of a kubeconfig, or (without a name) the current one. `plugins`: run the program that `exec` of the
+    user names (credentials.py).
+
+    Raises BadInputError naming file and field, and CannotRunError if that program fails.
+    """
     try:
         data = yaml.safe_load(path.read_bytes())
     except OSError as error:
@@ -142,6 +147,8 @@ def from_kubeconfig(path: Path, context_name: str = "") -> ClusterAccess:
     cluster = config.named("cluster", cluster_name)
     user_name = config.text(context, "user", "context.")
     user = config.named("user", user_name) if user_name else {}
+    if plugins and user.get("exec"):
+        user = credentials.with_plugin(user, path, user_name)
     return _access(config, cluster, user, user_name)
 
 

@@ -42,7 +42,8 @@ def become(lab: str, pod: Mapping[str, Any], services: Sequence[Mapping[str, Any
     status of `command`. Raises BadInputError if the program does not exist.
     """
     where = place(lab, pod)
-    hosts = names.node_dir(lab, pod["spec"]["nodeName"]) / f"hosts.{where.cgroup.name}"[:255]
+    # The name has our pid: several commands may start in one pod at the same time.
+    hosts = names.node_dir(lab, pod["spec"]["nodeName"]) / f"hosts.{os.getpid()}"
     hosts.write_text(pods.hosts_file(pod, services))
     (where.cgroup / "cgroup.procs").write_text(str(os.getpid()))
     netns.enter(where.netns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -262,7 +263,16 @@ def test_a_running_lab_is_asked_for_its_real_pods(shop: str, monkeypatch: pytest
         def objects(self, kind: str) -> list[Any]:
             return objects.get(kind, [])
 
+        def custom(self) -> list[Any]:
+            calico = ("crd.projectcalico.org", "NetworkPolicy")
+            return [SimpleNamespace(group=group, kind=kind) for group, kind in (calico, ("example.org", "Policy"))]
+
+        def listing(self, resource: Any) -> tuple[list[Any], str]:
+            metadata = {"name": "x", "namespace": "shop"}
+            return [{"apiVersion": f"{resource.group}/v1", "kind": resource.kind, "metadata": metadata}], "1"
+
     monkeypatch.setattr("nodenet.lab.client.LabClient", FakeLab)
+    assert "WARNING: 1 policy of other APIs" in run("lint", "--lab", "demo").stderr
     assert cells(run("matrix", "--lab", "demo", "-o", "json")) == {
         ("other/client", "shop/web-5d8f-x7", 8080, "TCP"): True
     }

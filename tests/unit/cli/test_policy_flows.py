@@ -156,6 +156,8 @@ def test_names_in_flows_cannot_leave_the_comments(shop: Path) -> None:
             2,
             "- line 1: flow.l4: expected a mapping",
         ),
+        (["suggest", "-f", "-", "--flows", "-"], "", 2, "the standard input (-) can be read only once"),
+        (["diff", "-f", "shop.yaml", "--with", "-", "--flows", "-"], "", 2, "can be read only once"),
         (["suggest", "--flows", "/nowhere"], None, 2, "/nowhere: no such file"),
         (["suggest", "--flows", "-", "--since", "5m"], "", 2, "--flows and --since cannot be combined"),
         (["suggest", "--since", "yesterday"], None, 2, "--since"),
@@ -191,6 +193,12 @@ def test_diff_of_two_sets(shop: Path) -> None:
     assert data["changes"] == [
         {"from": "shop/web-0", "to": "shop/db-0", "port": 5432, "protocol": "TCP", "before": True, "after": False}
     ]
+
+
+def test_diff_warns_of_other_policies_in_the_second_set(shop: Path) -> None:
+    (shop / "cilium.yaml").write_text("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: x}\n")
+    result = run(shop, "diff", "-f", "shop.yaml", "--with", "cilium.yaml")
+    assert (result.exit_code, "CiliumNetworkPolicy (1)" in result.stderr) == (0, True)
 
 
 def test_diff_without_a_policy(shop: Path) -> None:

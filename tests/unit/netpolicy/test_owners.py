@@ -116,7 +116,8 @@ def test_custom_owners() -> None:
 
     database = obj("Database", "db", pods={"template": template(app="of-the-operator")})
     stateful = obj("StatefulSet", "db", ("Database", "db"), template=template(app="db"), replicas=2)
-    assert {pod.labels.mapping["app"] for pod in cluster([database, stateful]).pods} == {"db"}
+    for given in ([database, stateful], [stateful, database]):
+        assert [pod.labels.mapping["app"] for pod in cluster(given).pods] == ["db", "db"]
     assert pods(cluster([database, stateful, pod("db-0", ("StatefulSet", "db"), app="db")])) == {"db-0": "db"}
     assert pods(cluster([database, pod("db-x", ("Database", "db"), app="db")])) == {"db-x": "db"}
 

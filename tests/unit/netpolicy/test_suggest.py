@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -274,3 +275,18 @@ def test_names_from_flows_become_names_of_objects() -> None:
     ]
     found = suggest({seen(WORLD, each, 80): 1 for each in ends}, Cluster())
     assert set(named(found)) == {"shop/a-b", "shop/a-b-suggested", "shop/workload"}
+
+
+def test_a_pod_on_the_nodes_network_is_an_address() -> None:
+    """Policy cannot select it, although the record names it."""
+    exporter = replace(pod("exporter", "172.30.0.2"), host_network=True, node="n2")
+    found = suggest({seen(exporter, WEB, 8080): 1}, Cluster((WEB, exporter)), Wish(dns=False))
+    assert set(named(found)) == {"shop/web"}
+    assert named(found)["shop/web"]["ingress"][0]["from"] == [{"ipBlock": {"cidr": "172.30.0.2/32"}}]
+    assert found.denied == ()
+
+
+def test_an_address_of_a_pod_is_that_pod() -> None:
+    """The recorder did not know the name yet."""
+    found = suggest({seen(End(DB.ips[0]), WEB, 8080): 1}, Cluster((WEB, DB)), Wish(dns=False))
+    assert named(found)["shop/web"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"app": "db"}}}]
