@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nodenet.agent.settings import read_config
 from nodenet.kinds import API_KINDS
-from tests.rendered import OVERLAYS, helm, kustomize, kustomize_with, preset
+from tests.rendered import DAEMONSET, OVERLAYS, helm, kustomize, kustomize_with, preset
 
 Obj = dict[str, Any]
 VERSIONS = ("1.33", "1.34", "1.35", "1.36", "1.37")
@@ -94,17 +96,23 @@ def test_another_namespace_and_image_reach_every_object() -> None:
 
 
 def test_the_cluster_role_has_what_the_agent_reads_and_reports() -> None:
+    rules = one(kustomize("replace-kube-proxy"), "ClusterRole")["rules"]
     granted = {
         (group, resource, verb)
-        for rule in one(kustomize("replace-kube-proxy"), "ClusterRole")["rules"]
+        for rule in rules
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
     read = {(kind.resource.group, kind.resource.plural) for kind in API_KINDS}
     reads = {(group, plural, verb) for group, plural in read for verb in ("list", "watch")}
-    # The report of the agent about its own Node (agent/node_report.py).
-    assert granted == reads | {("", "nodes", "get"), ("", "nodes", "patch"), ("", "nodes/status", "patch")}
+    # The report of the agent about its own Node (agent/node_report.py), and Events (agent/notices.py).
+    writes = {("", "nodes", "get"), ("", "nodes", "patch"), ("", "nodes/status", "patch")}
+    writes |= {("", "events", "create"), ("", "events", "patch")}
+    assert granted == reads | writes
+    text = (DAEMONSET.parent / "docs" / "operations.md").read_text()
+    [documented] = re.findall(r"```yaml\n(rules:\n.*?)```", text, re.DOTALL)
+    assert yaml.safe_load(documented)["rules"] == rules
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
