@@ -116,7 +116,7 @@ def refuse_kube_proxy(config: Config) -> None:
     depend on where the packet comes from."""
     if not config.services:
         return
-    found = [str(one) for one in kube_proxy.find() if one.active]
+    found = list(map(str, kube_proxy.serving()))
     if found:
         raise CannotRunError(
             f"kube-proxy's rules are on this node: {'; '.join(found)}",

@@ -14,7 +14,7 @@ from nodenet.agent.datapath import Datapath
 from nodenet.agent.endpoints import Endpoints
 from nodenet.agent.evictions import EvictionWatch
 from nodenet.agent.features import SOCK_DESTROY
-from nodenet.agent.forward_rules import ForwardRules
+from nodenet.agent.foreign_rules import ForeignRules
 from nodenet.agent.host import Host
 from nodenet.agent.integrity import Integrity
 from nodenet.agent.masquerade import Masquerade
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 # Seconds between two collections of expired connections.
 COLLECT_SECONDS = 60.0
-# Seconds between two checks of other programs' forward chains.
-FORWARD_SECONDS = 30.0
+# Seconds between two checks of other programs' rules.
+FOREIGN_SECONDS = 30.0
 
 
 class Keepers:
@@ -55,7 +55,7 @@ class Keepers:
         )
         self.conflist = ConflistKeeper(config)
         self.masquerade = Masquerade(config, self._nodes_known)
-        self.forward_rules = ForwardRules(min(FORWARD_SECONDS, config.resync_seconds))
+        self.foreign_rules = ForeignRules(min(FOREIGN_SECONDS, config.resync_seconds), config.services)
         self.addresses = OwnAddresses(self._host.local_addresses, engine.own_addresses)
         self.endpoints = Endpoints(config.run_dir, self._host, engine, programs)
         self.sockets = SocketKeeper(
@@ -103,7 +103,7 @@ class Keepers:
             tasks.create_task(self.uplink.keep(partial(self._engine.next_change, kinds.NODE)), name="uplink")
             tasks.create_task(self.conflist.keep(ready), name="conflist")
             tasks.create_task(self.masquerade.keep(), name="masquerade")
-            tasks.create_task(self.forward_rules.keep(), name="forward rules")
+            tasks.create_task(self.foreign_rules.keep(), name="foreign rules")
             tasks.create_task(self.integrity.keep(ready), name="integrity")
             tasks.create_task(self._keep_endpoints(ready), name="endpoints")
 
@@ -121,7 +121,7 @@ class Keepers:
             *self.routes.problems,
             *self.conflist.problems,
             *self.masquerade.problems,
-            *self.forward_rules.problems,
+            *self.foreign_rules.problems,
             *self.sockets.problems,
             *self.connections.problems,
             *self.evictions.problems(),

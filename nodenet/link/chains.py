@@ -42,6 +42,8 @@ class _Jump(NamedTuple):
 def generation() -> int | None:
     """The generation of the whole ruleset: it differs after every change of any program. None if the kernel has no
     nf_tables. Raises LinkError."""
+    if not nf.available():
+        return None
     with nf.Nft() as nft:
         try:
             return nft.generation()
@@ -53,6 +55,8 @@ def generation() -> int | None:
 
 def all_chains() -> list[Chain]:
     """All chains of this namespace; none if the kernel has no nf_tables. Raises LinkError."""
+    if not nf.available():
+        return []
     with nf.Nft() as nft:
         try:
             return [_chain(body) for body in nft.list(nf.GETCHAIN, 0, b"")]
@@ -80,6 +84,8 @@ def remove_chains(family: int, table: str, ours: Callable[[str], bool]) -> None:
 
 def has_table(family: int, table: str) -> bool:
     """True if there is a table of this name. Raises LinkError."""
+    if not nf.available():
+        return False
     with nf.Nft() as nft:
         try:
             return bool(nft.get(nf.GETTABLE, family, text(1, table)))

@@ -59,6 +59,8 @@ def apply(plan: Plan) -> None:
 
 def remove(version: int) -> bool:
     """Remove the table of this version. Returns False if there is none. Raises LinkError."""
+    if not nf.available():
+        return False
     with nf.Nft() as nft:
         try:
             nft.change([nf.request(nf.DELTABLE, _family(version), text(1, TABLE))])

@@ -58,6 +58,12 @@ def find() -> list[Remains]:
     return [*_tables(), *_nft_chains(), *_legacy_chains(), *_ipvs()]
 
 
+def serving() -> list[Remains]:
+    """Those that make packets go to Services. Starts no program. Raises LinkError, OSError."""
+    found = [*_tables(), *_nft_chains(), *_legacy_chains(), *_device()]
+    return [one for one in found if one.active]
+
+
 def remove(found: Remains) -> None:
     """Remove one. Idempotent for everything but legacy chains. Raises LinkError, OSError, CannotRunError."""
     match found.kind:
@@ -139,8 +145,13 @@ def _ipvs() -> Iterator[Remains]:
     # Rules refer to ipsets, so these come after the chains.
     if sets := [name for name in _lines(["ipset", "list", "-n"]) if name.startswith("KUBE-")]:
         yield Remains("ipsets", f"{len(sets)} ipsets ({', '.join(sets[:3])}, ...)", chains=tuple(sets), active=False)
-    if device:
-        yield Remains("device", f"interface {DEVICE} (IPVS)")
+    yield from _device()
+
+
+def _device() -> Iterator[Remains]:
+    with Link() as link:
+        if link.get(DEVICE) is not None:
+            yield Remains("device", f"interface {DEVICE} (IPVS)")
 
 
 def _servers(held: Collection[str]) -> list[tuple[str, str]]:

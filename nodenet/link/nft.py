@@ -53,6 +53,8 @@ def remove_rules(network: str, ifname: str, addresses: Iterable[IPAddress]) -> N
     """Remove addresses from the network's masquerading, remove the MAC check of an interface, and remove tables that
     are empty then. Idempotent. No error if the kernel has no nf_tables, because then there is nothing to remove."""
     wanted = tuple(addresses)
+    if not nf.available():
+        return
     with nf.Nft() as nft:
         try:
             names = nft.tables()
@@ -69,6 +71,8 @@ def remove_rules(network: str, ifname: str, addresses: Iterable[IPAddress]) -> N
 
 def our_tables() -> list[tuple[str, Callable[[], None]]]:
     """All tables of ours in this namespace, of the agent too: the name of each, and how to remove it."""
+    if not nf.available():
+        return []
     with nf.Nft() as nft:
         try:
             found = nft.tables()

@@ -40,6 +40,17 @@ TIMEOUT = 10.0
 OURS = "nodenet-"
 
 
+def available() -> bool:
+    """False if the kernel has no nfnetlink, so that there can be no rules."""
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return False
+    return True
+
+
 class Nft:
     """A socket to nf_tables in the calling thread's network namespace. Its calls raise RefusedError."""
 

@@ -170,6 +170,19 @@ def test_a_forward_policy_that_drops_is_named(
     until(lambda: not named(), "it is gone", 5)
 
 
+def test_kube_proxy_that_comes_while_the_agent_serves_is_named(lab: Lab) -> None:
+    def named() -> bool:
+        return any("kube-proxy serves Services on this node too" in problem for problem in status(lab)["problems"])
+
+    assert not named()
+    sh(lab, "nft add table ip kube-proxy")
+    try:
+        until(named, "the status names it", 5)
+    finally:
+        sh(lab, "nft delete table ip kube-proxy")
+    until(lambda: not named(), "it is gone", 5)
+
+
 def test_bridged_packets_may_pass_iptables(lab: Lab) -> None:
     """bridge-nf-call-iptables=1, which kubeadm asks for, also with rules of others."""
     try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import subprocess
 
 import pytest
 
 from nodenet.agent.datapath import refuse_kube_proxy
+from nodenet.agent.foreign_rules import ForeignRules
 from nodenet.config import Config
 from nodenet.errors import CannotRunError
-from nodenet.link import iptables, kube_proxy
+from nodenet.link import chains, egress, iptables, kube_proxy, nft, nftables
 from nodenet.link import netns as namespaces
 from perf.render import iptables as iptables_mode
 from perf.render import nftables as nftables_mode
@@ -223,3 +226,37 @@ def test_names() -> None:
     assert [name for name in ("KUBE-FIREWALL", "KUBE-SEP-ABC", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-X")
             if kube_proxy.is_kube_proxy("filter", name)] == ["KUBE-SEP-ABC"]  # fmt: skip
     assert kube_proxy.is_kube_proxy("nat", "KUBE-FIREWALL")
+
+
+def test_a_kernel_without_nf_tables_has_no_rules(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nfnetlink is a part of the kernel that may be missing: the agent starts without it."""
+    real = socket.socket
+
+    def without(family: int = -1, kind: int = -1, protocol: int = -1, *more: object) -> socket.socket:
+        if (family, protocol) == (socket.AF_NETLINK, nftables.NETLINK_NETFILTER):
+            raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+        return real(family, kind, protocol, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nftables.socket, "socket", without)
+    assert namespaces.call(node, kube_proxy.find) == []
+    assert namespaces.call(node, chains.generation) is None
+    assert namespaces.call(node, nft.our_tables) == []
+    assert not namespaces.call(node, egress.remove, 4)
+    namespaces.call(node, nft.remove_rules, "net", "veth0", [])
+
+
+def test_what_comes_and_goes_while_the_agent_runs(node: str) -> None:
+    rules = ForeignRules(1.0, services=True)
+
+    def named() -> list[str]:
+        return [problem for problem in namespaces.call(node, rules._find) if "kube-proxy serves" in problem]
+
+    assert named() == []
+    for backend in BACKENDS:
+        program(node, backend)
+        assert len(named()) == 2
+        assert named() == named()
+        remove_all(node)
+        assert named() == []
+    program(node, "iptables-nft")
+    assert namespaces.call(node, ForeignRules(1.0, services=False)._find) == []

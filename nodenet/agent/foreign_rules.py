@@ -1,8 +1,9 @@
-"""Names rules of other programs that drop what pods send to other hosts: a forward chain whose policy is drop.
+"""Names rules of other programs that break what the agent does: forward chains that drop what pods send to other hosts,
+and kube-proxy's rules that come while the agent serves Services.
 
-Docker, ufw and firewalld make such chains. A drop is final, so an accept in a table of ours would not help, and the
-agent changes no rules of others. Whether a rule of the chain accepts pods' packets is not decided here: the sentence
-says what to check.
+Docker, ufw and firewalld make such forward chains. A drop is final, so an accept in a table of ours would not help,
+and the agent changes no rules of others. Whether a rule of the chain accepts pods' packets is not decided here: the
+sentence says what to check.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 from collections.abc import Iterable
 
 from nodenet.errors import NodenetError
-from nodenet.link import chains, iptables
+from nodenet.link import chains, iptables, kube_proxy
 from nodenet.link.chains import Chain
 from nodenet.link.iptables import LegacyTable
 from nodenet.link.nftables import OURS
@@ -22,14 +23,17 @@ log = logging.getLogger(__name__)
 _PROGRAMS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
 
 
-class ForwardRules:
-    """Checks every `seconds`."""
+class ForeignRules:
+    """Checks every `seconds`. `services`: whether the agent serves Services."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, services: bool) -> None:
         self.problems: list[str] = []
         self._seconds = seconds
+        self._services = services
         # What was found at which generation of nf_tables: kube-proxy may have 100,000 chains there.
         self._known: tuple[int, list[Chain]] = (-1, [])
+        self._proxied: list[str] = []
+        self._legacy: list[LegacyTable] = []
 
     async def keep(self) -> None:
         """Check until cancelled."""
@@ -37,7 +41,7 @@ class ForwardRules:
             try:
                 found = await asyncio.to_thread(self._find)
             except (NodenetError, OSError) as error:
-                found = [f"forward chains of other programs could not be read: {error}"]
+                found = [f"rules of other programs could not be read: {error}"]
             for problem in found:
                 if problem not in self.problems:
                     log.warning("%s", problem)
@@ -47,10 +51,15 @@ class ForwardRules:
     def _find(self) -> list[str]:
         """A sentence for each chain. Blocks. Raises NodenetError, OSError."""
         generation = chains.generation()
-        if generation is None or generation != self._known[0]:
+        changed = generation is None or generation != self._known[0]
+        if changed:
             self._known = (-1 if generation is None else generation, [c for c in chains.all_chains() if c.forwards])
-        legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
-        return list(sentences(self._known[1], legacy))
+        # Legacy tables have no generation.
+        before = self._legacy
+        legacy = self._legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
+        if changed or legacy != before:
+            self._proxied = [_proxied(str(one)) for one in kube_proxy.serving()] if self._services else []
+        return [*sentences(self._known[1], legacy), *self._proxied]
 
 
 def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable[str]:
@@ -65,3 +74,7 @@ def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable
 
 def _sentence(command: str) -> str:
     return f"packets of pods are dropped unless a rule accepts them: the chain's policy is drop: {command}"
+
+
+def _proxied(what: str) -> str:
+    return f"kube-proxy serves Services on this node too: {what}: stop it and run nodenet cleanup --kube-proxy"

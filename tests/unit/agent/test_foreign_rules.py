@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodenet.agent.forward_rules import sentences
+from nodenet.agent.foreign_rules import sentences
 from nodenet.link.chains import Chain
 from nodenet.link.iptables import LegacyTable
 
