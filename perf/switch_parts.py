@@ -16,7 +16,7 @@ from nodenet.bpf.packet_run import TC_ACT_SHOT, RunOptions
 from nodenet.bpf.tables import BpfTable
 from nodenet.reconcile.maps import Maps, Outcome
 from nodenet.reconcile.plan import SERVICE_TABLES, Tables
-from nodenet.reconcile.switch import SWITCHED, TRIES, Entry, covering, prefix_lengths, versions
+from nodenet.reconcile.switch import SWITCHED, TRIES, VERSIONS, Entry, covering, prefix_lengths
 from perf.switch_world import PROBES, World, set_port
 
 SENDERS = 2
@@ -84,7 +84,7 @@ class Sent:
 
 def _not_atomic(entry: Entry, since: int) -> object:
     """An entry that is in force when it is written, not when the change is."""
-    return versions(entry.write.table).of(entry.now, entry.was, 0)
+    return VERSIONS[entry.table].of(entry.now, entry.was, 0)
 
 
 MUTANTS: Mapping[str, Callable[[Entry, int], object]] = {"not-atomic": _not_atomic}

@@ -23,7 +23,7 @@ from nodenet.errors import NodenetError
 from nodenet.reconcile.apply import ApplyError, FullError, Table, is_full
 from nodenet.reconcile.grace import Grace
 from nodenet.reconcile.plan import Write
-from nodenet.reconcile.switch import STATE_KEY, Change, Entry, versions
+from nodenet.reconcile.switch import STATE_KEY, VERSIONS, Change, Entry
 
 Held = Mapping[str, MutableMapping[Any, Any]]
 Place = tuple[str, Any]
@@ -76,7 +76,7 @@ class Committer:
                 continue
             held[key] = found
             if not is_in_force(value.since, generation):
-                self._unfinished[name, key] = versions(name).of(found, found, generation)
+                self._unfinished[name, key] = VERSIONS[name].of(found, found, generation)
         return held
 
     def went(self) -> set[Place]:
@@ -90,7 +90,8 @@ class Committer:
             self._repair(done)
 
     def commit(self, change: Change, held: Held, done: Counter[str]) -> None:
-        """Make a change. After the switch, updates `held` with what is in force. Counts writes in `done` by table.
+        """Make a change. Counts writes in `done` by table. `held` gets the new nn_state; of the other tables it is
+        updated only if the change is not complete.
 
         Raises FullError if entries were left out; all others are in force. Raises ApplyError after any other failure:
         nothing of the change is in force, unless the switch itself failed.
@@ -180,52 +181,63 @@ class _Attempt:
 
     def write(self) -> None:
         """Write all entries. Raises ApplyError after a failure other than a full map."""
-        regions = [entry for entry in self._change.entries if entry.write.table == "nn_cidr"]
-        # New regions first: if one does not fit, no other one was replaced.
-        regions.sort(key=lambda entry: entry.write.key in self._held["nn_cidr"])
+        entries = self._change.entries
+        regions = [entry for entry in entries if entry.table == "nn_cidr"]
+        if regions:
+            self._write_regions(regions)
+            entries = [entry for entry in entries if entry.table != "nn_cidr"]
+        for entry in entries:
+            if self._early and (entry.table, entry.key) in self._early:
+                continue
+            if not self._fits(entry):
+                self._left.append(entry.write)
+                if isinstance(entry.now, Rule) and entry.now.action is Action.DENY:
+                    text = f"{entry.write}: no room; {_NOT_IN_FORCE}"
+                    raise ApplyError(entry.table, text, None, entry.write, tuple(self._change.writes))
+
+    def _write_regions(self, regions: list[Entry]) -> None:
+        """All of them, or none. New ones first: if one does not fit, no other one was replaced."""
+        regions.sort(key=lambda entry: entry.key in self._held["nn_cidr"])
         for place, entry in enumerate(regions):
             if not self._fits(entry):
                 self._undo(regions[:place])
                 self._left += [other.write for other in regions]
                 self.made.clear()
-                break
-        for entry in self._change.entries:
-            if entry.write.table == "nn_cidr" or (entry.write.table, entry.write.key) in self._early:
-                continue
-            if not self._fits(entry):
-                self._left.append(entry.write)
-                if isinstance(entry.now, Rule) and entry.now.action is Action.DENY:
-                    rest = tuple(self._change.writes)
-                    text = f"{entry.write}: no room; {_NOT_IN_FORCE}"
-                    raise ApplyError(entry.write.table, text, None, entry.write, rest)
+                return
 
     def _fits(self, entry: Entry) -> bool:
         """Write an entry. Returns False if it does not fit, even after deletes that are safe before the switch."""
+        table, key, _, now, was = entry
         try:
-            for _ in range(3):
-                try:
-                    self._update(entry)
-                except _FAILURES as error:
-                    deletes = self._early_deletes(entry) if is_full(error) else []
-                    if not deletes:
-                        raise
-                    for key in deletes:
-                        self._delete(entry.write.table, key)
-                else:
-                    return True
+            self._tables[table].update(key, VERSIONS[table].of(now, was, self._change.since))
         except _FAILURES as error:
-            write = entry.write
-            if not is_full(error):
-                rest = tuple(self._change.writes)
-                raise ApplyError(write.table, f"{write}: {_NOT_IN_FORCE}", error, write, rest) from error
-            self._first = self._first or ApplyError(write.table, str(write), error, write)
-        return False
-
-    def _update(self, entry: Entry) -> None:
-        table, key, _ = entry.write
-        self._tables[table].update(key, entry.record(self._change.since))
+            if not (is_full(error) and self._fits_after_deletes(entry)):
+                self._failed(entry, error)
+                return False
         self._done[table] += 1
         self.made.append(entry)
+        return True
+
+    def _fits_after_deletes(self, entry: Entry) -> bool:
+        while deletes := self._early_deletes(entry):
+            try:
+                for key in deletes:
+                    self._delete(entry.table, key)
+                self._tables[entry.table].update(entry.key, entry.record(self._change.since))
+            except _FAILURES as error:
+                if not is_full(error):
+                    self._failed(entry, error)
+            else:
+                return True
+        return False
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        """Remember the first entry that did not fit. Raises ApplyError if it failed for another reason."""
+        write = entry.write
+        if not is_full(error):
+            rest = tuple(self._change.writes)
+            raise ApplyError(entry.table, f"{write}: {_NOT_IN_FORCE}", error, write, rest) from error
+        self._first = self._first or ApplyError(entry.table, str(write), error, write)
 
     def _delete(self, table: str, key: Any) -> None:
         self._tables[table].delete(key)
@@ -235,10 +247,10 @@ class _Attempt:
     def _early_deletes(self, entry: Entry) -> list[Any]:
         """Keys to delete before the entry is tried again. Addresses and endpoints that go make room. A full LPM map
         refuses to replace a value too, before Linux 6.13: then the key itself, which closes it until it is written."""
-        table, key, _ = entry.write
+        table, key = entry.table, entry.key
         if table in ("nn_endpoint", "nn_ipcache"):
-            gone = [w.key for w in self._change.writes if w.table == table and w.is_delete]
-            gone = [key for key in gone if (table, key) not in self._early]
+            gone = [other.key for other in self._change.entries if other.table == table and other.value is None]
+            gone = [other for other in gone if (table, other) not in self._early]
             if gone:
                 return gone
         held = self._held[table].get(key)
@@ -249,10 +261,9 @@ class _Attempt:
     def _undo(self, entries: Iterable[Entry]) -> None:
         """Restore regions of which some were written."""
         for entry in entries:
-            table, key, _ = entry.write
-            old = self._held[table].get(key)
+            table, key = entry.table, entry.key
             try:
-                if old is None:
+                if self._held[table].get(key) is None:
                     self._tables[table].delete(key)
                 else:
                     self._tables[table].update(key, entry._replace(now=entry.was).record(self._change.since))
@@ -261,18 +272,17 @@ class _Attempt:
             self._done[table] += 1
 
     def take_effect(self) -> list[Place]:
-        """Update `held` with what was made. Returns the places of entries that went and wait for their deletion."""
-        gone = []
-        for table, key in self._early:
-            self._held[table].pop(key, None)
-        for entry in self.made:
-            table, key, value = entry.write
-            if value is not None:
-                self._held[table][key] = value
-            elif (table, key) not in self._early:
+        """Returns the places of entries that went and wait for their deletion. Updates `held` if entries were left
+        out."""
+        gone = [(entry.table, entry.key) for entry in self.made if entry.value is None]
+        if self._left:
+            for entry in self.made:
+                if entry.value is not None:
+                    self._held[entry.table][entry.key] = entry.value
+            set_keys = {(entry.table, entry.key) for entry in self.made if entry.value is not None}
+            for table, key in (*gone, *(self._early - set_keys)):
                 self._held[table].pop(key, None)
-                gone.append((table, key))
-        return gone
+        return [place for place in gone if place not in self._early]
 
     def raise_if_full(self) -> None:
         if self._first is not None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from nodenet.reconcile.apply import ApplyError
 from nodenet.reconcile.plan import Tables, Write
+from nodenet.reconcile.switch import Entry
 
 # Entries per slice. Unpacking and comparing an entry takes about 10 us, so a change that arrives during a slice waits
 # only a few milliseconds.
@@ -51,7 +52,7 @@ class Comparison:
             self._walk = None
         self._left = [name for name in self._left if name not in names]
 
-    def wrote(self, writes: Iterable[Write]) -> None:
+    def wrote(self, writes: Iterable[Write | Entry]) -> None:
         """Report writes that are about to be made."""
         if self._walk is not None:
             name = self._left[0]

@@ -119,7 +119,8 @@ class Maps:
     def _write_services(self, wanted: Tables, done: Counter[str]) -> None:
         writes = plan_services(wanted, self._held)
         if writes:
-            with self._drafts(writes, wanted) as held:
+            self._comparison.wrote(writes)
+            with self._drafts({write.table for write in writes}, wanted) as held:
                 apply(writes, self._tables, held, done)
         self._adopt(Group.SERVICES, wanted)
 
@@ -127,19 +128,17 @@ class Maps:
         self._committer.settle(done)
         change = plan_policy(wanted, self._held, self._lengths)
         if change is not None:
-            writes = [*change.writes, Write("nn_state", STATE_KEY, change.state)]
             self._comparison.wrote(Write(*place) for place in self._committer.went())
-            for name in TRIES:
-                self._lengths[name].update(w.key.prefixlen for w in writes if w.table == name)
-            with self._drafts(writes, wanted) as held:
+            self._comparison.wrote(change.entries)
+            self._lengths.update(change.lengths)
+            with self._drafts({"nn_state", *(entry.table for entry in change.entries)}, wanted) as held:
                 self._committer.commit(change, held, done)
         self._adopt(Group.POLICY, wanted)
 
     @contextmanager
-    def _drafts(self, writes: Collection[Write], wanted: Tables) -> Iterator[Mapping[str, Any]]:
-        """The tables that these writes change, as drafts that become the known content, and all others."""
-        self._comparison.wrote(writes)
-        drafts = {name: Draft(self._held[name]) for name in {write.table for write in writes}}
+    def _drafts(self, names: Collection[str], wanted: Tables) -> Iterator[Mapping[str, Any]]:
+        """These tables as drafts that become the known content, and all others."""
+        drafts = {name: Draft(self._held[name]) for name in names}
         made = False
         try:
             yield {**self._held, **drafts}

@@ -47,7 +47,7 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
     held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
     if all(wanted[name] is held[name] for name in SERVICE_TABLES):
         return []
-    sets, deletes = sets_and_deletes(_BEHIND_FRONTENDS, wanted, held)
+    sets, deletes = _differences(_BEHIND_FRONTENDS, wanted, held)
     renumbered = {write.key.value for write in sets["nn_backend"] if write.key in held["nn_backend"]}
     closed = _close_renumbered(renumbered, held["nn_frontend"])
     # The next steps start from the closed master entries.
@@ -63,28 +63,36 @@ def differences(one: Table, other: Table) -> int:
     return common + len(one.keys() - other.keys()) + len(other.keys() - one.keys())
 
 
-def sets_and_deletes(
+def _differences(
     names: Iterable[str], wanted: Tables, held: Tables
 ) -> tuple[dict[str, list[Write]], dict[str, list[Write]]]:
-    """(sets, deletes) from `held` to `wanted`, each by table."""
+    """(sets, deletes), each by table."""
     found = {name: _difference(name, wanted[name], held[name]) for name in names}
     return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
 
 def _difference(name: str, wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
     """(sets, deletes) of one table."""
-    if wanted is held:
-        return [], []
-    known = wanted.changed_since(held) if isinstance(wanted, Evolved) else None
-    if known is None:
-        sets = [Write(name, key, value) for key, value in wanted.items() if held.get(key) != value]
-        return sets, [Write(name, key) for key in held if key not in wanted]
-    # Hashing addresses is the expensive part, so look up each key only once in each table.
-    pairs = [(key, wanted.get(key), held.get(key)) for key in known]
+    found = differing(wanted, held)
     return (
-        [Write(name, key, value) for key, value, old in pairs if value is not None and value != old],
-        [Write(name, key) for key, value, old in pairs if value is None and old is not None],
+        [Write(name, key, value) for key, value, _ in found if value is not None],
+        [Write(name, key) for key, value, _ in found if value is None],
     )
+
+
+def differing(wanted: Table, held: Table) -> list[tuple[Any, Any, Any]]:
+    """(key, value in `wanted`, value in `held`) for each key that differs; None if a table does not have it."""
+    if wanted is held:
+        return []
+    known = wanted.changed_since(held) if isinstance(wanted, Evolved) else None
+    if known is not None:
+        # Hashing addresses is the expensive part, so look up each key only once in each table.
+        pairs = [(key, wanted.get(key), held.get(key)) for key in known]
+        return [pair for pair in pairs if pair[1] != pair[2]]
+    if not held:
+        return [(key, value, None) for key, value in wanted.items()]
+    found = [(key, value, old) for key, value in wanted.items() if (old := held.get(key)) != value]
+    return [*found, *((key, None, old) for key, old in held.items() if key not in wanted)]
 
 
 def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:

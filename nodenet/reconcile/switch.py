@@ -8,10 +8,10 @@ force (docs/decisions/0039). Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from nodenet.abi import (
     POLICY_BITS_PROTOCOL,
@@ -25,14 +25,16 @@ from nodenet.abi import (
     Versions,
     pack_addr,
 )
-from nodenet.reconcile.plan import Table, Tables, Write, sets_and_deletes
-from nodenet.tables import KEYED, MAPS, Group, MapType, Writer, filled_by, members, steps
+from nodenet.reconcile.plan import Table, Tables, Write, differing
+from nodenet.tables import KEYED, MAPS, Group, MapType, Step, Writer, filled_by, members, steps
 
 POLICY_TABLES = members(Group.POLICY)
 # The tables whose values have two versions.
 SWITCHED = tuple(name for name in POLICY_TABLES if name in filled_by(Writer.COMPILER))
 STATE_KEY = U32(0)
 
+# The record types of their values.
+VERSIONS: Mapping[str, type[Versions]] = {name: cast("type[Versions]", KEYED[name].value) for name in SWITCHED}
 TRIES = frozenset(name for name in SWITCHED if MAPS[name].type is MapType.LPM_TRIE)
 _ORDER = steps(Group.POLICY)
 _GENERATIONS = 1 << 32
@@ -42,37 +44,42 @@ _REFRESH = 1 << 30
 
 
 class Entry(NamedTuple):
-    """One entry of a change. `write` has the value that the entry shall have, None if it goes. `now` and `was`: what a
-    lookup of the key shall give after the change, and gives before it. They differ from `write` if a shorter prefix
-    covers the key."""
+    """One entry of a change. `value`: what the entry shall have, None if it goes. `now` and `was`: what a lookup of the
+    key shall give after the change, and gives before it. They differ from `value` and the value before if a shorter
+    prefix covers the key."""
 
-    write: Write
+    table: str
+    key: Any
+    value: Any | None
     now: Any | None
     was: Any | None
 
+    @property
+    def write(self) -> Write:
+        return Write(self.table, self.key, self.value)
+
     def record(self, since: int) -> Record:
         """The value to write into the map."""
-        return versions(self.write.table).of(self.now, self.was, since)
+        return VERSIONS[self.table].of(self.now, self.was, since)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """A planned change. `entries` are written first, then `state`; entries that go are deleted last, when no program
-    uses the previous generation any more. `state` None: one entry, which is in force when it is written."""
+    uses the previous generation any more. `state` None: one entry, which is in force when it is written. `lengths`: the
+    prefix lengths that may occur in each table with prefixes, before or after."""
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     since: int
     state: State | None
+    lengths: Mapping[str, set[int]]
 
     @property
-    def writes(self) -> Iterable[Write]:
-        return (entry.write for entry in self.entries)
+    def writes(self) -> list[Write]:
+        return [entry.write for entry in self.entries]
 
 
-def versions(table: str) -> type[Versions]:
-    """The record type of the values of a table in SWITCHED."""
-    found: type[Any] = KEYED[table].value
-    return found
+Differing = Mapping[str, list[tuple[Any, Any, Any]]]
 
 
 def plan_policy(desired: Tables, actual: Tables, lengths: Mapping[str, Collection[int]] | None = None) -> Change | None:
@@ -82,72 +89,77 @@ def plan_policy(desired: Tables, actual: Tables, lengths: Mapping[str, Collectio
     """
     wanted = {name: desired.get(name, {}) for name in SWITCHED}
     held = {name: actual.get(name, {}) for name in SWITCHED}
-    if all(wanted[name] is held[name] for name in SWITCHED):
+    changed = {name: differing(wanted[name], held[name]) for name in SWITCHED}
+    number = sum(map(len, changed.values()))
+    if not number:
         return None
-    sets, deletes = sets_and_deletes(SWITCHED, wanted, held)
-    writes = [write for step in _ORDER for write in (deletes if step.deletes else sets)[step.table]]
-    if not writes:
-        return None
+    known = lengths or {name: prefix_lengths(held[name]) for name in TRIES}
+    covers = {name: {*known[name], *{key.prefixlen for key, _, _ in changed[name]}} for name in TRIES}
     state = actual.get("nn_state", {}).get(STATE_KEY, State(0, 0))
     since = (state.generation + 1) % _GENERATIONS
     refresh = since % _REFRESH == 0
-    recheck = refresh or changes_verdicts(writes, held)
-    if len(writes) == 1 and not writes[0].is_delete and not recheck:
-        # One write is atomic on its own.
-        value = writes[0].value
-        return Change((Entry(writes[0], value, value),), state.generation, None)
-    known = lengths or {name: prefix_lengths(held[name]) for name in TRIES}
-    covers = {name: {*known[name], *(write.key.prefixlen for write in sets[name])} for name in TRIES}
-    entries = [_entry(write, wanted, held, covers) for write in writes]
+    recheck = refresh or _changes_verdicts(changed, held)
+    if number == 1 and not recheck:
+        ((name, ((key, value, _),)),) = ((name, found) for name, found in changed.items() if found)
+        if value is not None:
+            # One write is atomic on its own.
+            return Change((Entry(name, key, value, value, value),), state.generation, None, covers)
+    entries = [
+        entry
+        for step in _ORDER
+        for entry in _entries(step, changed[step.table], wanted[step.table], held[step.table], covers)
+    ]
     if refresh:
         entries += _unchanged(wanted, held)
-    return Change(tuple(entries), since, State(since, since if recheck else state.recheck_from))
+    return Change(entries, since, State(since, since if recheck else state.recheck_from), covers)
 
 
-def _entry(write: Write, wanted: Tables, held: Tables, lengths: Mapping[str, Collection[int]]) -> Entry:
-    name, key, now = write
-    was = held[name].get(key)
-    if name in TRIES:
-        if was is None and held[name]:
-            was = covering(key, held[name], lengths[name])
-        if now is None and wanted[name]:
-            now = covering(key, wanted[name], lengths[name])
-    return Entry(write, now, was)
+def _entries(
+    step: Step, changed: list[tuple[Any, Any, Any]], wanted: Table, held: Table, lengths: Mapping[str, Collection[int]]
+) -> list[Entry]:
+    """The entries of one table that are set, or those that go."""
+    name = step.table
+    if step.deletes:
+        gone = [(key, old) for key, value, old in changed if value is None]
+        if name not in TRIES or not wanted:
+            return [Entry(name, key, None, None, old) for key, old in gone]
+        return [Entry(name, key, None, covering(key, wanted, lengths[name]), old) for key, old in gone]
+    if name not in TRIES or not held:
+        return [Entry(name, key, value, value, old) for key, value, old in changed if value is not None]
+    return [
+        Entry(name, key, value, value, old if old is not None else covering(key, held, lengths[name]))
+        for key, value, old in changed
+        if value is not None
+    ]
 
 
 def _unchanged(wanted: Tables, held: Tables) -> Iterable[Entry]:
     return (
-        Entry(Write(name, key, value), value, value)
+        Entry(name, key, value, value, value)
         for name in SWITCHED
         for key, value in wanted[name].items()
         if held[name].get(key) == value
     )
 
 
-def changes_verdicts(writes: Iterable[Write], held: Tables) -> bool:
-    """True if the verdict for an existing flow may be different after these writes.
+def _changes_verdicts(changed: Differing, held: Tables) -> bool:
+    """True if the verdict for an existing flow may be different after this change.
 
     A new address or endpoint had no flows with its own identity, and entries of a subject without an endpoint concern
     no flow. An address that goes or changes may leave flows behind, which its next owner must not inherit.
     """
-    subjects: set[int] | None = None
-    for write in writes:
-        if write.table == "nn_cidr":
-            return True
-        if write.table == "nn_policy":
-            if subjects is None:
-                subjects = {entry.identity for entry in held["nn_endpoint"].values()}
-            if write.key.subject in subjects:
-                return True
-        elif (old := held[write.table].get(write.key)) is not None and not _same_policy(old, write.value):
-            return True
-    return False
+    if changed["nn_cidr"]:
+        return True
+    if any(old is not None and not _same_policy(old, new) for _, new, old in changed["nn_endpoint"]):
+        return True
+    if any(old is not None for _, _, old in changed["nn_ipcache"]):
+        return True
+    subjects = {entry.identity for entry in held["nn_endpoint"].values()} if changed["nn_policy"] else set()
+    return bool(subjects) and any(key.subject in subjects for key, _, _ in changed["nn_policy"])
 
 
-def _same_policy(old: Any, new: Any) -> bool:
-    if isinstance(old, EndpointEntry) and isinstance(new, EndpointEntry):
-        return (old.identity, old.flags) == (new.identity, new.flags)
-    return False
+def _same_policy(old: EndpointEntry, new: EndpointEntry | None) -> bool:
+    return new is not None and (old.identity, old.flags) == (new.identity, new.flags)
 
 
 def prefix_lengths(table: Table) -> set[int]:

@@ -88,7 +88,7 @@ def test_an_endpoint_that_only_moves_its_interface_is_not_judged_again() -> None
 
 def records(change: Change | None) -> dict[Any, Any]:
     assert change is not None
-    return {entry.write.key: entry.record(change.since) for entry in change.entries}
+    return {entry.key: entry.record(change.since) for entry in change.entries}
 
 
 def test_a_new_or_another_endpoint_was_closed_and_one_that_goes_will_be() -> None:
