@@ -207,9 +207,9 @@ class _Attempt:
 
     def _fits(self, entry: Entry) -> bool:
         """Write an entry. Returns False if it does not fit, even after deletes that are safe before the switch."""
-        table, key, _, now, was = entry
+        table = entry.table
         try:
-            self._tables[table].update(key, VERSIONS[table].of(now, was, self._change.since))
+            self._tables[table].update(entry.key, entry.record(self._change.since))
         except _FAILURES as error:
             if not (is_full(error) and self._fits_after_deletes(entry)):
                 self._failed(entry, error)
