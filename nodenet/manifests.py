@@ -280,10 +280,13 @@ def _objects(document: object, source: str) -> Iterator[Manifest]:
     for field in ("apiVersion", "kind"):
         if not isinstance(document.get(field), str):
             raise BadInputError(f"{source}: {field}: required, expected text")
-    # Also PodList and similar kinds, which API servers return.
-    if document["kind"].endswith("List") and isinstance(document.get("items"), list):
+    # Also PodList and similar kinds, which API servers return. Their items have neither apiVersion nor kind.
+    kind = document["kind"].removesuffix("List")
+    if kind != document["kind"] and isinstance(document.get("items"), list):
+        own = {"apiVersion": document["apiVersion"], "kind": kind} if kind else {}
         for index, item in enumerate(document["items"]):
-            yield from _objects(item, f"{source} items[{index}]")
+            whole = {**own, **item} if isinstance(item, dict) else item
+            yield from _objects(whole, f"{source} items[{index}]")
         return
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):

@@ -113,6 +113,16 @@ def test_json_values_in_a_row(tmp_path: Path) -> None:
     assert found[1].source == f"{tmp_path / 'a.json'} (document 2)"
 
 
+def test_the_items_of_an_api_list_have_its_kind(tmp_path: Path) -> None:
+    """`kubectl get --raw` prints what the API server answers."""
+    items = [{"metadata": {"name": "a"}}, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b"}}]
+    text = json.dumps({"apiVersion": "apps/v1", "kind": "DeploymentList", "items": items})
+    found = load([write(tmp_path, "a.json", text)])
+    assert [(m.api_version, str(m)) for m in found] == [("apps/v1", "Deployment a"), ("v1", "Service b")]
+    with pytest.raises(BadInputError, match=r"items\[0\]: apiVersion: required"):
+        load([write(tmp_path, "b.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))])
+
+
 def test_yaml_that_begins_with_a_brace(tmp_path: Path) -> None:
     (found,) = load([write(tmp_path, "a.yaml", "{apiVersion: v1, kind: Pod, metadata: {name: x}}")])
     assert str(found) == "Pod x"
