@@ -117,7 +117,8 @@ class Cluster:
 
     `dormant`: pods that a workload can create, but does not create now (replicas 0). `custom`: those of `skipped` whose
     kind is not one of Kubernetes' own; they may create pods in a way that we do not know. `foreign`: policies of other
-    APIs (netpolicy.foreign). They are not evaluated, so verdicts may be wrong.
+    APIs (netpolicy.foreign). They are not evaluated, so verdicts may be wrong. `possible`: a pod for each of `custom`,
+    with its labels: operators give pods the labels of the object that they are made for.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -129,3 +130,4 @@ class Cluster:
     dormant: tuple[Pod, ...] = ()
     custom: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    possible: tuple[Pod, ...] = ()

@@ -14,7 +14,16 @@ from netpolicy.fields import Field, labels, port_number
 from netpolicy.holders import Standing
 from netpolicy.owners import TOP, Owners, Ref, ref_of
 from netpolicy.parse import network_policy, read
-from netpolicy.types import IPAddress, IPNetwork, NetworkPolicy, Operator, Protocol, Requirement, Selector
+from netpolicy.types import (
+    IPAddress,
+    IPNetwork,
+    NetworkPolicy,
+    Operator,
+    PolicyError,
+    Protocol,
+    Requirement,
+    Selector,
+)
 from netpolicy.workloads import Made, container_ports, made_by
 
 Object = Mapping[str, Any]
@@ -48,6 +57,7 @@ def cluster(
         dormant,
         tuple(reader.custom),
         tuple(reader.foreign),
+        tuple(reader.possible),
     )
 
 
@@ -66,6 +76,7 @@ class _Reader:
         self.skipped: list[str] = []
         self.custom: list[str] = []
         self.foreign: list[str] = []
+        self.possible: list[Pod] = []
         # Objects with a pod template, and the workloads of which the input has a pod, perhaps a finished one.
         self._made: dict[Ref, tuple[Field, Made]] = {}
         self._running: set[Ref] = set()
@@ -107,7 +118,9 @@ class _Reader:
             self._made[ref_of(root)] = root, made
         else:
             self.skipped.append(root.object)
-            self.custom += [root.object] if _is_custom(obj) else []
+            if _is_custom(obj):
+                self.custom.append(root.object)
+                self.possible += _possible(root)
 
     def add_workloads(self, live: bool) -> tuple[Pod, ...]:
         """Add the pods that workloads represent, and return the dormant ones: those that no workload creates now."""
@@ -173,6 +186,17 @@ def _standing(metadata: Field, status: Field) -> Standing:
         status.child("startTime").value,
         metadata.child("creationTimestamp").value,
     )
+
+
+def _possible(root: Field) -> Iterator[Pod]:
+    """A pod with the labels of a custom resource, and with those of its `spec.podMetadata` (Prometheus and others)."""
+    metadata = root.child("metadata")
+    try:
+        own = {**labels(metadata.child("labels"))}
+        own |= labels(root.child("spec").child("podMetadata").child("labels"))
+        yield Pod.of(_namespace(metadata), metadata.child("name").text(), own)
+    except PolicyError:
+        return
 
 
 def service(obj: Object) -> Service:

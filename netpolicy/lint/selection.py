@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from netpolicy.cluster import Cluster
+from netpolicy.cluster import Cluster, Pod
 from netpolicy.lint.common import SIDE, Finding, peers, pods, subjects
 from netpolicy.selectors import matches, peer_selects
 from netpolicy.types import (
@@ -28,6 +28,16 @@ _ALWAYS = ("default", "kube-system", "kube-public", "kube-node-lease")
 def selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding]:
     if not cluster.pods or subjects(policy, cluster):
         return
+    matching = _matching(policy, cluster.pods)
+    if matching:
+        message = (
+            f"selects only pods on the node's network, such as {matching[0]}, and no NetworkPolicy applies to them: "
+            "remove the policy, or hostNetwork"
+        )
+        yield Finding(policy.ref, "selects-nothing", "spec.podSelector", message)
+        return
+    if _matching(policy, cluster.possible):
+        return
     elsewhere = sorted({p.namespace for p in pods(cluster) if matches(policy.selector, p.labels.mapping)})
     message = f"selects no pod in namespace {policy.namespace} (podSelector {policy.selector})"
     if elsewhere and policy.selector.keys:
@@ -36,6 +46,10 @@ def selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Finding
         message += _values(policy.selector, cluster, policy.namespace)
     message += _may_be_custom(policy.namespace, cluster)
     yield Finding(policy.ref, "selects-nothing", "spec.podSelector", message)
+
+
+def _matching(policy: NetworkPolicy, given: Iterable[Pod]) -> list[Pod]:
+    return [p for p in given if p.namespace == policy.namespace and matches(policy.selector, p.labels.mapping)]
 
 
 def _values(selector: Selector, cluster: Cluster, namespace: str) -> str:
@@ -96,7 +110,8 @@ def peer_selects_nothing(policy: NetworkPolicy, cluster: Cluster) -> Iterator[Fi
     for direction, index, place, peer in peers(policy):
         if peer.pods is None or not peer.pods.requirements:
             continue
-        if any(peer_selects(peer, policy.namespace, p.labels, cluster.namespaces) for p in pods(cluster)):
+        near = (*pods(cluster), *cluster.possible)
+        if any(peer_selects(peer, policy.namespace, p.labels, cluster.namespaces) for p in near):
             continue
         field = f"spec.{direction}[{index}].{SIDE[direction]}[{place}].podSelector"
         elsewhere = sorted({p.namespace for p in pods(cluster) if matches(peer.pods, p.labels.mapping)})

@@ -48,6 +48,7 @@ def ports(*numbers: Any) -> Obj:
 
 
 WEB, DB, PROBE = pod("web", "10.0.0.1", (8080, "http")), pod("db", "10.0.0.2", 5432), pod("probe", "10.0.0.3")
+EXPORTER = pod("exporter", "172.30.0.1", 9100)
 PODS = [WEB, DB, PROBE]
 FRONT = service("web", 80, "http", app="web")
 DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}]}
@@ -143,6 +144,12 @@ MISTAKES = {
         "namespace-label-missing",
         "spec.ingress[0].from[0].namespaceSelector",
         "the namespaces are shop: use one of these names",
+    ),
+    "pods on the node's network": (
+        [policy(podSelector=app("exporter")), WEB, {**EXPORTER, "spec": {**EXPORTER["spec"], "hostNetwork": True}}],
+        "selects-nothing",
+        "spec.podSelector",
+        "selects only pods on the node's network, such as shop/exporter, and no NetworkPolicy applies to them",
     ),
     "a label that no namespace has": (
         [obj("Namespace", "shop"), ingress({"from": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]})],
@@ -250,6 +257,20 @@ NEAR_MISSES = {
     "the others declare no port": [
         ingress({"from": [{"podSelector": {}}], **ports(8080)}, to={}),
         policy("db", podSelector=app("db")),
+    ],
+    "pods that an operator gives the labels of its object": [
+        obj("Prometheus", "k8s", labels={"app": "prometheus"}, apiVersion="monitoring.coreos.com/v1"),
+        ingress({"from": [{"podSelector": app("prometheus")}]}),
+        policy("prometheus", podSelector=app("prometheus")),
+    ],
+    "pods that an operator gives the labels of podMetadata": [
+        obj(
+            "Prometheus",
+            "k8s",
+            apiVersion="monitoring.coreos.com/v1",
+            spec={"podMetadata": {"labels": {"app": "prometheus"}}},
+        ),
+        ingress({"from": [{"podSelector": app("prometheus")}]}),
     ],
     "labels of namespaces that the input does not show": [
         ingress({"from": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]}),

@@ -258,6 +258,10 @@ def test_icmp_and_the_own_node_need_no_rule_or_have_none() -> None:
     (rule,) = named(found)["shop/web"]["ingress"]
     assert rule["from"] == [{"ipBlock": {"cidr": "172.30.0.2/32"}}]
     assert found.denied == ()
+    # The cluster knows the node's address, the record does not.
+    own = Cluster((WEB,), nodes=(Node("n1", (node.address,)),))
+    found = suggest({seen(End(node.address), WEB, 8080): 1}, own, Wish(dns=False))
+    assert (found.connections, found.denied) == ((), ())
 
 
 def test_a_pod_that_is_gone_belongs_to_its_workload() -> None:
@@ -290,3 +294,33 @@ def test_an_address_of_a_pod_is_that_pod() -> None:
     """The recorder did not know the name yet."""
     found = suggest({seen(End(DB.ips[0]), WEB, 8080): 1}, Cluster((WEB, DB)), Wish(dns=False))
     assert named(found)["shop/web"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"app": "db"}}}]
+
+
+def test_dns_servers_are_like_other_pods_without_the_rule_for_dns() -> None:
+    question = {seen(WEB, DNS, 53, Protocol.UDP): 1}
+    found = suggest(question, Cluster((WEB, DNS)), Wish(dns=False))
+    (rule,) = named(found)["shop/web"]["egress"]
+    assert (rule["to"], rule["ports"]) == (DNS_RULE["to"], [{"protocol": "UDP", "port": "dns"}])
+    # Their other ports are no part of that rule.
+    found = suggest({seen(WEB, DNS, 9153): 1}, Cluster((WEB, DNS)))
+    rules = named(found)["shop/web"]["egress"]
+    assert ([rule["ports"] for rule in rules], found.denied) == ([[tcp(9153)], DNS_RULE["ports"]], ())
+
+
+def test_a_name_that_means_several_ports_is_not_used() -> None:
+    two = [replace(pod("web", f"10.0.0.{n}", ContainerPort(n, name="http")), name=f"web-{n}") for n in (80, 81)]
+    found = suggest({seen(WORLD, two[0], 80): 1}, Cluster(tuple(two)), Wish(dns=False))
+    (rule,) = named(found)["shop/web"]["ingress"]
+    assert rule["ports"] == [tcp(80)]
+
+
+def test_labels_that_change_with_every_rollout_select_nothing() -> None:
+    twins = [
+        Pod.of("shop", f"{name}-0", {"app": "x", "pod-template-hash": name}, [ip_address(ip)], workload=name)
+        for name, ip in (("blue", "10.0.0.1"), ("green", "10.0.0.2"))
+    ]
+    found = suggest({seen(WORLD, twins[0], 80): 1}, Cluster(tuple(twins)), Wish(dns=False))
+    assert (found.merged, named(found)["shop/blue-green"]["podSelector"]) == (
+        ("shop/blue+green",),
+        {"matchLabels": {"app": "x"}},
+    )
