@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nodenet.cli import extras
 from nodenet.cli.cluster_options import cluster_options, run
 from nodenet.cli.output import Column, Format, emit, emit_document, output_option
 from nodenet.errors import BadInputError
@@ -75,7 +76,6 @@ def test(
 
     Exit code 1 if a check fails, or if one of --test is skipped.
     """
-    from nodenet.cluster import client
     from nodenet.cluster.connectivity.checks import CHECKS
 
     known = {check.name: check for check in CHECKS}
@@ -86,6 +86,9 @@ def test(
         rows = [{"name": check.name, "about": check.about} for check in chosen]
         emit(rows, [Column("NAME", "name"), Column("WHAT IT SHOWS", "about")], output)
         return
+    extras.require("agent", "connectivity test")
+    from nodenet.cluster import client
+
     access = client.access(kubeconfig, context)
     results = run(_test(access, chosen, _Printer(output), keep, values))
     skipped = [result.check for result in results if result.state == "skipped" and result.check in wanted]

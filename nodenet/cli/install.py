@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nodenet.cli import extras
 from nodenet.cli.cluster_options import cluster_options, run
 from nodenet.errors import BadInputError
 
@@ -67,11 +68,26 @@ def install(
     """Install nodenet on the cluster of the kubeconfig: a DaemonSet with its rights and its configuration.
 
     The API servers' addresses are those of the Service default/kubernetes, if --set apiServers does not name them.
-    --dry-run prints the objects as YAML.
+    --dry-run prints the objects as YAML; with --overlay and the API servers it needs no cluster.
     """
+    if how["dry_run"] and (rendered := _offline(overlay, values)):
+        click.echo(rendered)
+        return
+    extras.require("agent", "install")
     from nodenet.cluster import client
 
     run(_install(client.access(kubeconfig, context), overlay, values, how))
+
+
+def _offline(overlay: str | None, words: Sequence[str]) -> str:
+    """The objects as YAML if no cluster needs to be asked for that; else ""."""
+    from nodenet.cluster import release
+
+    values = release.parse_values(words)
+    if overlay is None:
+        return ""
+    wanted = release.Release(overlay, values)
+    return _yaml(wanted) if release.api_servers(wanted) or not release.needs_api_servers(wanted) else ""
 
 
 async def _install(access: ClusterAccess, overlay: str | None, words: Sequence[str], how: dict[str, Any]) -> None:

@@ -64,8 +64,8 @@ async def choose_overlay(cluster: Cluster) -> str:
     proxy = await cluster.find(DAEMON_SETS, "kube-system", "kube-proxy")
     if proxy is None:
         return "replace-kube-proxy"
-    if "beside-kube-proxy" in known:
-        return "beside-kube-proxy"
+    if release.BESIDE in known:
+        return release.BESIDE
     raise BadInputError(
         "--overlay: required: this cluster has kube-proxy (DaemonSet kube-system/kube-proxy)",
         "remove kube-proxy, then --overlay replace-kube-proxy",
@@ -75,7 +75,7 @@ async def choose_overlay(cluster: Cluster) -> str:
 async def with_api_servers(cluster: Cluster, wanted: Release) -> Release:
     """The release with the addresses of the API servers, as hosts reach them, if it names none. With kube-proxy the
     agents use the `kubernetes` Service. Raises CannotRunError if the cluster does not say them."""
-    if release.api_servers(wanted) or wanted.overlay == "beside-kube-proxy":
+    if release.api_servers(wanted) or not release.needs_api_servers(wanted):
         return wanted
     slices = await cluster.list(
         ENDPOINT_SLICE.resource, "default", labelSelector="kubernetes.io/service-name=kubernetes"

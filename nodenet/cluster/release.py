@@ -19,6 +19,8 @@ from nodenet.errors import BadInputError
 Obj = dict[str, Any]
 
 NAME = NAMESPACE = "nodenet"
+# The overlay for clusters with kube-proxy.
+BESIDE = "beside-kube-proxy"
 # On the DaemonSet: what `nodenet upgrade` starts from.
 RELEASE = "nodenet.io/release"
 # On its pods: a changed configuration starts them again.
@@ -105,6 +107,11 @@ def api_servers(release: Release) -> str:
     """The addresses of the API servers that the agents get; "" if they use the `kubernetes` Service."""
     [config_map] = [obj for obj in objects(release) if _is(obj, "ConfigMap")]
     return str(config_map["data"][_API_SERVERS])
+
+
+def needs_api_servers(release: Release) -> bool:
+    """Without kube-proxy the `kubernetes` Service does not work before the agent does."""
+    return release.overlay != BESIDE
 
 
 def _set_config(data: Obj, values: Mapping[str, str]) -> None:

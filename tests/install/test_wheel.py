@@ -75,6 +75,16 @@ def installed(work: Path, wheel: Path) -> Installed:
     return made
 
 
+def test_the_manifests_are_in_the_wheel(installed: Installed):
+    """Rendering needs no cluster, no kubectl and no extra."""
+    shown = installed.nodenet("install", "--dry-run", "--overlay", "kind", "--set", "monitoring.enabled=true")
+    assert shown.returncode == 0, shown.stderr
+    kinds = {line.partition(": ")[2] for line in shown.stdout.splitlines() if line.startswith("kind: ")}
+    assert {"Namespace", "DaemonSet", "ConfigMap", "ServiceMonitor"} <= kinds
+    listed = installed.nodenet("connectivity", "test", "--list")
+    assert "pod-to-pod-other-node" in listed.stdout, listed.stderr
+
+
 def test_the_environment_has_the_core_alone(installed: Installed):
     asked = ("aiohttp", "prometheus_client", "pyroute2", "matplotlib", "scapy", "bcc")
     code = f"from importlib.util import find_spec; print([name for name in {asked!r} if find_spec(name)])"

@@ -18,7 +18,9 @@ MOST_FAILURES = 4
 def flow_filter(stage: Stage, ask: Ask) -> list[str]:
     """The options of `nodenet observe` that select the flows of a connection."""
     port = ask.target.partition("?")[0].rpartition(":")[2]
-    return ["--from-pod", f"{stage.namespace}/{ask.client}", *(["--to-port", port] if port.isdigit() else [])]
+    protocol = "udp" if ask.target.startswith("udp") else "tcp"
+    more = ["--protocol", protocol, "--to-port", port] if port.isdigit() else []
+    return ["--from-pod", f"{stage.namespace}/{ask.client}", *more]
 
 
 def nodes_of(stage: Stage, ask: Ask) -> list[str]:

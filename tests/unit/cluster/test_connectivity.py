@@ -149,7 +149,7 @@ async def test_a_failure_says_how_to_look_further_and_what_the_agents_saw() -> N
         f"nodenet policy explain --kubeconfig FILE --from {space}/client-1 --to {space}/server-1 --port 8080/tcp"
         in text
     )
-    assert f"seen: a: a flow of --from-pod {space}/client-1 --to-port 8080" in text
+    assert f"seen: a: a flow of --from-pod {space}/client-1 --protocol tcp --to-port 8080" in text
     assert "seen: b: " not in text
 
 
