@@ -23,6 +23,8 @@ CONDITION = "NetworkUnavailable"
 REASON = "NodenetIsUp"
 # Seconds until a write that failed is made again, although the Node has not changed.
 RETRY_SECONDS = 60.0
+# Seconds after a write until the watch has normally brought it.
+SETTLE_SECONDS = 2.0
 
 
 class Writer(Protocol):
@@ -44,12 +46,14 @@ class NodeReport:
         changed: Callable[[], asyncio.Event],
         *,
         retry_seconds: float = RETRY_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
         self._ref = ObjectRef("", name)
         self._writer = writer
         self._node = node
         self._changed = changed
         self._retry_seconds = retry_seconds
+        self._settle_seconds = settle_seconds
 
     async def keep(self, ready: asyncio.Event) -> None:
         """Report until cancelled, from the time when `ready` is set. A Node that is created again is reported again."""
@@ -57,8 +61,19 @@ class NodeReport:
         while True:
             event = self._changed()
             node = self._node()
-            failed = node is not None and not await self.report(node)
-            await any_of([event], self._retry_seconds if failed else None)
+            if node is None or not self.needs(node):
+                await event.wait()
+            elif await self.report(node):
+                # The Node comes back by the watch, once for each write. Before the last one it shows an old state.
+                await event.wait()
+                await asyncio.sleep(self._settle_seconds)
+            else:
+                await any_of([event], self._retry_seconds)
+
+    @staticmethod
+    def needs(node: Node) -> bool:
+        """Whether a Node shows that a write is needed."""
+        return TAINT in node.taints or node.network_unavailable != "False"
 
     async def report(self, node: Node) -> bool:
         """Make the writes that this Node needs. Returns False if one failed."""

@@ -90,7 +90,8 @@ class KubeClient:
         """Events of one kind, without an end: first a Listing, then changes, and a new Listing whenever changes may
         have been missed. Never raises because of a server or network error."""
         version: str | None = None
-        failures = Failures(kind, self._server, self.stats[kind], self._recovery, self._spread)
+        servers = " or ".join(self._session.access.servers)
+        failures = Failures(kind, servers, self.stats[kind], self._recovery, self._spread)
         absence = Absence(kind)
         while True:
             try:
@@ -250,9 +251,6 @@ class KubeClient:
         self.stats[kind].undecodable += 1
         self.stats[kind].nameless += 1
         log.warning("object ignored: %s", error)
-
-    def _server(self) -> str:
-        return self._session.server
 
     def _received(self, kind: ApiKind) -> None:
         self.stats[kind].last_byte = time.monotonic()

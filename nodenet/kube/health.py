@@ -31,6 +31,8 @@ LAST_BACKOFF_SECONDS = 4.0
 # Limits of what is reported about one object: its content comes from users.
 _SENTENCES = 5
 _SENTENCE_LENGTH = 300
+# The largest number of different errors that are remembered during one outage.
+_MOST_LOGGED = 100
 
 
 @dataclass(slots=True)
@@ -114,7 +116,7 @@ class Failures:
     def __init__(
         self,
         kind: ApiKind,
-        server: Callable[[], str],
+        server: str,
         stats: KindStats,
         recovery: Recovery,
         spread: Callable[[], float],
@@ -129,6 +131,8 @@ class Failures:
         self._since = 0.0
         self._silent = True
         self._relisted = False
+        # The errors that were logged since the last connection.
+        self._logged: set[str] = set()
 
     def watch_starts(self) -> None:
         """A watch request is about to be sent."""
@@ -139,8 +143,9 @@ class Failures:
         """The server answered. The backoff is not reset yet, because the server may end the watch at once or answer
         410."""
         if self._stats.error:
-            log.info("%s: %s: connected again", self._server(), self._kind)
+            log.info("%s: %s: connected again", self._server, self._kind)
             self._stats.error = ""
+            self._logged.clear()
             self._recovery.notify()
         self._stats.failing_since = 0.0
 
@@ -150,7 +155,7 @@ class Failures:
         self.connected()
         self._polls.reset()
         if not self._stats.installed:
-            log.info("%s: %s: installed", self._server(), self._kind)
+            log.info("%s: %s: installed", self._server, self._kind)
             self._stats.installed = True
         if not self._relisted:
             self._backoff.reset()
@@ -159,7 +164,7 @@ class Failures:
         """The API answered that the kind is not installed. Returns seconds to wait before the next check."""
         self.connected()
         if self._stats.installed:
-            log.info("%s: %s: not installed", self._server(), self._kind)
+            log.info("%s: %s: not installed", self._server, self._kind)
             self._stats.installed = False
             self._stats.unread.clear()
             self._stats.uids.clear()
@@ -180,8 +185,11 @@ class Failures:
         """A list or watch failed. Returns seconds to wait. Repetitions of the same error are logged at debug level."""
         self._stats.errors += 1
         text = str(error) or type(error).__name__
-        level = logging.DEBUG if text == self._stats.error else logging.WARNING
-        log.log(level, "%s: %s: %s; trying again", self._server(), self._kind, text)
+        # With several servers the errors alternate: each is logged once until a server answers.
+        level = logging.DEBUG if text in self._logged else logging.WARNING
+        if len(self._logged) < _MOST_LOGGED:
+            self._logged.add(text)
+        log.log(level, "%s: %s: %s; trying again", self._server, self._kind, text)
         self._stats.error = text
         self._stats.failing_since = self._stats.failing_since or time.monotonic()
         if isinstance(error, AnswerError):

@@ -155,7 +155,7 @@ class Session:
         # Another request may have left this server already.
         if len(self.access.servers) > 1 and server == self.server:
             self._current += 1
-            log.info("%s does not answer: the next request goes to %s", server, self.server)
+            log.debug("%s does not answer: the next request goes to %s", server, self.server)
 
     def _read_authority(self) -> None:
         """The cluster's authority may have been replaced while we run."""

@@ -43,7 +43,9 @@ class Scene:
         self.node = node
         self.event = asyncio.Event()
         self.writer = Writer()
-        self.report = NodeReport("n1", self.writer, lambda: self.node, lambda: self.event, retry_seconds=0.01)
+        self.report = NodeReport(
+            "n1", self.writer, lambda: self.node, lambda: self.event, retry_seconds=0.01, settle_seconds=0
+        )
 
     def becomes(self, node: Node | None) -> None:
         self.node = node

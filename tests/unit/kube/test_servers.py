@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import subprocess
 from pathlib import Path
@@ -142,3 +143,19 @@ async def test_a_replaced_authority_is_accepted_without_a_restart(tmp_path: Path
                 assert response.status == 200
     finally:
         await runner.cleanup()
+
+
+async def test_each_error_of_several_servers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The next server's error is another text each time."""
+    caplog.set_level(logging.INFO)
+    other = "http://127.0.0.1:2"
+    pauses = Pauses()
+    async with KubeClient(ClusterAccess(NOBODY, others=(other,)), sleep=pauses) as client:
+        first = asyncio.ensure_future(anext(client.watch(kinds.NAMESPACE)))
+        async with asyncio.timeout(10):
+            while len(pauses.seconds) < 10:  # noqa: ASYNC110  the client's own task
+                await asyncio.sleep(0.01)
+        first.cancel()
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert all(f"{NOBODY} or {other}: Namespace: " in warning for warning in warnings)
