@@ -20,7 +20,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 def _cleaned(obj: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {key: value for key, value in (obj.get("metadata") or {}).items() if key not in _NOT_SHOWN}
     annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key not in _BOOKKEEPING}
-    metadata |= {"annotations": annotations} if annotations else {}
+    metadata["annotations"] = annotations
     return {**{key: value for key, value in obj.items() if key != "status"}, "metadata": metadata}
 
 

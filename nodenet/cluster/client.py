@@ -54,8 +54,9 @@ _HINTS = {
 
 
 def access(kubeconfig: str | None, context: str | None) -> ClusterAccess:
-    """The cluster that kubectl would use. Raises BadInputError naming file and field."""
-    return config.from_kubeconfig(Path(kubeconfig) if kubeconfig else config.default_kubeconfig(), context or "")
+    """The cluster that kubectl would use, also with a credential plugin. Raises BadInputError naming file and field."""
+    path = Path(kubeconfig) if kubeconfig else config.default_kubeconfig()
+    return config.from_kubeconfig(path, context or "", plugins=True)
 
 
 class NotServedError(CannotRunError):

@@ -119,6 +119,13 @@ def test_changes_name_the_field() -> None:
     assert changes(after, after) == []
 
 
+def test_annotations_of_bookkeeping_are_no_change() -> None:
+    before, after = ({"metadata": {"annotations": {release.RELEASE: text}}} for text in ("1", "2"))
+    assert changes(before, after) == []
+    assert changes({"metadata": {}}, after) == []
+    assert changes(before, {"metadata": {"annotations": {"x": "y"}}}) == ["metadata.annotations.x: (absent) -> 'y'"]
+
+
 def test_a_changed_text_is_shown_by_line() -> None:
     before, after = ({"data": {"f": text}} for text in ("a: 1\nb: 2\n", "a: 1\nb: 3\n"))
     assert changes(before, after) == ["data.f: - b: 2", "data.f: + b: 3"]
