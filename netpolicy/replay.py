@@ -55,6 +55,10 @@ class Directory:
         node = end.node or self._nodes.get(end.address, "")
         return Party(str(end), None, end.address, node, host=end.host or bool(node))
 
+    def is_node(self, end: End) -> bool:
+        """True for the address of a node, also of a pod on its network."""
+        return self._party(end).host
+
     def is_own_node(self, seen: Seen) -> bool:
         """True for traffic between a pod and its node, which is always allowed."""
         source, destination = self.parties(seen)

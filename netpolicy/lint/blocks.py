@@ -80,7 +80,7 @@ def except_without_effect(policy: NetworkPolicy, cluster: Cluster) -> Iterator[F
 
 def _undoing(policy: NetworkPolicy, own: RuleRef, rule: Rule, hole: IPNetwork, cluster: Cluster) -> Iterator[RuleRef]:
     """Rules that allow a wider network with the hole in it, on the same ports, for a pod that the policy selects. A
-    rule for exactly the hole is an exception that somebody wanted."""
+    rule for exactly the hole is an exception on purpose."""
     for other in cluster.policies:
         if other.namespace != policy.namespace or not _same_subjects(policy, other, cluster):
             continue

@@ -7,8 +7,9 @@ labels, ports by name where every pod has that name for the port, and addresses 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
 from itertools import chain, count
 from typing import Any
 
@@ -19,7 +20,7 @@ from netpolicy.replay import Directory, replayed
 from netpolicy.suggest import rules
 from netpolicy.suggest.groups import Group, group
 from netpolicy.suggest.rules import Other
-from netpolicy.types import Direction, PolicyRef
+from netpolicy.types import Direction, IPNetwork, PolicyRef
 
 # Namespaces of the cluster itself: a record of one minute is no base for isolating them.
 SYSTEM = ("kube-system", "kube-public", "kube-node-lease")
@@ -28,11 +29,13 @@ SYSTEM = ("kube-system", "kube-public", "kube-node-lease")
 @dataclass(frozen=True, slots=True)
 class Wish:
     """`namespaces`: those that get policies; empty: all but SYSTEM. `dns`: allow DNS questions although none was seen.
-    `default_deny`: also isolate the workloads that were not seen."""
+    `default_deny`: also isolate the workloads that were not seen. `any_outside`: one block for all addresses outside
+    the cluster, in place of the recorded ones."""
 
     namespaces: tuple[str, ...] = ()
     dns: bool = True
     default_deny: bool = False
+    any_outside: bool = False
 
     def covers(self, namespace: str) -> bool:
         return namespace in self.namespaces if self.namespaces else namespace not in SYSTEM
@@ -95,8 +98,9 @@ def suggest(seen: Mapping[Seen, int], cluster: Cluster, wish: Wish | None = None
     pods = _pods(seen, cluster, directory)
     by_pod = group(pods.values())
     groups = tuple(dict.fromkeys(by_pod.values()))
-    model = _Model(directory, by_pod)
-    traffic = rules.Traffics(wish, _dns_servers(groups))
+    pod_networks = tuple(cidr for node in cluster.nodes for cidr in node.pod_cidrs)
+    model = _Model(directory, by_pod, pod_networks if wish.any_outside else None)
+    traffic = rules.Traffics(wish, _dns_servers(groups), pod_networks)
     rows: Counter[tuple[str, str, int, str]] = Counter()
     uncovered: Counter[tuple[str, str, int, str]] = Counter()
     met: set[Group] = set()
@@ -105,7 +109,7 @@ def suggest(seen: Mapping[Seen, int], cluster: Cluster, wish: Wish | None = None
         met |= {end for end in (source, destination) if isinstance(end, Group)}
         if not isinstance(source, Group) and not isinstance(destination, Group):
             continue
-        key = (str(source), str(destination), each.traffic.port, str(each.traffic.protocol or "ICMP"))
+        key = (_shown(source), _shown(destination), each.traffic.port, str(each.traffic.protocol or "ICMP"))
         if directory.is_own_node(each) or model.is_itself(each):
             continue
         if each.traffic.protocol is None:
@@ -137,17 +141,33 @@ def denied(
 class _Model:
     """The recorded ends as groups and addresses."""
 
-    def __init__(self, directory: Directory, groups: Mapping[tuple[str, str], Group]) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        groups: Mapping[tuple[str, str], Group],
+        inside: Sequence[IPNetwork] | None,
+    ) -> None:
+        """`inside`: networks that are not outside, if all addresses outside are to be one end."""
         self._directory = directory
         self._groups = groups
+        self._inside = inside
 
     def other(self, end: End) -> Other:
         pod = self._directory.pod(end)
-        return end.address if pod is None else self._groups[pod.namespace, pod.name]
+        if pod is not None:
+            return self._groups[pod.namespace, pod.name]
+        address = end.address
+        if self._inside is None or self._directory.is_node(end) or any(address in each for each in self._inside):
+            return address
+        return rules.EVERYTHING[address.version]
 
     def is_itself(self, seen: Seen) -> bool:
         source, destination = self._directory.pod(seen.source), self._directory.pod(seen.destination)
         return source is not None and destination is not None and str(source) == str(destination)
+
+
+def _shown(other: Other) -> str:
+    return f"outside ({other})" if isinstance(other, IPv4Network | IPv6Network) else str(other)
 
 
 def _pods(seen: Iterable[Seen], cluster: Cluster, directory: Directory) -> dict[tuple[str, str], Pod]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from typing import Protocol as Interface
 
 from netpolicy.evaluate import Traffic
 from netpolicy.suggest.groups import Group
-from netpolicy.types import NAMESPACE_NAME_LABEL, Direction, IPAddress, Operator, Protocol, Selector
+from netpolicy.types import NAMESPACE_NAME_LABEL, Direction, IPAddress, IPNetwork, Operator, Protocol, Selector
 
-# An end of a connection: pods, or an address outside of what policy selects by labels.
-Other = Group | IPAddress
+# An end of a connection: pods, an address outside of what policy selects by labels, or all such addresses.
+Other = Group | IPAddress | IPNetwork
+EVERYTHING: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 Object = dict[str, Any]
 # A port: protocol, and name or number.
 _Port = tuple[Protocol, int | str]
@@ -35,8 +37,9 @@ class Wanted(Interface):
 class Traffics:
     """The ports of each pair of ends, by subject and direction."""
 
-    def __init__(self, wish: Wanted, dns_servers: Sequence[Group]) -> None:
+    def __init__(self, wish: Wanted, dns_servers: Sequence[Group], pod_networks: Sequence[IPNetwork] = ()) -> None:
         self._dns = wish.dns
+        self._pod_networks = sorted(set(pod_networks), key=str)
         self._servers = dns_servers
         self._ports: dict[tuple[Group, Direction], dict[Other, set[_Port]]] = defaultdict(lambda: defaultdict(set))
 
@@ -59,7 +62,7 @@ class Traffics:
         for other, ports in peers.items():
             shared[tuple(sorted(ports, key=_order))].append(other)
         found = [
-            {_SIDE[direction]: _peers(others, subject.namespace), "ports": [_port(port) for port in ports]}
+            {_SIDE[direction]: self._peers(others, subject.namespace), "ports": [_port(port) for port in ports]}
             for ports, others in sorted(shared.items(), key=lambda item: [_order(port) for port in item[0]])
         ]
         return found + self._dns_rules(subject, direction)
@@ -70,9 +73,25 @@ class Traffics:
         if not self._dns:
             return []
         if direction is Direction.EGRESS:
-            peers = _peers(self._servers, subject.namespace) or [_USUAL_DNS]
+            peers = self._peers(self._servers, subject.namespace) or [_USUAL_DNS]
             return [{_SIDE[direction]: peers, "ports": ports}]
         return [{_SIDE[direction]: [{"namespaceSelector": {}}], "ports": ports}] if subject in self._servers else []
+
+    def _peers(self, others: Iterable[Other], namespace: str) -> list[Object]:
+        ordered = sorted(others, key=lambda each: (not isinstance(each, Group), str(each)))
+        return [self._peer(other, namespace) for other in ordered]
+
+    def _peer(self, other: Other, namespace: str) -> Object:
+        if isinstance(other, IPv4Network | IPv6Network):
+            # The addresses of pods are not outside.
+            holes = [str(each) for each in self._pod_networks if each.version == other.version]
+            return {"ipBlock": {"cidr": str(other), **({"except": holes} if holes else {})}}
+        if not isinstance(other, Group):
+            return {"ipBlock": {"cidr": f"{other}/{other.max_prefixlen}"}}
+        peer: Object = {"podSelector": _selector(other.selector)}
+        if other.namespace != namespace:
+            peer = {"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: other.namespace}}, **peer}
+        return peer
 
 
 def policy(subject: Group, name: str, found: Mapping[Direction, list[Object]]) -> Object:
@@ -93,19 +112,6 @@ def _manifest(namespace: str, name: str, spec: Object) -> Object:
         "metadata": {"name": name, "namespace": namespace},
         "spec": spec,
     }
-
-
-def _peers(others: Iterable[Other], namespace: str) -> list[Object]:
-    found = []
-    for other in sorted(others, key=lambda each: (not isinstance(each, Group), str(each))):
-        if not isinstance(other, Group):
-            found.append({"ipBlock": {"cidr": f"{other}/{other.max_prefixlen}"}})
-            continue
-        peer: Object = {"podSelector": _selector(other.selector)}
-        if other.namespace != namespace:
-            peer = {"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: other.namespace}}, **peer}
-        found.append(peer)
-    return found
 
 
 def _selector(selector: Selector) -> Object:

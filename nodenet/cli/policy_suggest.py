@@ -41,6 +41,13 @@ from nodenet.errors import BadInputError, NodenetError
 @click.option(
     "--dns/--no-dns", default=True, show_default=True, help="Allow DNS questions although none were recorded."
 )
+@click.option(
+    "--outside",
+    type=click.Choice(["each", "any"]),
+    default="each",
+    show_default=True,
+    help="Addresses outside the cluster: each recorded one, or one block for all of them without the pod networks.",
+)
 @click.option("--default-deny", is_flag=True, help="Also isolate the workloads of these namespaces that were not seen.")
 @click.option(
     "-o",
@@ -58,6 +65,7 @@ def suggest_command(
     source: Source,
     only: tuple[str, ...],
     dns: bool,
+    outside: str,
     default_deny: bool,
     output: str,
 ) -> None:
@@ -82,7 +90,7 @@ def suggest_command(
             "record flows while the application works: nodenet observe --all -o json",
         )
     try:
-        found = suggest(passed, cluster, Wish(only, dns, default_deny))
+        found = suggest(passed, cluster, Wish(only, dns, default_deny, outside == "any"))
     except PolicyError as error:
         raise BadInputError(f"a flow has a name or label that no object can have: {error}") from error
     for note in policy_format.suggestion_notes(found, sum(record.denied().values()), _existing(found, cluster)):

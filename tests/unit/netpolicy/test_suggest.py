@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -287,6 +287,30 @@ def test_a_pod_on_the_nodes_network_is_an_address() -> None:
     found = suggest({seen(exporter, WEB, 8080): 1}, Cluster((WEB, exporter)), Wish(dns=False))
     assert set(named(found)) == {"shop/web"}
     assert named(found)["shop/web"]["ingress"][0]["from"] == [{"ipBlock": {"cidr": "172.30.0.2/32"}}]
+    assert found.denied == ()
+
+
+def test_all_addresses_outside_as_one_block() -> None:
+    """Without the networks of pods. The address of a node stays one address."""
+    node = Node("n2", (ip_address("172.30.0.2"),), (ip_network("10.0.0.0/16"), ip_network("2001:db8:1::/64")))
+    six = End(ip_address("2001:db8::9"))
+    flows = [seen(WORLD, WEB, 8080), seen(End(ip_address("198.51.100.9")), WEB, 8080), seen(six, WEB, 8080)]
+    # A node, and a pod that is gone and has no name.
+    flows += [seen(End(address), WEB, 8080) for address in (node.addresses[0], ip_address("10.0.0.99"))]
+    found = suggest(dict.fromkeys(flows, 1), Cluster((WEB,), nodes=(node,)), Wish(dns=False, any_outside=True))
+    (rule,) = named(found)["shop/web"]["ingress"]
+    assert [peer["ipBlock"] for peer in rule["from"]] == [
+        {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/16"]},
+        {"cidr": "10.0.0.99/32"},
+        {"cidr": "172.30.0.2/32"},
+        {"cidr": "::/0", "except": ["2001:db8:1::/64"]},
+    ]
+    assert [(row.source, row.times) for row in found.connections] == [
+        ("10.0.0.99", 1),
+        ("172.30.0.2", 1),
+        ("outside (0.0.0.0/0)", 2),
+        ("outside (::/0)", 1),
+    ]
     assert found.denied == ()
 
 
