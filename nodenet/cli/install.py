@@ -24,7 +24,8 @@ STAYS = """What stays on each node, so that the pods that run now keep their net
   /opt/cni/bin/nodenet, .nodenet-*       the plugin
   /var/lib/cni/networks                  leases of addresses
   /run/nodenet                           endpoints
-Before another network is installed: drain the node, remove the conflist and the plugin, and restart the node."""
+`nodenet uninstall --clean-nodes` removes it with the rest, and `nodenet cleanup` on one node."""
+_CLEANED = "The nodes are bare. Start pods again that ran with nodenet when another network is installed."
 
 
 def _say(text: str) -> None:
@@ -154,15 +155,31 @@ async def _upgrade(access: ClusterAccess, overlay: str | None, words: Sequence[s
 @click.command()
 @cluster_options
 @click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would be deleted.")
-def uninstall(kubeconfig: str | None, context: str | None, dry_run: bool) -> None:
+@click.option(
+    "--clean-nodes",
+    is_flag=True,
+    help="Also take every node back to bare (`nodenet cleanup`): pods that run now lose their network.",
+)
+@click.option(
+    "--wait-duration",
+    type=click.FloatRange(min=1),
+    default=_WAIT_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="The longest wait of --clean-nodes.",
+)
+def uninstall(
+    kubeconfig: str | None, context: str | None, dry_run: bool, clean_nodes: bool, wait_duration: float
+) -> None:
     """Delete nodenet's objects from the cluster, and say what stays on the nodes."""
     from nodenet.cluster import client
 
-    run(_uninstall(client.access(kubeconfig, context), dry_run))
+    run(_uninstall(client.access(kubeconfig, context), dry_run, wait_duration if clean_nodes else 0))
 
 
-async def _uninstall(access: ClusterAccess, dry_run: bool) -> None:
-    from nodenet.cluster import client, install
+async def _uninstall(access: ClusterAccess, dry_run: bool, clean_seconds: float) -> None:
+    """`clean_seconds` 0: leave the nodes as they are."""
+    from nodenet.cluster import clean_nodes, client, install
 
     async with client.Cluster(access) as cluster:
         await install.daemon_set(cluster)
@@ -173,8 +190,12 @@ async def _uninstall(access: ClusterAccess, dry_run: bool) -> None:
             for obj in found:
                 click.echo(f"{client.describe(obj)}: would be deleted")
         else:
+            if clean_seconds:
+                await clean_nodes.clean(cluster, clean_seconds, _say)
+                # The agents' DaemonSet is gone already.
+                found = await install.installed(cluster)
             await install.remove(cluster, found, _say)
-    click.echo(STAYS)
+    click.echo(_CLEANED if clean_seconds else STAYS)
 
 
 async def _carry_out(cluster: Any, steps: Sequence[Step], how: dict[str, Any]) -> None:

@@ -206,12 +206,13 @@ async def remove(cluster: Cluster, objects: Sequence[Obj], say: Say) -> None:
         if await cluster.delete(resource, metadata.get("namespace", ""), metadata["name"]):
             say(f"{describe(obj)}: deleted")
         if obj["kind"] == "DaemonSet":
-            await _wait_no_pods(cluster, say)
+            await wait_no_pods(cluster, say)
         elif obj["kind"] == "Namespace":
             await _wait_gone(cluster, resource, metadata["name"])
 
 
-async def _wait_no_pods(cluster: Cluster, say: Say) -> None:
+async def wait_no_pods(cluster: Cluster, say: Say) -> None:
+    """Wait until every agent has ended, and say which has not."""
     deadline = time.monotonic() + _GONE_SECONDS
     while pods := await cluster.list(PODS, NAMESPACE, labelSelector=SELECTOR):
         if time.monotonic() > deadline:

@@ -1,0 +1,131 @@
+"""`nodenet uninstall --clean-nodes`: runs `nodenet cleanup` on every node, by a DaemonSet made from that of the agents.
+
+An init container cleans; the pod is ready when that has ended well. The pods use the agents' image, folders and rights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nodenet.cluster.client import DAEMON_SETS, PODS, Cluster
+from nodenet.cluster.install import daemon_set, rollout_left, wait_no_pods
+from nodenet.cluster.pods import waits_for
+from nodenet.cluster.release import NAMESPACE
+from nodenet.errors import BadInputError, CannotRunError, NodenetError
+
+Obj = dict[str, Any]
+Say = Callable[[str], None]
+
+NAME = "nodenet-cleanup"
+_LABEL = "app.kubernetes.io/name"
+_CONTAINER = "cleanup"
+_POLL_SECONDS = 1.0
+_COMMAND = [
+    *("cleanup", "--config", "/etc/nodenet/agent.yaml"),
+    *("--bin-dir", "/host/opt/cni/bin", "--conf-dir", "/host/etc/cni/net.d"),
+]
+# The folder of the agent's sockets is deleted too, which is not possible where it is mounted.
+_RUN = "/run/nodenet"
+
+
+async def clean(cluster: Cluster, seconds: float, say: Say) -> None:
+    """End the agents, clean every node, and say what was removed. Raises CannotRunError naming the nodes that could not
+    be cleaned: a further call continues."""
+    agents = await daemon_set(cluster)
+    wanted = cleaner(agents) if agents else await cluster.find(DAEMON_SETS, NAMESPACE, NAME)
+    if wanted is None:
+        raise BadInputError(
+            f"--clean-nodes: there is no DaemonSet {NAMESPACE}/nodenet whose image and folders could be used",
+            "nodenet cleanup cleans the node that it runs on",
+        )
+    if agents:
+        await cluster.delete(DAEMON_SETS, NAMESPACE, agents["metadata"]["name"])
+        say(f"DaemonSet {NAMESPACE}/nodenet: deleted")
+        await wait_no_pods(cluster, say)
+        await cluster.apply(wanted)
+    await _wait(cluster, seconds, say)
+    for node, pod in sorted((await _pods(cluster)).items()):
+        say(f"{node}:\n{await _log(cluster, pod)}")
+    await cluster.delete(DAEMON_SETS, NAMESPACE, NAME)
+
+
+def cleaner(agents: Mapping[str, Any]) -> Obj:
+    """The DaemonSet that cleans, from that of the agents. Raises BadInputError if that has no container `agent`."""
+    pod = copy.deepcopy(agents["spec"]["template"]["spec"])
+    containers = {one["name"]: one for one in (*(pod.get("initContainers") or ()), *pod["containers"])}
+    agent = containers.get("agent")
+    if agent is None:
+        raise BadInputError(f"DaemonSet {NAMESPACE}/nodenet: expected a container with the name agent")
+    mounts = {mount["mountPath"]: mount for one in containers.values() for mount in one.get("volumeMounts") or ()}
+    run = next((volume["name"] for volume in pod["volumes"] if (volume.get("hostPath") or {}).get("path") == _RUN), "")
+    for volume in pod["volumes"]:
+        if volume["name"] == run:
+            volume["hostPath"] = {"path": "/run"}
+    kept = [mount for path, mount in mounts.items() if not path.startswith("/run/")]
+    kept.append({"name": run or "run", "mountPath": "/run", "mountPropagation": "HostToContainer"})
+    common = {"image": agent["image"], "imagePullPolicy": agent["imagePullPolicy"]}
+    work = {key: agent[key] for key in ("env", "securityContext", "resources") if key in agent}
+    # Without a namespace's ConfigMap the variables of the API servers would keep the pod from its start.
+    work["env"] = [one for one in work.get("env") or () if "configMapKeyRef" not in (one.get("valueFrom") or {})]
+    spec = {
+        **{key: pod[key] for key in _KEPT if key in pod},
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "initContainers": [{"name": _CONTAINER, "args": _COMMAND, "volumeMounts": kept, **common, **work}],
+        "containers": [{"name": "done", "command": ["sleep", "infinity"], **common}],
+    }
+    labels = {_LABEL: NAME}
+    template = {"metadata": {"labels": labels}, "spec": spec}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": labels},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
+    }
+
+
+_KEPT = (
+    *("nodeSelector", "tolerations", "hostNetwork", "dnsPolicy", "priorityClassName", "securityContext", "volumes"),
+    "imagePullSecrets",
+)
+
+
+async def _wait(cluster: Cluster, seconds: float, say: Say) -> None:
+    deadline, said = time.monotonic() + seconds, ""
+    while True:
+        found = await cluster.find(DAEMON_SETS, NAMESPACE, NAME)
+        left = rollout_left(found) if found else "it does not exist"
+        if not left:
+            return
+        if left != said:
+            say(f"DaemonSet {NAMESPACE}/{NAME}: {left}")
+            said = left
+        if time.monotonic() > deadline:
+            pods = sorted((await _pods(cluster)).items())
+            texts = [
+                f"\n{node}: {reason}\n{await _log(cluster, pod)}" for node, pod in pods if (reason := waits_for(pod))
+            ]
+            raise CannotRunError(
+                f"--clean-nodes: not complete after {seconds:g} s: {left}{''.join(texts)}",
+                "the same command continues; without --clean-nodes it leaves the nodes as they are",
+            )
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _pods(cluster: Cluster) -> dict[str, Obj]:
+    pods = await cluster.list(PODS, NAMESPACE, labelSelector=f"{_LABEL}={NAME}")
+    return {str(pod["spec"].get("nodeName")): pod for pod in pods}
+
+
+async def _log(cluster: Cluster, pod: Mapping[str, Any]) -> str:
+    path = PODS.path(NAMESPACE, pod["metadata"]["name"], "log")
+    try:
+        return (
+            (await cluster.text(path, {"container": _CONTAINER, "tailLines": "40"})).decode(errors="replace").rstrip()
+        )
+    except NodenetError as error:
+        return f"no log: {error}"
