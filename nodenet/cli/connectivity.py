@@ -128,7 +128,8 @@ def result_text(result: Result) -> str:
     if result.state == "skipped":
         return f"{head}: {result.reason}"
     settled = f", settled after {result.settled:.1f} s" if result.settled >= _SHOWN_SECONDS else ""
-    lines = [f"{head}: {result.connections} connections, {result.seconds:.1f} s{settled}"]
+    count = f"{result.connections} connections, " if result.connections else ""
+    lines = [f"{head}: {count}{result.seconds:.1f} s{settled}"]
     for failure in result.failures:
         lines.append(f"    {failure.what}: {failure.got}")
         lines += [f"      seen: {line}" for line in failure.flows]

@@ -69,9 +69,16 @@ def parse_values(words: Iterable[str]) -> dict[str, str]:
         if name in _COMPONENTS and value not in ("true", "false"):
             raise BadInputError(f"--set {word}: expected true or false")
         if key:
-            _check_config({key: yaml.safe_load(value)}, f"--set {word}")
+            _check_config({key: _yaml(value, f"--set {word}")}, f"--set {word}")
         found[name] = value
     return found
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{source}: expected a value in YAML") from error
 
 
 def objects(release: Release) -> list[Obj]:

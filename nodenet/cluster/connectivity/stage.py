@@ -82,7 +82,8 @@ async def _choose_nodes(cluster: Cluster, wanted: Sequence[str]) -> list[Obj]:
     known = {_name(node): node for node in await cluster.list(NODES)}
     if missing := [name for name in wanted if name not in known]:
         raise BadInputError(f"--node {missing[0]}: the cluster has no such node (its nodes: {', '.join(known)})")
-    usable = [known[name] for name in wanted] or [node for node in known.values() if _can_run(node)]
+    # Nodes with taints, such as those of the control plane, are the last choice: traffic of users is on the others.
+    usable = [known[name] for name in wanted] or sorted(filter(_can_run, known.values()), key=_is_tainted)
     if not usable:
         raise CannotRunError(
             "no node can run pods: each is not ready, or cordoned", "nodenet status --cluster shows what nodes lack"
@@ -93,6 +94,11 @@ async def _choose_nodes(cluster: Cluster, wanted: Sequence[str]) -> list[Obj]:
 def _can_run(node: Obj) -> bool:
     conditions = {one["type"]: one["status"] for one in node.get("status", {}).get("conditions") or ()}
     return conditions.get("Ready") == "True" and not node.get("spec", {}).get("unschedulable")
+
+
+def _is_tainted(node: Obj) -> bool:
+    taints = node.get("spec", {}).get("taints") or ()
+    return any(taint.get("effect") in ("NoSchedule", "NoExecute") for taint in taints)
 
 
 async def wait_ready(cluster: Cluster, namespace: str, names: Sequence[str], seconds: float) -> dict[str, Obj]:

@@ -206,6 +206,16 @@ async def test_a_node_that_does_not_exist() -> None:
         await World().test(nodes=("c",))
 
 
+async def test_workers_are_preferred_to_the_control_plane() -> None:
+    world = World()
+    control = world.api.named("Node", "a")
+    assert control is not None
+    control["spec"]["taints"] = [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]
+    world.api.add({**control, "metadata": {"name": "c"}, "spec": {}})
+    await world.test("dns")
+    assert "nodes b, c" in world.said[0]
+
+
 async def test_the_default_image_is_that_of_the_daemonset() -> None:
     api = Api()
     async with api.cluster() as cluster:

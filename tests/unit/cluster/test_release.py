@@ -91,6 +91,7 @@ def test_an_installed_release_is_read_back() -> None:
         ("config.no_such_key=1", "no_such_key: unknown key"),
         ("config.ct_entries=many", "ct_entries: expected int"),
         ("monitoring.enabled=yes", "expected true or false"),
+        ("config.masquerade_exclude=[", "expected a value in YAML"),
     ],
 )
 def test_a_wrong_value_is_named(word: str, message: str) -> None:
