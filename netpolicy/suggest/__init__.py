@@ -129,6 +129,14 @@ def suggest(seen: Mapping[Seen, int], cluster: Cluster, wish: Wish | None = None
     )
 
 
+def without_labels(seen: Iterable[Seen], cluster: Cluster) -> list[str]:
+    """The recorded pods that the cluster does not have, and of which the record has no labels: a record can be reduced
+    to some fields. No selector can be found for them."""
+    directory, known = Directory(cluster), {str(pod) for pod in (*cluster.pods, *cluster.dormant)}
+    pods = [directory.pod(end) for each in seen for end in (each.source, each.destination)]
+    return sorted({str(pod) for pod in pods if pod is not None and not pod.labels.labels and str(pod) not in known})
+
+
 def denied(
     seen: Iterable[Seen], policies: Iterable[Mapping[str, Any]], cluster: Cluster, directory: Directory
 ) -> list[Seen]:

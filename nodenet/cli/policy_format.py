@@ -88,16 +88,20 @@ def suggestion_notes(found: Suggestion, denied: int, existing: int) -> list[str]
     """What a reader of the policies must know."""
     notes = []
     if found.once:
-        notes.append(f"seen once only: {_some([_row(row) for row in found.once])}")
+        notes.append(f"seen once only: {some([_row(row) for row in found.once])}")
     if found.not_covered:
         notes.append(
             "ICMP was seen, and no rule can name it, so it will be denied: "
-            + _some([_row(row) for row in found.not_covered])
+            + some([_row(row) for row in found.not_covered])
         )
     if found.unseen:
-        notes.append(f"workloads in no recorded connection: {_some(found.unseen)}; see --default-deny")
+        notes.append(f"workloads in no recorded connection: {some(found.unseen)}; see --default-deny")
     if found.merged:
-        notes.append(f"workloads that no label tells apart share a policy: {_some(found.merged)}")
+        notes.append(f"workloads that no label tells apart share a policy: {some(found.merged)}")
+    every = [policy["metadata"] for policy in found.policies if _selects_all(policy["spec"])]
+    if every:
+        names = some([f"{each['namespace']}/{each['name']}" for each in every])
+        notes.append(f"these policies select every pod of their namespace, because their pods have no labels: {names}")
     if denied:
         notes.append(f"{denied} connections were denied when they were recorded; they are not allowed")
     if existing:
@@ -106,6 +110,11 @@ def suggestion_notes(found: Suggestion, denied: int, existing: int) -> list[str]
             "seen is to be allowed"
         )
     return [_printable(note) for note in notes]
+
+
+def _selects_all(spec: Mapping[str, Any]) -> bool:
+    """True for a policy with rules whose podSelector is empty; a default deny has no rules."""
+    return not spec["podSelector"] and ("ingress" in spec or "egress" in spec)
 
 
 def changes(found: Difference) -> str:
@@ -139,7 +148,7 @@ def _row(row: Row) -> str:
     return f"{row.source} -> {row.destination}{port}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -14,6 +14,7 @@ from netpolicy import foreign, objects
 from netpolicy.cluster import Cluster
 from netpolicy.types import PolicyError
 from nodenet import manifests
+from nodenet.cli import policy_format
 from nodenet.errors import BadInputError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -181,10 +182,6 @@ def print_notes(cluster: Cluster) -> None:
     unknown = [str(pod) for pod in cluster.pods if not pod.ips]
     if blocks and unknown:
         click.echo(
-            f"note: ipBlock rules cannot match pods without status.podIP in the input: {_some(unknown)}",
+            f"note: ipBlock rules cannot match pods without status.podIP in the input: {policy_format.some(unknown)}",
             err=True,
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -8,7 +8,7 @@ import click
 
 from netpolicy.cluster import Cluster
 from netpolicy.recorded import Record
-from netpolicy.suggest import Suggestion, Wish, suggest
+from netpolicy.suggest import Suggestion, Wish, suggest, without_labels
 from netpolicy.types import PolicyError
 from nodenet.cli import policy_flows, policy_format, policy_sources, times
 from nodenet.cli.output import Format, encode
@@ -88,6 +88,12 @@ def suggest_command(
         raise NodenetError(
             f"no connection was found in the flows ({record.ignored} flows do not show one)",
             "record flows while the application works: nodenet observe --all -o json",
+        )
+    unknown = without_labels(passed, cluster)
+    if unknown:
+        raise BadInputError(
+            f"the flows have no labels of {policy_format.some(unknown)}, so no podSelector can be found for them",
+            "give the objects of the cluster too: -f FILE_OR_DIR, --lab NAME or --kubeconfig FILE",
         )
     try:
         found = suggest(passed, cluster, Wish(only, dns, default_deny, outside == "any"))

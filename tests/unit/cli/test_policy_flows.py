@@ -134,6 +134,28 @@ def test_suggest_from_flows_only(shop: Path) -> None:
     assert text.splitlines()[1].split() == ["192.0.2.1", "shop/web", "8080/TCP", "2"]
 
 
+def test_flows_without_labels_need_the_objects(shop: Path) -> None:
+    """A record can be reduced to some fields. A policy for every pod of the namespace would be the result."""
+    bare = flow("world", "web", 8080, 1)
+    bare["flow"]["destination"] = {"namespace": "shop", "pod_name": "web-0"}
+    result = run(shop, "suggest", "--flows", "-", text=json.dumps(bare))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the flows have no labels of shop/web-0" in result.stderr
+    (policy,) = yaml.safe_load_all(
+        run(shop, "suggest", "-f", "shop.yaml", "--flows", "-", text=json.dumps(bare)).stdout
+    )
+    assert policy["spec"]["podSelector"] == {"matchLabels": {"app": "web"}}
+
+
+def test_a_policy_for_pods_without_labels_is_noted(shop: Path) -> None:
+    (shop / "bare.yaml").write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: bare, namespace: x}\n")
+    seen = flow("world", "web", 8080, 1)
+    seen["flow"]["destination"] = {"namespace": "x", "pod_name": "bare"}
+    result = run(shop, "suggest", "-f", "bare.yaml", "--flows", "-", "--default-deny", text=json.dumps(seen))
+    assert result.exit_code == 0
+    assert "select every pod of their namespace, because their pods have no labels: x/bare\n" in result.stderr
+
+
 def test_names_in_flows_cannot_leave_the_comments(shop: Path) -> None:
     bad = flow("world", "web", 80, 1)
     bad["flow"]["destination"] |= {"workloads": [{"name": "x\nkind: Secret"}], "pod_name": "x\ny"}
