@@ -55,6 +55,9 @@ class Config:
     enforce_policy: bool = True
     # The interface that leads to the other nodes. Empty: the one with the node's InternalIP, or of the default route.
     uplink: str = ""
+    # Attach the programs for Services to the interfaces that have the node's addresses, or to `uplink`. They pass on
+    # everything as it is: no Service is served there yet.
+    uplink_programs: bool = True
     # MTU of new pods. 0: the uplink's.
     pod_mtu: int = 0
     # The folder in which the agent writes the conflist when it is ready. None: it writes none.

@@ -24,7 +24,7 @@ from perf.vm import cannot_run, get_kernel, names, run_in_vm
 from perf.vm.machine import VmError
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = len((*loader.TC_PROGRAMS, *loader.CGROUP_PROGRAMS, loader.SOCK_SERVICE))
+PROGRAMS = len((*loader.TC_PROGRAMS, *loader.UPLINK_PROGRAMS, *loader.CGROUP_PROGRAMS, loader.SOCK_SERVICE))
 # Time limit for one kernel in seconds of this machine's clock. On an idle machine about 9 are needed.
 TIMEOUT = 150.0
 PARTS = ("packets", "services", "policy", "path")

@@ -59,7 +59,8 @@ struct nn_config {
 	__u8 trace_events; /* 0: report drops only */
 	__u8 preemptible; /* PREEMPT_RT: another program may preempt this one on its CPU */
 	__u8 kernel_structs; /* programs may read the kernel's sk_buff and sockets: needs BTF and CAP_PERFMON */
-	__u8 pad[2];
+	__u8 serve_uplinks; /* Services are translated on the node's own interfaces too (netdev.bpf.c) */
+	__u8 pad;
 	__u32 ct_buckets; /* entries of nn_ct_slot */
 	__u32 frag_buckets; /* entries of nn_frag_slot */
 	__u32 nat_buckets; /* entries of nn_nat_slot */

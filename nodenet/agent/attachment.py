@@ -1,4 +1,4 @@
-"""Attaches both programs to a pod's veth: with tcx if the kernel has it (6.6 and newer), else with clsact.
+"""Attaches both programs to a pod's veth or to an uplink: with tcx if the kernel has it (6.6 and newer), else clsact.
 
 clsact and the ingress queueing discipline use the same place, which only one of them can have. With tcx it remains free
 for the bandwidth plugin (docs/decisions/0019-tcx-before-clsact.md). All functions work in the network namespace of the
@@ -36,6 +36,7 @@ class Hook:
 
 
 HOOKS = {name: Hook(side, tc.Hook[side.name]) for name, side in loader.TC_PROGRAMS.items()}
+UPLINK_HOOKS = {name: Hook(side, tc.Hook[side.name]) for name, side in loader.UPLINK_PROGRAMS.items()}
 
 
 @cache
@@ -55,19 +56,25 @@ def attach_new(link: Link, ifindex: int, programs: Mapping[str, int], how: Mecha
         tcx.attach(ifindex, hook.tcx, programs[name])
 
 
-def attach(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> int:
-    """Update both programs of a veth. Each is replaced atomically, so no packet passes the interface without a program.
-    With tcx, filters of a previous version are removed afterwards. Returns how many programs were not up to date.
-    Raises LinkError, OSError."""
+def attach(
+    link: Link,
+    ifindex: int,
+    programs: Mapping[str, int],
+    how: Mechanism | None = None,
+    hooks: Mapping[str, Hook] = HOOKS,
+) -> int:
+    """Update both programs of an interface. Each is replaced atomically, so no packet passes the interface without a
+    program. With tcx, filters of a previous version are removed afterwards. Returns how many programs were not up to
+    date. Raises LinkError, OSError."""
     how = how or mechanism()
-    wrong = missing(link, ifindex, programs, how)
+    wrong = missing(link, ifindex, programs, how, hooks)
     if how is Mechanism.CLSACT:
         for name in wrong:
-            _attach_filter(link, ifindex, programs, name)
+            _attach_filter(link, ifindex, hooks[name], programs[name], name)
         return len(wrong)
     for name in wrong:
-        tcx.attach(ifindex, HOOKS[name].tcx, programs[name])
-    for name, hook in HOOKS.items():
+        tcx.attach(ifindex, hooks[name].tcx, programs[name])
+    for name, hook in hooks.items():
         if tc.detach(link, ifindex, hook.clsact, name):
             log.info("interface %d: program %s is attached by tcx now, its filter was removed", ifindex, name)
     return len(wrong)
@@ -89,12 +96,12 @@ def attach_absent(link: Link, ifindex: int, programs: Mapping[str, int], how: Me
         if how is Mechanism.TCX:
             tcx.attach(ifindex, HOOKS[name].tcx, programs[name])
         else:
-            _attach_filter(link, ifindex, programs, name)
+            _attach_filter(link, ifindex, HOOKS[name], programs[name], name)
     return len(absent)
 
 
-def _attach_filter(link: Link, ifindex: int, programs: Mapping[str, int], name: str) -> None:
-    for sentence in tc.attach_all(link, ifindex, [tc.Program(HOOKS[name].clsact, programs[name], name)]):
+def _attach_filter(link: Link, ifindex: int, hook: Hook, program: int, name: str) -> None:
+    for sentence in tc.attach_all(link, ifindex, [tc.Program(hook.clsact, program, name)]):
         log.warning("%s", sentence)
 
 
@@ -123,15 +130,23 @@ def inspect(link: Link, ifindex: int, wanted: Mapping[str, int], how: Mechanism 
     return Inspection(missing, before)
 
 
-def missing(link: Link, ifindex: int, programs: Mapping[str, int], how: Mechanism | None = None) -> list[str]:
-    """Names of the programs that are not attached to a veth: all of them if the interface does not exist."""
-    ids = attached_ids(link, ifindex, how)
-    return [name for name in HOOKS if loader.program_id(programs[name]) not in ids[name]]
+def missing(
+    link: Link,
+    ifindex: int,
+    programs: Mapping[str, int],
+    how: Mechanism | None = None,
+    hooks: Mapping[str, Hook] = HOOKS,
+) -> list[str]:
+    """Names of the programs that are not attached to an interface: all of them if the interface does not exist."""
+    ids = attached_ids(link, ifindex, how, hooks)
+    return [name for name in hooks if loader.program_id(programs[name]) not in ids[name]]
 
 
-def attached_ids(link: Link, ifindex: int, how: Mechanism | None = None) -> dict[str, list[int]]:
+def attached_ids(
+    link: Link, ifindex: int, how: Mechanism | None = None, hooks: Mapping[str, Hook] = HOOKS
+) -> dict[str, list[int]]:
     """By name of our program: the ids of all programs, also foreign ones, on the side where it belongs."""
     if (how or mechanism()) is Mechanism.TCX:
-        return {name: tcx.program_ids(ifindex, hook.tcx) for name, hook in HOOKS.items()}
+        return {name: tcx.program_ids(ifindex, hook.tcx) for name, hook in hooks.items()}
     there = tc.attached(link, ifindex)
-    return {name: [entry.program_id for entry in there if entry.hook == hook.clsact] for name, hook in HOOKS.items()}
+    return {name: [entry.program_id for entry in there if entry.hook == hook.clsact] for name, hook in hooks.items()}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from nodenet.agent import uplink_programs
 from nodenet.bpf import loader
 from nodenet.bpf.pins import Pins
 from nodenet.cni import install
@@ -43,6 +44,7 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
     links = [name for name in loader.CGROUP_PROGRAMS if (pins.links / name).exists()]
     if links:
         yield Item(f"{len(links)} socket programs of {config.bpffs}", partial(loader.detach_cgroup, pins))
+    yield from _uplinks()
     yield from _interfaces(config, bridge)
     yield from _routes()
     yield from (Item(f"nf_tables: table {name}", remove) for name, remove in nft.our_tables())
@@ -72,6 +74,18 @@ def _interfaces(config: Config, bridge: str) -> Iterator[Item]:
         found = link.get(bridge)
         if found is not None and found.kind == "bridge" and (config.run_dir / "endpoints").is_dir():
             yield Item(f"bridge {bridge}", partial(_delete, found))
+
+
+def _uplinks() -> Iterator[Item]:
+    with Link() as link:
+        found = uplink_programs.attached_to(link)
+    for interface in found:
+        yield Item(f"programs on {interface.name}", partial(_detach, interface))
+
+
+def _detach(interface: Interface) -> None:
+    with Link() as link:
+        uplink_programs.detach(link, interface.index)
 
 
 def _delete(interface: Interface) -> None:

@@ -92,6 +92,10 @@ class Host:
         """Update the routes to the other nodes' pod networks, through the uplink."""
         return await self._call(_sync_routes, self._uplink_name, dict(desired), frozenset(own))
 
+    async def run(self, function: Callable[Concatenate[Link, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function with the netlink socket, in the worker thread."""
+        return await self._call(function, *args, **kwargs)
+
     async def uplink(self, own: Iterable[IPAddress]) -> Interface | None:
         """The interface that leads to the other nodes; None if there is none. `own`: the node's addresses in the
         API."""

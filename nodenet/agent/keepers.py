@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from nodenet import kinds
+from nodenet.agent import uplink_programs
 from nodenet.agent.addresses import OwnAddresses
 from nodenet.agent.conflist import ConflistKeeper
 from nodenet.agent.connections import ConnectionKeeper
@@ -21,6 +23,7 @@ from nodenet.agent.masquerade import Masquerade
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.sockets import Peers, Place, SocketKeeper
 from nodenet.agent.uplink import UplinkKeeper
+from nodenet.agent.uplink_programs import UplinkPrograms
 from nodenet.bpf.loader import SOCK_SERVICE
 from nodenet.bpf.probe import available
 from nodenet.cni import podmtu
@@ -52,6 +55,10 @@ class Keepers:
         self.routes = RouteKeeper(self._host.sync_routes, config.resync_seconds)
         self.uplink = UplinkKeeper(
             config.uplink, self._host.uplink, self._own_addresses, self._store_mtu, self.routes.recheck
+        )
+        self.uplink_programs = UplinkPrograms(
+            partial(self._sync_uplinks, config.uplink if config.uplink_programs else None, programs),
+            enabled=config.uplink_programs,
         )
         self.conflist = ConflistKeeper(config)
         self.masquerade = Masquerade(config, self._nodes_known)
@@ -101,6 +108,7 @@ class Keepers:
             tasks.create_task(self.evictions.keep(), name="evictions")
             tasks.create_task(self.addresses.keep(), name="addresses")
             tasks.create_task(self.uplink.keep(partial(self._engine.next_change, kinds.NODE)), name="uplink")
+            tasks.create_task(self.uplink_programs.keep(ready), name="uplink programs")
             tasks.create_task(self.conflist.keep(ready), name="conflist")
             tasks.create_task(self.masquerade.keep(), name="masquerade")
             tasks.create_task(self.foreign_rules.keep(), name="foreign rules")
@@ -118,6 +126,7 @@ class Keepers:
             *self.integrity.problems,
             *self.integrity.recent(),
             *self.uplink.problems,
+            *self.uplink_programs.problems,
             *self.routes.problems,
             *self.conflist.problems,
             *self.masquerade.problems,
@@ -136,6 +145,12 @@ class Keepers:
                 await self.endpoints.sync_from_disk()
             except (NodenetError, OSError) as error:
                 log.warning("endpoint files could not be read: %s", error)
+
+    async def _sync_uplinks(
+        self, name: str | None, programs: Mapping[str, int], before: Iterable[str] | None
+    ) -> uplink_programs.Synced:
+        own = frozenset(self._own_addresses())
+        return await self._host.run(uplink_programs.sync, name, own, programs, before)
 
     def _own_addresses(self) -> tuple[IPAddress, ...]:
         node = own_node(self._engine, self._node_name)

@@ -36,6 +36,7 @@ def status(parts: Parts) -> Row:
         "kernel": os.uname().release,
         "datapath": _datapath(parts.datapath),
         "uplink": _uplink(parts.keepers.uplink.known),
+        "uplinkPrograms": list(parts.keepers.uplink_programs.interfaces),
         "podMtu": parts.keepers.pod_mtu(),
         "masquerade": [f"IPv{version}" for version in parts.keepers.masquerade.versions],
         "reconcile": _reconcile(parts.engine.stats),

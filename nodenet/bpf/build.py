@@ -19,7 +19,7 @@ from pathlib import Path
 from nodenet.config import PREBUILT
 from nodenet.errors import CannotRunError
 
-PROGRAMS = ("endpoint", "sock")
+PROGRAMS = ("endpoint", "netdev", "sock")
 # -mcpu=v3 (kernel 5.1) has 32-bit jumps and ALU: shorter programs.
 FLAGS = ("-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function")
 # Seconds: a loaded node, or an emulated machine that builds an image, takes minutes.

@@ -25,6 +25,8 @@ from nodenet.errors import CannotRunError
 
 # Programs on the node's end of a pod's veth, with the side of the interface. It is the reverse of the pod's view.
 TC_PROGRAMS = {"endpoint_egress": tcx.Side.INGRESS, "endpoint_ingress": tcx.Side.EGRESS}
+# Programs on the interfaces that lead out of the node, with the side of the interface.
+UPLINK_PROGRAMS = {"netdev_ingress": tcx.Side.INGRESS, "netdev_egress": tcx.Side.EGRESS}
 # Programs on the cgroup with their enum bpf_attach_type.
 CGROUP_PROGRAMS = {
     "sock_connect4": 10,
@@ -60,16 +62,18 @@ class DatapathConfig:
     trace_events: bool = True
     preemptible: bool = field(default_factory=softirqs_are_preemptible)
     kernel_structs: bool = True
+    # Translate Services on the node's own interfaces too. No Service is served there yet.
+    serve_uplinks: bool = False
     # The cookie of the node's own network namespace. Sockets in other namespaces belong to pods. 0: unknown.
     netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         policy = (self.enforce_policy, self.redirect_peer, self.refuse_errno, self.trace_events)
-        kernel = (self.preemptible, self.kernel_structs)
+        kernel = (self.preemptible, self.kernel_structs, self.serve_uplinks)
         arrays = (tables.CT_SLOT, tables.FRAG_SLOT, tables.NAT_SLOT)
         buckets = (self.sizes.get(one.name, one.size.entries) for one in arrays)
-        return struct.pack("=6B2xIII4xQ", *policy, *kernel, *buckets, self.netns_cookie)
+        return struct.pack("=7BxIII4xQ", *policy, *kernel, *buckets, self.netns_cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ def _adopt(folder: Path, pins: Pins) -> dict[str, int] | None:
     """The pinned programs of a build, if all exist and use the maps that are pinned now. If a build with other map
     sizes has run in the meantime, it has replaced the pinned maps, and these programs would read maps that no process
     writes."""
-    wanted = [*TC_PROGRAMS, *CGROUP_PROGRAMS, SOCK_SERVICE]
+    wanted = [*TC_PROGRAMS, *UPLINK_PROGRAMS, *CGROUP_PROGRAMS, SOCK_SERVICE]
     if not all((folder / name).exists() for name in wanted):
         return None
     pinned = {map_info(path).id for path in pins.maps.iterdir()}

@@ -35,6 +35,17 @@ def find(link: Link, name: str, own: Iterable[IPAddress]) -> Interface | None:
     return link.get(best.ifindex) if best else None
 
 
+def find_all(link: Link, name: str, own: Iterable[IPAddress]) -> list[Interface]:
+    """All interfaces on which traffic reaches the node from outside: those that have one of the node's own addresses,
+    else the one of `find`. With a name only that one. Raises LinkError."""
+    wanted = frozenset(own)
+    indexes = dict.fromkeys(entry.ifindex for entry in addresses.local(link) if entry.ip in wanted) if not name else {}
+    found = [interface for index in indexes if (interface := link.get(index)) is not None]
+    if not found and (one := find(link, name, wanted)) is not None:
+        found.append(one)
+    return found
+
+
 def changes() -> Listener:
     """Notifies of changes to links, addresses and routes of the current namespace. `concerns` selects those that
     matter."""

@@ -295,5 +295,5 @@ def test_a_kernel_without_btf_takes_the_programs_without_the_check(bpffs: Path, 
         shutil.rmtree(bpffs / "no-btf")
     assert result.stdout.splitlines() == [
         "refused",
-        str(sorted([*loader.TC_PROGRAMS, *loader.CGROUP_PROGRAMS, loader.SOCK_SERVICE])),
+        str(sorted([*loader.TC_PROGRAMS, *loader.UPLINK_PROGRAMS, *loader.CGROUP_PROGRAMS, loader.SOCK_SERVICE])),
     ]

@@ -1,0 +1,123 @@
+"""Keeps the programs for Services on the interfaces that lead out of the node: attached while they are wanted, removed
+from everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from nodenet.agent import attachment
+from nodenet.agent.host import no_uplink
+from nodenet.bpf import tcx
+from nodenet.errors import NodenetError
+from nodenet.link import tc, uplink
+from nodenet.link.handle import Interface, Link
+from nodenet.model import IPAddress
+
+log = logging.getLogger(__name__)
+
+# Seconds between two checks: another program may remove ours, and the kernel does not tell.
+CHECK_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What one check found. `interfaces`: names of those that have the programs now. `attached`: names of those where
+    one was missing or of another build. `removed`: names of those that had them and should not. `failed`: a sentence
+    for each interface that refused them."""
+
+    interfaces: tuple[str, ...] = ()
+    attached: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+def sync(
+    link: Link, name: str | None, own: Iterable[IPAddress], programs: Mapping[str, int], before: Iterable[str] | None
+) -> Synced:
+    """Attach the programs (descriptors by name) to the interface `name`, or with "" to those that have one of the
+    node's `own` addresses. None: to none. Remove them from other interfaces: of those in `before`, or None: of all.
+    Raises LinkError, OSError."""
+    wanted = {found.index: found.name for found in uplink.find_all(link, name, own)} if name is not None else {}
+    there: list[str] = []
+    attached: list[str] = []
+    failed: list[str] = []
+    for index, interface in wanted.items():
+        try:
+            if attachment.attach(link, index, programs, hooks=attachment.UPLINK_HOOKS):
+                attached.append(interface)
+            there.append(interface)
+        except (NodenetError, OSError) as error:
+            failed.append(f"uplink {interface}: its programs are not attached: {error}")
+    if not wanted and name:
+        failed.append(no_uplink(name, own))
+    others = link.all() if before is None else [found for old in before if (found := link.get(old)) is not None]
+    removed = [other.name for other in others if other.index not in wanted and detach(link, other.index)]
+    return Synced(tuple(there), tuple(attached), tuple(removed), tuple(failed))
+
+
+def attached_to(link: Link) -> list[Interface]:
+    """All interfaces that have one of our programs. Raises LinkError, OSError."""
+    return [found for found in link.all() if _names(link, found.index) & attachment.UPLINK_HOOKS.keys()]
+
+
+def _names(link: Link, ifindex: int) -> set[str]:
+    by_tcx = tcx.attached(ifindex) if attachment.mechanism() is attachment.Mechanism.TCX else []
+    return {entry.name for entry in by_tcx} | {entry.name for entry in tc.attached(link, ifindex)}
+
+
+def detach(link: Link, ifindex: int) -> bool:
+    """Remove our programs from an interface. False if it has none. Raises LinkError, OSError."""
+    found = False
+    for name, hook in attachment.UPLINK_HOOKS.items():
+        if attachment.mechanism() is attachment.Mechanism.TCX:
+            found |= tcx.detach(ifindex, hook.tcx, tcx.kernel_name(name))
+        found |= tc.detach(link, ifindex, hook.clsact, name)
+    return found
+
+
+class UplinkPrograms:
+    """`check` makes one check (`sync`) with its argument `before`. All methods run in the event loop."""
+
+    def __init__(self, check: Callable[[Iterable[str] | None], Awaitable[Synced]], *, enabled: bool) -> None:
+        self.interfaces: tuple[str, ...] = ()
+        self.problems: list[str] = []
+        self._check = check
+        self._enabled = enabled
+        # An earlier agent may have attached the programs to other interfaces.
+        self._everywhere = True
+
+    async def refresh(self) -> None:
+        """Once."""
+        try:
+            found = await self._check(None if self._everywhere else self.interfaces)
+        except (NodenetError, OSError) as error:
+            self._report([f"uplinks: their programs could not be checked: {error}"])
+            return
+        self._everywhere = False
+        for interface in found.attached:
+            if interface in self.interfaces:
+                log.warning("uplink %s had lost its programs: put back", interface)
+            else:
+                log.info("uplink %s got the programs for Services", interface)
+        for interface in found.removed:
+            log.info("interface %s is no uplink: the programs for Services were removed", interface)
+        self.interfaces = found.interfaces
+        self._report(list(found.failed))
+
+    async def keep(self, ready: asyncio.Event) -> None:
+        """Until cancelled, from when `ready` is set. Switched off, it removes the programs and ends."""
+        await ready.wait()
+        while True:
+            await self.refresh()
+            if not self._enabled and not self.problems:
+                return
+            await asyncio.sleep(CHECK_SECONDS)
+
+    def _report(self, problems: list[str]) -> None:
+        for problem in problems:
+            if problem not in self.problems:
+                log.warning("%s", problem)
+        self.problems = problems
