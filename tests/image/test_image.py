@@ -70,14 +70,20 @@ def attached(cluster: Cluster, name: str) -> Iterator[Attached]:
 
 
 def test_the_agent_of_the_image_attaches_pods(start: Callable[..., Cluster]) -> None:
-    cluster = start("replace-kube-proxy")
+    cluster = start("replace-kube-proxy", policy_entries=64)
     node = cluster.node
     for program in ("python3", "clang", "cc"):
         assert node.run("sh", "-c", f"command -v {program} || :").stdout == ""
-    # The agent reports in an Event that it does not serve node ports.
-    ports = [{"port": 80, "protocol": "TCP"}]
-    spec = {"type": "NodePort", "selector": {"app": "web"}, "ports": ports}
-    cluster.api.create({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec})
+    # Too large for the map: the agent reports it in an Event when a pod is selected.
+    peers = [{"ipBlock": {"cidr": f"198.18.{number}.0/24"}} for number in range(100)]
+    spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": peers, "ports": [{"port": 80}]}]}
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "large"},
+        "spec": spec,
+    }
+    cluster.api.create(policy)
     pod = cluster.pod()
     pod.run_init()
     assert node.path("/opt/cni/bin/nodenet").exists()
