@@ -81,6 +81,14 @@ def test_values_have_a_schema() -> None:
             helm(values)
 
 
+def test_helm_lint_finds_nothing() -> None:
+    sdk = pytest.importorskip("helm_python", reason="the Helm SDK is not installed (PyPI: helm-python-sdk)")
+    report = sdk.lint(str(DAEMONSET / "chart"), strict=True)
+    # The project has no icon.
+    messages = [message["error"] for message in report["messages"] if message["error"] != "icon is recommended"]
+    assert (messages, report["errors"], report["total_charts_linted"]) == ([], [], 1)
+
+
 def test_another_namespace_and_image_reach_every_object() -> None:
     values: Obj = {"namespace": {"name": "net", "create": False}}
     values |= {"image": {"repository": "registry.test/n", "tag": "9"}, "cni": {"confDir": "/srv/net.d"}}
