@@ -11,7 +11,7 @@ import click
 
 from netpolicy import diff, matrix
 from netpolicy.cluster import Cluster
-from netpolicy.recorded import Seen
+from netpolicy.recorded import Record, Seen
 from netpolicy.types import PolicyRef
 from nodenet.cli import policy_flows, policy_format, policy_sources
 from nodenet.cli.output import Format, emit_document, output_option
@@ -85,17 +85,8 @@ def diff_command(
         text = policy_format.changes(found)
         cut = False
         if flows is not None:
-            record = policy_flows.from_file(flows)
-            passed = record.passed()
-            effect = diff.effect(passed, record.denied(), before, after)
-            cut = bool(effect.cut)
-            data["flows"] = {
-                "connections": len(passed),
-                "cut": [_flow_json(seen, passed[seen]) for seen in effect.cut],
-                "opened": [_flow_json(seen, record.denied()[seen]) for seen in effect.opened],
-                "deniedByBoth": [_flow_json(seen, passed[seen]) for seen in effect.denied],
-            }
-            text += "\n\n" + policy_format.effect(effect, passed)
+            data["flows"], more, cut = _flows(policy_flows.from_file(flows), before, after)
+            text += "\n\n" + more
         emit_document(data, output, text)
     ctx.exit(1 if found.changes or cut else 0)
 
@@ -129,6 +120,19 @@ def _other(before: Cluster, wanted: _Set, namespace: str) -> Cluster:
             raise BadInputError(f"--without {name}: there is no policy {ref}; there are: {known}")
         del policies[ref]
     return replace(given, policies=tuple(policies.values()))
+
+
+def _flows(record: Record, before: Cluster, after: Cluster) -> tuple[dict[str, Any], str, bool]:
+    """What becomes of recorded connections: as data, as text, and whether one would be cut."""
+    passed, denied = record.passed(), record.denied()
+    effect = diff.effect(passed, denied, before, after)
+    data = {
+        "connections": len(passed),
+        "cut": [_flow_json(seen, passed[seen]) for seen in effect.cut],
+        "opened": [_flow_json(seen, denied[seen]) for seen in effect.opened],
+        "deniedByBoth": [_flow_json(seen, passed[seen]) for seen in effect.denied],
+    }
+    return data, policy_format.effect(effect, passed), bool(effect.cut)
 
 
 def _flow_json(seen: Seen, times: int) -> dict[str, Any]:

@@ -83,6 +83,18 @@ def suggest_command(
     policy_sources.require_one_stdin([*source.files, flows or ""])
     record = _record(flows, since, socket, server, source.lab)
     cluster = policy_sources.read(source) if source.given else Cluster()
+    found = _checked(record, cluster, Wish(only, dns, default_deny, outside == "any"))
+    if output == "yaml":
+        click.echo(policy_format.suggestion_manifests(found))
+    elif output == "json":
+        click.echo(encode(found.as_json(), Format.JSON))
+    else:
+        click.echo(policy_format.connections(found.connections))
+
+
+def _checked(record: Record, cluster: Cluster, wish: Wish) -> Suggestion:
+    """The suggestion, with its notes on stderr. Raises BadInputError for flows that give none, and NodenetError if it
+    would deny a recorded connection."""
     passed = record.passed()
     if not passed:
         raise NodenetError(
@@ -96,7 +108,7 @@ def suggest_command(
             "give the objects of the cluster too: -f FILE_OR_DIR, --lab NAME or --kubeconfig FILE",
         )
     try:
-        found = suggest(passed, cluster, Wish(only, dns, default_deny, outside == "any"))
+        found = suggest(passed, cluster, wish)
     except PolicyError as error:
         raise BadInputError(f"a flow has a name or label that no object can have: {error}") from error
     for note in policy_format.suggestion_notes(found, sum(record.denied().values()), _existing(found, cluster)):
@@ -107,12 +119,7 @@ def suggest_command(
             "this is a bug of nodenet: please report it with the flows",
         )
     click.echo(f"note: replayed {len(passed)} recorded connections: 0 are denied", err=True)
-    if output == "yaml":
-        click.echo(policy_format.suggestion_manifests(found))
-    elif output == "json":
-        click.echo(encode(found.as_json(), Format.JSON))
-    else:
-        click.echo(policy_format.connections(found.connections))
+    return found
 
 
 def _record(flows: str | None, since: str | None, socket: str | None, server: str | None, lab: str | None) -> Record:
