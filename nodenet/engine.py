@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # Service. A single Namespace or NetworkPolicy may affect every pod.
 SMALL_CHANGES = 16
 # One run logs at most this many policies by name whose rules no longer fit into the maps, and as many whose rules fit
-# again. `nodenet status` names all policies that do not fit.
+# again, and as many parts of Services that are not served. `nodenet status -o json` names all of them.
 _MOST_LOGGED = 20
 _SMALL_KINDS = frozenset({kinds.SERVICE, kinds.ENDPOINT_SLICE})
 
@@ -246,14 +246,23 @@ class _Work:
             self._restored = True
         last = self.current.names
         desired, names = self._compiler.compile(snapshot, local)
-        if names.warnings:
-            for warning in set(names.warnings) - set(last.warnings):
-                log.warning("%s", warning)
+        if names.warnings is not last.warnings:
+            _log_warnings(last, names)
         _log_left_out(last, names)
         flow_names = self._flow_names.build(
             snapshot, names, local, desired.tables["nn_ipcache"], now=time.monotonic_ns()
         )
         return Compiled(snapshot, desired, names, flow_names, last.services)
+
+
+def _log_warnings(last: Names, names: Names) -> None:
+    """Log new warnings about Services."""
+    known = set(last.warnings)
+    new = [warning for warning in names.warnings if warning not in known]
+    for warning in new[:_MOST_LOGGED]:
+        log.warning("%s", warning)
+    if len(new) > _MOST_LOGGED:
+        log.warning("parts of Services that are not served: %d more", len(new) - _MOST_LOGGED)
 
 
 def _log_left_out(last: Names, names: Names) -> None:

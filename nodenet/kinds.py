@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from netpolicy.types import NetworkPolicy
-from nodenet.decode import build, schema
-from nodenet.decode.build import Unreads
+from nodenet.decode import build, schema, services
+from nodenet.decode.values import Unreads
 from nodenet.endpoint import AttachmentKey
 from nodenet.model import Endpoint, EndpointSlice, Namespace, Node, ObjectRef, Pod, Service
 
@@ -137,7 +137,7 @@ SERVICE = ApiKind(
     key=_ref,
     place="services",
     wire=schema.Service,
-    build=build.service,
+    build=services.service,
 )
 ENDPOINT_SLICE = ApiKind(
     resource=ApiResource("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
@@ -145,7 +145,7 @@ ENDPOINT_SLICE = ApiKind(
     key=_ref,
     place="slices",
     wire=schema.EndpointSlice,
-    build=build.endpoint_slice,
+    build=services.endpoint_slice,
 )
 NETWORK_POLICY = ApiKind(
     resource=ApiResource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),

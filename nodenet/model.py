@@ -103,6 +103,11 @@ class Node:
     network_unavailable: str = ""
 
 
+# Services and EndpointSlices with one of these labels, of any value, are not for this proxy: another one serves them
+# (KEP-2447), or nothing does.
+UNSERVED_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+
+
 class ServiceType(StrEnum):
     CLUSTER_IP = "ClusterIP"
     NODE_PORT = "NodePort"
@@ -113,16 +118,23 @@ class ServiceType(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ServicePort:
     """One entry of spec.ports, or a port of an EndpointSlice. Ports with the same `name` and protocol belong
-    together."""
+    together. `node_port`: 0 if it has none."""
 
     name: str
     protocol: Protocol
     port: int
+    node_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`cluster_ips` is empty for headless and ExternalName Services, which have no frontend."""
+    """`cluster_ips` is empty for headless and ExternalName Services, which have no frontend.
+
+    `load_balancer_ips`: those with ipMode VIP. `source_ranges`: loadBalancerSourceRanges; None: every source may use
+    `load_balancer_ips`. `affinity_seconds`: the timeout of sessionAffinity ClientIP; 0: no affinity. `internal_local`
+    and `external_local`: the traffic policy is Local. trafficDistribution and allocateLoadBalancerNodePorts are absent,
+    because the control plane does what they say: it writes hints into EndpointSlices, and assigns no nodePort.
+    """
 
     ref: ObjectRef
     type: ServiceType
@@ -130,11 +142,20 @@ class Service:
     ports: tuple[ServicePort, ...]
     labels: Labels = field(default_factory=dict)
     publish_not_ready_addresses: bool = False
+    external_ips: tuple[IPAddress, ...] = ()
+    load_balancer_ips: tuple[IPAddress, ...] = ()
+    source_ranges: tuple[IPNetwork, ...] | None = None
+    affinity_seconds: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+    health_check_node_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SliceEndpoint:
-    """One endpoint of an EndpointSlice with its conditions. Absent ones have the API's defaults (KEP-1672)."""
+    """One endpoint of an EndpointSlice with its conditions. Absent ones have the API's defaults (KEP-1672).
+
+    `for_zones` and `for_nodes`: the hints (KEP-2433, KEP-3015), sorted."""
 
     addresses: tuple[IPAddress, ...]
     ready: bool = True
@@ -142,6 +163,8 @@ class SliceEndpoint:
     terminating: bool = False
     node_name: str = ""
     target: ObjectRef | None = None
+    for_zones: tuple[str, ...] = ()
+    for_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

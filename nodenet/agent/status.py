@@ -45,6 +45,7 @@ def status(parts: Parts) -> Row:
         "repairs": dict(parts.keepers.integrity.repairs),
         "objects": count_objects(parts.engine.current),
         "leftOut": [_left_out(one) for one in parts.engine.current.names.left_out],
+        "notServed": [str(one) for one in parts.engine.current.names.warnings],
         "connections": parts.keepers.connections.status(),
         "sockets": {"ended": parts.keepers.sockets.ended},
         "flows": _flows(parts.events.pipeline.ring),

@@ -8,19 +8,21 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from nodenet.compile import policy, slots
+from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
 from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import IpcacheCompiler
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
-from nodenet.model import Labels, Namespace, ObjectRef, Pod
+from nodenet.model import Labels, Namespace, Node, ObjectRef, Pod
 from nodenet.store import Snapshot
 
 __all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePortName", "Table", "compile_once"]
 
 T = TypeVar("T")
 _NONE: Mapping[Any, Any] = {}
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 class Compiler:
@@ -50,8 +52,9 @@ class Compiler:
     def compile(self, snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Names]:
         """Raises OverflowError when a space of numbers is full."""
         # Services of kube-proxy have no entries in our maps.
-        served = (snapshot.services, snapshot.slices) if local.services else (_NONE, _NONE)
-        services = self._services.compile(*served)
+        served, slices_ = (snapshot.services, snapshot.slices) if local.services else (_NONE, _NONE)
+        here = self._remember("here", (snapshot.nodes, local), _here)
+        services = self._services.compile(served, slices_, here)
         # Most changes are of EndpointSlices. They concern none of the other tables.
         inputs = (snapshot.pods, snapshot.namespaces, snapshot.policies, snapshot.endpoints, snapshot.nodes, local)
         others = self._remember("others", inputs, lambda *_: self._others(snapshot, local))
@@ -105,6 +108,11 @@ def compile_once(snapshot: Snapshot, local: LocalNode) -> tuple[DesiredState, Na
 def _same(old: object, new: object) -> bool:
     """Mappings are compared by identity: the store returns the same object while nothing changed."""
     return old is new or (not isinstance(new, Mapping) and old == new)
+
+
+def _here(nodes: Mapping[ObjectRef, Node], local: LocalNode) -> Here:
+    node = nodes.get(ObjectRef("", local.name))
+    return Here(local.name, node.labels.get(ZONE_LABEL, "") if node is not None else "")
 
 
 def _with_unread_labels(

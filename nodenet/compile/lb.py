@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
-from nodenet.compile.services import Frontend, frontends_of
+from nodenet.compile.services import Frontend, frontends_of, not_served
 from nodenet.compile.slots import Slots, arrange
 from nodenet.compile.state import ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
@@ -25,6 +26,7 @@ MAX_BACKENDS = 0xFFFF
 Services = Mapping[ObjectRef, Service]
 Slices = Mapping[ObjectRef, EndpointSlice]
 T = TypeVar("T")
+_NOWHERE = Here()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,18 @@ class ServiceCompiler:
         self._slots = previous
         self._known: _Known | None = None
 
-    def compile(self, services: Services, slices: Slices) -> ServiceTables:
+    def compile(self, services: Services, slices: Slices, here: Here = _NOWHERE) -> ServiceTables:
         """Raises OverflowError if a space of numbers is full; the next compilation then starts from an empty state."""
         known, self._known = self._known or _Known(), None
-        if services is not known.services or slices is not known.slices:
-            self._update(known, services, slices)
+        if services is not known.services or slices is not known.slices or here != known.here:
+            self._update(known, services, slices, here)
         self._known, self._slots = known, known.tables.slots
         return known.tables
 
-    def _update(self, known: _Known, services: Services, slices: Slices) -> None:
+    def _update(self, known: _Known, services: Services, slices: Slices, here: Here) -> None:
         first = not known.services and not known.slices
         run = _Run(known, self._ids, self._slots)
-        for address in known.claim(services, slices):
+        for address in known.claim(services, slices, here):
             run.set_frontend(address, known.winner(address))
         run.finish()
         if first:
@@ -93,6 +95,7 @@ class _Known:
 
     services: Services = field(default_factory=dict)
     slices: Slices = field(default_factory=dict)
+    here: Here = _NOWHERE
     by_service: dict[ObjectRef, dict[ObjectRef, EndpointSlice]] = field(default_factory=dict)
     # The frontends that each Service claims, and the Services that claim each address, sorted by name: the first one
     # owns it.
@@ -101,12 +104,14 @@ class _Known:
     contested: set[AddressPort] = field(default_factory=set)
     held: dict[AddressPort, Frontend] = field(default_factory=dict)
     truncated: set[AddressPort] = field(default_factory=set)
+    # Fields without effect.
+    unserved: dict[ObjectRef, tuple[str, ...]] = field(default_factory=dict)
     # The number of frontends on each address, and the number of uses of each backend_id.
     ports: dict[IPAddress, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     tables: ServiceTables = _EMPTY
 
-    def claim(self, services: Services, slices: Slices) -> Iterable[AddressPort]:
+    def claim(self, services: Services, slices: Slices, here: Here) -> Iterable[AddressPort]:
         """Compile the Services that changed. Returns the addresses whose frontend may have changed."""
         concerned = {ref for ref, _, _ in _changed(self.services, services)}
         for ref, old, new in _changed(self.slices, slices):
@@ -116,7 +121,9 @@ class _Known:
             if new is not None:
                 self.by_service.setdefault(new.service, {})[ref] = new
                 concerned.add(new.service)
-        self.services, self.slices = services, slices
+        if here != self.here:
+            concerned |= services.keys()
+        self.services, self.slices, self.here = services, slices, here
         touched: dict[AddressPort, None] = {}
         for name in sorted(concerned):
             touched.update(dict.fromkeys(self._claim_of(name)))
@@ -127,9 +134,14 @@ class _Known:
         if not slices:
             self.by_service.pop(ref, None)
         old = self.claims.pop(ref, {})
-        new = frontends_of(service, slices.values()) if service is not None else {}
+        new = frontends_of(service, slices.values(), self.here) if service is not None else {}
         if new:
             self.claims[ref] = new
+        unserved = tuple(not_served(service)) if service is not None else ()
+        if unserved:
+            self.unserved[ref] = unserved
+        elif self.unserved:
+            self.unserved.pop(ref, None)
         for address in old:
             if address not in new:
                 self._unclaim(address, ref)
@@ -162,10 +174,11 @@ class _Known:
         return self.claims[refs[0]][address] if refs else None
 
     def warnings(self) -> Iterator[ServiceWarning]:
-        """One for each lost claim, then one for each frontend with too many backends, each in the order of
-        Service names."""
-        if not self.contested and not self.truncated:
-            return
+        """One for each field that is not served, then one for each lost claim, then one for each frontend with too many
+        backends, each in the order of Service names."""
+        for ref in sorted(self.unserved):
+            for message in self.unserved[ref]:
+                yield ServiceWarning(ref, message)
         for ref in sorted({ref for address in self.contested for ref in self.claimants[address][1:]}):
             for address in self.claims[ref]:
                 holder = self.claimants[address][0]

@@ -1,4 +1,4 @@
-"""Wire structs (schema.py) -> model, one function per kind. Pure.
+"""Wire structs (schema.py) -> model, one function per kind; those of Services are in services.py. Pure.
 
 Absent fields get their defaults. An invalid element is left out and added to `unread`; the rest of the object is used.
 Where an omission could allow more traffic, the model says so: an invalid NetworkPolicy isolates and allows less (see
@@ -12,61 +12,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from netpolicy import parse
-from netpolicy.addresses import parse_address, parse_network
 from netpolicy.holders import Standing
 from netpolicy.types import NetworkPolicy
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet import model
-from nodenet.decode import schema
+from nodenet.decode import schema, values
 from nodenet.decode.salvage import Unread
-from nodenet.interned import interned
-from nodenet.model import IPAddress, IPNetwork, ObjectRef, Protocol, ServiceType
+from nodenet.decode.values import Unreads
+from nodenet.model import ObjectRef
 
-SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 # Annotation of a static pod's mirror: the UID that the kubelet, and therefore the CNI plugin, uses for the pod.
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 TEMPLATE_HASH_LABEL = "pod-template-hash"
 
 # The name of a CronJob's Job ends with the scheduled time in minutes since the epoch.
 _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
-
-Unreads = list[Unread]
-
-
-@interned
-def _parse_ip(text: str) -> IPAddress:
-    return parse_address(text)
-
-
-def _ip(path: str, text: str, unread: Unreads) -> IPAddress | None:
-    try:
-        return _parse_ip(text)
-    except ValueError:
-        unread.append(Unread(path, f"expected an IP address, got {text!r}"))
-        return None
-
-
-def _network(path: str, text: str, unread: Unreads) -> IPNetwork | None:
-    try:
-        return parse_network(text)
-    except ValueError:
-        unread.append(Unread(path, f"expected a network in CIDR form, got {text!r}"))
-        return None
-
-
-def _protocol(path: str, text: str | None, unread: Unreads) -> Protocol | None:
-    name = text or "TCP"
-    if name in ("TCP", "UDP", "SCTP"):
-        return Protocol[name]
-    unread.append(Unread(path, f"expected TCP, UDP or SCTP, got {name!r}"))
-    return None
-
-
-def _port(path: str, number: int, unread: Unreads) -> int | None:
-    if 1 <= number <= 65535:
-        return number
-    unread.append(Unread(path, f"expected 1-65535, got {number}"))
-    return None
 
 
 def _labels_unread(unread: Unreads) -> bool:
@@ -77,7 +37,7 @@ def pod(ref: ObjectRef, obj: schema.Pod, unread: Unreads) -> model.Pod:
     spec = obj.spec or schema.PodSpec()
     status = obj.status or schema.PodStatus()
     texts = [entry.ip for entry in status.pod_ips or () if entry.ip] or ([status.pod_ip] if status.pod_ip else [])
-    ips = [_ip(f"status.podIPs[{index}].ip", text, unread) for index, text in enumerate(texts)]
+    ips = [values.address(f"status.podIPs[{index}].ip", text, unread) for index, text in enumerate(texts)]
     annotations = obj.metadata.annotations or {}
     return model.Pod(
         ref=ref,
@@ -111,8 +71,8 @@ def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedP
         for number, port in enumerate(container.ports or ()):
             if port.name:
                 path = f"spec.{field}[{index}].ports[{number}]"
-                found = _port(f"{path}.containerPort", port.container_port, unread)
-                protocol = _protocol(f"{path}.protocol", port.protocol, unread)
+                found = values.port(f"{path}.containerPort", port.container_port, unread)
+                protocol = values.protocol(f"{path}.protocol", port.protocol, unread)
                 if found is not None and protocol is not None:
                     yield model.NamedPort(port.name, PolicyProtocol[protocol.name], found)
 
@@ -143,9 +103,9 @@ _NETWORK = "NetworkUnavailable"
 def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
     spec = obj.spec or schema.NodeSpec()
     texts = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
-    cidrs = [_network(f"spec.podCIDRs[{index}]", text, unread) for index, text in enumerate(texts)]
+    cidrs = [values.network(f"spec.podCIDRs[{index}]", text, unread) for index, text in enumerate(texts)]
     addresses = [
-        _ip(f"status.addresses[{index}].address", entry.address, unread)
+        values.address(f"status.addresses[{index}].address", entry.address, unread)
         for index, entry in enumerate((obj.status.addresses if obj.status else None) or ())
         if entry.type == "InternalIP" and entry.address
     ]
@@ -156,85 +116,6 @@ def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
         obj.metadata.labels or {},
         frozenset(taint.key for taint in spec.taints or () if taint.key),
         next((c.status or "" for c in (obj.status and obj.status.conditions) or () if c.type == _NETWORK), ""),
-    )
-
-
-def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Service:
-    spec = obj.spec or schema.ServiceSpec()
-    try:
-        kind = ServiceType(spec.type or "ClusterIP")
-    except ValueError:
-        message = f"expected one of {', '.join(ServiceType)}, got {spec.type!r}: served at its cluster IPs only"
-        unread.append(Unread("spec.type", message))
-        kind = ServiceType.CLUSTER_IP
-    texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
-    # clusterIP "None" means headless. Neither a headless nor an ExternalName Service has frontends.
-    if kind is ServiceType.EXTERNAL_NAME or "None" in texts:
-        texts = []
-    addresses = [_ip(f"spec.clusterIPs[{index}]", text, unread) for index, text in enumerate(texts) if text]
-    return model.Service(
-        ref,
-        kind,
-        tuple(address for address in addresses if address is not None),
-        tuple(_ports("spec.ports", spec.ports, unread)),
-        obj.metadata.labels or {},
-        bool(spec.publish_not_ready_addresses),
-    )
-
-
-def _ports(path: str, ports: list[schema.Port] | None, unread: Unreads) -> Iterable[model.ServicePort]:
-    """Ports without a number ("all ports" of an EndpointSlice) are left out: no Service port can refer to them."""
-    for index, port in enumerate(ports or ()):
-        if port.port is None:
-            continue
-        number = _port(f"{path}[{index}].port", port.port, unread)
-        protocol = _protocol(f"{path}[{index}].protocol", port.protocol, unread)
-        if number is not None and protocol is not None:
-            yield model.ServicePort(port.name or "", protocol, number)
-
-
-def endpoint_slice(ref: ObjectRef, obj: schema.EndpointSlice, unread: Unreads) -> model.EndpointSlice | None:
-    name = (obj.metadata.labels or {}).get(SERVICE_NAME_LABEL)
-    # A slice without the label belongs to no Service.
-    if not name:
-        return None
-    # Endpoints of addressType FQDN are DNS names: the datapath cannot forward to them.
-    endpoints = [] if obj.address_type == "FQDN" else obj.endpoints or []
-    return model.EndpointSlice(
-        ref,
-        ObjectRef(ref.namespace, name),
-        tuple(_ports("ports", obj.ports, unread)),
-        tuple(
-            found
-            for index, endpoint in enumerate(endpoints)
-            if (found := _endpoint(ref, index, endpoint, unread)) is not None
-        ),
-    )
-
-
-def _endpoint(
-    ref: ObjectRef, index: int, endpoint: schema.SliceEndpoint, unread: Unreads
-) -> model.SliceEndpoint | None:
-    """Defaults of absent conditions: ready is true, serving equals ready, terminating is false (KEP-1672).
-
-    Returns None if the first address is invalid: the API gives no meaning to further addresses.
-    """
-    conditions = endpoint.conditions or schema.Conditions()
-    ready = conditions.ready is not False
-    target = endpoint.target_ref
-    path = f"endpoints[{index}].addresses"
-    addresses = [_ip(f"{path}[{number}]", text, unread) for number, text in enumerate(endpoint.addresses or ())]
-    if addresses and addresses[0] is None:
-        return None
-    return model.SliceEndpoint(
-        tuple(address for address in addresses if address is not None),
-        ready,
-        ready if conditions.serving is None else conditions.serving,
-        bool(conditions.terminating),
-        endpoint.node_name or "",
-        ObjectRef(target.namespace or ref.namespace, target.name)
-        if target and target.name and target.kind == "Pod"
-        else None,
     )
 
 

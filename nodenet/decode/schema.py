@@ -115,6 +115,15 @@ class Port(Struct):
     name: str | None = None
     protocol: str | None = None
     port: int | None = None
+    node_port: int | None = None
+
+
+class ClientIPConfig(Struct):
+    timeout_seconds: int | None = None
+
+
+class AffinityConfig(Struct):
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
 
 
 class ServiceSpec(Struct):
@@ -123,11 +132,32 @@ class ServiceSpec(Struct):
     cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
     ports: list[Port] | None = None
     publish_not_ready_addresses: bool | None = None
+    external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
+    load_balancer_source_ranges: list[str] | None = None
+    session_affinity: str | None = None
+    session_affinity_config: AffinityConfig | None = None
+    internal_traffic_policy: str | None = None
+    external_traffic_policy: str | None = None
+    health_check_node_port: int | None = None
+
+
+class LoadBalancerIngress(Struct):
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Struct):
+    ingress: list[LoadBalancerIngress] | None = None
+
+
+class ServiceStatus(Struct):
+    load_balancer: LoadBalancerStatus | None = None
 
 
 class Service(Struct):
     metadata: Metadata
     spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
 
 
 class Conditions(Struct):
@@ -142,11 +172,21 @@ class Target(Struct):
     name: str | None = None
 
 
+class Hint(Struct):
+    name: str | None = None
+
+
+class Hints(Struct):
+    for_zones: list[Hint] | None = None
+    for_nodes: list[Hint] | None = None
+
+
 class SliceEndpoint(Struct):
     addresses: list[str] | None = None
     conditions: Conditions | None = None
     node_name: str | None = None
     target_ref: Target | None = None
+    hints: Hints | None = None
 
 
 class EndpointSlice(Struct):

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from netpolicy.types import PolicyError
-from nodenet.decode.build import Unreads
 from nodenet.decode.salvage import salvage
 from nodenet.decode.schema import ObjectName
+from nodenet.decode.values import Unreads
 from nodenet.kinds import ApiKind
 from nodenet.kube.protocol import Named
 from nodenet.model import ObjectRef

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 
 from netpolicy.types import NetworkPolicy
+from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
@@ -100,9 +101,10 @@ def compile_services(
     slices: Mapping[ObjectRef, EndpointSlice],
     ids: Ids,
     previous: Slots = MappingProxyType({}),
+    here: Here = Here(),  # noqa: B008 frozen
 ) -> ServiceTables:
     """Every frontend of the Services, from nothing."""
-    return ServiceCompiler(ids, previous).compile(services, slices)
+    return ServiceCompiler(ids, previous).compile(services, slices, here)
 
 
 def compile_policy(

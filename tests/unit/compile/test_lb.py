@@ -109,8 +109,12 @@ def test_terminating_ones_are_judged_per_port_and_family() -> None:
 
 
 def test_headless_and_foreign_services_have_no_frontend() -> None:
-    foreign = service("b", VIP, labels={"service.kubernetes.io/service-proxy-name": "other"})
-    tables = compiled(service("a"), foreign, slice_("a", "10.0.0.1"), slice_("b", "10.0.0.2"))
+    foreign = [
+        service(name, VIP, labels={f"service.kubernetes.io/{label}": value}, external_ips=(ip_address("192.0.2.1"),))
+        for name, label, value in (("b", "service-proxy-name", "other"), ("c", "headless", ""))
+    ]
+    tables = compiled(service("a"), *foreign, *(slice_(name, "10.0.0.1") for name in "abc"))
+    assert not tables.warnings
     assert not tables.frontends
     assert not tables.backends
     assert not tables.revnat

@@ -140,6 +140,50 @@ def test_services() -> None:
     assert decoded(kinds.SERVICE, spec={"publishNotReadyAddresses": True}).publish_not_ready_addresses
 
 
+def test_every_field_of_a_service() -> None:
+    spec = {
+        "type": "LoadBalancer",
+        "clusterIP": "10.96.0.1",
+        "ports": [{"port": 80, "nodePort": 30080}],
+        "externalIPs": ["192.0.2.010", "2001:db8::1"],
+        "loadBalancerSourceRanges": [" 10.0.0.0/8 ", "fd00::/8"],
+        "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+        "internalTrafficPolicy": "Local",
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30081,
+    }
+    ingress = [{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "VIP"}, {"ip": "203.0.113.3", "ipMode": "Proxy"}]
+    found = decoded(kinds.SERVICE, spec=spec, status={"loadBalancer": {"ingress": [*ingress, {"hostname": "lb"}]}})
+    assert found.ports == (ServicePort("", Protocol.TCP, 80, 30080),)
+    assert found.external_ips == (ip_address("192.0.2.10"), ip_address("2001:db8::1"))
+    assert found.load_balancer_ips == (ip_address("203.0.113.1"), ip_address("203.0.113.2"))
+    assert found.source_ranges == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert (found.affinity_seconds, found.health_check_node_port) == (60, 30081)
+    assert (found.internal_local, found.external_local) == (True, True)
+
+
+def test_defaults_of_a_service() -> None:
+    found = decoded(kinds.SERVICE, spec={"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})
+    assert (found.source_ranges, found.affinity_seconds, found.ports[0].node_port) == (None, 0, 0)
+    assert (found.internal_local, found.external_local) == (False, False)
+    assert decoded(kinds.SERVICE, spec={"sessionAffinity": "ClientIP"}).affinity_seconds == 10800
+
+
+def test_an_unreadable_source_range_allows_nothing() -> None:
+    assert decoded(kinds.SERVICE, spec={"loadBalancerSourceRanges": ["ten"]}).source_ranges == ()
+
+
+def test_hints_and_labels_of_a_slice() -> None:
+    hints = {"forZones": [{"name": "b"}, {"name": "a"}, {"name": ""}], "forNodes": [{"name": "node1"}]}
+    found = decoded(kinds.ENDPOINT_SLICE, **SLICE, endpoints=[{"addresses": ["10.0.0.3"], "hints": hints}])
+    assert (found.endpoints[0].for_zones, found.endpoints[0].for_nodes) == (("a", "b"), ("node1",))
+    for label in ("service-proxy-name", "headless"):
+        labels = {**SLICE["metadata"]["labels"], f"service.kubernetes.io/{label}": ""}
+        metadata = {"name": "x", "namespace": "ns", "labels": labels}
+        assert decode(kinds.ENDPOINT_SLICE, json.dumps({**SLICE, "metadata": metadata}).encode()).obj is None
+
+
 @pytest.mark.parametrize(
     ("conditions", "expected"),
     [
@@ -229,6 +273,24 @@ SLICE = {"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports":
             {"spec": SERVICE},
             "spec.ports[0].port: expected 1-65535, got 99999",
             {"cluster_ips": (ip_address("10.96.0.1"),), "ports": (ServicePort("", Protocol.UDP, 53),)},
+        ),
+        (
+            kinds.SERVICE,
+            {"spec": {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}}},
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: expected 1-86400, got 86401: 10800 is used",
+            {"affinity_seconds": 10800},
+        ),
+        (
+            kinds.SERVICE,
+            {"spec": {"internalTrafficPolicy": "Near", "ports": [{"port": 1, "nodePort": 99999}]}},
+            "spec.internalTrafficPolicy: expected Cluster or Local, got 'Near': Cluster is used",
+            {"internal_local": False, "ports": (ServicePort("", Protocol.TCP, 1),)},
+        ),
+        (
+            kinds.SERVICE,
+            {"spec": {"externalIPs": ["a", "192.0.2.1"], "healthCheckNodePort": 99999}},
+            "spec.externalIPs[0]: expected an IP address, got 'a'",
+            {"external_ips": (ip_address("192.0.2.1"),), "health_check_node_port": 0},
         ),
         (kinds.SERVICE, {"spec": {"type": "Cluster"}}, "spec.type: expected one of ClusterIP, ", {"ports": ()}),
         (
