@@ -88,6 +88,7 @@ def test_the_agent_of_the_image_attaches_pods(start: Callable[..., Cluster]) -> 
     pod.run_init()
     assert node.path("/opt/cni/bin/nodenet").exists()
     run_agent(cluster, pod)
+    check_rights(cluster, pod)
     # What the agent reports when it is ready.
     found = cluster.api.get("Node", "node1")
     assert found["spec"].get("taints", []) == [OTHER_TAINT]
@@ -114,6 +115,18 @@ def test_the_agent_of_the_image_attaches_pods(start: Callable[..., Cluster]) -> 
     }
     # An Event is patched when the same one happens again, which takes longer than this test.
     assert (cluster.api.used | {("patch", "", "events")}, cluster.api.refused) == (granted, set())
+
+
+def check_rights(cluster: Cluster, pod: Pod) -> None:
+    """The kernel's view of the agent's process: capabilities, seccomp, no new privileges, a read-only root."""
+    look = "from pathlib import Path; print(Path('/proc/1/status').read_text()); Path('/written').touch()"
+    code, text = cluster.node.cri.execute(pod.running["agent"], "python3", "-c", look)
+    status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    # NET_ADMIN 12, NET_RAW 13, SYS_ADMIN 21 (linux/capability.h).
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 1 << 12 | 1 << 13 | 1 << 21
+    assert (status["NoNewPrivs"], status["Seccomp"].strip()) == ("1", "2")
+    assert code == 1
+    assert "Read-only file system: '/written'" in text
 
 
 def test_each_capability_is_needed(start: Callable[..., Cluster]) -> None:
