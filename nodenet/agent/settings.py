@@ -19,6 +19,11 @@ API_SERVERS = "NODENET_API_SERVERS"
 METRICS_ADDRESS = "NODENET_METRICS_ADDRESS"
 
 
+def read_config_of_any_node(path: Path) -> Config:
+    """Like `read_config`, for commands to which the node's name does not matter: it need not be given."""
+    return read_config(path, {NODE_NAME[0]: "-", **os.environ})
+
+
 def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     """Read and check the file. Raises BadInputError that names the file and all wrong keys."""
     try:

@@ -52,10 +52,10 @@ def _bare(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     from nodenet.agent.cleanup import Folders, items
     from nodenet.agent.lock import no_agent
-    from nodenet.agent.settings import read_config
+    from nodenet.agent.settings import read_config_of_any_node
     from nodenet.config import Config
 
-    config = read_config(config_file) if config_file else Config("")
+    config = read_config_of_any_node(config_file) if config_file else Config("")
     folders = Folders(bin_dir, conf_dir or config.cni_conf_dir or Path("/etc/cni/net.d"))
     with no_agent(config.run_dir):
         return _run([(item.what, item.remove) for item in items(config, folders)], dry_run)

@@ -36,11 +36,11 @@ def init(config_file: Path, bin_dir: Path, cache_dir: Path | None, output: Forma
     (`cni_conf_dir`). Does nothing to what is in place already.
     """
     from nodenet.agent.preflight import mount_bpffs
-    from nodenet.agent.settings import read_config
+    from nodenet.agent.settings import read_config_of_any_node
     from nodenet.cni import bundle
     from nodenet.cni import install as installing
 
-    config = read_config(config_file)
+    config = read_config_of_any_node(config_file)
     placed = installing.place(bin_dir, bundle.build(cache_dir or config.cache_dir))
     rows = [{"what": str(path), "state": "written" if new else "unchanged"} for path, new in placed.items()]
     rows.append({"what": f"bpffs for {config.bpffs}", "state": "mounted" if mount_bpffs(config) else "unchanged"})

@@ -31,7 +31,8 @@ class Node:
         self.sh("ip link set lo up; ip link add eth0 type veth peer name far; ip link set eth0 up; ip link set far up;"
                 " ip address add 10.9.0.1/24 dev eth0")  # fmt: skip
         self.config = folder / "agent.yaml"
-        self.config.write_text(f"node_name: n1\nrun_dir: {folder}/run\nbpffs: {folder}/bpf/nodenet\n")
+        # As in a ConfigMap for all nodes: without a name.
+        self.config.write_text(f"run_dir: {folder}/run\nbpffs: {folder}/bpf/nodenet\n")
 
     def sh(self, script: str) -> str:
         done = netns.run(self.name, ["sh", "-ec", script], capture_output=True, text=True, check=True)
@@ -137,7 +138,8 @@ def test_kube_proxys_remains(node: Node, backend: str) -> None:
     assert json.loads(node.nodenet(*words).stdout) == []
 
 
-def test_the_agent_names_what_it_found(node: Node) -> None:
+def test_the_agent_names_what_it_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODENET_NODE_NAME", "n1")
     program(node.name, "iptables-nft")
     for words in (("agent", "--check"), ("agent",)):
         done = node.nodenet(*words, "--config", node.config, check=False)
