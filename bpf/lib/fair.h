@@ -75,8 +75,20 @@ NN_INLINE __u64 nn_fair_bounded(__u64 slot)
 	return slot;
 }
 
+NN_INLINE int nn_same_key(const struct nn_ct_key *one, const struct nn_ct_key *other)
+{
+	const __u32 *a = (const __u32 *)one, *b = (const __u32 *)other;
+	__u32 different = 0;
+
+#pragma unroll
+	for (unsigned int i = 0; i < sizeof(*one) / sizeof(*a); i++)
+		different |= a[i] ^ b[i];
+	return !different;
+}
+
 /* Put the key of the context into the first free slot, or into its own one: user space deletes expired entries, and
- * leaves their slots. Returns 1 if there was one. */
+ * leaves their slots. An equal tag is not enough: keys with equal hashes are easy to find, and an entry that lost its
+ * slot is never evicted. Returns 1 if there was a slot. */
 NN_INLINE int nn_fair_take(struct nn_fair_bucket *bucket, const struct nn_context *context, __u32 tag)
 {
 	__u64 slot;
@@ -84,7 +96,8 @@ NN_INLINE int nn_fair_take(struct nn_fair_bucket *bucket, const struct nn_contex
 	bpf_spin_lock(&bucket->lock);
 #pragma clang loop unroll(disable)
 	for (slot = 0; slot < NN_FAIR_WAYS; slot++)
-		if (bucket->tag[slot] == 0 || bucket->tag[slot] == tag)
+		if (bucket->tag[slot] == 0 ||
+		    (bucket->tag[slot] == tag && nn_same_key(&bucket->key[slot], &context->key)))
 			break;
 	if (slot < NN_FAIR_WAYS) {
 		bucket->owner[slot] = context->owner;

@@ -277,3 +277,65 @@ def test_carried_flows_get_slots_and_leave_room(root: Path, bpf_cache: Path, cou
         assert kept(made, established(made, OTHER)) == FLOWS
     finally:
         made.close()
+
+
+def colliding(buckets: int) -> tuple[abi.CtKey, abi.CtKey]:
+    """Two flows of one pod with the same hash. The last word of the hash's input is the remote address, so two flows
+    collide in all bits if they agree in the upper half before it: among 2 ** 18 ports about eight pairs do."""
+    golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
+    pod = int.from_bytes(ip_address(ATTACKER).packed, "little")
+    seen: dict[int, tuple[int, int]] = {}
+    for port in range(1 << 18):
+        ports = (1024 + port % 50000, 1 + port // 50000)
+        number = int.from_bytes(ports[0].to_bytes(2, "big"), "little") << 32
+        number |= int.from_bytes(ports[1].to_bytes(2, "big"), "little") << 16 | 17
+        for word in (0, 0, 0xFFFF0000):
+            number = (number ^ word) * golden & mask
+            number = (number ^ number >> 32 ^ word) * golden & mask
+            number ^= number >> 32
+        number = (number ^ pod) * golden & mask
+        number ^= number >> 32
+        if number >> 32 in seen:
+            break
+        seen[number >> 32] = ports
+    other = seen[number >> 32]
+    first = abi.CtKey(ip_address(ATTACKER), ip_address("198.51.100.1"), *ports, 17)
+    wanted = slots.flow_number(first.pack())
+    # The address of the other one, by what differs in the lower halves.
+    second = first._replace(pod_port=other[0], remote_port=other[1])
+    low = [half(key) for key in (first, second)]
+    address = int.from_bytes(first.remote.packed, "little") ^ low[0] ^ low[1]
+    second = second._replace(remote=ip_address(address.to_bytes(4, "little")))
+    assert slots.flow_number(second.pack()) == wanted
+    assert slots.place_of(first.pack(), buckets) == slots.place_of(second.pack(), buckets)
+    return first, second
+
+
+def half(key: abi.CtKey) -> int:
+    """The lower half of the hash before its last word."""
+    golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
+    ports = [int.from_bytes(port.to_bytes(2, "big"), "little") for port in (key.pod_port, key.remote_port)]
+    number = ports[0] << 32 | ports[1] << 16 | key.protocol
+    for word in (0, 0, 0xFFFF0000):
+        number = (number ^ word) * golden & mask
+        number = (number ^ number >> 32 ^ word) * golden & mask
+        number ^= number >> 32
+    number = (number ^ int.from_bytes(key.pod.packed, "little")) * golden & mask
+    return (number ^ number >> 32) & 0xFFFFFFFF
+
+
+def test_flows_with_equal_hashes_have_a_slot_each(node: Datapath) -> None:
+    """An entry without a slot is never evicted: a pod that knows many such flows would fill the table for good."""
+    flows = colliding(51)
+    for key in flows:
+        there = UDP(sport=key.pod_port, dport=key.remote_port)
+        assert node.sent(IP(src=ATTACKER, dst=str(key.remote)) / there) == TC_OK
+    assert {key for key, _ in node.tables["nn_ct"].items()} == set(flows)
+    assert len({abi.CtKey.unpack(key) for key in keys_of(node)} & set(flows)) == 2
+    flood(node, "endpoint_egress", ATTACKER, "198.51.100.1")
+    assert node.tables["nn_ct"].count() <= SLOTS
+
+
+def keys_of(node: Datapath) -> list[bytes]:
+    with closing(RawTable("nn_ct_slot", node.pins.map("nn_ct_slot"))) as table:
+        return [key for _, bucket in table.raw() for key, _ in slots.keys_in(bucket)]
