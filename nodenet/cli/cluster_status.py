@@ -53,7 +53,10 @@ def text(document: Mapping[str, Any]) -> str:
         lines += [f"  DaemonSet: {numbers}", f"  image: {found['image']}"]
     lines.append(f"  agents: {healthy} of {len(nodes)} nodes healthy")
     pods = document["pods"]
+    other = pods["running"] - pods["attached"]
+    # A pod that ends or starts is counted by one side only for a moment.
+    note = f" ({other} began without nodenet: delete them to attach them)" if other > 0 else ""
     lines.append(
-        f"  pods: {pods['attached']} attached by nodenet, {pods['running']} running outside of the host's network"
+        f"  pods: {pods['attached']} attached by nodenet, {pods['running']} running with a network of their own{note}"
     )
     return "\n".join([*lines, "", table(nodes, _COLUMNS)])

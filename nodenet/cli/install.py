@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -25,7 +25,8 @@ STAYS = """What stays on each node, so that the pods that run now keep their net
   /var/lib/cni/networks                  leases of addresses
   /run/nodenet                           endpoints
 `nodenet uninstall --clean-nodes` removes it with the rest, and `nodenet cleanup` on one node."""
-_CLEANED = "The nodes are bare. Start pods again that ran with nodenet when another network is installed."
+# Names of pods that are printed.
+_MOST_NAMES = 20
 
 
 def _say(text: str) -> None:
@@ -71,30 +72,31 @@ def install(
     The API servers' addresses are those of the Service default/kubernetes, if --set apiServers does not name them.
     --dry-run prints the objects as YAML; with --overlay and the API servers it needs no cluster.
     """
-    if how["dry_run"] and (rendered := _offline(overlay, values)):
+    from nodenet.cluster import release
+
+    parsed = release.parse_values(values)
+    if how["dry_run"] and (rendered := _offline(overlay, parsed)):
         click.echo(rendered)
         return
     extras.require("agent", "install")
     from nodenet.cluster import client
 
-    run(_install(client.access(kubeconfig, context), overlay, values, how))
+    run(_install(client.access(kubeconfig, context), overlay, parsed, how))
 
 
-def _offline(overlay: str | None, words: Sequence[str]) -> str:
+def _offline(overlay: str | None, values: Mapping[str, str]) -> str:
     """The objects as YAML if no cluster needs to be asked for that; else ""."""
     from nodenet.cluster import release
 
-    values = release.parse_values(words)
     if overlay is None:
         return ""
     wanted = release.Release(overlay, values)
     return _yaml(wanted) if release.api_servers(wanted) or not release.needs_api_servers(wanted) else ""
 
 
-async def _install(access: ClusterAccess, overlay: str | None, words: Sequence[str], how: dict[str, Any]) -> None:
+async def _install(access: ClusterAccess, overlay: str | None, values: Mapping[str, str], how: dict[str, Any]) -> None:
     from nodenet.cluster import client, install, release
 
-    values = release.parse_values(words)
     async with client.Cluster(access) as cluster:
         if await install.daemon_set(cluster) is not None and not how["dry_run"]:
             raise BadInputError(
@@ -120,15 +122,16 @@ def upgrade(
 
     --overlay and --set that were given earlier stay as they are, unless they are given again.
     """
-    from nodenet.cluster import client
+    extras.require("agent", "upgrade")
+    from nodenet.cluster import client, release
 
-    run(_upgrade(client.access(kubeconfig, context), overlay, values, how))
+    parsed = release.parse_values(values)
+    run(_upgrade(client.access(kubeconfig, context), overlay, parsed, how))
 
 
-async def _upgrade(access: ClusterAccess, overlay: str | None, words: Sequence[str], how: dict[str, Any]) -> None:
+async def _upgrade(access: ClusterAccess, overlay: str | None, values: Mapping[str, str], how: dict[str, Any]) -> None:
     from nodenet.cluster import client, install, release
 
-    values = release.parse_values(words)
     async with client.Cluster(access) as cluster:
         found = await install.daemon_set(cluster)
         if found is None:
@@ -195,7 +198,24 @@ async def _uninstall(access: ClusterAccess, dry_run: bool, clean_seconds: float)
                 # The agents' DaemonSet is gone already.
                 found = await install.installed(cluster)
             await install.remove(cluster, found, _say)
-    click.echo(_CLEANED if clean_seconds else STAYS)
+            if clean_seconds:
+                await _name_pods(cluster)
+    if not clean_seconds:
+        click.echo(STAYS)
+
+
+async def _name_pods(cluster: Any) -> None:
+    """Pods that ran when their node was cleaned: the kubelet does not notice that they have no network."""
+    from nodenet.cluster import client
+    from nodenet.cluster.pods import has_own_network
+
+    pods = [pod["metadata"] for pod in await cluster.list(client.PODS) if has_own_network(pod)]
+    click.echo("The nodes are bare." + (f" {len(pods)} pods run without a network:" if pods else ""))
+    for metadata in pods[:_MOST_NAMES]:
+        click.echo(f"  {metadata['namespace']}/{metadata['name']}")
+    if pods:
+        more = f"  and {len(pods) - _MOST_NAMES} more\n" if len(pods) > _MOST_NAMES else ""
+        click.echo(f"{more}Delete them when the next network is installed, so that they start again.")
 
 
 async def _carry_out(cluster: Any, steps: Sequence[Step], how: dict[str, Any]) -> None:

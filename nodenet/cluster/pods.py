@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def has_own_network(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod runs, and a CNI plugin made its network."""
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    return not spec.get("hostNetwork") and status.get("phase") == "Running"
+
+
 def waits_for(pod: Mapping[str, Any]) -> str:
     """Why a pod is not ready; "" if it is."""
     status = pod.get("status") or {}

@@ -10,7 +10,7 @@ from typing import Any
 from nodenet.cluster import agents
 from nodenet.cluster.client import DAEMON_SETS, NODES, PODS, Cluster
 from nodenet.cluster.install import rollout_left
-from nodenet.cluster.pods import waits_for
+from nodenet.cluster.pods import has_own_network, waits_for
 from nodenet.cluster.release import NAME, NAMESPACE
 from nodenet.errors import NodenetError
 
@@ -33,10 +33,8 @@ async def status(cluster: Cluster) -> Obj:
         )
     )
     rows = [_node(node, pods.get(_name(node)), answers.get(_name(node))) for node in nodes]
-    networked = await cluster.list(PODS, fieldSelector="status.phase=Running")
     counts = {
-        # Pods of the host's network have no endpoint.
-        "running": sum(not pod["spec"].get("hostNetwork") for pod in networked),
+        "running": sum(map(has_own_network, await cluster.list(PODS, fieldSelector="status.phase=Running"))),
         "attached": sum(row["endpoints"] or 0 for row in rows),
     }
     problems = _daemon_set_problems(daemon_set) + [

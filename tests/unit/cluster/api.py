@@ -3,11 +3,15 @@ answers. It keeps no rules of a kind: those are tried against a real API server.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +20,7 @@ from nodenet.cluster.client import Cluster
 from nodenet.kube.config import ClusterAccess
 
 Obj = dict[str, Any]
-Path = tuple[str, str, str, str]  # group/version, plural, namespace, name
+Key = tuple[str, str, str, str]  # group/version, plural, namespace, name
 
 # Kinds by group and version; the value says whether objects have a namespace.
 SERVED: dict[str, dict[str, tuple[str, bool]]] = {
@@ -50,7 +54,7 @@ async def _nothing(_pod: str, command: list[str]) -> tuple[int, bytes, bytes]:
 class Api:
     """`refuse`: a status and message by the name or plural of objects that may not be written. `logs`: by pod."""
 
-    objects: dict[Path, Obj] = field(default_factory=dict)
+    objects: dict[Key, Obj] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
     execute: Execute = _nothing
@@ -70,14 +74,40 @@ class Api:
 
     @asynccontextmanager
     async def cluster(self) -> AsyncIterator[Cluster]:
+        async with self._serving() as url, Cluster(ClusterAccess(url)) as cluster:
+            yield cluster
+
+    @contextmanager
+    def kubeconfig(self, folder: Path) -> Iterator[str]:
+        """A file with which a command finds this API, which a thread serves."""
+        ready, done = Queue[str](), Event()
+
+        async def serve() -> None:
+            async with self._serving() as url:
+                ready.put(url)
+                await asyncio.to_thread(done.wait)
+
+        thread = Thread(target=asyncio.run, args=(serve(),))
+        thread.start()
+        try:
+            cluster = {"name": "k", "cluster": {"server": ready.get(timeout=10)}}
+            context = {"name": "c", "context": {"cluster": "k"}}
+            path = folder / "kubeconfig"
+            path.write_text(json.dumps({"clusters": [cluster], "contexts": [context], "current-context": "c"}))
+            yield str(path)
+        finally:
+            done.set()
+            thread.join()
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[str]:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(app, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
-            async with Cluster(ClusterAccess("http://{}:{}".format(*runner.addresses[0][:2]))) as cluster:
-                yield cluster
+            yield "http://{}:{}".format(*runner.addresses[0][:2])
         finally:
             await runner.cleanup()
 
@@ -106,7 +136,7 @@ class Api:
             return web.json_response(found) if found else _status(404, f'{plural} "{name}" not found')
         return await self._write(request, path)
 
-    def _list(self, request: web.Request, path: Path) -> web.Response:
+    def _list(self, request: web.Request, path: Key) -> web.Response:
         wanted = dict(pair.split("=", 1) for pair in request.query.get("labelSelector", "").split(",") if pair)
         phase = request.query.get("fieldSelector", "").partition("status.phase=")[2]
         items = [
@@ -118,7 +148,7 @@ class Api:
         ]
         return web.json_response({"metadata": {}, "items": items})
 
-    async def _write(self, request: web.Request, path: Path) -> web.Response:
+    async def _write(self, request: web.Request, path: Key) -> web.Response:
         body = await request.json()
         name = path[3] or body["metadata"]["name"]
         path = (*path[:3], name)
@@ -138,7 +168,7 @@ class Api:
             self.react(found)
         return web.json_response(found)
 
-    def _delete(self, path: Path) -> web.Response:
+    def _delete(self, path: Key) -> web.Response:
         if self.objects.pop(path, None) is None:
             return _status(404, f'{path[1]} "{path[3]}" not found')
         if path[1] == "namespaces":
@@ -167,7 +197,7 @@ def _resources(version: str) -> list[Obj]:
     return [{"name": plural, "kind": kind, "namespaced": spaced} for kind, (plural, spaced) in SERVED[version].items()]
 
 
-def _path_of(obj: Obj) -> Path:
+def _path_of(obj: Obj) -> Key:
     plural, _ = SERVED[obj["apiVersion"]][obj["kind"]]
     return obj["apiVersion"], plural, obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
 
