@@ -154,14 +154,32 @@ def attach_one(cluster: Cluster, pod: Pod, context: Obj, name: str) -> None:
         pass
 
 
+def nft(cluster: Cluster, *words: str) -> str:
+    """nft of this machine in the network namespace of the node."""
+    program = shutil.which("nft", path="/usr/sbin:/usr/bin:/sbin")
+    if program is None:
+        pytest.skip("nft is not installed (Debian: nftables)")
+    done = netns.run(cluster.node.name, [program, *words], check=True, capture_output=True, text=True)
+    return str(done.stdout)
+
+
+def test_beside_kube_proxy_the_agent_leaves_its_rules(start: Callable[..., Cluster]) -> None:
+    cluster = start("beside-kube-proxy")
+    nft(cluster, "add", "table", "ip", "kube-proxy")
+    pod = cluster.pod()
+    pod.run_init()
+    run_agent(cluster, pod)
+    with attached(cluster, "web") as web:
+        assert ping(cluster.node.name, web.addresses[0])
+        # Masquerading has a table of its own.
+        assert set(nft(cluster, "list", "tables", "ip").split()) >= {"kube-proxy", "nodenet-egress"}
+
+
 def test_rules_of_kube_proxy_are_removed_out_of_the_image(start: Callable[..., Cluster]) -> None:
     """The agent does not start beside them, so its container cannot remove them: containerd runs the command."""
-    nft = shutil.which("nft", path="/usr/sbin:/usr/bin:/sbin")
-    if nft is None:
-        pytest.skip("nft is not installed (Debian: nftables)")
     cluster = start("replace-kube-proxy")
     node = cluster.node
-    netns.run(node.name, [nft, "add", "table", "ip", "kube-proxy"], check=True)
+    nft(cluster, "add", "table", "ip", "kube-proxy")
     pod = cluster.pod()
     pod.run_init()
     pod.start(pod.spec["containers"][0])
