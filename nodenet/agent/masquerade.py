@@ -34,6 +34,14 @@ class _Applied(NamedTuple):
     generation: int
 
 
+class _Planned(NamedTuple):
+    """Plans and what they were made from."""
+
+    nodes: Mapping[ObjectRef, Node]
+    file: IpMasqFile
+    plans: Mapping[int, Plan]
+
+
 class Masquerade:
     """`known` returns the Snapshot, or None until the Nodes are known. If both versions are off it removes the rules of
     an earlier configuration once, and then does nothing."""
@@ -46,6 +54,7 @@ class Masquerade:
         self._known = known
         self._applied: dict[int, _Applied] = {}
         self._file = IpMasqFile()
+        self._planned: _Planned | None = None
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -71,7 +80,7 @@ class Masquerade:
             # The last readable version stays in force.
             problems.append(str(error))
         try:
-            wanted = plans(snapshot, self._config, self._file, self.versions)
+            wanted = self._plans(snapshot)
             # A cluster of one IP version may have both switched on.
             if self.versions and not wanted:
                 problems.append("masquerade: this Node has no spec.podCIDRs yet")
@@ -83,6 +92,14 @@ class Masquerade:
             if problem not in self.problems:
                 log.warning("%s", problem)
         self.problems = problems
+
+    def _plans(self, snapshot: Snapshot) -> Mapping[int, Plan]:
+        """The plans, made again only if the Nodes or the file have changed: thousands of Nodes take a while."""
+        known = self._planned
+        if known is None or known.nodes is not snapshot.nodes or known.file != self._file:
+            found = plans(snapshot, self._config, self._file, self.versions)
+            known = self._planned = _Planned(snapshot.nodes, self._file, found)
+        return known.plans
 
     def _sync(self, version: int, plan: Plan | None) -> None:
         applied = self._applied.get(version)

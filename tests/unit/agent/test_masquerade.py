@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nodenet.agent.ip_masq_file import IpMasqFile, read_file
-from nodenet.agent.masquerade import plans
+from nodenet.agent.masquerade import Masquerade, plans
 from nodenet.config import Config, parse
 from nodenet.errors import BadInputError
 from nodenet.link.egress import _intervals
@@ -124,3 +124,13 @@ def test_intervals_are_disjoint_and_neighbours_are_one() -> None:
         (int(ip_address("10.0.0.0")), int(ip_address("10.0.3.0"))),
         (int(ip_address("10.9.0.0")), int(ip_address("10.9.0.1"))),
     ]
+
+
+def test_plans_are_made_again_only_for_other_nodes_or_another_file(tmp_path: Path) -> None:
+    config = Config("n1", masquerade_ipv4=True, ip_masq_agent_config=tmp_path / "file")
+    keeper, first = Masquerade(config, lambda: None), snapshot(ONE)
+    made = keeper._plans(first)
+    assert keeper._plans(first) is made
+    assert keeper._plans(snapshot(ONE, TWO)) != made
+    keeper._file = IpMasqFile((ip_network("10.0.0.0/8"),))
+    assert "10.0.0.0/8" in texts(keeper._plans(first)[4].excluded)
