@@ -54,8 +54,9 @@ def text(document: Mapping[str, Any]) -> str:
     lines.append(f"  agents: {healthy} of {len(nodes)} nodes healthy")
     pods = document["pods"]
     other = pods["running"] - pods["attached"]
-    # A pod that ends or starts is counted by one side only for a moment.
-    note = f" ({other} began without nodenet: delete them to attach them)" if other > 0 else ""
+    # Only if every agent has told its number.
+    known = all(node["endpoints"] is not None for node in nodes)
+    note = f" ({other} began without nodenet: delete them to attach them)" if known and other > 0 else ""
     lines.append(
         f"  pods: {pods['attached']} attached by nodenet, {pods['running']} running with a network of their own{note}"
     )

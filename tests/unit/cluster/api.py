@@ -42,6 +42,8 @@ SERVED: dict[str, dict[str, tuple[str, bool]]] = {
         "ClusterRoleBinding": ("clusterrolebindings", False),
     },
 }
+# In place of an exit status: the command does not start, or the connection ends without a status.
+NOT_STARTED, NO_STATUS = -1, -2
 # Called with the pod's name and the command. Returns exit status, stdout and stderr.
 Execute = Callable[[str, list[str]], Awaitable[tuple[int, bytes, bytes]]]
 
@@ -178,6 +180,8 @@ class Api:
     async def _exec(self, request: web.Request, pod: str) -> web.StreamResponse:
         if "application/json" in request.headers["Accept"]:
             return _status(406, "only the following media types are accepted: */*")
+        if pod in self.refuse:
+            return _status(*self.refuse[pod])
         socket = web.WebSocketResponse(protocols=("v5.channel.k8s.io", "v4.channel.k8s.io"))
         await socket.prepare(request)
         code, stdout, stderr = await self.execute(pod, request.query.getall("command"))
@@ -185,10 +189,13 @@ class Api:
             for start in range(0, len(data), 1000):
                 await socket.send_bytes(bytes([number]) + data[start : start + 1000])
         status: Obj = {"status": "Success"}
-        if code:
+        if code == NOT_STARTED:
+            status = {"status": "Failure", "message": "executable file not found"}
+        elif code:
             causes = [{"reason": "ExitCode", "message": str(code)}]
             status = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
-        await socket.send_bytes(b"\x03" + json.dumps(status).encode())
+        if code != NO_STATUS:
+            await socket.send_bytes(b"\x03" + json.dumps(status).encode())
         await socket.close()
         return socket
 
