@@ -32,6 +32,13 @@ items:
      spec: {nodeName: node2, containers: [{name: c, image: x}]}}
   - {apiVersion: v1, kind: Pod, metadata: {name: helper, namespace: a, labels: {app: helper}},
      spec: {nodeName: node2, containers: [{name: c, image: x}]}}
+  - {apiVersion: v1, kind: Service, metadata: {name: one, namespace: a},
+     spec: {selector: {app: server}, ports: [{name: p, port: 53, targetPort: 5353, protocol: UDP}]}}
+  - {apiVersion: v1, kind: Service, metadata: {name: two, namespace: a},
+     spec: {selector: {app: server}, ports: [{name: p, port: 53, targetPort: 5353, protocol: UDP}]}}
+  - {apiVersion: v1, kind: Service, metadata: {name: busy, namespace: a}, spec: {selector: {app: helper}, ports: [
+      {name: a, port: 1, targetPort: 7001, protocol: UDP}, {name: b, port: 2, targetPort: 7002, protocol: UDP},
+      {name: c, port: 3, targetPort: 7003, protocol: UDP}, {name: d, port: 4, targetPort: 7004, protocol: UDP}]}}
   - apiVersion: networking.k8s.io/v1
     kind: NetworkPolicy
     metadata: {name: isolated, namespace: a}
@@ -56,11 +63,11 @@ class Sockets:
         self._stack = stack
         self._addresses = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in lab.pods("a")}
 
-    def open(self, pod: str) -> socket.socket:
+    def open(self, pod: str, port: int = 0) -> socket.socket:
         place = str(names.netns_path(names.pod_netns(self._lab.name, "a", pod)))
         made = self._stack.enter_context(netns.open_socket(place, socket.AF_INET, socket.SOCK_DGRAM))
         made.settimeout(SECONDS)
-        made.bind((self._addresses[pod], 0))
+        made.bind((self._addresses[pod], port))
         return made
 
 
@@ -106,3 +113,41 @@ def answer(sockets: Sockets) -> None:
         for caller in callers:
             caller.sendto(b"", helper.getsockname())
             helper.sendto(b"", helper.recvfrom(16)[1])
+
+
+def service_address(lab: Lab, name: str) -> str:
+    return str(lab.json("get", "service", name, "-n", "a")["spec"]["clusterIP"])
+
+
+def test_a_flood_of_calls_to_services_does_not_cut_the_translated_flow_of_another_pod(lab: Lab) -> None:
+    """This process is not in the node's cgroup, so its datagrams are translated packet by packet. The victim calls two
+    Services with one backend from one port: only the entries of its second flow know where an answer belongs."""
+    one, two, busy = (service_address(lab, name) for name in ("one", "two", "busy"))
+    with ExitStack() as stack:
+        sockets = Sockets(lab, stack)
+        server, victim = sockets.open("server", 5353), sockets.open("victim")
+        victim.sendto(b"one", (one, 53))
+        _, first = server.recvfrom(16)
+        victim.sendto(b"two", (two, 53))
+        _, second = server.recvfrom(16)
+        assert first[1] == victim.getsockname()[1] != second[1]
+        for source in (first, second):
+            server.sendto(b"answer", source)
+            victim.recv(16)
+        helpers = [sockets.open("helper", 7000 + number) for number in range(1, 5)]
+        # More flows than the table has slots, each answered.
+        for _ in range(FLOWS // 12):
+            caller = sockets.open("flooder")
+            for number, helper in enumerate(helpers, 1):
+                caller.sendto(b"", (busy, number))
+                helper.sendto(b"", helper.recvfrom(16)[1])
+        server.sendto(b"late", second)
+        assert victim.recvfrom(16) == (b"late", (two, 53))
+        server.sendto(b"late", first)
+        assert victim.recvfrom(16) == (b"late", (one, 53))
+        # The control: the table was full.
+        problems = status(lab)["problems"]
+    until(
+        lambda: any("flows to Services were evicted from nn_nat" in one for one in status(lab)["problems"]),
+        f"status says so: {problems}",
+    )
