@@ -122,8 +122,10 @@ NN_GLOBAL int nn_pickup(struct __sk_buff *ctx, __u32 side)
 	answer = nn_policy_ask(side, NN_INGRESS + NN_EGRESS - direction);
 	answer_rule = view->rule_id;
 	/* A SYN-ACK is a reply. It must not open a flow that needs a rule to be opened. */
-	if (own_rule && (context->packet.tcp_flags & NN_TCP_SYN))
+	if (own == 0 && own_rule && (context->packet.tcp_flags & NN_TCP_SYN)) {
 		own = NN_DROP_POLICY_DENIED;
+		own_rule = 0;
+	}
 	view->is_reply = 0;
 	view->ct_flags = 0;
 	if (own < 0 && answer < 0) {

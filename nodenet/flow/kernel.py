@@ -200,7 +200,9 @@ def _policies(event: Event, subject: Party, direction: Direction | None, names: 
         # Policies explain only drops by policy.
         if event.reason != _POLICY_DENIED or direction is None:
             return _NO_POLICY
-        return (), names.isolated_by.get((subject.identity, direction), ()), None
+        rule = names.rules.get(event.rule_id) if event.rule_id else None
+        # A rule that denies, or the policies that isolate the endpoint and none of whose rules allows.
+        return (), (rule,) if rule else names.isolated_by.get((subject.identity, direction), ()), None
     verdict = event.type == _POLICY_VERDICT
     if not event.rule_id:
         # No rule: the endpoint is not isolated, so everything is allowed.

@@ -172,3 +172,15 @@ def test_the_denying_rule_of_a_connection_in_its_middle_is_named(own_datapath: D
         datapath.tables["nn_policy"].update(key, abi.always(Rule.deny(number)))
     assert datapath.sent(IP(src=POD, dst=REMOTE) / TCP(sport=1000, dport=PORT, flags="A")) == TC_SHOT
     assert [event.rule_id for event in datapath.events()] == [4]
+
+
+def test_a_syn_ack_that_a_rule_would_allow_as_an_opener_names_no_rule(own_datapath: Datapath) -> None:
+    """It is dropped because it must not open a connection, not because the rule denies."""
+    datapath = own_datapath
+    datapath.reset()
+    both = EndpointFlag.ISOLATED_EGRESS | EndpointFlag.ISOLATED_INGRESS
+    datapath.endpoint(POD, SUBJECT, number=1, flags=both)
+    datapath.identity(REMOTE, PEER)
+    datapath.allow(SUBJECT, PEER, Direction.EGRESS, rule=9)
+    assert datapath.sent(IP(src=POD, dst=REMOTE) / TCP(sport=PORT, dport=2000, flags="SA")) == TC_SHOT
+    assert [event.rule_id for event in datapath.events()] == [0]

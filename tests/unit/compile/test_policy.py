@@ -7,7 +7,7 @@ from typing import Any
 
 from netpolicy.parse import network_policy
 from netpolicy.types import Protocol
-from nodenet.abi import U32, EndpointFlag, LpmKey, PolicyKey
+from nodenet.abi import U32, Action, EndpointFlag, LpmKey, PolicyKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.policy import restore
 from nodenet.model import Direction, NamedPort, ObjectRef, Pod
@@ -100,6 +100,15 @@ def test_a_port_name_towards_a_block_means_that_pods_port_alone() -> None:
     ((key, _),) = tables.policy.items()
     assert U32(key.peer) == tables.cidr[LpmKey.host(ip_address("10.0.0.2"))]
     assert key.port == 5432
+
+
+def test_all_rules_are_equally_strong() -> None:
+    """Then a longer prefix is never weaker than one that covers it, and no endpoint needs the lookups of tiers
+    (docs/decisions/0040)."""
+    tables = compile_policy(PODS, {}, [ONLY_WEB], [DB, WEB], Ids())
+    assert {(rule.action, rule.precedence) for rule in tables.policy.values()} == {(Action.ALLOW, 0)}
+    tiered = EndpointFlag.TIERED_INGRESS | EndpointFlag.TIERED_EGRESS
+    assert not any(flags & tiered for flags in tables.flags.values())
 
 
 def test_switched_off_leaves_identities_and_nothing_else() -> None:

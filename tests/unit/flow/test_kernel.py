@@ -52,6 +52,13 @@ def test_a_drop_by_policy_names_the_policies_that_isolate_the_pod(make_flow, dir
     assert flow.denied_by == expected
 
 
+def test_a_drop_by_a_rule_that_denies_names_this_rule(make_flow):
+    flow = make_flow(type=1, reason=-133, direction=1, endpoint_id=2, rule_id=55)
+    assert flow.verdict is Verdict.DROPPED
+    assert flow.allowed_by == ()
+    assert [policy.rule for policy in flow.denied_by] == ["ingress[0]"]
+
+
 def test_a_dropped_answer_is_judged_in_the_direction_of_its_connection(make_flow):
     """db answers web after the rules changed: the packet leaves db, but db's ingress rules decide."""
     flow = make_flow(

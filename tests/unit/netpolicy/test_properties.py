@@ -13,6 +13,7 @@ from netpolicy.evaluate import Evaluator, Party, Traffic
 from netpolicy.explain import explain
 from netpolicy.parse import network_policy
 from netpolicy.types import Protocol
+from nodenet.abi import Rule
 from tests.unit.netpolicy import spec
 from tests.unit.netpolicy.datapath import Packet
 from tests.unit.netpolicy.strategies import OUTSIDE, PORTS, PROTOCOLS, namespaces, pods, policies
@@ -100,3 +101,4 @@ def test_a_further_pod_of_a_known_kind_changes_no_entry(
     before = compiled(cluster, names, given_policies)
     after = compiled([*cluster, {**cluster[0], "name": "further", "ip": "10.0.0.77"}], names, given_policies)
     assert (after.policy, after.cidr) == (before.policy, before.cidr)
+    assert {rule.verdict for rule in after.policy.values()} <= {Rule.allow(0).verdict}, "all are equally strong"
