@@ -167,7 +167,7 @@ enum nn_ct_flags {
 
 struct nn_ct_entry {
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
-	__u32 judged; /* generation at which policy last allowed the flow */
+	__u32 revision; /* generation of policy at which the flow was last allowed */
 	__u32 rule_id; /* rule that allowed it; 0: no rule was needed (pod not isolated, or peer exempt) */
 	__u32 rev_nat_index; /* Service that the flow uses; 0: none */
 	__u8 direction; /* who opened it: NN_INGRESS or NN_EGRESS */

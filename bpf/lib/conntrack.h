@@ -102,7 +102,7 @@ NN_INLINE struct nn_ct_entry *nn_ct_lookup(const struct nn_ct_key *key, __u16 en
  * generations may wrap; an entry that was copied from another map has an age that is too large. */
 NN_INLINE int nn_ct_is_judged(const struct nn_ct_entry *entry, const struct nn_state *state)
 {
-	return state->generation - entry->judged <= state->generation - state->recheck_from;
+	return state->generation - entry->revision <= state->generation - state->recheck_from;
 }
 
 /* The entry flags that follow from one packet. */

@@ -41,7 +41,7 @@ NN_INLINE int nn_ct_create(const struct nn_context *context, const struct nn_vie
 {
 	/* A connection that is picked up midway may start with a reply: then the other side opened it. */
 	struct nn_ct_entry entry = { .last_seen = context->now,
-				     .judged = context->state.generation,
+				     .revision = context->state.generation,
 				     .rule_id = view->rule_id,
 				     .rev_nat_index = view->rev_nat_index,
 				     .direction = view->is_reply ? NN_INGRESS + NN_EGRESS - view->direction :

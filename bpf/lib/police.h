@@ -61,7 +61,7 @@ NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *contex
 		return result;
 	}
 	entry->rule_id = view->rule_id;
-	entry->judged = context->state.generation;
+	entry->revision = context->state.generation;
 	return 0;
 }
 

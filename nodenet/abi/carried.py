@@ -47,6 +47,13 @@ def keep_present(copied: bytes, present: bytes) -> bytes:
     return present
 
 
+def state_of_revision(key: bytes, value: bytes) -> list[tuple[bytes, bytes]]:
+    """nn_state from that of a version with a policy revision. nn_ct is shared with the programs of that version: the
+    next generation, from which flows are judged again, is higher than every revision in its entries."""
+    generation = (int.from_bytes(value[:4], "little") + 1) & 0xFFFFFFFF
+    return [(key, struct.pack("=II", generation, generation))]
+
+
 def ct_recheck(value: bytes) -> bytes:
     """nn_ct_entry with a generation that makes the next packet check policy again. The old programs checked it with
     maps that may be out of date by now."""

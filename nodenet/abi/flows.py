@@ -35,10 +35,10 @@ class CtKey(NamedTuple):
 
 
 class CtEntry(NamedTuple):
-    """nn_ct_entry. `judged` is a generation of policy; `last_seen` and `created` are seconds of CLOCK_MONOTONIC."""
+    """nn_ct_entry. `revision` is a generation of policy; `last_seen` and `created` are seconds of CLOCK_MONOTONIC."""
 
     last_seen: int
-    judged: int
+    revision: int
     rule_id: int
     service_id: int
     direction: Direction
@@ -51,10 +51,10 @@ class CtEntry(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        last_seen, judged, rule_id, service_id, direction, flags, endpoint_id, created = struct.unpack(
+        last_seen, revision, rule_id, service_id, direction, flags, endpoint_id, created = struct.unpack(
             "=IIIIBBHI", data
         )
-        return cls(last_seen, judged, rule_id, service_id, Direction(direction), flags, endpoint_id, created)
+        return cls(last_seen, revision, rule_id, service_id, Direction(direction), flags, endpoint_id, created)
 
 
 class NatKey(NamedTuple):

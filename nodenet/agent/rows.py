@@ -147,7 +147,7 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
             "ageSeconds": max(0, int(now - entry.created)),
             "service": str(service.ref) if service else "",
             "rule": f"{rule.namespace}/{rule.policy}" if rule else "",
-            "generation": entry.judged,
+            "generation": entry.revision,
         }
 
 

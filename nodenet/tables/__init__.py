@@ -12,7 +12,6 @@ from functools import cache
 
 from nodenet import abi
 from nodenet.abi import carried, slots
-from nodenet.tables.conversion import by_name
 from nodenet.tables.types import (
     BpfMap,
     Carried,
@@ -44,14 +43,9 @@ __all__ = [
 ]
 
 
-def _earlier(key: str, value: str, current: str) -> Previous:
-    """An earlier layout with the same key, which is converted by the names of its members."""
-    return Previous(Layout(key, value), by_name(value, current))
-
-
 _FLOW = "pod:16 remote:16 pod_port:2 remote_port:2 protocol:1 pad:3"
 _SOCKET = "cookie:8 addr:16 port:2 protocol:1 pad:5"
-_CT_VALUE = "last_seen:4 judged:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2 created:4"
+_CT_VALUE = "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2 created:4"
 # nodenet/compile/shares.py
 _SHARED = "half is shared out; a namespace that asks for more than its part loses the rules of its largest policies"
 _STAYS = "a Service that does not fit stays as it was, whole"
@@ -97,7 +91,7 @@ POLICY = BpfMap(
     Order(sets=2, deletes=8),
 )
 # Carried, because a generation that entries of nn_ct have must not be used again with another meaning. The earlier
-# layout had a policy revision in its place; the entries of nn_ct that are copied from that time are judged again.
+# layout had a policy revision in its place.
 STATE = BpfMap(
     "nn_state",
     MapType.ARRAY,
@@ -107,7 +101,7 @@ STATE = BpfMap(
     group=Group.POLICY,
     carried=Carried(
         Layout("number:4", "generation:4 recheck_from:4"),
-        previous=(_earlier("number:4", "policy_revision:4 pad:4", "generation:4 recheck_from:4"),),
+        previous=(Previous(Layout("number:4", "policy_revision:4 pad:4"), carried.state_of_revision),),
     ),
 )
 FRONTEND = BpfMap(
@@ -193,7 +187,6 @@ CT = BpfMap(
     "its middle",
     carried=Carried(
         Layout(_FLOW, _CT_VALUE),
-        previous=(_earlier(_FLOW, _CT_VALUE.replace("judged", "revision"), _CT_VALUE),),
         adapt=carried.ct_recheck,
         merge=carried.ct_merged,
         age=carried.ct_age,

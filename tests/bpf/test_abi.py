@@ -163,7 +163,7 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     "nn_ct_entry": (
         abi.CtEntry(1, 2, 3, 4, D, 5, 6, 7),
         {"service_id": "rev_nat_index"}
-        | {n: n for n in ("last_seen", "judged", "rule_id", "direction", "flags", "endpoint_id", "created")},
+        | {n: n for n in ("last_seen", "revision", "rule_id", "direction", "flags", "endpoint_id", "created")},
     ),
     "nn_nat_key": (abi.NatKey(ONES, ONES, 1, 2, 3, 4), {n: n for n in abi.NatKey._fields}),
     "nn_nat_entry": (

@@ -33,7 +33,7 @@ SERVER_IDENTITY, CLIENT_IDENTITY = 1000, 2000
 ISOLATED = abi.EndpointFlag.ISOLATED_INGRESS | abi.EndpointFlag.ISOLATED_EGRESS
 
 # nn_ct_entry as a version before this one had it: without `created`.
-OLDER_VALUE = "last_seen:4 judged:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2"
+OLDER_VALUE = "last_seen:4 revision:4 rule_id:4 rev_nat_index:4 direction:1 flags:1 endpoint_id:2"
 WITHOUT_CREATED = (
     ("lib/abi.h", "\t__u32 created; /* seconds of CLOCK_MONOTONIC */\n", ""),
     ("lib/ct_create.h", "= view->endpoint_id,\n\t\t\t\t     .created = context->now };", "= view->endpoint_id };"),
@@ -43,10 +43,10 @@ WITH_MORE = (("lib/abi.h", "\t__u32 created; /*", "\t__u32 packets;\n\t__u32 cre
 OF_TYPE = "\t__uint(type, BPF_MAP_TYPE_{});\n\t__uint(max_entries, 131072);\n\t__type(key, struct nn_ct_key);"
 # The same size, with another meaning of the same place.
 RENAMED = (
-    ("lib/abi.h", "\t__u32 judged; /* generation at which", "\t__u32 verdict; /* generation at which"),
-    ("lib/ct_create.h", ".judged = ", ".verdict = "),
-    ("lib/police.h", "entry->judged", "entry->verdict"),
-    ("lib/conntrack.h", "entry->judged", "entry->verdict"),
+    ("lib/abi.h", "\t__u32 revision; /* generation of", "\t__u32 verdict; /* generation of"),
+    ("lib/ct_create.h", ".revision = ", ".verdict = "),
+    ("lib/police.h", "entry->revision", "entry->verdict"),
+    ("lib/conntrack.h", "entry->revision", "entry->verdict"),
 )
 
 Edits = tuple[tuple[str, str, str], ...]
@@ -131,9 +131,9 @@ def test_an_upgrade_that_changes_the_record_keeps_established_connections(upgrad
     assert new.loaded.carrying.copied == {"nn_ct": 1}
     entry = new.tables["nn_ct"].get(ct_key(1000))
     assert (entry.direction, entry.endpoint_id, entry.created) == (Direction.INGRESS, 1, 0)
-    assert entry.judged == NEVER_JUDGED, "the new rules judge it"
+    assert entry.revision == NEVER_JUDGED, "the new rules judge it"
     assert new.sent(answer(1000)) == TC_OK
-    assert new.tables["nn_ct"].get(ct_key(1000)).judged == 0
+    assert new.tables["nn_ct"].get(ct_key(1000)).revision == 0
     assert new.sent(answer(1001)) != TC_OK, "an unknown connection"
 
 
@@ -291,7 +291,7 @@ def test_a_crash_at_any_step_loses_no_entry(
         def old_programs_write() -> None:
             key, entry = ct_key(next(ports)), ct_entry(1000)
             old.update(key, entry)
-            written[key] = entry._replace(judged=NEVER_JUDGED)
+            written[key] = entry._replace(revision=NEVER_JUDGED)
 
         old_programs_write()
         steps = Steps(monkeypatch)

@@ -198,7 +198,7 @@ def test_policy_change_that_still_allows_keeps_the_flow_and_notes_the_rule(pair:
     pair.datapath.revision(2)
     assert pair.datapath.received(pair.back(reply())) == TC_OK
     ((_, entry),) = pair.datapath.tables["nn_ct"].items()
-    assert (entry.rule_id, entry.judged, entry.direction) == (2, 2, Direction.EGRESS)
+    assert (entry.rule_id, entry.revision, entry.direction) == (2, 2, Direction.EGRESS)
 
 
 def test_source_address_is_checked(pair: Pair) -> None:

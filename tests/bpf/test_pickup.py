@@ -356,7 +356,7 @@ def test_an_unsure_flow_is_judged_by_both_readings_until_the_sockets_say(world: 
     with world.connection("remote"):
         assert world.verdict(out, Direction.EGRESS) == TC_OK
     entry = world.entry()
-    assert (entry.direction, entry.flags & CtFlag.UNSURE, entry.judged) == (Direction.INGRESS, 0, 2)
+    assert (entry.direction, entry.flags & CtFlag.UNSURE, entry.revision) == (Direction.INGRESS, 0, 2)
 
 
 def test_the_sender_is_reset_where_nothing_decides(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodenet.abi import State
 from nodenet.abi import carried as rules
 from nodenet.bpf.carry import Transfer, _Fingerprints
 from nodenet.tables import Carried, Layout
@@ -146,3 +147,10 @@ def test_of_two_entries_of_one_connection_the_last_seen_one_is_kept_with_what_ei
     other = ct(11, created=11)
     assert rules.ct_merged(copied, other) == other, "another connection with the same ends"
     assert rules.ct_age(copied) == 10
+
+
+def test_a_state_of_revisions_has_every_flow_judged_again() -> None:
+    """nn_ct is shared with the programs of that version: the generation is higher than every revision in it."""
+    for revision, generation in ((0, 1), (6, 7), (0xFFFFFFFF, 0)):
+        ((key, value),) = rules.state_of_revision(b"\0\0\0\0", revision.to_bytes(4, "little") + bytes(4))
+        assert (key, State.unpack(value)) == (b"\0\0\0\0", State(generation, generation))
