@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nodenet.link import cgroups
 from tests import pause_image, rendered
 from tests.image import api
 from tests.image.node import Node, node
@@ -123,7 +124,9 @@ def _with_image(objects: list[Obj], name: str) -> list[Obj]:
 
 def _files(running: Node, folder: Path, objects: list[Obj], changes: Obj) -> Files:
     [config] = [obj for obj in objects if obj["kind"] == "ConfigMap" and obj["metadata"]["name"] == "nodenet"]
-    agent = yaml.safe_load(config["data"]["agent.yaml"]) | changes
+    # The cgroup of this node. A real node's agent finds the root by itself, which is the machine's here.
+    own = cgroups.make(cgroups.mount_point() / running.name)
+    agent = yaml.safe_load(config["data"]["agent.yaml"]) | {"cgroup": f"/host{own}"} | changes
     files = Files(Path("/run/test/config"), Path("/run/test/account"), {"api-servers": f"{api.ADDRESS}:{api.PORT}"})
     for path in (files.config, files.service_account):
         running.path(str(path)).mkdir(parents=True)
