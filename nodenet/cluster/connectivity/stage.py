@@ -112,9 +112,16 @@ async def wait_ready(cluster: Cluster, namespace: str, names: Sequence[str], sec
         hopeless = any(word in reason for reason in waiting.values() for word in _NOT_PULLED)
         if time.monotonic() > deadline or hopeless:
             missing = {name: "it does not exist" for name in names if name not in pods}
-            text = "; ".join(f"{name}: {reason}" for name, reason in sorted((waiting | missing).items()))
-            raise CannotRunError(f"pods of namespace {namespace} are not ready: {text}")
+            raise CannotRunError(f"pods of namespace {namespace} are not ready: {_by_reason(waiting | missing)}")
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _by_reason(waiting: Mapping[str, str]) -> str:
+    """Pods often wait for the same: `client-1, server-1: reason; friend: another`."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(waiting.items()):
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
 
 
 async def _stage(cluster: Cluster, namespace: str, options: Options, pods: Mapping[str, Obj]) -> Stage:

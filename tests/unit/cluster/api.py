@@ -60,6 +60,7 @@ class Api:
     logs: dict[str, str] = field(default_factory=dict)
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
     execute: Execute = _nothing
+    # Method and object of each write that was asked for, without dry runs.
     writes: list[tuple[str, str]] = field(default_factory=list)
     # Called with each object that is created: what controllers and kubelets would do.
     react: Callable[[Obj], None] = lambda _obj: None
@@ -154,13 +155,12 @@ class Api:
         body = await request.json()
         name = path[3] or body["metadata"]["name"]
         path = (*path[:3], name)
-        if path[1] in self.refuse:
-            return _status(*self.refuse[path[1]])
-        if name in self.refuse:
-            return _status(*self.refuse[name])
         dry = request.query.get("dryRun") == "All"
         if not dry:
             self.writes.append((request.method, f"{path[1]}/{name}"))
+        for refused in (path[1], name):
+            if refused in self.refuse:
+                return _status(*self.refuse[refused])
         if request.method == "DELETE":
             return self._delete(path)
         found = _merged(self.objects.get(path, {}), body)

@@ -162,7 +162,9 @@ async def test_a_translated_source_is_a_failure() -> None:
 
 async def test_pods_that_cannot_start_are_named_and_deleted() -> None:
     world = World(ready=False)
-    with pytest.raises(CannotRunError, match="client-1: ImagePullBackOff no such image"):
+    with pytest.raises(
+        CannotRunError, match="client-1, client-2, friend, server-1, server-2: ImagePullBackOff no such"
+    ):
         await world.test()
     assert world.left() == []
 
