@@ -56,7 +56,8 @@ class Datapath:
         redirect_peer = probe.available(self.features, "helper redirect_peer")
         return loader.DatapathConfig(
             enforce_policy=config.enforce_policy,
-            redirect_peer=config.redirect_peer and redirect_peer,
+            # kube-proxy's answers must pass the node's stack, which translates them back.
+            redirect_peer=config.redirect_peer and config.services and redirect_peer,
             refuse_errno=probe.available(self.features, "helper set_retval"),
             trace_events=config.flow_events,
             kernel_structs=probe.available(self.features, probe.OFFLOAD),
