@@ -27,8 +27,8 @@ def test_values_have_the_type_that_the_agent_reads() -> None:
 
 
 def test_one_node_wins_over_all_and_the_last_word_over_the_file() -> None:
-    found = configured("node2:ct_entries=20", "ct_entries=30", "node2:ct_entries=40", ct_entries=100, flow_buffer=9)
-    assert [found[node].ct_entries for node in ("node1", "node2")] == [30, 40]
+    found = configured("node2:ct_entries=40", "ct_entries=50", "node2:ct_entries=60", ct_entries=100, flow_buffer=9)
+    assert [found[node].ct_entries for node in ("node1", "node2")] == [50, 60]
     assert found["node2"].flow_buffer == 9
 
 
@@ -40,7 +40,7 @@ def test_without_settings_the_cluster_is_the_lab() -> None:
     ("option", "message"),
     [
         ("ct_entries=many", "agent of node1: ct_entries: expected int, got 'many'"),
-        ("ct_entries=0", "ct_entries: expected at least 20, got 0"),
+        ("ct_entries=0", "ct_entries: expected at least 40, got 0"),
         ("flow_events=7", "flow_events: expected bool, got 7"),
         ("ct_entrys=1", "ct_entrys: unknown key"),
         ("node2:ct_entries=x", "agent of node2: ct_entries"),
