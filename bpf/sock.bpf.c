@@ -54,6 +54,18 @@ NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *ad
 	return NN_REFUSE;
 }
 
+/* Only other nodes have backends, and the traffic policy is Local. kube-proxy drops such a packet without an answer. So do
+ * the programs at a pod's interface; the node itself has none there, so its call fails (EPERM). */
+NN_INLINE int nn_sock_only_elsewhere(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
+				     __u32 rev_nat_index)
+{
+	if (nn_sock_is_in_pod(ctx))
+		return NN_ALLOW;
+	nn_count(-NN_DROP_BACKEND_NOT_FOUND, NN_EGRESS, 0);
+	nn_sock_event(ctx, addr, port, rev_nat_index, NN_DROP_BACKEND_NOT_FOUND);
+	return NN_REFUSE;
+}
+
 /* sendmsg4 also runs for send() on a connected AF_INET6 socket with an IPv4-mapped peer, with the backend as the
  * target. */
 NN_INLINE int nn_sock_is_connected(struct bpf_sock_addr *ctx)
@@ -78,6 +90,8 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 			nn_sock_forget(ctx, addr, *port);
 		return NN_ALLOW;
 	}
+	if (result < 0 && choice.flags & NN_FRONTEND_ONLY_ELSEWHERE)
+		return nn_sock_only_elsewhere(ctx, addr, *port, choice.rev_nat_index);
 	if (result < 0)
 		return nn_sock_refuse(ctx, addr, *port, choice.rev_nat_index, result, datagram);
 	frontend.number = choice.backend_id;

@@ -72,8 +72,11 @@ class Config:
     # Ports for masqueraded connections. The default has no port of NodePorts (30000-32767).
     masquerade_ports: str = "32768-65535"
     ip_masq_agent_config: Path = Path("/etc/config/ip-masq-agent")
-    # Serve ClusterIPs, in place of kube-proxy. Off: Services are kube-proxy's.
+    # Serve Services, in place of kube-proxy. Off: Services are kube-proxy's.
     services: bool = True
+    # The node's addresses on which NodePorts are served: `primary` (the first InternalIP of each family), networks in
+    # CIDR form, or `all`. Never the loopback.
+    node_port_addresses: tuple[str, ...] = ("primary",)
     # Deliver packets between pods of this node with bpf_redirect_peer instead of through the bridge.
     redirect_peer: bool = True
     # Sizes of maps. nodenet/tables declares which map uses which key.
@@ -130,6 +133,11 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
     ]
     if "masquerade_ports" in values and not _is_port_range(values["masquerade_ports"]):
         errors.append(f"masquerade_ports: expected FIRST-LAST within 1024-65535, got {values['masquerade_ports']!r}")
+    errors += [
+        f"node_port_addresses: expected primary, all, or a network such as 10.0.0.0/8, got {word!r}"
+        for word in values.get("node_port_addresses", ())
+        if word not in ("primary", "all") and not _is_network(word)
+    ]
     if "pod_mtu" in values and not (values["pod_mtu"] == 0 or 1280 <= values["pod_mtu"] <= 65535):
         # Less than 1280 is no MTU for IPv6 (RFC 8200, section 5).
         errors.append(f"pod_mtu: expected 1280-65535, or 0 for the uplink's MTU, got {values['pod_mtu']}")
@@ -141,6 +149,14 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
     if errors:
         raise BadInputError(f"{source}: " + "; ".join(errors), "see docs/operations.md for every key")
     return Config(**values)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_port_range(text: str) -> bool:

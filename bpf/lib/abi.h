@@ -197,12 +197,23 @@ struct nn_service_addr_entry {
 	__u32 flags;
 };
 
+/* Where a packet to a frontend comes from. With externalTrafficPolicy Local the two may have other backends. */
+enum nn_frontend_scope {
+	NN_SCOPE_INTERNAL = 0, /* a pod of this node, or the node itself */
+	NN_SCOPE_EXTERNAL = 1,
+};
+
+enum nn_frontend_flags {
+	/* No backend, because the traffic policy is Local and only other nodes have some: drop, without an answer. */
+	NN_FRONTEND_ONLY_ELSEWHERE = 1,
+};
+
 /* Service address and slot -> backend. Slot 0 is the master entry: count and flags. */
 struct nn_frontend_key {
 	struct nn_addr addr;
 	__be16 port;
 	__u8 protocol;
-	__u8 pad;
+	__u8 scope;
 	__u16 backend_slot;
 	__u8 pad2[2];
 };

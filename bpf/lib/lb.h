@@ -69,6 +69,7 @@ struct nn_lb_choice {
 	__u32 backend_id;
 	__u32 rev_nat_index;
 	__u16 slot;
+	__u16 flags; /* of the frontend; 0 if there is none */
 };
 
 /* Returns the backend if it belongs to this UDP Service, else 0. It may belong to other Services too. */
@@ -100,10 +101,12 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 	struct nn_frontend_entry *slot;
 
 	choice->rev_nat_index = 0;
+	choice->flags = 0;
 	if (!master)
 		/* An unserved port of a ClusterIP is refused, as kube-proxy's nftables mode does. */
 		return nn_unserved(addr);
 	choice->rev_nat_index = master->rev_nat_index;
+	choice->flags = master->flags;
 	if (master->count == 0)
 		return NN_DROP_BACKEND_NOT_FOUND;
 	key.backend_slot = (number ? number : bpf_get_prandom_u32()) % master->count + 1;

@@ -26,6 +26,8 @@ from nodenet.abi.numbers import (
     EntryEnd,
     EventType,
     FairTable,
+    FrontendFlag,
+    FrontendScope,
     NatFlag,
     ObservationPoint,
 )
@@ -59,7 +61,9 @@ __all__ = [
     "EventType",
     "FairTable",
     "FrontendEntry",
+    "FrontendFlag",
     "FrontendKey",
+    "FrontendScope",
     "LpmKey",
     "MemberKey",
     "MetricsEntry",

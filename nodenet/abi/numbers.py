@@ -47,6 +47,19 @@ class AddressFlag(IntFlag):
     REFUSE_UNSERVED = 1
 
 
+class FrontendFlag(IntFlag):
+    """nn_frontend_flags"""
+
+    ONLY_ELSEWHERE = 1
+
+
+class FrontendScope(IntEnum):
+    """nn_frontend_scope"""
+
+    INTERNAL = 0
+    EXTERNAL = 1
+
+
 class CtFlag(IntFlag):
     SEEN_REPLY = 1
     FIN_FORWARD = 2

@@ -16,14 +16,16 @@ class FrontendKey(NamedTuple):
     port: int
     protocol: int
     slot: int
+    scope: int = 0
 
     def pack(self) -> bytes:
-        return struct.pack("=16sHBxH2x", pack_addr(self.addr), swap_port(self.port), self.protocol, self.slot)
+        addr, port = pack_addr(self.addr), swap_port(self.port)
+        return struct.pack("=16sHBBH2x", addr, port, self.protocol, self.scope, self.slot)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        addr, port, protocol, slot = struct.unpack("=16sHBxH2x", data)
-        return cls(unpack_addr(addr), swap_port(port), protocol, slot)
+        addr, port, protocol, scope, slot = struct.unpack("=16sHBBH2x", data)
+        return cls(unpack_addr(addr), swap_port(port), protocol, slot, scope)
 
 
 class FrontendEntry(NamedTuple):

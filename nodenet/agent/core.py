@@ -24,6 +24,7 @@ from nodenet.cni.agent import AgentHooks
 from nodenet.cni.server import CniServer
 from nodenet.compile import LocalNode
 from nodenet.compile.shares import Room
+from nodenet.compile.state import NodePorts
 from nodenet.config import Config
 from nodenet.engine import Engine
 from nodenet.kube.client import KubeClient
@@ -48,7 +49,13 @@ class Agent:
 
     def __init__(self, config: Config, datapath: Datapath) -> None:
         room = Room.of(config.policy_entries, CIDR.size.entries)
-        local = LocalNode(config.node_name, enforce_policy=config.enforce_policy, services=config.services, room=room)
+        local = LocalNode(
+            config.node_name,
+            enforce_policy=config.enforce_policy,
+            services=config.services,
+            room=room,
+            node_ports=NodePorts.of(config.node_port_addresses),
+        )
         engine = Engine(local, datapath.tables, datapath.grace, resync_seconds=config.resync_seconds)
         access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
         api = ApiWatch(KubeClient(access), engine, _SERVICE if access.by_service and config.services else "")

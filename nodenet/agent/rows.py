@@ -13,7 +13,7 @@ from nodenet.compile import Names
 from nodenet.endpoint import AttachmentKey
 from nodenet.engine import Compiled
 from nodenet.flow.types import RESERVED_NAMES
-from nodenet.model import Direction, Protocol
+from nodenet.model import Direction, IPAddress, Protocol, Service
 from nodenet.tables import MAPS
 
 Row = Mapping[str, Any]
@@ -68,10 +68,23 @@ def services(compiled: Compiled) -> Iterator[Row]:
             "id": entry.service_id,
             "service": str(name.ref) if name else "",
             "port": name.name if name else "",
+            "type": _frontend_type(compiled.snapshot.services.get(name.ref) if name else None, key.addr),
             "frontend": _address(key.addr, key.port),
             "protocol": Protocol(key.protocol).name,
+            "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
             "backends": [_address(t.addr, t.port) for t in targets if t],
         }
+
+
+def _frontend_type(service: Service | None, address: IPAddress) -> str:
+    """What gave the Service this address. "" if the Service was just deleted."""
+    if service is None:
+        return ""
+    if address in service.cluster_ips:
+        return "ClusterIP"
+    if address in service.load_balancer_ips:
+        return "LoadBalancer"
+    return "ExternalIP" if address in service.external_ips else "NodePort"
 
 
 def policies(compiled: Compiled) -> Iterator[Row]:

@@ -46,6 +46,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("ID", "id"),
         Column("SERVICE", "service"),
         Column("PORT", "port"),
+        Column("TYPE", "type"),
         Column("FRONTEND", "frontend"),
         Column("PROTOCOL", "protocol"),
         Column("BACKENDS", "backends"),

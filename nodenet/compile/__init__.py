@@ -15,7 +15,7 @@ from nodenet.compile.ipcache import IpcacheCompiler
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
-from nodenet.model import Labels, Namespace, Node, ObjectRef, Pod
+from nodenet.model import IPAddress, Labels, Namespace, Node, ObjectRef, Pod
 from nodenet.store import Snapshot
 
 __all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePortName", "Table", "compile_once"]
@@ -111,8 +111,18 @@ def _same(old: object, new: object) -> bool:
 
 
 def _here(nodes: Mapping[ObjectRef, Node], local: LocalNode) -> Here:
-    node = nodes.get(ObjectRef("", local.name))
-    return Here(local.name, node.labels.get(ZONE_LABEL, "") if node is not None else "")
+    node = nodes.get(ObjectRef("", local.name)) or Node(local.name)
+    firsts = {address.version: address for address in reversed(node.addresses)} if local.node_ports.primary else {}
+    found = {*firsts.values()}
+    for address in local.addresses if local.node_ports.networks else ():
+        # kube-proxy's nftables mode serves no NodePort on the loopback.
+        if not address.is_loopback and not address.is_link_local:
+            found |= {address for network in local.node_ports.networks if address in network}
+    return Here(local.name, node.labels.get(ZONE_LABEL, ""), tuple(sorted(found, key=_address_order)))
+
+
+def _address_order(address: IPAddress) -> tuple[int, int]:
+    return address.version, int(address)
 
 
 def _with_unread_labels(

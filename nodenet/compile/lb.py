@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendEntry, FrontendFlag, FrontendKey, MemberKey
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
-from nodenet.compile.services import Frontend, frontends_of, not_served
+from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
 from nodenet.compile.slots import Slots, arrange
 from nodenet.compile.state import ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
@@ -97,8 +97,8 @@ class _Known:
     slices: Slices = field(default_factory=dict)
     here: Here = _NOWHERE
     by_service: dict[ObjectRef, dict[ObjectRef, EndpointSlice]] = field(default_factory=dict)
-    # The frontends that each Service claims, and the Services that claim each address, sorted by name: the first one
-    # owns it.
+    # The frontends that each Service claims, and the Services that claim each address, sorted by the kind of the claim
+    # and by name: the first one owns it.
     claims: dict[ObjectRef, dict[AddressPort, Frontend]] = field(default_factory=dict)
     claimants: dict[AddressPort, tuple[ObjectRef, ...]] = field(default_factory=dict)
     contested: set[AddressPort] = field(default_factory=set)
@@ -106,8 +106,9 @@ class _Known:
     truncated: set[AddressPort] = field(default_factory=set)
     # Fields without effect.
     unserved: dict[ObjectRef, tuple[str, ...]] = field(default_factory=dict)
-    # The number of frontends on each address, and the number of uses of each backend_id.
-    ports: dict[IPAddress, int] = field(default_factory=dict)
+    # The number of frontends on each address and how many of them are ClusterIPs, and the number of uses of each
+    # backend_id.
+    ports: dict[IPAddress, tuple[int, int]] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     tables: ServiceTables = _EMPTY
 
@@ -153,11 +154,16 @@ class _Known:
             if known is None:
                 others = self.claimants.setdefault(address, only_this)
                 if others is not only_this:
-                    self.claimants[address] = tuple(sorted((*others, ref)))
+                    self.claimants[address] = self._ordered(address, (*others, ref))
                     self.contested.add(address)
                 yield address
             elif known != frontend:
+                if known.kind is not frontend.kind:
+                    self.claimants[address] = self._ordered(address, self.claimants[address])
                 yield address
+
+    def _ordered(self, address: AddressPort, refs: Iterable[ObjectRef]) -> tuple[ObjectRef, ...]:
+        return tuple(sorted(refs, key=lambda ref: (self.claims[ref][address].kind, ref)))
 
     def _unclaim(self, address: AddressPort, ref: ObjectRef) -> None:
         others = tuple(one for one in self.claimants.pop(address) if one != ref)
@@ -168,8 +174,8 @@ class _Known:
             self.contested.discard(address)
 
     def winner(self, address: AddressPort) -> Frontend | None:
-        """The frontend that serves the address. The API server assigns an address to one Service; if two claim it, the
-        first by name owns it."""
+        """The frontend that serves the address. The API server assigns ClusterIPs and node ports to one Service, but
+        externalIPs are free text: they take none of those away."""
         refs = self.claimants.get(address)
         return self.claims[refs[0]][address] if refs else None
 
@@ -183,10 +189,8 @@ class _Known:
             for address in self.claims[ref]:
                 holder = self.claimants[address][0]
                 if holder != ref:
-                    yield ServiceWarning(
-                        ref,
-                        f"spec.clusterIPs: {address.addr} port {address.port} is already served for Service {holder}",
-                    )
+                    what = f"{self.claims[ref][address].kind.field}: {address.addr} port {address.port}"
+                    yield ServiceWarning(ref, f"{what} is already served for Service {holder}")
         for ref in sorted({self.held[address].name.ref for address in self.truncated}):
             for address, frontend in self.claims[ref].items():
                 if address in self.truncated and self.held[address].name.ref == ref:
@@ -252,8 +256,13 @@ class _Run:
         changes.names[service_id] = new.name if new is not None else None
         if (old is None) != (new is None):
             changes.revnat[number] = address if new is not None else None
-            self._count(address.addr, 1 if old is None else -1)
-        self._write(address, service_id, last if old is not None else None, slots if new is not None else None)
+        if old is None or new is None or old.kind is not new.kind:
+            self._count(address.addr, old, new)
+        master = FrontendEntry(0, service_id, len(slots), _flags(new)) if new is not None else None
+        same = old is not None and new is not None and len(last) == len(slots) and _flags(old) == _flags(new)
+        if not same:
+            changes.frontends[FrontendKey(*address, 0)] = master
+        self._write(address, service_id, last if old is not None else (), slots)
 
     def finish(self) -> None:
         """Apply the changes to the tables, and retire the numbers that are no longer used."""
@@ -307,32 +316,36 @@ class _Run:
             if not self._known.users[number]:
                 self._released[number] = backend
 
-    def _count(self, addr: IPAddress, step: int) -> None:
-        """Update the entry of an address, which all its frontends share. Only the ports of a ClusterIP exist."""
-        before = self._known.ports.get(addr, 0)
-        after = self._known.ports[addr] = before + step
-        if not before or not after:
-            self._changes.addresses[AddressKey(addr)] = U32(AddressFlag.REFUSE_UNSERVED) if after else None
-        if not after:
+    def _count(self, addr: IPAddress, old: Frontend | None, new: Frontend | None) -> None:
+        """Update the entry of an address, which all its frontends share. Only a ClusterIP has no other ports than those
+        of its Service: the other addresses may be the node's own."""
+        before = self._known.ports.get(addr, (0, 0))
+        total = before[0] + (new is not None) - (old is not None)
+        refusing = before[1] + _is_cluster_ip(new) - _is_cluster_ip(old)
+        if (not before[0], not before[1]) != (not total, not refusing):
+            flags = AddressFlag.REFUSE_UNSERVED if refusing else 0
+            self._changes.addresses[AddressKey(addr)] = U32(flags) if total else None
+        self._known.ports[addr] = total, refusing
+        if not total:
             del self._known.ports[addr]
 
-    def _write(
-        self, address: AddressPort, service_id: int, old: Sequence[int] | None, new: Sequence[int] | None
-    ) -> None:
-        """Write the entries of a frontend that differ between `old` and `new` slots. None: the frontend did not exist,
-        or is deleted."""
+    def _write(self, address: AddressPort, service_id: int, before: Sequence[int], after: Sequence[int]) -> None:
+        """Write the slots of a frontend that differ."""
         addr, port, protocol = address
         entries = self._changes.frontends
-        if new is None:
-            entries[FrontendKey(addr, port, protocol, 0)] = None
-        elif old is None or len(old) != len(new):
-            entries[FrontendKey(addr, port, protocol, 0)] = FrontendEntry(0, service_id, len(new))
-        before, after = old or (), new or ()
         for slot, backend_id in enumerate(after, 1):
             if slot > len(before) or before[slot - 1] != backend_id:
                 entries[FrontendKey(addr, port, protocol, slot)] = FrontendEntry(backend_id, service_id, 0)
         for slot in range(len(after) + 1, len(before) + 1):
             entries[FrontendKey(addr, port, protocol, slot)] = None
+
+
+def _flags(frontend: Frontend) -> int:
+    return FrontendFlag.ONLY_ELSEWHERE if frontend.only_elsewhere else 0
+
+
+def _is_cluster_ip(frontend: Frontend | None) -> bool:
+    return frontend is not None and frontend.kind is FrontendKind.CLUSTER_IP
 
 
 def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> Iterator[tuple[ObjectRef, T | None, T | None]]:

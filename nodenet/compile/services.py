@@ -6,6 +6,7 @@ The rules are those of the Service and EndpointSlice API, as kube-proxy applies 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
 from nodenet.abi import AddressPort
@@ -16,16 +17,41 @@ from nodenet.model import UNSERVED_LABELS, EndpointSlice, IPAddress, Protocol, S
 _NO_CANDIDATES: Candidates = {}
 
 
+class FrontendKind(IntEnum):
+    """What gave a Service an address. If two Services claim one, the first kind owns it."""
+
+    CLUSTER_IP = 0
+    NODE_PORT = 1
+    LOAD_BALANCER = 2
+    EXTERNAL_IP = 3
+
+    @property
+    def field(self) -> str:
+        """The field of the API object."""
+        return _FIELDS[self]
+
+
+_FIELDS = {
+    FrontendKind.CLUSTER_IP: "spec.clusterIPs",
+    FrontendKind.NODE_PORT: "spec.ports[].nodePort",
+    FrontendKind.LOAD_BALANCER: "status.loadBalancer.ingress",
+    FrontendKind.EXTERNAL_IP: "spec.externalIPs",
+}
+
+
 class Frontend(NamedTuple):
-    """An address and port of a Service. `backends` is sorted and has no duplicates.
+    """An address and port of a Service, as traffic from this node meets it. `backends` is sorted and has no duplicates.
 
     `draining` (only UDP): other endpoints that serve. They get no new flows but keep their existing ones.
+    `only_elsewhere`: there is no backend, because the traffic policy is Local and only other nodes have endpoints.
     """
 
     address: AddressPort
     name: ServicePortName
     backends: tuple[AddressPort, ...]
     draining: tuple[AddressPort, ...] = ()
+    kind: FrontendKind = FrontendKind.CLUSTER_IP
+    only_elsewhere: bool = False
 
 
 def has_frontends(service: Service) -> bool:
@@ -42,22 +68,55 @@ def frontends_of(service: Service, slices: Iterable[EndpointSlice], here: Here) 
     ports = candidates_of(slices, service.publish_not_ready_addresses)
     for port in service.ports:
         candidates = ports.get((port.name, port.protocol), _NO_CANDIDATES)
-        for address in service.cluster_ips:
-            frontend = _frontend(service, port, address, candidates, here)
+        name = ServicePortName(service.ref, port.name, port.port, port.protocol)
+        chosen: dict[tuple[int, bool], _Chosen] = {}
+        for kind, address, number in _places(service, port, here):
+            # externalTrafficPolicy Local is for traffic from outside: a pod, and the node itself, may use any backend.
+            local = service.internal_local and kind is FrontendKind.CLUSTER_IP
+            known = address.version, local
+            if known not in chosen:
+                chosen[known] = _chosen(candidates, port.protocol, here, *known)
+            at = AddressPort(address, number, port.protocol)
+            backends, draining, only_elsewhere = chosen[known]
             # The API rejects two ports with the same number and protocol. If it happens, the first one is used.
-            found.setdefault(frontend.address, frontend)
+            found.setdefault(at, Frontend(at, name, backends, draining, kind, only_elsewhere))
     return found
 
 
-def _frontend(service: Service, port: ServicePort, address: IPAddress, candidates: Candidates, here: Here) -> Frontend:
-    chosen = choose(candidates, address.version, here, local=service.internal_local)
+_Chosen = tuple[tuple[AddressPort, ...], tuple[AddressPort, ...], bool]
+
+
+def _places(service: Service, port: ServicePort, here: Here) -> Iterator[tuple[FrontendKind, IPAddress, int]]:
+    """Kind, address and port number of each frontend of a Service port."""
+    for address in service.cluster_ips:
+        yield FrontendKind.CLUSTER_IP, address, port.port
+    # A Service has the IP families of its cluster IPs.
+    versions = {address.version for address in service.cluster_ips}
+    for address in here.node_ports if port.node_port else ():
+        if address.version in versions:
+            yield FrontendKind.NODE_PORT, address, port.node_port
+    for address in service.load_balancer_ips:
+        if address.version in versions and not _is_restricted(service, address.version):
+            yield FrontendKind.LOAD_BALANCER, address, port.port
+    for address in service.external_ips:
+        if address.version in versions:
+            yield FrontendKind.EXTERNAL_IP, address, port.port
+
+
+def _is_restricted(service: Service, version: int) -> bool:
+    """Whether only some sources may use the load balancer's addresses of this IP family."""
+    lengths = [network.prefixlen for network in service.source_ranges or () if network.version == version]
+    return bool(lengths) and 0 not in lengths
+
+
+def _chosen(candidates: Candidates, protocol: Protocol, here: Here, version: int, local: bool) -> _Chosen:
+    chosen = choose(candidates, version, here, local=local)
     # kube-proxy keeps UDP flows to endpoints that still serve, even if traffic policy or topology exclude them.
-    spare = chosen.spare if port.protocol == Protocol.UDP else ()
-    return Frontend(
-        AddressPort(address, port.port, port.protocol),
-        ServicePortName(service.ref, port.name, port.port, port.protocol),
-        tuple(AddressPort(addr, number, port.protocol) for addr, number in chosen.used),
-        tuple(AddressPort(addr, number, port.protocol) for addr, number in spare),
+    spare = chosen.spare if protocol == Protocol.UDP else ()
+    return (
+        tuple(AddressPort(addr, number, protocol) for addr, number in chosen.used),
+        tuple(AddressPort(addr, number, protocol) for addr, number in spare),
+        chosen.only_elsewhere,
     )
 
 
@@ -65,11 +124,10 @@ def not_served(service: Service) -> Iterator[str]:
     """The fields of a Service that have no effect here, one sentence each, for warnings (docs/services.md)."""
     if not has_frontends(service):
         return
-    if any(port.node_port for port in service.ports):
-        yield "spec.ports[].nodePort: not served"
-    if service.external_ips:
-        yield "spec.externalIPs: not served"
-    if service.load_balancer_ips:
-        yield "status.loadBalancer.ingress: its addresses are not served"
+    if any(_is_restricted(service, address.version) for address in service.load_balancer_ips):
+        yield (
+            "spec.loadBalancerSourceRanges: not checked here, so the addresses of the load balancer are not served: "
+            "their traffic goes to the load balancer"
+        )
     if service.affinity_seconds:
         yield "spec.sessionAffinity: not served, each connection may get another backend"

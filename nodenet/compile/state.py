@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from netpolicy.types import LabelSet, PolicyRef, RuleRef
@@ -15,16 +16,36 @@ from nodenet.model import Direction, IPAddress, IPNetwork, ObjectRef, Protocol
 Table = Mapping[Any, Any]
 
 
+class NodePorts(NamedTuple):
+    """The node's addresses with NodePorts. `primary`: the first InternalIP of each family. `networks`: also the node's
+    addresses in these networks."""
+
+    primary: bool = True
+    networks: tuple[IPNetwork, ...] = ()
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> NodePorts:
+        """From words of the configuration: `primary`, `all`, or a network. Raises ValueError for others."""
+        words = list(texts)
+        names = [name for word in words if word != "primary" for name in (_ALL if word == "all" else (word,))]
+        return cls("primary" in words, tuple(map(ip_network, names)))
+
+
+_ALL = ("0.0.0.0/0", "::/0")
+DEFAULT_NODE_PORTS = NodePorts()
+
+
 @dataclass(frozen=True, slots=True)
 class LocalNode:
     """This node: its name in the API, all its addresses (InternalIPs and bridge gateways), which have identity HOST,
-    and the room in its maps. `services`: whether it serves ClusterIPs."""
+    and the room in its maps. `services`: whether it serves Services. `node_ports`: where it serves NodePorts."""
 
     name: str
     addresses: frozenset[IPAddress] = frozenset()
     enforce_policy: bool = True
     services: bool = True
     room: Room = DEFAULT_ROOM
+    node_ports: NodePorts = DEFAULT_NODE_PORTS
 
 
 class ServicePortName(NamedTuple):

@@ -7,6 +7,7 @@ nothing, so that an omission never allows more sources.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 
 from nodenet import model
 from nodenet.decode import schema, values
@@ -18,6 +19,7 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 # Of sessionAffinityConfig.clientIP.timeoutSeconds: the API's default and maximum.
 _AFFINITY_SECONDS = 10800
 _MOST_AFFINITY_SECONDS = 86400
+_NO_SOURCE = (ip_network("0.0.0.0/32"), ip_network("::/128"))
 
 
 def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Service:
@@ -81,12 +83,13 @@ def _load_balancer_ips(status: schema.ServiceStatus | None, unread: Unreads) -> 
 
 
 def _source_ranges(texts: list[str] | None, unread: Unreads) -> tuple[IPNetwork, ...] | None:
-    """None: no restriction. If no element can be read, no source is allowed."""
+    """None: no restriction. An invalid element stands for a range of each family that no source is in: a family
+    without any range has no restriction."""
     if not texts:
         return None
     path = "spec.loadBalancerSourceRanges"
     found = [values.network(f"{path}[{index}]", text.strip(), unread) for index, text in enumerate(texts)]
-    return tuple(network for network in found if network is not None)
+    return tuple(network for one in found for network in ([one] if one is not None else _NO_SOURCE))
 
 
 def _affinity_seconds(spec: schema.ServiceSpec, unread: Unreads) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
+from nodenet.compile.services import has_frontends
 from nodenet.compile.state import ServicePortName
 from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.flow.types import ServiceName
@@ -16,7 +17,7 @@ K = TypeVar("K", bound=Hashable)
 class ServiceNames:
     """Three tables of flow.types.NameTable: `numbers`, `frontends` and `addresses`.
 
-    If two Services claim one address, the first by name is used, as in the compiled frontends.
+    If two Services claim one address, the first by name is used.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class ServiceNames:
         for ref in changed_keys(self._services, services):
             old, new = self._services.get(ref), services.get(ref)
             self._frontends.change(ref, _frontends(old), _frontends(new))
-            self._addresses.change(ref, old.cluster_ips if old else (), new.cluster_ips if new else ())
+            self._addresses.change(ref, _addresses(old), _addresses(new))
         self._frontends.finish()
         self._addresses.finish()
         self._services, self._known_numbers = services, numbers
@@ -76,7 +77,14 @@ class _Claimed(Generic[K]):
         self._touched = set()
 
 
+def _addresses(service: Service | None) -> tuple[IPAddress, ...]:
+    """A Service's own addresses. Not those of nodes: events of NodePorts have the Service's number."""
+    if service is None or not has_frontends(service):
+        return ()
+    return (*service.cluster_ips, *service.load_balancer_ips, *service.external_ips)
+
+
 def _frontends(service: Service | None) -> list[tuple[IPAddress, int, int]]:
-    if service is None:
-        return []
-    return [(ip, port.port, int(port.protocol)) for ip in service.cluster_ips for port in service.ports]
+    return [
+        (ip, port.port, int(port.protocol)) for ip in _addresses(service) for port in (service.ports if service else ())
+    ]

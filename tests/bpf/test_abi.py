@@ -81,6 +81,8 @@ ENUMS = (
     "nn_identity",
     "nn_endpoint_flags",
     "nn_service_addr_flags",
+    "nn_frontend_flags",
+    "nn_frontend_scope",
     "nn_action",
     "nn_ct_flags",
     "nn_nat_flags",
@@ -146,8 +148,8 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     ),
     "nn_service_addr_key": (abi.AddressKey(ONES), {"addr": "addr"}),
     "nn_frontend_key": (
-        abi.FrontendKey(ONES, 1, 2, 3),
-        {n: n for n in ("addr", "port", "protocol")} | {"slot": "backend_slot"},
+        abi.FrontendKey(ONES, 1, 2, 3, 4),
+        {n: n for n in ("addr", "port", "protocol", "scope")} | {"slot": "backend_slot"},
     ),
     "nn_frontend_entry": (
         abi.FrontendEntry(1, 2, 3, 4),
@@ -222,6 +224,8 @@ def test_records_survive_the_round_trip(name: str) -> None:
         ("nn_direction", model.Direction.__members__, 1),
         ("nn_endpoint_flags", abi.EndpointFlag.__members__, 1),
         ("nn_service_addr_flags", abi.AddressFlag.__members__, 1),
+        ("nn_frontend_flags", abi.FrontendFlag.__members__, 1),
+        ("nn_frontend_scope", abi.FrontendScope.__members__, 1),
         ("nn_action", abi.Action.__members__, 1),
         ("nn_ct_flags", abi.CtFlag.__members__, 1),
         ("nn_nat_flags", abi.NatFlag.__members__, 1),

@@ -178,6 +178,44 @@ def test_no_backend_is_refused_at_once(sockets: Sockets, version: int, protocol:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("protocol", "how"), [(6, "connect"), (17, "connect"), (17, "sendto")])
+def test_backends_only_elsewhere_are_not_a_refusal(sockets: Sockets, version: int, protocol: int, how: str) -> None:
+    """The traffic policy is Local. Without a pod's interface to drop the packet, the call fails: EPERM."""
+    sockets.service(version, 80, protocol, None)
+    key = abi.FrontendKey(ip_address(SERVICE[version]), 80, protocol, 0)
+    entry = abi.FrontendEntry(0, SERVICE_ID, 0, abi.FrontendFlag.ONLY_ELSEWHERE)
+    sockets.datapath.tables["nn_frontend"].update(key, entry)
+    assert sockets.call(SERVICE[version], 80, protocol, LOCAL[version], how) == {"errno": 1}
+    (event,) = sockets.datapath.events()
+    assert (event.type, -event.reason, event.service_id) == (
+        EventType.DROP,
+        DropReason.SERVICE_BACKEND_NOT_FOUND,
+        SERVICE_ID,
+    )
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_another_scope_is_another_frontend(sockets: Sockets, version: int) -> None:
+    """A socket is inside: it does not use what is for traffic from outside."""
+    sockets.service(version, 80, 6, LOCAL[version])
+    table = sockets.datapath.tables["nn_frontend"]
+    outside = abi.FrontendKey(ip_address(SERVICE[version]), 80, 6, 0, abi.FrontendScope.EXTERNAL)
+    table.update(outside, abi.FrontendEntry(0, SERVICE_ID, 0))
+    assert sockets.call(SERVICE[version], 80, 6, LOCAL[version])["received"] == "hello"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_other_ports_of_an_address_that_is_no_cluster_ip(sockets: Sockets, version: int, protocol: int) -> None:
+    """A NodePort is on the node's own address: the node's other ports are its own."""
+    sockets.service(version, 9001, protocol, LOCAL[version])
+    sockets.datapath.tables["nn_service_addr"].update(abi.AddressKey(ip_address(LOCAL[version])), abi.U32(0))
+    result = sockets.call(LOCAL[version], 9000, protocol, LOCAL[version])
+    assert result["received"] == ("hello" if protocol == 6 else "pong")
+    assert sockets.datapath.events() == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_unserved_port_of_a_service_address_is_refused(sockets: Sockets, version: int) -> None:
     sockets.service(version, 80, 6, LOCAL[version])
     assert sockets.call(SERVICE[version], 81, 6, LOCAL[version]) == {"errno": 111}

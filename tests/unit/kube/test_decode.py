@@ -171,7 +171,10 @@ def test_defaults_of_a_service() -> None:
 
 
 def test_an_unreadable_source_range_allows_nothing() -> None:
-    assert decoded(kinds.SERVICE, spec={"loadBalancerSourceRanges": ["ten"]}).source_ranges == ()
+    """Neither IPv4 nor IPv6: a family without a range would have no restriction."""
+    ranges = {"loadBalancerSourceRanges": ["10.0.0.0/8", "ten"]}
+    wanted = tuple(map(ip_network, ("10.0.0.0/8", "0.0.0.0/32", "::/128")))
+    assert decoded(kinds.SERVICE, spec=ranges).source_ranges == wanted
 
 
 def test_hints_and_labels_of_a_slice() -> None:

@@ -1,0 +1,186 @@
+"""The addresses on which a Service is served: ClusterIP, NodePort, load balancer and external ones."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendFlag, FrontendKey
+from nodenet.compile import compile_once
+from nodenet.compile.backends import Here
+from nodenet.compile.ids import Ids
+from nodenet.compile.lb import ServiceCompiler, ServiceTables
+from nodenet.compile.services import FrontendKind, frontends_of
+from nodenet.compile.state import LocalNode, NodePorts
+from nodenet.model import Service, SliceEndpoint
+from tests.unit.compile.build import TCP, UDP, node, service, slice_, store_of
+from tests.unit.compile.test_lb import VIP, VIP6, answers
+
+NODE4, NODE6 = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+HERE = Here("node1", "", (NODE4, NODE6))
+PORTS = [("", TCP, 80, 30080)]
+
+
+def compiled(*services: Service, here: Here = HERE, backends: Any = ("10.0.0.1",)) -> ServiceTables:
+    slices = [slice_(one.ref.name, *backends) for one in services]
+    return ServiceCompiler(Ids()).compile({s.ref: s for s in services}, {s.ref: s for s in slices}, here)
+
+
+def places(one: Service, here: Here = HERE) -> list[tuple[str, str, int]]:
+    return [(f.kind.name, str(f.address.addr), f.address.port) for f in frontends_of(one, [], here).values()]
+
+
+def ips(*texts: str) -> tuple[Any, ...]:
+    return tuple(map(ip_address, texts))
+
+
+def test_every_kind_of_address() -> None:
+    one = service(
+        "web", VIP, ports=PORTS, load_balancer_ips=ips("203.0.113.1"), external_ips=ips("198.51.100.1", "198.51.100.2")
+    )
+    assert places(one) == [
+        ("CLUSTER_IP", VIP, 80),
+        ("NODE_PORT", "192.0.2.1", 30080),
+        ("LOAD_BALANCER", "203.0.113.1", 80),
+        ("EXTERNAL_IP", "198.51.100.1", 80),
+        ("EXTERNAL_IP", "198.51.100.2", 80),
+    ]
+    tables = compiled(one)
+    for address, port in ((VIP, 80), ("192.0.2.1", 30080), ("203.0.113.1", 80), ("198.51.100.2", 80)):
+        assert answers(tables, address, port) == ["10.0.0.1:8080"]
+        assert AddressPort(ip_address(address), port, TCP) in tables.revnat.values(), "replies get this address"
+    assert not tables.warnings
+
+
+def test_only_a_cluster_ip_refuses_its_other_ports() -> None:
+    """An address of the node has the kubelet's port and SSH."""
+    tables = compiled(service("web", VIP, ports=PORTS, external_ips=ips("198.51.100.1")))
+    assert tables.addresses == {
+        AddressKey(ip_address(VIP)): U32(AddressFlag.REFUSE_UNSERVED),
+        AddressKey(NODE4): U32(0),
+        AddressKey(ip_address("198.51.100.1")): U32(0),
+    }
+
+
+def test_the_families_are_those_of_the_cluster_ips() -> None:
+    more: dict[str, Any] = {"ports": PORTS, "external_ips": ips("198.51.100.1", "2001:db8:1::1")}
+    assert [place[1] for place in places(service("a", VIP, **more))] == [VIP, "192.0.2.1", "198.51.100.1"]
+    assert [place[1] for place in places(service("a", VIP6, **more))] == [VIP6, "2001:db8::1", "2001:db8:1::1"]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "served"),
+    [
+        (None, ["203.0.113.1", "2001:db8:2::1"]),
+        (["10.0.0.0/8"], ["2001:db8:2::1"]),
+        (["10.0.0.0/8", "fd00::/8"], []),
+        (["10.0.0.0/8", "0.0.0.0/0", "fd00::/8"], ["203.0.113.1"]),
+    ],
+)
+def test_load_balancer_addresses_with_source_ranges(ranges: list[str] | None, served: list[str]) -> None:
+    """They are not checked yet, so these addresses are left to the load balancer. Other addresses have no ranges."""
+    one = service(
+        "web",
+        VIP,
+        VIP6,
+        load_balancer_ips=ips("203.0.113.1", "2001:db8:2::1"),
+        external_ips=ips("198.51.100.1"),
+        source_ranges=ranges and tuple(map(ip_network, ranges)),
+    )
+    found = places(one)
+    assert [address for kind, address, _ in found if kind == "LOAD_BALANCER"] == served
+    assert ("EXTERNAL_IP", "198.51.100.1", 80) in found
+    warnings = [str(one) for one in compiled(one).warnings]
+    assert [text.split(":")[1] for text in warnings] == ([" spec.loadBalancerSourceRanges"] if len(served) < 2 else [])
+
+
+def test_the_policy_for_inside_is_that_of_the_cluster_ip() -> None:
+    """externalTrafficPolicy is about traffic from outside: from this node every backend is used."""
+    far = SliceEndpoint(ips("10.0.0.1"), node_name="node2")
+    tables = compiled(
+        service("web", VIP, ports=PORTS, internal_local=True, external_local=True), backends=(far,), here=HERE
+    )
+    assert answers(tables) == []
+    master = tables.frontends[FrontendKey(ip_address(VIP), 80, TCP, 0)]
+    assert master.flags == FrontendFlag.ONLY_ELSEWHERE
+    assert answers(tables, "192.0.2.1", 30080) == ["10.0.0.1:8080"]
+
+
+def test_without_any_endpoint_it_is_refused_not_dropped() -> None:
+    tables = compiled(service("web", VIP, internal_local=True), backends=())
+    assert tables.frontends[FrontendKey(ip_address(VIP), 80, TCP, 0)].flags == 0
+
+
+def test_the_last_endpoint_goes_elsewhere_and_comes_back() -> None:
+    """The master entry changes with its flags, though the number of backends stays 0."""
+    one = service("web", VIP, internal_local=True)
+    compiler = ServiceCompiler(Ids())
+    flags = []
+    for backends in ((), (SliceEndpoint(ips("10.0.0.1"), node_name="node2"),), ()):
+        slices = slice_("web", *backends)
+        tables = compiler.compile({one.ref: one}, {slices.ref: slices}, HERE)
+        flags.append(tables.frontends[FrontendKey(ip_address(VIP), 80, TCP, 0)].flags)
+    assert flags == [0, FrontendFlag.ONLY_ELSEWHERE, 0]
+
+
+def test_an_external_address_takes_no_other_services_address() -> None:
+    """spec.externalIPs is free text: a Service of another namespace, first by name, may name any address."""
+    thief = service("a", "10.96.0.66", ports=[("", TCP, 80), ("n", TCP, 30080)], external_ips=(*ips(VIP), NODE4))
+    owner = service("z", VIP, ports=PORTS)
+    for services in ((thief, owner), (owner, thief)):
+        tables = compiled(*services)
+        for address, port in ((VIP, 80), ("192.0.2.1", 30080)):
+            master = tables.frontends[FrontendKey(ip_address(address), port, TCP, 0)]
+            assert tables.names[master.service_id].ref.name == "z"
+        assert tables.addresses[AddressKey(ip_address(VIP))] == U32(AddressFlag.REFUSE_UNSERVED)
+        assert [str(warning) for warning in tables.warnings] == [
+            f"Service default/a: spec.externalIPs: {VIP} port 80 is already served for Service default/z",
+            "Service default/a: spec.externalIPs: 192.0.2.1 port 30080 is already served for Service default/z",
+        ]
+
+
+def test_an_owner_that_comes_later_gets_its_address_and_its_flag() -> None:
+    thief, owner = service("a", "10.96.0.66", external_ips=ips(VIP)), service("z", VIP)
+    compiler = ServiceCompiler(Ids())
+    steps = [(thief,), (thief, owner), (thief,), ()]
+    found = []
+    for step in steps:
+        tables = compiler.compile({one.ref: one for one in step}, {}, HERE)
+        master = tables.frontends.get(FrontendKey(ip_address(VIP), 80, TCP, 0))
+        name = tables.names[master.service_id].ref.name if master else ""
+        flags = tables.addresses.get(AddressKey(ip_address(VIP)))
+        found.append((name, flags.value if flags else None))
+    assert found == [("a", 0), ("z", AddressFlag.REFUSE_UNSERVED), ("a", 0), ("", None)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["primary"], ["192.0.2.1", "2001:db8::1"]),
+        (["192.0.2.0/24"], ["192.0.2.1", "192.0.2.2"]),
+        (["primary", "10.0.0.0/8"], ["10.1.0.1", "192.0.2.1", "2001:db8::1"]),
+        (["all"], ["10.1.0.1", "192.0.2.1", "192.0.2.2", "2001:db8::1"]),
+        ([], []),
+    ],
+)
+def test_node_port_addresses(words: list[str], expected: list[str]) -> None:
+    own = frozenset(ips("192.0.2.1", "192.0.2.2", "10.1.0.1", "127.0.0.1", "::1", "fe80::1", "2001:db8::1"))
+    local = LocalNode("node1", own, node_ports=NodePorts.of(words))
+    this = node("node1", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+    ports = [("", TCP, 80, 30080), ("u", UDP, 53, 30053)]
+    objects = [this, node("node2", "192.0.2.7"), service("web", VIP, VIP6, ports=ports)]
+    state, _ = compile_once(store_of(*objects).snapshot(), local)
+    keys = [key for key in state.tables["nn_frontend"] if key.slot == 0]
+    assert sorted(str(key.addr) for key in keys if key.port == 30080) == expected
+    assert sorted(str(key.addr) for key in keys if key.port == 30053) == expected
+
+
+def test_the_order_of_kinds_is_the_order_of_ownership() -> None:
+    assert sorted(FrontendKind) == [
+        FrontendKind.CLUSTER_IP,
+        FrontendKind.NODE_PORT,
+        FrontendKind.LOAD_BALANCER,
+        FrontendKind.EXTERNAL_IP,
+    ]
