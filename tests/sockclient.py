@@ -32,7 +32,7 @@ def send(name, data): named[name].send(data.encode())
 def sendto(name, data, host, port): named[name].sendto(data.encode(), (host, port))
 def receive(name):
     data, source = named[name].recvfrom(100)
-    return data.decode(), source[:2]
+    return data.decode(), source and source[:2]
 def answer(name):
     data, source = named[name].recvfrom(100)
     named[name].sendto(data, source)
