@@ -44,6 +44,9 @@ class Config:
     metrics_address: str = "127.0.0.1:9909"
     # host:port for the kubelet's probes; empty: off.
     health_address: str = "127.0.0.1:9910"
+    # host:port for /healthz and /livez with kube-proxy's meaning, which load balancers ask, and /proxyMode; empty: off.
+    # kube-proxy's own address is 0.0.0.0:10256.
+    proxy_health_address: str = ""
     # host:port for Hubble's API over TCP; empty: only the unix socket.
     hubble_address: str = ""
     cluster_name: str = "default"
@@ -143,7 +146,7 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         errors.append(f"pod_mtu: expected 1280-65535, or 0 for the uplink's MTU, got {values['pod_mtu']}")
     errors += [
         f"{name}: expected host:port, got {values[name]!r}"
-        for name in ("metrics_address", "health_address", "hubble_address")
+        for name in ("metrics_address", "health_address", "hubble_address", "proxy_health_address")
         if values.get(name) and not values[name].rpartition(":")[2].isdigit()
     ]
     if errors:

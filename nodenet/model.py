@@ -93,7 +93,8 @@ class Namespace:
 @dataclass(frozen=True, slots=True)
 class Node:
     """`addresses` are the InternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs. `taints`: the keys.
-    `network_unavailable`: the status of this condition, "" if the Node does not have it."""
+    `network_unavailable`: the status of this condition, "" if the Node does not have it. `deleting`: it has a
+    deletionTimestamp."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
@@ -101,6 +102,7 @@ class Node:
     labels: Labels = field(default_factory=dict)
     taints: frozenset[str] = frozenset()
     network_unavailable: str = ""
+    deleting: bool = False
 
 
 # Services and EndpointSlices with one of these labels, of any value, are not for this proxy: another one serves them

@@ -19,6 +19,7 @@ from nodenet.agent.memory import freeze_start
 from nodenet.agent.node_report import NodeReport
 from nodenet.agent.notices import Notices
 from nodenet.agent.parts import Parts
+from nodenet.agent.service_health import ServiceHealth
 from nodenet.agent.watch import ApiWatch
 from nodenet.cni.agent import AgentHooks
 from nodenet.cni.server import CniServer
@@ -70,6 +71,8 @@ class Agent:
         keepers = Keepers(datapath, engine)
         info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), time.time_ns())
         health = Health(engine, api, keepers, self._writer)
+        self.service_health = ServiceHealth(engine, config.node_name, health.healthy, services=config.services)
+        health.also(self.service_health.problems)
         self.parts = Parts(info, datapath, engine, api, Events(datapath, engine), keepers, health)
         self.source = AgentSource(self.parts)
         self.metrics = Metrics(self.source)
@@ -99,6 +102,7 @@ class Agent:
                 tasks.create_task(self._notices.watch_objects(parts.api.stats, parts.engine), name="object notices")
                 tasks.create_task(parts.engine.run(self._after_run), name="reconcile")
                 tasks.create_task(parts.events.run(), name="events")
+                tasks.create_task(self.service_health.run(), name="service health")
                 tasks.create_task(parts.keepers.run(parts.health.ready), name="keepers")
                 tasks.create_task(self._report.keep(parts.health.ready), name="node report")
                 tasks.create_task(self._become_ready(isolated), name="ready")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nodenet.agent.keepers import Keepers
@@ -28,6 +29,11 @@ class Health:
         self._api = api
         self._keepers = keepers
         self._writer = writer
+        self._more: list[Callable[[], list[str]]] = []
+
+    def also(self, problems: Callable[[], list[str]]) -> None:
+        """Add a part that has problems of its own to report."""
+        self._more.append(problems)
 
     def became_ready(self) -> None:
         """Call it when programs are attached, maps are filled, and the agent answers the CNI plugin."""
@@ -57,7 +63,9 @@ class Health:
         objects = stale(self._engine.current, stats.stale)
         maps += shortened([f"not up to date: {name}" for name in objects])
         left_out = shortened([str(one) for one in self._engine.current.names.left_out])
-        return [*self._api.problems(), *self._writer.problems(), *self._keepers.problems(), *maps, *left_out]
+        parts = [self._api.problems(), self._writer.problems(), self._keepers.problems()]
+        parts += [shortened(problems()) for problems in self._more]
+        return [*(problem for part in parts for problem in part), *maps, *left_out]
 
     async def in_words(self) -> str:
         """For CNI STATUS: the problems that prevent the node from serving its pods, as one text, or ""."""

@@ -116,6 +116,7 @@ def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
         obj.metadata.labels or {},
         frozenset(taint.key for taint in spec.taints or () if taint.key),
         next((c.status or "" for c in (obj.status and obj.status.conditions) or () if c.type == _NETWORK), ""),
+        obj.metadata.deletion_timestamp is not None,
     )
 
 

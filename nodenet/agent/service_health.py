@@ -1,0 +1,129 @@
+"""Keeps one HTTP server for each healthCheckNodePort, so that load balancers find the nodes with endpoints of a Service
+with externalTrafficPolicy Local."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from nodenet.compile.services import has_frontends
+from nodenet.engine import Engine
+from nodenet.errors import NodenetError
+from nodenet.metrics.proxy import ProxyState, service_routes
+from nodenet.metrics.server import HttpServer
+from nodenet.model import EndpointSlice, Node, ObjectRef, Service, ServiceType
+from nodenet.store import Snapshot
+
+log = logging.getLogger(__name__)
+
+# Seconds between two looks at the newest compilation.
+POLL_SECONDS = 0.5
+# The cluster autoscaler's taint of a node that it removes (KEP-3836).
+_TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The Services with a server: port -> Service, and the number of its ready endpoints on this node."""
+
+    ports: Mapping[int, ObjectRef] = field(default_factory=dict)
+    counts: Mapping[ObjectRef, int] = field(default_factory=dict)
+
+
+def wanted(services: Mapping[ObjectRef, Service], slices: Mapping[ObjectRef, EndpointSlice], node_name: str) -> Wanted:
+    """Pure. If two Services have one port, the first by name gets it: the API assigns a port once."""
+    ports: dict[int, ObjectRef] = {}
+    for ref in sorted(ref for ref, service in services.items() if _has_port(service)):
+        ports.setdefault(services[ref].health_check_node_port, ref)
+    found = set(ports.values())
+    ready = {
+        (slice_.service, endpoint.addresses[0])
+        for slice_ in (slices.values() if found else ())
+        if slice_.service in found
+        for endpoint in slice_.endpoints
+        if endpoint.ready and endpoint.addresses and endpoint.node_name == node_name
+    }
+    return Wanted(ports, Counter(ref for ref, _ in ready))
+
+
+def _has_port(service: Service) -> bool:
+    return (
+        service.health_check_node_port != 0
+        and service.type is ServiceType.LOAD_BALANCER
+        and service.external_local
+        and has_frontends(service)
+    )
+
+
+def eligible(node: Node | None) -> bool:
+    """Whether load balancers may send new traffic to the node. An unknown node: yes, as with kube-proxy."""
+    return node is None or not (node.deleting or _TO_BE_DELETED in node.taints)
+
+
+class ServiceHealth:
+    """Implements nodenet.metrics.proxy.ProxySource. `healthy`: whether the agent works."""
+
+    def __init__(self, engine: Engine, node_name: str, healthy: Callable[[], bool], *, services: bool) -> None:
+        self._engine = engine
+        self._node_name = node_name
+        self._healthy = healthy
+        self._services = services
+        self._seen: Snapshot | None = None
+        self._wanted = Wanted()
+        self._servers: dict[int, tuple[ObjectRef, HttpServer]] = {}
+        self._failed: dict[int, str] = {}
+
+    def state(self) -> ProxyState:
+        node = self._engine.current.snapshot.nodes.get(ObjectRef("", self._node_name))
+        return ProxyState(self._healthy(), eligible(node), self._engine.stats.last_sync)
+
+    def local_endpoints(self, namespace: str, name: str) -> int:
+        return self._wanted.counts.get(ObjectRef(namespace, name), 0)
+
+    def problems(self) -> list[str]:
+        """One sentence for each port that cannot be opened."""
+        return [f"healthCheckNodePort {port}: {self._failed[port]}" for port in sorted(self._failed)]
+
+    async def run(self) -> None:
+        """Keep the servers until cancelled, then stop them."""
+        if not self._services:
+            return
+        try:
+            while True:
+                await self.sync()
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            for _, server in self._servers.values():
+                await server.stop()
+            self._servers.clear()
+
+    async def sync(self) -> None:
+        """Start and stop servers as the newest compilation says. A port that could not be opened is tried again."""
+        snapshot, last = self._engine.current.snapshot, self._seen
+        if last is None or snapshot.services is not last.services or snapshot.slices is not last.slices:
+            self._wanted = wanted(snapshot.services, snapshot.slices, self._node_name)
+            self._seen = snapshot
+        for port, (ref, server) in list(self._servers.items()):
+            if self._wanted.ports.get(port) != ref:
+                del self._servers[port]
+                await server.stop()
+        self._failed = {port: why for port, why in self._failed.items() if port in self._wanted.ports}
+        for port, ref in self._wanted.ports.items():
+            if port not in self._servers:
+                await self._start(port, ref)
+
+    async def _start(self, port: int, ref: ObjectRef) -> None:
+        server = HttpServer("healthCheckNodePort", service_routes(self, ref.namespace, ref.name))
+        try:
+            # All addresses of the node.
+            await server.start(f":{port}")
+        except NodenetError as error:
+            if port not in self._failed:
+                log.warning("Service %s: %s", ref, error)
+            self._failed[port] = f"Service {ref}: {error}"
+            return
+        self._failed.pop(port, None)
+        self._servers[port] = ref, server

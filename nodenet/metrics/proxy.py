@@ -1,0 +1,92 @@
+"""The HTTP answers that load balancers and cluster operators know from kube-proxy.
+
+:10256/healthz   200 if Services are in force and this node is eligible for new traffic, else 503
+:10256/livez     the same without the node's eligibility
+/proxyMode       one word
+health check node port, any path: 200 if this node has ready endpoints of the Service, else 503
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from aiohttp import web
+
+PROXY_MODE = "ebpf"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyState:
+    """`healthy`: the maps are up to date with the API's Services. `eligible`: the node may get new traffic from load
+    balancers. `last_updated`: when the maps were last known to be right, in seconds since the epoch."""
+
+    healthy: bool
+    eligible: bool
+    last_updated: float
+
+
+class ProxySource(Protocol):
+    """The state of one agent."""
+
+    def state(self) -> ProxyState:
+        """The current state."""
+
+    def local_endpoints(self, namespace: str, name: str) -> int:
+        """The number of ready endpoints of a Service on this node."""
+
+
+def proxy_routes(source: ProxySource, now: type[datetime] = datetime) -> list[web.RouteDef]:
+    """/healthz, /livez and /proxyMode."""
+
+    def answer(good: bool, state: ProxyState, **more: bool) -> web.Response:
+        times = {
+            "lastUpdated": datetime.fromtimestamp(state.last_updated, UTC).isoformat(),
+            "currentTime": now.now(UTC).isoformat(),
+        }
+        return _json({**times, **more}, 200 if good else 503)
+
+    async def healthz(_request: web.Request) -> web.Response:
+        state = source.state()
+        return answer(state.healthy and state.eligible, state, nodeEligible=state.eligible)
+
+    async def livez(_request: web.Request) -> web.Response:
+        state = source.state()
+        return answer(state.healthy, state)
+
+    return [web.get("/healthz", healthz), web.get("/livez", livez), *mode_routes()]
+
+
+def mode_routes() -> list[web.RouteDef]:
+    """/proxyMode"""
+
+    async def mode(_request: web.Request) -> web.Response:
+        return web.Response(text=PROXY_MODE)
+
+    return [web.get("/proxyMode", mode)]
+
+
+def service_routes(source: ProxySource, namespace: str, name: str) -> list[web.RouteDef]:
+    """The answers on the health check node port of one Service."""
+
+    async def show(_request: web.Request) -> web.Response:
+        count, healthy = source.local_endpoints(namespace, name), source.state().healthy
+        body = {
+            "service": {"namespace": namespace, "name": name},
+            "localEndpoints": count,
+            "serviceProxyHealthy": healthy,
+        }
+        response = _json(body, 200 if count and healthy else 503)
+        response.headers["X-Load-Balancing-Endpoint-Weight"] = str(count)
+        return response
+
+    return [web.route("*", "/{path:.*}", show)]
+
+
+def _json(body: dict[str, object], status: int) -> web.Response:
+    response = web.json_response(body, status=status)
+    # kube-proxy's value has no charset.
+    response.headers["Content-Type"] = "application/json"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
