@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # Service. A single Namespace or NetworkPolicy may affect every pod.
 SMALL_CHANGES = 16
 # One run logs at most this many policies by name whose rules no longer fit into the maps, and as many whose rules fit
-# again, and as many parts of Services that are not served. `nodenet status -o json` names all of them.
+# again, and as many parts of Services that are not served. Status and `service list` name all of them.
 _MOST_LOGGED = 20
 _SMALL_KINDS = frozenset({kinds.SERVICE, kinds.ENDPOINT_SLICE})
 

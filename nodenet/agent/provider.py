@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nodenet.agent import rows
+from nodenet.agent import rows, service_rows
 from nodenet.agent.explain import explain
 from nodenet.agent.parts import Parts
 from nodenet.agent.status import status
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 _OF_COMPILED: Mapping[str, Callable[[Compiled], Iterable[Row]]] = {
     "endpoint": rows.endpoints,
     "identity": rows.identities,
-    "service": rows.services,
+    "service": service_rows.services,
     "policy": rows.policies,
     "ipcache": rows.ipcache,
 }

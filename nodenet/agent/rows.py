@@ -13,7 +13,7 @@ from nodenet.compile import Names
 from nodenet.endpoint import AttachmentKey
 from nodenet.engine import Compiled
 from nodenet.flow.types import RESERVED_NAMES
-from nodenet.model import Direction, IPAddress, Protocol, Service
+from nodenet.model import Direction, Protocol
 from nodenet.tables import MAPS
 
 Row = Mapping[str, Any]
@@ -52,39 +52,6 @@ def identities(compiled: Compiled) -> Iterator[Row]:
             "labels": [f"{key}={value}" for key, value in labels.labels],
             "namedPorts": [f"{p.name}={p.port}/{p.protocol}" for p in labels.named_ports],
         }
-
-
-def services(compiled: Compiled) -> Iterator[Row]:
-    """One row per Service port and address, with the backends among which the datapath chooses now."""
-    tables = compiled.desired.tables
-    frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
-    for key, entry in frontends.items():
-        if key.slot:
-            continue
-        name = compiled.names.services.get(entry.service_id)
-        slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))
-        targets = (backends.get(abi.U32(slot.backend_id)) for slot in slots if slot)
-        yield {
-            "id": entry.service_id,
-            "service": str(name.ref) if name else "",
-            "port": name.name if name else "",
-            "type": _frontend_type(compiled.snapshot.services.get(name.ref) if name else None, key.addr),
-            "frontend": _address(key.addr, key.port),
-            "protocol": Protocol(key.protocol).name,
-            "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
-            "backends": [_address(t.addr, t.port) for t in targets if t],
-        }
-
-
-def _frontend_type(service: Service | None, address: IPAddress) -> str:
-    """What gave the Service this address. "" if the Service was just deleted."""
-    if service is None:
-        return ""
-    if address in service.cluster_ips:
-        return "ClusterIP"
-    if address in service.load_balancer_ips:
-        return "LoadBalancer"
-    return "ExternalIP" if address in service.external_ips else "NodePort"
 
 
 def policies(compiled: Compiled) -> Iterator[Row]:
@@ -149,7 +116,7 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
         rule = names.rules.get(entry.rule_id)
         service = names.services.get(entry.service_id)
         egress = entry.direction == Direction.EGRESS
-        pod, remote = _address(key.pod, key.pod_port), _address(key.remote, key.remote_port)
+        pod, remote = address_text(key.pod, key.pod_port), address_text(key.remote, key.remote_port)
         yield {
             "protocol": Protocol(key.protocol).name if key.protocol in set(Protocol) else str(key.protocol),
             "source": pod if egress else remote,
@@ -196,7 +163,8 @@ def _isolation(isolated: bool) -> str:
     return "isolated" if isolated else "open"
 
 
-def _address(address: object, port: int) -> str:
+def address_text(address: object, port: int) -> str:
+    """ADDRESS:PORT, with brackets for IPv6."""
     text = str(address)
     return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 

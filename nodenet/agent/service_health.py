@@ -46,7 +46,11 @@ def wanted(services: Mapping[ObjectRef, Service], slices: Mapping[ObjectRef, End
         for endpoint in slice_.endpoints
         if endpoint.ready and endpoint.addresses and endpoint.node_name == node_name
     }
-    return Wanted(ports, Counter(ref for ref, _ in ready))
+    # A pod of two families is one endpoint.
+    counts: dict[ObjectRef, int] = {}
+    for (ref, _), count in Counter((ref, address.version) for ref, address in ready).items():
+        counts[ref] = max(count, counts.get(ref, 0))
+    return Wanted(ports, counts)
 
 
 def _has_port(service: Service) -> bool:

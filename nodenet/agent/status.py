@@ -11,12 +11,14 @@ from nodenet.agent.datapath import Datapath
 from nodenet.agent.parts import Parts, count_objects
 from nodenet.agent.stale import stale
 from nodenet.compile.shares import LeftOut
+from nodenet.compile.state import ServiceWarning
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import Flow
 from nodenet.link.handle import Interface
 from nodenet.reconcile.loop import Stats
 
 Row = Mapping[str, Any]
+_MOST_WARNINGS = 10
 
 
 def status(parts: Parts) -> Row:
@@ -45,7 +47,7 @@ def status(parts: Parts) -> Row:
         "repairs": dict(parts.keepers.integrity.repairs),
         "objects": count_objects(parts.engine.current),
         "leftOut": [_left_out(one) for one in parts.engine.current.names.left_out],
-        "notServed": [str(one) for one in parts.engine.current.names.warnings],
+        "notServed": _not_served(parts.engine.current.names.warnings),
         "connections": parts.keepers.connections.status(),
         "sockets": {"ended": parts.keepers.sockets.ended},
         "flows": _flows(parts.events.pipeline.ring),
@@ -54,6 +56,11 @@ def status(parts: Parts) -> Row:
 
 def _uplink(found: Interface | None) -> Row | None:
     return None if found is None else {"interface": found.name, "mtu": found.mtu}
+
+
+def _not_served(warnings: tuple[ServiceWarning, ...]) -> Row:
+    """`service list` has all of them."""
+    return {"parts": len(warnings), "first": [str(one) for one in warnings[:_MOST_WARNINGS]]}
 
 
 def _left_out(one: LeftOut) -> Row:

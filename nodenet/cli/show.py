@@ -49,7 +49,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("TYPE", "type"),
         Column("FRONTEND", "frontend"),
         Column("PROTOCOL", "protocol"),
+        Column("POLICY", "trafficPolicy"),
         Column("BACKENDS", "backends"),
+        Column("NOT SERVED", "notServed"),
     ),
     "policy": (
         Column("SUBJECT", "subject"),

@@ -103,6 +103,15 @@ def _places(service: Service, port: ServicePort, here: Here) -> Iterator[tuple[F
             yield FrontendKind.EXTERNAL_IP, address, port.port
 
 
+def kind_of(service: Service, address: IPAddress) -> FrontendKind:
+    """What gave the Service one of its addresses."""
+    if address in service.cluster_ips:
+        return FrontendKind.CLUSTER_IP
+    if address in service.load_balancer_ips:
+        return FrontendKind.LOAD_BALANCER
+    return FrontendKind.EXTERNAL_IP if address in service.external_ips else FrontendKind.NODE_PORT
+
+
 def _is_restricted(service: Service, version: int) -> bool:
     """Whether only some sources may use the load balancer's addresses of this IP family."""
     lengths = [network.prefixlen for network in service.source_ranges or () if network.version == version]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -10,13 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.labs import NODENET, Lab, running, until
+from tests.e2e.labs import NODENET, Lab, nodenet, running, until
 from tests.sockclient import SocketProcess
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
 NAMESPACE = "fields"
 PORT, TARGET, NODE_PORT = 80, 8080, 30777
+HEALTH = 30790
+BALANCED = "203.0.113.5"
 EXTERNAL = {4: "198.51.100.7", 6: "2001:db8:51::7"}
 CLIENTS = ("client", "host")
 FAMILIES = (4, 6)
@@ -63,6 +67,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         service("external", "both", externalIPs=list(EXTERNAL.values())),
         service("local", "both", internalTrafficPolicy="Local"),
         service("local-far", "only-far", internalTrafficPolicy="Local"),
+        service("balanced", "both", type="LoadBalancer"),
+        service("ranges", "both", type="LoadBalancer", loadBalancerSourceRanges=["10.0.0.0/8"]),
+        service("checked", "both", type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=HEALTH),
         service("headless", "both", labels={"service.kubernetes.io/headless": ""}),
     ]
     manifest = tmp_path_factory.mktemp("fields") / "objects.yaml"
@@ -174,6 +181,62 @@ def test_internal_policy_local_without_a_backend_here(clients: Clients, addresse
     address = addresses["local-far", family]
     assert error(clients["client"], address, PORT) == errno.ETIMEDOUT
     assert error(clients["host"], address, PORT) == errno.EPERM
+
+
+def _set_ingress(lab: Lab, name: str, *ingress: dict[str, str]) -> None:
+    """The status that a cloud's controller writes."""
+    config = lab("kubeconfig").stdout.strip()
+    patch = json.dumps({"status": {"loadBalancer": {"ingress": list(ingress)}}})
+    command = ["kubectl", "--kubeconfig", config, "patch", "service", name, "-n", NAMESPACE, "--subresource=status"]
+    subprocess.run([*command, "--type=merge", "-p", patch], check=True, capture_output=True, timeout=60)
+
+
+def _rows(lab: Lab, name: str) -> list[dict[str, Any]]:
+    text = nodenet("service", "list", "--lab", lab.name, "--node", "node1", "-o", "json").stdout
+    rows = [json.loads(line) for line in text.splitlines()] if text.startswith("{") else json.loads(text)
+    return [row for row in rows if row["service"] == f"{NAMESPACE}/{name}"]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_load_balancer_addresses(lab: Lab, clients: Clients, client: str) -> None:
+    _set_ingress(lab, "balanced", {"ip": BALANCED, "ipMode": "VIP"}, {"ip": "203.0.113.6", "ipMode": "Proxy"})
+    until(lambda: any(row["frontend"] == f"{BALANCED}:{PORT}" for row in _rows(lab, "balanced")), "it has a frontend")
+    assert {answer(clients[client], BALANCED, PORT) for _ in range(12)} == {"near", "far"}
+    assert not any("203.0.113.6" in row["frontend"] for row in _rows(lab, "balanced"))
+
+
+def test_source_ranges_are_named_as_not_served(lab: Lab) -> None:
+    _set_ingress(lab, "ranges", {"ip": "203.0.113.9"})
+    until(lambda: any(row["notServed"] for row in _rows(lab, "ranges")), "the field is named")
+    rows = _rows(lab, "ranges")
+    assert all(row["notServed"][0].startswith("spec.loadBalancerSourceRanges: not checked here") for row in rows)
+    assert {row["type"] for row in rows} == {"ClusterIP", "NodePort"}
+
+
+@pytest.mark.parametrize(("node", "status", "count"), [("node1", 200, 1), ("node2", 200, 1)])
+def test_health_check_node_port(
+    lab: Lab, clients: Clients, addresses: Addresses, node: str, status: int, count: int
+) -> None:
+    """A client outside the node asks it, as a load balancer does."""
+    client, name = clients["client"], f"s{next(_sockets)}"
+    client.do("tcp", name, addresses[node, 4], HEALTH)
+    client.do("send", name, "GET /healthz HTTP/1.0\r\n\r\n")
+    text = ""
+    while '"serviceProxyHealthy"' not in text:
+        text += client.do("receive", name)[0]
+    assert text.startswith(f"HTTP/1.0 {status} ")
+    assert f'"localEndpoints": {count}' in text
+
+
+def test_the_list_shows_type_and_policy(lab: Lab) -> None:
+    rows = _rows(lab, "local-ports")
+    shown = {(row["type"], row["trafficPolicy"], row["scope"], row["protocol"]) for row in rows}
+    assert shown == {
+        (kind, policy, "internal", protocol)
+        for kind, policy in (("ClusterIP", "Cluster"), ("NodePort", "Local"))
+        for protocol in ("TCP", "UDP")
+    }
+    assert all(row["onlyElsewhere"] for row in _rows(lab, "local-far"))
 
 
 def test_the_label_headless(clients: Clients, addresses: Addresses) -> None:

@@ -44,6 +44,8 @@ def test_ready_endpoints_of_this_node_count_once() -> None:
     slices = [
         slice_("web", end(1), end(2), end(3, "node2"), end(4, ready=False)),
         slice_("web", end(1), name="web-2"),
+        # The same pods in the other family.
+        slice_("web", SliceEndpoint((ip_address("fd00::1"),), node_name="node1"), name="web-6"),
         slice_("other", end(5)),
     ]
     found = wanted({one.ref: one}, {s.ref: s for s in slices}, "node1")

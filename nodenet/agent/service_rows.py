@@ -1,0 +1,72 @@
+"""The answer to `nodenet service list`: frontends as the datapath has them, with the fields that made them so."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nodenet import abi
+from nodenet.agent.rows import address_text
+from nodenet.compile.services import FrontendKind, kind_of
+from nodenet.engine import Compiled
+from nodenet.model import IPAddress, ObjectRef, Protocol, Service
+from nodenet.store import Snapshot
+
+_NAMES = {
+    FrontendKind.CLUSTER_IP: "ClusterIP",
+    FrontendKind.NODE_PORT: "NodePort",
+    FrontendKind.LOAD_BALANCER: "LoadBalancer",
+    FrontendKind.EXTERNAL_IP: "ExternalIP",
+}
+
+
+def services(compiled: Compiled) -> Iterator[dict[str, Any]]:
+    """One row per Service port and address, with the backends among which the datapath chooses now. `scope`: whose
+    traffic uses it. `terminating`: the backends that are used because none is ready. `onlyElsewhere`: no backend,
+    because the traffic policy is Local and only other nodes have endpoints."""
+    tables = compiled.desired.tables
+    frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
+    ready = _ready(compiled.snapshot)
+    warnings: dict[ObjectRef, list[str]] = defaultdict(list)
+    for warning in compiled.names.warnings:
+        warnings[warning.ref].append(warning.message)
+    for key, entry in frontends.items():
+        if key.slot:
+            continue
+        name = compiled.names.services.get(entry.service_id)
+        slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))
+        found = [backends.get(abi.U32(slot.backend_id)) for slot in slots if slot]
+        targets = [(target.addr, target.port) for target in found if target]
+        yield {
+            "id": entry.service_id,
+            "service": str(name.ref) if name else "",
+            "port": name.name if name else "",
+            **_fields(compiled.snapshot.services.get(name.ref) if name else None, key.addr),
+            "scope": abi.FrontendScope(key.scope).name.lower(),
+            "frontend": address_text(key.addr, key.port),
+            "protocol": Protocol(key.protocol).name,
+            "backends": [address_text(*target) for target in targets],
+            "terminating": [address_text(*t) for t in targets if name and (name.ref, t[0]) not in ready],
+            "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
+            "notServed": warnings.get(name.ref, []) if name else [],
+        }
+
+
+def _fields(service: Service | None, address: IPAddress) -> Mapping[str, str]:
+    """What gave the Service this address, and the traffic policy for it. Empty if the Service was just deleted."""
+    if service is None:
+        return {"type": "", "trafficPolicy": ""}
+    kind = kind_of(service, address)
+    local = service.internal_local if kind is FrontendKind.CLUSTER_IP else service.external_local
+    return {"type": _NAMES[kind], "trafficPolicy": "Local" if local else "Cluster"}
+
+
+def _ready(snapshot: Snapshot) -> set[tuple[ObjectRef, IPAddress]]:
+    """The ready endpoints of each Service."""
+    return {
+        (slice_.service, endpoint.addresses[0])
+        for slice_ in snapshot.slices.values()
+        for endpoint in slice_.endpoints
+        if endpoint.ready and endpoint.addresses
+    }
