@@ -66,7 +66,9 @@ def candidates_of(slices: Iterable[EndpointSlice], all_ready: bool) -> dict[Port
             for port in slice_.ports:
                 found = ports.setdefault((port.name, port.protocol), {})
                 target = (address, port.port)
-                found[target] = min(found.get(target, candidate), candidate)
+                known = found.get(target)
+                if known is None or candidate < known:
+                    found[target] = candidate
     return ports
 
 
@@ -87,9 +89,11 @@ def choose(candidates: Mapping[Target, Candidate], version: int, here: Here, *, 
         used = _best([(target, one) for target, one in family if one.node == here.node])
     else:
         used = _near(_best(family), here)
-    chosen = {target for target, _ in used}
-    spare = sorted(target for target, _ in family if target not in chosen) if len(used) < len(family) else []
-    return Backends(sorted(chosen), spare, local and not used and bool(family))
+    targets = sorted([target for target, _ in used])
+    if len(used) == len(family):
+        return Backends(targets, [])
+    chosen = set(targets)
+    return Backends(targets, sorted(t for t, _ in family if t not in chosen), local and not used)
 
 
 _Found = list[tuple[Target, Candidate]]
