@@ -174,16 +174,21 @@ class Probe(threading.Thread):
         return self.counts
 
 
-def targets(api: Api, kind: str) -> list[tuple[str, str, str, int, bool]]:
-    """What a client calls: each server in each family and the Service, in every kind of call."""
+def targets(api: Api, kind: str, by_packet: bool) -> list[tuple[str, str, str, int, bool]]:
+    """What a client calls, in every kind of call: each server in each family and the Service, or only the Service.
+
+    A pod whose packets to Services are translated makes no other calls. Its kernel may use one port for a call to a
+    Service and for one to the backend, and the second of such connections is dropped (docs/packet-walk.md).
+    """
     friendly = kind == "friend"
-    places = [
+    service = ("service", api.service_ip(world.NAMESPACE, "server"), world.SERVICE)
+    pods = [
         (f"{entry['metadata']['name']}/v{6 if ':' in one['ip'] else 4}", one["ip"], world.OPEN)
         for entry in api.pods(world.NAMESPACE)
         if entry["metadata"]["name"] in world.servers()
         for one in entry["status"]["podIPs"]
     ]
-    places.append(("service", api.service_ip(world.NAMESPACE, "server"), world.SERVICE))
+    places = [service] if by_packet else [service, *pods]
     calls = {"tcp": "TCP", "udp": "UDP"}
     if friendly:
         calls |= {"keep": "TCP", "stay": "UDP", "rare": "UDP"}
@@ -200,7 +205,7 @@ def upgrade(name: str, old: Path, rounds: int, seconds: float) -> Result:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodenet-upgrade-")))
         lab = Lab(name, old, folder)
         manifest = folder / "world.yaml"
-        manifest.write_text(yaml.safe_dump_all([*world.start(), _CLOSED]))
+        manifest.write_text(yaml.safe_dump_all(objects()))
         stack.callback(lab, "lab", "down", "--name", name)
         lab("lab", "up", "--name", name, "--nodes", "2", "--ip-family", "dual", "-f", str(manifest))
         api = Api(Path(lab("lab", "kubeconfig", "--name", name).strip()))
@@ -219,15 +224,34 @@ def upgrade(name: str, old: Path, rounds: int, seconds: float) -> Result:
     return result
 
 
+def _clients() -> Iterator[tuple[str, str, bool]]:
+    """(pod, kind, whether its process is in no cgroup of the node)."""
+    for pod, kind in world.clients():
+        yield pod, kind, False
+        yield f"packet-{pod}", kind, True
+
+
+def objects() -> list[world.Object]:
+    """The lab's objects: those of the soak, pods for the processes without a cgroup, and a policy that closes."""
+    further = [
+        world.pod(world.NAMESPACE, pod, pod.rpartition("-")[2], {"app": kind, "role": world.ROLES[kind][0]})
+        for pod, kind, by_packet in _clients()
+        if by_packet
+    ]
+    return [*world.start(), *further, _CLOSED]
+
+
 def _probes(lab: Lab, api: Api) -> Iterator[Probe]:
     """The processes that call: in the pods, and in their networks only, where Services are translated by packet."""
-    for pod, kind in world.clients():
-        words = [sys.executable, "-I", "-S", str(_PROBE), json.dumps(targets(api, kind)), "1"]
-        yield Probe(pod, lab.start("lab", "exec", "--name", lab.name, "-n", world.NAMESPACE, pod, "--", *words))
-        netns = names.NETNS_ROOT / names.pod_netns(lab.name, world.NAMESPACE, pod)
-        command = ["nsenter", f"--net={netns}", *words]
-        outside = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        yield Probe(f"{pod} (by packet)", outside)
+    for pod, kind, by_packet in _clients():
+        words = [sys.executable, "-I", "-S", str(_PROBE), json.dumps(targets(api, kind, by_packet)), "1"]
+        if by_packet:
+            netns = names.NETNS_ROOT / names.pod_netns(lab.name, world.NAMESPACE, pod)
+            command = ["nsenter", f"--net={netns}", *words]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        else:
+            process = lab.start("lab", "exec", "--name", lab.name, "-n", world.NAMESPACE, pod, "--", *words)
+        yield Probe(pod, process)
 
 
 @click.command()
