@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from nodenet.abi import AddressPort, FrontendKey
 from nodenet.compile import lb
+from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids, Numbering, Space
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.slots import Slots, restore
@@ -24,8 +26,15 @@ from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_
 NAMES = st.sampled_from("abc")
 VIPS = st.lists(st.sampled_from(["10.96.0.1", "10.96.0.2", "fd00:96::1"]), unique=True, max_size=2)
 SERVICE_PORTS = st.lists(
-    st.sampled_from([("x", TCP, 80), ("y", UDP, 80), ("z", TCP, 81), ("x2", TCP, 80)]), unique=True, max_size=3
+    st.sampled_from(
+        [("x", TCP, 80), ("y", UDP, 80), ("z", TCP, 81), ("x2", TCP, 80), ("x", TCP, 80, 81), ("y", UDP, 80, 81)]
+    ),
+    unique=True,
+    max_size=3,
 )
+# Kinds of addresses that clash with each other: an external address may be a ClusterIP or the node's own.
+EXTERNAL = st.lists(st.sampled_from(["10.96.0.1", "10.96.0.9", "192.0.2.1"]), unique=True, max_size=2)
+HERES = st.sampled_from([Here("node1"), Here("node1", "a", (ip_address("192.0.2.1"),)), Here("node2", "b")])
 SLICE_PORTS = st.lists(st.sampled_from([("x", TCP, 8080), ("y", UDP, 53), ("z", TCP, 8080)]), unique=True, max_size=3)
 TARGETS = st.lists(
     st.builds(
@@ -33,25 +42,46 @@ TARGETS = st.lists(
         st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"]),
         st.booleans(),
         terminating=st.just(True),
+    ).flatmap(
+        lambda one: st.builds(
+            lambda node, zones: replace(one, node_name=node, for_zones=zones),
+            st.sampled_from(["node1", "node2"]),
+            st.sampled_from([(), ("a",)]),
+        )
     ),
     max_size=4,
 )
 
 
-def _service(name: str, vips: list[str], ports: list[Any], publish: bool, foreign: bool) -> Service:
+def _service(
+    name: str, vips: list[str], ports: list[Any], flags: tuple[bool, bool, bool], external: tuple[list[str], list[str]]
+) -> Service:
+    publish, foreign, local = flags
     labels = {"service.kubernetes.io/service-proxy-name": "other"} if foreign else {}
-    return service(name, *vips, ports=ports, publish_not_ready_addresses=publish, labels=labels)
+    return service(
+        name,
+        *vips,
+        ports=ports,
+        publish_not_ready_addresses=publish,
+        labels=labels,
+        internal_local=local,
+        external_ips=tuple(map(ip_address, external[0])),
+        load_balancer_ips=tuple(map(ip_address, external[1])),
+    )
 
 
 def _slice(name: str, of: str, targets: list[Any], ports: list[Any]) -> EndpointSlice:
     return slice_(of, *targets, name=name, ports=ports)
 
 
-SERVICES = st.builds(_service, NAMES, VIPS, SERVICE_PORTS, st.booleans(), st.sampled_from([False, False, False, True]))
+FLAGS = st.tuples(st.booleans(), st.sampled_from([False, False, False, True]), st.booleans())
+SERVICES = st.builds(_service, NAMES, VIPS, SERVICE_PORTS, FLAGS, st.tuples(EXTERNAL, EXTERNAL))
 SLICES = st.builds(_slice, st.sampled_from("pqrs"), NAMES, TARGETS, SLICE_PORTS)
 GONE = st.tuples(st.sampled_from([Service, EndpointSlice]), st.sampled_from("abcpqrs"))
 # One step is several changes at once, or none; then the maps may or may not be brought up to date (settle).
-STEPS = st.lists(st.tuples(st.lists(SERVICES | SLICES | GONE, max_size=4), st.booleans()), min_size=1, max_size=8)
+STEPS = st.lists(
+    st.tuples(st.lists(SERVICES | SLICES | GONE | HERES, max_size=4), st.booleans()), min_size=1, max_size=8
+)
 
 
 class Cluster:
@@ -60,6 +90,7 @@ class Cluster:
     def __init__(self) -> None:
         self.services: Mapping[ObjectRef, Service] = {}
         self.slices: Mapping[ObjectRef, EndpointSlice] = {}
+        self.here = Here("node1")
 
     def change(self, changes: list[Any]) -> None:
         for change in changes:
@@ -68,6 +99,8 @@ class Cluster:
                 services[change.ref] = change
             elif isinstance(change, EndpointSlice):
                 slices[change.ref] = change
+            elif isinstance(change, Here):
+                self.here = change
             else:
                 kind, name = change
                 (services if kind is Service else slices).pop(ObjectRef("default", name), None)
@@ -94,6 +127,7 @@ def meaning(compiled: ServiceTables) -> dict[str, Any]:
         "slots": {key: sorted(slots) for key, slots in compiled.slots.items()},
         "backends": compiled.backends,
         "members": compiled.members,
+        "addresses": compiled.addresses,
         "revnat": compiled.revnat,
         "names": compiled.names,
         "warnings": compiled.warnings,
@@ -115,20 +149,20 @@ def _it_is_what_compiling_from_nothing_gives(steps: list[tuple[list[Any], bool]]
     slots: Slots = {}
     for changes, settled in steps:
         cluster.change(changes)
-        result = compiler.compile(cluster.services, cluster.slices)
+        result = compiler.compile(cluster.services, cluster.slices, cluster.here)
         # With the same past: equal to the last slot. Without any: equal but for the order of slots.
-        reference = compile_services(cluster.services, cluster.slices, reference_ids, slots)
+        reference = compile_services(cluster.services, cluster.slices, reference_ids, slots, cluster.here)
         slots = dict(reference.slots)
         assert as_tables(result) == as_tables(reference)
         assert result.slots == reference.slots
-        assert meaning(result) == meaning(compile_services(cluster.services, cluster.slices, Ids()))
+        assert meaning(result) == meaning(compile_services(cluster.services, cluster.slices, Ids(), here=cluster.here))
         assert meaning(result) == meaning(reference)
         if settled:
             ids.settle()
             reference_ids.settle()
         for numbering, other in ((ids.services, reference_ids.services), (ids.backends, reference_ids.backends)):
             assert numbering.__dict__ == other.__dict__
-    assert compiler.compile(cluster.services, cluster.slices) is result
+    assert compiler.compile(cluster.services, cluster.slices, cluster.here) is result
 
 
 @settings(max_examples=200, deadline=None)
@@ -138,7 +172,7 @@ def test_the_plan_reads_only_what_changed_and_is_the_same(steps: list[tuple[list
     held = as_tables(compiler.compile({}, {}))
     for changes, reached in steps:
         cluster.change(changes)
-        wanted = as_tables(compiler.compile(cluster.services, cluster.slices))
+        wanted = as_tables(compiler.compile(cluster.services, cluster.slices, cluster.here))
         full = plan_services(wanted, {name: dict(table) for name, table in held.items()})
         quick = plan_services(wanted, held)
         assert sorted(map(_order, quick)) == sorted(map(_order, full))
@@ -163,13 +197,13 @@ def test_after_a_restart_numbers_and_slots_stay(before: list[tuple[list[Any], bo
     compiler = ServiceCompiler(ids)
     for changes, _ in before:
         cluster.change(changes)
-        result = compiler.compile(cluster.services, cluster.slices)
+        result = compiler.compile(cluster.services, cluster.slices, cluster.here)
         ids.settle()
     fresh = Ids()
     again = ServiceCompiler(fresh, restore(fresh, as_tables(result)))
     for changes, _ in [([], True), *after]:
         cluster.change(changes)
-        one, two = (each.compile(cluster.services, cluster.slices) for each in (compiler, again))
+        one, two = (each.compile(cluster.services, cluster.slices, cluster.here) for each in (compiler, again))
         assert as_tables(one) == as_tables(two)
         ids.settle()
         fresh.settle()
