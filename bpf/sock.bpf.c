@@ -84,7 +84,7 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 	int result;
 
 	result = datagram ? nn_lb_choose_for_socket(ctx, addr, *port, &choice) :
-			    nn_lb_choose(addr, *port, ctx->protocol, 0, &choice);
+			    nn_lb_choose_connected(ctx, addr, *port, &choice);
 	if (result == 0) {
 		if (!datagram || !nn_sock_is_connected(ctx))
 			nn_sock_forget(ctx, addr, *port);

@@ -221,8 +221,26 @@ struct nn_frontend_key {
 struct nn_frontend_entry {
 	__u32 backend_id; /* in slots 1..count */
 	__u32 rev_nat_index;
-	__u16 count; /* in slot 0 */
+	__u16 count; /* in slot 0, as all that follows */
 	__u16 flags;
+	__u32 affinity_id; /* of the Service port, whichever of its addresses this is */
+	__u32 affinity_seconds; /* the timeout of session affinity; 0: none */
+};
+
+/* The client's address, or in its first word the cookie of a network namespace that is no pod's. */
+struct nn_affinity_key {
+	struct nn_addr client;
+	__u32 affinity_id;
+};
+
+struct nn_affinity_entry {
+	__u32 backend_id;
+	__u32 last_used; /* seconds of CLOCK_MONOTONIC */
+};
+
+struct nn_client_entry {
+	struct nn_addr v4;
+	struct nn_addr v6;
 };
 
 struct nn_backend_entry {
@@ -232,10 +250,12 @@ struct nn_backend_entry {
 	__u8 pad;
 };
 
+#define NN_MEMBER_AFFINITY (1U << 31)
+
 /* Membership of a backend in a Service; the value is its nn_backend_entry. UDP only: flows and sockets without a
  * connection use it to check that their backend still belongs to their Service. */
 struct nn_member_key {
-	__u32 rev_nat_index;
+	__u32 rev_nat_index; /* plus NN_MEMBER_AFFINITY: a backend that takes new flows, of a Service with affinity */
 	__u32 backend_id;
 };
 

@@ -70,6 +70,8 @@ struct nn_lb_choice {
 	__u32 rev_nat_index;
 	__u16 slot;
 	__u16 flags; /* of the frontend; 0 if there is none */
+	__u32 affinity_id;
+	__u32 affinity_seconds; /* 0: the Service has no session affinity (affinity.h) */
 };
 
 /* Returns the backend if it belongs to this UDP Service, else 0. It may belong to other Services too. */
@@ -107,6 +109,8 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 		return nn_unserved(addr);
 	choice->rev_nat_index = master->rev_nat_index;
 	choice->flags = master->flags;
+	choice->affinity_id = master->affinity_id;
+	choice->affinity_seconds = master->affinity_seconds;
 	if (master->count == 0)
 		return NN_DROP_BACKEND_NOT_FOUND;
 	key.backend_slot = (number ? number : bpf_get_prandom_u32()) % master->count + 1;

@@ -6,6 +6,7 @@
 #ifndef NN_SERVICE_H
 #define NN_SERVICE_H
 
+#include "affinity.h"
 #include "frag_create.h"
 #include "hairpin.h"
 #include "link.h"
@@ -79,6 +80,14 @@ NN_GLOBAL int nn_service_follow(void)
 	return 1;
 }
 
+/* The same backend for all new flows of this client, if the Service wants that. */
+NN_INLINE void nn_service_affinity(const struct nn_context *context, struct nn_lb_choice *choice)
+{
+	struct nn_affinity_key key = { .client = context->packet.tuple.saddr, .affinity_id = choice->affinity_id };
+
+	nn_affinity_keep(&key, choice, context->now);
+}
+
 /* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. Returns 1,
  * 0 if no Service serves the packet, or a drop code. */
 NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
@@ -98,6 +107,8 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 		view->rev_nat_index = choice->rev_nat_index;
 		if (result <= 0)
 			return result;
+		if (i == 0 && choice->affinity_seconds)
+			nn_service_affinity(context, choice);
 		to->daddr = view->flow.remote = choice->backend.addr;
 		to->dport = view->flow.remote_port = choice->backend.port;
 		/* A pod that calls itself sees the hairpin address instead of its own one. */

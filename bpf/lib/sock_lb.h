@@ -3,6 +3,7 @@
 #ifndef NN_SOCK_LB_H
 #define NN_SOCK_LB_H
 
+#include "affinity.h"
 #include "lb.h"
 #include "sock_service.h"
 
@@ -104,6 +105,34 @@ NN_INLINE int nn_sock_is_in_pod(struct bpf_sock_addr *ctx)
 	return nn_config.netns_cookie && bpf_get_netns_cookie(ctx) != nn_config.netns_cookie;
 }
 
+/* The same backend for all new flows of this client, if the Service wants that. The client is the pod's address, as in its
+ * packets (service.h). All processes of another namespace, and those of the node, are one client. */
+NN_INLINE void nn_sock_affinity(struct bpf_sock_addr *ctx, const struct nn_addr *addr, struct nn_lb_choice *choice)
+{
+	struct nn_affinity_key key = { .affinity_id = choice->affinity_id };
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct nn_client_entry *pod = bpf_map_lookup_elem(&nn_client, &cookie);
+
+	if (pod) {
+		key.client = nn_addr_is_v4(addr) ? pod->v4 : pod->v6;
+	} else {
+		key.client.word[0] = cookie;
+		key.client.word[1] = cookie >> 32;
+	}
+	nn_affinity_keep(&key, choice, nn_now_seconds());
+}
+
+/* As nn_lb_choose, for a new connection of a socket. */
+NN_INLINE int nn_lb_choose_connected(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
+				     struct nn_lb_choice *choice)
+{
+	int result = nn_lb_choose(addr, port, ctx->protocol, 0, choice);
+
+	if (result > 0 && choice->affinity_seconds)
+		nn_sock_affinity(ctx, addr, choice);
+	return result;
+}
+
 /* Choose a backend that this socket does not use for another Service: recvmsg() only shows the backend, so replies of
  * two Services that share it cannot be told apart. If all backends that were tried are in use, take the last one and
  * set `shared`. Returns as nn_lb_choose does. */
@@ -121,9 +150,12 @@ NN_INLINE int nn_lb_choose_unshared(struct bpf_sock_addr *ctx, const struct nn_a
 		result = nn_lb_choose(addr, port, protocol, number + i, choice);
 		if (result <= 0)
 			return result;
+		if (i == 0 && choice->affinity_seconds)
+			nn_sock_affinity(ctx, addr, choice);
 		other = nn_sock_service(ctx->sk, cookie, &choice->backend.addr, choice->backend.port, protocol);
 		*shared = other && other != choice->rev_nat_index;
-		if (!*shared)
+		/* With session affinity no other backend will do. */
+		if (!*shared || choice->affinity_seconds)
 			break;
 	}
 	return result;

@@ -33,13 +33,24 @@ from nodenet.abi.numbers import (
 )
 from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
 from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, Rule, State
-from nodenet.abi.services import AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.abi.services import (
+    MEMBER_AFFINITY,
+    AddressPort,
+    AffinityEntry,
+    AffinityKey,
+    ClientEntry,
+    ClientKey,
+    FrontendEntry,
+    FrontendKey,
+    MemberKey,
+)
 from nodenet.abi.versions import EndpointVersions, NumberVersions, RuleVersions, Versions, always
 
 __all__ = [
     "ENTRY_ENDS",
     "EVENT_SIZE",
     "LOST_EVENTS",
+    "MEMBER_AFFINITY",
     "POLICY_BITS_DIRECTION",
     "POLICY_BITS_PROTOCOL",
     "U32",
@@ -48,6 +59,10 @@ __all__ = [
     "AddressFlag",
     "AddressKey",
     "AddressPort",
+    "AffinityEntry",
+    "AffinityKey",
+    "ClientEntry",
+    "ClientKey",
     "CtEntry",
     "CtFlag",
     "CtKey",

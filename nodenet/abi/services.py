@@ -29,24 +29,86 @@ class FrontendKey(NamedTuple):
 
 
 class FrontendEntry(NamedTuple):
-    """nn_frontend_entry. Master entry: number of backends and flags. Slot: backend_id. Both contain the Service's
-    number."""
+    """nn_frontend_entry. Master entry: number of backends, flags and session affinity. Slot: backend_id. Both contain
+    the Service's number."""
 
     backend_id: int
     service_id: int
     backends: int
     flags: int = 0
+    affinity_id: int = 0
+    affinity_seconds: int = 0
 
     def pack(self) -> bytes:
-        return struct.pack("=IIHH", *self)
+        return struct.pack("=IIHHII", *self)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        return cls(*struct.unpack("=IIHH", data))
+        return cls(*struct.unpack("=IIHHII", data))
+
+
+class AffinityKey(NamedTuple):
+    """nn_affinity_key"""
+
+    client: IPAddress
+    affinity_id: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=16sI", pack_addr(self.client), self.affinity_id)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        client, number = struct.unpack("=16sI", data)
+        return cls(unpack_addr(client), number)
+
+
+class AffinityEntry(NamedTuple):
+    """nn_affinity_entry"""
+
+    backend_id: int
+    last_used: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=II", *self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*struct.unpack("=II", data))
+
+
+class ClientKey(NamedTuple):
+    """The key of nn_client: the cookie of a network namespace."""
+
+    cookie: int
+
+    def pack(self) -> bytes:
+        return struct.pack("=Q", self.cookie)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*struct.unpack("=Q", data))
+
+
+class ClientEntry(NamedTuple):
+    """nn_client_entry. An address that the pod does not have is `::`."""
+
+    v4: IPAddress
+    v6: IPAddress
+
+    def pack(self) -> bytes:
+        return pack_addr(self.v4) + pack_addr(self.v6)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(unpack_addr(data[:16]), unpack_addr(data[16:]))
+
+
+# NN_MEMBER_AFFINITY
+MEMBER_AFFINITY = 1 << 31
 
 
 class MemberKey(NamedTuple):
-    """nn_member_key"""
+    """nn_member_key. `service_id` plus MEMBER_AFFINITY: a backend that takes new flows, of a Service with affinity."""
 
     service_id: int
     backend_id: int

@@ -48,6 +48,7 @@ def services(compiled: Compiled) -> Iterator[dict[str, Any]]:
             "protocol": Protocol(key.protocol).name,
             "backends": [address_text(*target) for target in targets],
             "terminating": [address_text(*t) for t in targets if name and (name.ref, t[0]) not in ready],
+            "affinitySeconds": entry.affinity_seconds,
             "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
             "notServed": warnings.get(name.ref, []) if name else [],
         }

@@ -50,6 +50,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("FRONTEND", "frontend"),
         Column("PROTOCOL", "protocol"),
         Column("POLICY", "trafficPolicy"),
+        Column("AFFINITY", "affinitySeconds", _seconds),
         Column("BACKENDS", "backends"),
         Column("NOT SERVED", "notServed"),
     ),

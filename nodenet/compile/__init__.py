@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from nodenet.compile import policy, slots
+from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
 from nodenet.compile.ids import Ids
@@ -59,7 +60,8 @@ class Compiler:
         inputs = (snapshot.pods, snapshot.namespaces, snapshot.policies, snapshot.endpoints, snapshot.nodes, local)
         others = self._remember("others", inputs, lambda *_: self._others(snapshot, local))
         policies, endpoints, ipcache = others
-        return _state(services, policies, endpoints, ipcache), _names(services, policies, endpoints)
+        callers = self._remember("clients", (snapshot.endpoints if local.services else _NONE,), clients)
+        return _state(services, policies, endpoints, ipcache, callers), _names(services, policies, endpoints)
 
     def _others(self, snapshot: Snapshot, local: LocalNode) -> tuple[PolicyTables, EndpointTables, Table]:
         """All tables that do not depend on Services."""
@@ -141,7 +143,9 @@ def _namespace_labels(namespaces: Mapping[Any, Any]) -> dict[str, Labels]:
     return {namespace.name: namespace.labels for namespace in namespaces.values()}
 
 
-def _state(services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables, ipcache: Table) -> DesiredState:
+def _state(
+    services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables, ipcache: Table, callers: Table
+) -> DesiredState:
     return DesiredState(
         {
             "nn_frontend": services.frontends,
@@ -149,6 +153,7 @@ def _state(services: ServiceTables, policies: PolicyTables, endpoints: EndpointT
             "nn_backend": services.backends,
             "nn_member": services.members,
             "nn_revnat": services.revnat,
+            "nn_client": callers,
             "nn_policy": policies.policy,
             "nn_cidr": policies.cidr,
             "nn_ipcache": ipcache,

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendEntry, FrontendFlag, FrontendKey, MemberKey
+from nodenet.abi import (
+    MEMBER_AFFINITY,
+    U32,
+    AddressFlag,
+    AddressKey,
+    AddressPort,
+    FrontendEntry,
+    FrontendFlag,
+    FrontendKey,
+    MemberKey,
+)
+from nodenet.compile.affinity import affinity_id
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
@@ -238,6 +249,7 @@ class _Run:
         # members.
         if address.protocol == Protocol.UDP:
             self._update_members(service_id, [*chosen, *draining], old, new)
+        self._update_affinity(service_id, old, new)
         if old is not None:
             self._release(old.backends)
             self._release(old.draining)
@@ -258,9 +270,8 @@ class _Run:
             changes.revnat[number] = address if new is not None else None
         if old is None or new is None or old.kind is not new.kind:
             self._count(address.addr, old, new)
-        master = FrontendEntry(0, service_id, len(slots), _flags(new)) if new is not None else None
-        same = old is not None and new is not None and len(last) == len(slots) and _flags(old) == _flags(new)
-        if not same:
+        master = _master(new, service_id, len(slots)) if new is not None else None
+        if old is None or master != _master(old, service_id, len(last)):
             changes.frontends[FrontendKey(*address, 0)] = master
         self._write(address, service_id, last if old is not None else (), slots)
 
@@ -309,6 +320,13 @@ class _Run:
             self._changes.members[MemberKey(service_id, self._ids.backends.number(backend))] = None
         self._changes.members.update({MemberKey(service_id, number): backend for number, backend in after.items()})
 
+    def _update_affinity(self, service_id: int, old: Frontend | None, new: Frontend | None) -> None:
+        """Update the members for session affinity: the backends that take new flows."""
+        for frontend, gone in ((old, True), (new, False)):
+            for backend in frontend.backends if frontend is not None and frontend.affinity_seconds else ():
+                key = MemberKey(service_id | MEMBER_AFFINITY, self._ids.backends.number(backend))
+                self._changes.members[key] = None if gone else backend
+
     def _release(self, backends: Iterable[AddressPort]) -> None:
         for backend in backends:
             number = self._ids.backends.number(backend)
@@ -340,8 +358,11 @@ class _Run:
             entries[FrontendKey(addr, port, protocol, slot)] = None
 
 
-def _flags(frontend: Frontend) -> int:
-    return FrontendFlag.ONLY_ELSEWHERE if frontend.only_elsewhere else 0
+def _master(frontend: Frontend, service_id: int, backends: int) -> FrontendEntry:
+    flags = FrontendFlag.ONLY_ELSEWHERE if frontend.only_elsewhere else 0
+    if not frontend.affinity_seconds:
+        return FrontendEntry(0, service_id, backends, flags)
+    return FrontendEntry(0, service_id, backends, flags, affinity_id(frontend.name), frontend.affinity_seconds)
 
 
 def _is_cluster_ip(frontend: Frontend | None) -> bool:

@@ -44,6 +44,7 @@ class Frontend(NamedTuple):
 
     `draining` (only UDP): other endpoints that serve. They get no new flows but keep their existing ones.
     `only_elsewhere`: there is no backend, because the traffic policy is Local and only other nodes have endpoints.
+    `affinity_seconds`: the timeout of session affinity; 0: none.
     """
 
     address: AddressPort
@@ -52,6 +53,7 @@ class Frontend(NamedTuple):
     draining: tuple[AddressPort, ...] = ()
     kind: FrontendKind = FrontendKind.CLUSTER_IP
     only_elsewhere: bool = False
+    affinity_seconds: int = 0
 
 
 def has_frontends(service: Service) -> bool:
@@ -79,7 +81,7 @@ def frontends_of(service: Service, slices: Iterable[EndpointSlice], here: Here) 
             at = AddressPort(address, number, port.protocol)
             backends, draining, only_elsewhere = chosen[known]
             # The API rejects two ports with the same number and protocol. If it happens, the first one is used.
-            found.setdefault(at, Frontend(at, name, backends, draining, kind, only_elsewhere))
+            found.setdefault(at, Frontend(at, name, backends, draining, kind, only_elsewhere, service.affinity_seconds))
     return found
 
 
@@ -138,5 +140,3 @@ def not_served(service: Service) -> Iterator[str]:
             "spec.loadBalancerSourceRanges: not checked here, so the addresses of the load balancer are not served: "
             "their traffic goes to the load balancer"
         )
-    if service.affinity_seconds:
-        yield "spec.sessionAffinity: not served, each connection may get another backend"

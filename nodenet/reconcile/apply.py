@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
-from nodenet.abi import AddressKey, FrontendKey, MemberKey
+from nodenet.abi import MEMBER_AFFINITY, AddressKey, FrontendKey, MemberKey
 from nodenet.errors import NodenetError, TableFullError
 from nodenet.reconcile.plan import Write
 
@@ -200,7 +200,7 @@ class _Dependants:
         elif write.table in ("nn_backend", "nn_revnat", "nn_service_addr"):
             self._frontends |= self._users[write.table, _reference(write.key)]
         elif write.table == "nn_member":
-            self._frontends |= self._users[write.table, write.key.service_id]
+            self._frontends |= self._users[write.table, write.key.service_id & ~MEMBER_AFFINITY]
 
     def has(self, write: Write) -> bool:
         if write.table == "nn_frontend":

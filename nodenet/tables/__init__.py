@@ -155,6 +155,26 @@ REVNAT = BpfMap(
     Group.SERVICES,
     Order(sets=4, deletes=9),
 )
+# The pods whose sockets' calls have affinity; from the endpoints.
+CLIENT = BpfMap(
+    "nn_client",
+    MapType.HASH,
+    Records(abi.ClientKey, abi.ClientEntry),
+    Size(1024, "endpoint_entries"),
+    Writer.COMPILER,
+    "calls of further pods have an affinity of their own at the socket, and another one packet by packet",
+    Group.SERVICES,
+    Order(sets=11, deletes=12),
+)
+AFFINITY = BpfMap(
+    "nn_affinity",
+    MapType.LRU_HASH,
+    Records(abi.AffinityKey, abi.AffinityEntry),
+    Size(16384),
+    Writer.PROGRAMS,
+    "the client that called its Service longest ago may get another backend with its next connection",
+    carried=Carried(Layout("client:16 affinity_id:4", "backend_id:4 last_used:4")),
+)
 # Kept at each socket, so neither has a size. User space reads nn_sock_peer with the program sock_service.
 SOCK_PEER = BpfMap("nn_sock_peer", MapType.SK_STORAGE, None, Size(0), Writer.PROGRAMS)
 SOCK_SENT = BpfMap("nn_sock_sent", MapType.SK_STORAGE, None, Size(0), Writer.PROGRAMS)
@@ -295,6 +315,8 @@ _ALL = (
     BACKEND,
     MEMBER,
     REVNAT,
+    CLIENT,
+    AFFINITY,
     SOCK_PEER,
     SOCK_SENT,
     SOCK_REVNAT,

@@ -152,9 +152,13 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
         {n: n for n in ("addr", "port", "protocol", "scope")} | {"slot": "backend_slot"},
     ),
     "nn_frontend_entry": (
-        abi.FrontendEntry(1, 2, 3, 4),
-        {"backend_id": "backend_id", "service_id": "rev_nat_index", "backends": "count", "flags": "flags"},
+        abi.FrontendEntry(1, 2, 3, 4, 5, 6),
+        {"service_id": "rev_nat_index", "backends": "count"}
+        | {n: n for n in ("backend_id", "flags", "affinity_id", "affinity_seconds")},
     ),
+    "nn_affinity_key": (abi.AffinityKey(ONES, 1), {n: n for n in abi.AffinityKey._fields}),
+    "nn_affinity_entry": (abi.AffinityEntry(1, 2), {n: n for n in abi.AffinityEntry._fields}),
+    "nn_client_entry": (abi.ClientEntry(ONES, ONES), {n: n for n in abi.ClientEntry._fields}),
     "nn_backend_entry": (abi.AddressPort(ONES, 1, 2), {n: n for n in ("addr", "port", "protocol")}),
     "nn_member_key": (abi.MemberKey(1, 2), {"service_id": "rev_nat_index", "backend_id": "backend_id"}),
     "nn_revnat_entry": (abi.AddressPort(ONES, 1, 2), {n: n for n in ("addr", "port", "protocol")}),
@@ -200,7 +204,7 @@ def test_every_field_stands_where_the_compiler_put_it(btfs: list[Btf], name: str
         blank: object = type(value)(0) if isinstance(value, int) and python_name != "direction" else zero[""]
         if isinstance(value, abi.Rule):
             blank = abi.Rule(0, 0)
-        if python_name in ("addr", "pod", "local", "remote", "saddr", "daddr", "backend"):
+        if python_name in ("addr", "client", "v4", "v6", "pod", "local", "remote", "saddr", "daddr", "backend"):
             blank = ip_address("::")
         elif "mac" in python_name:
             blank = "00:00:00:00:00:00"

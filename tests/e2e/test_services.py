@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nodenet.lab import names
 from tests.e2e.labs import NODENET, Lab, nodenet, running, until
 from tests.sockclient import SocketProcess
 
@@ -70,6 +71,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         service("balanced", "both", type="LoadBalancer"),
         service("ranges", "both", type="LoadBalancer", loadBalancerSourceRanges=["10.0.0.0/8"]),
         service("checked", "both", type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=HEALTH),
+        service("sticky", "both", NODE_PORT + 5, type="NodePort", sessionAffinity="ClientIP"),
         service("headless", "both", labels={"service.kubernetes.io/headless": ""}),
     ]
     manifest = tmp_path_factory.mktemp("fields") / "objects.yaml"
@@ -181,6 +183,35 @@ def test_internal_policy_local_without_a_backend_here(clients: Clients, addresse
     address = addresses["local-far", family]
     assert error(clients["client"], address, PORT) == errno.ETIMEDOUT
     assert error(clients["host"], address, PORT) == errno.EPERM
+
+
+def test_session_affinity(lab: Lab, clients: Clients, addresses: Addresses) -> None:
+    """One backend for all UDP flows of a client: at both of the Service's addresses, and packet by packet too.
+    TCP and UDP are two Service ports, so each has its own backend."""
+    netns = names.NETNS_ROOT / names.pod_netns(lab.name, NAMESPACE, "client")
+    places = [(addresses["sticky", 4], PORT), (addresses["node1", 4], NODE_PORT + 5)]
+    found = {datagram(clients["client"], *places[how % 2], connected=how % 3 == 0) for how in range(18)}
+    # A process in the pod's network, and in no cgroup of its node: the socket programs do not see it.
+    with SocketProcess(["nsenter", f"--net={netns}"]) as outside:
+        found |= {datagram(outside, *places[how % 2], connected=True) for how in range(6)}
+    assert len(found) == 1
+    assert len({datagram(clients["host"], *places[0], connected=True) for _ in range(8)}) == 1
+    rows = [row for row in _rows(lab, "sticky") if row["type"] == "ClusterIP"]
+    assert {row["affinitySeconds"] for row in rows} == {10800}
+
+
+def datagram(client: SocketProcess, address: str, port: int, *, connected: bool) -> str:
+    """The pod that answers a new UDP socket."""
+    name = f"s{next(_sockets)}"
+    client.do("udp", name, None, 0, 6 if ":" in address else 4)
+    if connected:
+        client.do("connect", name, address, port)
+        client.do("send", name, "hostname")
+    else:
+        client.do("sendto", name, "hostname", address, port)
+    text, source = client.do("receive", name)
+    assert source == [address, port]
+    return str(text)
 
 
 def _set_ingress(lab: Lab, name: str, *ingress: dict[str, str]) -> None:

@@ -22,6 +22,9 @@ from nodenet.model import EndpointSlice, ObjectRef, Service
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
 
+# nn_client is compiled from endpoints, not from Services.
+NO_CLIENTS: dict[Any, Any] = {}
+
 # Few of everything, so that claims clash, slices move and backends are shared.
 NAMES = st.sampled_from("abc")
 VIPS = st.lists(st.sampled_from(["10.96.0.1", "10.96.0.2", "fd00:96::1"]), unique=True, max_size=2)
@@ -65,6 +68,7 @@ def _service(
         publish_not_ready_addresses=publish,
         labels=labels,
         internal_local=local,
+        affinity_seconds=60 if publish and local else 0,
         external_ips=tuple(map(ip_address, external[0])),
         load_balancer_ips=tuple(map(ip_address, external[1])),
     )
@@ -110,7 +114,7 @@ class Cluster:
 
 def as_tables(compiled: ServiceTables) -> dict[str, Any]:
     tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
-    return dict(zip(SERVICE_TABLES, tables, strict=True))
+    return dict(zip(SERVICE_TABLES, (*tables, NO_CLIENTS), strict=True))
 
 
 def meaning(compiled: ServiceTables) -> dict[str, Any]:

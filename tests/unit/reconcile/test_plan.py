@@ -21,6 +21,9 @@ from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
 from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_
 
+# nn_client is compiled from endpoints, not from Services.
+NO_CLIENTS: dict[Any, Any] = {}
+
 Tables = Mapping[str, Mapping[Any, Any]]
 Cluster = tuple[list[Service], list[EndpointSlice]]
 
@@ -59,7 +62,7 @@ class Node:
         compiled = compile_services(services, slices, self.ids, self.slots)  # type: ignore[arg-type]
         self.slots = compiled.slots
         tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
-        return dict(zip(SERVICE_TABLES, tables, strict=True))
+        return dict(zip(SERVICE_TABLES, (*tables, NO_CLIENTS), strict=True))
 
     def apply(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
         desired = self.desired(cluster)
