@@ -102,8 +102,9 @@ def remove_table(family: int, table: str) -> None:
 
 
 def _removals(family: int, table: str, doomed: list[str], jumps: list[_Jump]) -> Iterator[Request]:
+    names = frozenset(doomed)
     for jump in jumps:
-        if jump.chain not in doomed and jump.targets & set(doomed):
+        if jump.chain not in names and jump.targets & names:
             yield nf.request(nf.DELRULE, family, text(1, table) + text(2, jump.chain) + attribute(3, jump.handle))
     # All rules go before the first chain does, because chains refer to each other.
     for name in doomed:

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 # Flags of a request.
 ECHO, REPLACE, EXCL, CREATE, APPEND = 0x8, 0x100, 0x200, 0x400, 0x800
@@ -26,6 +27,10 @@ NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+# asm-generic/socket.h: like SO_SNDBUF, but without the limit net.core.wmem_max. It needs CAP_NET_ADMIN.
+_SO_SNDBUFFORCE = 32
+# Bytes of the send buffer that the kernel does not use for a message (net/netlink/af_netlink.c has 32).
+_RESERVED = 256
 # Bytes. The kernel's messages have at most 32 KiB each.
 _BUFFER = 1 << 16
 _TEXT_ATTRIBUTE = 1
@@ -151,7 +156,9 @@ class Netlink:
             # One acknowledgement is enough: the kernel reports all errors before it.
             ack = _ACK if self._sequence == last else 0
             packets.append(_pack(request, _REQUEST | ack | request.flags, self._sequence))
-        self._send(b"".join(packets))
+        whole = b"".join(packets)
+        self._make_room(len(whole))
+        self._send(whole)
         refused: RefusedError | None = None
         while True:
             for kind, flags, sequence, body in self._receive(first):
@@ -197,6 +204,20 @@ class Netlink:
                         raise error
                     return found, whole
                 found.append(part)
+
+    def _make_room(self, size: int) -> None:
+        """Make the send buffer large enough for `size` bytes in one system call. A transaction cannot be divided."""
+        needed = size + _RESERVED
+        for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
+            if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= needed:
+                return
+            # EPERM: the next option does not need the right.
+            with suppress(PermissionError):
+                self._sock.setsockopt(socket.SOL_SOCKET, option, needed)
+        have = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        if have < needed:
+            words = f"{size} bytes at once, and the socket's buffer has {have}: raise net.core.wmem_max"
+            raise RefusedError(errno.EMSGSIZE, words)
 
     def _send(self, packets: bytes) -> None:
         try:

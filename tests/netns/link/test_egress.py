@@ -297,12 +297,16 @@ def test_switched_off_it_leaves_nothing(world: World, tmp_path: Path) -> None:
 
 
 def test_a_cluster_of_thousands_of_nodes(world: World, tmp_path: Path) -> None:
-    """More elements than fit into one message."""
+    """More elements than fit into one message, or into a default send buffer (208 KiB)."""
     size = 24 if world.version == 4 else 64
     nodes = [
-        Node(f"n{number}", (), (ip_network(f"11.{number >> 7}.{number % 128 * 2}.0/24"),))
+        Node(
+            f"n{number}",
+            (ip_address(0x0C000000 + number * 2),),
+            (ip_network(f"11.{number >> 7}.{number % 128 * 2}.0/24"),),
+        )
         if world.version == 4
-        else Node(f"n{number}", (), (ip_network(f"fd11:0:0:{number * 2:x}::/64"),))
+        else Node(f"n{number}", (ip_address(f"fd12::{number * 2:x}"),), (ip_network(f"fd11:0:0:{number * 2:x}::/64"),))
         for number in range(3000)
     ]
     keeper = world.masquerade(tmp_path)

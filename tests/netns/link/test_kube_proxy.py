@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import subprocess
+from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,9 @@ from nodenet.agent.datapath import refuse_kube_proxy
 from nodenet.agent.foreign_rules import ForeignRules
 from nodenet.config import Config
 from nodenet.errors import CannotRunError
-from nodenet.link import chains, egress, iptables, kube_proxy, nft, nftables
+from nodenet.link import chains, egress, iptables, kube_proxy, netlink, nft, nftables
 from nodenet.link import netns as namespaces
+from nodenet.link.handle import LinkError
 from perf.render import iptables as iptables_mode
 from perf.render import nftables as nftables_mode
 from perf.services import Backend, Service, ServiceModel
@@ -122,6 +125,30 @@ def test_both_backends_and_both_versions_at_once(node: str) -> None:
     assert names(node) == []
     for backend in BACKENDS:
         assert "KUBE-S" not in str(saved(node, backend))
+
+
+def test_more_chains_than_a_default_send_buffer_holds(node: str) -> None:
+    """One transaction of more than 400 KB; the default buffer has 208 KiB."""
+    chains = [f"KUBE-SVC-{number:016}" for number in range(4000)]
+    lines = ["*nat", *(f":{name} - [0:0]" for name in ("KUBE-SERVICES", *chains)), "-A PREROUTING -j KUBE-SERVICES"]
+    lines += [f"-A KUBE-SERVICES -d 10.96.0.1/32 -j {name}" for name in chains]
+    restore(node, "iptables-nft", "\n".join([*lines, "COMMIT", ""]))
+    (found,) = namespaces.call(node, kube_proxy.find)
+    assert len(found.chains) == 4001
+    namespaces.call(node, kube_proxy.remove, found)
+    assert names(node) == []
+    assert "-A PREROUTING" not in run(node, ["iptables-nft-save"])
+
+
+def test_a_transaction_that_does_not_fit_is_named(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right to exceed net.core.wmem_max."""
+    monkeypatch.setattr(netlink, "_SO_SNDBUFFORCE", socket.SO_SNDBUF)
+    largest = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
+    excluded = [ip_network((0x0A000000 + 2 * number, 32)) for number in range(largest // 30)]
+    plan = egress.Plan(4, (ip_network("10.255.0.0/24"),), tuple(excluded), 32768, 65535)
+    with pytest.raises(LinkError, match=r"cannot masquerade IPv4: .*bytes at once.*raise net.core.wmem_max"):
+        namespaces.call(node, egress.apply, plan)
+    assert namespaces.call(node, egress.digest, 4) == b""
 
 
 def test_nftables_mode(node: str) -> None:
