@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "<redacted>"
-_NAME = (
-    r"(?:[\w.-]*(?:pass(?:word|wd|phrase|(?![a-z]))|secret|token|credential|api[_-]?key|private[_-]?key|access[_-]?key|client[_-]?key"
-    r"|auth(?:orization|(?![a-z]))|cookie|session[_-]?id|connection[_-]?string|dsn)[\w.-]*)"
+_KEYWORD = (
+    r"(?:pass(?:word|wd|phrase|(?![a-z]))|secret|token|credential|api[_-]?key|private[_-]?key|access[_-]?key|client[_-]?key"
+    r"|auth(?:orization|(?![a-z]))|cookie|session[_-]?id|connection[_-]?string|dsn)"
 )
+# A lookahead is tried once for each word. With a repeat on both sides of the keyword, the time would grow with the
+# square of the word's length.
+_NAME = rf"(?=[\w.-]*?{_KEYWORD})[\w.-]++"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 # Names with such a word that hold no secret.
 _HARMLESS_NAME = re.compile(
@@ -22,23 +25,25 @@ _HARMLESS_NAME = re.compile(
     r"|.*(?:File|Path|Ref|_FILE|_PATH|Seconds|certificate-authority))",
     re.IGNORECASE,
 )
+# Texts are hostile input: the time of each pattern grows with the length of the text, also for one long word. So a
+# repeat starts at one place of a word only, and gives nothing back (`++`, `?>`).
 _PATTERNS = (
     # Private keys, also with escaped line ends.
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), REDACTED),
     # JSON web tokens, which ServiceAccounts have.
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED),
+    (re.compile(r"(?<![\w-])(?>([\w-]*?)\beyJ[\w-]{8})[\w-]*+\.[\w-]{8,}+\.[\w-]*+"), rf"\1{REDACTED}"),
     # The header of HTTP has two words: the kind, and the credential.
     (re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?)(?:[a-z]+[ \t]+)?[^\s\"',}]+"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/=-]{8,}"), rf"\1\2{REDACTED}"),
     # Users and passwords in URLs.
-    (re.compile(r"([a-z][\w+.-]*://)[^\s/@\"']+@"), rf"\1{REDACTED}@"),
+    (re.compile(r"([\w+.-]://)[^\s/@\"']++@"), rf"\1{REDACTED}@"),
     # Keys of cloud providers and code hosts.
     (
         re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{30,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"),
         REDACTED,
     ),
     # name=value, "name": "value", name: value.
-    (re.compile(rf"(?i)(?<![\w.-])({_NAME})([\"']?\s*[=:]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'{{}}\[\]]+)"), None),
+    (re.compile(rf"(?i)(?<![\w.-])({_NAME})([\"']?\s*+[=:]\s*+)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'{{}}\[\]]+)"), None),
 )
 
 

@@ -26,6 +26,9 @@ SECRET = "hunter2hunter2"
         f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}\n-----END EC PRIVATE KEY-----",
         f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}",
         f"GET /x?access_token={SECRET}&a=1",
+        f"url=x?token={SECRET}",
+        f"-HTTP://app:{SECRET}@db/x",
+        f"my.token-of.mine={SECRET}",
     ],
 )
 def test_a_credential_is_removed_from_a_text(line: str) -> None:
@@ -38,6 +41,26 @@ def test_a_credential_is_removed_from_a_text(line: str) -> None:
 def test_tokens_are_found_without_a_name() -> None:
     assert redact.text(f"sent {JWT} to") == f"sent {redact.REDACTED} to"
     assert redact.text("key AKIAABCDEFGHIJKLMNOP!") == f"key {redact.REDACTED}!"
+
+
+def test_a_token_after_other_words_is_found() -> None:
+    assert (
+        redact.text(f"name-of-a-thing.{JWT} sent-{JWT}!")
+        == f"name-of-a-thing.{redact.REDACTED} sent-{redact.REDACTED}!"
+    )
+
+
+@pytest.mark.parametrize(
+    "word", ["a", "token", "a.", "eyJaaaaaaaa-", "eyJaaaaaaaa.", "a:", "a://", "pass-", "-----BEGIN ", "authorization-"]
+)
+def test_the_time_grows_with_the_length_and_not_with_its_square(word: str) -> None:
+    """512 KB: with the square it would take hours, and the timeout of the test ends it."""
+    data = word * ((1 << 19) // len(word))
+    assert SECRET not in redact.text(f"{data} password={SECRET}")
+    assert len(redact.text(data)) <= len(data) + len(redact.REDACTED)
+    # Spaces between a name with many keywords and nothing.
+    assert redact.text("token" * 1000 + " " * (1 << 19)).startswith("token")
+    assert not redact.is_secret(f"{data}!")
 
 
 @pytest.mark.parametrize(
