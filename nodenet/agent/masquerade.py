@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import NamedTuple
 
@@ -83,9 +83,16 @@ class Masquerade:
             wanted = self._plans(snapshot)
             # A cluster of one IP version may have both switched on.
             if self.versions and not wanted:
-                problems.append("masquerade: this Node has no spec.podCIDRs yet")
+                has = ObjectRef("", self._config.node_name) in snapshot.nodes
+                lacks = "this Node has no spec.podCIDRs yet" if has else "the cluster has no Node of this name"
+                problems.append(f"masquerade: {self._config.node_name}: {lacks}")
             for version in VERSIONS:
-                self._sync(version, wanted.get(version))
+                if version not in self.versions:
+                    self._remove(version)
+                elif version in wanted:
+                    self._sync(version, wanted[version])
+                else:
+                    problems.extend(self._keep_applied(version))
         except (NodenetError, OSError) as error:
             problems.append(f"masquerade: {error}")
         for problem in problems:
@@ -101,13 +108,21 @@ class Masquerade:
             known = self._planned = _Planned(snapshot.nodes, self._file, found)
         return known.plans
 
-    def _sync(self, version: int, plan: Plan | None) -> None:
+    def _remove(self, version: int) -> None:
+        if egress.remove(version):
+            log.info("masquerading of IPv%d removed", version)
+
+    def _keep_applied(self, version: int) -> Iterator[str]:
+        """Keep the rules of a version that is on while no pod network of this node is known: pods may still run. Yields
+        the problem."""
         applied = self._applied.get(version)
-        if plan is None:
-            if egress.remove(version):
-                log.info("masquerading of IPv%d removed", version)
-            self._applied.pop(version, None)
-            return
+        if applied:
+            self._sync(version, applied.plan)
+        if applied or egress.exists(version):
+            yield f"masquerade: no IPv{version} network of this node's pods is known: the rules for the last ones stay"
+
+    def _sync(self, version: int, plan: Plan) -> None:
+        applied = self._applied.get(version)
         # Read it before the table: a change in between is found by the next check.
         now = egress.generation()
         if applied and applied.plan == plan:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nodenet.endpoint import IPNetwork
+from nodenet.link import chains
 from nodenet.link import nftables as nf
 from nodenet.link.netlink import CREATE, RefusedError, Request, attribute, nested, text
 
@@ -69,6 +70,11 @@ def remove(version: int) -> bool:
                 return False
             raise nf.refused(f"cannot remove table {TABLE}", error) from error
     return True
+
+
+def exists(version: int) -> bool:
+    """True if there is a table of this version. Raises LinkError."""
+    return chains.has_table(_family(version), TABLE)
 
 
 def generation() -> int:

@@ -296,6 +296,26 @@ def test_switched_off_it_leaves_nothing(world: World, tmp_path: Path) -> None:
     assert off.problems == []
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("left", [[], [Node("node1")]], ids=["no Node", "no podCIDRs"])
+def test_without_pod_networks_the_rules_stay(world: World, tmp_path: Path, left: list[Node], restarted: bool) -> None:
+    """The Node was deleted and comes again, and its podCIDRs come later."""
+    keeper = world.masquerade(tmp_path)
+    world.check(keeper)
+    before = world.rules()
+    if restarted:
+        keeper = world.masquerade(tmp_path)
+    nodes = Snapshot(nodes=MappingProxyType({ObjectRef("", node.name): node for node in left}))
+    namespaces.call(world.names["node1"], keeper.check, nodes)
+    assert world.rules() == before
+    assert world.seen("pod1", "outside", world.at("0.0.254"))[0] == world.at("0.0.1")
+    why, kept = keeper.problems
+    assert ("no spec.podCIDRs yet" if left else "no Node of this name") in why
+    assert f"no IPv{world.version} network of this node's pods is known: the rules for the last ones stay" in kept
+    world.check(keeper)
+    assert keeper.problems == []
+
+
 def test_a_cluster_of_thousands_of_nodes(world: World, tmp_path: Path) -> None:
     """More elements than fit into one message, or into a default send buffer (208 KiB)."""
     size = 24 if world.version == 4 else 64
