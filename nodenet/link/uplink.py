@@ -18,17 +18,18 @@ _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 2
 # struct rtmsg: family, destination length, source length, tos, table, protocol
 _ROUTE = struct.Struct("=BBBBBB")
 _INDEX = struct.Struct("=xxxxi")
+# The kernel gives this index to `lo` of every namespace (net/flow.h).
+_LOOPBACK = 1
 
 
 def find(link: Link, name: str, own: Iterable[IPAddress]) -> Interface | None:
     """The interface with this name. With "": the one that has one of the node's own addresses, or else that of the
-    default route with the lowest metric. None if there is none. Raises LinkError."""
+    default route with the lowest metric. Never the loopback: a routed node may have its address there. None if there is
+    none. Raises LinkError."""
     if name:
         return link.get(name)
-    wanted = frozenset(own)
-    for entry in addresses.local(link):
-        if entry.ip in wanted:
-            return link.get(entry.ifindex)
+    if indexes := _indexes(link, own):
+        return link.get(indexes[0])
     defaults = [route for route in routes.list_routes(link) if not route.network.prefixlen]
     # An IPv4 route counts before an IPv6 one, because the metrics of both families have different defaults.
     best = min(defaults, key=lambda route: (route.network.version, route.metric), default=None)
@@ -39,11 +40,18 @@ def find_all(link: Link, name: str, own: Iterable[IPAddress]) -> list[Interface]
     """All interfaces on which traffic reaches the node from outside: those that have one of the node's own addresses,
     else the one of `find`. With a name only that one. Raises LinkError."""
     wanted = frozenset(own)
-    indexes = dict.fromkeys(entry.ifindex for entry in addresses.local(link) if entry.ip in wanted) if not name else {}
+    indexes = _indexes(link, wanted) if not name else []
     found = [interface for index in indexes if (interface := link.get(index)) is not None]
     if not found and (one := find(link, name, wanted)) is not None:
         found.append(one)
     return found
+
+
+def _indexes(link: Link, own: Iterable[IPAddress]) -> list[int]:
+    """The interfaces with one of these addresses, each once, without the loopback."""
+    wanted = frozenset(own)
+    having = (entry.ifindex for entry in addresses.local(link) if entry.ip in wanted)
+    return [index for index in dict.fromkeys(having) if index != _LOOPBACK]
 
 
 def changes() -> Listener:

@@ -57,6 +57,16 @@ def test_it_is_named_or_has_the_nodes_address_or_the_default_route(node: str) ->
     assert found(node, own="192.0.2.1") == "other 1500"
 
 
+def test_a_node_address_on_the_loopback_means_the_default_route(node: str) -> None:
+    """As on nodes that announce their address with BGP."""
+    ip(node, "address add 192.0.2.1/32 dev lo")
+    ip(node, "route add default via 10.9.0.2")
+    assert found(node, own="192.0.2.1") == "eth0 1400"
+    with Link(node) as link:
+        assert [one.name for one in uplink.find_all(link, "", [ip_address("192.0.2.1")])] == ["eth0"]
+        assert [one.name for one in uplink.find_all(link, "", [ip_address("192.0.2.1"), OWN])] == ["eth0"]
+
+
 @pytest.fixture
 def noted(node: str) -> Iterator[Callable[[], bool]]:
     """Whether a change that concerns eth0 is notified within 0.3 s."""
