@@ -51,15 +51,17 @@ class ForeignRules:
     def _find(self) -> list[str]:
         """A sentence for each chain. Blocks. Raises NodenetError, OSError."""
         generation = chains.generation()
-        changed = generation is None or generation != self._known[0]
+        known, proxied = self._known, self._proxied
+        changed = generation is None or generation != known[0]
         if changed:
-            self._known = (-1 if generation is None else generation, [c for c in chains.all_chains() if c.forwards])
+            known = (-1 if generation is None else generation, [c for c in chains.all_chains() if c.forwards])
         # Legacy tables have no generation.
-        before = self._legacy
-        legacy = self._legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
-        if changed or legacy != before:
-            self._proxied = [_proxied(str(one)) for one in kube_proxy.serving()] if self._services else []
-        return [*sentences(self._known[1], legacy), *self._proxied]
+        legacy = [table for version in (4, 6) for table in iptables.legacy_tables(version)]
+        if changed or legacy != self._legacy:
+            proxied = [_proxied(str(one)) for one in kube_proxy.serving()] if self._services else []
+        # Only when all of it could be read: otherwise the next check would take the same state for known.
+        self._known, self._legacy, self._proxied = known, legacy, proxied
+        return [*sentences(known[1], legacy), *proxied]
 
 
 def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable[str]:

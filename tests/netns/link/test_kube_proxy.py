@@ -287,3 +287,17 @@ def test_what_comes_and_goes_while_the_agent_runs(node: str) -> None:
         assert named() == []
     program(node, "iptables-nft")
     assert namespaces.call(node, ForeignRules(1.0, services=False)._find) == []
+
+
+def test_a_check_that_fails_is_made_again(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = ForeignRules(1.0, services=True)
+    program(node, "iptables-nft")
+
+    def fails() -> list[kube_proxy.Remains]:
+        raise LinkError("cannot read", errno.EINTR)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kube_proxy, "serving", fails)
+        with pytest.raises(LinkError):
+            namespaces.call(node, rules._find)
+    assert "kube-proxy serves" in str(namespaces.call(node, rules._find))
