@@ -149,9 +149,21 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         for name in ("metrics_address", "health_address", "hubble_address", "proxy_health_address")
         if values.get(name) and not values[name].rpartition(":")[2].isdigit()
     ]
+    errors += _equal_addresses(values)
     if errors:
         raise BadInputError(f"{source}: " + "; ".join(errors), "see docs/operations.md for every key")
     return Config(**values)
+
+
+def _equal_addresses(values: Mapping[str, Any]) -> list[str]:
+    """kube-proxy's /healthz and ours mean different things, so they cannot have the same address. Metrics and probes
+    can: one listener serves both."""
+    ours = values.get("proxy_health_address")
+    return [
+        f"proxy_health_address: expected another address than {name}, both are {ours}"
+        for name in ("health_address", "metrics_address")
+        if ours and ours == values.get(name, getattr(Config(""), name))
+    ]
 
 
 def _is_network(text: str) -> bool:
