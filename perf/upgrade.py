@@ -62,7 +62,7 @@ class Result:
 
     rounds: int
     probes: dict[str, Counts] = field(default_factory=dict)
-    # "node1 up: loaded" and so on. An agent adopts a datapath that does not differ.
+    # "12:00:03 node1 up: loaded" and so on. An agent adopts a datapath that does not differ.
     changes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -217,7 +217,8 @@ def upgrade(name: str, old: Path, rounds: int, seconds: float) -> Result:
         for number in range(rounds):
             for word, tree in (("up", ROOT), ("down", old)):
                 for node in world.NODES:
-                    result.changes.append(f"{node} {word}: {lab.change(tree, node)}")
+                    done = lab.change(tree, node)
+                    result.changes.append(f"{time.strftime('%H:%M:%S')} {node} {word}: {done}")
                 click.echo(f"[upgrade] round {number + 1}: {', '.join(result.changes[-2:])}", err=True)
                 time.sleep(seconds)
         result.probes = {probe.name: probe.finish() for probe in probes}
