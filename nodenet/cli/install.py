@@ -95,9 +95,11 @@ def _offline(overlay: str | None, values: Mapping[str, str]) -> str:
 
 
 async def _install(access: ClusterAccess, overlay: str | None, values: Mapping[str, str], how: dict[str, Any]) -> None:
-    from nodenet.cluster import client, install, release
+    from nodenet.cluster import clean_nodes, client, install, release
 
     async with client.Cluster(access) as cluster:
+        if not how["dry_run"]:
+            await clean_nodes.require_none_left(cluster)
         if await install.daemon_set(cluster) is not None and not how["dry_run"]:
             raise BadInputError(
                 f"DaemonSet {release.NAMESPACE}/{release.NAME}: nodenet is installed already",
@@ -130,9 +132,11 @@ def upgrade(
 
 
 async def _upgrade(access: ClusterAccess, overlay: str | None, values: Mapping[str, str], how: dict[str, Any]) -> None:
-    from nodenet.cluster import client, install, release
+    from nodenet.cluster import clean_nodes, client, install, release
 
     async with client.Cluster(access) as cluster:
+        if not how["dry_run"]:
+            await clean_nodes.require_none_left(cluster)
         found = await install.daemon_set(cluster)
         if found is None:
             raise BadInputError(

@@ -21,6 +21,10 @@ Obj = dict[str, Any]
 Say = Callable[[str], None]
 
 NAME = "nodenet-cleanup"
+LEFT = f"DaemonSet {NAMESPACE}/{NAME}: an earlier `nodenet uninstall --clean-nodes` is not complete"
+HINT = (
+    f"nodenet uninstall --clean-nodes completes it, kubectl delete daemonset --namespace {NAMESPACE} {NAME} gives it up"
+)
 _LABEL = "app.kubernetes.io/name"
 _CONTAINER = "cleanup"
 _POLL_SECONDS = 1.0
@@ -43,14 +47,23 @@ async def clean(cluster: Cluster, seconds: float, say: Say) -> None:
             "nodenet cleanup cleans the node that it runs on",
         )
     if agents:
+        # Only the agents' DaemonSet knows image and folders. So it stays if the API refuses the one that cleans, and that
+        # one is made before the wait, which a user may interrupt. Its pods try again until the node's agent has ended.
+        await cluster.apply(wanted, dry_run=True)
         await cluster.delete(DAEMON_SETS, NAMESPACE, agents["metadata"]["name"])
-        say(f"DaemonSet {NAMESPACE}/nodenet: deleted")
-        await wait_no_pods(cluster, say)
         await cluster.apply(wanted)
+        say(f"DaemonSet {NAMESPACE}/nodenet: deleted")
+    await wait_no_pods(cluster, say)
     await _wait(cluster, seconds, say)
     for node, pod in sorted((await _pods(cluster)).items()):
         say(f"{node}:\n{await _log(cluster, pod)}")
     await cluster.delete(DAEMON_SETS, NAMESPACE, NAME)
+
+
+async def require_none_left(cluster: Cluster) -> None:
+    """Raises BadInputError if a cleaning that did not end is still there: it would take new agents' nodes back."""
+    if await cluster.find(DAEMON_SETS, NAMESPACE, NAME) is not None:
+        raise BadInputError(f"{LEFT}: it would take the nodes of new agents back", HINT)
 
 
 def cleaner(agents: Mapping[str, Any]) -> Obj:
@@ -76,7 +89,7 @@ def cleaner(agents: Mapping[str, Any]) -> Obj:
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 1,
         "initContainers": [{"name": _CONTAINER, "args": _COMMAND, "volumeMounts": kept, **common, **work}],
-        "containers": [{"name": "done", "command": ["sleep", "infinity"], **common}],
+        "containers": [{"name": "done", "command": ["sleep", "infinity"], "securityContext": _NO_RIGHTS, **common}],
     }
     labels = {_LABEL: NAME}
     template = {"metadata": {"labels": labels}, "spec": spec}
@@ -88,6 +101,13 @@ def cleaner(agents: Mapping[str, Any]) -> Obj:
     }
 
 
+# The container that only shows that the node is clean.
+_NO_RIGHTS = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 _KEPT = (
     *("nodeSelector", "tolerations", "hostNetwork", "dnsPolicy", "priorityClassName", "securityContext", "volumes"),
     "imagePullSecrets",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nodenet.cluster import agents
+from nodenet.cluster import agents, clean_nodes
 from nodenet.cluster.client import DAEMON_SETS, NODES, PODS, Cluster
 from nodenet.cluster.install import rollout_left
 from nodenet.cluster.pods import has_own_network, waits_for
@@ -37,9 +37,10 @@ async def status(cluster: Cluster) -> Obj:
         "running": sum(map(has_own_network, await cluster.list(PODS, fieldSelector="status.phase=Running"))),
         "attached": sum(row["endpoints"] or 0 for row in rows),
     }
-    problems = _daemon_set_problems(daemon_set) + [
-        f"{row['node']}: {problem}" for row in rows for problem in row["problems"]
-    ]
+    problems = _daemon_set_problems(daemon_set)
+    if await cluster.find(DAEMON_SETS, NAMESPACE, clean_nodes.NAME) is not None:
+        problems.append(f"{clean_nodes.LEFT}: {clean_nodes.HINT}")
+    problems += [f"{row['node']}: {problem}" for row in rows for problem in row["problems"]]
     return {
         "ok": not problems,
         "problems": problems,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nodenet.cluster import clean_nodes, install, kustomize, release
+from nodenet.cluster import clean_nodes, install, kustomize, release, status
+from nodenet.cluster.client import RefusedError
 from nodenet.errors import BadInputError, CannotRunError
 from tests.unit.cluster.api import Api
 
@@ -47,6 +48,9 @@ def test_it_has_the_rights_of_the_agent_and_its_own_label() -> None:
     assert cleanup["securityContext"] == agent["securityContext"]
     assert cleanup["image"] == agent["image"]
     assert {one["name"] for one in cleanup["env"]} == {"NODENET_NODE_NAME", "NODENET_PROC_SYS_NET"}
+    [done] = spec["containers"]
+    assert done["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert done["securityContext"]["allowPrivilegeEscalation"] is False
     assert spec["hostNetwork"] is True
     assert spec["automountServiceAccountToken"] is False
     # The agents' pods must not be counted with these.
@@ -110,6 +114,33 @@ async def test_a_node_that_cannot_be_cleaned_is_named_and_the_next_call_continue
         found["status"]["numberReady"] = 1
         await clean_nodes.clean(cluster, 10, said.append)
     assert api.named("DaemonSet", clean_nodes.NAME) is None
+
+
+async def test_the_agents_stay_if_the_api_refuses_what_cleans() -> None:
+    api = await installed_api()
+    api.refuse[clean_nodes.NAME] = (403, "denied by an admission policy")
+    async with api.cluster() as cluster:
+        with pytest.raises(RefusedError, match="denied by an admission policy"):
+            await clean_nodes.clean(cluster, 1, print)
+    assert api.named("DaemonSet", "nodenet") is not None
+
+
+async def test_an_interrupt_while_the_agents_end_leaves_what_the_next_call_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = await installed_api()
+
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    async with api.cluster() as cluster:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(clean_nodes, "wait_no_pods", interrupted)
+            await clean_nodes.clean(cluster, 1, print)
+        assert api.named("DaemonSet", clean_nodes.NAME) is not None
+        with pytest.raises(BadInputError, match="DaemonSet nodenet/nodenet-cleanup: .* is not complete"):
+            await clean_nodes.require_none_left(cluster)
+        assert any(clean_nodes.NAME in problem for problem in (await status.status(cluster))["problems"])
 
 
 async def test_without_an_installation_there_is_no_image() -> None:

@@ -79,6 +79,18 @@ def test_install_upgrade_and_uninstall(api: Api, tmp_path: Path) -> None:
     assert api.remaining() == {"Node n1", "EndpointSlice kubernetes"}
 
 
+def test_install_and_upgrade_refuse_a_cleaning_that_did_not_end(api: Api, tmp_path: Path) -> None:
+    metadata = {"name": "nodenet-cleanup", "namespace": "nodenet"}
+    api.add({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": {}})
+    with api.kubeconfig(tmp_path) as file:
+        for command in ("install", "upgrade"):
+            done = called(command, "--kubeconfig", file)
+            assert done.exit_code == 2
+            assert "DaemonSet nodenet/nodenet-cleanup: an earlier" in done.stderr
+            assert "kubectl delete daemonset" in done.stderr
+    assert api.writes == []
+
+
 def test_a_dry_run_prints_objects_that_kubectl_would_apply(api: Api, tmp_path: Path) -> None:
     with api.kubeconfig(tmp_path) as file:
         done = called("install", "--kubeconfig", file, "--dry-run")
