@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +20,16 @@ from nodenet.config import Config
 from nodenet.link import nft, routes
 from nodenet.link.handle import Interface, Link
 
+# Names of others' files and interfaces that are shown.
+_MOST_NAMES = 5
+
 
 class Item(NamedTuple):
-    """One thing that is there. `remove` raises NodenetError or OSError."""
+    """One thing that is there. `remove` raises NodenetError or OSError. `kept`: why it is not removed; "" if it is."""
 
     what: str
     remove: Callable[[], object]
+    kept: str = ""
 
 
 class Folders(NamedTuple):
@@ -48,12 +53,42 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
     yield from _interfaces(config, bridge)
     yield from _routes()
     yield from (Item(f"nf_tables: table {name}", remove) for name, remove in nft.our_tables())
-    if config.bpffs.is_dir():
-        yield Item(f"programs and maps pinned in {config.bpffs}", partial(shutil.rmtree, config.bpffs))
+    yield from _folder(config.bpffs, "programs and maps pinned in", (path.name for path in pins.folders))
     leases = folders.data_dir / Options().name
-    for folder in (leases, config.run_dir):
-        if folder.is_dir():
-            yield Item(f"folder {folder}", partial(shutil.rmtree, folder))
+    if leases.is_dir():
+        yield Item(f"folder {leases}", partial(shutil.rmtree, leases))
+    yield from _folder(config.run_dir, "folder", _RUN_FILES)
+
+
+# Patterns of what agent and plugin write in run_dir.
+_RUN_FILES = (
+    *("agent.lock", "agent.sock", "cni.sock", ".cni.[0-9]*", "endpoints", "leases"),
+    *("pod-addresses.lock", "pod-cidrs", "pod-cidrs.new", "pod-mtu", ".pod-mtu.new"),
+)
+
+
+def _folder(folder: Path, what: str, ours: Iterable[str]) -> Iterator[Item]:
+    """A folder of the configuration. It may be one that others use too, as /run: only what is ours is removed."""
+    if not folder.is_dir():
+        return
+    there, patterns = sorted(path.name for path in folder.iterdir()), tuple(ours)
+    mine = [name for name in there if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    others = [name for name in there if name not in mine]
+    if others and mine:
+        why = f"which stays because of what others have in it ({_shown(others)})"
+        yield Item(f"{', '.join(mine)} in {folder}, {why}", partial(_remove, folder, mine, False))
+    elif not others:
+        yield Item(f"{what} {folder}", partial(_remove, folder, mine, True))
+
+
+def _remove(folder: Path, names: Iterable[str], itself: bool) -> None:
+    for path in (folder / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if itself:
+        folder.rmdir()
 
 
 def _plugin(folders: Folders) -> Iterator[Item]:
@@ -73,7 +108,18 @@ def _interfaces(config: Config, bridge: str) -> Iterator[Item]:
                 yield Item(f"interface {found.name} of pod {endpoint.pod}", partial(_delete, found))
         found = link.get(bridge)
         if found is not None and found.kind == "bridge" and (config.run_dir / "endpoints").is_dir():
-            yield Item(f"bridge {bridge}", partial(_delete, found))
+            mine = {record.endpoint.host_ifname for record in records}
+            others = [port.name for port in link.all() if port.master == found.index and port.name not in mine]
+            yield Item(f"bridge {bridge}", partial(_delete, found), kept=_ports(others))
+
+
+def _ports(names: Sequence[str]) -> str:
+    """Why a bridge is kept; "" if it has no port of others."""
+    return f"it has {len(names)} ports of others: {_shown(names)}" if names else ""
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
 def _uplinks() -> Iterator[Item]:

@@ -26,6 +26,11 @@ class Pins:
         self.progs = root / "progs"
         self.links = root / "links"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that is ever in the root."""
+        return self.maps, self.new_maps, self.old_maps, self.progs, self.links
+
     def make(self) -> None:
         """Create the folders. Raises CannotRunError if the root is not in a bpffs."""
         require_bpffs(self.root)

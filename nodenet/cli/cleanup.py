@@ -14,7 +14,8 @@ from nodenet.errors import CannotRunError, NodenetError
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _COLUMNS = [Column("WHAT", "what"), Column("STATE", "state")]
-_Step = tuple[str, Callable[[], object]]
+# What, how it is removed, and why it is kept ("": it is removed).
+_Step = tuple[str, Callable[[], object], str]
 
 
 @click.command()
@@ -58,22 +59,22 @@ def _bare(
     config = read_config_of_any_node(config_file) if config_file else Config("")
     folders = Folders(bin_dir, conf_dir or config.cni_conf_dir or Path("/etc/cni/net.d"))
     with no_agent(config.run_dir):
-        return _run([(item.what, item.remove) for item in items(config, folders)], dry_run)
+        return _run(items(config, folders), dry_run)
 
 
 def _kube_proxy() -> Iterator[_Step]:
     from nodenet.link import kube_proxy
 
     for found in kube_proxy.find():
-        yield str(found), partial(kube_proxy.remove, found)
+        yield str(found), partial(kube_proxy.remove, found), ""
 
 
 def _run(steps: Iterable[_Step], dry_run: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """Remove each, or only name it. Returns the rows to show, and the failures: one does not stop the others."""
     rows, failed = [], []
-    for what, remove in steps:
-        state = "would be removed"
-        if not dry_run:
+    for what, remove, kept in steps:
+        state = f"kept: {kept}" if kept else "would be removed"
+        if not dry_run and not kept:
             try:
                 remove()
                 state = "removed"

@@ -115,6 +115,26 @@ def test_a_node_is_bare_afterwards(node: Node) -> None:
     assert netns.call(node.name, nft.our_tables) == []
 
 
+def test_what_others_have_in_our_folders_and_on_our_bridge_stays(node: Node) -> None:
+    run, pins = node.folder / "run", node.folder / "bpf/nodenet"
+    for folder in (run / "endpoints/ids", run / "others", pins / "maps", pins / "tc"):
+        folder.mkdir(parents=True)
+    (run / "others/file").write_text("x")
+    (run / "pod-mtu").write_text("1400")
+    node.sh("ip link add cni0 type bridge; ip link set far master cni0")
+    rows = node.cleanup()
+    assert {row["what"].partition(",")[0]: row["state"] for row in rows if "bridge" in row["what"]} == {
+        "bridge cni0": "kept: it has 1 ports of others: far"
+    }
+    assert [row["state"] for row in rows if "because of what others have in it" in row["what"]] == ["removed"] * 2
+    assert sorted(path.name for path in run.iterdir()) == ["others"]
+    assert (run / "others/file").read_text() == "x"
+    assert [path.name for path in pins.iterdir()] == ["tc"]
+    assert "cni0" in node.sh("ip -br link")
+    # What stays is not ours: there is nothing to do any more.
+    assert node.cleanup() == []
+
+
 def test_it_refuses_while_an_agent_runs(node: Node) -> None:
     with agent_lock(node.folder / "run"):
         done = node.nodenet("cleanup", "--config", node.config, check=False)

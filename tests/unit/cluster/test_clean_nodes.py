@@ -134,11 +134,11 @@ async def test_an_interrupt_while_the_agents_end_leaves_what_the_next_call_needs
         raise KeyboardInterrupt
 
     async with api.cluster() as cluster:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(clean_nodes, "wait_no_pods", interrupted)
+        monkeypatch.setattr(clean_nodes, "wait_no_pods", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             await clean_nodes.clean(cluster, 1, print)
         assert api.named("DaemonSet", clean_nodes.NAME) is not None
-        with pytest.raises(BadInputError, match="DaemonSet nodenet/nodenet-cleanup: .* is not complete"):
+        with pytest.raises(BadInputError, match=r"DaemonSet nodenet/nodenet-cleanup: .* is not complete"):
             await clean_nodes.require_none_left(cluster)
         assert any(clean_nodes.NAME in problem for problem in (await status.status(cluster))["problems"])
 
