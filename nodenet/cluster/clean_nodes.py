@@ -47,8 +47,8 @@ async def clean(cluster: Cluster, seconds: float, say: Say) -> None:
             "nodenet cleanup cleans the node that it runs on",
         )
     if agents:
-        # Only the agents' DaemonSet knows image and folders. So it stays if the API refuses the one that cleans. That is
-        # made before the wait: a user may interrupt it. Its pods try again until the node's agent has ended.
+        # Only the agents' DaemonSet knows image and folders. So it stays if the API refuses the one that cleans. The
+        # other is made before the wait: a user may interrupt it. Its pods try again until the node's agent has ended.
         await cluster.apply(wanted, dry_run=True)
         await cluster.delete(DAEMON_SETS, NAMESPACE, agents["metadata"]["name"])
         await cluster.apply(wanted)
