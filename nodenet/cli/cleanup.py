@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _COLUMNS = [Column("WHAT", "what"), Column("STATE", "state")]
 # What, how it is removed, and why it is kept ("": it is removed).
 _Step = tuple[str, Callable[[], object], str]
+# Rows to show, and failures.
+_Done = tuple[list[dict[str, Any]], list[str]]
 
 
 @click.command()
@@ -40,17 +42,15 @@ def cleanup(
     Pods that run on the node lose their network. Stop the agent first; for --kube-proxy stop kube-proxy.
     """
     if kube_proxy:
-        rows, failed = _run(_kube_proxy(), dry_run)
+        rows, failed = _kube_proxy(dry_run)
     else:
         rows, failed = _bare(config_file, bin_dir, conf_dir, dry_run)
     emit(rows, _COLUMNS, output)
     if failed:
-        raise CannotRunError("not everything could be removed: " + "; ".join(failed))
+        raise CannotRunError("not everything could be checked and removed: " + "; ".join(failed))
 
 
-def _bare(
-    config_file: Path | None, bin_dir: Path, conf_dir: Path | None, dry_run: bool
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _bare(config_file: Path | None, bin_dir: Path, conf_dir: Path | None, dry_run: bool) -> _Done:
     from nodenet.agent.cleanup import Folders, items
     from nodenet.agent.lock import no_agent
     from nodenet.agent.settings import read_config_of_any_node
@@ -62,14 +62,20 @@ def _bare(
         return _run(items(config, folders), dry_run)
 
 
-def _kube_proxy() -> Iterator[_Step]:
+def _kube_proxy(dry_run: bool) -> _Done:
     from nodenet.link import kube_proxy
 
-    for found in kube_proxy.find():
-        yield str(found), partial(kube_proxy.remove, found), ""
+    unchecked = kube_proxy.unchecked()
+    steps = [(str(found), partial(kube_proxy.remove, found), "") for found in kube_proxy.find()]
+    rows, failed = _run(steps, dry_run)
+    for one in unchecked:
+        state = f"not checked: {one.why}"
+        rows.append({"what": one.what, "state": state})
+        failed.append(f"{one.what}: {state} (run on the node: {one.command})")
+    return rows, failed
 
 
-def _run(steps: Iterable[_Step], dry_run: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def _run(steps: Iterable[_Step], dry_run: bool) -> _Done:
     """Remove each, or only name it. Returns the rows to show, and the failures: one does not stop the others."""
     rows, failed = [], []
     for what, remove, kept in steps:

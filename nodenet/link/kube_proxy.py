@@ -53,6 +53,30 @@ class Remains:
         return self.name
 
 
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """What cannot be looked for here, why, and what to do on the node."""
+
+    what: str
+    why: str
+    command: str
+
+
+def unchecked() -> list[Unchecked]:
+    """What `find` leaves out because a program is missing. Call it before the interface is removed, which shows that
+    kube-proxy used IPVS. Raises LinkError."""
+    if not list(_device()):
+        return []
+    return [
+        Unchecked(what, f"{program} is not installed here", command)
+        for program, what, command in (
+            ("ipvsadm", "IPVS: virtual servers", "ipvsadm -Ln; if all are kube-proxy's: ipvsadm -C"),
+            ("ipset", "ipsets", "ipset list -n | grep ^KUBE- | xargs -n1 ipset destroy"),
+        )
+        if shutil.which(program) is None
+    ]
+
+
 def find() -> list[Remains]:
     """All remains in this network namespace. Raises LinkError, OSError."""
     return [*_tables(), *_nft_chains(), *_legacy_chains(), *_ipvs()]
@@ -136,12 +160,16 @@ def _legacy_chains() -> Iterator[Remains]:
 
 
 def _ipvs() -> Iterator[Remains]:
-    """Virtual servers and ipsets are read by their programs: where these are missing, nothing of both is found."""
+    """Virtual servers and ipsets are read by their programs: `unchecked` names those that are missing. A virtual server
+    with another address than those of the interface may be another program's, also if it is a NodePort's."""
     with Link() as link:
         device = link.get(DEVICE)
         held = [str(entry.ip) for entry in addresses.local(link, device.index)] if device else []
     if servers := _servers(held):
-        yield Remains("servers", f"IPVS: {len(servers)} virtual servers with addresses of {DEVICE}", chains=tuple(held))
+        others = sum(line.startswith("-A ") for line in _lines(["ipvsadm", "-Sn"])) - len(servers)
+        stay = f" ({others} with other addresses, such as NodePorts, stay: see ipvsadm -Ln)" if others > 0 else ""
+        words = f"IPVS: {len(servers)} virtual servers with addresses of {DEVICE}{stay}"
+        yield Remains("servers", words, chains=tuple(held))
     # Rules refer to ipsets, so these come after the chains.
     if sets := [name for name in _lines(["ipset", "list", "-n"]) if name.startswith("KUBE-")]:
         yield Remains("ipsets", f"{len(sets)} ipsets ({', '.join(sets[:3])}, ...)", chains=tuple(sets), active=False)
@@ -183,7 +211,9 @@ def _remove_legacy(found: Remains) -> None:
     program = _PROGRAM[found.family]
     for name in (f"{program}-save", f"{program}-restore"):
         if shutil.which(name) is None:
-            raise CannotRunError(f"{name} is not installed here", "run `nodenet cleanup --kube-proxy` on the node")
+            filtered = f"{program}-save -t {found.table} | grep -v KUBE- | {program}-restore --wait"
+            hint = f"run on the node: {filtered}; the kubelet writes its own chains again"
+            raise CannotRunError(f"{name} is not installed here", hint)
     rules = removal_rules(_output([f"{program}-save", "-t", found.table]), found.table)
     _output([f"{program}-restore", "--noflush", "--wait"], rules)
 

@@ -158,6 +158,21 @@ def test_kube_proxys_remains(node: Node, backend: str) -> None:
     assert json.loads(node.nodenet(*words).stdout) == []
 
 
+def test_what_cannot_be_checked_is_an_error(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATH without ipvsadm and ipset, as in the image."""
+    subprocess.run(["ip", "-n", node.name, "link", "add", "kube-ipvs0", "type", "bridge"], check=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for words, removed in ((("--dry-run",), "would be removed"), ((), "removed")):
+        done = node.nodenet("cleanup", "--kube-proxy", "-o", "json", *words, check=False)
+        assert done.returncode == 3
+        assert [row["state"] for row in json.loads(done.stdout)] == [
+            removed,
+            "not checked: ipvsadm is not installed here",
+            "not checked: ipset is not installed here",
+        ]
+        assert "run on the node: ipvsadm -Ln" in done.stderr
+
+
 def test_the_agent_names_what_it_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODENET_NODE_NAME", "n1")
     program(node.name, "iptables-nft")

@@ -218,8 +218,41 @@ def test_legacy_chains_without_the_program_are_named(node: str, monkeypatch: pyt
     monkeypatch.setenv("PATH", "/none")
     found = namespaces.call(node, kube_proxy.find)
     assert len(found) == 2
-    with pytest.raises(CannotRunError, match="iptables-legacy-save is not installed here"):
-        namespaces.call(node, kube_proxy.remove, found[0])
+    hints = []
+    for one in found:
+        with pytest.raises(CannotRunError, match="iptables-legacy-save is not installed here") as refusal:
+            namespaces.call(node, kube_proxy.remove, one)
+        hints.append(refusal.value.hint)
+    monkeypatch.undo()
+    # The command of the hint removes them, and what is not Kubernetes' stays.
+    restore(node, "iptables-legacy", "*nat\n:MINE - [0:0]\n-A PREROUTING -p tcp -j MINE\nCOMMIT\n")
+    for hint in hints:
+        run(node, ["sh", "-c", hint.removeprefix("run on the node: ").partition(";")[0]])
+    assert names(node) == []
+    left = str(saved(node, "iptables-legacy"))
+    assert "-A PREROUTING -p tcp -j MINE" in left
+    assert "KUBE-" not in left
+
+
+def test_missing_programs_of_ipvs_are_named(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_proxy.shutil, "which", lambda program: None)
+    assert namespaces.call(node, kube_proxy.unchecked) == []
+    subprocess.run(["ip", "-n", node, "link", "add", kube_proxy.DEVICE, "type", "bridge"], check=True)
+    whys = [one.why for one in namespaces.call(node, kube_proxy.unchecked)]
+    assert whys == ["ipvsadm is not installed here", "ipset is not installed here"]
+    monkeypatch.undo()
+    assert namespaces.call(node, kube_proxy.unchecked) == []
+
+
+def test_virtual_servers_that_stay_are_counted(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"ip link add {kube_proxy.DEVICE} type bridge; ip address add 10.96.0.1/32 dev {kube_proxy.DEVICE}"
+    run(node, ["sh", "-ec", script])
+    lines = ["-A -t 10.96.0.1:443 -s rr", "-a -t 10.96.0.1:443 -r 10.0.0.1:6443 -m -w 1", "-A -t 192.0.2.1:30080 -s rr"]
+    monkeypatch.setattr(kube_proxy, "_lines", lambda command: lines if command[0] == "ipvsadm" else [])
+    assert names(node)[0] == (
+        "IPVS: 1 virtual servers with addresses of kube-ipvs0 (1 with other addresses, such as NodePorts, stay: "
+        "see ipvsadm -Ln)"
+    )
 
 
 def test_a_check_loads_no_table(node: str) -> None:
