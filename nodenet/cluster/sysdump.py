@@ -1,12 +1,11 @@
 """`nodenet sysdump`: what the API knows about nodenet, and what every agent knows about its node, as one tar file.
 
-Secrets are never requested. Pods of other namespaces are listed without their containers, which may have credentials in
-their environment.
+Secrets are never requested. Pods of other namespaces are listed without their containers, and those of kube-system
+without commands, arguments and environment: these may have credentials.
 """
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from nodenet.cluster import agents, client, status
 from nodenet.cluster.archive import Report
 from nodenet.cluster.client import Cluster
 from nodenet.cluster.release import NAMESPACE
-from nodenet.errors import NodenetError
+from nodenet.errors import CannotRunError, NodenetError
 from nodenet.kinds import ENDPOINT_SLICE, ApiResource
 
 Obj = dict[str, Any]
@@ -24,7 +23,7 @@ Say = Callable[[str], None]
 # Lines of each container's log, and seconds for a node's part: it lists all maps.
 _LOG_LINES = 20000
 _NODE_SECONDS = 120.0
-_SYSTEM = ("kube-system", NAMESPACE)
+_SYSTEM = "kube-system"
 _EVERYWHERE = (
     client.NODES,
     client.NAMESPACES,
@@ -42,30 +41,49 @@ _RIGHTS = (
 async def collect(cluster: Cluster, report: Report, say: Say) -> None:
     """Fill the report. A part that cannot be read is named in it, and the others are collected."""
     say("objects of the API")
-    await _part(report, "version", lambda: cluster.document("/version"))
+    parts: dict[str, Callable[[], Any]] = {"version": lambda: cluster.document("/version")}
     for resource in _EVERYWHERE:
-        await _part(report, resource.plural, partial(cluster.list, resource))
+        parts[resource.plural] = partial(cluster.list, resource)
     for resource in _RIGHTS:
-        await _part(report, resource.plural, partial(cluster.list, resource, labelSelector=client.SELECTOR))
-    await _part(report, f"configmaps-{NAMESPACE}", lambda: cluster.list(client.CONFIG_MAPS, NAMESPACE))
-    await _part(report, "daemonsets", partial(_outlined, cluster, client.DAEMON_SETS, _daemon_set))
-    await _part(report, "pods", partial(_outlined, cluster, client.PODS, _pod))
+        parts[resource.plural] = partial(cluster.list, resource, labelSelector=client.SELECTOR)
+    parts[f"configmaps-{NAMESPACE}"] = lambda: cluster.list(client.CONFIG_MAPS, NAMESPACE)
+    parts["daemonsets"] = partial(_outlined, cluster, client.DAEMON_SETS, _daemon_set)
+    parts["pods"] = partial(_outlined, cluster, client.PODS, _pod)
+    if not any([await _part(report, name, read) for name, read in parts.items()]):
+        raise CannotRunError(f"nothing of the cluster can be read: {report.errors[0]}")
     say("status of every node")
     await _part(report, "status", lambda: status.status(cluster))
     await _agents(cluster, report, say)
 
 
-async def _part(report: Report, name: str, read: Callable[[], Any]) -> None:
+async def _part(report: Report, name: str, read: Callable[[], Any]) -> bool:
+    """Whether it could be read."""
     try:
         report.document(f"cluster/{name}.json", await read())
     except NodenetError as error:
         report.error(f"cluster/{name}.json: {error}")
+        return False
+    return True
 
 
 async def _outlined(cluster: Cluster, resource: ApiResource, outline: Callable[[Obj], Obj]) -> list[Obj]:
-    """Whole objects of the system's namespaces, and outlines of the others."""
-    found = await cluster.list(resource)
-    return [obj if obj["metadata"]["namespace"] in _SYSTEM else outline(obj) for obj in found]
+    """Whole objects of our namespace, those of the system without what may hold secrets, and outlines of the others."""
+    kinds: dict[str, Callable[[Obj], Obj]] = {NAMESPACE: lambda obj: obj, _SYSTEM: _without_commands}
+    return [kinds.get(obj["metadata"]["namespace"], outline)(obj) for obj in await cluster.list(resource)]
+
+
+def _without_commands(value: Any) -> Any:
+    """An object without commands, arguments, headers of probes and values of environment variables: a secret there may
+    have any name."""
+    if isinstance(value, list):
+        return [_without_commands(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: [{"name": one.get("name")} for one in inner or ()] if key == "env" else _without_commands(inner)
+        for key, inner in value.items()
+        if key not in ("command", "args", "httpHeaders")
+    }
 
 
 def _daemon_set(found: Obj) -> Obj:
@@ -91,8 +109,17 @@ def _pod(pod: Obj) -> Obj:
 
 
 async def _agents(cluster: Cluster, report: Report, say: Say) -> None:
-    pods = await agents.pods(cluster)
-    for node in await cluster.list(client.NODES):
+    try:
+        pods = await agents.pods(cluster)
+    except NodenetError as error:
+        report.error(f"nodes: the agents' pods: {error}")
+        return
+    try:
+        nodes = await cluster.list(client.NODES)
+    except NodenetError as error:
+        report.error(f"nodes: those without an agent are not known: {error}")
+        nodes = []
+    for node in nodes:
         name = str(node["metadata"]["name"])
         if name not in pods:
             report.error(f"nodes/{name}: no pod of the DaemonSet: run `nodenet sysdump --local` on this node")
@@ -108,7 +135,10 @@ async def _agents(cluster: Cluster, report: Report, say: Say) -> None:
 
 async def _logs(cluster: Cluster, report: Report, node: str, pod: Obj) -> None:
     path = client.PODS.path(NAMESPACE, pod["metadata"]["name"], "log")
-    states = {one["name"]: one for one in (pod.get("status") or {}).get("containerStatuses") or ()}
+    state = pod.get("status") or {}
+    states = {
+        one["name"]: one for key in ("initContainerStatuses", "containerStatuses") for one in state.get(key) or ()
+    }
     for container in ("init", agents.CONTAINER):
         names: dict[str, dict[str, str]] = {f"{container}.log": {}}
         if (states.get(container) or {}).get("restartCount"):
@@ -129,5 +159,5 @@ async def _node(cluster: Cluster, report: Report, node: str, pod: Obj) -> None:
             report.error(f"nodes/{node}: exit code {ran.status}: {ran.stderr.decode(errors='replace')[-500:].strip()}")
         if ran.stdout:
             report.embed(f"nodes/{node}", ran.stdout)
-    except (NodenetError, tarfile.TarError, EOFError) as error:
+    except NodenetError as error:
         report.error(f"nodes/{node}: {error}")

@@ -13,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from nodenet.cli.sysdump import sysdump as command
-from nodenet.cluster import status, sysdump
+from nodenet.cluster import archive, client, status, sysdump
 from nodenet.cluster.archive import Report
+from nodenet.errors import CannotRunError
+from nodenet.kinds import ApiResource
 from tests.unit.cluster.api import Api
 
 Obj = dict[str, Any]
@@ -61,6 +63,7 @@ def agent_pod(node: str) -> Obj:
     state = {
         "phase": "Running",
         "conditions": [{"type": "Ready", "status": "True"}],
+        "initContainerStatuses": [{"name": "init", "restartCount": 1}],
         "containerStatuses": [{"name": "agent", "restartCount": 2}],
     }
     spec = {"nodeName": node, "hostNetwork": True, "containers": [{"name": "agent"}]}
@@ -80,6 +83,24 @@ def user_pod() -> Obj:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
 
 
+def system(obj: Obj) -> Obj:
+    """The same object in kube-system, with secrets under names that tell nothing."""
+    container = {
+        "name": "c",
+        "image": "proxy:1",
+        "command": ["sh", "-c", f"login {PLANTED}"],
+        "args": [PLANTED],
+        "env": [{"name": "X", "value": PLANTED}],
+        "livenessProbe": {
+            "exec": {"command": [PLANTED]},
+            "httpGet": {"httpHeaders": [{"name": "X", "value": PLANTED}]},
+        },
+    }
+    spec = {"containers": [container], "initContainers": [container], "hostNetwork": True}
+    spec = {"template": {"spec": spec}} if obj["kind"] == "DaemonSet" else spec
+    return {**obj, "metadata": {"name": "proxy", "namespace": "kube-system"}, "spec": spec}
+
+
 def node(name: str, ready: str = "True", **more: Any) -> Obj:
     conditions = [{"type": "Ready", "status": ready, "message": "cni plugin not initialized"}]
     body = {"metadata": {"name": name}, "spec": more, "status": {"conditions": conditions}}
@@ -89,6 +110,7 @@ def node(name: str, ready: str = "True", **more: Any) -> Obj:
 def cluster_api() -> Api:
     api = Api(logs={"nodenet-a": f"ready\nAuthorization: Bearer {PLANTED}\nGET /x?token={PLANTED}\nsent {JWT}\n"})
     api.add(node("a"), node("b", "False", taints=[{"key": status.TAINT}]), daemon_set(), agent_pod("a"), user_pod())
+    api.add(system(daemon_set()), system(user_pod()))
     space = {"namespace": "nodenet"}
     api.add({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", **space}, "data": {"k": PLANTED}})
     config = {"agent.yaml": f"flow_buffer: 1\npassword: {PLANTED}\n"}
@@ -124,6 +146,8 @@ async def test_no_planted_credential_is_in_the_report() -> None:
     assert "flow_buffer: 1" in found["cluster/configmaps-nodenet.json"]
     assert "<redacted>" in found["cluster/daemonsets.json"]
     assert json.loads(found["cluster/version.json"]) == {"gitVersion": "v1.36.0"}
+    assert "proxy:1" in found["cluster/daemonsets.json"]
+    assert "proxy:1" in found["cluster/pods.json"]
     assert "@registry/x failed" in found["cluster/events.json"]
     assert found["nodes/a/agent.log"].startswith("ready\n")
     assert found["nodes/a/node/proc.txt"].startswith("Linux\n")
@@ -152,7 +176,9 @@ async def test_a_pod_of_a_user_is_an_outline() -> None:
 
 async def test_logs_of_a_restarted_agent_and_parts_that_are_missing() -> None:
     found = await collected(cluster_api())
-    assert {"nodes/a/init.log", "nodes/a/agent.log", "nodes/a/agent.previous.log"} <= set(found)
+    assert {"nodes/a/init.log", "nodes/a/init.previous.log", "nodes/a/agent.log", "nodes/a/agent.previous.log"} <= set(
+        found
+    )
     assert "nodes/b: no pod of the DaemonSet: run `nodenet sysdump --local`" in found["errors.txt"]
 
 
@@ -171,6 +197,53 @@ async def test_a_node_s_part_stays_in_its_folder() -> None:
         report.embed("nodes/a", file.getvalue())
     assert set(members(out.getvalue())) == {"nodes/a/good.txt", "errors.txt"}
     assert len(report.errors) == 4
+
+
+def embedded(data: bytes) -> tuple[set[str], list[str]]:
+    out = io.BytesIO()
+    with Report(out, "top") as report:
+        report.embed("nodes/a", data)
+    return set(members(out.getvalue())) - {"errors.txt"}, report.errors
+
+
+@pytest.mark.parametrize("cut", ["no gzip", "end", "middle"])
+def test_a_damaged_part_of_a_node_costs_only_its_rest(cut: str) -> None:
+    good = report_of(one="1", two="".join(map(chr, range(32, 120))) * 300)
+    bad = {
+        "no gzip": b"not a tar",
+        "end": good[:-40],
+        "middle": good[: len(good) // 2] + b"\xff" * 60 + good[len(good) // 2 + 60 :],
+    }[cut]
+    _, errors = embedded(bad)
+    assert len(errors) == 1
+    assert errors[0].startswith("nodes/a: the rest cannot be read: ")
+
+
+def test_a_node_cannot_fill_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MOST_MEMBERS", 2)
+    found, errors = embedded(report_of(a="1", b="2", c="3", d="4"))
+    assert found == {"nodes/a/a", "nodes/a/b"}
+    assert errors == ["nodes/a: the rest cannot be read: it has more than 2 members"]
+    monkeypatch.setattr(archive, "MOST_TOTAL", 50_000)
+    found, errors = embedded(report_of(a="1", b="x" * 100_000))
+    assert found == {"nodes/a/a"}
+    assert errors == ["nodes/a: the rest cannot be read: it has more than 50000 bytes"]
+
+
+@pytest.mark.parametrize("plural", ["pods", "nodes"])
+async def test_a_list_that_is_refused_does_not_cost_the_report(plural: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = client.Cluster.list
+
+    async def refused(cluster: client.Cluster, resource: ApiResource, *words: str, **more: str) -> list[Obj]:
+        if resource.plural == plural:
+            raise CannotRunError("403 not for you")
+        return await listed(cluster, resource, *words, **more)
+
+    monkeypatch.setattr(client.Cluster, "list", refused)
+    found = await collected(cluster_api())
+    assert "cluster/daemonsets.json" in found
+    assert "\nnodes: " in found["errors.txt"]
+    assert ("nodes/a/agent.log" in found) == (plural == "nodes")
 
 
 async def test_an_agent_that_fails_does_not_cost_the_report() -> None:
