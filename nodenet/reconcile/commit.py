@@ -7,7 +7,8 @@ previous generation any more.
 A full map does not stop a change. Entries that do not fit are left out, closed: an allow that is missing allows
 nothing, an address without an entry counts as the world, an endpoint without an entry has no network. If a region does
 not fit, all regions stay as they are: a region's number stands for one set of addresses, so rules for other sets do not
-apply to it. A deny that does not fit stops the change.
+apply to it. A deny that does not fit stops the change. So does an address or a region if an endpoint has denies:
+without it a deny does not match its packets, but an allow for every peer does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from threading import Lock
 from typing import Any
 
-from nodenet.abi import Action, Rule, State
+from nodenet.abi import Action, EndpointEntry, EndpointFlag, Rule, State
 from nodenet.abi.versions import is_in_force
 from nodenet.errors import NodenetError
 from nodenet.reconcile.apply import ApplyError, FullError, Table, is_full
@@ -30,6 +31,9 @@ Place = tuple[str, Any]
 
 _FAILURES = (OSError, NodenetError)
 _NOT_IN_FORCE = "nothing of the change is in force"
+_TIERED = EndpointFlag.TIERED_INGRESS | EndpointFlag.TIERED_EGRESS
+# Which peer an address is.
+_PEERS = ("nn_ipcache", "nn_cidr")
 
 
 class Committer:
@@ -190,16 +194,28 @@ class _Attempt:
             if self._early and (entry.table, entry.key) in self._early:
                 continue
             if not self._fits(entry):
+                self._stop_for_denies(entry)
                 self._left.append(entry.write)
-                if isinstance(entry.now, Rule) and entry.now.action is Action.DENY:
-                    text = f"{entry.write}: no room; {_NOT_IN_FORCE}"
-                    raise ApplyError(entry.table, text, None, entry.write, tuple(self._change.writes))
+
+    def _stop_for_denies(self, entry: Entry) -> None:
+        """Raises ApplyError if packets would pass a deny because this entry does not fit."""
+        is_deny = isinstance(entry.now, Rule) and entry.now.action is Action.DENY
+        if is_deny or (entry.table in _PEERS and self._has_denies()):
+            text = f"{entry.write}: no room; {_NOT_IN_FORCE}"
+            raise ApplyError(entry.table, text, None, entry.write, tuple(self._change.writes))
+
+    def _has_denies(self) -> bool:
+        """Whether an endpoint has rules of different strength, before or after the change."""
+        changed = (entry.value for entry in self._change.entries if entry.table == "nn_endpoint")
+        found = (*self._held["nn_endpoint"].values(), *changed)
+        return any(isinstance(endpoint, EndpointEntry) and endpoint.flags & _TIERED for endpoint in found)
 
     def _write_regions(self, regions: list[Entry]) -> None:
         """All of them, or none. New ones first: if one does not fit, no other one was replaced."""
         regions.sort(key=lambda entry: entry.key in self._held["nn_cidr"])
         for place, entry in enumerate(regions):
             if not self._fits(entry):
+                self._stop_for_denies(entry)
                 self._undo(regions[:place])
                 self._left += [other.write for other in regions]
                 self.made.clear()
@@ -246,8 +262,11 @@ class _Attempt:
 
     def _early_deletes(self, entry: Entry) -> list[Any]:
         """Keys to delete before the entry is tried again. Addresses and endpoints that go make room. A full LPM map
-        refuses to replace a value too, before Linux 6.13: then the key itself, which closes it until it is written."""
+        refuses to replace a value too, before Linux 6.13: then the key itself, which closes it until it is written. An
+        address without an entry is not closed if an endpoint has denies."""
         table, key = entry.table, entry.key
+        if table == "nn_ipcache" and self._has_denies():
+            return []
         if table in ("nn_endpoint", "nn_ipcache"):
             gone = [other.key for other in self._change.entries if other.table == table and other.value is None]
             gone = [other for other in gone if (table, other) not in self._early]
@@ -282,7 +301,8 @@ class _Attempt:
             set_keys = {(entry.table, entry.key) for entry in self.made if entry.value is not None}
             for table, key in (*gone, *(self._early - set_keys)):
                 self._held[table].pop(key, None)
-        return [place for place in gone if place not in self._early]
+        # An entry that was deleted early may have been written again, so that it counts as gone after the switch.
+        return gone
 
     def raise_if_full(self) -> None:
         if self._first is not None:

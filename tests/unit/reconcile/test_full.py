@@ -288,6 +288,52 @@ def test_an_address_in_a_full_map_does_not_keep_its_old_identity() -> None:
     assert kernel.held()["nn_ipcache"] == wanted["nn_ipcache"]
 
 
+def test_entries_that_go_from_a_full_trie_leave_the_kernel() -> None:
+    addresses = [LpmKey.host(ip_address(f"10.0.1.{n}")) for n in range(1, 9)]
+    kernel = Kernel({})
+    kernel.tables["nn_ipcache"] = OldTrie("nn_ipcache", {key: always(U32(300)) for key in addresses}, 8)
+    kernel.policy({"nn_ipcache": {}})
+    assert not list(kernel.tables["nn_ipcache"].items())
+    kernel.policy({"nn_ipcache": {addresses[0]: U32(301)}})
+    assert kernel.held()["nn_ipcache"] == {addresses[0]: U32(301)}
+
+
+def test_an_allow_that_goes_from_a_full_trie_does_not_stay_in_force() -> None:
+    """Seven allows of a port go while an allow of the protocol covers them, and then that one goes."""
+    wide = PolicyKey(72, 300, 400, Direction.INGRESS, 6, 0)
+    ports = [wide._replace(prefixlen=88, port=port) for port in range(1, 8)]
+    kernel = Kernel({})
+    kernel.tables["nn_policy"] = OldTrie("nn_policy", {key: always(RULE) for key in (wide, *ports)}, 8)
+    kernel.policy({"nn_policy": {wide: RULE}})
+    assert [key for key, _ in kernel.tables["nn_policy"].items()] == [wide]
+    kernel.policy({"nn_policy": {}})
+    assert not list(kernel.tables["nn_policy"].items())
+
+
+@pytest.mark.parametrize("table", ["nn_ipcache", "nn_cidr"])
+def test_an_address_without_room_stops_the_change_if_an_endpoint_has_denies(table: str) -> None:
+    """Without an entry the address passes a deny of its identity, and an allow for every peer lets it in."""
+    here = AddressKey(ip_address("10.0.1.9"))
+    gone, comes = LpmKey.host(ip_address("10.0.2.1")), LpmKey.host(ip_address("10.0.2.2"))
+    for before, after in ((0, EndpointFlag.TIERED_INGRESS), (EndpointFlag.TIERED_EGRESS, 0)):
+        old: Tables = {"nn_endpoint": {here: endpoint_entry(before)}, table: {gone: U32(300)}}
+        kernel = Kernel(old, **{table: 1})
+        with pytest.raises(ApplyError, match=r"no room; nothing of the change is in force") as refused:
+            kernel.policy({"nn_endpoint": {here: endpoint_entry(after)}, table: {comes: U32(300)}})
+        assert not isinstance(refused.value, FullError)
+        assert {name: kernel.held()[name] for name in old} == old
+
+
+def test_an_address_is_not_deleted_early_if_an_endpoint_has_denies() -> None:
+    here, moved = AddressKey(ip_address("10.0.1.9")), LpmKey.host(ip_address("10.0.2.1"))
+    endpoints = {here: endpoint_entry(EndpointFlag.TIERED_INGRESS)}
+    kernel = Kernel({"nn_endpoint": endpoints})
+    kernel.tables["nn_ipcache"] = OldTrie("nn_ipcache", {moved: always(U32(300))}, 1)
+    with pytest.raises(ApplyError, match=r"no room; nothing of the change is in force"):
+        kernel.policy({"nn_endpoint": endpoints, "nn_ipcache": {moved: U32(301)}})
+    assert kernel.held()["nn_ipcache"] == {moved: U32(300)}
+
+
 def test_an_address_that_goes_makes_room_for_one_that_comes() -> None:
     gone, comes = LpmKey.host(ip_address("10.0.1.9")), LpmKey.host(ip_address("10.0.1.10"))
     old, new = AddressKey(gone.addr), AddressKey(comes.addr)
