@@ -57,9 +57,12 @@ class Transfer:
         # The entries that the first copy read, and those that it wrote.
         self._read = _Fingerprints()
         self._left = _Fingerprints()
+        # The newest entry with each key that several old entries may give: its age and a hash of its old key.
+        self._newest: dict[bytes, tuple[int, int]] = {}
 
     def first(self) -> int:
         """Copy all entries. Returns how many were copied. Raises OSError."""
+        self._find_newest()
         copied, oldest, left = 0, self._oldest(), _Fingerprints()
         for chunk in self.source.chunks():
             for key, value in chunk:
@@ -81,7 +84,9 @@ class Transfer:
     def last(self) -> int:
         """Copy the entries that were written to the old map since `first`. Returns how many. Raises OSError."""
         copied = 0
+        self._find_newest()
         for chunk in self.source.chunks():
+            self._remove_outdated(chunk)
             written = [entry for entry in chunk if not self._read.has(*entry)]
             copied += sum([self._merge(*entry) for entry in self._converted(written)])
         return copied
@@ -90,10 +95,45 @@ class Transfer:
         self.source.close()
         self.target.close()
 
+    def _find_newest(self) -> None:
+        """Find which old entries give a key that another one gives too."""
+        self._newest.clear()
+        for chunk in self.source.chunks():
+            for old_key, old_value in chunk:
+                made = list(self._convert(old_key, old_value))
+                if len(made) == 1:
+                    # So it is for all entries of this map, and keys do not meet.
+                    return
+                for key, value in made:
+                    rank = self._rank(old_key, (key, value))
+                    self._newest[key] = max(rank, self._newest.get(key, rank))
+
+    def _remove_outdated(self, entries: Iterable[Entry]) -> None:
+        """Remove what the first copy wrote for old entries that have lost a key to a newer one since then."""
+        if not self._newest:
+            return
+        for old_key, old_value in entries:
+            made = [(key, self._carried.adapt(value)) for key, value in self._convert(old_key, old_value)]
+            if self._is_newest(old_key, made):
+                continue
+            for key, value in made:
+                # What the new programs wrote meanwhile stays.
+                if self.target.lookup(key) == value and self._left.has(key, value):
+                    self.target.remove(key)
+
+    def _is_newest(self, old_key: bytes, made: Iterable[Entry]) -> bool:
+        return all(self._newest.get(entry[0], (0, 0)) <= self._rank(old_key, entry) for entry in made)
+
+    def _rank(self, old_key: bytes, made: Entry) -> tuple[int, int]:
+        return self._age(made), hash(old_key)
+
     def _converted(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        for entry in entries:
-            for key, value in self._convert(*entry):
-                yield key, self._carried.adapt(value)
+        """The new entries. An old entry that gives several gives all of them or none: none if a newer old entry gives
+        one of their keys. A half of a flow must not be combined with the half of another flow."""
+        for old_key, old_value in entries:
+            made = [(key, self._carried.adapt(value)) for key, value in self._convert(old_key, old_value)]
+            if len(made) < 2 or self._is_newest(old_key, made):
+                yield from made
 
     def _merge(self, key: bytes, value: bytes) -> bool:
         """Write one entry to the new map. Returns True if that changed the map."""

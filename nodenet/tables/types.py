@@ -82,7 +82,8 @@ class Layout(NamedTuple):
     value: str
 
 
-# Converts the bytes of a key and value to entries of another layout: one, several, or none.
+# Converts the bytes of a key and value to entries of another layout: one, several, or none. A function that gives one
+# for an entry never gives several for another one.
 Convert = Callable[[bytes, bytes], Iterable[tuple[bytes, bytes]]]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodenet.abi import State
+from nodenet.abi import State, pack_addr
 from nodenet.abi import carried as rules
 from nodenet.bpf.carry import Transfer, _Fingerprints
 from nodenet.tables import Carried, Layout
@@ -35,6 +36,9 @@ class Memory:
 
     def add(self, key: bytes, value: bytes) -> bool:
         return self.entries.setdefault(key, value) is value
+
+    def remove(self, key: bytes) -> bool:
+        return self.entries.pop(key, None) is not None
 
     def replace(self, key: bytes, value: bytes) -> bool:
         found = key in self.entries
@@ -154,3 +158,25 @@ def test_a_state_of_revisions_has_every_flow_judged_again() -> None:
     for revision, generation in ((0, 1), (6, 7), (0xFFFFFFFF, 0)):
         ((key, value),) = rules.state_of_revision(b"\0\0\0\0", revision.to_bytes(4, "little") + bytes(4))
         assert (key, State.unpack(value)) == (b"\0\0\0\0", State(generation, generation))
+
+
+def lb_flow(vip: str, last_seen: int) -> tuple[bytes, bytes]:
+    pod, service, backend = (pack_addr(ip_address(text)) for text in ("10.0.0.1", vip, "10.0.0.2"))
+    key = rules._NAT_ENDS.pack(pod, service, 4000, 80) + bytes((17, 0, 0, 0))
+    return key, rules._LB_FLOW.pack(backend, 8080, 7, 1, 2, last_seen, 0, 1, 0)
+
+
+@given(st.permutations([("10.96.0.1", 5), ("10.96.0.2", 9), ("10.96.0.3", 7)]))
+def test_of_flows_with_one_reply_key_only_the_newest_is_converted(flows: list[tuple[str, int]]) -> None:
+    """A pod's port called one backend through several addresses of Services."""
+    new = Memory()
+    old = Memory(dict(lb_flow(*flow) for flow in flows))
+    copying = Transfer(old, new, Carried(Layout("", ""), age=rules.nat_age), rules.nat_of_lb_flow, fresh=True)  # type: ignore[arg-type]
+    assert copying.first() == 2
+    assert new.entries == dict(rules.nat_of_lb_flow(*lb_flow("10.96.0.2", 9)))
+    old.entries |= dict([lb_flow("10.96.0.1", 6)])
+    assert copying.last() == 0, "written again, but not the newest"
+    assert new.entries == dict(rules.nat_of_lb_flow(*lb_flow("10.96.0.2", 9)))
+    old.entries |= dict([lb_flow("10.96.0.1", 10)])
+    assert copying.last() == 2, "newer than what was copied"
+    assert new.entries == dict(rules.nat_of_lb_flow(*lb_flow("10.96.0.1", 10)))
