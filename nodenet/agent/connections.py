@@ -72,13 +72,26 @@ def _delete(table: Table, key: bytes, now: int) -> bool:
     return value is not None and ct_expired(key, value, now) and table.remove(key)
 
 
+def _delete_single(flows: Table, key: bytes, now: int) -> bool:
+    """Delete a half for replies if it has expired and the client's half is missing. The programs renew only the
+    client's half, so a half that looks expired may be in use. As in `_delete`, the entry is read again."""
+    latest = flows.lookup(key)
+    if latest is None or not nat_expired(key, latest, now) or flows.lookup(nat_other(key, latest)) is not None:
+        return False
+    return flows.remove(key)
+
+
 def collect_flows(flows: Table, now: int, pause: Callable[[], None]) -> int:
-    """Delete both halves of the flows of nn_nat that have expired at `now`. Returns how many. Blocks, as `collect`.
+    """Delete both halves of the flows of nn_nat that have expired at `now`, and halves for replies without the
+    client's half. Returns how many flows. Blocks, as `collect`.
     Raises OSError."""
     expired = 0
     for chunk in flows.chunks():
         for key, value in chunk:
-            if nat_is_reply(key) or not nat_expired(key, value, now):
+            if not nat_expired(key, value, now):
+                continue
+            if nat_is_reply(key):
+                expired += _delete_single(flows, key, now)
                 continue
             # As in `_delete`.
             latest = flows.lookup(key)

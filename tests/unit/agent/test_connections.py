@@ -161,3 +161,17 @@ def test_a_flow_that_is_used_again_while_it_is_read_stays() -> None:
     table.entries = fresh
     assert collect_flows(table, NOW, lambda: None) == 0
     assert table.entries == fresh
+
+
+def test_an_expired_half_for_replies_without_its_client_is_deleted() -> None:
+    table = FakeTable([])
+    (client, _), (reply, back) = nat_flow(1, 0, 0).items()
+    used = nat_flow(2, 0, 0)
+    fresh = {
+        key: abi.NatEntry.unpack(value)._replace(last_seen=NOW - 1).pack() for key, value in nat_flow(3, 0, 0).items()
+    }
+    fresh.pop(next(iter(fresh)))
+    table.entries = {reply: back, **used, **fresh}
+    assert client not in table.entries
+    assert collect_flows(table, NOW, lambda: None) == 1
+    assert table.entries == used | fresh
