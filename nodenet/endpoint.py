@@ -34,7 +34,7 @@ class Endpoint:
     """A pod's attachment on this node. The CNI plugin creates it; the agent enforces policy on it.
 
     `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
-    this node's number for it (1-65535). `bridged`: its frames must pass the bridge, because its network configuration
+    this node's number for it (1-32767). `bridged`: its frames must pass the bridge, because its network configuration
     uses a feature of the bridge (VLANs, isolated ports, MAC check).
 
     `netns_id` is the number (nsid) of the pod's network namespace in the node's namespace; None: unknown.

@@ -28,7 +28,9 @@ from nodenet.cni.signals import pause
 from nodenet.endpoint import Endpoint, ObjectRef
 from nodenet.link import smallfile
 
-MAX_ENDPOINT_ID = 65535
+# The programs name the owner of an entry with 15 bits of the number (bpf/lib/owner.h). A record of an earlier version
+# may have a larger one and keeps it: two such pods may share the entries of their callers from outside.
+MAX_ENDPOINT_ID = 32767
 # Seconds that a verb waits for another verb on the same attachment.
 BUSY_TIMEOUT = 10.0
 

@@ -73,6 +73,21 @@ def test_ids_go_round_and_survive_a_restart_and_a_crash(tmp_path: Path) -> None:
     assert record(records, 4).endpoint.endpoint_id == 3
 
 
+def test_ids_fit_into_15_bits_and_a_larger_one_of_an_earlier_version_stays(tmp_path: Path) -> None:
+    """The programs name owners by 15 bits of the number."""
+    records = Records(tmp_path)
+    old = record(records, 1)
+    large = replace(old, endpoint=replace(old.endpoint, endpoint_id=40000))
+    records.put(large)
+    (tmp_path / "endpoints/ids/1").rename(tmp_path / "endpoints/ids/40000")
+    for last in ("32767", "40000", "65535"):
+        (tmp_path / "endpoints/ids/last").write_text(last)
+        assert 1 <= record(records, int(last)).endpoint.endpoint_id <= 32767
+    assert records.get(old.owner) == large
+    records.drop(old.owner, 40000)
+    assert not (tmp_path / "endpoints/ids/40000").is_symlink()
+
+
 def test_busy_tells_of_a_crash_and_keeps_others_out(tmp_path: Path) -> None:
     records, owner = Records(tmp_path), Owner("c1", "eth0")
     with records.busy(owner) as crashed:
