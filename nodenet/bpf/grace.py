@@ -2,8 +2,7 @@
 
 The kernel does this (synchronize_rcu) before it returns from an update of an array of maps, so that "all programs
 that could be running use the new map value" (maybe_wait_bpf_programs in kernel/bpf/syscall.c, since Linux 4.19). So an
-update
-of a small map of our own is the wait. It takes 5 to 30 ms without CPU time.
+update of a small map of our own is the wait. It takes 5 to 30 ms without CPU time.
 """
 
 from __future__ import annotations
