@@ -1,8 +1,9 @@
 """Writes a change of policy: its entries, then the switch, then the deletes.
 
 Before a switch nothing of the change is in force, so a failure or a crash leaves the previous policy whole. The next
-change first undoes what is left of it. Deletes, and the entries of the next change, wait until no program uses the
-previous generation any more.
+change first undoes what is left of it. The exception is a map without room: what is deleted before the switch, to make
+room, is missing at once. Deletes, and the entries of the next change, wait until no program uses the previous
+generation any more.
 
 A full map does not stop a change. Entries that do not fit are left out, closed: an allow that is missing allows
 nothing, an address without an entry counts as the world, an endpoint without an entry has no network. If a region does
