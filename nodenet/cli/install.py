@@ -122,7 +122,8 @@ def upgrade(
 ) -> None:
     """Change an installation to this version of nodenet. Prints each field that changes.
 
-    --overlay and --set that were given earlier stay as they are, unless they are given again.
+    --overlay and --set that were given earlier stay as they are, unless they are given again. If no API servers were
+    given, their addresses are read from the cluster again; --set apiServers= goes back to that.
     """
     extras.require("agent", "upgrade")
     from nodenet.cluster import client, release
@@ -235,7 +236,8 @@ async def _carry_out(cluster: Any, steps: Sequence[Step], how: dict[str, Any]) -
 
 def _title(wanted: Release) -> str:
     values = ", ".join(f"{name}={value}" for name, value in sorted(wanted.values.items()))
-    return f"overlay {wanted.overlay}" + (f" with {values}" if values else "")
+    servers = f"; API servers of the cluster: {wanted.discovered}" if wanted.discovered else ""
+    return f"overlay {wanted.overlay}" + (f" with {values}" if values else "") + servers
 
 
 def _yaml(wanted: Release) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -92,7 +92,7 @@ async def with_api_servers(cluster: Cluster, wanted: Release) -> Release:
             "the Service default/kubernetes has no EndpointSlice with addresses of API servers",
             "give them: --set apiServers=HOST:PORT,...",
         )
-    return wanted.with_values({"apiServers": ",".join(sorted(set(found)))})
+    return replace(wanted, discovered=",".join(sorted(set(found))))
 
 
 async def plan(cluster: Cluster, objects: Sequence[Obj], *, force: bool) -> list[Step]:
@@ -110,12 +110,18 @@ async def plan(cluster: Cluster, objects: Sequence[Obj], *, force: bool) -> list
         if current is None or changed is None:
             steps.append(Step(Effect.CREATE, obj))
             continue
-        fields = changes(current, changed)
+        fields = changes(current, changed) or _stored(current, changed)
         steps.append(Step(Effect.CHANGE if fields else Effect.NONE, obj, tuple(fields)))
     _raise_together(problems)
     wanted = {_key(obj) for obj in objects}
     steps += [Step(Effect.DELETE, obj) for obj in await installed(cluster) if _key(obj) not in wanted]
     return steps
+
+
+def _stored(before: Obj, after: Obj) -> list[str]:
+    """The change of the stored release: without one, a value that was the default so far would be forgotten."""
+    old, new = ((obj["metadata"].get("annotations") or {}).get(release.RELEASE) for obj in (before, after))
+    return [f"metadata.annotations[{release.RELEASE}]: {old!r} -> {new!r}"] if old != new else []
 
 
 async def carry_out(cluster: Cluster, steps: Iterable[Step], say: Say, *, force: bool) -> None:

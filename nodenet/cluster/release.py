@@ -15,6 +15,7 @@ from nodenet import config
 from nodenet.cluster import kustomize
 from nodenet.cluster.kustomize import containers
 from nodenet.errors import BadInputError
+from nodenet.kube.config import server_url
 
 Obj = dict[str, Any]
 
@@ -49,10 +50,12 @@ _ORDER = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "R
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """`values`: by the names of VALUES."""
+    """`values`: by the names of VALUES, as the user gave them; they are stored. `discovered`: the addresses of the API
+    servers that the cluster says, for a release that names none; they may change, so they are not stored."""
 
     overlay: str
     values: Mapping[str, str] = field(default_factory=dict)
+    discovered: str = ""
 
     def with_values(self, values: Mapping[str, str]) -> Release:
         return replace(self, values={**self.values, **values})
@@ -68,10 +71,21 @@ def parse_values(words: Iterable[str]) -> dict[str, str]:
             raise BadInputError(f"--set {word}: expected NAME=VALUE; the names: {', '.join(VALUES)}")
         if name in _COMPONENTS and value not in ("true", "false"):
             raise BadInputError(f"--set {word}: expected true or false")
+        if name == "apiServers":
+            _check_servers(value, f"--set {word}")
         if key:
             _check_config({key: _yaml(value, f"--set {word}")}, f"--set {word}")
         found[name] = value
     return found
+
+
+def _check_servers(value: str, source: str) -> None:
+    """No agent would start with an address that it cannot read. "" means those that the overlay or the cluster says."""
+    for text in value.split(",") if value else ():
+        try:
+            server_url(text)
+        except BadInputError as error:
+            raise BadInputError(f"{source}: expected HOST:PORT,..., got {text!r}") from error
 
 
 def _yaml(text: str, source: str) -> Any:
@@ -89,6 +103,7 @@ def objects(release: Release) -> list[Obj]:
     [config_map] = [obj for obj in found if _is(obj, "ConfigMap")]
     [daemon_set] = [obj for obj in found if _is(obj, "DaemonSet")]
     _set_config(config_map["data"], values)
+    config_map["data"][_API_SERVERS] = config_map["data"][_API_SERVERS] or release.discovered
     _set_daemon_set(daemon_set, values)
     digest = hashlib.sha256(json.dumps(config_map["data"], sort_keys=True).encode()).hexdigest()[:16]
     _annotate(daemon_set["spec"]["template"], CONFIG_DIGEST, digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import ssl
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def load(kubeconfig: Path | None, servers: Sequence[str] = (), server_name: str 
     Raises BadInputError naming file and field, and CannotRunError if there is neither a kubeconfig nor a service
     account.
     """
-    urls = tuple(_url(text) for text in servers)
+    urls = tuple(server_url(text) for text in servers)
     access = from_kubeconfig(kubeconfig) if kubeconfig else in_cluster(os.environ, SERVICE_ACCOUNT, urls)
     if urls:
         if access.ssl is None and any(url.startswith("https:") for url in urls):
@@ -100,12 +101,14 @@ def in_cluster(environ: Mapping[str, str], folder: Path, servers: Sequence[str] 
     )
 
 
-def _url(text: str) -> str:
-    """A server as a URL. Raises BadInputError."""
+def server_url(text: str) -> str:
+    """A server of `api_servers` as a URL. Raises BadInputError."""
     url = (text if "://" in text else f"https://{text}").rstrip("/")
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and not (parts.path or parts.query)
+        valid = parts.scheme in ("http", "https") and parts.hostname and url == f"{parts.scheme}://{parts.netloc}"
+        # urlsplit takes any character for a part of the host.
+        valid = valid and not re.search(r"[\s,@\\]", url)
         if valid and parts.port is None:
             url += ":443" if parts.scheme == "https" else ":80"
     except ValueError:

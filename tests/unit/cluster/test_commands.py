@@ -53,7 +53,7 @@ def test_install_upgrade_and_uninstall(api: Api, tmp_path: Path) -> None:
         where = ("--kubeconfig", file)
         done = called("install", *where, "--wait", "--set", "image.tag=1")
         assert done.exit_code == 0, done.stderr
-        assert "overlay replace-kube-proxy with apiServers=192.0.2.2:6443, image.tag=1" in done.stderr
+        assert "overlay replace-kube-proxy with image.tag=1; API servers of the cluster: 192.0.2.2:6443" in done.stderr
         assert "every node is ready" in done.stderr
 
         again = called("install", *where)
@@ -67,6 +67,16 @@ def test_install_upgrade_and_uninstall(api: Api, tmp_path: Path) -> None:
         assert head == "change DaemonSet nodenet/nodenet"
         assert all(field.strip().endswith(":1' -> 'localhost/nodenet:2'") for field in fields)
         assert called("upgrade", *where, "--dry-run").stdout == "nothing changes\n"
+
+        slices = api.named("EndpointSlice", "kubernetes")
+        assert slices is not None
+        slices["endpoints"] = [{"addresses": ["192.0.2.3"]}]
+        moved = called("upgrade", *where, "--dry-run").stdout
+        assert "data.api-servers: '192.0.2.2:6443' -> '192.0.2.3:6443'" in moved
+        set_by_user = called("upgrade", *where, "--set", "apiServers=192.0.2.2:6443")
+        assert set_by_user.exit_code == 0, set_by_user.stderr
+        assert called("upgrade", *where, "--dry-run").stdout == "nothing changes\n"
+        assert "192.0.2.3:6443" in called("upgrade", *where, "--dry-run", "--set", "apiServers=").stdout
 
         would = called("uninstall", *where, "--dry-run")
         assert "DaemonSet nodenet/nodenet: would be deleted" in would.stdout

@@ -149,7 +149,10 @@ async def test_the_api_servers_come_from_the_cluster() -> None:
             await install.with_api_servers(cluster, Release("replace-kube-proxy"))
         api.add(slices)
         found = await install.with_api_servers(cluster, Release("replace-kube-proxy"))
-        assert found.values["apiServers"] == "192.0.2.2:6443,[2001:db8::1]:6443"
+        assert found.discovered == release.api_servers(found) == "192.0.2.2:6443,[2001:db8::1]:6443"
+        [daemon_set] = [obj for obj in release.objects(found) if obj["kind"] == "DaemonSet"]
+        # An upgrade looks again.
+        assert release.of(daemon_set) == Release("replace-kube-proxy")
         assert await install.with_api_servers(cluster, WANTED) == WANTED
         assert await install.with_api_servers(cluster, Release("kind")) == Release("kind")
 

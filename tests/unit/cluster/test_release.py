@@ -91,6 +91,11 @@ def test_an_installed_release_is_read_back() -> None:
         ("config.no_such_key=1", "no_such_key: unknown key"),
         ("config.ct_entries=many", "ct_entries: expected int"),
         ("monitoring.enabled=yes", "expected true or false"),
+        ("apiServers=x y z", "expected HOST:PORT,..., got 'x y z'"),
+        ("apiServers=192.0.2.1:6443,", "got ''"),
+        ("apiServers=192.0.2.1:6443,[2001:db8::1", "got '[2001:db8::1'"),
+        ("apiServers=192.0.2.1:99999", "got '192.0.2.1:99999'"),
+        ("apiServers=https://192.0.2.1/path", "got 'https://192.0.2.1/path'"),
         ("config.masquerade_exclude=[", "expected a value in YAML"),
     ],
 )
