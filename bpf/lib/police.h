@@ -214,8 +214,16 @@ NN_GLOBAL int nn_police_new(struct __sk_buff *ctx, __u32 side)
 	return result;
 }
 
-/* Conntrack: the verdict on a packet of a known flow. Returns 0, a drop code, or NN_FLOW_NEW. */
-NN_GLOBAL int nn_track(struct __sk_buff *ctx, __u32 side)
+/* True if the flow may be one to a Service that had no frontend yet: the pod opened it, and no answer came. A TCP
+ * connection opens again with a SYN, but datagrams from a fixed port would keep such an entry fresh without end. */
+NN_INLINE int nn_ct_may_be_lost(const struct nn_ct_entry *entry, __u8 protocol)
+{
+	return protocol != IPPROTO_TCP && entry->direction == NN_EGRESS && !(entry->flags & NN_CT_SEEN_REPLY);
+}
+
+/* Conntrack: the verdict on a packet of a known flow. `before`: the service stage follows, if the flow is not known.
+ * Returns 0, a drop code, or NN_FLOW_NEW. */
+NN_GLOBAL int nn_track(struct __sk_buff *ctx, __u32 side, __u32 before)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_ct_entry *entry;
@@ -226,6 +234,8 @@ NN_GLOBAL int nn_track(struct __sk_buff *ctx, __u32 side)
 	view = nn_view_of(context, side);
 	nn_ct_key_of(&context->packet.tuple, view->direction, &view->flow);
 	entry = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
+	if (before && entry && nn_ct_may_be_lost(entry, view->flow.protocol))
+		return NN_FLOW_NEW;
 	if (entry && !nn_ct_opens(&context->packet, entry, view->direction))
 		return nn_police_known(ctx, context, view, entry);
 	if (entry && nn_ct_conflicts(entry, view, view->flow.protocol))
@@ -246,12 +256,13 @@ NN_INLINE int nn_police_early_fragment(const struct nn_view *view)
 
 /* The verdict on a packet that a pod sends if conntrack knows its flow with the addresses that the packet has: then no
  * Service translates it. This lookup comes before the service stage, because most packets end here: a lookup of the
- * address in each of them would cost 1 to 2 % (docs/decisions/0041). Returns 0, a drop code, or NN_FLOW_NEW. */
+ * address in each of them would cost 1 to 2 % (docs/decisions/0041). Datagrams without an answer go through both
+ * (nn_ct_may_be_lost). Returns 0, a drop code, or NN_FLOW_NEW. */
 NN_INLINE int nn_police_direct(struct __sk_buff *ctx, struct nn_context *context)
 {
 	if (context->packet.early_fragment || nn_is_icmp_error(&context->packet))
 		return NN_FLOW_NEW;
-	return nn_track(ctx, NN_EGRESS);
+	return nn_track(ctx, NN_EGRESS, 1);
 }
 
 /* The stage for one side of the packet, whose view names the endpoint. Returns 0 or a drop code. */
@@ -266,7 +277,7 @@ NN_INLINE int nn_police(struct __sk_buff *ctx, struct nn_context *context, __u32
 		result = nn_police_related(ctx, side);
 	/* nn_police_direct may have looked already. */
 	if (result == NN_FLOW_NEW && !(view->is_new && !view->nat))
-		result = nn_track(ctx, side);
+		result = nn_track(ctx, side, 0);
 	return result == NN_FLOW_NEW ? nn_police_new(ctx, side) : result;
 }
 

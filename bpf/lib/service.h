@@ -280,16 +280,23 @@ NN_INLINE int nn_service_answer_itself(struct __sk_buff *ctx, struct nn_context 
 	return result < 0 ? result : NN_SERVICE_RETURN;
 }
 
+/* True if the packet may belong to a connection to a Service that was deleted. Only the flow still knows its backend. */
+NN_INLINE int nn_service_may_be_gone(const struct nn_packet *packet)
+{
+	return packet->tuple.protocol == IPPROTO_TCP && !packet->early_fragment && !nn_is_syn(packet);
+}
+
 /* The stage for a packet that a pod sends; the egress view names the pod. Returns 0: the packet goes on,
  * NN_SERVICE_RETURN: it goes back to the pod, or a drop code. */
 NN_INLINE int nn_service(struct __sk_buff *ctx, struct nn_context *context)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
-	int result, is_known;
+	int result, is_known, is_served;
 
 	if (nn_is_hairpin_addr(&tuple->daddr))
 		return nn_service_answer_itself(ctx, context);
-	if (!nn_service_addr_of(&tuple->daddr))
+	is_served = nn_service_addr_of(&tuple->daddr) != 0;
+	if (!is_served && !nn_service_may_be_gone(&context->packet))
 		return 0;
 	/* It has no ports, so its backend is not known. Where it may be none of a Service's packets, it goes on. */
 	if (context->packet.early_fragment)
@@ -297,6 +304,8 @@ NN_INLINE int nn_service(struct __sk_buff *ctx, struct nn_context *context)
 	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP)
 		return nn_unserved(&tuple->daddr);
 	is_known = nn_service_follow();
+	if (!is_known && !is_served)
+		return 0;
 	if (!is_known) {
 		result = nn_service_choose(ctx);
 		if (result <= 0)

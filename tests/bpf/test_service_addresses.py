@@ -81,3 +81,24 @@ def test_a_flow_that_is_older_than_the_service_stays_direct(world: World) -> Non
     table.update(frontend, entry)
     assert world.out(world.call(TCP(sport=SPORT, dport=PORT, flags="A"))).dst == world.service
     assert world.out(world.call(TCP(sport=SPORT + 1, dport=PORT))).dst == world.far
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_datagrams_from_one_port_reach_a_service_that_comes_later(world: World, answered: bool) -> None:
+    """Unless they have answers already: without one, they were lost, and each of them would keep their entry fresh."""
+    address = abi.AddressKey(ip_address(world.service))
+    tables = world.datapath.tables
+    frontends = dict(tables["nn_frontend"].items())
+    for key in frontends:
+        tables["nn_frontend"].delete(key)
+    tables["nn_service_addr"].delete(address)
+    for _ in range(2):
+        assert world.out(world.call(UDP(sport=SPORT, dport=PORT))).dst == world.service
+    if answered:
+        world.into(world.answer(UDP(sport=PORT, dport=SPORT), world.service))
+    flags(world, AddressFlag.REFUSE_UNSERVED)
+    for key, entry in frontends.items():
+        tables["nn_frontend"].update(key, entry)
+    for _ in range(2):
+        target = world.out(world.call(UDP(sport=SPORT, dport=PORT))).dst
+        assert target == (world.service if answered else world.far)

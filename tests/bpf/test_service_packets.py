@@ -411,11 +411,14 @@ def test_a_connection_outlives_its_service(world: World) -> None:
     """As with conntrack under kube-proxy: the flow holds the addresses."""
     world.out(world.call(syn()))
     tables = world.datapath.tables
-    for name in ("nn_revnat", "nn_frontend"):
+    for name in ("nn_revnat", "nn_frontend", "nn_service_addr"):
         for key, _ in list(tables[name].items()):
             tables[name].delete(key)
     assert ends(world.into(world.answer(syn_ack()))) == (world.service, PORT, world.pod, SPORT)
-    assert world.out(world.call(ack())).dst == world.far
+    assert ends(world.out(world.call(ack()))) == (world.pod, SPORT, world.far, TARGET)
+    # Only this connection: others go to the address as it is.
+    assert world.out(world.call(syn())).dst == world.service
+    assert world.out(world.call(ack(SPORT + 1))).dst == world.service
 
 
 def test_an_answer_of_an_evicted_flow_is_translated_while_its_service_exists(world: World) -> None:
