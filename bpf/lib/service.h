@@ -207,6 +207,14 @@ NN_INLINE int nn_service_recall(struct nn_nat *nat, const struct nn_view *view)
 	return 0;
 }
 
+/* True if the entry of replies belongs to the flow that the view names. Flows from before an upgrade may share a reply's
+ * ends; then the Service decides. With a source port that was replaced, no other flow has these ends. */
+NN_INLINE int nn_service_is_reply_of(const struct nn_nat_entry *entry, const struct nn_view *view)
+{
+	return entry->endpoint_id == view->endpoint_id &&
+	       ((view->reverse & NN_CT_PORT) || entry->rev_nat_index == view->rev_nat_index);
+}
+
 /* Translate a reply back, as the ingress view says: its source becomes the Service that the pod called, and its
  * destination that of the pod's socket. In an ICMP error the quoted packet is translated. Returns 0 or a drop code. */
 NN_GLOBAL int nn_service_reverse(struct __sk_buff *ctx)
@@ -236,7 +244,7 @@ NN_GLOBAL int nn_service_reverse(struct __sk_buff *ctx)
 		nat->reply_key.dport = quoted->sport;
 	}
 	entry = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
-	if (entry && entry->endpoint_id == view->endpoint_id) {
+	if (entry && nn_service_is_reply_of(entry, view)) {
 		if (!is_error)
 			nn_nat_touch_reply(context, &nat->reply_key, entry);
 		nat->reply = *entry;

@@ -421,6 +421,16 @@ def test_a_connection_outlives_its_service(world: World) -> None:
     assert world.out(world.call(ack(SPORT + 1))).dst == world.service
 
 
+def test_answers_of_flows_that_share_their_ends_get_the_service_that_conntrack_names(world: World) -> None:
+    """An upgrade may bring two such flows; the half for answers is the other one's."""
+    world.serve(world.other, OTHER_SERVICE_ID, world.far)
+    world.out(world.call(syn()))
+    tables = world.datapath.tables
+    ((key, half),) = [item for item in tables["nn_nat"].items() if item[0].reply]
+    tables["nn_nat"].update(key, half._replace(saddr=ip_address(world.other), service_id=OTHER_SERVICE_ID))
+    assert ends(world.into(world.answer(syn_ack()))) == (world.service, PORT, world.pod, SPORT)
+
+
 def test_an_answer_of_an_evicted_flow_is_translated_while_its_service_exists(world: World) -> None:
     world.out(world.call(syn()))
     tables = world.datapath.tables
