@@ -20,11 +20,15 @@ struct {
 	__type(value, struct nn_frag_entry);
 } nn_frag SEC(".maps");
 
+/* Another CPU may have made the entry after this one read the clock. Only so little counts as 0: the clock wraps after 52
+ * days, and half of that is no age of a new entry. */
+#define NN_FRAG_CLOCK_LEAD 1024
+
 NN_INLINE __u32 nn_frag_age(const struct nn_frag_entry *entry, __u64 time)
 {
-	__s32 age = (__u32)(time >> NN_FRAG_TIME_SHIFT) - entry->created;
+	__u32 age = (__u32)(time >> NN_FRAG_TIME_SHIFT) - entry->created;
 
-	return age > 0 ? age : 0;
+	return age >= -(__u32)NN_FRAG_CLOCK_LEAD ? 0 : age;
 }
 
 NN_INLINE int nn_is_fragment(const struct nn_packet *packet)

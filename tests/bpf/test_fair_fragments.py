@@ -33,6 +33,8 @@ OUTSIDE, CLIENT = "203.0.113.9", "198.51.100.7"
 ISOLATED = abi.EndpointFlag.ISOLATED_INGRESS | abi.EndpointFlag.ISOLATED_EGRESS
 MINE, PEERS, HELPERS = 2000, 3000, 4000
 LIFETIME = (30 * 10**9 >> 20) + 2
+# 26 and 52 days: half of the clock of the table, and almost all of it.
+STALE = (2**31 + 2000, 2**32 - 20000)
 COUNT = 12
 
 
@@ -163,9 +165,16 @@ def test_a_busy_sender_loses_its_oldest_datagrams(node: Datapath) -> None:
 def test_a_datagram_that_is_not_complete_after_30_seconds_is_forgotten(node: Datapath) -> None:
     begin(node, 1)
     assert verdict(node, piece(VICTIM, PEER, 1, 32, more=False)) == TC_OK
-    age(node)
-    assert verdict(node, piece(VICTIM, PEER, 1, 32, more=False)) == TC_SHOT
+    for lifetime in (LIFETIME, *STALE):
+        age(node, lifetime)
+        assert verdict(node, piece(VICTIM, PEER, 1, 32, more=False)) == TC_SHOT
+        begin(node, 1)
+        assert verdict(node, piece(VICTIM, PEER, 1, 32, more=False)) == TC_OK
+
+
+def test_a_datagram_that_another_cpu_has_just_begun_is_new(node: Datapath) -> None:
     begin(node, 1)
+    age(node, -1000)
     assert verdict(node, piece(VICTIM, PEER, 1, 32, more=False)) == TC_OK
 
 
@@ -183,9 +192,9 @@ def test_expired_datagrams_make_room_without_the_agent(node: Datapath) -> None:
     assert ended(node)[0] > before[0] + SLOTS / 2
 
 
-def age(node: Datapath) -> None:
-    """Let all datagrams expire."""
+def age(node: Datapath, lifetime: int = LIFETIME) -> None:
+    """Make all datagrams so much older: by default, let them expire."""
     with closing(RawTable("nn_frag", node.pins.map("nn_frag"))) as table:
         for key, value in list(table.raw()):
-            created = int.from_bytes(value[-4:], "little") - LIFETIME
+            created = int.from_bytes(value[-4:], "little") - lifetime
             assert table.replace(key, value[:-4] + (created & 0xFFFFFFFF).to_bytes(4, "little"))
