@@ -23,6 +23,7 @@
 #define NN_FAIR_CLAIM_TRIES 3
 /* An owner with half of a bucket loses so many entries of NN_FAIR_FIRST at once: the search is paid once in as many. */
 #define NN_FAIR_BATCH 4
+#define NN_ENOENT 2
 #define NN_EEXIST 17
 
 struct nn_fair_bucket {
@@ -86,8 +87,8 @@ NN_INLINE int nn_same_key(const struct nn_ct_key *one, const struct nn_ct_key *o
 	return !different;
 }
 
-/* Put the key of the context into the first free slot, or into its own one: user space deletes expired entries, and
- * leaves their slots. An equal tag is not enough: keys with equal hashes are easy to find, and an entry that lost its
+/* Put the key of the context into its own slot, or else into the first free one: user space deletes expired entries, and
+ * leaves their slots. A key with two slots would lose its entry when the older one is freed. An equal tag is not enough: keys with equal hashes are easy to find, and an entry that lost its
  * slot is never evicted. Returns 1 if there was a slot. */
 NN_INLINE int nn_fair_take(struct nn_fair_bucket *bucket, const struct nn_context *context, __u32 tag)
 {
@@ -96,9 +97,14 @@ NN_INLINE int nn_fair_take(struct nn_fair_bucket *bucket, const struct nn_contex
 	bpf_spin_lock(&bucket->lock);
 #pragma clang loop unroll(disable)
 	for (slot = 0; slot < NN_FAIR_WAYS; slot++)
-		if (bucket->tag[slot] == 0 ||
-		    (bucket->tag[slot] == tag && nn_same_key(&bucket->key[slot], &context->key)))
+		if (bucket->tag[slot] == tag && nn_same_key(&bucket->key[slot], &context->key))
 			break;
+	if (slot == NN_FAIR_WAYS) {
+#pragma clang loop unroll(disable)
+		for (slot = 0; slot < NN_FAIR_WAYS; slot++)
+			if (bucket->tag[slot] == 0)
+				break;
+	}
 	if (slot < NN_FAIR_WAYS) {
 		bucket->owner[slot] = context->owner;
 		bucket->key[slot] = context->key;
@@ -286,8 +292,13 @@ NN_INLINE int nn_fair_insert(void *entries, const void *key, const void *entry, 
 	long result = bpf_map_update_elem(entries, key, entry, BPF_NOEXIST);
 	struct nn_context *context;
 
-	if (result == -NN_EEXIST)
-		return bpf_map_update_elem(entries, key, entry, BPF_ANY) < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
+	if (result == -NN_EEXIST) {
+		result = bpf_map_update_elem(entries, key, entry, BPF_EXIST);
+		if (result != -NN_ENOENT)
+			return result < 0 ? NN_DROP_CT_INSERT_FAILED : 0;
+		/* Another CPU deleted it between the two, and freed its slot. */
+		result = bpf_map_update_elem(entries, key, entry, BPF_NOEXIST);
+	}
 	context = nn_context_now();
 	if (!context)
 		return NN_DROP_INVALID_PACKET;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -213,6 +214,25 @@ def test_a_flow_that_starts_again_uses_its_own_slot(node: Datapath) -> None:
     assert kept(node, flows) == FLOWS
 
 
+def test_a_flow_that_starts_again_uses_its_own_slot_though_another_one_is_free(node: Datapath) -> None:
+    """The slots before it were freed while its entry existed. User space deleted the entry later, and left its slot."""
+    table, now = node.tables["nn_ct"], monotonic()
+    flood(node, "endpoint_egress", ATTACKER, "198.51.100.1")
+    with closing(RawTable("nn_ct_slot", node.pins.map("nn_ct_slot"))) as buckets:
+        places = [[abi.CtKey.unpack(key) for key, _ in slots.keys_in(bucket)] for _, bucket in buckets.raw()]
+    stays = [keys[-1] for keys in places]
+    for key, entry in list(table.items()):
+        if key not in stays:
+            table.update(key, entry._replace(last_seen=now - 1000))
+    # A full bucket frees all expired slots.
+    established(node, count=200)
+    for key in stays:
+        table.delete(key)
+        there = UDP(sport=key.pod_port, dport=key.remote_port)
+        assert node.sent(IP(src=ATTACKER, dst=str(key.remote)) / there) == TC_OK
+    assert max(Counter(keys_of(node)).values()) == 1
+
+
 def test_entries_without_a_slot_do_not_keep_new_flows_out(node: Datapath) -> None:
     """Those that the second copy of a replaced map brings: here so many that not one more entry fits."""
     table, now = node.tables["nn_ct"], monotonic()
@@ -242,7 +262,9 @@ def test_user_space_computes_the_same_places(node: Datapath) -> None:
         index = slots.place_of(key.pack(), 51)[0]
         mine = slots.bucket_of([(key.pack(), entry.pack())], 51, slots.ct_owner)
         kernels = buckets[index.to_bytes(4, "little")]
-        place = [found for found, _ in slots.keys_in(kernels)].index(key.pack())
+        tags = struct.unpack_from("=16I", kernels, 8)
+        keys = [kernels[136 + 40 * slot : 136 + 40 * (slot + 1)] for slot in range(16)]
+        (place,) = [slot for slot in range(16) if tags[slot] and keys[slot] == key.pack()]
         owner = mine[8 + 64 : 8 + 64 + 4]
         assert kernels[8 + 64 + 4 * place : 8 + 64 + 4 * place + 4] == owner
 
