@@ -153,6 +153,9 @@ NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 	view->nat = NN_CT_TRANSLATED;
 	result = nn_service_pick(ctx, context, view, &choice);
 	view->nat = 0;
+	/* The frontend was deleted after a first choice, so policy judges the packet as it is. */
+	if (result == 0)
+		nn_ct_key_of(&packet->tuple, NN_EGRESS, &view->flow);
 	if (result < 0)
 		view->peer_identity = nn_identity_of(&packet->tuple.daddr, context->state.generation);
 	if (result <= 0)
