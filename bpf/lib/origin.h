@@ -6,6 +6,7 @@
 #define NN_ORIGIN_H
 
 #include "conntrack.h"
+#include "lb.h"
 #include "policy.h"
 
 #define NN_LOOPBACK_IFINDEX 1
@@ -56,6 +57,9 @@ NN_GLOBAL int nn_check_origin(struct __sk_buff *ctx)
 		view->outside = 1;
 		return 0;
 	}
+	/* No packet comes from a ClusterIP. Its entry would let the pod's own packets to the Service pass as replies. */
+	if (nn_unserved(&context->packet.tuple.saddr) < 0)
+		return NN_DROP_INVALID_SOURCE_IP;
 	source = nn_endpoint_lookup(&context->packet.tuple.saddr);
 	if (!source || source->ifindex == ifindex)
 		return 0;

@@ -79,6 +79,27 @@ def test_a_pod_is_neither_a_service_nor_nobody(world: World) -> None:
             world.refused(world.ip(src=address, dst=target) / syn(), DropReason.INVALID_SOURCE_IP)
 
 
+def test_nothing_from_outside_comes_from_a_service(world: World) -> None:
+    """A forged datagram would make an entry, and what the pod sends to the Service would pass as an answer in it."""
+    program = world.datapath.loaded.programs["endpoint_ingress"]
+    address = abi.AddressKey(ip_address(world.service))
+    for layer in (udp(PORT, SPORT), syn_ack(PORT), syn(PORT)):
+        frame = bytes(Ether(src=POD_MAC) / world.answer(layer, world.service))
+        world.datapath.events()
+        assert run_packet(program, frame, ingress_ifindex=OTHER_IFINDEX).verdict == TC_SHOT
+        assert -world.datapath.events()[-1].reason == DropReason.INVALID_SOURCE_IP
+    assert list(world.datapath.tables["nn_ct"].items()) == []
+    assert world.out(world.call(udp())).dst == world.far
+    # Other addresses with frontends may send: a node's own one. So may those beside kube-proxy, which are in no table.
+    for number, flags in enumerate((0, None), 1):
+        if flags is None:
+            world.datapath.tables["nn_service_addr"].delete(address)
+        else:
+            world.datapath.tables["nn_service_addr"].update(address, abi.U32(flags))
+        frame = bytes(Ether(src=POD_MAC) / world.answer(udp(PORT, SPORT + number), world.service))
+        assert run_packet(program, frame, ingress_ifindex=OTHER_IFINDEX).verdict == TC_OK
+
+
 def test_only_connections_reach_nobody(world: World) -> None:
     ping = ICMP() if world.ip is IP else ICMPv6EchoRequest()
     sent = bytes(world.call(udp()))
