@@ -115,9 +115,9 @@ struct nn_cidr_entry {
 	__u32 since;
 };
 
-/* What a subject's rules say about a peer: who may send to it (ingress), or receive from it (egress). Longest prefix match over the five fields
- * in this order: a port range becomes several port prefixes, "all ports" ends after the protocol, "all protocols" ends
- * after the direction. */
+/* What a subject's rules say about a peer: who may send to it (ingress), or receive from it (egress). Longest prefix
+ * match over the five fields in this order: a port range becomes several port prefixes, "all ports" ends after the
+ * protocol, "all protocols" ends after the direction. */
 struct nn_policy_key {
 	__u32 prefixlen; /* bits of the fields below: 72 up to direction, 80 up to protocol, 96 with the exact port */
 	__u32 subject; /* identity of the local endpoint */
@@ -323,8 +323,8 @@ struct nn_sock_question {
 	__be16 remote_port;
 };
 
-/* The same as nn_sock_end, of sockets that were opened before a version that stores it at the socket. Nothing is added. (socket,
- * backend) -> rev_nat_index; nn_sock_choice has the frontend in place of the backend, and a backend_id. */
+/* The same as nn_sock_end, of sockets that were opened before a version that stores it at the socket. Nothing is added.
+ * (socket, backend) -> rev_nat_index; nn_sock_choice has the frontend in place of the backend, and a backend_id. */
 struct nn_sock_revnat_key {
 	__u64 cookie;
 	struct nn_addr addr; /* backend */

@@ -55,7 +55,8 @@ NN_GLOBAL int nn_frag_create(struct __sk_buff *ctx, __u32 side)
 	return nn_fair_insert(&nn_frag, key, &first, nn_view_of(context, side), nn_frag_owner_of, nn_frag_claim);
 }
 
-/* Call this only after the first fragment passed: a dropped fragment must not let later ones pass. */
+/* Later fragments get the ports from this entry and are judged by policy with them. So it may also be of a first fragment
+ * that policy drops. Without the service stage it is made only after the first fragment passed. */
 NN_INLINE void nn_remember_fragment(struct __sk_buff *ctx, const struct nn_packet *packet, __u32 side)
 {
 	if (packet->first_fragment)

@@ -49,7 +49,6 @@ struct {
 	__type(value, struct nn_backend_entry);
 } nn_member SEC(".maps");
 
-
 /* Returns 0 if no frontend has this address. */
 NN_INLINE const struct nn_service_addr_entry *nn_service_addr_of(const struct nn_addr *addr)
 {

@@ -37,9 +37,9 @@ NN_INLINE int nn_recheck_unsure(struct __sk_buff *ctx, struct nn_view *view, str
 	return 0;
 }
 
-/* If a change since the flow was judged can have changed its verdict, check it again, in the direction in which it was opened. Keep a
- * denied entry fresh while either side still sends, so that packets of the other direction cannot open the flow again.
- * Returns 0 or a drop code. */
+/* If a change since the flow was judged can have changed its verdict, check it again, in the direction in which it was
+ * opened. Keep a denied entry fresh while either side still sends, so that packets of the other direction cannot open
+ * the flow again. Returns 0 or a drop code. */
 NN_INLINE int nn_recheck_policy(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
 				struct nn_ct_entry *entry)
 {
