@@ -18,7 +18,7 @@ UPKEEP_SECONDS = 1.0
 # Seconds between two reads of the ring buffer. The programs wake the reader only when the buffer fills
 # (bpf/lib/events.h).
 EVENT_SECONDS = 0.05
-# The same while the last read found nothing and nobody follows the flows.
+# The same while the last read found nothing and no client follows the flows.
 QUIET_SECONDS = 0.2
 
 
