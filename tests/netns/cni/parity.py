@@ -119,7 +119,7 @@ CASES = (
     Case("the second pod", GATEWAY, repeat=2),
 )
 # Seconds that a ping may take where an answer is expected, and where none is.
-_PATIENT, _BRIEF = 2.0, 0.3
+_PATIENT, _BRIEF = 5.0, 0.3
 
 
 def configuration(case: Case, family: str, data_dir: Path) -> bytes:
