@@ -10,7 +10,7 @@ class Pulse:
     """For one event loop."""
 
     def __init__(self) -> None:
-        # None: nobody has asked for the event since the last `fire`.
+        # None: no caller has asked for the event since the last `fire`.
         self._event: asyncio.Event | None = None
 
     def next(self) -> asyncio.Event:

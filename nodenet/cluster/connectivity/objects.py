@@ -13,7 +13,7 @@ OWNER = "nodenet-connectivity-test"
 PEER = ["python3", "/peer/peer.py"]
 CONTAINER = "peer"
 _CONFIG = "peer"
-# nobody: the pods also run where Pod Security enforces `restricted`.
+# The user `nobody`: the pods also run where Pod Security enforces `restricted`.
 _USER = 65534
 
 
