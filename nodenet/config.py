@@ -47,6 +47,9 @@ class Config:
     # host:port for /healthz and /livez with kube-proxy's meaning, which load balancers ask, and /proxyMode; empty: off.
     # kube-proxy's own address is 0.0.0.0:10256.
     proxy_health_address: str = ""
+    # host:port for kube-proxy's metrics (kubeproxy_*) and /proxyMode, as on kube-proxy's metrics port; empty: off.
+    # kube-proxy's own address is 127.0.0.1:10249. `metrics_address` has them too.
+    proxy_metrics_address: str = ""
     # host:port for Hubble's API over TCP; empty: only the unix socket.
     hubble_address: str = ""
     cluster_name: str = "default"
@@ -109,6 +112,13 @@ class Config:
         return tables.sizes({key: getattr(self, key) for key in tables.SIZE_KEYS})
 
 
+_ADDRESSES = (
+    "metrics_address",
+    "health_address",
+    "hubble_address",
+    "proxy_health_address",
+    "proxy_metrics_address",
+)
 _POSITIVE = ("flow_buffer", "resync_seconds")
 
 
@@ -146,7 +156,7 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         errors.append(f"pod_mtu: expected 1280-65535, or 0 for the uplink's MTU, got {values['pod_mtu']}")
     errors += [
         f"{name}: expected host:port, got {values[name]!r}"
-        for name in ("metrics_address", "health_address", "hubble_address", "proxy_health_address")
+        for name in _ADDRESSES
         if values.get(name) and not values[name].rpartition(":")[2].isdigit()
     ]
     errors += _equal_addresses(values)
@@ -156,13 +166,17 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
 
 
 def _equal_addresses(values: Mapping[str, Any]) -> list[str]:
-    """kube-proxy's /healthz and ours mean different things, so they cannot have the same address. Metrics and probes
-    can: one listener serves both."""
-    ours = values.get("proxy_health_address")
+    """kube-proxy's /healthz and /metrics and ours mean different things, so they cannot have the same address. Metrics
+    and probes can: one listener serves both."""
+    others = {
+        "proxy_health_address": ("health_address", "metrics_address"),
+        "proxy_metrics_address": ("health_address", "metrics_address", "proxy_health_address"),
+    }
     return [
-        f"proxy_health_address: expected another address than {name}, both are {ours}"
-        for name in ("health_address", "metrics_address")
-        if ours and ours == values.get(name, getattr(Config(""), name))
+        f"{key}: expected another address than {name}, both are {ours}"
+        for key, names in others.items()
+        for name in names
+        if (ours := values.get(key)) and ours == values.get(name, getattr(Config(""), name))
     ]
 
 

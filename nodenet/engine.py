@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,15 +19,16 @@ from nodenet.compile import Compiler, DesiredState, LocalNode, Names, ServicePor
 from nodenet.flow.names import NameTableBuilder
 from nodenet.flow.types import NameTable
 from nodenet.kinds import KINDS, Kind
-from nodenet.model import IPAddress
+from nodenet.model import EndpointSlice, IPAddress
 from nodenet.pulse import Pulse
 from nodenet.reconcile.apply import Table
-from nodenet.reconcile.clock import Clock
+from nodenet.reconcile.clock import Clock, RealClock
 from nodenet.reconcile.grace import Grace
 from nodenet.reconcile.loop import Job, ReconcileLoop, Run, RunBlocking, Stats
 from nodenet.reconcile.maps import Maps, Outcome
 from nodenet.reconcile.plan import Tables, Write
-from nodenet.store import Listing, Snapshot, Store, StoreEvent
+from nodenet.reconcile.service_syncs import Changes, ServiceSync, ServiceSyncs
+from nodenet.store import Delta, Listing, Op, Snapshot, Store, StoreEvent
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +84,15 @@ class Engine:
         resync_seconds: float = 60.0,
         run_blocking: RunBlocking = asyncio.to_thread,
     ) -> None:
+        self._clock = clock or RealClock()
         self._store = Store(node_name=local.name)
+        # Which changes of Services are in force, and since when.
+        self.service_syncs = ServiceSyncs(self._clock.time())
         # One per kind; fires at each change of that kind in the Snapshot.
         self._changes = {kind: Pulse() for kind in KINDS}
         self._work = _Work(self._store, local, Maps(tables, grace))
         self._loop = ReconcileLoop(
-            self._work.take, self._work.maps, clock, resync_seconds=resync_seconds, run_blocking=run_blocking
+            self._take, self._work.maps, self._clock, resync_seconds=resync_seconds, run_blocking=run_blocking
         )
 
     # In
@@ -101,6 +105,8 @@ class Engine:
         changed_kinds = {self._store.kind_of(event) for event in changed}
         for kind in changed_kinds:
             self._changes[kind].fire()
+        if not changed_kinds.isdisjoint(_SMALL_KINDS):
+            self.service_syncs.queued(self._clock.time(), _triggers(changed))
         # A list is never small, because it may change many objects.
         listed = any(isinstance(event, Listing) for event in changed)
         self._work.note(len(changed), small=not listed and changed_kinds <= _SMALL_KINDS)
@@ -119,7 +125,7 @@ class Engine:
     def run_once(self) -> Outcome:
         """Do one run now, in this thread, for callers without an event loop. Raises the first error of the run, or
         RuntimeError if a list has not arrived yet."""
-        job = self._work.take()
+        job = self._take()
         if job is None:
             raise RuntimeError(f"no list yet of: {', '.join(map(str, self.missing))}")
         outcome = job.run()
@@ -127,7 +133,23 @@ class Engine:
             raise outcome.errors[0]
         return outcome
 
+    def finished(self, run: Run) -> ServiceSync | None:
+        """Call it in `ran`: what the run did for Services; None if it did nothing for them."""
+        return self.service_syncs.finished(self._clock.time(), in_force=run.services, full=run.full)
+
+    def _take(self) -> Job | None:
+        job = self._work.take()
+        if job is not None:
+            self.service_syncs.taken(self.service_changes)
+        return job
+
     # Out
+
+    @property
+    def service_changes(self) -> Changes:
+        """How many changes of Services and EndpointSlices were fed so far."""
+        changes = self._store.changes
+        return Changes(changes[kinds.SERVICE], changes[kinds.ENDPOINT_SLICE])
 
     @property
     def current(self) -> Compiled:
@@ -189,6 +211,13 @@ class Engine:
         entries = self.current.desired.tables.get("nn_endpoint", {})
         own = (entries.get(AddressKey(address)) for address in addresses)
         return any(entry is not None and entry.identity == write.key.subject for entry in own)
+
+
+def _triggers(events: Iterable[StoreEvent]) -> Iterator[float]:
+    """When the pods of changed EndpointSlices changed. A list says nothing: it may be old."""
+    for event in events:
+        if isinstance(event, Delta) and isinstance(event.obj, EndpointSlice) and event.op is not Op.DELETED:
+            yield event.obj.changed_at
 
 
 class _Work:

@@ -171,9 +171,13 @@ class SliceEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSlice:
-    """`service` is from the label kubernetes.io/service-name. Ports without a number ("all ports") are left out."""
+    """`service` is from the label kubernetes.io/service-name. Ports without a number ("all ports") are left out.
+
+    `changed_at`: when the pods of the slice last changed, in seconds since the epoch; 0: the control plane does not say
+    it."""
 
     ref: ObjectRef
     service: ObjectRef
     ports: tuple[ServicePort, ...]
     endpoints: tuple[SliceEndpoint, ...]
+    changed_at: float = field(default=0.0, compare=False)

@@ -122,6 +122,8 @@ class Store:
         self._views: dict[Kind, Mapping[Any, Any]] = {kind: Evolved({}) for kind in self._kinds.values()}
         # Changes since the last Snapshot; None: the object was deleted.
         self._pending: dict[Kind, dict[tuple[str, str], Any]] = {}
+        # How many objects were added, changed or deleted so far.
+        self.changes: dict[Kind, int] = dict.fromkeys(self._kinds.values(), 0)
         self._missing = set(self._kinds.values())
         self._claims = _Claims()
 
@@ -166,6 +168,7 @@ class Store:
         # The object may be a recreated pod: the pod with the old UID is then removed.
         self._note_removal(before, obj)
         self.revision += 1
+        self.changes[kind] += 1
         return True
 
     def delete(self, kind: Kind, key: tuple[str, str]) -> bool:
@@ -178,6 +181,7 @@ class Store:
         self._note_removal(before)
         self._add_to_next_snapshot(kind, {key: None})
         self.revision += 1
+        self.changes[kind] += 1
         return True
 
     def replace(self, kind: Kind, objects: Iterable[object], keep: Iterable[tuple[str, str]] = ()) -> bool:
@@ -201,6 +205,7 @@ class Store:
             return first
         for key, gone in old.items():
             self._note_removal(gone, new.get(key))
+        self.changes[kind] += len(old.keys() - new.keys()) + sum(old.get(key) != obj for key, obj in new.items())
         self.revision += 1
         return True
 

@@ -112,6 +112,11 @@ class Agent:
 
     def _after_run(self, run: Run) -> None:
         self.metrics.reconciled(run.seconds, run.failed)
+        sync = self.parts.engine.finished(run)
+        if sync is not None:
+            self.metrics.proxy.ran(run.seconds, full=run.full)
+            for seconds in sync.latencies:
+                self.metrics.proxy.programmed(seconds)
         if run.members is not None:
             self.parts.keepers.sockets.members(run.members)
         current = self.parts.engine.current

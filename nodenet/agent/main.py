@@ -14,7 +14,7 @@ from nodenet.agent.memory import keep_trimmed, limit_arenas
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
 from nodenet.errors import NodenetError
-from nodenet.metrics.proxy import mode_routes, proxy_routes
+from nodenet.metrics.proxy import metrics_port_routes, mode_routes, proxy_routes
 from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
 from nodenet.rpc.server import Server
 
@@ -46,11 +46,16 @@ async def _run(config: Config) -> None:
         agent = Agent(config, datapath)
         server = Server(agent.parts.events.feed, AgentProvider(agent.parts), agent.parts.info)
         listeners = {
-            config.proxy_health_address: HttpServer("proxy_health_address", proxy_routes(agent.service_health)),
+            config.proxy_health_address: HttpServer(
+                "proxy_health_address", proxy_routes(agent.service_health, agent.metrics.proxy.answered)
+            ),
+            config.proxy_metrics_address: HttpServer(
+                "proxy_metrics_address", metrics_port_routes(agent.metrics.proxy_text)
+            ),
             config.health_address: HttpServer("health_address", health_routes(agent.source)),
             # Last, so that it serves both if the addresses are equal. It always has the probes too.
             config.metrics_address: HttpServer(
-                "metrics_address", [*metrics_routes(agent.metrics), *health_routes(agent.source), *mode_routes()]
+                "metrics_address", [*metrics_routes(agent.metrics.text), *health_routes(agent.source), *mode_routes()]
             ),
         }
         await server.start(config.agent_socket, config.hubble_address)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from nodenet.abi import MetricsEntry, MetricsKey
 from nodenet.agent.parts import Parts, count_objects
+from nodenet.compile.no_local import no_local_endpoints
 from nodenet.metrics import MapUsage, Sample, WatchCount
+from nodenet.metrics.kubeproxy import ProxySample
+from nodenet.store import Snapshot
 
 
 class AgentSource:
@@ -14,6 +18,8 @@ class AgentSource:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        # A Snapshot, and the Service ports without a local endpoint in it.
+        self._counted: tuple[Snapshot, Counter[tuple[int, str]]] = Snapshot(), Counter()
 
     def missing(self) -> list[str]:
         return self._parts.health.missing()
@@ -50,7 +56,34 @@ class AgentSource:
                 )
                 for kind, count in parts.api.stats.items()
             },
+            proxy=self.proxy_sample(),
         )
+
+    def proxy_sample(self) -> ProxySample | None:
+        parts, config = self._parts, self._parts.datapath.config
+        if not config.services:
+            return None
+        engine = parts.engine
+        syncs, changes = engine.service_syncs, engine.service_changes
+        pending = [fed - synced for fed, synced in zip(changes, syncs.synced, strict=True)]
+        return ProxySample(
+            endpoint_changes=(changes.slices, pending[1]),
+            service_changes=(changes.services, pending[0]),
+            synced_at=syncs.synced_at,
+            queued_at=syncs.queued_at,
+            no_local={(f"IPv{version}", policy): count for (version, policy), count in self._no_local().items()},
+            cut_off={f"IPv{version}": count for version, count in parts.keepers.sockets.ended_by_version.items()},
+        )
+
+    def _no_local(self) -> Counter[tuple[int, str]]:
+        """Counted again only if Services or EndpointSlices changed since the last scrape."""
+        snapshot = self._parts.engine.current.snapshot
+        seen, found = self._counted
+        if snapshot.services is not seen.services or snapshot.slices is not seen.slices:
+            name = self._parts.datapath.config.node_name
+            found = no_local_endpoints(snapshot.services, snapshot.slices.values(), name)
+            self._counted = snapshot, found
+        return found
 
     def _counters(self) -> dict[MetricsKey, MetricsEntry]:
         """nn_metrics summed over the CPUs."""

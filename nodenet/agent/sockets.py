@@ -149,7 +149,8 @@ class SocketKeeper:
         resync_seconds: float,
         available: bool = True,
     ) -> None:
-        self.ended = 0
+        # Sockets that were ended since the start, by IP version.
+        self.ended_by_version: Counter[int] = Counter()
         # A sentence for each failure of the last sweep.
         self.problems: list[str] = []
         self._places = places
@@ -159,6 +160,11 @@ class SocketKeeper:
         self._available = available
         self._members: Members | None = None
         self._left = asyncio.Event()
+
+    @property
+    def ended(self) -> int:
+        """How many sockets were ended since the start."""
+        return self.ended_by_version.total()
 
     def members(self, members: Members) -> None:
         """Set the current content of nn_member. The mapping must not change afterwards."""
@@ -188,8 +194,8 @@ class SocketKeeper:
         if members is None:
             return
         done = await asyncio.to_thread(sweep, list(self._places()), members, self._peers)
-        self.ended += done.ended.total()
         for (owner, service_id, backend), count in done.ended.items():
+            self.ended_by_version[backend.addr.version] += count
             log.info(
                 "ended %d UDP sockets of %s: %s:%d is no longer a backend of %s",
                 count,

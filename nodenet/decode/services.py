@@ -15,6 +15,8 @@ from nodenet.decode.salvage import Unread
 from nodenet.decode.values import Unreads
 from nodenet.model import IPAddress, IPNetwork, ObjectRef, ServiceType
 
+# When the pods of a slice last changed: written by the control plane, for kube-proxy's metric of the same time.
+_CHANGED = "endpoints.kubernetes.io/last-change-trigger-time"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 # Of sessionAffinityConfig.clientIP.timeoutSeconds: the API's default and maximum.
 _AFFINITY_SECONDS = 10800
@@ -142,7 +144,13 @@ def endpoint_slice(ref: ObjectRef, obj: schema.EndpointSlice, unread: Unreads) -
             for index, endpoint in enumerate(endpoints)
             if (found := _endpoint(ref, index, endpoint, unread)) is not None
         ),
+        _changed_at(obj.metadata.annotations, unread),
     )
+
+
+def _changed_at(annotations: dict[str, str] | None, unread: Unreads) -> float:
+    text = annotations.get(_CHANGED) if annotations else None
+    return (values.timestamp(f"metadata.annotations[{_CHANGED}]", text, unread) or 0.0) if text else 0.0
 
 
 def _endpoint(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from netpolicy.addresses import parse_address, parse_network
 from nodenet.decode.salvage import Unread
 from nodenet.interned import interned
@@ -44,3 +46,13 @@ def port(path: str, number: int, unread: Unreads) -> int | None:
         return number
     unread.append(Unread(path, f"expected 1-65535, got {number}"))
     return None
+
+
+def timestamp(path: str, text: str, unread: Unreads) -> float | None:
+    """An RFC 3339 time, in seconds since the epoch. Without a time zone it is UTC."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        unread.append(Unread(path, f"expected an RFC 3339 time, got {text[:64]!r}"))
+        return None

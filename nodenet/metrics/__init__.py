@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from nodenet.abi import LOST_EVENTS, DropReason, EntryEnd, FairTable, MetricsEntry, MetricsKey
+from nodenet.metrics.histogram import Buckets
+from nodenet.metrics.kubeproxy import ProxyMetrics, ProxySample
 from nodenet.model import Direction
 
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -71,6 +73,8 @@ class Sample:
     # Seconds since the epoch; 0: not yet.
     last_sync: float = 0.0
     watches: Mapping[str, WatchCount] = field(default_factory=dict)
+    # None: Services are not this agent's.
+    proxy: ProxySample | None = None
 
 
 class Source(Protocol):
@@ -81,6 +85,10 @@ class Source(Protocol):
         """All current values."""
         ...
 
+    def proxy_sample(self) -> ProxySample | None:
+        """What the metrics of kube-proxy need. None: Services are not this agent's. Reads no map."""
+        ...
+
     def missing(self) -> list[str]:
         """What is missing until the programs are attached and the first synchronisation of endpoints and Services is
         done: one sentence each. Empty after that."""
@@ -88,39 +96,31 @@ class Source(Protocol):
 
 
 class Metrics(Collector):
-    """The agent's Prometheus metrics. Each scrape takes a Sample from the source. Only the two histograms are filled
-    between scrapes: the agent records the duration of each reconcile run and CNI call here."""
+    """The agent's Prometheus metrics. Each scrape takes a Sample from the source. Only durations, and `proxy`, are
+    recorded between scrapes."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        # kube-proxy's metrics.
+        self.proxy = ProxyMetrics()
+        self._runs = {failed: Buckets(_RECONCILE_BUCKETS) for failed in (False, True)}
+        # By verb, and whether the call failed.
+        self._cni: dict[tuple[str, bool], Buckets] = {}
         self.registry = CollectorRegistry()
-        self.reconcile_seconds = Histogram(
-            "nodenet_reconcile_duration_seconds",
-            "From snapshot to the last map write.",
-            ["result"],
-            buckets=_RECONCILE_BUCKETS,
-            registry=self.registry,
-        )
-        self.cni_seconds = Histogram(
-            "nodenet_cni_operation_duration_seconds",
-            "CNI operations in which the agent took part.",
-            ["verb", "result"],
-            buckets=_CNI_BUCKETS,
-            registry=self.registry,
-        )
-        self._runs: dict[bool, Histogram] = {}
         self.registry.register(self)
+        self._kube_proxy = CollectorRegistry()
+        self._kube_proxy.register(_Proxy(source, self.proxy))
 
     def reconciled(self, seconds: float, failed: bool) -> None:
         """Record one run of the reconcile loop."""
-        # `labels` is expensive, and there is a run for each change.
-        if failed not in self._runs:
-            self._runs[failed] = self.reconcile_seconds.labels("error" if failed else "success")
         self._runs[failed].observe(seconds)
 
     def cni_operation(self, verb: str, seconds: float, failed: bool) -> None:
         """Record one CNI call: ADD, DEL, ..."""
-        self.cni_seconds.labels(verb, "error" if failed else "success").observe(seconds)
+        key = verb, failed
+        if key not in self._cni:
+            self._cni[key] = Buckets(_CNI_BUCKETS)
+        self._cni[key].observe(seconds)
 
     def describe(self) -> list[Metric]:
         """Prometheus calls this at registration. It returns nothing, because the source may not be ready yet."""
@@ -128,6 +128,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         sample = self._source.sample()
+        yield from self._durations()
         yield from _agent(sample)
         yield from _datapath(sample)
         yield from _maps(sample)
@@ -148,9 +149,49 @@ class Metrics(Collector):
             "what",
         )
 
+        if sample.proxy is not None:
+            yield from self.proxy.families(sample.proxy)
+
+    def _durations(self) -> Iterator[Metric]:
+        runs = HistogramMetricFamily(
+            "nodenet_reconcile_duration_seconds", "From snapshot to the last map write.", labels=["result"]
+        )
+        for failed, buckets in self._runs.items():
+            buckets.add_to(runs, _result(failed))
+        yield runs
+        calls = HistogramMetricFamily(
+            "nodenet_cni_operation_duration_seconds",
+            "CNI operations in which the agent took part.",
+            labels=["verb", "result"],
+        )
+        for (verb, failed), buckets in self._cni.copy().items():
+            buckets.add_to(calls, verb, _result(failed))
+        yield calls
+
     def text(self) -> bytes:
         """The metrics in the exposition format. Call it in a worker thread: it calls the source."""
         return generate_latest(self.registry)
+
+    def proxy_text(self) -> bytes:
+        """Only those of kube-proxy. It reads no map."""
+        return generate_latest(self._kube_proxy)
+
+
+class _Proxy(Collector):
+    """kube-proxy's metrics without the others, for the port on which kube-proxy serves them."""
+
+    def __init__(self, source: Source, metrics: ProxyMetrics) -> None:
+        self._source = source
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        """As Metrics.describe."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        sample = self._source.proxy_sample()
+        if sample is not None:
+            yield from self._metrics.families(sample)
 
 
 def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
@@ -291,6 +332,10 @@ def _watches(sample: Sample) -> Iterator[Metric]:
         {kind: count.installed for kind, count in sample.watches.items()},
         "kind",
     )
+
+
+def _result(failed: bool) -> str:
+    return "error" if failed else "success"
 
 
 def _direction(number: int) -> str:

@@ -3,16 +3,20 @@
 :10256/healthz   200 if Services are in force and this node is eligible for new traffic, else 503
 :10256/livez     the same without the node's eligibility
 /proxyMode       one word
+:10249/metrics   kubeproxy_* (kubeproxy.py), beside /healthz, which is always 200 there, and /proxyMode
 health check node port, any path: 200 if this node has ready endpoints of the Service, else 503
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from aiohttp import web
+
+from nodenet.metrics.server import metrics_routes
 
 PROXY_MODE = "ebpf"
 
@@ -37,25 +41,38 @@ class ProxySource(Protocol):
         """The number of ready endpoints of a Service on this node."""
 
 
-def proxy_routes(source: ProxySource, now: type[datetime] = datetime) -> list[web.RouteDef]:
-    """/healthz, /livez and /proxyMode."""
+def proxy_routes(
+    source: ProxySource, count: Callable[[str, int], None], now: type[datetime] = datetime
+) -> list[web.RouteDef]:
+    """/healthz, /livez and /proxyMode. `count` is called with "healthz" or "livez" and the status of each answer."""
 
-    def answer(good: bool, state: ProxyState, **more: bool) -> web.Response:
+    def answer(path: str, good: bool, state: ProxyState, **more: bool) -> web.Response:
         times = {
             "lastUpdated": datetime.fromtimestamp(state.last_updated, UTC).isoformat(),
             "currentTime": now.now(UTC).isoformat(),
         }
-        return _json({**times, **more}, 200 if good else 503)
+        status = 200 if good else 503
+        count(path, status)
+        return _json({**times, **more}, status)
 
     async def healthz(_request: web.Request) -> web.Response:
         state = source.state()
-        return answer(state.healthy and state.eligible, state, nodeEligible=state.eligible)
+        return answer("healthz", state.healthy and state.eligible, state, nodeEligible=state.eligible)
 
     async def livez(_request: web.Request) -> web.Response:
         state = source.state()
-        return answer(state.healthy, state)
+        return answer("livez", state.healthy, state)
 
     return [web.get("/healthz", healthz), web.get("/livez", livez), *mode_routes()]
+
+
+def metrics_port_routes(text: Callable[[], bytes]) -> list[web.RouteDef]:
+    """What kube-proxy serves on its metrics port. `text`: its metrics, as for metrics_routes."""
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    return [*metrics_routes(text), web.get("/healthz", healthz), *mode_routes()]
 
 
 def mode_routes() -> list[web.RouteDef]:

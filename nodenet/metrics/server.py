@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from nodenet.errors import CannotRunError
-from nodenet.metrics import Metrics, Source
+from nodenet.metrics import Source
 
 # A connection without a request is closed after this time.
 IDLE_SECONDS = 15.0
@@ -35,15 +35,15 @@ def health_routes(source: Source) -> list[web.RouteDef]:
     return [web.get("/livez", livez), web.get("/healthz", livez), web.get("/readyz", readyz)]
 
 
-def metrics_routes(metrics: Metrics) -> list[web.RouteDef]:
-    """Prometheus."""
+def metrics_routes(text: Callable[[], bytes]) -> list[web.RouteDef]:
+    """Prometheus. `text` is called in a worker thread."""
     reading: asyncio.Task[bytes] | None = None
 
     async def show(_request: web.Request) -> web.Response:
         # A scrape is expensive, because it counts the entries of every map: concurrent scrapes share one answer.
         nonlocal reading
         if reading is None or reading.done():
-            reading = asyncio.create_task(asyncio.to_thread(metrics.text))
+            reading = asyncio.create_task(asyncio.to_thread(text))
         body = await asyncio.shield(reading)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -87,11 +87,13 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Run:
     """One finished run. `members`: the content of nn_member after the run, None if it is unknown. It must not be
-    changed."""
+    changed. `services`: all Services are in force. `full`: the run read maps first."""
 
     seconds: float
     failed: bool
     members: Mapping[Any, Any] | None = None
+    services: bool = False
+    full: bool = False
 
 
 class ReconcileLoop:
@@ -200,7 +202,8 @@ class ReconcileLoop:
         seconds = ended - started
         self._rested_at = ended + min(self._computed, LONGEST_REST_SECONDS)
         self._account(outcome, seconds)
-        ran(Run(seconds, bool(outcome.errors), outcome.members))
+        services = Group.SERVICES in outcome.groups
+        ran(Run(seconds, bool(outcome.errors), outcome.members, services, outcome.full))
         self._progress.fire()
 
     def _timed(self, job: Job) -> Outcome:

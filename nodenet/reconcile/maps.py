@@ -40,6 +40,8 @@ class Outcome:
     errors: list[Exception] = field(default_factory=list)
     # The writes that were not made, for groups in which all other writes are known to be made.
     lacking: dict[Group, tuple[Write, ...]] = field(default_factory=dict)
+    # Maps were read before the run compared: it is no small difference.
+    full: bool = False
     # All writes that were not made.
     stale: list[Write] = field(default_factory=list)
 
@@ -80,6 +82,7 @@ class Maps:
 
     def read(self, outcome: Outcome) -> None:
         """Read the tables whose content is unknown. Raises ApplyError that names the table."""
+        outcome.full = True
         found = read(self._tables, sorted(self._unread))
         raw = {name: found[name] for name in SWITCHED if name in found}
         if raw:

@@ -33,12 +33,13 @@ def test_every_error_is_told_at_once() -> None:
         assert part in str(told.value)
 
 
+@pytest.mark.parametrize("own", ["proxy_health_address", "proxy_metrics_address"])
 @pytest.mark.parametrize("key", ["health_address", "metrics_address"])
-def test_kube_proxys_health_has_an_address_of_its_own(key: str) -> None:
+def test_kube_proxys_servers_have_addresses_of_their_own(own: str, key: str) -> None:
     for address, given in (("127.0.0.1:1", {key: "127.0.0.1:1"}), (str(getattr(Config(""), key)), {})):
-        with pytest.raises(BadInputError, match=f"proxy_health_address: expected another address than {key}, both are"):
-            parse({"node_name": "n", "proxy_health_address": address} | given, "test")
-    parse({"node_name": "n", "proxy_health_address": "", key: ""}, "test")
+        with pytest.raises(BadInputError, match=f"{own}: expected another address than {key}, both are"):
+            parse({"node_name": "n", own: address} | given, "test")
+    parse({"node_name": "n", own: "", key: ""}, "test")
     # One listener serves both of these.
     parse({"node_name": "n", "health_address": "127.0.0.1:1", "metrics_address": "127.0.0.1:1"}, "test")
 

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nodenet.abi import LOST_EVENTS, EntryEnd, FairTable, MetricsEntry, MetricsKey
 from nodenet.errors import CannotRunError
 from nodenet.metrics import MapUsage, Metrics, Sample, WatchCount
+from nodenet.metrics.kubeproxy import ProxySample
 from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
 
 SAMPLE = Sample(
@@ -41,6 +42,7 @@ SAMPLE = Sample(
     repairs={"program": 3, "pin": 1},
     last_sync=1700000000.5,
     watches={"Pod": WatchCount(9, 1, 2, 3, 4.5)},
+    proxy=ProxySample((7, 2), (3, 1), 1700000001.0, 1700000002.0, {("IPv4", "internal"): 4}, {"IPv6": 5}),
 )
 
 
@@ -52,12 +54,15 @@ class Scripted:
     def sample(self) -> Sample:
         return self.value
 
+    def proxy_sample(self) -> ProxySample | None:
+        return self.value.proxy
+
     def missing(self) -> list[str]:
         return self.lacks
 
 
 def server_of(source: Scripted) -> HttpServer:
-    return HttpServer("metrics_address", [*metrics_routes(Metrics(source)), *health_routes(source)])
+    return HttpServer("metrics_address", [*metrics_routes(Metrics(source).text), *health_routes(source)])
 
 
 def scrape(metrics):

@@ -171,7 +171,10 @@ async def test_servers_end_with_the_agent(free_port: int) -> None:
 async def test_kube_proxys_endpoint() -> None:
     world = World()
     await world.now()
-    server = HttpServer("proxy_health_address", proxy_routes(world.health))
+    counted: list[tuple[str, int]] = []
+    server = HttpServer(
+        "proxy_health_address", proxy_routes(world.health, lambda path, status: counted.append((path, status)))
+    )
     port = await server.start("127.0.0.1:0")
     try:
         status, body, _ = await get(port, "/healthz")
@@ -185,5 +188,6 @@ async def test_kube_proxys_endpoint() -> None:
         world.healthy = False
         assert (await get(port, "/livez"))[0] == 503
         assert (await get(port, "/proxyMode"))[:2] == (200, "ebpf")
+        assert counted == [("healthz", 200), ("healthz", 503), ("livez", 200), ("livez", 503)]
     finally:
         await server.stop()
