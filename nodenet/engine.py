@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,7 +27,7 @@ from nodenet.reconcile.grace import Grace
 from nodenet.reconcile.loop import Job, ReconcileLoop, Run, RunBlocking, Stats
 from nodenet.reconcile.maps import Maps, Outcome
 from nodenet.reconcile.plan import Tables, Write
-from nodenet.reconcile.service_syncs import Changes, ServiceSync, ServiceSyncs
+from nodenet.reconcile.service_syncs import Changes, ServiceSyncs
 from nodenet.store import Delta, Listing, Op, Snapshot, Store, StoreEvent
 
 log = logging.getLogger(__name__)
@@ -133,8 +133,9 @@ class Engine:
             raise outcome.errors[0]
         return outcome
 
-    def finished(self, run: Run) -> ServiceSync | None:
-        """Call it in `ran`: what the run did for Services; None if it did nothing for them."""
+    def finished(self, run: Run) -> Sequence[float] | None:
+        """Call it in `ran`. Returns the latencies of the changes of Services that the run brought into force; None if
+        it had nothing to do with Services."""
         return self.service_syncs.finished(self._clock.time(), in_force=run.services, full=run.full)
 
     def _take(self) -> Job | None:

@@ -112,10 +112,10 @@ class Agent:
 
     def _after_run(self, run: Run) -> None:
         self.metrics.reconciled(run.seconds, run.failed)
-        sync = self.parts.engine.finished(run)
-        if sync is not None:
+        latencies = self.parts.engine.finished(run)
+        if latencies is not None:
             self.metrics.proxy.ran(run.seconds, full=run.full)
-            for seconds in sync.latencies:
+            for seconds in latencies:
                 self.metrics.proxy.programmed(seconds)
         if run.members is not None:
             self.parts.keepers.sockets.members(run.members)

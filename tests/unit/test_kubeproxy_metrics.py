@@ -145,8 +145,8 @@ class World:
     def run(self, **more: bool) -> tuple[float, ...] | None:
         """The latencies that the run recorded; None if it was no run for Services."""
         outcome = self.engine.run_once()
-        sync = self.engine.finished(Run(0.1, False, None, services=True, full=outcome.full, **more))
-        return None if sync is None else sync.latencies
+        found = self.engine.finished(Run(0.1, False, None, services=True, full=outcome.full, **more))
+        return None if found is None else tuple(found)
 
     @property
     def pending(self) -> Changes:
