@@ -8,8 +8,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from netpolicy.cluster import Cluster, ContainerPort, Node, Pod
-from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.matrix import matrix_for
+from netpolicy.party import Party, Traffic
 from netpolicy.recorded import Seen
 from netpolicy.replay import Directory, replayed
 from netpolicy.types import Direction, IPAddress, IPNetwork, NetworkPolicy, Protocol
@@ -125,9 +126,9 @@ def _table(
     ports_outside: Sequence[ContainerPort],
     ports: Sequence[ContainerPort] | None,
 ) -> dict[_Key, bool]:
-    cells = matrix_for(cluster.pods, cluster.policies, cluster.namespaces, ports)
+    cells = matrix_for(cluster, ports)
     found = {(c.source, c.destination, c.port, str(c.protocol)): c.allowed for c in cells}
-    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    evaluator = Evaluator.of(cluster)
     for pod in cluster.pods:
         for address in outside:
             own = _facing(pod, address)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from netpolicy.addresses import parse_address
 from netpolicy.cluster import Cluster, ContainerPort, Pod, Service, ServicePort
-from netpolicy.evaluate import Party, Traffic
 from netpolicy.holders import holders
 from netpolicy.matrix import parse_port, parties
+from netpolicy.party import Party, Traffic
 from netpolicy.selectors import matches
 from netpolicy.types import IPAddress
 

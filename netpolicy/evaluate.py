@@ -5,52 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
-from netpolicy.cluster import Pod
-from netpolicy.selectors import Namespaces, matches, peer_selects
-from netpolicy.types import (
-    Direction,
-    IPAddress,
-    IPBlock,
-    LabelSet,
-    NetworkPolicy,
-    Peer,
-    PolicyRef,
-    PortRule,
-    Protocol,
-    Rule,
-    RuleRef,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """One end of a connection. `labels` None: policy cannot select it (an outside address, a node).
-
-    `host`: a node's own address or a hostNetwork pod, on `node` if that is known. `address` None: not known.
-    """
-
-    name: str
-    labels: LabelSet | None = None
-    address: IPAddress | None = None
-    node: str = ""
-    host: bool = False
-
-    @classmethod
-    def of(cls, pod: Pod, address: IPAddress | None) -> Party:
-        return cls(str(pod), None if pod.host_network else pod.labels, address, pod.node, pod.host_network)
-
-
-class Traffic(NamedTuple):
-    """The protocol and port of the question. `protocol` None: not a protocol that a rule can name (ICMP); `port` is
-    0 then."""
-
-    protocol: Protocol | None
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.port}/{self.protocol}" if self.protocol else "ICMP"
+from netpolicy.cluster import Cluster
+from netpolicy.match import Matcher
+from netpolicy.party import Party, Question, Traffic
+from netpolicy.pipeline import Answer, NetworkPolicies, Step, TierEvaluator
+from netpolicy.selectors import Namespaces
+from netpolicy.types import Direction, LabelSet, NetworkPolicy, PolicyRef, RuleRef
 
 
 class Reason(StrEnum):
@@ -66,16 +27,22 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DirectionVerdict:
-    """The verdict for one end: the policies that isolate it, and all rules that allow the connection, in order."""
+    """The verdict for one end. `steps`: the tiers that were asked, with their answers; the last one decided, unless all
+    leave the decision to the next."""
 
     direction: Direction
     reason: Reason
+    steps: tuple[Step, ...] = ()
     isolated_by: tuple[PolicyRef, ...] = ()
-    allowed_by: tuple[RuleRef, ...] = ()
 
     @property
     def allowed(self) -> bool:
         return self.reason is not Reason.NO_RULE
+
+    @property
+    def allowed_by(self) -> tuple[RuleRef, ...]:
+        """The rules that allow the connection, in order."""
+        return self.steps[-1].rules if self.reason is Reason.RULE else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,101 +58,61 @@ class Verdict:
 
 
 class Evaluator:
-    """Evaluates connections for one set of policies, and caches intermediate results."""
+    """Evaluates connections for one set of policies: asks one tier after the other, until one accepts or denies."""
 
     def __init__(self, policies: Iterable[NetworkPolicy], namespaces: Namespaces) -> None:
-        self.namespaces = namespaces
-        self._by_namespace: dict[str, list[NetworkPolicy]] = {}
-        for policy in sorted(policies, key=lambda p: p.ref):
-            self._by_namespace.setdefault(policy.namespace, []).append(policy)
-        self._isolating: dict[tuple[LabelSet, Direction], tuple[NetworkPolicy, ...]] = {}
-        self._selected: dict[tuple[str, Peer, LabelSet], bool] = {}
-        self._open: dict[tuple[LabelSet, Direction, Party], list[tuple[RuleRef, Rule]]] = {}
+        self.matcher = Matcher(namespaces)
+        self.network_policies = NetworkPolicies(policies, self.matcher)
+        self.tiers: tuple[TierEvaluator, ...] = (self.network_policies,)
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Evaluator:
+        return cls(cluster.policies, cluster.namespaces)
 
     def verdict(self, source: Party, destination: Party, traffic: Traffic) -> Verdict:
         """The verdict for a new connection from `source` to `destination`."""
-        itself = source == destination and source.labels is not None
         return Verdict(
-            self._direction(Direction.EGRESS, source, destination, destination, traffic, itself),
-            self._direction(Direction.INGRESS, destination, source, destination, traffic, itself),
+            self._direction(Direction.EGRESS, source, destination, destination, traffic),
+            self._direction(Direction.INGRESS, destination, source, destination, traffic),
         )
 
-    def isolating(self, subject: LabelSet, direction: Direction) -> tuple[NetworkPolicy, ...]:
-        """The policies that isolate pods with these labels, sorted by name."""
-        key = (subject, direction)
-        if key not in self._isolating:
-            self._isolating[key] = tuple(
-                policy
-                for policy in self._by_namespace.get(subject.namespace, ())
-                if direction in policy.directions and matches(policy.selector, subject.mapping)
-            )
-        return self._isolating[key]
-
-    def peer_matches(self, namespace: str, peer: Peer, other: Party) -> bool:
-        """True if a peer of a policy in `namespace` matches: by labels, or by address for an ipBlock."""
-        if peer.block is not None:
-            return block_matches(peer.block, other.address)
-        if other.labels is None:
-            return False
-        key = (namespace, peer, other.labels)
-        if key not in self._selected:
-            self._selected[key] = peer_selects(peer, namespace, other.labels, self.namespaces)
-        return self._selected[key]
-
     def _direction(
-        self, direction: Direction, subject: Party, other: Party, destination: Party, traffic: Traffic, itself: bool
+        self, direction: Direction, subject: Party, other: Party, destination: Party, traffic: Traffic
     ) -> DirectionVerdict:
         if subject.labels is None:
             return DirectionVerdict(direction, Reason.NOT_A_POD)
-        policies = self.isolating(subject.labels, direction)
-        names = tuple(policy.ref for policy in policies)
-        if not names:
-            return DirectionVerdict(direction, Reason.NOT_ISOLATED)
-        if itself:
-            return DirectionVerdict(direction, Reason.ITSELF, names)
-        if other.host and other.node and other.node == subject.node:
-            return DirectionVerdict(direction, Reason.OWN_NODE, names)
-        rules = tuple(
-            ref
-            for ref, rule in self._rules_for(subject.labels, direction, other, policies)
-            if ports_match(rule.ports, traffic, destination.labels)
-        )
-        return DirectionVerdict(direction, Reason.RULE if rules else Reason.NO_RULE, names, rules)
+        isolated_by = tuple(p.ref for p in self.network_policies.isolating(subject.labels, direction))
+        exempt = _exemption(subject, other)
+        if exempt is not None:
+            # Without any policy the reason is that there is none.
+            return DirectionVerdict(direction, exempt if isolated_by else Reason.NOT_ISOLATED, (), isolated_by)
+        question = Question(direction, subject.labels, other, destination.labels, traffic)
+        steps: list[Step] = []
+        for tier in self.tiers:
+            steps.append(tier.ask(question))
+            if steps[-1].answer is not Answer.NEXT:
+                break
+        return DirectionVerdict(direction, _reason(steps[-1]), tuple(steps), isolated_by)
 
-    def _rules_for(
-        self, subject: LabelSet, direction: Direction, other: Party, policies: tuple[NetworkPolicy, ...]
-    ) -> list[tuple[RuleRef, Rule]]:
-        """The rules whose peers match `other`, for any port."""
-        key = (subject, direction, other)
-        if key not in self._open:
-            self._open[key] = [
-                (policy.rule_ref(direction, index), rule)
-                for policy in policies
-                for index, rule in enumerate(policy.rules(direction))
-                if not rule.peers or any(self.peer_matches(policy.namespace, peer, other) for peer in rule.peers)
-            ]
-        return self._open[key]
+    def isolating(self, subject: LabelSet, direction: Direction) -> tuple[NetworkPolicy, ...]:
+        """The NetworkPolicies that isolate pods with these labels, sorted by name."""
+        return self.network_policies.isolating(subject, direction)
 
 
-def block_matches(block: IPBlock, address: IPAddress | None) -> bool:
-    """True if an address is in a block. An unknown address is only in a block that contains all addresses."""
-    if address is None:
-        return block.cidr.prefixlen == 0 and not block.excepts
-    return address in block
+def _exemption(subject: Party, other: Party) -> Reason | None:
+    """Traffic that no policy is asked about."""
+    if subject == other:
+        return Reason.ITSELF
+    if other.host and other.node and other.node == subject.node:
+        return Reason.OWN_NODE
+    return None
 
 
-def ports_match(ports: tuple[PortRule, ...], traffic: Traffic, destination: LabelSet | None) -> bool:
-    """True if a rule's ports match; a rule without ports matches everything. Port names are those of the destination
-    pod."""
-    return not ports or any(port_matches(port, traffic, destination) for port in ports)
-
-
-def port_matches(port: PortRule, traffic: Traffic, destination: LabelSet | None) -> bool:
-    """True if one entry of ports matches."""
-    if port.protocol is not traffic.protocol:
-        return False
-    if port.port is None:
-        return True
-    if isinstance(port.port, str):
-        return destination is not None and traffic.port in destination.ports_named(port.port, port.protocol)
-    return port.port <= traffic.port <= (port.end_port or port.port)
+def _reason(last: Step) -> Reason:
+    match last.answer:
+        case Answer.ACCEPT:
+            return Reason.RULE
+        case Answer.DENY:
+            return Reason.NO_RULE
+        case Answer.NEXT:
+            return Reason.NOT_ISOLATED

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from netpolicy.evaluate import Evaluator, Party, Reason, Traffic, Verdict, port_matches, ports_match
+from netpolicy.evaluate import Evaluator, Reason, Verdict
+from netpolicy.match import port_matches, ports_match
+from netpolicy.party import Party, Traffic
 from netpolicy.selectors import matches
 from netpolicy.types import (
     Direction,
@@ -146,7 +148,7 @@ def _miss(
     traffic: Traffic,
 ) -> Miss:
     side = _OTHER_SIDE[ref.direction]
-    peer_ok = not rule.peers or any(evaluator.peer_matches(policy.namespace, peer, other) for peer in rule.peers)
+    peer_ok = evaluator.matcher.rule_is_about(policy.namespace, rule, other)
     port_ok = ports_match(rule.ports, traffic, destination.labels)
     parts = []
     if not peer_ok:
@@ -188,7 +190,7 @@ def _why_not_peer(evaluator: Evaluator, namespace: str, peer: Peer, other: Party
     if peer.namespaces is None and pod.namespace != namespace:
         return f"{peer} selects only in namespace {namespace} (no namespaceSelector), not in {pod.namespace}"
     if peer.namespaces is not None:
-        labels = namespace_labels(evaluator.namespaces, pod.namespace)
+        labels = namespace_labels(evaluator.matcher.namespaces, pod.namespace)
         if not matches(peer.namespaces, labels):
             return f"namespace {pod.namespace} {_lacks(peer.namespaces, labels)}"
     if peer.pods is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from netpolicy.cluster import ContainerPort, Pod
-from netpolicy.evaluate import Evaluator, Party, Traffic
-from netpolicy.selectors import Namespaces
-from netpolicy.types import IPAddress, NetworkPolicy, Protocol
+from netpolicy.cluster import Cluster, ContainerPort, Pod
+from netpolicy.evaluate import Evaluator
+from netpolicy.party import Party, Traffic
+from netpolicy.types import IPAddress, Protocol
 
 
 class Cell(NamedTuple):
@@ -37,21 +37,16 @@ def parse_port(text: str) -> ContainerPort:
     return ContainerPort(int(number), Protocol(name))
 
 
-def matrix_for(
-    pods: Iterable[Pod],
-    policies: Iterable[NetworkPolicy],
-    namespaces: Namespaces,
-    ports: Iterable[ContainerPort] | None = None,
-) -> list[Cell]:
-    """Cells for every ordered pair of different pods, sorted by name.
+def matrix_for(cluster: Cluster, ports: Iterable[ContainerPort] | None = None) -> list[Cell]:
+    """Cells for every ordered pair of different pods of the cluster, sorted by name.
 
     `ports` are checked for every destination; if None, each destination's own declared ports are. A pod may always
     reach itself, so these pairs are omitted. For a pod with several addresses each is checked; a cell is allowed if all
     are.
     """
-    ordered = sorted(pods, key=str)
+    ordered = sorted(cluster.pods, key=str)
     asked = None if ports is None else tuple(ports)
-    evaluator = Evaluator(policies, namespaces)
+    evaluator = Evaluator.of(cluster)
     return [
         Cell(str(source), str(destination), port.port, port.protocol, allowed)
         for source in ordered

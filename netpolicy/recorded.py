@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netpolicy.addresses import parse_address
-from netpolicy.evaluate import Traffic
 from netpolicy.fields import Field
+from netpolicy.party import Traffic
 from netpolicy.types import IPAddress, Protocol
 
 _SIDES = ("source", "destination")

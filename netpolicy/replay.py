@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from netpolicy.cluster import Cluster, Pod
-from netpolicy.evaluate import Evaluator, Party, Verdict
+from netpolicy.evaluate import Evaluator, Verdict
 from netpolicy.holders import holders
+from netpolicy.party import Party
 from netpolicy.recorded import End, Seen
 
 
@@ -71,6 +72,6 @@ def replayed(
     """The verdicts of a cluster's policies about recorded connections. `directory`: where their pods are looked up, if
     not in this cluster."""
     found = directory or Directory(cluster)
-    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    evaluator = Evaluator.of(cluster)
     for seen in connections:
         yield seen, evaluator.verdict(*found.parties(seen), seen.traffic)

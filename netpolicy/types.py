@@ -36,6 +36,14 @@ class Direction(StrEnum):
     EGRESS = "egress"
 
 
+class Tier(StrEnum):
+    """The groups of policies, in the order in which they are asked."""
+
+    ADMIN = "Admin"
+    NETWORK_POLICY = "NetworkPolicy"
+    BASELINE = "Baseline"
+
+
 class Protocol(StrEnum):
     """The protocols that a NetworkPolicy port can name."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from netpolicy.cluster import Cluster, Pod
-from netpolicy.evaluate import Evaluator, Party, Traffic, port_matches
+from netpolicy.evaluate import Evaluator
 from netpolicy.lint.common import Finding, pods, some, subjects
+from netpolicy.match import port_matches
+from netpolicy.party import Party, Traffic
 from netpolicy.selectors import matches
 from netpolicy.types import (
     NAMESPACE_NAME_LABEL,
@@ -36,7 +38,7 @@ _STRANGER = Party("a pod of another namespace", LabelSet.of("any-other-namespace
 
 def egress_without_dns(cluster: Cluster) -> Iterator[Finding]:
     """Pods that are isolated for egress and for which no rule allows port 53, over UDP or over TCP."""
-    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    evaluator = Evaluator.of(cluster)
     servers = {traffic: [pod for pod in cluster.pods if _listens(pod, traffic)] for traffic in _DNS}
     for subject, name in sorted(_senders(cluster).items(), key=lambda item: item[1]):
         policies = evaluator.isolating(subject, Direction.EGRESS)
@@ -71,7 +73,7 @@ def _senders(cluster: Cluster) -> dict[LabelSet, str]:
 
 def dns_server_isolated(cluster: Cluster) -> Iterator[Finding]:
     """The cluster's DNS servers are isolated for ingress, and a pod cannot ask them."""
-    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    evaluator = Evaluator.of(cluster)
     seen: set[tuple[PolicyRef, str]] = set()
     for server in pods(cluster):
         policies = evaluator.isolating(server.labels, Direction.INGRESS)
@@ -107,7 +109,7 @@ def _hears(evaluator: Evaluator, client: Party, server: Party, traffic: Traffic)
 def kubelet_out_of_reach(cluster: Cluster) -> Iterator[Finding]:
     """metrics-server is isolated for egress and cannot ask the kubelet of a node. Its own node is always allowed, so in
     a cluster of one node this goes unnoticed."""
-    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    evaluator = Evaluator.of(cluster)
     for pod in pods(cluster):
         labels = pod.labels.mapping
         if _METRICS_SERVER not in (labels.get("k8s-app"), labels.get("app.kubernetes.io/name"), pod.workload):
@@ -158,7 +160,7 @@ def _opens(evaluator: Evaluator, policy: NetworkPolicy, rule: Rule, traffic: Tra
     party = Party.of(server, next(iter(server.ips), None))
     if rule.ports and not any(port_matches(port, traffic, server.labels) for port in rule.ports):
         return False
-    return not rule.peers or any(evaluator.peer_matches(policy.namespace, peer, party) for peer in rule.peers)
+    return evaluator.matcher.rule_is_about(policy.namespace, rule, party)
 
 
 def _may_be_dns(policy: NetworkPolicy, rule: Rule, traffic: Traffic, cluster: Cluster) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netpolicy.cluster import Cluster, Pod
-from netpolicy.evaluate import Traffic, ports_match
 from netpolicy.lint.common import SIDE, Finding, rules, some, subjects
+from netpolicy.match import ports_match
+from netpolicy.party import Traffic
 from netpolicy.selectors import matches
 from netpolicy.types import Direction, NetworkPolicy, Peer, Rule
 

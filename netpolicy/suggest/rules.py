@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from typing import Protocol as Interface
 
-from netpolicy.evaluate import Traffic
+from netpolicy.party import Traffic
 from netpolicy.suggest.groups import Group
 from netpolicy.types import NAMESPACE_NAME_LABEL, Direction, IPAddress, IPNetwork, Operator, Protocol, Selector
 

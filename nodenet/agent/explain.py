@@ -7,8 +7,9 @@ from typing import Any
 
 from netpolicy import explain as engine
 from netpolicy.addresses import parse_address
-from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.holders import holders
+from netpolicy.party import Party, Traffic
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.compile.policy import label_set
 from nodenet.errors import BadInputError

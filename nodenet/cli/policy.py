@@ -4,15 +4,17 @@ the kernel."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from netpolicy import ends, matrix
 from netpolicy.cluster import Cluster
-from netpolicy.evaluate import Evaluator, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.explain import as_json, explain
 from netpolicy.lint import lint as find_mistakes
+from netpolicy.party import Traffic
 from nodenet.cli import policy_format, policy_sources
 from nodenet.cli.output import Column, Format, emit_document, output_option, table
 from nodenet.cli.policy_diff import diff_command
@@ -53,8 +55,8 @@ def matrix_command(source: Source, ports: str | None, output: Format) -> None:
             raise BadInputError(f"--ports: {error}") from error
     cluster = policy_sources.read(source)
     # A real pod without an address does not run yet, so no connection to it is possible.
-    pods = [pod for pod in cluster.pods if pod.ips or not source.running]
-    cells = matrix.matrix_for(pods, cluster.policies, cluster.namespaces, asked)
+    pods = tuple(pod for pod in cluster.pods if pod.ips or not source.running)
+    cells = matrix.matrix_for(replace(cluster, pods=pods), asked)
     emit_document(matrix.as_json(cells), output, policy_format.grid(cells))
 
 
@@ -116,7 +118,7 @@ def _computed(
         raise NodenetError(str(error)) from error
     except ends.UnknownEndError as error:
         raise BadInputError(str(error)) from error
-    evaluator = Evaluator(cluster.policies, cluster.namespaces)
+    evaluator = Evaluator.of(cluster)
     return [
         {**as_json(explain(evaluator, c.source, c.destination, c.traffic)), "service": c.via or None} for c in found
     ]

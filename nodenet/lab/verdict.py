@@ -6,14 +6,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from netpolicy import cluster, explain, matrix, objects
-from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.holders import holders
+from netpolicy.party import Party, Traffic
 from netpolicy.types import Protocol
 from nodenet.errors import NodenetError
 from nodenet.kinds import API_KINDS
@@ -36,8 +37,8 @@ def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> lis
     """The matrix that the policies give for all pods with an address."""
     read = objects.cluster(all_objects, strict=False, live=True)
     ports = None if asked is None else [cluster.ContainerPort(p.number, Protocol(p.protocol)) for p in asked]
-    running = [pod for pod in read.pods if pod.ips]
-    return matrix.matrix_for(running, read.policies, read.namespaces, ports)
+    running = tuple(pod for pod in read.pods if pod.ips)
+    return matrix.matrix_for(replace(read, pods=running), ports)
 
 
 def differences(wanted: Iterable[matrix.Cell], real: Iterable[matrix.Cell]) -> list[str]:
@@ -65,7 +66,7 @@ def explanation(all_objects: Iterable[Object], source: Object, destination: Obje
         target = Party.of(other, address)
     own = next((ip for ip in source_pod.ips if address is None or ip.version == address.version), None)
     traffic = Traffic(Protocol(port.protocol), port.number)
-    evaluator = Evaluator(read.policies, read.namespaces)
+    evaluator = Evaluator.of(read)
     return explain.as_json(explain.explain(evaluator, Party.of(source_pod, own), target, traffic))
 
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 
 from netpolicy.cluster import Cluster, ContainerPort, Node, Pod
 from netpolicy.diff import _representative, compare, effect, together
-from netpolicy.evaluate import Traffic
 from netpolicy.objects import cluster as read
 from netpolicy.parse import network_policy
+from netpolicy.party import Traffic
 from netpolicy.recorded import End, Seen
 from netpolicy.types import Protocol
 from tests.unit.netpolicy import spec

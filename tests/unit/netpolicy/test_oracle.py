@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.parse import network_policy
+from netpolicy.party import Party, Traffic
 from netpolicy.types import Protocol
 from nodenet.model import Direction
 from tests.unit.netpolicy.datapath import Packet

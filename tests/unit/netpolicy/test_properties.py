@@ -9,9 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netpolicy.evaluate import Evaluator, Party, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.explain import explain
 from netpolicy.parse import network_policy
+from netpolicy.party import Party, Traffic
 from netpolicy.types import Protocol
 from nodenet.abi import Rule
 from tests.unit.netpolicy import spec

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netpolicy.cluster import Cluster, ContainerPort, Node, Pod
-from netpolicy.evaluate import Traffic
 from netpolicy.lint import lint
 from netpolicy.objects import cluster as read
+from netpolicy.party import Traffic
 from netpolicy.recorded import End, Seen
 from netpolicy.suggest import Suggestion, Wish, suggest
 from netpolicy.types import Protocol

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from netpolicy.evaluate import Evaluator, Traffic
+from netpolicy.evaluate import Evaluator
 from netpolicy.explain import explain
 from netpolicy.lint import lint
 from netpolicy.objects import cluster
 from netpolicy.parse import network_policy, read
+from netpolicy.party import Traffic
 from netpolicy.types import NOTHING, Direction, IPBlock, Peer, PolicyError, PortRule, Protocol, Rule, Selector
 from netpolicy.types import NetworkPolicy as Policy
 from tests.unit.netpolicy.strategies import PORTS, PROTOCOLS, namespaces, pods, policies
@@ -96,7 +97,7 @@ def pod(name: str, **labels: str) -> Obj:
 
 
 def party_of(read_pod: Any) -> Any:
-    from netpolicy.evaluate import Party
+    from netpolicy.party import Party
 
     return Party.of(read_pod, read_pod.ips[0])
 
