@@ -11,7 +11,7 @@ from netpolicy.evaluate import Evaluator
 from netpolicy.holders import holders
 from netpolicy.party import Party, Traffic
 from netpolicy.types import Protocol as PolicyProtocol
-from nodenet.compile.policy import label_set
+from nodenet.compile.identities import label_set
 from nodenet.errors import BadInputError
 from nodenet.model import ObjectRef, Pod
 from nodenet.store import Snapshot

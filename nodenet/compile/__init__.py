@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from nodenet.compile import policy, slots
+from nodenet.compile import identities, slots
 from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
@@ -83,7 +83,7 @@ class Compiler:
         # Numbers of identities can only be restored when the first Snapshot shows which pod has which address.
         if self._held:
             if any(self._held.values()):
-                policy.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
+                identities.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
             self._held = {}
         namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
         subjects = local_pods(snapshot.endpoints, pods)

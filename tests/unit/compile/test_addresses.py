@@ -12,8 +12,8 @@ from netpolicy.parse import network_policy
 from nodenet.abi import U32, AddressKey, EndpointFlag, LpmKey
 from nodenet.compile import Compiler, LocalNode, compile_once
 from nodenet.compile.endpoints import ISOLATED
+from nodenet.compile.identities import restore
 from nodenet.compile.ids import IdentityKey, Ids
-from nodenet.compile.policy import restore
 from nodenet.endpoint import AttachmentKey
 from nodenet.model import Identity, Namespace
 from nodenet.store import Op

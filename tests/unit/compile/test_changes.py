@@ -15,7 +15,7 @@ from netpolicy.parse import network_policy
 from netpolicy.types import NetworkPolicy, Protocol
 from nodenet import kinds
 from nodenet.compile import DesiredState, LocalNode, Names, compile_once
-from nodenet.compile.policy import HIGH_CARDINALITY_LABELS
+from nodenet.compile.identities import HIGH_CARDINALITY_LABELS
 from nodenet.compile.shares import DEFAULT_ROOM, Room
 from nodenet.endpoint import AttachmentKey
 from nodenet.engine import Engine

@@ -8,8 +8,8 @@ from typing import Any
 from netpolicy.parse import network_policy
 from netpolicy.types import Protocol
 from nodenet.abi import U32, Action, EndpointFlag, LpmKey, PolicyKey
+from nodenet.compile.identities import restore
 from nodenet.compile.ids import Ids
-from nodenet.compile.policy import restore
 from nodenet.model import Direction, NamedPort, ObjectRef, Pod
 from tests.unit.compile.build import compile_policy
 
