@@ -17,6 +17,7 @@ from nodenet.abi import (
     AddressFlag,
     AddressPort,
     EndpointFlag,
+    FrontendFlag,
     LpmKey,
     PolicyKey,
 )
@@ -189,14 +190,14 @@ class _Dump:
         return f"{key} {value}"
 
     def _frontend(self, key: Any, value: Any) -> str:
-        where = f"{key.addr} {_port(key.port, key.protocol)}"
+        where = f"{key.addr} {_port(key.port, key.protocol)}{' external' if key.scope else ''}"
         if key.slot:
             backend = next(
                 (v for k, v in self._tables.get("nn_backend", {}).items() if k.value == value.backend_id), None
             )
             return f"{where} slot {key.slot}: {_address_port(backend) if backend else 'MISSING'}"
-        flags = f" flags {value.flags}" if value.flags else ""
-        return f"{where}: {value.backends} backends, {self._service(value.service_id)}{flags}"
+        flags = ", ".join(flag.name.lower() for flag in FrontendFlag(value.flags) if flag.name)
+        return f"{where}: {value.backends} backends, {self._service(value.service_id)}{flags and f', {flags}'}"
 
     def _service_addr(self, key: Any, value: Any) -> str:
         refused = value.value & AddressFlag.REFUSE_UNSERVED

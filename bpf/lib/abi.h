@@ -206,6 +206,10 @@ enum nn_frontend_scope {
 enum nn_frontend_flags {
 	/* No backend, because the traffic policy is Local and only other nodes have some: drop, without an answer. */
 	NN_FRONTEND_ONLY_ELSEWHERE = 1,
+	/* Of INTERNAL: the frontend has an EXTERNAL entry. Without the flag INTERNAL serves traffic from outside too. */
+	NN_FRONTEND_HAS_EXTERNAL = 2,
+	/* Traffic from outside keeps its source: externalTrafficPolicy is Local. */
+	NN_FRONTEND_KEEP_SOURCE = 4,
 };
 
 /* Service address and slot -> backend. Slot 0 is the master entry: count and flags. */
@@ -251,12 +255,13 @@ struct nn_backend_entry {
 };
 
 #define NN_MEMBER_AFFINITY (1U << 31)
+#define NN_MEMBER_EXTERNAL (1U << 31)
 
 /* Membership of a backend in a Service; the value is its nn_backend_entry. UDP only: flows and sockets without a
  * connection use it to check that their backend still belongs to their Service. */
 struct nn_member_key {
 	__u32 rev_nat_index; /* plus NN_MEMBER_AFFINITY: a backend that takes new flows, of a Service with affinity */
-	__u32 backend_id;
+	__u32 backend_id; /* plus NN_MEMBER_EXTERNAL: the same for traffic that the EXTERNAL entry serves */
 };
 
 /* rev_nat_index -> the Service address that clients used. */

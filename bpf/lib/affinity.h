@@ -30,10 +30,11 @@ NN_INLINE void nn_affinity_keep(const struct nn_affinity_key *key, struct nn_lb_
 {
 	struct nn_affinity_entry fresh = { .backend_id = choice->backend_id, .last_used = now };
 	struct nn_affinity_entry *held = bpf_map_lookup_elem(&nn_affinity, key);
+	__u32 external = choice->scope == NN_SCOPE_EXTERNAL ? NN_MEMBER_EXTERNAL : 0;
 	struct nn_backend_entry *member;
 
 	if (held && now - held->last_used <= choice->affinity_seconds) {
-		member = nn_lb_member(choice->rev_nat_index | NN_MEMBER_AFFINITY, held->backend_id);
+		member = nn_lb_member(choice->rev_nat_index | NN_MEMBER_AFFINITY, held->backend_id | external);
 		if (member) {
 			choice->backend = *member;
 			choice->backend_id = held->backend_id;

@@ -69,6 +69,7 @@ struct nn_lb_choice {
 	__u32 rev_nat_index;
 	__u16 slot;
 	__u16 flags; /* of the frontend; 0 if there is none */
+	__u32 scope; /* nn_frontend_scope of the entry that was used */
 	__u32 affinity_id;
 	__u32 affinity_seconds; /* 0: the Service has no session affinity (affinity.h) */
 };
@@ -92,13 +93,31 @@ NN_INLINE int nn_lb_backend(__u32 id, struct nn_lb_choice *choice)
 	return 1;
 }
 
+/* The master entry for traffic of this scope. Its scope is then in the key. */
+NN_INLINE struct nn_frontend_entry *nn_lb_master(struct nn_frontend_key *key, __u8 scope)
+{
+	struct nn_frontend_entry *internal = bpf_map_lookup_elem(&nn_frontend, key);
+	struct nn_frontend_entry *external;
+
+	if (scope != NN_SCOPE_EXTERNAL || !internal || !(internal->flags & NN_FRONTEND_HAS_EXTERNAL))
+		return internal;
+	key->scope = NN_SCOPE_EXTERNAL;
+	external = bpf_map_lookup_elem(&nn_frontend, key);
+	if (external)
+		return external;
+	/* It was deleted between the two lookups, after the flag: INTERNAL serves all traffic from now on. */
+	key->scope = NN_SCOPE_INTERNAL;
+	return internal;
+}
+
 /* Choose a backend: `number` selects it; 0 selects one at random. Returns 1: a backend was chosen. 0: no Service
- * serves this. Negative: the Service has no backend, or does not have this port and refuses it. */
-NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u32 number,
+ * serves this. Negative: the Service has no backend, or does not have this port and refuses it. `scope`: where the
+ * packet comes from. */
+NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protocol, __u8 scope, __u32 number,
 			   struct nn_lb_choice *choice)
 {
 	struct nn_frontend_key key = { .addr = *addr, .port = port, .protocol = protocol };
-	struct nn_frontend_entry *master = bpf_map_lookup_elem(&nn_frontend, &key);
+	struct nn_frontend_entry *master = nn_lb_master(&key, scope);
 	struct nn_frontend_entry *slot;
 
 	choice->rev_nat_index = 0;
@@ -108,6 +127,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 		return nn_unserved(addr);
 	choice->rev_nat_index = master->rev_nat_index;
 	choice->flags = master->flags;
+	choice->scope = key.scope;
 	choice->affinity_id = master->affinity_id;
 	choice->affinity_seconds = master->affinity_seconds;
 	if (master->count == 0)

@@ -103,7 +103,8 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, number + i, choice);
+		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, NN_SCOPE_INTERNAL, number + i,
+				      choice);
 		view->rev_nat_index = choice->rev_nat_index;
 		if (result <= 0)
 			return result;

@@ -126,7 +126,7 @@ NN_INLINE void nn_sock_affinity(struct bpf_sock_addr *ctx, const struct nn_addr 
 NN_INLINE int nn_lb_choose_connected(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
 				     struct nn_lb_choice *choice)
 {
-	int result = nn_lb_choose(addr, port, ctx->protocol, 0, choice);
+	int result = nn_lb_choose(addr, port, ctx->protocol, NN_SCOPE_INTERNAL, 0, choice);
 
 	if (result > 0 && choice->affinity_seconds)
 		nn_sock_affinity(ctx, addr, choice);
@@ -147,7 +147,7 @@ NN_INLINE int nn_lb_choose_unshared(struct bpf_sock_addr *ctx, const struct nn_a
 
 #pragma unroll
 	for (int i = 0; i < NN_CHOICES; i++) {
-		result = nn_lb_choose(addr, port, protocol, number + i, choice);
+		result = nn_lb_choose(addr, port, protocol, NN_SCOPE_INTERNAL, number + i, choice);
 		if (result <= 0)
 			return result;
 		if (i == 0 && choice->affinity_seconds)

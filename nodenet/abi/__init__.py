@@ -35,6 +35,7 @@ from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
 from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, Rule, State
 from nodenet.abi.services import (
     MEMBER_AFFINITY,
+    MEMBER_EXTERNAL,
     AddressPort,
     AffinityEntry,
     AffinityKey,
@@ -51,6 +52,7 @@ __all__ = [
     "EVENT_SIZE",
     "LOST_EVENTS",
     "MEMBER_AFFINITY",
+    "MEMBER_EXTERNAL",
     "POLICY_BITS_DIRECTION",
     "POLICY_BITS_PROTOCOL",
     "U32",

@@ -51,6 +51,8 @@ class FrontendFlag(IntFlag):
     """nn_frontend_flags"""
 
     ONLY_ELSEWHERE = 1
+    HAS_EXTERNAL = 2
+    KEEP_SOURCE = 4
 
 
 class FrontendScope(IntEnum):

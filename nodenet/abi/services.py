@@ -103,12 +103,14 @@ class ClientEntry(NamedTuple):
         return cls(unpack_addr(data[:16]), unpack_addr(data[16:]))
 
 
-# NN_MEMBER_AFFINITY
+# NN_MEMBER_AFFINITY and NN_MEMBER_EXTERNAL
 MEMBER_AFFINITY = 1 << 31
+MEMBER_EXTERNAL = 1 << 31
 
 
 class MemberKey(NamedTuple):
-    """nn_member_key. `service_id` plus MEMBER_AFFINITY: a backend that takes new flows, of a Service with affinity."""
+    """nn_member_key. `service_id` plus MEMBER_AFFINITY: a backend that takes new flows, of a Service with affinity.
+    `backend_id` plus MEMBER_EXTERNAL: the same for traffic that the EXTERNAL entry serves."""
 
     service_id: int
     backend_id: int

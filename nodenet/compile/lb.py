@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import (
     MEMBER_AFFINITY,
+    MEMBER_EXTERNAL,
     U32,
     AddressFlag,
     AddressKey,
@@ -20,13 +20,14 @@ from nodenet.abi import (
     FrontendEntry,
     FrontendFlag,
     FrontendKey,
+    FrontendScope,
     MemberKey,
 )
 from nodenet.compile.affinity import affinity_id
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
-from nodenet.compile.slots import Slots, arrange
+from nodenet.compile.slots import NO_SLOTS, Slots, arrange
 from nodenet.compile.state import ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
@@ -44,7 +45,7 @@ _NOWHERE = Here()
 class ServiceTables:
     """The maps of the Services, the names of their numbers, and warnings.
 
-    `slots`: the backend_ids in slots 1, 2, ... of each frontend. The next compilation starts from them.
+    The next compilation starts from `slots`.
     """
 
     frontends: Table
@@ -65,7 +66,7 @@ class ServiceCompiler:
     result entries are ordered by Service name; later additions come last.
     """
 
-    def __init__(self, ids: Ids, previous: Slots = MappingProxyType({})) -> None:
+    def __init__(self, ids: Ids, previous: Slots = NO_SLOTS) -> None:
         self._ids = ids
         self._slots = previous
         self._known: _Known | None = None
@@ -96,7 +97,16 @@ class ServiceCompiler:
             self._ids.backends.keep(set(known.tables.backends.values()))
 
 
-_EMPTY = ServiceTables(Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), Evolved({}), ())
+_EMPTY = ServiceTables(
+    Evolved({}),
+    Evolved({}),
+    Evolved({}),
+    Evolved({}),
+    Evolved({}),
+    Evolved({}),
+    Slots(Evolved({}), Evolved({})),
+    (),
+)
 
 
 @dataclass(slots=True)
@@ -222,6 +232,7 @@ class _Changes(NamedTuple):
     revnat: dict[Any, Any]
     names: dict[Any, Any]
     slots: dict[Any, Any]
+    external_slots: dict[Any, Any]
 
 
 class _Run:
@@ -231,7 +242,7 @@ class _Run:
         self._known = known
         self._ids = ids
         self._slots = slots
-        self._changes = _Changes({}, {}, {}, {}, {}, {}, {})
+        self._changes = _Changes({}, {}, {}, {}, {}, {}, {}, {})
         self._gone: list[AddressPort] = []
         self._released: dict[int, AddressPort] = {}
 
@@ -241,7 +252,7 @@ class _Run:
         old = known.held.get(address)
         if old == new:
             return
-        last = self._slots.get(address, ()) if self._slots else ()
+        last = self._slots.internal.get(address, ()) if self._slots.internal else ()
         service_id = self._ids.services.number(address)
         chosen = self._use(new.backends) if new is not None else []
         draining = self._use(new.draining) if new is not None else []
@@ -273,7 +284,22 @@ class _Run:
         master = _master(new, service_id, len(slots)) if new is not None else None
         if old is None or master != _master(old, service_id, len(last)):
             changes.frontends[FrontendKey(*address, 0)] = master
-        self._write(address, service_id, last if old is not None else (), slots)
+        self._write(FrontendKey(*address, 0), service_id, last if old is not None else (), slots)
+        if (old is not None and old.outside) or (new is not None and new.outside):
+            self._set_outside(address, service_id, old, new)
+
+    def _set_outside(self, address: AddressPort, service_id: int, old: Frontend | None, new: Frontend | None) -> None:
+        """Set the EXTERNAL entry of a frontend. It has the number and the members of the frontend."""
+        before, after = old.outside if old is not None else None, new.outside if new is not None else None
+        last = self._slots.external.get(address, ())
+        chosen = self._use(after.backends) if after is not None else []
+        if before is not None:
+            self._release(before.backends)
+        slots = arrange(chosen[:MAX_BACKENDS], last) if after is not None else ()
+        self._changes.external_slots[address] = slots if after is not None else None
+        master = FrontendKey(*address, 0, FrontendScope.EXTERNAL.value)
+        self._changes.frontends[master] = _external_master(new, service_id, len(slots)) if new is not None else None
+        self._write(master, service_id, last if before is not None else (), slots)
 
     def finish(self) -> None:
         """Apply the changes to the tables, and retire the numbers that are no longer used."""
@@ -294,7 +320,7 @@ class _Run:
             evolve(last.members, changes.members),
             evolve(last.revnat, changes.revnat),
             evolve(last.names, changes.names),
-            evolve(last.slots, changes.slots),
+            Slots(evolve(last.slots.internal, changes.slots), evolve(last.slots.external, changes.external_slots)),
             tuple(known.warnings()),
         )
 
@@ -322,10 +348,15 @@ class _Run:
 
     def _update_affinity(self, service_id: int, old: Frontend | None, new: Frontend | None) -> None:
         """Update the members for session affinity: the backends that take new flows."""
+        members, owner = self._changes.members, service_id | MEMBER_AFFINITY
         for frontend, gone in ((old, True), (new, False)):
-            for backend in frontend.backends if frontend is not None and frontend.affinity_seconds else ():
-                key = MemberKey(service_id | MEMBER_AFFINITY, self._ids.backends.number(backend))
-                self._changes.members[key] = None if gone else backend
+            if frontend is None or not frontend.affinity_seconds:
+                continue
+            for backend in frontend.backends:
+                members[MemberKey(owner, self._ids.backends.number(backend))] = None if gone else backend
+            for backend in frontend.outside.backends if frontend.outside is not None else ():
+                number = self._ids.backends.number(backend) | MEMBER_EXTERNAL
+                members[MemberKey(owner, number)] = None if gone else backend
 
     def _release(self, backends: Iterable[AddressPort]) -> None:
         for backend in backends:
@@ -347,22 +378,33 @@ class _Run:
         if not total:
             del self._known.ports[addr]
 
-    def _write(self, address: AddressPort, service_id: int, before: Sequence[int], after: Sequence[int]) -> None:
-        """Write the slots of a frontend that differ."""
-        addr, port, protocol = address
+    def _write(self, master: FrontendKey, service_id: int, before: Sequence[int], after: Sequence[int]) -> None:
+        """Write the slots that differ."""
+        addr, port, protocol, _, scope = master
         entries = self._changes.frontends
         for slot, backend_id in enumerate(after, 1):
             if slot > len(before) or before[slot - 1] != backend_id:
-                entries[FrontendKey(addr, port, protocol, slot)] = FrontendEntry(backend_id, service_id, 0)
+                entries[FrontendKey(addr, port, protocol, slot, scope)] = FrontendEntry(backend_id, service_id, 0)
         for slot in range(len(after) + 1, len(before) + 1):
-            entries[FrontendKey(addr, port, protocol, slot)] = None
+            entries[FrontendKey(addr, port, protocol, slot, scope)] = None
 
 
 def _master(frontend: Frontend, service_id: int, backends: int) -> FrontendEntry:
     flags = FrontendFlag.ONLY_ELSEWHERE if frontend.only_elsewhere else 0
+    if frontend.keep_source:
+        flags |= FrontendFlag.KEEP_SOURCE
+    if frontend.outside is not None:
+        flags |= FrontendFlag.HAS_EXTERNAL
     if not frontend.affinity_seconds:
         return FrontendEntry(0, service_id, backends, flags)
     return FrontendEntry(0, service_id, backends, flags, affinity_id(frontend.name), frontend.affinity_seconds)
+
+
+def _external_master(frontend: Frontend, service_id: int, backends: int) -> FrontendEntry | None:
+    if frontend.outside is None:
+        return None
+    only_elsewhere = frontend.outside.only_elsewhere
+    return _master(frontend._replace(outside=None, only_elsewhere=only_elsewhere), service_id, backends)
 
 
 def _is_cluster_ip(frontend: Frontend | None) -> bool:

@@ -39,12 +39,20 @@ _FIELDS = {
 }
 
 
+class Outside(NamedTuple):
+    """What traffic from outside meets, if it is not the same as for traffic from this node."""
+
+    backends: tuple[AddressPort, ...]
+    only_elsewhere: bool
+
+
 class Frontend(NamedTuple):
     """An address and port of a Service, as traffic from this node meets it. `backends` is sorted and has no duplicates.
 
     `draining` (only UDP): other endpoints that serve. They get no new flows but keep their existing ones.
     `only_elsewhere`: there is no backend, because the traffic policy is Local and only other nodes have endpoints.
-    `affinity_seconds`: the timeout of session affinity; 0: none.
+    `affinity_seconds`: the timeout of session affinity; 0: none. `keep_source`: traffic from outside keeps its source.
+    `outside`: None: the same backends serve it. All of them are in `backends` or `draining` of a UDP frontend.
     """
 
     address: AddressPort
@@ -54,6 +62,8 @@ class Frontend(NamedTuple):
     kind: FrontendKind = FrontendKind.CLUSTER_IP
     only_elsewhere: bool = False
     affinity_seconds: int = 0
+    keep_source: bool = False
+    outside: Outside | None = None
 
 
 def has_frontends(service: Service) -> bool:
@@ -74,15 +84,29 @@ def frontends_of(service: Service, slices: Iterable[EndpointSlice], here: Here) 
         chosen: dict[tuple[int, bool], _Chosen] = {}
         for kind, address, number in _places(service, port, here):
             # externalTrafficPolicy Local is for traffic from outside: a pod, and the node itself, may use any backend.
-            local = service.internal_local and kind is FrontendKind.CLUSTER_IP
-            known = address.version, local
+            is_cluster_ip = kind is FrontendKind.CLUSTER_IP
+            known = address.version, service.internal_local and is_cluster_ip
             if known not in chosen:
                 chosen[known] = _chosen(candidates, port.protocol, here, *known)
             at = AddressPort(address, number, port.protocol)
             backends, draining, only_elsewhere = chosen[known]
+            frontend = Frontend(at, name, backends, draining, kind, only_elsewhere, service.affinity_seconds)
+            if service.external_local and not is_cluster_ip:
+                known = address.version, True
+                if known not in chosen:
+                    chosen[known] = _chosen(candidates, port.protocol, here, *known)
+                frontend = _with_outside(frontend, chosen[known])
             # The API rejects two ports with the same number and protocol. If it happens, the first one is used.
-            found.setdefault(at, Frontend(at, name, backends, draining, kind, only_elsewhere, service.affinity_seconds))
+            found.setdefault(at, frontend)
     return found
+
+
+def _with_outside(frontend: Frontend, outside: _Chosen) -> Frontend:
+    """With externalTrafficPolicy Local: traffic from outside keeps its source and gets only backends of this node."""
+    backends, _, only_elsewhere = outside
+    if (backends, only_elsewhere) == (frontend.backends, frontend.only_elsewhere):
+        return frontend._replace(keep_source=True)
+    return frontend._replace(keep_source=True, outside=Outside(backends, only_elsewhere))
 
 
 _Chosen = tuple[tuple[AddressPort, ...], tuple[AddressPort, ...], bool]

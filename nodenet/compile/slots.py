@@ -9,12 +9,25 @@ change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
-from nodenet.abi import AddressPort, FrontendKey
+from nodenet.abi import AddressPort, FrontendScope
 from nodenet.compile.ids import Ids
 from nodenet.compile.state import Table
 
-Slots = Mapping[AddressPort, tuple[int, ...]]
+Assigned = Mapping[AddressPort, tuple[int, ...]]
+
+
+class Slots(NamedTuple):
+    """The backend_ids in slots 1, 2, ... of each frontend: of its INTERNAL entry, and of the EXTERNAL one if it has
+    one."""
+
+    internal: Assigned
+    external: Assigned
+
+
+NO_SLOTS = Slots(MappingProxyType({}), MappingProxyType({}))
 
 
 def restore(ids: Ids, tables: Mapping[str, Table]) -> Slots:
@@ -55,13 +68,15 @@ def _numbers_of(table: Table) -> Iterator[tuple[AddressPort, int]]:
     return ((table[key], key.value) for key in sorted(table))
 
 
-def _slots_of(table: Table) -> dict[AddressPort, tuple[int, ...]]:
-    found: dict[AddressPort, tuple[int, ...]] = {}
+def _slots_of(table: Table) -> Slots:
+    internal: dict[AddressPort, tuple[int, ...]] = {}
+    external: dict[AddressPort, tuple[int, ...]] = {}
     for key, value in table.items():
         if key.slot:
             continue
         address = AddressPort(*key[:3])
-        entries = (table.get(FrontendKey(*address, slot)) for slot in range(1, value.backends + 1))
+        entries = (table.get(key._replace(slot=slot)) for slot in range(1, value.backends + 1))
         # A missing slot becomes 0, which is not a valid backend_id: the slot counts as free.
-        found[address] = tuple(entry.backend_id if entry else 0 for entry in entries)
-    return found
+        held = tuple(entry.backend_id if entry else 0 for entry in entries)
+        (external if key.scope == FrontendScope.EXTERNAL else internal)[address] = held
+    return Slots(internal, external)

@@ -235,5 +235,6 @@ def _reference(key: Any) -> Any:
 
 
 def _master(write: Write) -> FrontendKey:
+    """Both scopes of a frontend are one."""
     key: FrontendKey = write.key
-    return key._replace(slot=0)
+    return key._replace(slot=0, scope=0)

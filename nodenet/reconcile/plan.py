@@ -2,12 +2,14 @@
 consistent after every single write.
 
 At any time, slots 1..count of a frontend point to existing backends, which belong to the old or the new set. A backend
-in a slot of a UDP Service is always a member of that Service. nodenet.reconcile.switch plans policy.
+in a slot of a UDP Service is always a member of that Service. The EXTERNAL entry of a frontend is complete before the
+INTERNAL one leads to it, and is deleted when that does not lead to it any more. nodenet.reconcile.switch plans policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from nodenet.abi import FrontendEntry, FrontendKey
@@ -114,18 +116,35 @@ def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
 
 def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
     """(writes for deleted frontends, writes for new and changed ones)."""
-    gone: dict[FrontendKey, list[Write]] = {}
-    changed: dict[FrontendKey, list[Write]] = {}
+    gone, changed = _Scopes({}, {}), _Scopes({}, {})
+    # EXTERNAL entries that go, of frontends that stay.
+    unused: dict[FrontendKey, list[Write]] = {}
     sets, deletes = _difference("nn_frontend", wanted, held)
     for write in deletes:
         master = write.key._replace(slot=0)
-        (changed if master in wanted else gone).setdefault(master, []).append(write)
+        if master in wanted:
+            changed[master.scope].setdefault(master, []).append(write)
+        elif master.scope and master._replace(scope=0) in wanted:
+            unused.setdefault(master, []).append(write)
+        else:
+            gone[master.scope].setdefault(master, []).append(write)
     for write in sets:
-        changed.setdefault(write.key._replace(slot=0), []).append(write)
+        changed[write.key.scope].setdefault(write.key._replace(slot=0), []).append(write)
+    ordered = chain(changed.external.items(), changed.internal.items())
     return (
-        [write for writes in gone.values() for write in sorted(writes, key=_slot)],
-        [write for master, writes in changed.items() for write in _resize(writes, wanted[master], held.get(master))],
+        [write for writes in (*gone.internal.values(), *gone.external.values()) for write in sorted(writes, key=_slot)],
+        [
+            *(write for master, writes in ordered for write in _resize(writes, wanted[master], held.get(master))),
+            *(write for writes in unused.values() for write in sorted(writes, key=_slot)),
+        ],
     )
+
+
+class _Scopes(NamedTuple):
+    """Writes by master entry; the index is a FrontendScope."""
+
+    internal: dict[FrontendKey, list[Write]]
+    external: dict[FrontendKey, list[Write]]
 
 
 def _resize(writes: Iterable[Write], new: FrontendEntry, old: FrontendEntry | None) -> Iterator[Write]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address, ip_network
-from types import MappingProxyType
 
 from netpolicy.types import NetworkPolicy
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
-from nodenet.compile.slots import Slots
+from nodenet.compile.slots import NO_SLOTS, Slots
 from nodenet.kinds import KINDS
 from nodenet.model import (
     Endpoint,
@@ -100,7 +99,7 @@ def compile_services(
     services: Mapping[ObjectRef, Service],
     slices: Mapping[ObjectRef, EndpointSlice],
     ids: Ids,
-    previous: Slots = MappingProxyType({}),
+    previous: Slots = NO_SLOTS,
     here: Here = Here(),  # noqa: B008 frozen
 ) -> ServiceTables:
     """Every frontend of the Services, from nothing."""

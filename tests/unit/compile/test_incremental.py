@@ -16,7 +16,7 @@ from nodenet.compile import lb
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids, Numbering, Space
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
-from nodenet.compile.slots import Slots, restore
+from nodenet.compile.slots import NO_SLOTS, Slots, restore
 from nodenet.evolved import Evolved
 from nodenet.model import EndpointSlice, ObjectRef, Service
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
@@ -57,9 +57,13 @@ TARGETS = st.lists(
 
 
 def _service(
-    name: str, vips: list[str], ports: list[Any], flags: tuple[bool, bool, bool], external: tuple[list[str], list[str]]
+    name: str,
+    vips: list[str],
+    ports: list[Any],
+    flags: tuple[bool, bool, bool, bool],
+    external: tuple[list[str], list[str]],
 ) -> Service:
-    publish, foreign, local = flags
+    publish, foreign, local, external_local = flags
     labels = {"service.kubernetes.io/service-proxy-name": "other"} if foreign else {}
     return service(
         name,
@@ -68,6 +72,7 @@ def _service(
         publish_not_ready_addresses=publish,
         labels=labels,
         internal_local=local,
+        external_local=external_local,
         affinity_seconds=60 if publish and local else 0,
         external_ips=tuple(map(ip_address, external[0])),
         load_balancer_ips=tuple(map(ip_address, external[1])),
@@ -78,7 +83,7 @@ def _slice(name: str, of: str, targets: list[Any], ports: list[Any]) -> Endpoint
     return slice_(of, *targets, name=name, ports=ports)
 
 
-FLAGS = st.tuples(st.booleans(), st.sampled_from([False, False, False, True]), st.booleans())
+FLAGS = st.tuples(st.booleans(), st.sampled_from([False, False, False, True]), st.booleans(), st.booleans())
 SERVICES = st.builds(_service, NAMES, VIPS, SERVICE_PORTS, FLAGS, st.tuples(EXTERNAL, EXTERNAL))
 SLICES = st.builds(_slice, st.sampled_from("pqrs"), NAMES, TARGETS, SLICE_PORTS)
 GONE = st.tuples(st.sampled_from([Service, EndpointSlice]), st.sampled_from("abcpqrs"))
@@ -122,13 +127,13 @@ def meaning(compiled: ServiceTables) -> dict[str, Any]:
     by_slot: dict[Any, Any] = {}
     for key, entry in compiled.frontends.items():
         if key.slot:
-            by_slot.setdefault(key[:3], {})[key.slot] = entry
+            by_slot.setdefault((key[:3], key.scope), {})[key.slot] = entry
     assert {key: tuple(entries[n].backend_id for n in sorted(entries)) for key, entries in by_slot.items()} == {
-        key: slots for key, slots in compiled.slots.items() if slots
+        (key, scope): slots for scope, table in enumerate(compiled.slots) for key, slots in table.items() if slots
     }
     return {
         "masters": {key: entry for key, entry in compiled.frontends.items() if not key.slot},
-        "slots": {key: sorted(slots) for key, slots in compiled.slots.items()},
+        "slots": [{key: sorted(slots) for key, slots in table.items()} for table in compiled.slots],
         "backends": compiled.backends,
         "members": compiled.members,
         "addresses": compiled.addresses,
@@ -150,13 +155,13 @@ def _it_is_what_compiling_from_nothing_gives(steps: list[tuple[list[Any], bool]]
     ids, cluster = Ids(), Cluster()
     compiler = ServiceCompiler(ids)
     reference_ids = Ids()
-    slots: Slots = {}
+    slots = NO_SLOTS
     for changes, settled in steps:
         cluster.change(changes)
         result = compiler.compile(cluster.services, cluster.slices, cluster.here)
         # With the same past: equal to the last slot. Without any: equal but for the order of slots.
         reference = compile_services(cluster.services, cluster.slices, reference_ids, slots, cluster.here)
-        slots = dict(reference.slots)
+        slots = Slots(*map(dict, reference.slots))
         assert as_tables(result) == as_tables(reference)
         assert result.slots == reference.slots
         assert meaning(result) == meaning(compile_services(cluster.services, cluster.slices, Ids(), here=cluster.here))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendKey
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
-from nodenet.compile.slots import arrange, restore
+from nodenet.compile.slots import NO_SLOTS, arrange, restore
 from nodenet.model import EndpointSlice, Service
 from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
 
@@ -22,7 +22,7 @@ VIP, VIP6 = "10.96.0.10", "fd00:96::10"
 def compiled(*objects: Service | EndpointSlice, ids: Ids | None = None, previous: Any = None) -> ServiceTables:
     services = {o.ref: o for o in objects if isinstance(o, Service)}
     slices = {o.ref: o for o in objects if isinstance(o, EndpointSlice)}
-    return compile_services(services, slices, ids or Ids(), previous or {})
+    return compile_services(services, slices, ids or Ids(), previous or NO_SLOTS)
 
 
 def answers(tables: ServiceTables, vip: str = VIP, port: int = 80, protocol: int = TCP) -> list[str] | None:

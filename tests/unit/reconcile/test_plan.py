@@ -4,7 +4,8 @@ them."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,14 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodenet.abi import U32, AddressKey, AddressPort, FrontendEntry, FrontendKey, MemberKey
+from nodenet.abi import (
+    MEMBER_AFFINITY,
+    MEMBER_EXTERNAL,
+    U32,
+    AddressKey,
+    AddressPort,
+    FrontendEntry,
+    FrontendFlag,
+    FrontendKey,
+    FrontendScope,
+    MemberKey,
+)
+from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.slots import restore
 from nodenet.model import EndpointSlice, Service
 from nodenet.reconcile.apply import ApplyError, apply, read
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
-from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_
+from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
 
 # nn_client is compiled from endpoints, not from Services.
 NO_CLIENTS: dict[Any, Any] = {}
@@ -29,6 +42,7 @@ Cluster = tuple[list[Service], list[EndpointSlice]]
 
 # Services of a small cluster: name -> (has it, its ports, its backends).
 SERVICES = {"a": "10.96.0.1", "b": "10.96.0.2", "c": "fd00:96::3"}
+EXTERNAL = {"a": "192.0.2.1", "b": "192.0.2.1", "c": "2001:db8::3"}
 BACKENDS = {"a": "10.0.0.", "b": "10.0.0.", "c": "fd00::"}
 
 
@@ -37,9 +51,14 @@ def clusters(draw: st.DrawFn) -> Cluster:
     services, slices = [], []
     for name in draw(st.lists(st.sampled_from(sorted(SERVICES)), unique=True)):
         ports = draw(st.lists(st.sampled_from([("x", TCP, 80), ("y", UDP, 80), ("z", TCP, 81)]), unique=True))
-        services.append(service(name, SERVICES[name], ports=ports))
-        ends = draw(st.lists(st.integers(1, 6), unique=True, max_size=6))
-        slices.append(slice_(name, *(f"{BACKENDS[name]}{n}" for n in ends), ports=[("x", TCP, 8080), ("y", UDP, 8080)]))
+        more: dict[str, Any] = {"external_ips": (ip_address(EXTERNAL[name]),)} if draw(st.booleans()) else {}
+        more |= {"external_local": draw(st.booleans()), "affinity_seconds": draw(st.sampled_from([0, 60]))}
+        services.append(service(name, SERVICES[name], ports=ports, **more))
+        ends = [
+            replace(target(f"{BACKENDS[name]}{n}"), node_name=f"node{1 + n % 2}")
+            for n in draw(st.lists(st.integers(1, 6), unique=True, max_size=6))
+        ]
+        slices.append(slice_(name, *ends, ports=[("x", TCP, 8080), ("y", UDP, 8080)]))
     return services, slices
 
 
@@ -59,7 +78,7 @@ class Node:
 
     def desired(self, cluster: Cluster) -> Tables:
         services, slices = ({o.ref: o for o in objects} for objects in cluster)
-        compiled = compile_services(services, slices, self.ids, self.slots)  # type: ignore[arg-type]
+        compiled = compile_services(services, slices, self.ids, self.slots, Here("node1"))  # type: ignore[arg-type]
         self.slots = compiled.slots
         tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
         return dict(zip(SERVICE_TABLES, (*tables, NO_CLIENTS), strict=True))
@@ -75,21 +94,38 @@ class Node:
 
 
 def leads_to(tables: Tables) -> dict[tuple[Any, ...], set[AddressPort]]:
-    """The backends to which the datapath sends for each frontend. Every slot must have an existing backend."""
+    """The backends to which the datapath sends for each frontend and scope. Every slot must have an existing
+    backend."""
     found: dict[tuple[Any, ...], set[AddressPort]] = {}
-    for key, entry in tables["nn_frontend"].items():
-        if key.slot or not key.port:
+    for key, internal in tables["nn_frontend"].items():
+        if key.slot or key.scope:
             continue
-        ends = set()
-        for slot in range(1, entry.backends + 1):
-            number = tables["nn_frontend"][key._replace(slot=slot)].backend_id
-            ends.add(tables["nn_backend"][U32(number)])
-            if key.protocol == UDP:
-                member = tables["nn_member"][MemberKey(entry.service_id, number)]
-                assert member == tables["nn_backend"][U32(number)]
-        assert U32(entry.service_id) in tables["nn_revnat"]
-        found[key[:3]] = ends
+        for scope in FrontendScope:
+            master = key
+            if scope is FrontendScope.EXTERNAL and internal.flags & FrontendFlag.HAS_EXTERNAL:
+                master = key._replace(scope=1)
+            found[*key[:3], scope] = set(ends_of(tables, master))
     return found
+
+
+def ends_of(tables: Tables, master: FrontendKey) -> Iterator[AddressPort]:
+    entry = tables["nn_frontend"][master]
+    assert U32(entry.service_id) in tables["nn_revnat"]
+    for slot in range(1, entry.backends + 1):
+        number = tables["nn_frontend"][master._replace(slot=slot)].backend_id
+        yield (backend := tables["nn_backend"][U32(number)])
+        if master.protocol == UDP:
+            assert tables["nn_member"][MemberKey(entry.service_id, number)] == backend
+
+
+def keeps_affinity(tables: Tables) -> None:
+    """Every backend that is chosen may be kept. While affinity is switched off, one that is not costs a choice."""
+    for key, entry in tables["nn_frontend"].items():
+        master = tables["nn_frontend"][key._replace(slot=0)]
+        if key.slot and master.affinity_seconds:
+            number = entry.backend_id | (MEMBER_EXTERNAL if key.scope else 0)
+            member = tables["nn_member"][MemberKey(entry.service_id | MEMBER_AFFINITY, number)]
+            assert member == tables["nn_backend"][U32(entry.backend_id)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -114,9 +150,10 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
                 assert ends, "it had an answer before, and has one after"
         stay = kept.items() & desired["nn_member"].items()
         assert stay <= held["nn_member"].items(), "a backend that stays is a member all the time"
-        for addr, _, _ in before.keys() & after.keys():
+        for addr, *_ in before.keys() & after.keys():
             assert AddressKey(addr) in held["nn_service_addr"], "unserved ports are refused all the time"
     assert held == desired
+    keeps_affinity(held)
 
 
 @settings(max_examples=150, deadline=None)
