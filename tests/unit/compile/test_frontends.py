@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
-from nodenet.abi import U32, AddressFlag, AddressKey, AddressPort, FrontendFlag, FrontendKey
+from nodenet.abi import (
+    MEMBER_AFFINITY,
+    MEMBER_EXTERNAL,
+    U32,
+    AddressFlag,
+    AddressKey,
+    AddressPort,
+    FrontendFlag,
+    FrontendKey,
+    FrontendScope,
+)
 from nodenet.compile import compile_once
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.services import FrontendKind, frontends_of
+from nodenet.compile.slots import restore
 from nodenet.compile.state import LocalNode, NodePorts
 from nodenet.model import Service, SliceEndpoint
 from tests.unit.compile.build import TCP, UDP, node, service, slice_, store_of
@@ -106,6 +118,78 @@ def test_the_policy_for_inside_is_that_of_the_cluster_ip() -> None:
     master = tables.frontends[FrontendKey(ip_address(VIP), 80, TCP, 0)]
     assert master.flags == FrontendFlag.ONLY_ELSEWHERE
     assert answers(tables, "192.0.2.1", 30080) == ["10.0.0.1:8080"]
+
+
+def nodes_of(tables: ServiceTables, scope: FrontendScope, address: str = "192.0.2.1") -> tuple[list[str] | None, int]:
+    """The backends and flags of a node port."""
+    master = tables.frontends.get(FrontendKey(ip_address(address), 30080, TCP, 0, scope))
+    return answers(tables, address, 30080, scope=scope), master.flags if master else 0
+
+
+def test_traffic_from_outside_has_its_own_backends() -> None:
+    """externalTrafficPolicy Local: the entry EXTERNAL has those of this node. A ClusterIP has no such entry."""
+    near, far = (SliceEndpoint(ips(f"10.0.0.{n}"), node_name=f"node{n}") for n in (1, 2))
+    one = service("web", VIP, ports=PORTS, external_local=True)
+    keep, led = FrontendFlag.KEEP_SOURCE, FrontendFlag.KEEP_SOURCE | FrontendFlag.HAS_EXTERNAL
+    both, here = ["10.0.0.1:8080", "10.0.0.2:8080"], ["10.0.0.1:8080"]
+    tables = compiled(one, backends=(near, far))
+    assert nodes_of(tables, FrontendScope.INTERNAL) == (both, led)
+    assert nodes_of(tables, FrontendScope.EXTERNAL) == (here, keep)
+    assert answers(tables, scope=FrontendScope.EXTERNAL) is None
+    assert tables.frontends[FrontendKey(ip_address(VIP), 80, TCP, 0)].flags == 0
+    # None here: it is dropped without an answer. None at all: it is refused, by one entry.
+    tables = compiled(one, backends=(far,))
+    assert nodes_of(tables, FrontendScope.EXTERNAL) == ([], keep | FrontendFlag.ONLY_ELSEWHERE)
+    tables = compiled(one, backends=())
+    assert nodes_of(tables, FrontendScope.INTERNAL) == ([], keep)
+    assert nodes_of(tables, FrontendScope.EXTERNAL) == (None, 0)
+    # The same for all traffic: one entry.
+    tables = compiled(one, backends=(near,))
+    assert nodes_of(tables, FrontendScope.INTERNAL) == (here, keep)
+    assert nodes_of(tables, FrontendScope.EXTERNAL) == (None, 0)
+    tables = compiled(replace(one, external_local=False), backends=(near, far))
+    assert nodes_of(tables, FrontendScope.INTERNAL) == (both, 0)
+    assert nodes_of(tables, FrontendScope.EXTERNAL) == (None, 0)
+
+
+def test_backends_for_outside_may_be_no_backends_for_this_node() -> None:
+    """A terminating endpoint of this node serves outside traffic while the only ready one is on another node. UDP flows
+    keep it, and clients with affinity too, but only if they come from outside."""
+    near = SliceEndpoint(ips("10.0.0.1"), False, True, True, "node1")
+    far = SliceEndpoint(ips("10.0.0.2"), node_name="node2")
+    ports = [("", UDP, 53, 30053)]
+    one = service("dns", VIP, ports=ports, external_local=True, affinity_seconds=60)
+    tables = ServiceCompiler(Ids()).compile(
+        {one.ref: one}, {(s := slice_("dns", near, far, ports=[("", UDP, 53)])).ref: s}, HERE
+    )
+    address = "192.0.2.1"
+    assert answers(tables, address, 30053, UDP) == ["10.0.0.2:53"]
+    assert answers(tables, address, 30053, UDP, FrontendScope.EXTERNAL) == ["10.0.0.1:53"]
+    number = tables.frontends[FrontendKey(NODE4, 30053, UDP, 0)].service_id
+    found: dict[tuple[bool, bool], set[str]] = {}
+    for key, backend in tables.members.items():
+        if key.service_id & ~MEMBER_AFFINITY == number:
+            kind = bool(key.service_id & MEMBER_AFFINITY), bool(key.backend_id & MEMBER_EXTERNAL)
+            found.setdefault(kind, set()).add(str(backend.addr))
+            assert tables.backends[U32(key.backend_id & ~MEMBER_EXTERNAL)] == backend
+    assert found == {(False, False): {"10.0.0.1", "10.0.0.2"}, (True, False): {"10.0.0.2"}, (True, True): {"10.0.0.1"}}
+
+
+def test_a_restart_keeps_the_slots_of_both_scopes_apart() -> None:
+    ends = [SliceEndpoint(ips(f"10.0.0.{n}"), node_name=f"node{1 + n % 2}") for n in range(1, 9)]
+    one = service("web", VIP, ports=PORTS, external_local=True)
+    compiler = ServiceCompiler(Ids())
+    for step in (ends, ends[2:], [ends[0], *ends[2:]]):
+        slices = slice_("web", *step)
+        before = compiler.compile({one.ref: one}, {slices.ref: slices}, HERE)
+    tables = {"nn_frontend": before.frontends, "nn_backend": before.backends, "nn_revnat": before.revnat}
+    for order in (dict, lambda table: dict(reversed([*table.items()]))):
+        ids = Ids()
+        slots = restore(ids, {name: order(table) for name, table in tables.items()})
+        assert slots == before.slots
+        assert {address.port: len(found) for address, found in slots.external.items()} == {30080: 3}
+        after = ServiceCompiler(ids, slots).compile({one.ref: one}, {slices.ref: slices}, HERE)
+        assert after.frontends == before.frontends
 
 
 def test_without_any_endpoint_it_is_refused_not_dropped() -> None:

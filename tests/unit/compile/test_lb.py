@@ -25,14 +25,17 @@ def compiled(*objects: Service | EndpointSlice, ids: Ids | None = None, previous
     return compile_services(services, slices, ids or Ids(), previous or NO_SLOTS)
 
 
-def answers(tables: ServiceTables, vip: str = VIP, port: int = 80, protocol: int = TCP) -> list[str] | None:
-    """What the datapath can choose for an address; None: no frontend."""
-    master = tables.frontends.get(FrontendKey(ip_address(vip), port, protocol, 0))
+def answers(
+    tables: ServiceTables, vip: str = VIP, port: int = 80, protocol: int = TCP, scope: int = 0
+) -> list[str] | None:
+    """What the datapath can choose for an address; None: no entry."""
+    key = FrontendKey(ip_address(vip), port, protocol, 0, scope)
+    master = tables.frontends.get(key)
     if master is None:
         return None
     found = []
     for slot in range(1, master.backends + 1):
-        entry = tables.frontends[FrontendKey(ip_address(vip), port, protocol, slot)]
+        entry = tables.frontends[key._replace(slot=slot)]
         assert entry.service_id == master.service_id
         backend = tables.backends[U32(entry.backend_id)]
         found.append(f"{backend.addr}:{backend.port}")

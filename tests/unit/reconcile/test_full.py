@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -31,7 +32,7 @@ from nodenet.reconcile.maps import Maps, Outcome
 from nodenet.reconcile.plan import SERVICE_TABLES, Tables, plan_services
 from nodenet.reconcile.switch import POLICY_TABLES, SWITCHED
 from nodenet.testing import FakeTable, Fault, FaultyTable, in_force
-from tests.unit.compile.build import UDP, service, slice_, store_of
+from tests.unit.compile.build import UDP, service, slice_, store_of, target
 from tests.unit.netpolicy.datapath import Datapath, Packet
 
 NAMES = (*SERVICE_TABLES, *POLICY_TABLES)
@@ -90,6 +91,27 @@ def wanted_services(**ips: tuple[str, ...]) -> Tables:
     for name, backends in ips.items():
         objects += [service(name, f"10.96.0.{ord(name) - 96}"), slice_(name, *backends)]
     return Compiler().compile(store_of(*objects).snapshot(), LocalNode("node1"))[0].tables
+
+
+def test_traffic_from_outside_is_served_while_its_own_entry_has_no_room() -> None:
+    """The flag that leads to the EXTERNAL entry is only written after it."""
+    one = service("a", "10.96.0.1", external_ips=(ip_address("192.0.2.1"),))
+    ends = [replace(target(f"10.0.1.{n}"), node_name=f"node{n}") for n in (1, 2)]
+    old, new = (
+        Compiler().compile(store_of(obj, slice_("a", *ends)).snapshot(), LocalNode("node1"))[0].tables
+        for obj in (one, replace(one, external_local=True))
+    )
+    assert len(new["nn_frontend"]) == len(old["nn_frontend"]) + 2
+    for room in (0, 1):
+        kernel = Kernel(old, nn_frontend=len(old["nn_frontend"]) + room)
+        with pytest.raises(FullError):
+            kernel.services(new)
+        held = kernel.held()["nn_frontend"]
+        masters = {key: entry for key, entry in held.items() if not key.slot and not key.scope}
+        assert masters == {key: entry for key, entry in old["nn_frontend"].items() if not key.slot}
+    kernel.tables["nn_frontend"].max_entries += 1
+    kernel.services(new)
+    assert kernel.held()["nn_frontend"] == new["nn_frontend"]
 
 
 def test_a_service_without_room_holds_up_no_other_and_is_left_whole() -> None:
