@@ -27,6 +27,7 @@ from nodenet.engine import Engine
 from nodenet.errors import CannotRunError
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
+from nodenet.kubeproxy.model import Service
 from nodenet.link import netns
 from nodenet.link.handle import Link
 from nodenet.model import (
@@ -45,7 +46,7 @@ from nodenet.model import Service as ApiService
 from nodenet.store import Delta, Listing, Op, StoreEvent, listings
 from perf.modes import Mode
 from perf.node import GATEWAY
-from perf.services import NAMESPACE, TARGET_PORT, Service, ServiceModel
+from perf.services import NAMESPACE, TARGET_PORT, ServiceModel
 from perf.tools import Cost
 
 NODE = "bench"

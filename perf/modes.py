@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from nodenet.errors import CannotRunError
+from nodenet.kubeproxy import iptables, ipvs, nftables
+from nodenet.kubeproxy.model import Backend, Services
 from perf import tools
 from perf.load import LoadMaker, Place
 from perf.node import SPARE, Node, server_addresses, set_sysctls
-from perf.render import iptables, ipvs, nftables
-from perf.services import TARGET_PORT, Backend, ServiceModel
+from perf.services import NETWORK, TARGET_PORT, ServiceModel
 from perf.tools import Cost
 
 # From this number of Services on, the legacy backend of iptables is used. iptables-nft 1.8.9 loads 10,000 Services with
@@ -66,6 +67,11 @@ class Mode(ABC):
     def cgroup(self) -> Path | None:
         """The cgroup of the pods' processes; None: the benchmark's own."""
         return None
+
+    @property
+    def programmed(self) -> Services | None:
+        """The Services in the kernel; None if it has no rules of this mode."""
+        return self.model.services or None
 
     @property
     def client(self) -> Place:
@@ -161,12 +167,12 @@ class Iptables(Mode):
         self._tool = f"iptables-{variant}-restore"
 
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
-        old = self.model if self.model.services else None
+        old = self.programmed
         if old is None:
             self.choose(model.size)
             # These few chains and rules are the same for every model, so they are not part of the measured change.
             self._restore(iptables.jumps())
-        text = iptables.render(model, old)
+        text = iptables.render(NETWORK, model.services, old)
         return lambda: self._restore(text)
 
     def _restore(self, text: str) -> Cost:
@@ -188,10 +194,10 @@ class Nftables(Mode):
     tools = ("nft",)
 
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
-        old = self.model if self.model.services else None
-        text = nftables.render(model, old)
+        old = self.programmed
+        text = nftables.render(NETWORK, model.services, old)
         # kube-proxy deletes stale chains in a later sync, so this is not part of the time until the change is in force.
-        later = nftables.stale_chains(model, old) if old else ""
+        later = nftables.stale_chains(NETWORK, model.services, old) if old else ""
 
         def write() -> Cost:
             cost = self._nft(text)
@@ -204,7 +210,8 @@ class Nftables(Mode):
         return self._tools(["nft", "-f", "-"], text) if text else Cost()
 
     def clear(self) -> None:
-        self._nft(f"add table {nftables.TABLE}\ndelete table {nftables.TABLE}\n")
+        table = nftables.table(NETWORK)
+        self._nft(f"add table {table}\ndelete table {table}\n")
         self.model = ServiceModel()
 
     def version(self) -> str:
@@ -231,20 +238,20 @@ class Ipvs(Mode):
         set_sysctls(self.node.netns, {"net.ipv4.vs.conntrack": 1})
 
     def _writer(self, model: ServiceModel) -> Callable[[], Cost]:
-        old = self.model if self.model.services else None
+        old = self.programmed
         inputs = [
-            (["ip", "-batch", "-"], ipvs.devices(model, old)),
-            (["ipset", "restore", "-exist"], ipvs.sets(model, old)),
-            (["ipvsadm", "-R"], ipvs.virtual_servers(model, old)),
+            (["ip", "-batch", "-"], ipvs.devices(NETWORK, model.services, old)),
+            (["ipset", "restore", "-exist"], ipvs.sets(NETWORK, model.services, old)),
+            (["ipvsadm", "-R"], ipvs.virtual_servers(NETWORK, model.services, old)),
         ]
         if old is None:
-            inputs.append((["iptables-nft-restore", "--noflush"], ipvs.rules()))
+            inputs.append((["iptables-nft-restore", "--noflush"], ipvs.rules(NETWORK)))
         return lambda: sum((self._tools(command, text) for command, text in inputs if text), Cost())
 
     def clear(self) -> None:
         netns = self.node.netns
         tools.run(["ipvsadm", "-C"], netns=netns)
-        tools.run(["iptables-nft-restore"], "*nat\nCOMMIT\n", netns)
+        tools.run(["iptables-nft-restore"], "*nat\nCOMMIT\n*filter\nCOMMIT\n", netns)
         tools.run(["sh", "-c", f"ipset destroy; ip link del {ipvs.DEVICE} 2>/dev/null || true"], netns=netns)
         self.model = ServiceModel()
 
@@ -254,11 +261,11 @@ class Ipvs(Mode):
 
 def real_backends(count: int) -> tuple[Backend, ...]:
     """`count` backends, which are addresses of the server pod."""
-    return tuple(Backend(address) for address in server_addresses(count))
+    return tuple(Backend(address, TARGET_PORT, here=True) for address in server_addresses(count))
 
 
 def spare_backend() -> Backend:
-    return Backend(SPARE)
+    return Backend(SPARE, TARGET_PORT, here=True)
 
 
 def timed_update(mode: Mode, model: ServiceModel, place: str, tag: str, limit: float) -> tuple[float, Cost]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import NamedTuple
+
+from nodenet.kubeproxy.model import Backend, Network, Service
 
 NAMESPACE = "bench"
 SERVICE_PORT = 80
@@ -17,34 +18,8 @@ FIRST_FILLER_IP = int(IPv4Address("10.128.0.1"))
 # The network of all pod addresses, kube-proxy's clusterCIDR.
 CLUSTER_CIDR = "10.128.0.0/9"
 SERVICE_CIDR = "10.96.0.0/12"
-
-
-class Backend(NamedTuple):
-    """One backend of a Service."""
-
-    address: str
-    port: int = TARGET_PORT
-
-    def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """One port of one ClusterIP Service. `protocol` is "tcp" or "udp"."""
-
-    name: str
-    cluster_ip: str
-    backends: tuple[Backend, ...]
-    namespace: str = NAMESPACE
-    port: int = SERVICE_PORT
-    port_name: str = "http"
-    protocol: str = "tcp"
-
-    @property
-    def full_name(self) -> str:
-        """The ServicePortName in kube-proxy's format."""
-        return f"{self.namespace}/{self.name}:{self.port_name}"
+# What kube-proxy's rules depend on beside the Services.
+NETWORK = Network(4, CLUSTER_CIDR, SERVICE_CIDR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +69,9 @@ def build(count: int, per_service: int, real: tuple[Backend, ...], udp: bool = F
             backends = real[:per_service]
         else:
             start = FIRST_FILLER_IP + number * per_service
-            backends = tuple(Backend(str(IPv4Address(start + offset))) for offset in range(per_service))
+            backends = tuple(Backend(str(IPv4Address(start + offset)), TARGET_PORT) for offset in range(per_service))
         places[number] = len(services)
-        services.append(Service(f"svc{number}", address, backends))
+        services.append(Service(f"svc{number}", address, backends, NAMESPACE, SERVICE_PORT, "http"))
         if udp and number in measured:
-            services.append(Service(f"svc{number}", address, backends, port_name="dns", protocol="udp"))
+            services.append(Service(f"svc{number}", address, backends, NAMESPACE, SERVICE_PORT, "dns", "udp"))
     return ServiceModel(tuple(services), tuple((name, places[number]) for name, number in indexes.items()))

@@ -14,18 +14,19 @@ from nodenet.agent.datapath import refuse_kube_proxy
 from nodenet.agent.foreign_rules import ForeignRules
 from nodenet.config import Config
 from nodenet.errors import CannotRunError
+from nodenet.kubeproxy import iptables as iptables_mode
+from nodenet.kubeproxy import nftables as nftables_mode
+from nodenet.kubeproxy.model import Backend, Network, Service
 from nodenet.link import chains, egress, iptables, kube_proxy, netlink, nft, nftables
 from nodenet.link import netns as namespaces
 from nodenet.link.handle import LinkError
-from perf.render import iptables as iptables_mode
-from perf.render import nftables as nftables_mode
-from perf.services import Backend, Service, ServiceModel
 
 pytestmark = pytest.mark.kernel
 
-WEB = Service("web", "10.96.0.11", (Backend("10.128.0.1"), Backend("10.128.0.2")))
-DNS = Service("dns", "10.96.0.12", (Backend("10.128.0.4"),), port=53, port_name="dns", protocol="udp")
-MODEL = ServiceModel((WEB, DNS, Service("empty", "10.96.0.13", ())), ())
+NET = Network(4, "10.128.0.0/9", "10.96.0.0/12")
+WEB = Service("web", "10.96.0.11", (Backend("10.128.0.1", 80), Backend("10.128.0.2", 80)), "test", 80, "http")
+DNS = Service("dns", "10.96.0.12", (Backend("10.128.0.4", 53),), "test", 53, "dns", "udp")
+MODEL = (WEB, DNS, Service("empty", "10.96.0.13", (), "test", 80, "http"))
 # What others have on such a node: an administrator, Docker, the kubelet, and a comment with kube-proxy's words.
 FOREIGN = """*filter
 :DOCKER-USER - [0:0]
@@ -84,7 +85,7 @@ def restore(node: str, backend: str, rules: str) -> None:
 
 def program(node: str, backend: str) -> None:
     """kube-proxy starts on a node with foreign rules."""
-    for rules in (iptables_mode.jumps(), iptables_mode.render(MODEL)):
+    for rules in (iptables_mode.jumps(), iptables_mode.render(NET, MODEL)):
         # This chain is the kubelet's. kube-proxy writes it too, and leaves it when it cleans up.
         restore(node, backend, "".join(line for line in rules.splitlines(True) if "KUBE-FIREWALL" not in line))
 
@@ -155,8 +156,8 @@ def test_nftables_mode(node: str) -> None:
     foreign = "table ip mine { chain input { type filter hook input priority 0; tcp dport 22 accept; }; }"
     run(node, ["nft", "-f", "-"], foreign)
     before = run(node, ["nft", "list", "ruleset"])
-    run(node, ["nft", "-f", "-"], nftables_mode.base())
-    run(node, ["nft", "-f", "-"], nftables_mode.render(MODEL))
+    run(node, ["nft", "-f", "-"], nftables_mode.base(NET))
+    run(node, ["nft", "-f", "-"], nftables_mode.render(NET, MODEL))
     assert names(node) == ["nf_tables: table ip kube-proxy"]
     remove_all(node)
     assert run(node, ["nft", "list", "ruleset"]) == before

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nodenet.kubeproxy.model import Backend
 from perf.modes import real_backends
-from perf.services import Backend, build
+from perf.services import TARGET_PORT, build
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
@@ -35,7 +36,7 @@ def test_udp_stands_beside_tcp() -> None:
 
 def test_with_backends_changes_one_service() -> None:
     model = build(10, 1, real_backends(1))
-    changed = model.with_backends("middle", (Backend("10.244.1.250"),))
+    changed = model.with_backends("middle", (Backend("10.244.1.250", TARGET_PORT),))
     different = [a.name for a, b in zip(model.services, changed.services, strict=True) if a != b]
     assert different == [model.at("middle").name]
 
