@@ -81,10 +81,11 @@ def ct_expired(key: bytes, value: bytes, now: int) -> bool:
     return now - int(entry[0]) > ct_lifetime(key[_CT_PROTOCOL_OFFSET], entry[5])
 
 
-def ct_owner(value: bytes) -> tuple[int, bool]:
-    """Of an nn_ct_entry: the number of its endpoint, and whether the flow was answered."""
+def ct_owner(value: bytes) -> tuple[int, bool, int]:
+    """Of an nn_ct_entry: the number of its endpoint, whether the flow was answered, and the number of the Service that
+    it called, 0: none."""
     entry = _CT.unpack(value)
-    return entry[6], bool(entry[5] & CtFlag.SEEN_REPLY)
+    return entry[6], bool(entry[5] & CtFlag.SEEN_REPLY), entry[3]
 
 
 def ct_merged(copied: bytes, present: bytes) -> bytes:

@@ -46,6 +46,8 @@ class Count:
     size: int = 0
     entries: Counter[int] = field(default_factory=Counter)
     unanswered: Counter[int] = field(default_factory=Counter)
+    # Live flows by the number of the Service that they called, on the side of the pod that called it.
+    services: Counter[int] = field(default_factory=Counter)
     expired: int = 0
 
 
@@ -53,17 +55,20 @@ def collect(table: Table, now: int, pause: Callable[[], None]) -> Count:
     """Delete what has expired at `now` (seconds of CLOCK_MONOTONIC). Blocks: for a worker thread. Raises OSError."""
     entries: Counter[int] = Counter()
     unanswered: Counter[int] = Counter()
+    services: Counter[int] = Counter()
     expired = 0
     for chunk in table.chunks():
         for key, value in chunk:
             if ct_expired(key, value, now):
                 expired += _delete(table, key, now)
                 continue
-            endpoint_id, answered = ct_owner(value)
+            endpoint_id, answered, service_id = ct_owner(value)
+            if service_id:
+                services[service_id] += 1
             entries[endpoint_id] += 1
             unanswered[endpoint_id] += not answered
         pause()
-    return Count(table.max_entries, entries, unanswered, expired)
+    return Count(table.max_entries, entries, unanswered, services, expired)
 
 
 def _delete(table: Table, key: bytes, now: int) -> bool:

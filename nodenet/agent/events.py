@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from nodenet import abi
-from nodenet.agent.datapath import Datapath
+from nodenet.agent.datapath import Datapath, netns_cookie
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.engine import Engine
 from nodenet.flow.pipeline import Pipeline
@@ -28,7 +28,7 @@ class Events:
     def __init__(self, datapath: Datapath, engine: Engine) -> None:
         config = datapath.config
         self._datapath = datapath
-        self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset(), engine.flow_names)
+        self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset(), engine.flow_names, netns_cookie())
         self._reader: EventReader | None = None
         self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name), self._refresh)
         self._lost = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nodenet import abi
@@ -21,20 +22,38 @@ _NAMES = {
 }
 
 
-def services(compiled: Compiled) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Flows by service_id. `now`: live flows of this node's pods, as last counted. `opened`: since the agent's start;
+    None: allowed flows are not reported. `dropped`: since then too."""
+
+    now: Mapping[int, int] = field(default_factory=dict)
+    opened: Mapping[int, int] | None = field(default_factory=dict)
+    dropped: Mapping[int, int] = field(default_factory=dict)
+
+    def of(self, number: int) -> dict[str, int | None]:
+        return {
+            "flows": self.now.get(number, 0),
+            "opened": None if self.opened is None else self.opened.get(number, 0),
+            "dropped": self.dropped.get(number, 0),
+        }
+
+
+def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[dict[str, Any]]:
     """One row per Service port and address, with the backends among which the datapath chooses now. `scope`: whose
     traffic uses it. `terminating`: the backends that are used because none is ready. `onlyElsewhere`: no backend,
-    because the traffic policy is Local and only other nodes have endpoints."""
+    because the traffic policy is Local and only other nodes have endpoints. `only`: as in `is_meant`."""
     tables = compiled.desired.tables
     frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
+    wanted = {number: name for number, name in compiled.names.services.items() if is_meant(name.ref, only)}
     ready = _ready(compiled.snapshot)
     warnings: dict[ObjectRef, list[str]] = defaultdict(list)
     for warning in compiled.names.warnings:
         warnings[warning.ref].append(warning.message)
     for key, entry in frontends.items():
-        if key.slot:
+        name = wanted.get(entry.service_id)
+        if key.slot or (only and name is None):
             continue
-        name = compiled.names.services.get(entry.service_id)
         slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))
         found = [backends.get(abi.U32(slot.backend_id)) for slot in slots if slot]
         targets = [(target.addr, target.port) for target in found if target]
@@ -50,8 +69,14 @@ def services(compiled: Compiled) -> Iterator[dict[str, Any]]:
             "terminating": [address_text(*t) for t in targets if name and (name.ref, t[0]) not in ready],
             "affinitySeconds": entry.affinity_seconds,
             "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
+            **traffic.of(entry.service_id),
             "notServed": warnings.get(name.ref, []) if name else [],
         }
+
+
+def is_meant(ref: ObjectRef, only: str) -> bool:
+    """Whether a user who wrote `only` means this Service: NAMESPACE/NAME, or NAME in any namespace. "": all."""
+    return not only or only in (str(ref), ref.name)
 
 
 def _fields(service: Service | None, address: IPAddress) -> Mapping[str, str]:

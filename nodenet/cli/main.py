@@ -44,7 +44,7 @@ COMMANDS: dict[str, _Lazy] = {
     "node": _Lazy("nodenet.cli.node:node", "Prepare this node for the agent.", "agent"),
     "observe": _Lazy("nodenet.cli.observe:observe", "Show flows with names, verdicts and reasons."),
     "policy": _Lazy("nodenet.cli.policy:policy", "Compute, explain, check and suggest NetworkPolicies."),
-    "service": _Lazy("nodenet.cli.show:service", "Services as the datapath balances them."),
+    "service": _Lazy("nodenet.cli.service:service", "Services as the datapath balances them."),
     "status": _Lazy("nodenet.cli.show:status", "Show whether the agent is healthy, and its state."),
     "sysdump": _Lazy("nodenet.cli.sysdump:sysdump", "Collect a report about a cluster as one tar file.", "agent"),
     "trace": _Lazy("nodenet.cli.trace:trace", "Trace packet drops in the host's network stack."),

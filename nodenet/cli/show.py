@@ -25,6 +25,10 @@ def _seconds(value: Any) -> str:
     return f"{value}s" if value is not None else "-"
 
 
+def _affinity(value: Any) -> str:
+    return f"{value}s" if value else "-"
+
+
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "endpoint": (
         Column("ID", "id"),
@@ -49,8 +53,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("TYPE", "type"),
         Column("FRONTEND", "frontend"),
         Column("PROTOCOL", "protocol"),
+        Column("SCOPE", "scope"),
         Column("POLICY", "trafficPolicy"),
-        Column("AFFINITY", "affinitySeconds", _seconds),
+        Column("AFFINITY", "affinitySeconds", _affinity),
+        Column("FLOWS", "flows"),
+        Column("OPENED", "opened"),
+        Column("DROPPED", "dropped"),
         Column("BACKENDS", "backends"),
         Column("NOT SERVED", "notServed"),
     ),
@@ -102,7 +110,7 @@ def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, st
     not look complete. If none answers, the first NodenetError is raised.
     """
     found = targets(where)
-    answers = asyncio.run(_gather_rows(found, resource, limit))
+    answers = asyncio.run(gather_rows(found, resource, limit))
     silent = [(one, answer) for one, answer in zip(found, answers, strict=True) if isinstance(answer, NodenetError)]
     if len(silent) == len(found):
         raise silent[0][1]
@@ -119,20 +127,26 @@ def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, st
         raise SystemExit(1)
 
 
-async def _gather_rows(where: Sequence[Target], resource: str, limit: int) -> list[list[dict[str, Any]] | NodenetError]:
+async def gather_rows(
+    where: Sequence[Target], resource: str, limit: int, name: str = ""
+) -> list[list[dict[str, Any]] | NodenetError]:
+    """The rows of each agent, or its error. `name`: only rows of this object."""
+
     async def one(target: Target) -> list[dict[str, Any]] | NodenetError:
         from nodenet.rpc.client import Client
 
         try:
             async with Client(target.address) as client:
-                return await client.rows(resource, limit)
+                return await client.rows(resource, limit, name)
         except NodenetError as error:
             return error
 
     return list(await asyncio.gather(*(one(target) for target in where)))
 
 
-def _list_command(resource: str, name: str, help_: str) -> click.Command:
+def list_command(resource: str, name: str, help_: str) -> click.Command:
+    """A command that lists a resource of the agents."""
+
     @click.command(name, help=help_)
     @click.option("--limit", type=click.IntRange(min=0), default=0, metavar="N", help="At most N rows; 0: all.")
     @output_option
@@ -145,7 +159,7 @@ def _list_command(resource: str, name: str, help_: str) -> click.Command:
 
 def _group(name: str, resource: str, help_: str, list_help: str) -> click.Group:
     group = click.Group(name, help=help_)
-    group.add_command(_list_command(resource, "list", list_help))
+    group.add_command(list_command(resource, "list", list_help))
     return group
 
 
@@ -153,14 +167,11 @@ endpoint = _group(
     "endpoint", "endpoint", "Pods that are attached to the node.", "List the endpoints and their isolation."
 )
 identity = _group("identity", "identity", "Label sets and their numbers.", "List the identities.")
-service = _group(
-    "service", "service", "Services as the datapath balances them.", "List the frontends and their backends."
-)
 ipcache = _group("ipcache", "ipcache", "Addresses and the identities behind them.", "List the addresses and CIDRs.")
 ct = _group("ct", "ct", "Connection tracking entries of the node.", "List the connections of the node's pods.")
 map_ = _group("map", "map", "eBPF maps: entries, size, usage.", "List the maps of the datapath.")
 # For the `policy` group: `policy get`.
-policy_get = _list_command("policy", "get", "List the policy rules in the datapath of a node.")
+policy_get = list_command("policy", "get", "List the policy rules in the datapath of a node.")
 
 
 @click.command()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nodenet.flow import kernel
 from nodenet.flow.ring import Ring
+from nodenet.flow.service_flows import ServiceFlows
 from nodenet.flow.types import Flow, Lost, LostSource, NameTable
 
 # The largest number of records kept for `nodenet monitor --last`; each takes 145 bytes.
@@ -19,14 +20,18 @@ def _no_names() -> NameTable:
 
 class Pipeline:
     """`names` returns the newest table; it is called for each event. `clock_offset` is ns from CLOCK_MONOTONIC to the
-    epoch; the agent sets it again after the wall clock was set. `records` holds the newest records in their original
-    form."""
+    epoch; the agent sets it again after the wall clock was set. `node_cookie`: as in ServiceFlows. `records` holds the
+    newest records in their original form."""
 
-    def __init__(self, ring: Ring[Flow], clock_offset: int, names: Callable[[], NameTable] = _no_names) -> None:
+    def __init__(
+        self, ring: Ring[Flow], clock_offset: int, names: Callable[[], NameTable] = _no_names, node_cookie: int = 0
+    ) -> None:
         self.ring = ring
         self.records: Ring[bytes] = Ring(min(ring.capacity, MAX_RECORDS))
         self.clock_offset = clock_offset
         self._names = names
+        # What is known about flows to each Service.
+        self.services = ServiceFlows(node_cookie)
         # The number of records that could not be decoded, and the error of the last one.
         self.undecoded = 0
         self.last_error = ""
@@ -44,7 +49,10 @@ class Pipeline:
             return
         self._number += 1
         self.records.append(record)
-        self.ring.append(kernel.to_flow(event, self._names(), self.clock_offset, self._number))
+        names = self._names()
+        if event.service_id:
+            self.services.note(event, names.services.keys())
+        self.ring.append(kernel.to_flow(event, names, self.clock_offset, self._number))
 
     def lost_in_kernel(self, flows: int, now: int) -> None:
         """Report to readers that the kernel's ring buffer had no room for `flows` events. `now` is ns since the

@@ -68,10 +68,11 @@ class Client:
         answer = await self._unary(_AGENT, "Status", agent_pb2.StatusRequest())
         return msgspec.json.decode(answer.json, type=dict[str, Any])
 
-    async def rows(self, resource: str, limit: int = 0) -> list[dict[str, Any]]:
-        """The rows of one resource (service.RESOURCES); at most `limit`, 0: all."""
+    async def rows(self, resource: str, limit: int = 0, name: str = "") -> list[dict[str, Any]]:
+        """The rows of one resource (service.RESOURCES); at most `limit`, 0: all. `name`: only those of one object."""
         found: list[dict[str, Any]] = []
-        async for chunk in self._stream(_AGENT, "List", agent_pb2.ListRequest(resource=resource, limit=limit)):
+        request = agent_pb2.ListRequest(resource=resource, limit=limit, name=name)
+        async for chunk in self._stream(_AGENT, "List", request):
             found.extend(msgspec.json.decode(row, type=dict[str, Any]) for row in chunk.rows)
         return found
 

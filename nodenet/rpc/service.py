@@ -21,7 +21,7 @@ from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 
 HEALTH = "grpc.health.v1.Health"
 OBSERVER_SERVICE = "hubble.server.Observer"
-RESOURCES = ("endpoint", "identity", "service", "policy", "ipcache", "ct", "map")
+RESOURCES = ("endpoint", "identity", "service", "service_view", "policy", "ipcache", "ct", "map")
 _ROWS_PER_CHUNK = 500
 # Limits of concurrent calls: (unix socket, TCP). Each call of the provider occupies one of the process's few threads.
 _PROVIDER_CALLS = (32, 4)
@@ -43,8 +43,8 @@ class Provider(Protocol):
         """One object. Clients interpret `healthy` (bool) and `node`; they show the other fields unchanged."""
         ...
 
-    def rows(self, resource: str) -> Iterable[Row]:
-        """The rows of one of RESOURCES."""
+    def rows(self, resource: str, name: str = "") -> Iterable[Row]:
+        """The rows of one of RESOURCES. `name`: only rows of this object, for resources that know names."""
         ...
 
     def explain(self, source: str, destination: str, port: int, protocol: str) -> Row:
@@ -77,7 +77,8 @@ class Agent:
             message = f"resource: unknown {shown(request.resource)} (known: {', '.join(RESOURCES)})"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
         await self._provider_calls.acquire(context)
-        for chunk in await _call_provider(context, self._chunks, request.resource, request.limit or None):
+        asked = request.resource, request.name, request.limit or None
+        for chunk in await _call_provider(context, self._chunks, *asked):
             yield agent_pb2.ListResponse(rows=chunk)
 
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -108,8 +109,8 @@ class Agent:
             if answer.records:
                 yield answer
 
-    def _chunks(self, resource: str, limit: int | None) -> list[list[bytes]]:
-        rows = [encode(row) for row in islice(self._provider.rows(resource), limit)]
+    def _chunks(self, resource: str, name: str, limit: int | None) -> list[list[bytes]]:
+        rows = [encode(row) for row in islice(self._provider.rows(resource, name), limit)]
         return [rows[start : start + _ROWS_PER_CHUNK] for start in range(0, len(rows), _ROWS_PER_CHUNK)]
 
 

@@ -51,6 +51,13 @@ def entry(endpoint: int, _protocol: int, flags: int, idle: int) -> bytes:
     return abi.CtEntry(NOW - idle, 2, 0, 0, Direction.EGRESS, flags, endpoint, 1).pack()
 
 
+def test_flows_are_counted_by_the_service_that_they_called() -> None:
+    table = FakeTable([(1, Protocol.TCP, CtFlag.SEEN_REPLY, 0)] * 4)
+    for (known, value), service_id in zip(list(table.entries.items()), (7, 7, 8, 0), strict=True):
+        table.entries[known] = abi.CtEntry.unpack(value)._replace(service_id=service_id).pack()
+    assert collect(table, NOW, lambda: None).services == {7: 2, 8: 1}
+
+
 ROWS = st.lists(
     st.tuples(
         st.integers(1, 4),

@@ -21,7 +21,7 @@ def test_those_that_answer_are_printed_and_the_missing_one_is_named(
         return [CannotRunError("no agent") if one.node in dead else [{"ip": f"of-{one.node}"}] for one in where]
 
     monkeypatch.setattr(show, "targets", lambda _: [Target("a", "node1"), Target("b", "node2")])
-    monkeypatch.setattr(show, "_gather_rows", rows)
+    monkeypatch.setattr(show, "gather_rows", rows)
     done = CliRunner().invoke(cli.root, ["ipcache", "list", "--lab", "x"])
     assert done.exit_code == code
     assert ("of-node2" in done.stdout) is ("node2" not in dead)

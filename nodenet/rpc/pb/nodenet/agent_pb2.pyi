@@ -19,12 +19,14 @@ class StatusResponse(_message.Message):
     def __init__(self, json: _Optional[bytes] = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("resource", "limit")
+    __slots__ = ("resource", "limit", "name")
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     resource: str
     limit: int
-    def __init__(self, resource: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    name: str
+    def __init__(self, resource: _Optional[str] = ..., limit: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("rows",)
