@@ -14,7 +14,7 @@ from netpolicy.types import NetworkPolicy
 from nodenet.decode import build, schema, services
 from nodenet.decode.values import Unreads
 from nodenet.endpoint import AttachmentKey
-from nodenet.model import Endpoint, EndpointSlice, Namespace, Node, ObjectRef, Pod, Service
+from nodenet.model import UNSERVED_LABELS, Endpoint, EndpointSlice, Namespace, Node, ObjectRef, Pod, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class ApiKind(Kind):
     netpolicy.types.PolicyError for one that cannot be used at all.
     `optional`: its CustomResourceDefinition may not be installed. The agent then works without it (kube/absence.py).
     `decides_policy`: a pod may start only after the first list of this kind has arrived.
+    `selector`: the label selector of requests: the server does not send objects that the agent never uses.
     """
 
     resource: ApiResource
@@ -90,6 +91,7 @@ class ApiKind(Kind):
     build: Callable[[ObjectRef, Any, Unreads], object | None]
     optional: bool = False
     decides_policy: bool = False
+    selector: str = ""
 
     @property
     def name(self) -> str:
@@ -104,6 +106,8 @@ def _ref(obj: Any) -> ObjectRef:
 def _cluster_name(obj: Any) -> ObjectRef:
     return ObjectRef("", obj.name)
 
+
+_SERVED = ",".join(f"!{label}" for label in UNSERVED_LABELS)
 
 POD = ApiKind(
     resource=ApiResource("", "v1", "Pod", "pods"),
@@ -138,6 +142,7 @@ SERVICE = ApiKind(
     place="services",
     wire=schema.Service,
     build=services.service,
+    selector=_SERVED,
 )
 ENDPOINT_SLICE = ApiKind(
     resource=ApiResource("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
@@ -146,6 +151,7 @@ ENDPOINT_SLICE = ApiKind(
     place="slices",
     wire=schema.EndpointSlice,
     build=services.endpoint_slice,
+    selector=f"{services.SERVICE_NAME_LABEL},{_SERVED}",
 )
 NETWORK_POLICY = ApiKind(
     resource=ApiResource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),

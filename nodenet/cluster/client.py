@@ -15,8 +15,8 @@ import msgspec
 from nodenet.errors import CannotRunError, NodenetError
 from nodenet.kinds import ApiResource
 from nodenet.kube import config, protocol
-from nodenet.kube.client import PAGE_SIZE
 from nodenet.kube.config import ClusterAccess
+from nodenet.kube.reader import PAGE_SIZE
 from nodenet.kube.session import NETWORK_ERRORS, AnswerError, Session
 from nodenet.kube.writer import MANAGER, PatchType
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+import aiohttp
 
 from nodenet.backoff import Backoff
 from nodenet.kinds import ApiKind
 from nodenet.kube.absence import FIRST_POLL_SECONDS, LAST_POLL_SECONDS
+from nodenet.kube.herd import Herd, window
 from nodenet.kube.session import AnswerError
 from nodenet.model import ObjectRef
 from nodenet.pulse import Pulse
@@ -31,6 +34,9 @@ LAST_BACKOFF_SECONDS = 4.0
 # Limits of what is reported about one object: its content comes from users.
 _SENTENCES = 5
 _SENTENCE_LENGTH = 300
+# While no server can be reached, one watch asks after these pauses, and wakes the others when it gets an answer. The
+# others ask this rarely.
+FOLLOWER_SECONDS = 30.0
 # The largest number of different errors that are remembered during one outage.
 _MOST_LOGGED = 100
 
@@ -89,18 +95,39 @@ class KindStats:
 
 
 class Recovery:
-    """Wakes the waiting watches when one of them has connected: the server is reachable again."""
+    """Wakes the waiting watches when one of them has connected: the server is reachable again. While no server is, one
+    of them asks for all."""
 
-    def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        self._sleep = sleep
+    def __init__(self, herd: Herd) -> None:
+        self._herd = herd
         self._recovered = Pulse()
+        self._asks_for_all: ApiKind | None = None
 
     def notify(self) -> None:
+        self._asks_for_all = None
         self._recovered.fire()
+
+    def limits(self) -> tuple[float, float]:
+        """The shortest and the longest pause after a failure: longer in a large cluster, whose agents lose their
+        connections at the same moment."""
+        spread = window(self._herd.nodes)
+        return max(FIRST_BACKOFF_SECONDS, spread / 5), max(LAST_BACKOFF_SECONDS, spread)
+
+    def shared(self, kind: ApiKind, seconds: float) -> float:
+        """The pause after a server could not be reached: `seconds` for the watch that asks for all."""
+        if self._asks_for_all in (None, kind):
+            self._asks_for_all = kind
+            return seconds
+        return max(seconds, FOLLOWER_SECONDS)
+
+    def answered(self, kind: ApiKind) -> None:
+        """A server answered this kind with an error: the others must ask for themselves."""
+        if self._asks_for_all is kind:
+            self.notify()
 
     async def wait(self, seconds: float) -> bool:
         """Wait for so many seconds, or until another watch recovers. Returns True in the second case."""
-        sleeping = asyncio.ensure_future(self._sleep(seconds))
+        sleeping = asyncio.ensure_future(self._herd.sleep(seconds))
         woken = asyncio.ensure_future(self._recovered.next().wait())
         try:
             await asyncio.wait((sleeping, woken), return_when=asyncio.FIRST_COMPLETED)
@@ -192,14 +219,18 @@ class Failures:
         log.log(level, "%s: %s: %s; trying again", self._server, self._kind, text)
         self._stats.error = text
         self._stats.failing_since = self._stats.failing_since or time.monotonic()
+        self._backoff.first, self._backoff.last = self._recovery.limits()
         if isinstance(error, AnswerError):
+            self._recovery.answered(self._kind)
             if error.code == 410 and not self._relisted:
                 # 410 means that only the resourceVersion is too old: list at once, without a pause.
                 self._relisted = True
                 return 0.0
             # Never retry before the time that the server asked for.
             return max(self._pause(), error.after)
-        return self._pause()
+        # An answer that cannot be read is a matter of this kind.
+        unreachable = isinstance(error, aiohttp.ClientError | TimeoutError | OSError)
+        return self._recovery.shared(self._kind, self._pause()) if unreachable else self._pause()
 
     def watch_ended(self) -> float:
         """The server ended a watch, as it does every few minutes. Returns seconds to wait before the next one."""

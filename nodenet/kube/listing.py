@@ -16,8 +16,8 @@ from netpolicy import foreign
 from nodenet.errors import CannotRunError
 from nodenet.kinds import NAMESPACE, NETWORK_POLICY, NODE, POD, SERVICE, ApiResource
 from nodenet.kube import protocol
-from nodenet.kube.client import PAGE_SIZE
 from nodenet.kube.config import ClusterAccess
+from nodenet.kube.reader import PAGE_SIZE
 from nodenet.kube.session import NETWORK_ERRORS, AnswerError, Session
 
 _NEEDED = tuple(kind.resource for kind in (POD, NAMESPACE, SERVICE, NETWORK_POLICY))

@@ -13,9 +13,31 @@ class Named(Struct):
     metadata: ObjectName
 
 
+# The annotation of the bookmark after the last object of a streaming list.
+INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+
+
+class BookmarkMetadata(Struct):
+    resource_version: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Bookmark(Struct):
+    metadata: BookmarkMetadata
+
+    @property
+    def version(self) -> str:
+        return self.metadata.resource_version or ""
+
+    @property
+    def ends_list(self) -> bool:
+        return (self.metadata.annotations or {}).get(INITIAL_EVENTS_END) == "true"
+
+
 class ListMetadata(Struct):
     resource_version: str | None = None
     continue_: str | None = msgspec.field(default=None, name="continue")
+    remaining_item_count: int | None = None
 
 
 class ListPage(Struct):

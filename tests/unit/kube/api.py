@@ -36,6 +36,14 @@ class Script:
 
     lists: list[Any] = field(default_factory=list)
     watches: list[Any] = field(default_factory=list)
+    # Answers to streaming lists, as those of watches. Without one the server does not serve them (422).
+    streams: list[Any] = field(default_factory=list)
+    stream_queries: list[Query] = field(default_factory=list)
+    # The number of nodes in the server's answer (negative: an error's status), and how often an agent asked for it.
+    nodes: int = 1
+    counts: int = 0
+    # The plural of a kind that is answered with 403.
+    refused: str = ""
     queries: list[Query] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,16 +58,26 @@ class Script:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         query = dict(request.query)
+        if query == {"limit": "1"}:
+            self.counts += 1
+            if self.nodes < 0:
+                return web.json_response({"code": -self.nodes}, status=-self.nodes)
+            metadata = {"remainingItemCount": self.nodes - 1} if self.nodes > 1 else {}
+            return web.json_response({"metadata": metadata, "items": [{"metadata": {"name": "n"}}]})
+        if self.refused and request.path.endswith(f"/{self.refused}"):
+            return web.json_response({"code": 403}, status=403)
+        if "sendInitialEvents" in query:
+            self.stream_queries.append(query)
+            return await self._watch(request, self.streams.pop(0) if self.streams else 422)
         self.queries.append(query)
         self.headers.append(dict(request.headers))
         if "watch" in query:
-            return await self._watch(request)
+            return await self._watch(request, self.watches.pop(0) if self.watches else [HOLD])
         answer = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
         status, body = answer if isinstance(answer, tuple) else (200, answer)
         return web.Response(status=status, body=body if isinstance(body, bytes) else json.dumps(body).encode())
 
-    async def _watch(self, request: web.Request) -> web.StreamResponse:
-        script = self.watches.pop(0) if self.watches else [HOLD]
+    async def _watch(self, request: web.Request, script: Any) -> web.StreamResponse:
         if isinstance(script, int):
             return web.json_response({"kind": "Status", "code": script, "message": "no"}, status=script)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from nodenet import kinds
 from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
+from nodenet.kube.reader import Options
 from nodenet.lab.apiserver.access import ADMIN, Access
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.model import ObjectRef
@@ -67,12 +70,14 @@ class Fed:
         return self.store.snapshot()
 
 
-async def test_a_store_follows_the_endpoint() -> None:
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_store_follows_the_endpoint(streams: bool) -> None:
     api = ApiServer(access=Access({"secret": ADMIN}))
+    options = Options(page_size=1, streams=streams)
     await api.client.create(a_pod("first"))
     async with (
         serve(api, addresses=[("127.0.0.1", 0)]) as server,
-        KubeClient(ClusterAccess(server.urls[0], token="secret"), page_size=1) as client,
+        KubeClient(ClusterAccess(server.urls[0], token="secret"), options=options) as client,
     ):
         fed = Fed(client)
         tasks = [asyncio.create_task(fed.watch(kind)) for kind in API_KINDS]

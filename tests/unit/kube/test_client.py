@@ -13,9 +13,10 @@ import pytest
 
 from nodenet import kinds
 from nodenet.agent.api_health import watch_trouble
-from nodenet.kube.client import IDLE_SECONDS, KubeClient
+from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.health import CUT_OFF_SECONDS, LAST_BACKOFF_SECONDS, STALE_SECONDS
+from nodenet.kube.reader import IDLE_SECONDS, Options
 from nodenet.model import Namespace, ObjectRef
 from nodenet.store import Delta, Listing, Op, Removal
 from tests.unit.kube.api import (
@@ -58,7 +59,7 @@ async def test_pages_then_a_watch_from_their_version() -> None:
         ]
         assert client.stats[kinds.NAMESPACE].lists == 1
     first, second, watch = script.queries
-    assert first == {"limit": "500"}
+    assert first == {"limit": "500", "resourceVersion": "0"}
     assert second == {"limit": "500", "continue": "token"}
     assert watch["resourceVersion"] == "7"
     assert watch["allowWatchBookmarks"] == "true"
@@ -254,7 +255,7 @@ async def test_a_watch_that_ends_at_once_and_says_nothing_is_not_hammered() -> N
 
 async def test_a_silent_connection_is_given_up() -> None:
     script = Script([page(version="7")], [[HOLD], [event("ADDED", namespace("a"))]])
-    async with watching(script, idle_seconds=0.05) as (client, events, _):
+    async with watching(script, options=Options(idle_seconds=0.05)) as (client, events, _):
         await take(events, 2)
         assert client.stats[kinds.NAMESPACE].errors == 0
     assert [q["resourceVersion"] for q in script.watch_queries] == ["7", "7"]

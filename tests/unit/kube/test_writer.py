@@ -163,7 +163,9 @@ async def test_a_lost_answer_to_a_create_is_no_error() -> None:
 
 async def test_writes_have_a_few_connections_and_watches_their_own() -> None:
     """All writes hang; a list of the same server is answered."""
-    script = Answers([HANG] * CONNECTIONS + [(200, {}, {"metadata": {"resourceVersion": "1"}, "items": []})])
+    empty = (200, {}, {"metadata": {"resourceVersion": "1"}, "items": []})
+    # The number of nodes, a streaming list, and a list in pages.
+    script = Answers([HANG] * CONNECTIONS + [empty, 422, empty])
     async with writing(script) as (writer, _):
         writes = [asyncio.ensure_future(writer.patch(NODE, STATUS)) for _ in range(20)]
         async with asyncio.timeout(5):
@@ -173,7 +175,7 @@ async def test_writes_have_a_few_connections_and_watches_their_own() -> None:
                 events = client.watch(kinds.NODE)
                 assert await anext(events) == Listing(kinds.NODE, ())
                 await events.aclose()  # type: ignore[attr-defined]
-        assert len(script.requests) == CONNECTIONS + 1
+        assert [method for method, *_ in script.requests] == ["PATCH"] * CONNECTIONS + ["GET"] * 3
         for write in writes:
             write.cancel()
         await asyncio.gather(*writes, return_exceptions=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from nodenet.kinds import Kind
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
+from nodenet.kube.reader import Options
 from nodenet.lab.apiserver.server import serve
 from nodenet.store import Store
 
@@ -22,11 +25,12 @@ async def fill(plane: ControlPlane) -> None:
     await plane.until("EndpointSlice", lambda s: bool(s) and len(s[0]["endpoints"]) == 3)
 
 
-async def test_the_agent_sees_what_is_there() -> None:
+@pytest.mark.parametrize("streams", [True, False])
+async def test_the_agent_sees_what_is_there(streams: bool) -> None:
     async with control_plane() as plane, serve(plane.api, addresses=[("127.0.0.1", 0)]) as server:
         await plane.client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "early"}})
         store, changed = Store(), asyncio.Event()
-        async with KubeClient(ClusterAccess(server.urls[0]), page_size=2) as client:
+        async with KubeClient(ClusterAccess(server.urls[0]), options=Options(page_size=2, streams=streams)) as client:
 
             async def follow(kind: Kind) -> None:
                 async for event in client.watch(kind):
