@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nodenet.cli.extras import require
-from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, node_names, say, say_notes
+from nodenet.cli.lab_common import (
+    load_manifests,
+    manifest_option,
+    name_option,
+    node_names,
+    say,
+    say_notes,
+    say_unserved,
+)
 from nodenet.cli.lab_objects import apply, delete, get
 from nodenet.cli.lab_traffic import exec_, probe
 from nodenet.cli.lab_trouble import agent, trouble
@@ -102,6 +110,7 @@ def up(
         client = starting.start(state, say, deadline, settable_clock=settable_clock)
         if prepared.objects:
             say(_counted(applying.apply(client.writer(), prepared)))
+            say_unserved(prepared)
         if wait:
             starting.wait_ready(client, say, deadline)
     _summary(client, time.monotonic() - started)

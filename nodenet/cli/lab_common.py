@@ -88,3 +88,11 @@ def manifest_option(command: _F) -> _F:
         help="Kubernetes YAML or JSON, also gzip; - for the standard input. May be given several times.",
     )
     return option(command)
+
+
+def say_unserved(prepared: ApplySet) -> None:
+    """Name what the objects use and the lab does not serve."""
+    from nodenet.cli.unserved import unserved
+
+    for sentence in unserved(obj.data for obj in prepared.objects):
+        say(f"not served: {sentence}")

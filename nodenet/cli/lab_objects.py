@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nodenet.cli.lab_common import load_manifests, manifest_option, name_option, namespace_option, say, say_notes
+from nodenet.cli.lab_common import (
+    load_manifests,
+    manifest_option,
+    name_option,
+    namespace_option,
+    say,
+    say_notes,
+    say_unserved,
+)
 from nodenet.errors import BadInputError, NodenetError
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ def apply(files: Sequence[str], name: str, namespace: str, wait: bool, timeout: 
     prepared = _prepared(files, namespace, client)
     for result in applying.apply(client.writer(), prepared):
         click.echo(result)
+    say_unserved(prepared)
     if wait:
         up.wait_ready(client, say, time.monotonic() + timeout)
 
