@@ -28,7 +28,7 @@ setup:
 setup-full:
 	@.ci/setup full
 
-setup-image: setup
+setup-image:
 	@.ci/setup image
 
 # The exit code is the verb's own, and what stays is said whatever that is.
