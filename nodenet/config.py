@@ -92,6 +92,8 @@ class Config:
     endpoint_entries: int = tables.ENDPOINT.size.entries
     ipcache_entries: int = tables.IPCACHE.size.entries
     policy_entries: int = tables.POLICY.size.entries
+    # Start also where a later version kept connections in a form that this one cannot read: they are lost.
+    allow_downgrade: bool = False
     # Seconds between full comparisons of the kernel's maps with the desired state.
     resync_seconds: float = 60.0
 

@@ -18,6 +18,7 @@ from nodenet.config import Config
 from nodenet.errors import CannotRunError
 from nodenet.link import hierarchy, kube_proxy
 from nodenet.link.handle import Link
+from nodenet.tables import state
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,11 @@ class Datapath:
         probe.require(self.features)
         self.cgroup = cgroup_of(config)
         self.pins = Pins(config.bpffs)
+        refuse_later_state(config)
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
+        # After the load: a version that cannot be loaded here must not prevent the way back.
+        self.pins.set_state(state.STATE)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
         self.grace = ProgramsGrace()
         copied = self.loaded.carrying.copied
@@ -123,6 +127,17 @@ def refuse_kube_proxy(config: Config) -> None:
             f"kube-proxy's rules are on this node: {'; '.join(found)}",
             "stop kube-proxy and run `nodenet cleanup --kube-proxy`, or set `services: false` to leave Services to it",
         )
+
+
+def refuse_later_state(config: Config) -> None:
+    """Raises CannotRunError if a later version kept what this one cannot read. Nothing has been changed then, and that
+    version's programs continue to work."""
+    try:
+        state.require_readable(Pins(config.bpffs).state(), str(config.bpffs))
+    except CannotRunError as error:
+        if not config.allow_downgrade:
+            raise
+        log.warning("allow_downgrade: %s", error)
 
 
 def netns_cookie() -> int:

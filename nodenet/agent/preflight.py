@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nodenet.agent.datapath import cgroup_of, refuse_kube_proxy
+from nodenet.agent.datapath import cgroup_of, refuse_kube_proxy, refuse_later_state
 from nodenet.agent.features import features
 from nodenet.bpf import build, probe
 from nodenet.bpf.pins import is_bpffs, require_bpffs
@@ -23,6 +23,7 @@ def problems(config: Config) -> Iterator[NodenetError]:
     """What prevents the start of the agent here, each as the error that the start would end with."""
     checks: tuple[Callable[[], object], ...] = (
         lambda: require_bpffs(config.bpffs),
+        lambda: refuse_later_state(config),
         lambda: refuse_kube_proxy(config),
         lambda: cgroup_of(config),
         lambda: _kernel(config),

@@ -15,7 +15,8 @@ from nodenet.mounttable import filesystem_of
 
 class Pins:
     """maps/<name>, progs/<key>/<program>, links/<program>. During a load also maps-new/<name>. From the replacement of
-    maps until the end of the switch also maps-old/<name>-<id of the map>."""
+    maps until the end of the switch also maps-old/<name>-<id of the map>. state/<number>: the number of
+    nodenet/tables/state.py of the version that made the maps."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -25,17 +26,32 @@ class Pins:
         self.old_maps = root / "maps-old"
         self.progs = root / "progs"
         self.links = root / "links"
+        self._state = root / "state"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """All that is ever in the root."""
-        return self.maps, self.new_maps, self.old_maps, self.progs, self.links
+        return self.maps, self.new_maps, self.old_maps, self.progs, self.links, self._state
 
     def make(self) -> None:
         """Create the folders. Raises CannotRunError if the root is not in a bpffs."""
         require_bpffs(self.root)
         for folder in (self.maps, self.progs, self.links):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def state(self) -> int:
+        """The number of the state in the maps; 0 if there are none, or if a version without numbers made them."""
+        found = [0]
+        with contextlib.suppress(FileNotFoundError):
+            found += [int(path.name) for path in self._state.iterdir() if path.name.isdecimal()]
+        return max(found)
+
+    def set_state(self, number: int) -> None:
+        """Store the number as the name of a folder: a bpffs has no files. A crash in between leaves the larger one."""
+        (self._state / str(number)).mkdir(parents=True, exist_ok=True)
+        for path in self._state.iterdir():
+            if path.name != str(number):
+                path.rmdir()
 
     def map(self, name: str) -> Path:
         return self.maps / name

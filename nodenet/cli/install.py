@@ -151,6 +151,7 @@ async def _upgrade(access: ClusterAccess, overlay: str | None, values: Mapping[s
                 "give the overlay, and the values (--set) that its manifests have",
             )
         wanted = (before or release.Release(str(overlay))).with_values(values)
+        release.require_readable(found, wanted)
         wanted = await install.with_api_servers(cluster, wanted)
         _say(_title(wanted))
         steps = await install.plan(cluster, release.objects(wanted), force=how["force"])

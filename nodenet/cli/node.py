@@ -35,12 +35,15 @@ def init(config_file: Path, bin_dir: Path, cache_dir: Path | None, output: Forma
     For a container that runs before the agent's. Writes no conflist: the agent does that when it is ready
     (`cni_conf_dir`). Does nothing to what is in place already.
     """
+    from nodenet.agent.datapath import refuse_later_state
     from nodenet.agent.preflight import mount_bpffs
     from nodenet.agent.settings import read_config_of_any_node
     from nodenet.cni import bundle
     from nodenet.cni import install as installing
 
     config = read_config_of_any_node(config_file)
+    # The agent would not start: then the later version's plugin stays too.
+    refuse_later_state(config)
     placed = installing.place(bin_dir, bundle.build(cache_dir or config.cache_dir))
     rows = [{"what": str(path), "state": "written" if new else "unchanged"} for path, new in placed.items()]
     rows.append({"what": f"bpffs for {config.bpffs}", "state": "mounted" if mount_bpffs(config) else "unchanged"})

@@ -16,6 +16,7 @@ from nodenet.cluster import kustomize
 from nodenet.cluster.kustomize import containers
 from nodenet.errors import BadInputError
 from nodenet.kube.config import server_url
+from nodenet.tables import state
 
 Obj = dict[str, Any]
 
@@ -24,6 +25,8 @@ NAME = NAMESPACE = "nodenet"
 BESIDE = "beside-kube-proxy"
 # On the DaemonSet: what `nodenet upgrade` starts from.
 RELEASE = "nodenet.io/release"
+# On the DaemonSet: the state (nodenet/tables/state.py) of its version.
+STATE = "nodenet.io/state"
 # On its pods: a changed configuration starts them again.
 CONFIG_DIGEST = "nodenet.io/config"
 _CONFIG = "agent.yaml"
@@ -123,6 +126,14 @@ def of(daemon_set: Mapping[str, Any]) -> Release | None:
         raise BadInputError(
             f"DaemonSet {NAMESPACE}/{NAME}: metadata.annotations[{RELEASE}]: not readable: {error}", "give --overlay"
         ) from error
+
+
+def require_readable(daemon_set: Mapping[str, Any], wanted: Release) -> None:
+    """Raises CannotRunError if the installed version kept what this one cannot read, unless `wanted` allows it."""
+    text = (daemon_set["metadata"].get("annotations") or {}).get(STATE, "")
+    allowed = wanted.values.get("config.allow_downgrade", "false")
+    if text.isdecimal() and _yaml(allowed, "--set config.allow_downgrade") is not True:
+        state.require_readable(int(text), f"DaemonSet {NAMESPACE}/{NAME}")
 
 
 def api_servers(release: Release) -> str:

@@ -11,7 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from nodenet.cli.main import root
-from nodenet.cluster import kustomize
+from nodenet.cluster import kustomize, release
+from nodenet.tables import state
 from tests.unit.cluster.api import Api
 
 Obj = dict[str, Any]
@@ -109,6 +110,27 @@ def test_a_dry_run_prints_objects_that_kubectl_would_apply(api: Api, tmp_path: P
     [config] = [obj for obj in objects if obj["kind"] == "ConfigMap"]
     assert config["data"]["api-servers"] == "192.0.2.2:6443"
     assert api.writes == []
+
+
+def test_an_upgrade_refuses_a_later_versions_connections(api: Api, tmp_path: Path) -> None:
+    with api.kubeconfig(tmp_path) as file:
+        where = ("--kubeconfig", file)
+        assert called("install", *where, "--set", "image.tag=2").exit_code == 0
+        found = api.named("DaemonSet", "nodenet")
+        assert found is not None
+        found["metadata"]["annotations"][release.STATE] = str(state.STATE + 1)
+        before = json.dumps(found)
+        for words in ((), ("--dry-run",), ("--set", "image.tag=1"), ("--set", "config.allow_downgrade=false")):
+            refused = called("upgrade", *where, *words)
+            assert (refused.exit_code, refused.stdout) == (3, ""), refused.stderr
+            assert f"state {state.STATE + 1}, expected at most {state.STATE}" in refused.stderr
+            assert "--set config.allow_downgrade=true" in refused.stderr
+        assert json.dumps(api.named("DaemonSet", "nodenet")) == before
+        done = called("upgrade", *where, "--set", "image.tag=1", "--set", "config.allow_downgrade=true")
+        assert done.exit_code == 0, done.stderr
+        found = api.named("DaemonSet", "nodenet")
+        assert found is not None
+        assert found["metadata"]["annotations"][release.STATE] == str(state.STATE)
 
 
 def test_an_upgrade_needs_an_installation(api: Api, tmp_path: Path) -> None:
