@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup setup-full demo test lint bpf proto bench fuzz fuzz-mutants switch soak upgrade test-kernels clean
+.PHONY: help setup setup-full demo test lint bpf metrics-page proto bench fuzz fuzz-mutants switch soak upgrade test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
@@ -51,6 +51,9 @@ test-kernels: setup-full
 bpf:
 	@.ci/setup lab
 	@$(VENV)/nodenet bpf build
+
+metrics-page: setup
+	@$(VENV)/python -m nodenet.metrics.page
 
 proto: setup
 	@$(VENV)/python nodenet/rpc/generate.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from importlib.metadata import version
 
 from nodenet.abi import MetricsEntry, MetricsKey
 from nodenet.agent.parts import Parts, count_objects
@@ -11,6 +12,7 @@ from nodenet.compile.no_local import no_local_endpoints
 from nodenet.metrics import MapUsage, Sample, WatchCount
 from nodenet.metrics.kubeproxy import ProxySample
 from nodenet.store import Snapshot
+from nodenet.tables import MAPS
 
 
 class AgentSource:
@@ -29,11 +31,14 @@ class AgentSource:
         stats, pipeline, keepers = parts.engine.stats, parts.events.pipeline, parts.keepers
         return Sample(
             node=parts.datapath.config.node_name,
-            version=parts.info.version,
+            version=version("nodenet"),
             healthy=parts.health.healthy(),
             ready=parts.health.ready.is_set(),
             datapath=self._counters(),
-            maps={name: MapUsage(table.count(), table.max_entries) for name, table in parts.datapath.tables.items()},
+            maps={
+                name: MapUsage(table.count(), table.max_entries, MAPS[name].fills)
+                for name, table in parts.datapath.tables.items()
+            },
             objects=count_objects(parts.engine.current),
             flows_seen=pipeline.ring.seen,
             flows_lost={"agent": pipeline.undecoded, "reader": pipeline.ring.lost_by_readers},

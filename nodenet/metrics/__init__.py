@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,15 +17,20 @@ from nodenet.metrics.kubeproxy import ProxyMetrics, ProxySample
 from nodenet.model import Direction
 
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# Multicast on its way into a pod (nn_not_for_pod). On its way out of a pod it is a drop: a query that only a router
+# may send.
+_FLOODED = MetricsKey(int(DropReason.MULTICAST_HANDLED), int(Direction.INGRESS))
 _CNI_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 @dataclass(frozen=True, slots=True)
 class MapUsage:
-    """Entries in use and capacity of one BPF map."""
+    """Entries in use and capacity of one BPF map. `fills`: a full one is trouble. Not so for an array, which is always
+    full, and for a map that evicts what was used longest ago."""
 
     entries: int
     size: int
+    fills: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,9 @@ class Metrics(Collector):
         self._cni: dict[tuple[str, bool], Buckets] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)
         self._kube_proxy = CollectorRegistry()
+        ProcessCollector(registry=self._kube_proxy)
         self._kube_proxy.register(_Proxy(source, self.proxy))
 
     def reconciled(self, seconds: float, failed: bool) -> None:
@@ -173,7 +180,7 @@ class Metrics(Collector):
         return generate_latest(self.registry)
 
     def proxy_text(self) -> bytes:
-        """Only those of kube-proxy. It reads no map."""
+        """Only those of kube-proxy and of the process. It reads no map."""
         return generate_latest(self._kube_proxy)
 
 
@@ -224,6 +231,7 @@ def _agent(sample: Sample) -> Iterator[Metric]:
 def _datapath(sample: Sample) -> Iterator[Metric]:
     packets = {k: v for k, v in sample.datapath.items() if k.direction}
     forwarded = {k: v for k, v in packets.items() if k.reason == 0}
+    flooded = packets.pop(_FLOODED, MetricsEntry(0, 0))
     dropped = {k: v for k, v in packets.items() if k.reason not in (0, LOST_EVENTS)}
     for unit, attribute in (("packets", "packets"), ("bytes", "octets")):
         yield _counter(
@@ -239,6 +247,12 @@ def _datapath(sample: Sample) -> Iterator[Metric]:
             "direction",
             "reason",
         )
+        yield _counter(
+            f"nodenet_flooded_{unit}",
+            f"{unit.capitalize()} of multicast that a bridge sent to every port. They end at the pod's interface: no "
+            "drop by policy.",
+            {(): getattr(flooded, attribute)},
+        )
 
 
 def _maps(sample: Sample) -> Iterator[Metric]:
@@ -251,8 +265,8 @@ def _maps(sample: Sample) -> Iterator[Metric]:
     )
     yield _gauge(
         "nodenet_map_pressure",
-        "Fraction of a BPF map that is in use, 0-1.",
-        {n: m.entries / m.size if m.size else 0.0 for n, m in sample.maps.items()},
+        "Fraction of a BPF map that is in use, 0-1. Only of maps for which being full is trouble.",
+        {n: m.entries / m.size if m.size else 0.0 for n, m in sample.maps.items() if m.fills},
         "map",
     )
 

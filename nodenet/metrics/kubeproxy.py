@@ -63,10 +63,14 @@ class ProxyMetrics:
         yield from (
             _histogram("sync_proxy_rules_duration_seconds", "Duration of runs that brought Services into force.", both),
             _histogram(
-                "sync_full_proxy_rules_duration_seconds", "Of these, runs that read all maps first.", self._full
+                "sync_full_proxy_rules_duration_seconds",
+                "Runs that read maps first: the first one, and after a failure or a foreign change.",
+                self._full,
             ),
             _histogram(
-                "sync_partial_proxy_rules_duration_seconds", "Of these, runs that wrote a difference.", self._partial
+                "sync_partial_proxy_rules_duration_seconds",
+                "Runs that wrote the difference of a change.",
+                self._partial,
             ),
             _histogram(
                 "network_programming_duration_seconds",

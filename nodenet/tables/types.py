@@ -157,3 +157,8 @@ class BpfMap:
     def evicts(self) -> bool:
         """True if a full map evicts its least recently used entry instead of refusing a new one."""
         return self.type is MapType.LRU_HASH
+
+    @property
+    def fills(self) -> bool:
+        """True if the map can become full, and that is trouble: see `full`. An array has all of its entries always."""
+        return bool(self.full) and not self.evicts

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import urllib.request
+from importlib.metadata import version
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nodenet.link import netns
+from nodenet.metrics.page import PAGE
 from tests.e2e.labs import Lab
 from tests.monitoring import expressions, selectors
 
@@ -47,6 +50,18 @@ def test_a_scrape_has_every_metric_of_alerts_and_dashboard(shop: Lab) -> None:
         if labels[name] and label not in labels[name]
     }
     assert wrong == set()
+
+
+def test_the_page_has_every_metric_of_a_scrape(shop: Lab) -> None:
+    text = scrape(shop)
+    families = {f.name: f.type for f in text_string_to_metric_families(text)}
+    page = PAGE.read_text()
+    named = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}
+    assert {name for name in named if f"| `{name}` |" not in page} == set()
+    versions = re.findall(r'nodenet_build_info\{[^}]*version="([^"]*)"', text)
+    assert versions == [version("nodenet")]
+    assert 'nodenet_map_pressure{map="nn_ct"}' in text
+    assert 'nodenet_map_pressure{map="nn_state"}' not in text
 
 
 def test_promtool_accepts_a_scrape(shop: Lab) -> None:

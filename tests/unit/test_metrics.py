@@ -14,7 +14,9 @@ from nodenet.abi import LOST_EVENTS, EntryEnd, FairTable, MetricsEntry, MetricsK
 from nodenet.errors import CannotRunError
 from nodenet.metrics import MapUsage, Metrics, Sample, WatchCount
 from nodenet.metrics.kubeproxy import ProxySample
+from nodenet.metrics.page import PAGE, families, page
 from nodenet.metrics.server import HttpServer, health_routes, metrics_routes
+from nodenet.tables import MAPS
 
 SAMPLE = Sample(
     node="node-1",
@@ -26,12 +28,15 @@ SAMPLE = Sample(
         MetricsKey(0, 2): MetricsEntry(20, 2000),
         MetricsKey(133, 1): MetricsEntry(3, 222),
         MetricsKey(99, 2): MetricsEntry(1, 1),
+        # Flooded multicast on its way into a pod; a pod's own query is a drop.
+        MetricsKey(201, 1): MetricsEntry(8, 800),
+        MetricsKey(201, 2): MetricsEntry(9, 900),
         MetricsKey(LOST_EVENTS, 1): MetricsEntry(5, 0),
         MetricsKey(LOST_EVENTS, 2): MetricsEntry(6, 0),
         MetricsKey.ended(FairTable.CT, EntryEnd.EXPIRED): MetricsEntry(40, 0),
         MetricsKey.ended(FairTable.FRAG, EntryEnd.EVICTED): MetricsEntry(41, 0),
     },
-    maps={"nn_ct": MapUsage(50, 200), "nn_events": MapUsage(0, 0)},
+    maps={"nn_ct": MapUsage(50, 200), "nn_events": MapUsage(0, 0), "nn_state": MapUsage(1, 1, fills=False)},
     objects={"endpoints": 2, "policies": 4},
     flows_seen=30,
     flows_lost={"reader": 7},
@@ -88,7 +93,13 @@ def test_everything_that_is_known_is_shown():
         ("nodenet_dropped_packets_total", "INGRESS", "POLICY_DENIED"): 3,
         ("nodenet_dropped_bytes_total", "INGRESS", "POLICY_DENIED"): 222,
         ("nodenet_dropped_packets_total", "99", "EGRESS"): 1,
+        ("nodenet_flooded_packets_total",): 8,
+        ("nodenet_flooded_bytes_total",): 800,
+        ("nodenet_dropped_packets_total", "EGRESS", "MULTICAST_HANDLED"): 9,
+        ("nodenet_dropped_packets_total", "INGRESS", "MULTICAST_HANDLED"): None,
         ("nodenet_map_entries", "nn_ct"): 50,
+        ("nodenet_map_entries", "nn_state"): 1,
+        ("nodenet_map_pressure", "nn_state"): None,
         ("nodenet_map_max_entries", "nn_ct"): 200,
         ("nodenet_map_pressure", "nn_ct"): 0.25,
         ("nodenet_map_pressure", "nn_events"): 0,
@@ -114,6 +125,21 @@ def test_everything_that_is_known_is_shown():
     }
     assert {key: found.get(key) for key in expected} == expected
     assert not any(key[0].startswith("nodenet_dropped") and "255" in key for key in found)
+    assert found["process_resident_memory_bytes",] > 1 << 20
+    assert found["process_open_fds",] > 0
+
+
+def test_the_page_is_that_of_the_code():
+    assert PAGE.read_text() == page(families()), "make metrics-page writes it"
+    # A metric without a value would be listed without its labels.
+    assert [family.name for family in families() if not family.samples] == []
+
+
+def test_maps_that_are_full_by_design():
+    assert {name for name, one in MAPS.items() if not one.fills} == {
+        *("nn_state", "nn_metrics", "nn_scratch", "nn_ct_slot", "nn_nat_slot", "nn_frag_slot"),
+        *("nn_affinity", "nn_port", "nn_claim", "nn_sock_peer", "nn_sock_sent"),
+    }
 
 
 def test_nothing_is_read_before_a_scrape():
