@@ -171,7 +171,7 @@ class Iptables(Mode):
         if old is None:
             self.choose(model.size)
             # These few chains and rules are the same for every model, so they are not part of the measured change.
-            self._restore(iptables.jumps())
+            self._restore(iptables.jumps(NETWORK))
         text = iptables.render(NETWORK, model.services, old)
         return lambda: self._restore(text)
 

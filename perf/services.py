@@ -19,7 +19,7 @@ FIRST_FILLER_IP = int(IPv4Address("10.128.0.1"))
 CLUSTER_CIDR = "10.128.0.0/9"
 SERVICE_CIDR = "10.96.0.0/12"
 # What kube-proxy's rules depend on beside the Services.
-NETWORK = Network(4, CLUSTER_CIDR, SERVICE_CIDR)
+NETWORK = Network(4, CLUSTER_CIDR, SERVICE_CIDR, localhost_node_ports=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from nodenet.lab.apply import Result
     from nodenet.lab.client import LabClient
 
+# A change of the proxy restarts every agent.
+_SWITCH_SECONDS = 90.0
+
 
 @click.group()
 def lab() -> None:
@@ -73,6 +76,13 @@ for _command in (apply, delete, get, exec_, probe, agent, trouble):
     help="The agents' configuration as YAML; --agent-set overrides it.",
 )
 @click.option(
+    "--proxy",
+    type=click.Choice(["ebpf", "iptables", "nftables", "ipvs"]),
+    default="ebpf",
+    show_default=True,
+    help="What serves Services: the agent, or rules as kube-proxy writes them.",
+)
+@click.option(
     "--settable-clock", is_flag=True, help="Start agents whose clock `lab trouble clock` can set (needs a C compiler)."
 )
 def up(
@@ -85,6 +95,7 @@ def up(
     mask_size: int,
     agent_set: Sequence[str],
     agent_config: Path | None,
+    proxy: str,
     settable_clock: bool,
 ) -> None:
     """Start a lab: nodes, an agent on each, and the pods of the manifests.
@@ -94,16 +105,19 @@ def up(
     # Check this first: the daemon and the agents import these modules in other processes.
     require("lab", "lab up")
     from nodenet.lab import apply as applying
-    from nodenet.lab import layout, settings
+    from nodenet.lab import layout, proxies, settings
     from nodenet.lab import up as starting
     from nodenet.lab.files import LabState
 
     started = time.monotonic()
     plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
-    state = LabState(plan, mask_size, settings.parse(agent_set, _mapping(agent_config), plan))
+    state = LabState(plan, mask_size, settings.parse(agent_set, _mapping(agent_config), plan), proxy=proxy)
+    if proxy != proxies.EBPF:
+        settings.check_proxy(state.agents, proxy)
     prepared = applying.prepare(load_manifests(files))
     say_notes(prepared)
     starting.check_host()
+    proxies.check(proxy)
     starting.check_new(name)
     deadline = started + timeout
     with starting.removed_on_failure(name):
@@ -229,12 +243,29 @@ def status(name: str, output: Format) -> None:
     lines = [
         f"lab {name}: {'healthy' if healthy else 'not healthy'}, {data['ipFamily']}, since {daemon['startedAt']}",
         *(f"  {line}" for line in agents),
+        f"  Services: {daemon['proxy']}",
         *(f"  staged: {each['node']}: {each['kind']} {each['what']}" for each in daemon["troubles"]),
         f"  pods: {progress.ready} of {progress.total} ready",
         *(f"  {problem}" for problem in progress.problems),
     ]
     emit_document(data, output, "\n".join(lines))
     sys.exit(0 if healthy else 1)
+
+
+@lab.command()
+@click.argument("mode", type=click.Choice(["ebpf", "iptables", "nftables", "ipvs"]))
+@name_option
+def proxy(mode: str, name: str) -> None:
+    """Change what serves Services on all nodes: the agents (ebpf), or rules as kube-proxy writes them.
+
+    The rules are in each node's namespace: `ip netns exec nn.LAB.NODE iptables -t nat -L`, `nft list ruleset`,
+    `ipvsadm -Ln`. During the change Services do not answer for a moment.
+    """
+    from nodenet.lab.client import LabClient
+
+    client = LabClient(name)
+    client.control("POST", "/act/proxy", {"mode": mode}, seconds=_SWITCH_SECONDS)
+    say(f"lab {name}: Services: {mode}")
 
 
 @lab.command()

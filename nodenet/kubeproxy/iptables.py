@@ -31,17 +31,16 @@ JUMPS: tuple[tuple[str, str, str], ...] = (
     ("filter", "INPUT", _FIREWALL),
     ("filter", "OUTPUT", _FIREWALL),
     ("filter", "FORWARD", _FIREWALL),
-    ("filter", "INPUT", "-j KUBE-FIREWALL"),
-    ("filter", "OUTPUT", "-j KUBE-FIREWALL"),
     ("nat", "OUTPUT", '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'),
     ("nat", "PREROUTING", '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'),
     ("nat", "POSTROUTING", '-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING'),
 )
+# With NodePorts on the loopback.
+_LOCALHOST_JUMPS = (("filter", "INPUT", "-j KUBE-FIREWALL"), ("filter", "OUTPUT", "-j KUBE-FIREWALL"))
 _FILTER_CHAINS = (
     "KUBE-NODEPORTS",
     "KUBE-SERVICES",
     "KUBE-EXTERNAL-SERVICES",
-    "KUBE-FIREWALL",
     "KUBE-FORWARD",
     "KUBE-PROXY-FIREWALL",
 )
@@ -96,12 +95,13 @@ def endpoint_chain(service: Service, backend: Backend) -> str:
     return "KUBE-SEP-" + _hash(service, str(backend))
 
 
-def jumps() -> str:
+def jumps(network: Network) -> str:
     """The chains and the jumps from the built-in chains, for the first `iptables-restore --noflush`."""
+    wanted = (*JUMPS, *(_LOCALHOST_JUMPS if network.localhost_node_ports else ()))
     lines: list[str] = []
-    for table, chains in (("filter", _FILTER_CHAINS), ("nat", _NAT_CHAINS)):
+    for table, chains in (("filter", _filter_chains(network)), ("nat", _NAT_CHAINS)):
         lines += [f"*{table}", *(f":{chain} - [0:0]" for chain in chains)]
-        lines += [f"-A {chain} {rule}" for where, chain, rule in JUMPS if where == table]
+        lines += [f"-A {chain} {rule}" for where, chain, rule in wanted if where == table]
         lines.append("COMMIT")
     return "\n".join(lines) + "\n"
 
@@ -121,12 +121,16 @@ def render(network: Network, new: Services, old: Services | None = None) -> str:
     return "\n".join([*_filter_table(network, new), *_nat_table(network, new, chains, gone)]) + "\n"
 
 
+def _filter_chains(network: Network) -> tuple[str, ...]:
+    return (*_FILTER_CHAINS, *(("KUBE-FIREWALL",) if network.localhost_node_ports else ()))
+
+
 def _filter_table(network: Network, services: Services) -> Iterator[str]:
     yield "*filter"
-    yield from (f":{chain} - [0:0]" for chain in _FILTER_CHAINS)
+    yield from (f":{chain} - [0:0]" for chain in _filter_chains(network))
     for service in services:
         yield from _refusals(network, service)
-    if network.version == 4:
+    if network.localhost_node_ports:
         yield _LOCALNET
     yield from _FILTER_RULES
     yield "COMMIT"
@@ -143,7 +147,8 @@ def _nat_table(network: Network, services: Services, chains: _Chains, gone: Iter
     if network.node_port_ips:
         yield from (f"{_NODEPORTS_LAST} -d {ip} -j KUBE-NODEPORTS" for ip in network.node_port_ips)
     else:
-        yield f"{_NODEPORTS_LAST} -m addrtype --dst-type LOCAL ! -d {network.loopback} -j KUBE-NODEPORTS"
+        but = "" if network.localhost_node_ports else f" ! -d {network.loopback}"
+        yield f"{_NODEPORTS_LAST} -m addrtype --dst-type LOCAL{but} -j KUBE-NODEPORTS"
     yield from (f"-X {chain}" for chain in gone)
     yield "COMMIT"
 

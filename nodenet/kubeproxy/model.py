@@ -102,6 +102,7 @@ class Network:
     service_cidr: str = ""
     node_ip: str = ""
     node_port_ips: tuple[str, ...] = ()
+    localhost_node_ports: bool = False
 
     @property
     def loopback(self) -> str:

@@ -30,6 +30,8 @@ _STABLE_AFTER = 30.0
 _GRACE = 5.0
 _READY_POLL = 0.05
 _ANSWER = 5.0
+# Seconds in which an agent with a new configuration must be ready.
+_RECONFIGURE = 25.0
 
 VERBS = ("start", "stop", "restart", "kill", "pause", "resume")
 
@@ -124,6 +126,19 @@ class Agent:
         if verb in ("start", "restart"):
             self._wanted.set()
             self._skip_backoff.set()
+
+    async def reconfigure(self) -> None:
+        """Restart it with a changed configuration, and wait until it is ready; nothing if it is stopped. Raises
+        CannotRunError with the last line of its log if it is not ready in time."""
+        if not self._wanted.is_set():
+            return
+        old = self.pid
+        await self.act("restart")
+        deadline = time.monotonic() + _RECONFIGURE
+        while self.pid in (None, old) or not self.ready.is_set():
+            if time.monotonic() > deadline:
+                raise self._failure()
+            await asyncio.sleep(_READY_POLL)
 
     async def crash(self) -> None:
         """Send SIGKILL, as a power failure would. The agent stays down until `act("start")`."""

@@ -85,9 +85,9 @@ class LabClient:
         """The client that apply.apply and apply.delete take."""
         return HttpObjects("127.0.0.1", self._port)
 
-    def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Send a request to the daemon's control socket (control.py)."""
-        connection = _UnixConnection(str(files.LabFiles(self.lab).socket))
+    def control(self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = _TIMEOUT) -> Any:
+        """Send a request to the daemon's control socket (control.py), and wait for `seconds`."""
+        connection = _UnixConnection(str(files.LabFiles(self.lab).socket), seconds)
         return _exchange(connection, method, path, body, {}, self.lab)
 
     def _request(
@@ -98,8 +98,8 @@ class LabClient:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT)
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
         self._path = path
 
     def connect(self) -> None:

@@ -15,13 +15,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from nodenet.errors import NodenetError
-from nodenet.lab import control, fabric, files, layout, names
+from nodenet.lab import control, fabric, files, layout, names, proxies, settings
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.run import run as run_controllers
@@ -57,6 +57,7 @@ class Lab:
         self._api = ApiServer(services, access=LabAccess(self._tokens.users()), refuse=self._gate.refuse)
         self._troubles = Troubles(self._api, self._gate, self._nodes)
         self._slots = asyncio.Semaphore(_SLOTS)
+        self._switching = asyncio.Lock()
 
     async def run(self) -> None:
         """Build everything, report "ready" when all agents are ready, and serve until cancelled."""
@@ -68,12 +69,13 @@ class Lab:
         async with (
             serve(self._api, addresses=[("127.0.0.1", 0)]) as server,
             self._gate.serve(server.accept, listening),
-            control.serve(self.files.socket, self.describe, self._troubles.acts()),
+            control.serve(self.files.socket, self.describe, {**self._troubles.acts(), "proxy": self.proxy}),
             asyncio.TaskGroup() as group,
         ):
             port = server.ports[0]
             files.write_all(self._state, port, self._tokens)
-            files.write_state(replace(self._state, pid=os.getpid(), port=port))
+            self._state = replace(self._state, pid=os.getpid(), port=port)
+            files.write_state(self._state)
             self._report({"progress": f"API endpoint: http://127.0.0.1:{port}"})
             endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)
             group.create_task(run_controllers(self._api, endpoint), name="controllers")
@@ -81,6 +83,7 @@ class Lab:
                 made = self._nodes[node.name] = VirtualNode(plan, node, self._api.client, self._slots)
                 group.create_task(made.run(), name=node.name)
             await self._agents_ready()
+            await self._start_proxies()
             self._report({"ready": True})
 
     def describe(self) -> dict[str, Any]:
@@ -91,7 +94,29 @@ class Lab:
             "startedAt": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "agents": [node.agent.describe() for node in self._nodes.values()],
             "troubles": self._troubles.describe(),
+            "proxy": self._state.proxy,
+            "proxies": [node.proxy.describe() for node in self._nodes.values() if node.proxy.mode != proxies.EBPF],
         }
+
+    async def proxy(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Takes {"mode"}, one of proxies.MODES: what serves Services on all nodes from now on. Returns what runs."""
+        mode = str(request.get("mode", ""))
+        await asyncio.to_thread(proxies.check, mode)
+        if mode != proxies.EBPF:
+            settings.check_proxy(self._state.agents, mode)
+        async with self._switching:
+            self._state = replace(self._state, proxy=mode)
+            files.write_state(self._state)
+            for node in self.plan.nodes:
+                files.write_agent_config(self._state, node)
+            await asyncio.gather(*(node.switch(mode) for node in self._nodes.values()))
+        return [node.proxy.describe() for node in self._nodes.values()]
+
+    async def _start_proxies(self) -> None:
+        mode = self._state.proxy
+        if mode != proxies.EBPF:
+            await asyncio.gather(*(node.proxy.start(mode) for node in self._nodes.values()))
+            self._report({"progress": f"Services: kube-proxy's rules, {mode}"})
 
     async def _agents_ready(self) -> None:
         """Wait until every agent has been ready. Raises CannotRunError with the last log line of an agent that ends

@@ -5,6 +5,7 @@ kubeconfig              for people: the API on 127.0.0.1, and the administrator'
 daemon.log, lab.sock    the daemon's log and control socket
 <node>/agent.yaml, kubeconfig, agent.log, agent.sock, cni.sock, endpoints/, bpf/
 <node>/cni/10-nodenet.conflist, ipam/, results/
+<node>/kube-proxy.json, kube-proxy.log    of kube-proxy's stand-in (proxies.py)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
-from nodenet.lab import groups, layout, names, settings
+from nodenet.lab import groups, layout, names, proxies, settings
 from nodenet.lab.guard import Tokens
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.lab.settings import Settings
@@ -73,13 +74,14 @@ class LabFiles:
 @dataclass(frozen=True, slots=True)
 class LabState:
     """The content of lab.json. `pid` and `port` are 0 until the daemon has reported them. `agents`: settings for the
-    agents' configuration files."""
+    agents' configuration files. `proxy`: what serves Services, one of proxies.MODES."""
 
     plan: LabPlan
     mask_size: int
     agents: Settings = NO_SETTINGS
     pid: int = 0
     port: int = 0
+    proxy: str = proxies.EBPF
 
     @property
     def alive(self) -> bool:
@@ -90,7 +92,7 @@ class LabState:
 
 def write_state(state: LabState) -> None:
     data = layout.to_json(state.plan, state.mask_size)
-    data |= {"agents": settings.to_json(state.agents), "pid": state.pid, "port": state.port}
+    data |= {"agents": settings.to_json(state.agents), "pid": state.pid, "port": state.port, "proxy": state.proxy}
     _write(LabFiles(state.plan.name).state, json.dumps(data, indent=2) + "\n")
 
 
@@ -101,7 +103,8 @@ def read_state(lab: str) -> LabState:
     try:
         data = json.loads(file.read_text())
         agents = settings.from_json(data["agents"])
-        return LabState(layout.from_json(data), data["nodeCidrMaskSize"], agents, data["pid"], data["port"])
+        plan = layout.from_json(data)
+        return LabState(plan, data["nodeCidrMaskSize"], agents, data["pid"], data["port"], data["proxy"])
     except FileNotFoundError as error:
         raise BadInputError(
             f"lab {lab}: there is no such lab", "nodenet lab up starts one, nodenet lab list shows them"
@@ -132,8 +135,13 @@ def write_all(state: LabState, port: int, tokens: Tokens) -> None:
         (folder / "cni" / "ipam").mkdir(parents=True, exist_ok=True)
         of_agent = kubeconfig(plan.name, server, tokens.agents[node.name])
         _write(folder / "kubeconfig", yaml.safe_dump(of_agent), 0o600)
-        _write(folder / "agent.yaml", yaml.safe_dump(agent_config(state, node), sort_keys=False))
+        write_agent_config(state, node)
         _write(files.conflist(node.name), json.dumps(conflist(plan, node), indent=2) + "\n")
+
+
+def write_agent_config(state: LabState, node: NodePlan) -> None:
+    path = LabFiles(state.plan.name).node(node.name) / "agent.yaml"
+    _write(path, yaml.safe_dump(agent_config(state, node), sort_keys=False))
 
 
 def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
@@ -141,13 +149,15 @@ def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
     network namespace."""
     plan = state.plan
     folder = names.node_dir(plan.name, node.name)
-    own = {
+    own: dict[str, Any] = {
         "node_name": node.name,
         "kubeconfig": str(folder / "kubeconfig"),
         "run_dir": str(folder),
         "bpffs": str(folder / "bpf"),
         "cgroup": str(groups.node_root(plan.name, node.name)),
     }
+    if state.proxy != proxies.EBPF:
+        own["services"] = False
     return {"cluster_name": plan.name, **state.agents.of(node.name), **own}
 
 
@@ -162,6 +172,8 @@ def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
     plugin = {
         "type": "nodenet",
         "isDefaultGateway": True,
+        # With kube-proxy's rules a pod's packet to its own Service comes back to the port on which it arrived.
+        "hairpinMode": True,
         "agentSocket": str(folder / "cni.sock"),
         # A pod must not run before its policy is in force. Without the agent, ADD fails with CNI code 11 (try again
         # later) and the kubelet repeats it.

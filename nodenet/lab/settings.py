@@ -59,6 +59,12 @@ def parse(options: Iterable[str], file: Mapping[str, Any], plan: LabPlan) -> Set
     return settings
 
 
+def check_proxy(settings: Settings, mode: str) -> None:
+    """Raises BadInputError if the settings say who serves Services, and the proxy mode says it too."""
+    if any("services" in values for values in (settings.everywhere, *settings.nodes.values())):
+        raise BadInputError(f"--agent-set services: --proxy {mode} sets this key itself")
+
+
 def _value(key: str, text: str) -> object:
     # Do not parse strings and paths as YAML: cluster_name=7 means the string "7".
     if config.is_text(key):

@@ -17,6 +17,7 @@ from nodenet.lab.kubelet import Kubelet
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.lab.pod_api import ClientPodApi
 from nodenet.lab.pod_worker import Ref, Surroundings
+from nodenet.lab.proxies import EBPF, Proxy
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class VirtualNode:
         )
         self._changed = asyncio.Event()
         self.agent = Agent(node.name, place, folder, self._changed.set)
+        self.proxy = Proxy(plan, node, place)
         self._network_ready = asyncio.Event()
         self._runtime = Runtime(files.conflist(node.name), files.plugins, place, files.results(node.name))
         self._here = Surroundings(plan.name, node, ClientPodApi(client), self._runtime, self._network_ready, slots)
@@ -61,6 +63,7 @@ class VirtualNode:
         async with self._rebooting:
             log.warning("%s: reboot", self.plan.name)
             await self.agent.crash()
+            await self.proxy.crash()
             kubelet, task = self._kubelet, self._kubelet_task
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -74,7 +77,19 @@ class VirtualNode:
                 self._runtime.forget()
             self._start_kubelet([] if forget else stale)
             await self.agent.act("start")
+            if self.proxy.mode != EBPF:
+                await self.proxy.start(self.proxy.mode)
             return boot_id
+
+    async def switch(self, mode: str) -> None:
+        """Serve Services in another mode. The caller has written the agent's configuration for it. For a moment
+        nothing serves them. Raises CannotRunError."""
+        async with self._rebooting:
+            before = self.proxy.mode
+            await self.proxy.stop()
+            if EBPF in (before, mode) and before != mode:
+                await self.agent.reconfigure()
+            await self.proxy.start(mode)
 
     def _start_kubelet(self, stale: Iterable[tuple[Ref, Attachment]] = ()) -> None:
         self._kubelet = Kubelet(self._here, stale)

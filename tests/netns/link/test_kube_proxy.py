@@ -23,7 +23,7 @@ from nodenet.link.handle import LinkError
 
 pytestmark = pytest.mark.kernel
 
-NET = Network(4, "10.128.0.0/9", "10.96.0.0/12")
+NET = Network(4, "10.128.0.0/9", "10.96.0.0/12", localhost_node_ports=True)
 WEB = Service("web", "10.96.0.11", (Backend("10.128.0.1", 80), Backend("10.128.0.2", 80)), "test", 80, "http")
 DNS = Service("dns", "10.96.0.12", (Backend("10.128.0.4", 53),), "test", 53, "dns", "udp")
 MODEL = (WEB, DNS, Service("empty", "10.96.0.13", (), "test", 80, "http"))
@@ -85,7 +85,7 @@ def restore(node: str, backend: str, rules: str) -> None:
 
 def program(node: str, backend: str) -> None:
     """kube-proxy starts on a node with foreign rules."""
-    for rules in (iptables_mode.jumps(), iptables_mode.render(NET, MODEL)):
+    for rules in (iptables_mode.jumps(NET), iptables_mode.render(NET, MODEL)):
         # This chain is the kubelet's. kube-proxy writes it too, and leaves it when it cleans up.
         restore(node, backend, "".join(line for line in rules.splitlines(True) if "KUBE-FIREWALL" not in line))
 

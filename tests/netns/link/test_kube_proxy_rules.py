@@ -91,13 +91,13 @@ def test_iptables(two: tuple[str, str], backend: str, version: int) -> None:
     program = backend if version == 4 else backend.replace("ip", "ip6", 1)
     node, fresh = two
     restore = [f"{program}-restore", "--noflush", "--counters", "-w", "5"]
-    run(node, restore, iptables.jumps())
+    run(node, restore, iptables.jumps(NETWORKS[version]))
     states = history(version)
     run(node, restore, iptables.render(NETWORKS[version], states[0]))
     for old, new in pairwise(states):
         run(node, restore, iptables.render(NETWORKS[version], new, old))
         run(fresh, [f"{program}-restore"], "*nat\nCOMMIT\n*filter\nCOMMIT\n")
-        run(fresh, restore, iptables.jumps())
+        run(fresh, restore, iptables.jumps(NETWORKS[version]))
         run(fresh, restore, iptables.render(NETWORKS[version], new))
         assert saved(node, program) == saved(fresh, program)
         assert all(service.full_name in "".join(saved(node, program)) for service in new)

@@ -13,6 +13,7 @@ from nodenet.kubeproxy.model import Backend, Network, Service
 GOLDEN = Path(__file__).parent / "golden"
 
 NET = Network(4, "10.128.0.0/9", "10.96.0.0/12", "192.0.2.11")
+LOCALHOST = replace(NET, localhost_node_ports=True)
 NET6 = Network(6, "fd00:10::/32", "fd00:96::/112", "fd00:2::11", ("fd00:2::11",))
 ONE, TWO, THREE = (Backend(f"10.128.0.{number}", 9000, number == 1) for number in (1, 2, 3))
 WEB = Service("svc1", "172.30.0.41", (Backend("10.180.0.1", 80),), "ns1", 80, "p80")
@@ -48,7 +49,9 @@ SIX = (
 )
 
 CASES = {
-    "iptables-jumps": iptables.jumps(),
+    "iptables-jumps": iptables.jumps(NET),
+    "iptables-jumps-localhost": iptables.jumps(LOCALHOST),
+    "iptables-localhost": iptables.render(LOCALHOST, MODEL),
     "iptables-full": iptables.render(NET, MODEL),
     "iptables-fields": iptables.render(NET, FIELDS),
     "iptables-six": iptables.render(NET6, SIX),
