@@ -54,15 +54,19 @@ NN_INLINE int nn_sock_refuse(struct bpf_sock_addr *ctx, const struct nn_addr *ad
 	return NN_REFUSE;
 }
 
-/* Only other nodes have backends, and the traffic policy is Local. kube-proxy drops such a packet without an answer. So do
- * the programs at a pod's interface; the node itself has none there, so its call fails (EPERM). */
-NN_INLINE int nn_sock_only_elsewhere(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
-				     __u32 rev_nat_index)
+/* Only other nodes have backends and the traffic policy is Local, or the source is in no range of the Service. kube-proxy
+ * drops such a packet without an answer. So do the programs at a pod's interface; the node itself has none there, so its
+ * call fails (EPERM). */
+NN_INLINE int nn_sock_no_answer(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port, __u32 rev_nat_index,
+				int reason)
 {
 	if (nn_sock_is_in_pod(ctx))
 		return NN_ALLOW;
-	nn_count(-NN_DROP_BACKEND_NOT_FOUND, NN_EGRESS, 0);
-	nn_sock_event(ctx, addr, port, rev_nat_index, NN_DROP_BACKEND_NOT_FOUND);
+	/* Without cookies it is not known who calls. */
+	if (reason == NN_DROP_NOT_IN_SOURCE_RANGE && !nn_config.netns_cookie)
+		return NN_ALLOW;
+	nn_count(-reason, NN_EGRESS, 0);
+	nn_sock_event(ctx, addr, port, rev_nat_index, reason);
 	return NN_REFUSE;
 }
 
@@ -80,7 +84,8 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 {
 	struct nn_sock_end frontend = { .addr = *addr, .port = *port };
 	struct nn_sock_end backend = {};
-	struct nn_lb_choice choice;
+	/* Set, because Linux 5.10 does not see that it is only read if nn_lb_choose has set it. */
+	struct nn_lb_choice choice = {};
 	int result;
 
 	result = datagram ? nn_lb_choose_for_socket(ctx, addr, *port, &choice) :
@@ -90,8 +95,8 @@ NN_INLINE int nn_sock_forward(struct bpf_sock_addr *ctx, struct nn_addr *addr, _
 			nn_sock_forget(ctx, addr, *port);
 		return NN_ALLOW;
 	}
-	if (result < 0 && choice.flags & NN_FRONTEND_ONLY_ELSEWHERE)
-		return nn_sock_only_elsewhere(ctx, addr, *port, choice.rev_nat_index);
+	if (result == NN_DROP_NOT_IN_SOURCE_RANGE || (result < 0 && choice.flags & NN_FRONTEND_ONLY_ELSEWHERE))
+		return nn_sock_no_answer(ctx, addr, *port, choice.rev_nat_index, result);
 	if (result < 0)
 		return nn_sock_refuse(ctx, addr, *port, choice.rev_nat_index, result, datagram);
 	frontend.number = choice.backend_id;

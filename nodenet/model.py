@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from ipaddress import ip_network
 
 from netpolicy.holders import Standing
 from netpolicy.types import NamedPort as NamedPort
@@ -108,6 +109,10 @@ class Node:
 # Services and EndpointSlices with one of these labels, of any value, are not for this proxy: another one serves them
 # (KEP-2447), or nothing does.
 UNSERVED_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+
+
+# Stands for an invalid source range: no packet has this source.
+NO_SOURCE: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/32"), ip_network("::/128"))
 
 
 class ServiceType(StrEnum):

@@ -45,6 +45,7 @@ enum nn_drop {
 	NN_DROP_IS_A_CLUSTERIP = -174,
 	NN_DROP_FRAGMENT_NOT_FOUND = -175,
 	NN_DROP_FORBIDDEN_ICMPV6 = -176,
+	NN_DROP_NOT_IN_SOURCE_RANGE = -177,
 	NN_DROP_INVALID_TC_BUFFER = -184,
 	NN_DROP_MULTICAST = -201,
 	NN_DROP_ENDPOINT_NOT_READY = -203,
@@ -210,6 +211,10 @@ enum nn_frontend_flags {
 	NN_FRONTEND_HAS_EXTERNAL = 2,
 	/* Traffic from outside keeps its source: externalTrafficPolicy is Local. */
 	NN_FRONTEND_KEEP_SOURCE = 4,
+	/* Only the sources in nn_source_range may use it. */
+	NN_FRONTEND_SOURCE_RANGES = 8,
+	/* ... and the node itself, because one of its addresses is in a range. */
+	NN_FRONTEND_ALLOWS_NODE = 16,
 };
 
 /* Service address and slot -> backend. Slot 0 is the master entry: count and flags. */
@@ -271,6 +276,15 @@ struct nn_revnat_entry {
 	__u8 protocol;
 	__u8 pad;
 };
+
+/* loadBalancerSourceRanges of one frontend: the sources that may use it. */
+struct nn_source_range_key {
+	__u32 prefixlen; /* bits after this field: those of rev_nat_index, and of the range */
+	__u32 rev_nat_index;
+	struct nn_addr addr;
+};
+
+#define NN_SOURCE_RANGE_BITS (32 + 128)
 
 /* A flow that the service stage translates. It has two entries, which are made and deleted together: one for the packets
  * of the client, one for the packets that answer them. The key is a packet as it arrives. Its source was checked, and

@@ -11,6 +11,7 @@
 #include "hairpin.h"
 #include "link.h"
 #include "nat_port.h"
+#include "source_range.h"
 
 /* Seconds: datagrams keep their backend unless they pause for longer than this. */
 #define NN_SERVICE_DATAGRAM NN_CT_STREAM
@@ -106,6 +107,8 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, NN_SCOPE_INTERNAL, number + i,
 				      choice);
 		view->rev_nat_index = choice->rev_nat_index;
+		if (!nn_source_allowed(choice, &tuple->saddr))
+			return NN_DROP_NOT_IN_SOURCE_RANGE;
 		if (result <= 0)
 			return result;
 		if (i == 0 && choice->affinity_seconds)
@@ -136,7 +139,8 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 NN_GLOBAL int nn_service_choose(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_lb_choice choice;
+	/* Set, because Linux 5.10 does not see that it is only read if nn_lb_choose has set it. */
+	struct nn_lb_choice choice = {};
 	const struct nn_packet *packet;
 	struct nn_nat_entry *to;
 	struct nn_view *view;

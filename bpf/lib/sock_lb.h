@@ -6,6 +6,7 @@
 #include "affinity.h"
 #include "lb.h"
 #include "sock_service.h"
+#include "source_range.h"
 
 #define NN_CHOICES 4
 /* In place of a backend's number: translate each datagram (service.h). */
@@ -122,12 +123,31 @@ NN_INLINE void nn_sock_affinity(struct bpf_sock_addr *ctx, const struct nn_addr 
 	nn_affinity_keep(&key, choice, nn_now_seconds());
 }
 
+/* As nn_source_allowed. The source of a pod's packets is the pod's address. The address of another namespace is not
+ * known, so its calls are left to the packets. */
+NN_INLINE int nn_sock_source_allowed(struct bpf_sock_addr *ctx, const struct nn_addr *addr,
+				     const struct nn_lb_choice *choice)
+{
+	struct nn_client_entry *pod;
+	__u64 cookie;
+
+	if (!(choice->flags & NN_FRONTEND_SOURCE_RANGES))
+		return 1;
+	cookie = bpf_get_netns_cookie(ctx);
+	if (cookie == nn_config.netns_cookie)
+		return choice->flags & NN_FRONTEND_ALLOWS_NODE;
+	pod = bpf_map_lookup_elem(&nn_client, &cookie);
+	return pod && nn_source_allowed(choice, nn_addr_is_v4(addr) ? &pod->v4 : &pod->v6);
+}
+
 /* As nn_lb_choose, for a new connection of a socket. */
 NN_INLINE int nn_lb_choose_connected(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
 				     struct nn_lb_choice *choice)
 {
 	int result = nn_lb_choose(addr, port, ctx->protocol, NN_SCOPE_INTERNAL, 0, choice);
 
+	if (!nn_sock_source_allowed(ctx, addr, choice))
+		return NN_DROP_NOT_IN_SOURCE_RANGE;
 	if (result > 0 && choice->affinity_seconds)
 		nn_sock_affinity(ctx, addr, choice);
 	return result;
@@ -148,6 +168,8 @@ NN_INLINE int nn_lb_choose_unshared(struct bpf_sock_addr *ctx, const struct nn_a
 #pragma unroll
 	for (int i = 0; i < NN_CHOICES; i++) {
 		result = nn_lb_choose(addr, port, protocol, NN_SCOPE_INTERNAL, number + i, choice);
+		if (i == 0 && !nn_sock_source_allowed(ctx, addr, choice))
+			return NN_DROP_NOT_IN_SOURCE_RANGE;
 		if (result <= 0)
 			return result;
 		if (i == 0 && choice->affinity_seconds)

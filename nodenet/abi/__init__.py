@@ -44,6 +44,7 @@ from nodenet.abi.services import (
     FrontendEntry,
     FrontendKey,
     MemberKey,
+    SourceRangeKey,
 )
 from nodenet.abi.versions import EndpointVersions, NumberVersions, RuleVersions, Versions, always
 
@@ -96,6 +97,7 @@ __all__ = [
     "RuleVersions",
     "SockQuestion",
     "SockRevnatKey",
+    "SourceRangeKey",
     "State",
     "Versions",
     "always",

@@ -5,8 +5,12 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, Self
 
+from nodenet.abi.numbers import V4_PREFIX_BITS
 from nodenet.abi.packing import pack_addr, swap_port, unpack_addr
-from nodenet.model import IPAddress
+from nodenet.model import IPAddress, IPNetwork
+
+# Bits of a Service's number.
+_NUMBER_BITS = 32
 
 
 class FrontendKey(NamedTuple):
@@ -121,6 +125,27 @@ class MemberKey(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         return cls(*struct.unpack("=II", data))
+
+
+class SourceRangeKey(NamedTuple):
+    """nn_source_range_key: a range of the frontend with this number."""
+
+    prefixlen: int
+    service_id: int
+    addr: IPAddress
+
+    @classmethod
+    def of(cls, service_id: int, network: IPNetwork) -> Self:
+        bits = _NUMBER_BITS + (V4_PREFIX_BITS if network.version == 4 else 0)
+        return cls(bits + network.prefixlen, service_id, network.network_address)
+
+    def pack(self) -> bytes:
+        return struct.pack("=II16s", self.prefixlen, self.service_id, pack_addr(self.addr))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        prefixlen, service_id, addr = struct.unpack("=II16s", data)
+        return cls(prefixlen, service_id, unpack_addr(addr))
 
 
 class AddressPort(NamedTuple):

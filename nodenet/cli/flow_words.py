@@ -40,6 +40,7 @@ _REASONS = {
     "UNSUPPORTED_L3_PROTOCOL": "Unsupported L3 protocol",
     "IS_A_CLUSTERIP": "Is a ClusterIP",
     "FORBIDDEN_ICMPV6_MESSAGE": "Forbidden ICMPv6 message",
+    "DENIED_BY_LB_SRC_RANGE_CHECK": "Denied by LB src range check",
     "DROP_EP_NOT_READY": "Endpoint not ready",
 }
 # Explanations of drop reasons in this datapath.
@@ -52,6 +53,7 @@ _MEANINGS = {
     "UNKNOWN_CONNECTION_TRACKING_STATE": "no such connection, or another one has its ends: see docs/packet-walk.md",
     "DROP_EP_NOT_READY": "no pod of this node has the address",
     "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND": "a fragment without the datagram's first one",
+    "DENIED_BY_LB_SRC_RANGE_CHECK": "the source is in no range of the Service's loadBalancerSourceRanges",
     "FORBIDDEN_ICMPV6_MESSAGE": "pods may not send router advertisements or redirects",
 }
 

@@ -114,13 +114,14 @@ def _same(old: object, new: object) -> bool:
 
 def _here(nodes: Mapping[ObjectRef, Node], local: LocalNode) -> Here:
     node = nodes.get(ObjectRef("", local.name)) or Node(local.name)
-    firsts = {address.version: address for address in reversed(node.addresses)} if local.node_ports.primary else {}
-    found = {*firsts.values()}
+    firsts = {address.version: address for address in reversed(node.addresses)}.values()
+    found = set(firsts) if local.node_ports.primary else set()
     for address in local.addresses if local.node_ports.networks else ():
         # kube-proxy's nftables mode serves no NodePort on the loopback.
         if not address.is_loopback and not address.is_link_local:
             found |= {address for network in local.node_ports.networks if address in network}
-    return Here(local.name, node.labels.get(ZONE_LABEL, ""), tuple(sorted(found, key=_address_order)))
+    zone = node.labels.get(ZONE_LABEL, "")
+    return Here(local.name, zone, *(tuple(sorted(some, key=_address_order)) for some in (found, firsts)))
 
 
 def _address_order(address: IPAddress) -> tuple[int, int]:
@@ -153,6 +154,7 @@ def _state(
             "nn_backend": services.backends,
             "nn_member": services.members,
             "nn_revnat": services.revnat,
+            "nn_source_range": services.source_ranges,
             "nn_client": callers,
             "nn_policy": policies.policy,
             "nn_cidr": policies.cidr,

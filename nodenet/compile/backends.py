@@ -23,11 +23,12 @@ PortKey = tuple[str, Protocol]
 @dataclass(frozen=True, slots=True)
 class Here:
     """What the choice depends on beside the objects: this node's name, and its zone ("" if it has none).
-    `node_ports`: the addresses on which NodePorts are served."""
+    `node_ports`: the addresses on which NodePorts are served. `addresses`: the node's first address of each family."""
 
     node: str = ""
     zone: str = ""
     node_ports: tuple[IPAddress, ...] = ()
+    addresses: tuple[IPAddress, ...] = ()
 
 
 class Candidate(NamedTuple):

@@ -17,14 +17,12 @@ from nodenet.abi import (
     AddressFlag,
     AddressKey,
     AddressPort,
-    FrontendEntry,
-    FrontendFlag,
     FrontendKey,
     FrontendScope,
     MemberKey,
 )
-from nodenet.compile.affinity import affinity_id
 from nodenet.compile.backends import Here
+from nodenet.compile.entries import change_slots, change_source_ranges, external_master, internal_master
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
 from nodenet.compile.slots import NO_SLOTS, Slots, arrange
@@ -53,6 +51,7 @@ class ServiceTables:
     backends: Table
     members: Table
     revnat: Table
+    source_ranges: Table
     names: Mapping[int, ServicePortName]
     slots: Slots
     warnings: tuple[ServiceWarning, ...]
@@ -98,6 +97,7 @@ class ServiceCompiler:
 
 
 _EMPTY = ServiceTables(
+    Evolved({}),
     Evolved({}),
     Evolved({}),
     Evolved({}),
@@ -230,6 +230,7 @@ class _Changes(NamedTuple):
     backends: dict[Any, Any]
     members: dict[Any, Any]
     revnat: dict[Any, Any]
+    source_ranges: dict[Any, Any]
     names: dict[Any, Any]
     slots: dict[Any, Any]
     external_slots: dict[Any, Any]
@@ -242,7 +243,7 @@ class _Run:
         self._known = known
         self._ids = ids
         self._slots = slots
-        self._changes = _Changes({}, {}, {}, {}, {}, {}, {}, {})
+        self._changes = _Changes({}, {}, {}, {}, {}, {}, {}, {}, {})
         self._gone: list[AddressPort] = []
         self._released: dict[int, AddressPort] = {}
 
@@ -281,10 +282,12 @@ class _Run:
             changes.revnat[number] = address if new is not None else None
         if old is None or new is None or old.kind is not new.kind:
             self._count(address.addr, old, new)
-        master = _master(new, service_id, len(slots)) if new is not None else None
-        if old is None or master != _master(old, service_id, len(last)):
+        master = internal_master(new, service_id, len(slots)) if new is not None else None
+        if old is None or master != internal_master(old, service_id, len(last)):
             changes.frontends[FrontendKey(*address, 0)] = master
-        self._write(FrontendKey(*address, 0), service_id, last if old is not None else (), slots)
+        before = last if old is not None else ()
+        change_slots(changes.frontends, FrontendKey(*address, 0), service_id, before, slots)
+        change_source_ranges(changes.source_ranges, service_id, old, new)
         if (old is not None and old.outside) or (new is not None and new.outside):
             self._set_outside(address, service_id, old, new)
 
@@ -298,8 +301,8 @@ class _Run:
         slots = arrange(chosen[:MAX_BACKENDS], last) if after is not None else ()
         self._changes.external_slots[address] = slots if after is not None else None
         master = FrontendKey(*address, 0, FrontendScope.EXTERNAL.value)
-        self._changes.frontends[master] = _external_master(new, service_id, len(slots)) if new is not None else None
-        self._write(master, service_id, last if before is not None else (), slots)
+        self._changes.frontends[master] = external_master(new, service_id, len(slots))
+        change_slots(self._changes.frontends, master, service_id, last if before is not None else (), slots)
 
     def finish(self) -> None:
         """Apply the changes to the tables, and retire the numbers that are no longer used."""
@@ -319,6 +322,7 @@ class _Run:
             evolve(last.backends, changes.backends),
             evolve(last.members, changes.members),
             evolve(last.revnat, changes.revnat),
+            evolve(last.source_ranges, changes.source_ranges),
             evolve(last.names, changes.names),
             Slots(evolve(last.slots.internal, changes.slots), evolve(last.slots.external, changes.external_slots)),
             tuple(known.warnings()),
@@ -377,34 +381,6 @@ class _Run:
         self._known.ports[addr] = total, refusing
         if not total:
             del self._known.ports[addr]
-
-    def _write(self, master: FrontendKey, service_id: int, before: Sequence[int], after: Sequence[int]) -> None:
-        """Write the slots that differ."""
-        addr, port, protocol, _, scope = master
-        entries = self._changes.frontends
-        for slot, backend_id in enumerate(after, 1):
-            if slot > len(before) or before[slot - 1] != backend_id:
-                entries[FrontendKey(addr, port, protocol, slot, scope)] = FrontendEntry(backend_id, service_id, 0)
-        for slot in range(len(after) + 1, len(before) + 1):
-            entries[FrontendKey(addr, port, protocol, slot, scope)] = None
-
-
-def _master(frontend: Frontend, service_id: int, backends: int) -> FrontendEntry:
-    flags = FrontendFlag.ONLY_ELSEWHERE if frontend.only_elsewhere else 0
-    if frontend.keep_source:
-        flags |= FrontendFlag.KEEP_SOURCE
-    if frontend.outside is not None:
-        flags |= FrontendFlag.HAS_EXTERNAL
-    if not frontend.affinity_seconds:
-        return FrontendEntry(0, service_id, backends, flags)
-    return FrontendEntry(0, service_id, backends, flags, affinity_id(frontend.name), frontend.affinity_seconds)
-
-
-def _external_master(frontend: Frontend, service_id: int, backends: int) -> FrontendEntry | None:
-    if frontend.outside is None:
-        return None
-    only_elsewhere = frontend.outside.only_elsewhere
-    return _master(frontend._replace(outside=None, only_elsewhere=only_elsewhere), service_id, backends)
 
 
 def _is_cluster_ip(frontend: Frontend | None) -> bool:

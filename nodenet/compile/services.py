@@ -7,13 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from nodenet.abi import AddressPort
 from nodenet.compile.backends import Candidates, Here, candidates_of, choose
 from nodenet.compile.state import ServicePortName
-from nodenet.model import UNSERVED_LABELS, EndpointSlice, IPAddress, Protocol, Service, ServicePort
+from nodenet.model import (
+    NO_SOURCE,
+    UNSERVED_LABELS,
+    EndpointSlice,
+    IPAddress,
+    IPNetwork,
+    Protocol,
+    Service,
+    ServicePort,
+)
 
+# The programs translate these.
+SERVED_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 _NO_CANDIDATES: Candidates = {}
 
 
@@ -46,6 +58,13 @@ class Outside(NamedTuple):
     only_elsewhere: bool
 
 
+class Sources(NamedTuple):
+    """The sources that may use a frontend. `node`: also the node itself."""
+
+    ranges: tuple[IPNetwork, ...]
+    node: bool
+
+
 class Frontend(NamedTuple):
     """An address and port of a Service, as traffic from this node meets it. `backends` is sorted and has no duplicates.
 
@@ -53,6 +72,7 @@ class Frontend(NamedTuple):
     `only_elsewhere`: there is no backend, because the traffic policy is Local and only other nodes have endpoints.
     `affinity_seconds`: the timeout of session affinity; 0: none. `keep_source`: traffic from outside keeps its source.
     `outside`: None: the same backends serve it. All of them are in `backends` or `draining` of a UDP frontend.
+    `sources`: None: every source may use it.
     """
 
     address: AddressPort
@@ -64,6 +84,7 @@ class Frontend(NamedTuple):
     affinity_seconds: int = 0
     keep_source: bool = False
     outside: Outside | None = None
+    sources: Sources | None = None
 
 
 def has_frontends(service: Service) -> bool:
@@ -96,6 +117,8 @@ def frontends_of(service: Service, slices: Iterable[EndpointSlice], here: Here) 
                 if known not in chosen:
                     chosen[known] = _chosen(candidates, port.protocol, here, *known)
                 frontend = _with_outside(frontend, chosen[known])
+            if service.source_ranges and kind is FrontendKind.LOAD_BALANCER:
+                frontend = frontend._replace(sources=_sources(service, address, here))
             # The API rejects two ports with the same number and protocol. If it happens, the first one is used.
             found.setdefault(at, frontend)
     return found
@@ -122,7 +145,7 @@ def _places(service: Service, port: ServicePort, here: Here) -> Iterator[tuple[F
         if address.version in versions:
             yield FrontendKind.NODE_PORT, address, port.node_port
     for address in service.load_balancer_ips:
-        if address.version in versions and not _is_restricted(service, address.version):
+        if address.version in versions:
             yield FrontendKind.LOAD_BALANCER, address, port.port
     for address in service.external_ips:
         if address.version in versions:
@@ -138,10 +161,17 @@ def kind_of(service: Service, address: IPAddress) -> FrontendKind:
     return FrontendKind.EXTERNAL_IP if address in service.external_ips else FrontendKind.NODE_PORT
 
 
-def _is_restricted(service: Service, version: int) -> bool:
-    """Whether only some sources may use the load balancer's addresses of this IP family."""
-    lengths = [network.prefixlen for network in service.source_ranges or () if network.version == version]
-    return bool(lengths) and 0 not in lengths
+def _sources(service: Service, address: IPAddress, here: Here) -> Sources | None:
+    """loadBalancerSourceRanges, for one of the load balancer's addresses. A family without ranges has no
+    restriction."""
+    ranges = {network for network in service.source_ranges or () if network.version == address.version}
+    if not ranges or any(not network.prefixlen for network in ranges):
+        return None
+    node = any(own in network for network in ranges for own in here.addresses)
+    if node:
+        # A load balancer's address is often one of the node's own too. Then the node calls it from that address.
+        ranges.add(ip_network(address))
+    return Sources(tuple(sorted(ranges.difference(NO_SOURCE))), node)
 
 
 def _chosen(candidates: Candidates, protocol: Protocol, here: Here, version: int, local: bool) -> _Chosen:
@@ -157,10 +187,6 @@ def _chosen(candidates: Candidates, protocol: Protocol, here: Here, version: int
 
 def not_served(service: Service) -> Iterator[str]:
     """The fields of a Service that have no effect here, one sentence each, for warnings (docs/services.md)."""
-    if not has_frontends(service):
-        return
-    if any(_is_restricted(service, address.version) for address in service.load_balancer_ips):
-        yield (
-            "spec.loadBalancerSourceRanges: not checked here, so the addresses of the load balancer are not served: "
-            "their traffic goes to the load balancer"
-        )
+    for port in service.ports if has_frontends(service) else ():
+        if port.protocol not in SERVED_PROTOCOLS:
+            yield f"spec.ports: port {port.port}: {port.protocol.name} is not served"

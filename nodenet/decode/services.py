@@ -7,7 +7,6 @@ nothing, so that an omission never allows more sources.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_network
 
 from nodenet import model
 from nodenet.decode import schema, values
@@ -21,7 +20,6 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 # Of sessionAffinityConfig.clientIP.timeoutSeconds: the API's default and maximum.
 _AFFINITY_SECONDS = 10800
 _MOST_AFFINITY_SECONDS = 86400
-_NO_SOURCE = (ip_network("0.0.0.0/32"), ip_network("::/128"))
 
 
 def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Service:
@@ -91,7 +89,7 @@ def _source_ranges(texts: list[str] | None, unread: Unreads) -> tuple[IPNetwork,
         return None
     path = "spec.loadBalancerSourceRanges"
     found = [values.network(f"{path}[{index}]", text.strip(), unread) for index, text in enumerate(texts)]
-    return tuple(network for one in found for network in ([one] if one is not None else _NO_SOURCE))
+    return tuple(network for one in found for network in ([one] if one is not None else model.NO_SOURCE))
 
 
 def _affinity_seconds(spec: schema.ServiceSpec, unread: Unreads) -> int:

@@ -12,12 +12,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
-from nodenet.abi import MEMBER_AFFINITY, AddressKey, FrontendKey, MemberKey
+from nodenet.abi import MEMBER_AFFINITY, AddressKey, FrontendKey, MemberKey, SourceRangeKey
 from nodenet.errors import NodenetError, TableFullError
 from nodenet.reconcile.plan import Write
 
 # The tables to which frontends refer.
-_BEHIND_FRONTENDS = ("nn_service_addr", "nn_backend", "nn_member", "nn_revnat")
+_BEHIND_FRONTENDS = ("nn_service_addr", "nn_backend", "nn_member", "nn_revnat", "nn_source_range")
 
 
 class Table(Protocol):
@@ -188,6 +188,7 @@ class _Dependants:
             if write.table == "nn_frontend" and write.value is not None:
                 master = _master(write)
                 self._users["nn_member", write.value.service_id].add(master)
+                self._users["nn_source_range", write.value.service_id].add(master)
                 self._users["nn_service_addr", master.addr].add(master)
                 if write.key.slot:
                     self._users["nn_backend", write.value.backend_id].add(master)
@@ -197,7 +198,7 @@ class _Dependants:
     def left_out(self, write: Write) -> None:
         if write.table == "nn_frontend":
             self._frontends.add(_master(write))
-        elif write.table in ("nn_backend", "nn_revnat", "nn_service_addr"):
+        elif write.table in ("nn_backend", "nn_revnat", "nn_service_addr", "nn_source_range"):
             self._frontends |= self._users[write.table, _reference(write.key)]
         elif write.table == "nn_member":
             self._frontends |= self._users[write.table, write.key.service_id & ~MEMBER_AFFINITY]
@@ -205,9 +206,16 @@ class _Dependants:
     def has(self, write: Write) -> bool:
         if write.table == "nn_frontend":
             return _master(write) in self._frontends
+        if write.table == "nn_source_range":
+            # A frontend that was written must lose the ranges that it does not have any more.
+            return write.is_delete and write.key.service_id in self._services_left_out()
         if write.table in _BEHIND_FRONTENDS:
             return write.is_delete and _reference(write.key) in self._still_used()[write.table]
         return False
+
+    def _services_left_out(self) -> set[int]:
+        entries = (self._held["nn_frontend"].get(master) for master in self._frontends)
+        return {entry.service_id for entry in entries if entry is not None}
 
     def _still_used(self) -> dict[str, set[Any]]:
         """The keys that frontends still use, by table. Call it only after all writes of frontends."""
@@ -224,6 +232,7 @@ def _used(held: Mapping[str, Mapping[Any, Any]]) -> dict[str, set[Any]]:
         "nn_member": {MemberKey(entry.service_id, entry.backend_id) for key, entry in entries.items() if key.slot},
         "nn_revnat": {entry.service_id for key, entry in entries.items() if not key.slot},
         "nn_service_addr": {key.addr for key in entries},
+        "nn_source_range": {entry.service_id for key, entry in entries.items() if not key.slot},
     }
 
 
@@ -231,6 +240,8 @@ def _reference(key: Any) -> Any:
     """A key of a map behind frontends in the form in which `_used` has it."""
     if isinstance(key, MemberKey):
         return key
+    if isinstance(key, SourceRangeKey):
+        return key.service_id
     return key.addr if isinstance(key, AddressKey) else key.value
 
 

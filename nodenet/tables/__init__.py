@@ -112,7 +112,7 @@ FRONTEND = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=6, deletes=1),
+    Order(sets=7, deletes=1),
 )
 SERVICE_ADDR = BpfMap(
     "nn_service_addr",
@@ -122,7 +122,7 @@ SERVICE_ADDR = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=5, deletes=10),
+    Order(sets=6, deletes=11),
 )
 BACKEND = BpfMap(
     "nn_backend",
@@ -132,7 +132,7 @@ BACKEND = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=2, deletes=8),
+    Order(sets=2, deletes=9),
 )
 # Each member also has a slot in nn_frontend, except for terminating backends.
 MEMBER = BpfMap(
@@ -143,7 +143,7 @@ MEMBER = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=3, deletes=7),
+    Order(sets=3, deletes=8),
 )
 REVNAT = BpfMap(
     "nn_revnat",
@@ -153,7 +153,17 @@ REVNAT = BpfMap(
     Writer.COMPILER,
     _STAYS,
     Group.SERVICES,
-    Order(sets=4, deletes=9),
+    Order(sets=4, deletes=10),
+)
+SOURCE_RANGE = BpfMap(
+    "nn_source_range",
+    MapType.LPM_TRIE,
+    Records(abi.SourceRangeKey, abi.U32),
+    Size(65536, "service_entries"),
+    Writer.COMPILER,
+    "sources in ranges that do not fit are refused; a new Service is not served",
+    Group.SERVICES,
+    Order(sets=5, deletes=12),
 )
 # The pods whose sockets' calls have affinity; from the endpoints.
 CLIENT = BpfMap(
@@ -164,7 +174,7 @@ CLIENT = BpfMap(
     Writer.COMPILER,
     "calls of further pods have an affinity of their own at the socket, and another one packet by packet",
     Group.SERVICES,
-    Order(sets=11, deletes=12),
+    Order(sets=13, deletes=14),
 )
 AFFINITY = BpfMap(
     "nn_affinity",
@@ -315,6 +325,7 @@ _ALL = (
     BACKEND,
     MEMBER,
     REVNAT,
+    SOURCE_RANGE,
     CLIENT,
     AFFINITY,
     SOCK_PEER,

@@ -160,6 +160,10 @@ LAYOUT: dict[str, tuple[abi.Record, dict[str, str]]] = {
     "nn_affinity_entry": (abi.AffinityEntry(1, 2), {n: n for n in abi.AffinityEntry._fields}),
     "nn_client_entry": (abi.ClientEntry(ONES, ONES), {n: n for n in abi.ClientEntry._fields}),
     "nn_backend_entry": (abi.AddressPort(ONES, 1, 2), {n: n for n in ("addr", "port", "protocol")}),
+    "nn_source_range_key": (
+        abi.SourceRangeKey(1, 2, ONES),
+        {"prefixlen": "prefixlen", "service_id": "rev_nat_index", "addr": "addr"},
+    ),
     "nn_member_key": (abi.MemberKey(1, 2), {"service_id": "rev_nat_index", "backend_id": "backend_id"}),
     "nn_revnat_entry": (abi.AddressPort(ONES, 1, 2), {n: n for n in ("addr", "port", "protocol")}),
     "nn_ct_key": (

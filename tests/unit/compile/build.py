@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from netpolicy.types import NetworkPolicy
 from nodenet.compile.backends import Here
@@ -29,6 +30,8 @@ from nodenet.model import (
 from nodenet.store import Op, Store
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
+# nn_client is compiled from endpoints, not from Services.
+NO_CLIENTS: Mapping[Any, Any] = {}
 
 
 def service(
@@ -104,6 +107,19 @@ def compile_services(
 ) -> ServiceTables:
     """Every frontend of the Services, from nothing."""
     return ServiceCompiler(ids, previous).compile(services, slices, here)
+
+
+def as_tables(compiled: ServiceTables) -> dict[str, Any]:
+    """By name."""
+    return {
+        "nn_frontend": compiled.frontends,
+        "nn_service_addr": compiled.addresses,
+        "nn_backend": compiled.backends,
+        "nn_member": compiled.members,
+        "nn_revnat": compiled.revnat,
+        "nn_source_range": compiled.source_ranges,
+        "nn_client": NO_CLIENTS,
+    }
 
 
 def compile_policy(

@@ -26,7 +26,7 @@ from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.services import FrontendKind, frontends_of
 from nodenet.compile.slots import restore
 from nodenet.compile.state import LocalNode, NodePorts
-from nodenet.model import Service, SliceEndpoint
+from nodenet.model import Protocol, Service, SliceEndpoint
 from tests.unit.compile.build import TCP, UDP, node, service, slice_, store_of
 from tests.unit.compile.test_lb import VIP, VIP6, answers
 
@@ -82,30 +82,85 @@ def test_the_families_are_those_of_the_cluster_ips() -> None:
     assert [place[1] for place in places(service("a", VIP6, **more))] == [VIP6, "2001:db8::1", "2001:db8:1::1"]
 
 
-@pytest.mark.parametrize(
-    ("ranges", "served"),
-    [
-        (None, ["203.0.113.1", "2001:db8:2::1"]),
-        (["10.0.0.0/8"], ["2001:db8:2::1"]),
-        (["10.0.0.0/8", "fd00::/8"], []),
-        (["10.0.0.0/8", "0.0.0.0/0", "fd00::/8"], ["203.0.113.1"]),
-    ],
-)
-def test_load_balancer_addresses_with_source_ranges(ranges: list[str] | None, served: list[str]) -> None:
-    """They are not checked yet, so these addresses are left to the load balancer. Other addresses have no ranges."""
+LB4, LB6 = "203.0.113.1", "2001:db8:2::1"
+RANGES, NODE = FrontendFlag.SOURCE_RANGES, FrontendFlag.ALLOWS_NODE
+
+
+def restricted(ranges: list[str] | None, here: Here = HERE) -> tuple[ServiceTables, Service]:
     one = service(
         "web",
         VIP,
         VIP6,
-        load_balancer_ips=ips("203.0.113.1", "2001:db8:2::1"),
+        ports=PORTS,
+        load_balancer_ips=ips(LB4, LB6),
         external_ips=ips("198.51.100.1"),
         source_ranges=ranges and tuple(map(ip_network, ranges)),
     )
-    found = places(one)
-    assert [address for kind, address, _ in found if kind == "LOAD_BALANCER"] == served
-    assert ("EXTERNAL_IP", "198.51.100.1", 80) in found
-    warnings = [str(one) for one in compiled(one).warnings]
-    assert [text.split(":")[1] for text in warnings] == ([" spec.loadBalancerSourceRanges"] if len(served) < 2 else [])
+    return compiled(one, here=here), one
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        (None, {LB4: (0, set()), LB6: (0, set())}),
+        # A family without ranges has no restriction.
+        (["10.0.0.0/8"], {LB4: (RANGES, {"10.0.0.0/8"}), LB6: (0, set())}),
+        (["10.0.0.0/8", "fd00::/8"], {LB4: (RANGES, {"10.0.0.0/8"}), LB6: (RANGES, {"fd00::/8"})}),
+        # The prefix 0 is no restriction.
+        (["10.0.0.0/8", "0.0.0.0/0", "fd00::/8"], {LB4: (0, set()), LB6: (RANGES, {"fd00::/8"})}),
+        # An invalid range allows nothing (nodenet/decode).
+        (["0.0.0.0/32", "::/128"], {LB4: (RANGES, set()), LB6: (RANGES, set())}),
+        # The node's address is in a range: so the node may, and from the load balancer's address too.
+        (["192.0.2.0/30"], {LB4: (RANGES | NODE, {"192.0.2.0/30", f"{LB4}/32"}), LB6: (0, set())}),
+        (["2001:db8::/64"], {LB4: (0, set()), LB6: (RANGES | NODE, {"2001:db8::/64", f"{LB6}/128"})}),
+    ],
+)
+def test_source_ranges_are_those_of_load_balancer_addresses(ranges: list[str] | None, expected: Any) -> None:
+    """Node ports and external addresses have no ranges."""
+    tables, _ = restricted(ranges, replace(HERE, addresses=(NODE4, NODE6)))
+    found: dict[str, tuple[int, set[str]]] = {}
+    for number, address in tables.revnat.items():
+        master = tables.frontends[FrontendKey(*address, 0)]
+        mine = [key for key in tables.source_ranges if key.service_id == number.value]
+        networks = {f"{key.addr}/{key.prefixlen - (128 if key.addr.version == 4 else 32)}" for key in mine}
+        if master.flags or networks or str(address.addr) in expected:
+            found[str(address.addr)] = (master.flags, networks)
+    assert found == expected
+    assert not tables.warnings
+
+
+def test_ranges_that_change_replace_only_themselves() -> None:
+    compiler, (first, one) = ServiceCompiler(Ids()), restricted(["10.0.0.0/8", "10.1.0.0/16"])
+    slices = slice_("web", "10.0.0.1")
+    first = compiler.compile({one.ref: one}, {slices.ref: slices}, HERE)
+    _, two = restricted(["10.0.0.0/8", "10.2.0.0/16"])
+    second = compiler.compile({one.ref: two}, {slices.ref: slices}, HERE)
+    assert second.frontends is first.frontends
+    lengths = [str(key.addr) for key in second.source_ranges.keys() ^ first.source_ranges.keys()]
+    assert sorted(lengths) == ["10.1.0.0", "10.2.0.0"]
+    _, three = restricted(None)
+    third = compiler.compile({one.ref: three}, {slices.ref: slices}, HERE)
+    assert not third.source_ranges
+    assert not compiler.compile({}, {}, HERE).source_ranges
+
+
+def test_the_nodes_own_address_is_its_first_of_each_family() -> None:
+    """As kube-proxy's node address, whatever node_port_addresses says."""
+    ranges = tuple(map(ip_network, ("192.0.2.1/32", "2001:db8::1/128")))
+    one = service("web", VIP, VIP6, load_balancer_ips=ips(LB4, LB6), source_ranges=ranges)
+    for addresses, allowed in ((("192.0.2.1", "192.0.2.2", "2001:db8::1"), NODE), (("192.0.2.2", "192.0.2.1"), 0)):
+        for words in (["primary"], []):
+            local = LocalNode("node1", frozenset(ips(*addresses)), node_ports=NodePorts.of(words))
+            state, _ = compile_once(store_of(node("node1", *addresses), one).snapshot(), local)
+            master = state.tables["nn_frontend"][FrontendKey(ip_address(LB4), 80, TCP, 0)]
+            assert master.flags == RANGES | allowed
+
+
+def test_a_port_that_is_not_served_is_said() -> None:
+    ports = [("", TCP, 80), ("s", Protocol.SCTP, 132)]
+    (warning,) = compiled(service("web", VIP, ports=ports)).warnings
+    assert str(warning) == "Service default/web: spec.ports: port 132: SCTP is not served"
+    assert not compiled(service("web", ports=ports)).warnings
 
 
 def test_the_policy_for_inside_is_that_of_the_cluster_ip() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -19,11 +19,8 @@ from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.slots import NO_SLOTS, Slots, restore
 from nodenet.evolved import Evolved
 from nodenet.model import EndpointSlice, ObjectRef, Service
-from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
-from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
-
-# nn_client is compiled from endpoints, not from Services.
-NO_CLIENTS: dict[Any, Any] = {}
+from nodenet.reconcile.plan import Write, plan_services
+from tests.unit.compile.build import TCP, UDP, as_tables, compile_services, service, slice_, target
 
 # Few of everything, so that claims clash, slices move and backends are shared.
 NAMES = st.sampled_from("abc")
@@ -37,7 +34,7 @@ SERVICE_PORTS = st.lists(
 )
 # Kinds of addresses that clash with each other: an external address may be a ClusterIP or the node's own.
 EXTERNAL = st.lists(st.sampled_from(["10.96.0.1", "10.96.0.9", "192.0.2.1"]), unique=True, max_size=2)
-HERES = st.sampled_from([Here("node1"), Here("node1", "a", (ip_address("192.0.2.1"),)), Here("node2", "b")])
+HERES = st.sampled_from([Here("node1"), Here("node1", "a", *[(ip_address("192.0.2.1"),)] * 2), Here("node2", "b")])
 SLICE_PORTS = st.lists(st.sampled_from([("x", TCP, 8080), ("y", UDP, 53), ("z", TCP, 8080)]), unique=True, max_size=3)
 TARGETS = st.lists(
     st.builds(
@@ -76,6 +73,7 @@ def _service(
         affinity_seconds=60 if publish and local else 0,
         external_ips=tuple(map(ip_address, external[0])),
         load_balancer_ips=tuple(map(ip_address, external[1])),
+        source_ranges=(ip_network("192.0.2.0/24"), ip_network("10.0.0.0/8"))[: len(ports)] if publish else None,
     )
 
 
@@ -117,11 +115,6 @@ class Cluster:
             self.slices = slices if slices != self.slices else self.slices
 
 
-def as_tables(compiled: ServiceTables) -> dict[str, Any]:
-    tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
-    return dict(zip(SERVICE_TABLES, (*tables, NO_CLIENTS), strict=True))
-
-
 def meaning(compiled: ServiceTables) -> dict[str, Any]:
     """The result but for the order of slots, which tells of the past."""
     by_slot: dict[Any, Any] = {}
@@ -138,6 +131,7 @@ def meaning(compiled: ServiceTables) -> dict[str, Any]:
         "members": compiled.members,
         "addresses": compiled.addresses,
         "revnat": compiled.revnat,
+        "source_ranges": compiled.source_ranges,
         "names": compiled.names,
         "warnings": compiled.warnings,
     }

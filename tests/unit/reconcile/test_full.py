@@ -114,6 +114,40 @@ def test_traffic_from_outside_is_served_while_its_own_entry_has_no_room() -> Non
     assert kernel.held()["nn_frontend"] == new["nn_frontend"]
 
 
+def restricted(*ranges: str, name: str = "a") -> list[Any]:
+    address = ip_address(f"192.0.2.{ord(name)}")
+    more: Any = {"load_balancer_ips": (address,), "source_ranges": tuple(map(ip_network, ranges))}
+    return [service(name, f"10.96.0.{ord(name) - 96}", **more), slice_(name, "10.0.1.1")]
+
+
+def tables_of(*objects: Any) -> Tables:
+    return Compiler().compile(store_of(*objects).snapshot(), LocalNode("node1"))[0].tables
+
+
+def test_source_ranges_without_room_allow_nothing_more() -> None:
+    old = tables_of(*restricted("10.1.0.0/16", "10.2.0.0/16"))
+    new = tables_of(*restricted("10.2.0.0/16", "10.3.0.0/16"), *restricted("10.4.0.0/16", name="b"))
+    kernel = Kernel(old, nn_source_range=2)
+    with pytest.raises(FullError, match="nn_source_range"):
+        kernel.services(new)
+    held = kernel.held()
+    assert held["nn_source_range"].keys() <= old["nn_source_range"].keys() & new["nn_source_range"].keys()
+    b = FrontendKey(ip_address("192.0.2.98"), 80, 6, 0)
+    assert b in new["nn_frontend"]
+    assert b not in held["nn_frontend"], "a frontend whose ranges do not fit is not served"
+    kernel.tables["nn_source_range"].max_entries = 3
+    kernel.services(new)
+    assert kernel.held()["nn_source_range"] == new["nn_source_range"]
+    assert b in kernel.held()["nn_frontend"]
+
+
+def test_ranges_of_a_service_that_goes_make_room() -> None:
+    old, new = tables_of(*restricted("10.1.0.0/16")), tables_of(*restricted("10.2.0.0/16", name="b"))
+    kernel = Kernel(old, nn_source_range=1)
+    kernel.services(new)
+    assert kernel.held()["nn_source_range"] == new["nn_source_range"]
+
+
 def test_a_service_without_room_holds_up_no_other_and_is_left_whole() -> None:
     old = wanted_services(a=("10.0.1.1",), b=("10.0.1.2",))
     kernel = Kernel(old)

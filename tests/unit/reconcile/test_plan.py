@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -32,10 +32,7 @@ from nodenet.model import EndpointSlice, Service
 from nodenet.reconcile.apply import ApplyError, apply, read
 from nodenet.reconcile.plan import SERVICE_TABLES, Write, plan_services
 from nodenet.testing import Crashed, FakeTable, Fault, FaultyTable
-from tests.unit.compile.build import TCP, UDP, compile_services, service, slice_, target
-
-# nn_client is compiled from endpoints, not from Services.
-NO_CLIENTS: dict[Any, Any] = {}
+from tests.unit.compile.build import TCP, UDP, as_tables, compile_services, service, slice_, target
 
 Tables = Mapping[str, Mapping[Any, Any]]
 Cluster = tuple[list[Service], list[EndpointSlice]]
@@ -43,6 +40,12 @@ Cluster = tuple[list[Service], list[EndpointSlice]]
 # Services of a small cluster: name -> (has it, its ports, its backends).
 SERVICES = {"a": "10.96.0.1", "b": "10.96.0.2", "c": "fd00:96::3"}
 EXTERNAL = {"a": "192.0.2.1", "b": "192.0.2.1", "c": "2001:db8::3"}
+BALANCER = {"a": "203.0.113.1", "b": "203.0.113.2", "c": "2001:db8::4"}
+SOURCE_RANGES = [
+    tuple(map(ip_network, texts))
+    for texts in (["10.1.0.0/16"], ["10.1.1.0/24", "fd01::/16"], ["10.2.0.0/16", "fd01:1::/32"], ["::/128"])
+]
+SOURCES = tuple(map(ip_address, ("10.1.0.1", "10.1.1.1", "10.2.0.1", "fd01::1", "fd01:1::1", "0.0.0.0")))
 BACKENDS = {"a": "10.0.0.", "b": "10.0.0.", "c": "fd00::"}
 
 
@@ -52,6 +55,9 @@ def clusters(draw: st.DrawFn) -> Cluster:
     for name in draw(st.lists(st.sampled_from(sorted(SERVICES)), unique=True)):
         ports = draw(st.lists(st.sampled_from([("x", TCP, 80), ("y", UDP, 80), ("z", TCP, 81)]), unique=True))
         more: dict[str, Any] = {"external_ips": (ip_address(EXTERNAL[name]),)} if draw(st.booleans()) else {}
+        if draw(st.booleans()):
+            more["load_balancer_ips"] = (ip_address(BALANCER[name]),)
+            more["source_ranges"] = draw(st.sampled_from([None, *SOURCE_RANGES]))
         more |= {"external_local": draw(st.booleans()), "affinity_seconds": draw(st.sampled_from([0, 60]))}
         services.append(service(name, SERVICES[name], ports=ports, **more))
         ends = [
@@ -80,8 +86,7 @@ class Node:
         services, slices = ({o.ref: o for o in objects} for objects in cluster)
         compiled = compile_services(services, slices, self.ids, self.slots, Here("node1"))  # type: ignore[arg-type]
         self.slots = compiled.slots
-        tables = (compiled.frontends, compiled.addresses, compiled.backends, compiled.members, compiled.revnat)
-        return dict(zip(SERVICE_TABLES, (*tables, NO_CLIENTS), strict=True))
+        return as_tables(compiled)
 
     def apply(self, cluster: Cluster, fault: Fault | None = None) -> list[Write]:
         desired = self.desired(cluster)
@@ -118,6 +123,21 @@ def ends_of(tables: Tables, master: FrontendKey) -> Iterator[AddressPort]:
             assert tables["nn_member"][MemberKey(entry.service_id, number)] == backend
 
 
+def allowed(tables: Tables) -> dict[tuple[Any, ...], bool]:
+    """Whether a source may use a frontend, by frontend and source."""
+    networks: dict[int, list[Any]] = {}
+    for key in tables["nn_source_range"]:
+        bits = key.prefixlen - (128 if key.addr.version == 4 else 32)
+        networks.setdefault(key.service_id, []).append(ip_network((key.addr, bits)))
+    return {
+        (key[:3], source): not entry.flags & FrontendFlag.SOURCE_RANGES
+        or any(source in network for network in networks.get(entry.service_id, []))
+        for key, entry in tables["nn_frontend"].items()
+        for source in SOURCES
+        if not key.slot
+    }
+
+
 def keeps_affinity(tables: Tables) -> None:
     """Every backend that is chosen may be kept. While affinity is switched off, one that is not costs a choice."""
     for key, entry in tables["nn_frontend"].items():
@@ -135,9 +155,9 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
     node.apply(old)
     held = node.held()
     kept = dict(held["nn_member"])
-    before = leads_to(held)
+    before, might = leads_to(held), allowed(held)
     desired = node.desired(new)
-    after = leads_to(desired)
+    after, may = leads_to(desired), allowed(desired)
     for write in plan_services(desired, held):
         if write.is_delete:
             del held[write.table][write.key]
@@ -145,9 +165,14 @@ def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster
             held[write.table][write.key] = write.value
         for frontend, ends in leads_to(held).items():
             assert AddressKey(frontend[0]) in held["nn_service_addr"], "unserved ports are refused meanwhile"
-            assert ends <= before.get(frontend, set()) | after.get(frontend, set())
+            # When the policy changes together with the endpoints, one of them comes first: traffic from outside may
+            # meet the INTERNAL entry with the policy before or after.
+            keys = {frontend, (*frontend[:3], FrontendScope.INTERNAL)}
+            assert ends <= set().union(*(table.get(key, set()) for table in (before, after) for key in keys))
             if before.get(frontend) and after.get(frontend):
                 assert ends, "it had an answer before, and has one after"
+        for who, is_allowed in allowed(held).items():
+            assert is_allowed in {table[who] for table in (might, may) if who in table}
         stay = kept.items() & desired["nn_member"].items()
         assert stay <= held["nn_member"].items(), "a backend that stays is a member all the time"
         for addr, *_ in before.keys() & after.keys():
