@@ -8,13 +8,14 @@ from typing import Any
 from nodenet import abi
 from nodenet.abi.carried import ct_lifetime
 from nodenet.bpf.pins import Pins
+from nodenet.bpf.rawtable import RawTable
 from nodenet.bpf.tables import BpfTable
 from nodenet.compile import Names
 from nodenet.endpoint import AttachmentKey
 from nodenet.engine import Compiled
 from nodenet.flow.types import RESERVED_NAMES
-from nodenet.model import Direction, Protocol
-from nodenet.tables import MAPS
+from nodenet.model import Direction, ObjectRef, Protocol
+from nodenet.tables import MAPS, BpfMap, MapType
 
 Row = Mapping[str, Any]
 
@@ -29,6 +30,7 @@ def endpoints(compiled: Compiled) -> Iterator[Row]:
             "id": endpoint.endpoint_id,
             "pod": str(endpoint.pod),
             "identity": entry.identity if entry else 0,
+            "labels": _pod_labels(compiled, endpoint.pod),
             "ips": [str(ip) for ip in endpoint.ips],
             "ingress": _isolation(abi.EndpointFlag.ISOLATED_INGRESS in flags),
             "egress": _isolation(abi.EndpointFlag.ISOLATED_EGRESS in flags),
@@ -64,10 +66,10 @@ def policies(compiled: Compiled) -> Iterator[Row]:
         bits = key.prefixlen - abi.POLICY_BITS_PROTOCOL
         yield {
             "subject": key.subject,
-            "subjectLabels": _label_text(names, key.subject),
+            "subjectLabels": label_text(names, key.subject),
             "direction": Direction(key.direction).name.lower(),
             "peer": key.peer,
-            "peerLabels": _label_text(names, key.peer) if key.peer else "anyone",
+            "peerLabels": label_text(names, key.peer) if key.peer else "anyone",
             "protocol": Protocol(key.protocol).name if key.protocol else "ANY",
             "ports": _port_range(key.port, bits) if key.protocol else "any",
             "rule": f"{rule.namespace}/{rule.policy} {rule.direction}[{rule.index}]" if rule else "",
@@ -77,7 +79,7 @@ def policies(compiled: Compiled) -> Iterator[Row]:
             if (subject, direction) not in opened:
                 yield {
                     "subject": subject,
-                    "subjectLabels": _label_text(names, subject),
+                    "subjectLabels": label_text(names, subject),
                     "direction": Direction(direction).name.lower(),
                     "peer": None,
                     "peerLabels": "nobody",
@@ -97,7 +99,7 @@ def ipcache(compiled: Compiled) -> Iterator[Row]:
             "ip": str(key.addr),
             "identity": value.value,
             "pod": pod,
-            "labels": _label_text(names, value.value),
+            "labels": label_text(names, value.value),
         }
     for key, value in compiled.desired.tables.get("nn_cidr", {}).items():
         bits = abi.V4_PREFIX_BITS if key.addr.version == 4 else 0
@@ -105,7 +107,7 @@ def ipcache(compiled: Compiled) -> Iterator[Row]:
             "ip": f"{key.addr}/{key.prefixlen - bits}",
             "identity": value.value,
             "pod": "",
-            "labels": _label_text(names, value.value),
+            "labels": label_text(names, value.value),
         }
 
 
@@ -133,30 +135,59 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
 
 def maps(tables: Mapping[str, BpfTable], pins: Pins) -> Iterator[Row]:
     """All maps, with their sizes and numbers of entries."""
-    for name, table in sorted(tables.items()):
-        entries = table.count()
+    for name, declared in sorted(MAPS.items()):
+        table = tables.get(name) or _opened(name, pins)
+        entries = _count(declared, table)
+        size = table.max_entries if table is not None else None
+        records = declared.records
         yield {
             "name": name,
-            "id": table.info.id,
+            "type": declared.type.name.lower(),
+            "id": table.info.id if table is not None else None,
             "entries": entries,
-            "size": table.max_entries,
-            "fill": round(entries / table.max_entries, 4),
-            "key": table.spec.key.__name__,
-            "value": table.spec.value.__name__,
-            "writtenBy": MAPS[name].writer.value,
-            "sizeKey": MAPS[name].size.key,
-            "whenFull": MAPS[name].full,
+            "size": size,
+            # An array has all of its entries always.
+            "fill": round(entries / size, 4) if size and entries is not None and not declared.is_array else None,
+            "key": records.key.__name__ if records else None,
+            "value": records.value.__name__ if records else None,
+            "writtenBy": declared.writer.value,
+            "sizeKey": declared.size.key,
+            "whenFull": declared.full,
             "path": str(pins.map(name)),
         }
+        if table is not None and name not in tables:
+            table.close()
 
 
-def _label_text(names: Names, number: int) -> str:
+def _opened(name: str, pins: Pins) -> RawTable | None:
+    """A map that the agent does not read. None if it is not pinned: no program of this kernel uses it."""
+    try:
+        return RawTable(name, pins.map(name))
+    except OSError:
+        return None
+
+
+def _count(declared: BpfMap, table: RawTable | None) -> int | None:
+    """The number of entries; None if it cannot be known: what is stored at sockets, or waits in a queue."""
+    if table is None or declared.type in (MapType.SK_STORAGE, MapType.RINGBUF):
+        return None
+    return table.max_entries if declared.is_array and declared.records is None else table.count()
+
+
+def label_text(names: Names, number: int) -> str:
+    """The labels of an identity, or the network of a region; "" if neither is known."""
     if number in names.identities:
         labels = names.identities[number]
         return ",".join([f"ns={labels.namespace}", *(f"{k}={v}" for k, v in labels.labels)])
     if number in names.regions:
         return f"cidr:{names.regions[number]}"
     return f"reserved:{RESERVED_NAMES[number]}" if number in RESERVED_NAMES else ""
+
+
+def _pod_labels(compiled: Compiled, ref: ObjectRef) -> list[str]:
+    """Empty if the pod is not in the API."""
+    pod = compiled.snapshot.pods.get(ref)
+    return [f"{key}={value}" for key, value in sorted(pod.labels.items())] if pod is not None else []
 
 
 def _isolation(isolated: bool) -> str:

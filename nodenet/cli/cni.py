@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nodenet.cli.output import Column, Format, emit, output_option
+from nodenet.errors import BadInputError
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILES = [Column("FILE", "file"), Column("STATE", "state")]
@@ -105,10 +107,22 @@ def uninstall(bin_dir: Path, conf_dir: Path, output: Format) -> None:
     "--data-dir", type=_FOLDER, default="/var/lib/cni/networks", show_default=True, help="host-local's dataDir."
 )
 @click.option("--run-dir", type=_FOLDER, default="/run/nodenet", show_default=True, help="The agent's run_dir.")
+@click.option("--lab", metavar="NAME", help="The leases of this lab's nodes.")
+@click.option("--node", metavar="NODE", help="Only this node of the lab. Default: all nodes.")
 @output_option
-def leases(data_dir: Path, run_dir: Path, output: Format) -> None:
+@click.pass_context
+def leases(
+    ctx: click.Context, data_dir: Path, run_dir: Path, lab: str | None, node: str | None, output: Format
+) -> None:
     """List the leased addresses: network, container, and the pod if this node knows it."""
     from nodenet.cni.leases import list_leases
+
+    places = {"": (data_dir, run_dir)}
+    if lab or node:
+        for name in ("data_dir", "run_dir"):
+            if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                raise BadInputError(f"--lab and --{name.replace('_', '-')} cannot be combined")
+        places = _of_lab(lab or "lab", node)
 
     columns = [
         Column("NETWORK", "network"),
@@ -118,7 +132,19 @@ def leases(data_dir: Path, run_dir: Path, output: Format) -> None:
         Column("NAMESPACE", "namespace"),
         Column("POD", "pod"),
     ]
-    rows, problems = list_leases(data_dir, run_dir)
-    for problem in problems:
-        click.echo(f"nodenet: {problem}", err=True)
-    emit(rows, columns, output)
+    rows: list[dict[str, Any]] = []
+    for where, (data, run) in places.items():
+        found, problems = list_leases(data, run)
+        rows += [{"node": where, **row} if where else row for row in found]
+        for problem in problems:
+            click.echo(f"nodenet: {problem}", err=True)
+    emit(rows, [*([Column("NODE", "node")] if lab or node else []), *columns], output)
+
+
+def _of_lab(lab: str, node: str | None) -> dict[str, tuple[Path, Path]]:
+    """dataDir and run_dir of each node of a lab. Raises BadInputError for an unknown lab or node."""
+    from nodenet.lab import files, names
+
+    plan = files.read_state(lab).plan
+    nodes = [plan.node(node).name] if node else [one.name for one in plan.nodes]
+    return {one: (files.ipam_dir(plan.name, one), names.node_dir(plan.name, one)) for one in nodes}

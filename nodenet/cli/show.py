@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nodenet.cli.cluster_options import cluster_options
+from nodenet.cli.columns import COLUMNS
 from nodenet.cli.output import Column, Format, emit, emit_document, output_option
 from nodenet.cli.target import Target, target_options, targets
 from nodenet.errors import BadInputError, NodenetError
@@ -17,100 +18,22 @@ from nodenet.errors import BadInputError, NodenetError
 Row = Mapping[str, Any]
 
 
-def _percent(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, int | float) else "-"
-
-
-def _seconds(value: Any) -> str:
-    return f"{value}s" if value is not None else "-"
-
-
-def _affinity(value: Any) -> str:
-    return f"{value}s" if value else "-"
-
-
-COLUMNS: dict[str, tuple[Column, ...]] = {
-    "endpoint": (
-        Column("ID", "id"),
-        Column("POD", "pod"),
-        Column("IDENTITY", "identity"),
-        Column("IPS", "ips"),
-        Column("INGRESS", "ingress"),
-        Column("EGRESS", "egress"),
-        Column("STATE", "state"),
-        Column("INTERFACE", "interface"),
-    ),
-    "identity": (
-        Column("ID", "id"),
-        Column("NAMESPACE", "namespace"),
-        Column("LABELS", "labels"),
-        Column("NAMED PORTS", "namedPorts"),
-    ),
-    "service": (
-        Column("ID", "id"),
-        Column("SERVICE", "service"),
-        Column("PORT", "port"),
-        Column("TYPE", "type"),
-        Column("FRONTEND", "frontend"),
-        Column("PROTOCOL", "protocol"),
-        Column("SCOPE", "scope"),
-        Column("POLICY", "trafficPolicy"),
-        Column("AFFINITY", "affinitySeconds", _affinity),
-        Column("FLOWS", "flows"),
-        Column("OPENED", "opened"),
-        Column("DROPPED", "dropped"),
-        Column("BACKENDS", "backends"),
-        Column("NOT SERVED", "notServed"),
-    ),
-    "policy": (
-        Column("SUBJECT", "subject"),
-        Column("LABELS", "subjectLabels"),
-        Column("DIRECTION", "direction"),
-        Column("PEER", "peer"),
-        Column("PEER LABELS", "peerLabels"),
-        Column("PROTOCOL", "protocol"),
-        Column("PORTS", "ports"),
-        Column("RULE", "rule"),
-    ),
-    "ipcache": (
-        Column("IP", "ip"),
-        Column("IDENTITY", "identity"),
-        Column("POD", "pod"),
-        Column("LABELS", "labels"),
-    ),
-    "ct": (
-        Column("PROTOCOL", "protocol"),
-        Column("SOURCE", "source"),
-        Column("DESTINATION", "destination"),
-        Column("DIRECTION", "direction"),
-        Column("STATE", "state"),
-        Column("IDLE", "idleSeconds", _seconds),
-        Column("AGE", "ageSeconds", _seconds),
-        Column("SERVICE", "service"),
-        Column("RULE", "rule"),
-    ),
-    "map": (
-        Column("NAME", "name"),
-        Column("ID", "id"),
-        Column("ENTRIES", "entries"),
-        Column("SIZE", "size"),
-        Column("FILL", "fill", _percent),
-        Column("KEY", "key"),
-        Column("VALUE", "value"),
-        Column("WRITTEN BY", "writtenBy"),
-        Column("SIZE KEY", "sizeKey"),
-    ),
-}
-
-
-def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, str | None]) -> None:
+def print_rows(
+    resource: str,
+    output: Format,
+    limit: int,
+    where: Mapping[str, str | None],
+    name: str = "",
+    key: Sequence[str] = (),
+) -> int:
     """Fetch one resource from the agents in `where` and print it. With several agents there is a column for the node.
+    `name`, `key`: as in rpc.client.Client.rows. Returns the number of rows.
 
     If some agents do not answer, they are reported on stderr and the exit code is 1, so that an incomplete list does
     not look complete. If none answers, the first NodenetError is raised.
     """
     found = targets(where)
-    answers = asyncio.run(gather_rows(found, resource, limit))
+    answers = asyncio.run(gather_rows(found, resource, limit, name, key))
     silent = [(one, answer) for one, answer in zip(found, answers, strict=True) if isinstance(answer, NodenetError)]
     if len(silent) == len(found):
         raise silent[0][1]
@@ -125,19 +48,20 @@ def print_rows(resource: str, output: Format, limit: int, where: Mapping[str, st
         click.echo(f"nodenet: {one.node} is missing: {error}", err=True)
     if silent:
         raise SystemExit(1)
+    return len(rows)
 
 
 async def gather_rows(
-    where: Sequence[Target], resource: str, limit: int, name: str = ""
+    where: Sequence[Target], resource: str, limit: int, name: str = "", key: Sequence[str] = ()
 ) -> list[list[dict[str, Any]] | NodenetError]:
-    """The rows of each agent, or its error. `name`: only rows of this object."""
+    """The rows of each agent, or its error. `name`, `key`: as in rpc.client.Client.rows."""
 
     async def one(target: Target) -> list[dict[str, Any]] | NodenetError:
         from nodenet.rpc.client import Client
 
         try:
             async with Client(target.address) as client:
-                return await client.rows(resource, limit, name)
+                return await client.rows(resource, limit, name, key)
         except NodenetError as error:
             return error
 
@@ -169,7 +93,6 @@ endpoint = _group(
 identity = _group("identity", "identity", "Label sets and their numbers.", "List the identities.")
 ipcache = _group("ipcache", "ipcache", "Addresses and the identities behind them.", "List the addresses and CIDRs.")
 ct = _group("ct", "ct", "Connection tracking entries of the node.", "List the connections of the node's pods.")
-map_ = _group("map", "map", "eBPF maps: entries, size, usage.", "List the maps of the datapath.")
 # For the `policy` group: `policy get`.
 policy_get = list_command("policy", "get", "List the policy rules in the datapath of a node.")
 

@@ -161,12 +161,17 @@ def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
     return {"cluster_name": plan.name, **state.agents.of(node.name), **own}
 
 
+def ipam_dir(lab: str, node: str) -> Path:
+    """The leases of a node's pods, in host-local's format."""
+    return names.node_dir(lab, node) / "cni" / "ipam"
+
+
 def conflist(plan: LabPlan, node: NodePlan) -> dict[str, Any]:
     """The node's CNI network configuration list."""
     folder = names.node_dir(plan.name, node.name)
     ipam = {
         "type": "host-local",
-        "dataDir": str(folder / "cni" / "ipam"),
+        "dataDir": str(ipam_dir(plan.name, node.name)),
         "ranges": [[{"subnet": str(network)}] for network in node.pod_cidrs],
     }
     plugin = {

@@ -8,6 +8,7 @@ from typing import Any
 from nodenet.lab import pods
 from nodenet.lab.apiserver.client import LocalClient
 from nodenet.lab.apiserver.status import ApiError
+from nodenet.lab.pod_events import PodEvents, now
 
 Object = dict[str, Any]
 # The object was deleted, or replaced by another one of the same name.
@@ -19,6 +20,7 @@ class ClientPodApi:
 
     def __init__(self, client: LocalClient) -> None:
         self._client = client
+        self._events = PodEvents(client, now)
 
     async def pods(self, node: str) -> AsyncIterator[tuple[bool, Object]]:
         """Yields (True, pod) for each new or changed pod, and (False, last state) for each deleted one. Endless."""
@@ -40,6 +42,9 @@ class ClientPodApi:
         except ApiError as error:
             if error.code not in _GONE:
                 raise
+
+    async def warn(self, pod: Object, reason: str, message: str, node: str) -> None:
+        await self._events.warn(pod, reason, message, "kubelet", node)
 
     async def finish_deletion(self, pod: Object) -> None:
         metadata = pod["metadata"]

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from nodenet.errors import NodenetError
 from nodenet.lab import pods, process
 from nodenet.lab.cni_runtime import Attachment, Runtime
 from nodenet.lab.layout import NodePlan
+from nodenet.lab.pod_events import now
 from nodenet.lab.sandbox import Sandbox
 from nodenet.model import IPAddress
 
@@ -29,6 +29,8 @@ Ref = tuple[str, str]
 
 BACKOFF_FIRST = 1.0
 BACKOFF_MOST = 10.0
+# Reasons of Events that have another word than the pod's status.
+_REASONS = {"CrashLoopBackOff": "BackOff"}
 
 
 class PodApi(Protocol):
@@ -41,6 +43,10 @@ class PodApi(Protocol):
     async def set_status(self, pod: Object, status: Mapping[str, Any]) -> None:
         """Merge into the pod's status. Does nothing if the pod (by uid) no longer exists, or if a test sets its status
         (pods.manual_status)."""
+        ...
+
+    async def warn(self, pod: Object, reason: str, message: str, node: str) -> None:
+        """Record an Event: the pod does not start, or not again."""
         ...
 
     async def finish_deletion(self, pod: Object) -> None:
@@ -119,7 +125,7 @@ class PodWorker:
             # A finished pod keeps its object, with its addresses in the status, but other pods may get the addresses.
             await self._retried_quietly(self._take_down)
             phase = pods.end_phase(self.pod) or "Failed"
-            await self._set_status(pods.finished_status(self.pod, _now(), phase, self._restarts))
+            await self._set_status(pods.finished_status(self.pod, now(), phase, self._restarts))
         await self._ending.wait()
         await self._retried_quietly(self._take_down)
         log.info("%s: removed", self)
@@ -148,7 +154,7 @@ class PodWorker:
         while True:
             server = await self._retried("CrashLoopBackOff", self._start)
             node_ips = [interface.ip for interface in self._here.node.addresses]
-            running = pods.running_status(self.pod, _now(), ips, node_ips, self._sandbox.container_id, self._restarts)
+            running = pods.running_status(self.pod, now(), ips, node_ips, self._sandbox.container_id, self._restarts)
             await self._set_status(running)
             log.info("%s: running at %s", self, ", ".join(map(str, ips)))
             status = await process.wait(server)
@@ -156,6 +162,7 @@ class PodWorker:
             log.warning("%s: stand-in ended with %s", self, status)
             message = f"the stand-in server ended with exit status {status}"
             await self._wait_for(message, "CrashLoopBackOff")
+            await self._warn("BackOff", message)
             await asyncio.sleep(BACKOFF_FIRST)
 
     async def _attach(self) -> tuple[IPAddress, ...]:
@@ -166,6 +173,7 @@ class PodWorker:
         if not self._here.network_ready.is_set():
             message = f"network is not ready: the agent of {self._here.node.name} does not answer"
             await self._wait_for(message)
+            await self._warn("NetworkNotReady", message)
             await self._here.network_ready.wait()
         async with self._here.slots:
             self._attached = True
@@ -185,10 +193,15 @@ class PodWorker:
                 log.warning("%s: %s: %s", self, reason, error)
                 shown = "ContainerCreating" if reason == "FailedCreatePodSandBox" else reason
                 await self._wait_for(str(error), shown)
+                prefix = "Failed to create pod sandbox: " if reason == "FailedCreatePodSandBox" else ""
+                await self._warn(_REASONS.get(reason, reason), f"{prefix}{error}")
             await asyncio.sleep(backoff.next())
 
     async def _wait_for(self, message: str, reason: str = "ContainerCreating") -> None:
-        await self._set_status(pods.waiting_status(self.pod, _now(), reason, message, self._restarts))
+        await self._set_status(pods.waiting_status(self.pod, now(), reason, message, self._restarts))
+
+    async def _warn(self, reason: str, message: str) -> None:
+        await self._here.api.warn(self.pod, reason, message, self._here.node.name)
 
     async def _set_status(self, status: Mapping[str, Any]) -> None:
         self._status = status
@@ -222,7 +235,3 @@ class PodWorker:
             "K8S_POD_UID": self.uid,
         }
         return Attachment(self._sandbox.container_id, self._sandbox.netns, arguments)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,10 +68,13 @@ class Client:
         answer = await self._unary(_AGENT, "Status", agent_pb2.StatusRequest())
         return msgspec.json.decode(answer.json, type=dict[str, Any])
 
-    async def rows(self, resource: str, limit: int = 0, name: str = "") -> list[dict[str, Any]]:
-        """The rows of one resource (service.RESOURCES); at most `limit`, 0: all. `name`: only those of one object."""
+    async def rows(
+        self, resource: str, limit: int = 0, name: str = "", key: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """The rows of one resource (service.RESOURCES); at most `limit`, 0: all. `name`: only those of one object or
+        map. `key`: only the entry of this key."""
         found: list[dict[str, Any]] = []
-        request = agent_pb2.ListRequest(resource=resource, limit=limit, name=name)
+        request = agent_pb2.ListRequest(resource=resource, limit=limit, name=name, key=key)
         async for chunk in self._stream(_AGENT, "List", request):
             found.extend(msgspec.json.decode(row, type=dict[str, Any]) for row in chunk.rows)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,7 +21,19 @@ from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 
 HEALTH = "grpc.health.v1.Health"
 OBSERVER_SERVICE = "hubble.server.Observer"
-RESOURCES = ("endpoint", "identity", "service", "service_view", "policy", "ipcache", "ct", "map")
+RESOURCES = (
+    "endpoint",
+    "identity",
+    "service",
+    "service_view",
+    "policy",
+    "ipcache",
+    "ct",
+    "map",
+    "map_dump",
+    "map_get",
+    "program",
+)
 _ROWS_PER_CHUNK = 500
 # Limits of concurrent calls: (unix socket, TCP). Each call of the provider occupies one of the process's few threads.
 _PROVIDER_CALLS = (32, 4)
@@ -43,8 +55,9 @@ class Provider(Protocol):
         """One object. Clients interpret `healthy` (bool) and `node`; they show the other fields unchanged."""
         ...
 
-    def rows(self, resource: str, name: str = "") -> Iterable[Row]:
-        """The rows of one of RESOURCES. `name`: only rows of this object, for resources that know names."""
+    def rows(self, resource: str, name: str = "", key: Sequence[str] = ()) -> Iterable[Row]:
+        """The rows of one of RESOURCES. `name`: only rows of this object, or of this map; `key`: only the entry of this
+        key. Raises NodenetError for names and keys that are unknown."""
         ...
 
     def explain(self, source: str, destination: str, port: int, protocol: str) -> Row:
@@ -77,7 +90,7 @@ class Agent:
             message = f"resource: unknown {shown(request.resource)} (known: {', '.join(RESOURCES)})"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
         await self._provider_calls.acquire(context)
-        asked = request.resource, request.name, request.limit or None
+        asked = request.resource, request.name, tuple(request.key), request.limit or None
         for chunk in await _call_provider(context, self._chunks, *asked):
             yield agent_pb2.ListResponse(rows=chunk)
 
@@ -109,8 +122,8 @@ class Agent:
             if answer.records:
                 yield answer
 
-    def _chunks(self, resource: str, name: str, limit: int | None) -> list[list[bytes]]:
-        rows = [encode(row) for row in islice(self._provider.rows(resource, name), limit)]
+    def _chunks(self, resource: str, name: str, key: Sequence[str], limit: int | None) -> list[list[bytes]]:
+        rows = [encode(row) for row in islice(self._provider.rows(resource, name, key), limit)]
         return [rows[start : start + _ROWS_PER_CHUNK] for start in range(0, len(rows), _ROWS_PER_CHUNK)]
 
 

@@ -159,6 +159,11 @@ class BpfMap:
         return self.type is MapType.LRU_HASH
 
     @property
+    def is_array(self) -> bool:
+        """True if all entries exist always."""
+        return self.type in (MapType.ARRAY, MapType.PERCPU_ARRAY)
+
+    @property
     def fills(self) -> bool:
         """True if the map can become full, and that is trouble: see `full`. An array has all of its entries always."""
         return bool(self.full) and not self.evicts

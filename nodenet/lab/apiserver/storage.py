@@ -56,6 +56,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork"),
         *("status.phase", "status.podIP", "status.nominatedNodeName"),
     ),
+    "Event": (
+        *(f"involvedObject.{name}" for name in ("kind", "namespace", "name", "uid", "apiVersion", "fieldPath")),
+        *("reason", "reportingComponent", "type"),
+    ),
     "Namespace": ("status.phase",),
     "Node": ("spec.unschedulable",),
     "Service": ("spec.clusterIP", "spec.type"),
@@ -76,8 +80,8 @@ def field_names(kind: str) -> frozenset[str]:
 def _fields(kind: str, ref: Ref, obj: Mapping[str, Any]) -> dict[str, str]:
     found = {"metadata.namespace": ref[0], "metadata.name": ref[1]}
     for path in FIELDS.get(kind, ()):
-        section, key = path.split(".")
-        value = (obj.get(section) or {}).get(key)
+        section, _, key = path.partition(".")
+        value = (obj.get(section) or {}).get(key) if key else obj.get(section)
         if path in _BOOLEANS:
             value = bool(value)
         found[path] = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)

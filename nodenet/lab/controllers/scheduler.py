@@ -10,6 +10,7 @@ from nodenet.lab.apiserver.storage import Stored
 from nodenet.lab.controllers.manager import Controller
 from nodenet.lab.controllers.objects import Obj, condition, controller_of, deleting
 from nodenet.lab.controllers.placement import obstacle
+from nodenet.lab.pod_events import PodEvents
 
 NAME = "default-scheduler"
 _OVER = ("Succeeded", "Failed")
@@ -23,6 +24,7 @@ class Scheduler(Controller):
     def __init__(self, client: LocalClient, now: Callable[[], str]) -> None:
         self._client = client
         self._now = now
+        self._events = PodEvents(client, now)
 
     def keys(self, kind: str, old: Obj | None, new: Obj | None) -> Iterable[str]:
         if kind == "Node":
@@ -75,6 +77,7 @@ class Scheduler(Controller):
         others = [c for c in status.get("conditions") or () if c.get("type") != "PodScheduled"]
         if [*others, new] != (status.get("conditions") or []):
             await self._client.update({**pod, "status": {**status, "conditions": [*others, new]}}, "status")
+            await self._events.warn(pod, "FailedScheduling", message, NAME)
 
 
 class _Siblings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -50,7 +50,7 @@ class ScriptedProvider:
     def status(self) -> dict[str, Any]:
         return {"node": "node-1", "healthy": self.well, "address": WEB}
 
-    def rows(self, resource: str, name: str = "") -> Iterator[dict[str, Any]]:
+    def rows(self, resource: str, name: str = "", key: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
         yield from self.tables.get(resource, [])
 
     def explain(self, source: str, destination: str, port: int, protocol: str) -> dict[str, Any]:

@@ -92,8 +92,8 @@ async def test_status_and_lists(world):
     assert (code, out) == (0, "node-1: healthy\n  address: 10.0.0.1\n")
     code, out, _ = await run(world, "map", "list")
     assert out.splitlines() == [
-        "NAME   ID  ENTRIES  SIZE   FILL  KEY  VALUE  WRITTEN BY  SIZE KEY",
-        "nn_ct   3        5    10  50.0%  -    -      -           -",
+        "NAME   TYPE  ID  ENTRIES  SIZE   FILL  KEY  VALUE  WRITTEN BY  SIZE KEY",
+        "nn_ct  -      3        5    10  50.0%  -    -      -           -",
     ]
     code, out, _ = await run(world, "map", "list", "-o", "json")
     assert json.loads(out) == world.provider.tables["map"]
@@ -102,14 +102,18 @@ async def test_status_and_lists(world):
     assert (code, json.loads(out)["healthy"]) == (1, False)
 
 
-async def test_monitor_prints_numbers(world):
+async def test_monitor_prints_numbers_and_words(world):
     world.see(type=1, reason=-133)
-    code, out, _ = await run(world, "monitor", "--no-follow")
+    world.see(type=4)
+    code, out, _ = await run(world, "monitor", "--no-follow", "-t", "drop")
     assert code == 0
-    assert "DROP" in out
-    assert "id 300->301" in out
-    assert "reason 133" in out
-    code, out, _ = await run(world, "monitor", "--no-follow", "-o", "json")
+    (line,) = out.splitlines()
+    for part in (" drop ", " tcp ", " ingress ct new ", "identity 300->301", "dropped: Policy denied (133)"):
+        assert part in line
+    code, out, _ = await run(world, "monitor", "--no-follow")
+    assert [line.split()[1] for line in out.splitlines()] == ["drop", "trace"]
+    code, out, _ = await run(world, "monitor", "--no-follow", "-t", "drop", "-o", "json")
+    assert json.loads(out)["type"] == 1
     assert json.loads(out)["daddr"] == "10.0.0.2"
 
 
