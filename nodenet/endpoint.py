@@ -35,7 +35,8 @@ class Endpoint:
 
     `host_ifindex` and `host_ifname` are the node's side of the veth pair, `mac` is the pod's side. `endpoint_id` is
     this node's number for it (1-32767). `bridged`: its frames must pass the bridge, because its network configuration
-    uses a feature of the bridge (VLANs, isolated ports, MAC check).
+    uses a feature of the bridge (VLANs, isolated ports, MAC check). `bridge`: the bridge of the node's side; "" in
+    records of earlier versions. `hairpin`: the bridge sends frames back to it.
 
     `netns_id` is the number (nsid) of the pod's network namespace in the node's namespace; None: unknown.
     `netns_cookie` identifies the pod's namespace in socket events (SO_NETNS_COOKIE, Linux 5.14); 0: unknown. The agent
@@ -53,5 +54,7 @@ class Endpoint:
     pod: ObjectRef
     pod_uid: str = ""
     bridged: bool = False
+    bridge: str = ""
+    hairpin: bool = False
     netns_id: int | None = field(default=None, compare=False)
     netns_cookie: int = field(default=0, compare=False)

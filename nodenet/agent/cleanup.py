@@ -17,7 +17,7 @@ from nodenet.cni import install
 from nodenet.cni.conflist import CONFLIST, EXECUTABLE, Options
 from nodenet.cni.records import Records
 from nodenet.config import Config
-from nodenet.link import nft, routes
+from nodenet.link import networkd, nft, routes
 from nodenet.link.handle import Interface, Link
 
 # Names of others' files and interfaces that are shown.
@@ -54,6 +54,9 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
     yield from _routes()
     yield from (Item(f"nf_tables: table {name}", remove) for name, remove in nft.our_tables())
     yield from _folder(config.bpffs, "programs and maps pinned in", (path.name for path in pins.folders))
+    networkd_file = networkd.FOLDER / networkd.FILE
+    if networkd_file.exists():
+        yield Item(f"systemd-networkd: {networkd_file}", networkd_file.unlink)
     leases = folders.data_dir / Options().name
     if leases.is_dir():
         yield Item(f"folder {leases}", partial(shutil.rmtree, leases))

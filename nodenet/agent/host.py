@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from nodenet.agent import attachment
+from nodenet.agent import attachment, ports
 from nodenet.bpf import loader
 from nodenet.cni.hooks import Wired
 from nodenet.link import addresses, routes, uplink
@@ -75,6 +75,10 @@ class Host:
         """The problems of each endpoint's veth (attachment.inspect), or None if the veth is gone. Endpoints for which
         the kernel returns an error are left out."""
         return await self._call(_inspect, tuple(endpoints), programs)
+
+    async def sync_ports(self, endpoints: Sequence[Endpoint]) -> ports.Synced:
+        """Put the endpoints' veths back into their bridges (agent/ports.py)."""
+        return await self._call(ports.sync, tuple(endpoints))
 
     async def exists(self, endpoint: Endpoint) -> bool:
         """True if the veth still exists with its index and name."""

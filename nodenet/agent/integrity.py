@@ -1,9 +1,9 @@
 """Regularly checks the kernel objects on which enforcement depends, restores missing ones, and reports that.
 
-These are the programs on pods' interfaces, the socket programs on the node's cgroup, and the pins. Every privileged
-process may remove them (`tc qdisc del`, `bpftool net detach`, `rm`), and other tools do so by mistake. The reconcile
-loop compares the content of the maps. The kernel sends no notification about tcx programs and links, so this polls
-about once a second.
+These are the programs on pods' interfaces, the bridges of these interfaces, the socket programs on the node's cgroup,
+and the pins. Every privileged process may remove them (`tc qdisc del`, `bpftool net detach`, `rm`), and other tools do
+so by mistake. The reconcile loop compares the content of the maps. The kernel sends no notification about tcx programs
+and links, so this polls about once a second.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from nodenet.agent.attachment import Inspection
+from nodenet.agent.ports import Synced
 from nodenet.bpf.loader import PinCheck
 from nodenet.errors import NodenetError
 from nodenet.model import Endpoint
@@ -40,6 +41,8 @@ class Veths(Protocol):
     async def inspect(
         self, endpoints: Sequence[Endpoint], programs: Mapping[str, int]
     ) -> dict[Endpoint, Inspection | None]: ...
+
+    async def sync_ports(self, endpoints: Sequence[Endpoint]) -> Synced: ...
 
 
 class Kernel(Protocol):
@@ -66,7 +69,7 @@ class Integrity:
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Number of repairs so far, by "program", "socket program", "pin", "map entry".
+        # Number of repairs so far, by "program", "bridge port", "socket program", "pin", "map entry".
         self.repairs: Counter[str] = Counter()
         # A sentence for each current problem that the agent cannot or must not repair.
         self.problems: tuple[str, ...] = ()
@@ -100,7 +103,7 @@ class Integrity:
 
     async def check(self) -> None:
         """Check everything once. If the socket programs cannot be attached, the other checks still run."""
-        problems = [*await self._check_endpoints(), *await self._check_kernel()]
+        problems = [*await self._check_endpoints(), *await self._check_ports(), *await self._check_kernel()]
         if changed := self._drift() - self.repairs["map entry"]:
             self._note("map entry", changed, f"{changed} entries of maps were not as the agent left them")
         self._report(problems)
@@ -124,6 +127,12 @@ class Integrity:
             problems += _foreign(endpoint, seen)
         self._gone = frozenset(endpoint for endpoint, seen in found.items() if seen is None)
         return problems
+
+    async def _check_ports(self) -> list[str]:
+        found = await self._host.sync_ports(self._endpoints())
+        for endpoint, wrong in found.restored.items():
+            self._note("bridge port", 1, f"endpoint of {endpoint.pod}: {wrong}")
+        return list(found.problems)
 
     async def _check_kernel(self) -> list[str]:
         pins = await asyncio.to_thread(self._kernel.check_pins)

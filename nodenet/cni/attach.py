@@ -157,6 +157,8 @@ class Attacher:
             pod=job.request.pod,
             pod_uid=job.request.pod_uid,
             bridged=bool(job.conf.vlan or job.conf.trunk or job.conf.port_isolation),
+            bridge=job.conf.bridge,
+            hairpin=job.conf.hairpin,
         )
         self.step("record")
         data_dir = job.conf.ipam.data_dir if job.conf.ipam else None

@@ -67,6 +67,8 @@ class Record:
             "podName": e.pod.name,
             "podUid": e.pod_uid,
             "bridged": e.bridged,
+            "bridge": e.bridge,
+            "hairpin": e.hairpin,
         }
         if self.delegation:
             body["delegation"] = self.delegation
@@ -89,6 +91,8 @@ class Record:
                 pod=ObjectRef(str(body["podNamespace"]), str(body["podName"])),
                 pod_uid=str(body["podUid"]),
                 bridged=body.get("bridged") is True,
+                bridge=str(body.get("bridge", "")),
+                hairpin=body.get("hairpin") is True,
             )
             data_dir = Path(str(body["dataDir"])) if body["dataDir"] else None
             return cls(endpoint, str(body["network"]), data_dir, str(body.get("delegation", "")))

@@ -91,8 +91,13 @@ def unfilter_port(network: str, owner: Owner, known: Iterable[IPAddress]) -> Non
 
 
 def create_pair(node: Link, conf: NetConf, owner: Owner, pod_netns: int, mac: str) -> tuple[Interface, Interface]:
-    """Create the veth pair with both ends down. Returns the node's end and the pod's."""
-    host = veth.create(node, host_ifname(owner), owner.ifname, pod_netns, peer_mac=mac, mtu=conf.mtu)
+    """Create the veth pair with both ends down. Returns the node's end and the pod's.
+
+    The node's end gets its MAC with the request, because udev changes one that the kernel chose
+    (MACAddressPolicy=persistent).
+    """
+    own = bridge.random_mac()
+    host = veth.create(node, host_ifname(owner), owner.ifname, pod_netns, mac=own, peer_mac=mac, mtu=conf.mtu)
     if _IPV6.exists():
         node.set(host.index, addr_gen_mode=_NO_ADDRESS)
     return host, replace(host, index=host.peer, name=owner.ifname, mac=mac, peer=host.index)

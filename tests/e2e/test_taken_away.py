@@ -66,6 +66,37 @@ def test_programs_of_every_pod(shop: Lab) -> None:
     assert status(shop)["repairs"]["program"] - before["repairs"].get("program", 0) == 2 * len(names)
 
 
+@pytest.mark.parametrize("how", ["nomaster", "down"])
+def test_a_pods_place_in_the_bridge(shop: Lab, how: str) -> None:
+    """As systemd-networkd does with an interface that its configuration matches."""
+    before, node = status(shop), f"nn.{shop.name}.node1"
+    [name, *_] = interfaces(shop)
+
+    def place() -> tuple[int, bool]:
+        with Link(node) as link:
+            found = link.require(name)
+            return found.master, found.up
+
+    right = place()
+    assert right[0] != 0
+    assert right[1]
+    netns.run(node, ["ip", "link", "set", name, how], check=True)
+    words = {"nomaster": f"its interface {name} was removed from cni0: put back", "down": f"{name} is down: put back"}
+    until(lambda: place() == right, "the interface is a port of the bridge")
+    until(lambda: repaired(shop, "bridge port", before, words[how]), "it is told")
+
+
+def test_udev_has_no_reason_to_change_a_mac(shop: Lab) -> None:
+    """MACAddressPolicy=persistent, the default, changes addresses that the kernel chose (1, NET_ADDR_RANDOM)."""
+    [name, *_] = interfaces(shop)
+    files = " ".join(f"/sys/class/net/{one}/addr_assign_type" for one in (name, "cni0"))
+    script = f"mount -t sysfs -o ro none /sys && cat {files}"
+    done = netns.run(
+        f"nn.{shop.name}.node1", ["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["3", "3"], "expected NET_ADDR_SET"
+
+
 @pytest.mark.parametrize("how", ["detach", "unpin"])
 def test_socket_programs(shop: Lab, how: str) -> None:
     before, folder = status(shop), Path(status(shop)["datapath"]["bpffs"]) / "links"

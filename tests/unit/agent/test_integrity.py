@@ -11,6 +11,7 @@ import pytest
 from nodenet.agent import integrity as module
 from nodenet.agent.attachment import Inspection
 from nodenet.agent.integrity import Integrity
+from nodenet.agent.ports import Synced
 from nodenet.bpf.loader import PinCheck
 from nodenet.model import Endpoint, ObjectRef
 
@@ -45,6 +46,7 @@ class Node:
         self.drift = 0
         self.now = 0.0
         self.inspected: list[int] = []
+        self.ports = Synced({})
         self.integrity = Integrity(
             self, self, {}, lambda: self.endpoints, self.repair, lambda: self.drift, monotonic=lambda: self.now
         )
@@ -54,6 +56,11 @@ class Node:
     ) -> dict[Endpoint, Inspection | None]:
         self.inspected.append(len(endpoints))
         return {one: self.seen[one] for one in endpoints if one in self.seen}
+
+    async def sync_ports(self, endpoints: Sequence[Endpoint]) -> Synced:
+        assert endpoints == self.endpoints
+        found, self.ports = self.ports, Synced({}, self.ports.problems)
+        return found
 
     async def repair(self, one: Endpoint) -> int:
         self.repaired.append(one.pod.name)
@@ -198,3 +205,14 @@ async def test_it_continues_after_an_error_and_reports_it(monkeypatch: pytest.Mo
     with pytest.raises(asyncio.CancelledError):
         await node.integrity.keep(ready)
     assert node.integrity.problems == ()
+
+
+async def test_a_port_that_was_taken_out_of_its_bridge_is_reported() -> None:
+    node = Node()
+    node.ports = Synced({node.endpoints[0]: "it was removed from cni0"}, ("endpoint of shop/p1: moved",))
+    for _ in range(2):
+        await node.integrity.check()
+        assert node.integrity.repairs == {"bridge port": 1}
+        assert node.integrity.problems == ("endpoint of shop/p1: moved",)
+    [sentence] = node.integrity.recent()
+    assert "endpoint of shop/p0: it was removed from cni0: put back" in sentence
