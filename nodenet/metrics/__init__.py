@@ -151,7 +151,7 @@ class Metrics(Collector):
         )
         yield _counter(
             "nodenet_repairs",
-            "Programs, pins and map entries that another program removed or changed, and the agent restored.",
+            "Programs, bridge ports, pins and map entries that another program changed, and the agent restored.",
             sample.repairs,
             "what",
         )
