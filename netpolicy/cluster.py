@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from netpolicy.holders import UNKNOWN, Standing
-from netpolicy.types import IPAddress, IPNetwork, LabelSet, NamedPort, NetworkPolicy, Protocol, Selector
+from netpolicy.types import ClusterPolicy, IPAddress, IPNetwork, LabelSet, NamedPort, NetworkPolicy, Protocol, Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +104,13 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node's own addresses and its pod networks."""
+    """A node's own addresses, its pod networks and labels. `outer`: its addresses as seen from outside the cluster."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
     pod_cidrs: tuple[IPNetwork, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    outer: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +133,4 @@ class Cluster:
     custom: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
     possible: tuple[Pod, ...] = ()
+    cluster_policies: tuple[ClusterPolicy, ...] = ()

@@ -4,14 +4,16 @@ does not match."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from netpolicy.evaluate import Evaluator, Reason, Verdict
+from netpolicy.evaluate import DirectionVerdict, Evaluator, Reason, Verdict
 from netpolicy.match import port_matches, ports_match
 from netpolicy.party import Party, Traffic
+from netpolicy.pipeline import Step
 from netpolicy.selectors import matches
 from netpolicy.types import (
+    ClusterPolicy,
     Direction,
     LabelSet,
     Peer,
@@ -22,6 +24,7 @@ from netpolicy.types import (
     Rule,
     RuleRef,
     Selector,
+    Tier,
     namespace_labels,
 )
 
@@ -42,7 +45,8 @@ class Miss:
 @dataclass(frozen=True, slots=True)
 class Side:
     """The result for one direction. `summary` is a sentence; `misses` begin with the closest rule; `missing`
-    describes a rule that would allow the connection."""
+    describes a rule that would allow the connection. `passed_by`: rules that left the decision to a later tier.
+    `notes`: rules that do not do what their author wrote."""
 
     direction: Direction
     subject: str
@@ -53,6 +57,11 @@ class Side:
     allowed_by: tuple[RuleRef, ...]
     misses: tuple[Miss, ...]
     missing: str
+    denied_by: tuple[RuleRef, ...] = ()
+    passed_by: tuple[RuleRef, ...] = ()
+    steps: tuple[Step, ...] = ()
+    names: Mapping[RuleRef, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ def _side(
     found = verdict.ingress if ingress else verdict.egress
     misses: list[Miss] = []
     missing = ""
-    if not found.allowed and subject.labels is not None:
+    if found.reason is Reason.NO_RULE and subject.labels is not None:
         for policy in evaluator.isolating(subject.labels, direction):
             rules = policy.rules(direction)
             if not rules:
@@ -97,7 +106,9 @@ def _side(
             f"an {direction} rule {_OTHER_SIDE[direction]} {describe(other)} on {traffic}, in a policy that selects "
             f"{describe(subject)}"
         )
-    summary = _summary(found.reason, direction, subject)
+    if found.denied_by:
+        missing = f"a rule with the action Accept or Pass that is stronger than {found.denied_by[0]}"
+    summary = _summary(evaluator, found, subject)
     return Side(
         direction,
         subject.name,
@@ -108,17 +119,52 @@ def _side(
         found.allowed_by,
         tuple(misses),
         missing,
+        found.denied_by,
+        found.passed_by,
+        found.steps,
+        {rule: _name(evaluator, rule) for step in found.steps for rule in step.rules},
+        _notes(evaluator, direction, subject),
     )
 
 
-def _summary(reason: Reason, direction: Direction, subject: Party) -> str:
-    match reason:
-        case Reason.RULE:
-            return f"allowed by a rule of a policy that selects {subject.name}"
+def _name(evaluator: Evaluator, ref: RuleRef) -> str:
+    """What the author calls a rule; empty if it has no name."""
+    policy = evaluator.policy(ref.owner)
+    return policy.rules(ref.direction)[ref.index].name if policy is not None else ""
+
+
+def _notes(evaluator: Evaluator, direction: Direction, subject: Party) -> tuple[str, ...]:
+    """The parts of ClusterNetworkPolicies for the subject that are not in force as they are written."""
+    if subject.labels is None:
+        return ()
+    tiers = (evaluator.admin, evaluator.baseline)
+    policies = [policy for tier in tiers for policy in tier.selecting(subject.labels, direction)]
+    return tuple(
+        dict.fromkeys(
+            f"{policy.ref}: {problem}"
+            for policy in policies
+            for index in range(len(policy.rules(direction)))
+            for problem in policy.problems_of(direction, index)
+        )
+    )
+
+
+def _summary(evaluator: Evaluator, found: DirectionVerdict, subject: Party) -> str:
+    direction = found.direction
+    match found.reason:
+        case Reason.RULE | Reason.DENY_RULE:
+            tier, verb = found.steps[-1].tier, "allowed" if found.allowed else "denied"
+            if tier is Tier.NETWORK_POLICY:
+                return f"{verb} by a rule of a policy that selects {subject.name}"
+            policy = evaluator.policy(found.steps[-1].rules[0].owner)
+            priority = f", priority {policy.priority}" if isinstance(policy, ClusterPolicy) else ""
+            return f"{verb} by a rule of the {tier} tier{priority}"
         case Reason.NO_RULE:
             return f"{subject.name} is isolated for {direction} and no rule allows this"
         case Reason.NOT_ISOLATED:
-            return f"no policy isolates {subject.name} for {direction}: everything is allowed"
+            if not any(step.rules for step in found.steps) and not _is_concerned(evaluator, found, subject):
+                return f"no policy isolates {subject.name} for {direction}: everything is allowed"
+            return f"no policy isolates {subject.name} for {direction}, and no rule of another tier denies this"
         case Reason.NOT_A_POD:
             kind = "a node (or a hostNetwork pod)" if subject.host else "outside the cluster"
             return f"{subject.name} is {kind}: NetworkPolicy does not apply to it"
@@ -126,6 +172,11 @@ def _summary(reason: Reason, direction: Direction, subject: Party) -> str:
             return f"traffic between {subject.name} and its own node is always allowed"
         case Reason.ITSELF:
             return f"{subject.name} may always reach itself"
+
+
+def _is_concerned(evaluator: Evaluator, found: DirectionVerdict, subject: Party) -> bool:
+    labels = subject.labels
+    return labels is not None and any(tier.concerns(labels, found.direction) for tier in evaluator.tiers)
 
 
 def describe(party: Party) -> str:
@@ -248,12 +299,25 @@ def _side_json(side: Side) -> dict[str, Any]:
         "reason": str(side.reason),
         "summary": side.summary,
         "isolatedBy": [str(ref) for ref in side.isolated_by],
-        "allowedBy": [_rule_json(ref) for ref in side.allowed_by],
+        "allowedBy": [_named_rule_json(ref, side.names) for ref in side.allowed_by],
+        "deniedBy": [_named_rule_json(ref, side.names) for ref in side.denied_by],
+        "tiers": [_step_json(step, side.names) for step in side.steps],
+        "notes": list(side.notes),
         "notAllowedBy": [
             {"policy": str(miss.policy), "rule": _rule_json(miss.rule), "why": miss.text} for miss in side.misses
         ],
         "missing": side.missing or None,
     }
+
+
+def _step_json(step: Step, names: Mapping[RuleRef, str]) -> dict[str, Any]:
+    rules = [_named_rule_json(ref, names) for ref in step.rules]
+    return {"tier": str(step.tier), "answer": str(step.answer), "rules": rules}
+
+
+def _named_rule_json(ref: RuleRef, names: Mapping[RuleRef, str]) -> dict[str, Any]:
+    """The name is that which the author gives a rule of a ClusterNetworkPolicy."""
+    return {**(_rule_json(ref) or {}), **({"name": names[ref]} if names.get(ref) else {})}
 
 
 def _rule_json(ref: RuleRef | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "cilium.io": ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"),
     "crd.projectcalico.org": _CALICO,
     "projectcalico.org": _CALICO,
-    "policy.networking.k8s.io": ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy"),
+    "policy.networking.k8s.io": ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy"),
     "crd.antrea.io": ("NetworkPolicy", "ClusterNetworkPolicy"),
     "k8s.ovn.org": ("EgressFirewall",),
 }

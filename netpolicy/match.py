@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from netpolicy.nodes import HasAddresses, node_addresses
 from netpolicy.party import Party, Traffic
 from netpolicy.selectors import Namespaces, peer_selects
-from netpolicy.types import IPAddress, IPBlock, LabelSet, Peer, PortRule, Rule
+from netpolicy.types import IPAddress, IPBlock, LabelSet, Peer, PortRule, Rule, Selector
 
 
 class Matcher:
     """Compares peers with the ends of connections. Caches the results."""
 
-    def __init__(self, namespaces: Namespaces) -> None:
+    def __init__(self, namespaces: Namespaces, nodes: Iterable[HasAddresses] = ()) -> None:
         self.namespaces = namespaces
+        self._nodes = tuple(nodes)
+        self._node_addresses: dict[Selector, frozenset[IPAddress]] = {}
         self._selected: dict[tuple[str, Peer, LabelSet], bool] = {}
 
     def peer_matches(self, namespace: str, peer: Peer, other: Party) -> bool:
-        """True if a peer of a policy in `namespace` matches: by labels, or by address for an ipBlock."""
+        """True if a peer of a policy in `namespace` matches: by labels, or by address for ipBlocks and
+        nodes."""
         if peer.block is not None:
             return block_matches(peer.block, other.address)
+        if peer.nodes is not None:
+            return other.address in self._addresses(peer.nodes)
         if other.labels is None:
             return False
         key = (namespace, peer, other.labels)
         if key not in self._selected:
             self._selected[key] = peer_selects(peer, namespace, other.labels, self.namespaces)
         return self._selected[key]
+
+    def _addresses(self, nodes: Selector) -> frozenset[IPAddress]:
+        if nodes not in self._node_addresses:
+            self._node_addresses[nodes] = frozenset(node_addresses(nodes, self._nodes))
+        return self._node_addresses[nodes]
 
     def rule_is_about(self, namespace: str, rule: Rule, other: Party) -> bool:
         """True if the peers of a rule match, for any port. A rule without peers matches everybody."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from netpolicy import foreign
+from netpolicy import foreign, parse_cluster
 from netpolicy.addresses import parse_address, parse_network
 from netpolicy.cluster import Cluster, Node, Pod, Service, ServicePort
 from netpolicy.fields import Field, labels, port_number
@@ -15,6 +15,7 @@ from netpolicy.holders import Standing
 from netpolicy.owners import TOP, Owners, Ref, ref_of
 from netpolicy.parse import network_policy, read
 from netpolicy.types import (
+    ClusterPolicy,
     IPAddress,
     IPNetwork,
     NetworkPolicy,
@@ -58,6 +59,7 @@ def cluster(
         tuple(reader.custom),
         tuple(reader.foreign),
         tuple(reader.possible),
+        tuple(reader.cluster_policies.values()),
     )
 
 
@@ -71,6 +73,7 @@ class _Reader:
         self.nodes = tuple(node(obj) for obj in objects if obj.get("kind") == "Node")
         self.pods: dict[tuple[str, str], Pod] = {}
         self.policies: dict[tuple[str, str], NetworkPolicy] = {}
+        self.cluster_policies: dict[str, ClusterPolicy] = {}
         self.services: dict[tuple[str, str], Service] = {}
         self.namespaces: dict[str, Mapping[str, str]] = {}
         self.skipped: list[str] = []
@@ -92,12 +95,15 @@ class _Reader:
         elif kind == "NetworkPolicy":
             policy = network_policy(obj) if self._strict else read(obj).policy
             self.policies[policy.ref] = policy
+        elif parse_cluster.is_cluster_policy(obj):
+            found = parse_cluster.cluster_policy(obj) if self._strict else parse_cluster.read(obj).policy
+            self.cluster_policies[found.name] = found
         elif kind == "Namespace":
             own = labels(root.child("metadata").child("labels"))
             self.namespaces[str(root.child("metadata").child("name").value)] = own
         elif kind == "Service":
-            found = service(obj)
-            self.services[found.namespace, found.name] = found
+            served = service(obj)
+            self.services[served.namespace, served.name] = served
         elif kind == "Pod":
             self._pod(root)
         elif kind != "Node":
@@ -229,17 +235,21 @@ def _service_port(item: Field) -> ServicePort:
 
 
 def node(obj: Object) -> Node:
-    """Read one Node: its InternalIPs and pod networks."""
+    """Read one Node: its addresses, pod networks and labels."""
     root = _root(obj)
     spec = root.child("spec")
     cidrs = list(spec.child("podCIDRs").items()) or [spec.child("podCIDR")]
-    addresses = [
-        _address(item.child("address"))
-        for item in root.child("status").child("addresses").items()
-        if item.child("type").value == "InternalIP"
-    ]
-    name = root.child("metadata").child("name").text()
-    return Node(name, tuple(addresses), tuple(_network(field) for field in cidrs if field.value))
+    addresses: dict[object, list[IPAddress]] = {"InternalIP": [], "ExternalIP": []}
+    for item in root.child("status").child("addresses").items():
+        if item.child("type").value in addresses:
+            addresses[item.child("type").value].append(_address(item.child("address")))
+    return Node(
+        root.child("metadata").child("name").text(),
+        tuple(addresses["InternalIP"]),
+        tuple(_network(field) for field in cidrs if field.value),
+        labels(root.child("metadata").child("labels")),
+        tuple(addresses["ExternalIP"]),
+    )
 
 
 def _root(obj: Object) -> Field:
@@ -251,7 +261,7 @@ def _root(obj: Object) -> Field:
 
 def _with_namespace(obj: Object, namespace: str) -> Object:
     metadata = Field(str(obj.get("kind") or "object"), "metadata", obj.get("metadata")).mapping()
-    if obj.get("kind") in ("Namespace", "Node") or metadata.get("namespace"):
+    if obj.get("kind") in ("Namespace", "Node", parse_cluster.KIND) or metadata.get("namespace"):
         return obj
     return {**obj, "metadata": {**metadata, "namespace": namespace}}
 

@@ -9,35 +9,31 @@ one, has accepted. `network_policy` raises for the first problem: it is for mani
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from netpolicy.addresses import parse_network
 from netpolicy.fields import (
     Field,
     is_dns_label,
     is_dns_subdomain,
-    label_key,
-    label_value,
     labels,
     port_name,
     port_number,
 )
+from netpolicy.reading import Reader
 from netpolicy.types import (
     NOTHING,
     Direction,
     IPBlock,
     IPNetwork,
     NetworkPolicy,
-    Operator,
     Peer,
     PolicyError,
     PortRule,
-    Problem,
     Protocol,
-    Requirement,
     Rule,
     Selector,
 )
@@ -57,8 +53,6 @@ NO_POLICY = "no rule of this policy allows anything"
 EVERY_POD = "the policy isolates every pod of its namespace, and allows nothing"
 BOTH = "the policy isolates in both directions"
 BOTH_AND_NAMED = f"{BOTH}; only rules of a direction that is named apply"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +96,8 @@ def read(obj: Mapping[str, Any]) -> Reading:
     return Reading(policy, tuple(reader.errors))
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Reads an object part by part. An error in a part is recorded with its effect, and the caller continues without
-    the part."""
-
-    errors: list[PolicyError] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def attempt(self, effect: str, read: Callable[[], T]) -> T | None:
-        """Returns the part, or None if it cannot be read."""
-        try:
-            return read()
-        except PolicyError as error:
-            self.errors.append(error)
-            self.problems.append(Problem(error.field, error.message, effect))
-            return None
-
-    def check(self, read: Callable[[], object]) -> None:
-        """For values that the API server would reject but that can still be read: records the error and no effect."""
-        try:
-            read()
-        except PolicyError as error:
-            self.errors.append(error)
+class _Reader(Reader):
+    """Reads the parts of a NetworkPolicy."""
 
     def spec(self, spec: Field, namespace: str, name: str) -> NetworkPolicy:
         if self.attempt(f"{EVERY_POD}; {BOTH}", spec.mapping) is None:
@@ -196,41 +169,6 @@ class _Reader:
             None if namespaces.absent else self.selector(namespaces),
             None if block.absent else _block(block),
         )
-
-    def selector(self, selector: Field) -> Selector:
-        """metav1.LabelSelector; absent and empty both match everything (callers that distinguish them check before).
-
-        Keys and values with a syntax error are recorded and still used: API servers keep such selectors in old objects,
-        and compare them with labels as usual.
-        """
-        selector.only(("matchLabels", "matchExpressions"))
-        found = []
-        wanted = selector.child("matchLabels")
-        for key in sorted(wanted.mapping()):
-            value = wanted.at(key)
-            self.check(partial(label_key, wanted, key))
-            found.append(Requirement(key, Operator.IN, (self._value(value),)))
-        found += [self._requirement(item) for item in selector.child("matchExpressions").items()]
-        return Selector(tuple(found))
-
-    def _value(self, value: Field) -> str:
-        text = value.text()
-        self.check(lambda: label_value(value))
-        return text
-
-    def _requirement(self, item: Field) -> Requirement:
-        item.present().only(("key", "operator", "values"))
-        key = item.child("key")
-        text = key.text()
-        self.check(lambda: label_key(key, text))
-        operator = Operator(item.child("operator").one_of(tuple(Operator)))
-        values = item.child("values")
-        found = tuple(sorted({self._value(value) for value in values.items()}))
-        if operator in (Operator.IN, Operator.NOT_IN) and not found:
-            raise values.error(f"operator {operator} needs at least one value")
-        if operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST) and found:
-            raise values.error(f"operator {operator} must have no values, got {list(found)}")
-        return Requirement(text, operator, found)
 
 
 def _port(port: Field) -> PortRule:

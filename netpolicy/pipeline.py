@@ -9,8 +9,8 @@ from typing import Protocol as Interface
 
 from netpolicy.match import Matcher, ports_match
 from netpolicy.party import Party, Question
-from netpolicy.selectors import matches
-from netpolicy.types import Direction, LabelSet, NetworkPolicy, PolicyRef, Rule, RuleRef, Tier
+from netpolicy.selectors import matches, peer_selects
+from netpolicy.types import Action, ClusterPolicy, Direction, LabelSet, NetworkPolicy, PolicyRef, Rule, RuleRef, Tier
 
 
 class Answer(StrEnum):
@@ -24,7 +24,8 @@ class Answer(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one tier says about one direction of a connection. `rules`: those that decide, in order; a Deny of the
-    NetworkPolicy tier has none. `isolated_by`: the NetworkPolicies that isolate the pod."""
+    NetworkPolicy tier has none, and a rule with the answer NEXT passes. `isolated_by`: the NetworkPolicies that isolate
+    the pod."""
 
     tier: Tier
     answer: Answer
@@ -37,6 +38,10 @@ class TierEvaluator(Interface):
 
     @property
     def tier(self) -> Tier: ...
+
+    def concerns(self, subject: LabelSet, direction: Direction) -> bool:
+        """True if a policy of the tier has a say about pods with these labels."""
+        ...
 
     def ask(self, question: Question) -> Step: ...
 
@@ -54,6 +59,9 @@ class NetworkPolicies:
             self._by_namespace.setdefault(policy.namespace, []).append(policy)
         self._isolating: dict[tuple[LabelSet, Direction], tuple[NetworkPolicy, ...]] = {}
         self._open: dict[tuple[LabelSet, Direction, Party], list[tuple[RuleRef, Rule]]] = {}
+
+    def concerns(self, subject: LabelSet, direction: Direction) -> bool:
+        return bool(self.isolating(subject, direction))
 
     def ask(self, question: Question) -> Step:
         policies = self.isolating(question.subject, question.direction)
@@ -89,3 +97,50 @@ class NetworkPolicies:
                 if self._matcher.rule_is_about(policy.namespace, rule, question.other)
             ]
         return self._open[key]
+
+
+_ANSWERS = {Action.ACCEPT: Answer.ACCEPT, Action.DENY: Answer.DENY, Action.PASS: Answer.NEXT}
+
+
+class ClusterPolicies:
+    """A tier of ClusterNetworkPolicies. The first rule that matches decides, in the order of the policies' strength and
+    of their rules. Selecting a pod changes nothing by itself."""
+
+    def __init__(self, tier: Tier, policies: Iterable[ClusterPolicy], matcher: Matcher) -> None:
+        self.tier = tier
+        self._matcher = matcher
+        self._policies = sorted((p for p in policies if p.tier is tier), key=lambda policy: policy.strength)
+        self._selecting: dict[tuple[LabelSet, Direction], tuple[ClusterPolicy, ...]] = {}
+        self._about: dict[tuple[LabelSet, Direction, Party], list[tuple[RuleRef, Rule]]] = {}
+
+    def concerns(self, subject: LabelSet, direction: Direction) -> bool:
+        return bool(self.selecting(subject, direction))
+
+    def ask(self, question: Question) -> Step:
+        for ref, rule in self._rules_for(question):
+            if ports_match(rule.ports, question.traffic, question.destination):
+                return Step(self.tier, _ANSWERS[rule.action], (ref,))
+        return Step(self.tier, Answer.NEXT)
+
+    def selecting(self, subject: LabelSet, direction: Direction) -> tuple[ClusterPolicy, ...]:
+        """The policies with rules of this direction that select pods with these labels, the strongest first."""
+        key = (subject, direction)
+        if key not in self._selecting:
+            self._selecting[key] = tuple(
+                policy
+                for policy in self._policies
+                if policy.rules(direction) and peer_selects(policy.subject, "", subject, self._matcher.namespaces)
+            )
+        return self._selecting[key]
+
+    def _rules_for(self, question: Question) -> list[tuple[RuleRef, Rule]]:
+        """The rules whose peers match the other end, for any port, the strongest first."""
+        key = (question.subject, question.direction, question.other)
+        if key not in self._about:
+            self._about[key] = [
+                (policy.rule_ref(question.direction, index), rule)
+                for policy in self.selecting(question.subject, question.direction)
+                for index, rule in enumerate(policy.rules(question.direction))
+                if self._matcher.rule_is_about("", rule, question.other)
+            ]
+        return self._about[key]

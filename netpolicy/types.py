@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -23,6 +23,10 @@ class PolicyError(ValueError):
         self.object = subject
         self.field = path
         self.message = message
+
+
+class UnreadableError(PolicyError):
+    """A value that API servers accept, because the schema of the kind does not check it, and that has no meaning."""
 
 
 class UnknownFieldError(PolicyError):
@@ -42,6 +46,14 @@ class Tier(StrEnum):
     ADMIN = "Admin"
     NETWORK_POLICY = "NetworkPolicy"
     BASELINE = "Baseline"
+
+
+class Action(StrEnum):
+    """What a rule does with the traffic that it matches. Rules of a NetworkPolicy accept. Pass leaves the tier."""
+
+    ACCEPT = "Accept"
+    DENY = "Deny"
+    PASS = "Pass"
 
 
 class Protocol(StrEnum):
@@ -113,7 +125,7 @@ class IPBlock:
 @dataclass(frozen=True, slots=True)
 class Peer:
     """One entry of from/to. `pods` without `namespaces` selects in the policy's own namespace; with both, both must
-    match.
+    match. `nodes` selects the addresses of nodes by the labels of the nodes.
 
     A peer with no field set (one that could not be read) matches nothing.
     """
@@ -121,10 +133,13 @@ class Peer:
     pods: Selector | None = None
     namespaces: Selector | None = None
     block: IPBlock | None = None
+    nodes: Selector | None = None
 
     def __str__(self) -> str:
         if self.block is not None:
             return f"ipBlock {self.block}"
+        if self.nodes is not None:
+            return f"nodes {self.nodes}"
         parts = []
         if self.pods is not None:
             parts.append(f"pods {self.pods}")
@@ -151,10 +166,12 @@ class PortRule:
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One entry of ingress/egress. No peers: all addresses, inside and outside the cluster. No ports: all protocols
-    and ports."""
+    and ports. `name`: what the author calls it."""
 
     peers: tuple[Peer, ...] = ()
     ports: tuple[PortRule, ...] = ()
+    action: Action = Action.ACCEPT
+    name: str = ""
 
 
 # Replaces a rule that could not be read: its peer matches nothing.
@@ -182,31 +199,40 @@ class Problem(NamedTuple):
 
 
 class PolicyRef(NamedTuple):
-    """The name of a policy."""
+    """The name of a policy. A ClusterNetworkPolicy has no namespace: ""."""
 
     namespace: str
     name: str
 
+    @property
+    def kind(self) -> str:
+        return "NetworkPolicy" if self.namespace else "ClusterNetworkPolicy"
+
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class RuleRef:
-    """One rule of a policy: `index` is its position in spec.ingress or spec.egress, from 0."""
+    """One rule of a policy: `index` is its position in spec.ingress or spec.egress, from 0. The namespace of a
+    ClusterNetworkPolicy is ""."""
 
     namespace: str
     policy: str
     direction: Direction
     index: int
 
+    @property
+    def owner(self) -> PolicyRef:
+        return PolicyRef(self.namespace, self.policy)
+
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.policy} {self.direction}[{self.index}]"
+        return f"{self.owner} {self.direction}[{self.index}]"
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """One policy. `directions` are its policyTypes with defaults; rules of other directions have no effect.
+    """One NetworkPolicy. `directions` are its policyTypes with defaults; rules of other directions have no effect.
 
     `problems`: parts that could not be read. They isolate, and allow nothing.
     """
@@ -235,6 +261,52 @@ class NetworkPolicy:
     def problems_of(self, direction: Direction, index: int) -> tuple[Problem, ...]:
         """The problems because of which one rule allows less than its author wrote (Problem.concerns)."""
         return tuple(problem for problem in self.problems if problem.concerns(direction, index))
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicy:
+    """One ClusterNetworkPolicy, of the Admin or the Baseline tier. `subject` selects pods by namespaces and labels.
+
+    `problems`: parts that could not be read. Rules with them accept nothing, or deny everything.
+    """
+
+    name: str
+    tier: Tier
+    priority: int
+    subject: Peer
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    # A cluster-wide policy has no namespace of its own.
+    namespace: ClassVar[str] = ""
+
+    @property
+    def ref(self) -> PolicyRef:
+        return PolicyRef("", self.name)
+
+    @property
+    def strength(self) -> tuple[int, str]:
+        """Sorts the policies of one tier, the strongest first. The API leaves the order of equal priorities open."""
+        return self.priority, self.name
+
+    @property
+    def directions(self) -> frozenset[Direction]:
+        return frozenset(direction for direction in Direction if self.rules(direction))
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...]:
+        """The rules of `direction`, the strongest first."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+    def rule_ref(self, direction: Direction, index: int) -> RuleRef:
+        return RuleRef("", self.name, direction, index)
+
+    def problems_of(self, direction: Direction, index: int) -> tuple[Problem, ...]:
+        """The problems because of which one rule does something else than its author wrote (Problem.concerns)."""
+        return tuple(problem for problem in self.problems if problem.concerns(direction, index))
+
+
+Policy = NetworkPolicy | ClusterPolicy
 
 
 class NamedPort(NamedTuple):

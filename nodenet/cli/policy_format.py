@@ -52,8 +52,10 @@ def explanation(answer: Mapping[str, Any], alike: int) -> str:
 def _side(title: str, side: Mapping[str, Any]) -> list[str]:
     lines = [f"  {title}: {_VERDICTS[side['allowed']].lower()}"]
     if side["allowedBy"]:
-        return lines + [f"    by {rule['namespace']}/{rule['policy']} {rule['field']}" for rule in side["allowedBy"]]
+        return lines + [f"    by {_rule(rule)}" for rule in side["allowedBy"]] + _tiers(side)
     lines.append(f"    {side['summary']}")
+    lines += [f"    by {_rule(rule)}" for rule in side["deniedBy"]]
+    lines += _tiers(side)
     if side["isolatedBy"]:
         lines.append(f"    isolated by {', '.join(side['isolatedBy'])}")
     for miss in side["notAllowedBy"]:
@@ -62,6 +64,17 @@ def _side(title: str, side: Mapping[str, Any]) -> list[str]:
     if side["missing"]:
         lines.append(f"    missing: {side['missing']}")
     return lines
+
+
+def _tiers(side: Mapping[str, Any]) -> list[str]:
+    """The rules that left the decision to a later tier, and what is not in force as it is written."""
+    passed = [rule for step in side["tiers"] if step["answer"] == "next" for rule in step["rules"]]
+    return [f"    passed on by {_rule(rule)}" for rule in passed] + [f"    note: {note}" for note in side["notes"]]
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    owner = f"{rule['namespace']}/{rule['policy']}" if rule["namespace"] else f"ClusterNetworkPolicy {rule['policy']}"
+    return f"{owner} {rule['field']}" + (f" ({rule['name']})" if rule.get("name") else "")
 
 
 def connections(rows: Iterable[Row]) -> str:

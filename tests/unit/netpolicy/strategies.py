@@ -139,3 +139,75 @@ def namespaces() -> st.SearchStrategy[dict[str, dict[str, str]]]:
     return st.fixed_dictionaries({name: labels() for name in NAMESPACES}).map(
         lambda found: {name: {**own, "kubernetes.io/metadata.name": name} for name, own in found.items()}
     )
+
+
+# Nodes outside the pods' addresses; one of the addresses is in a network of the rules too.
+NODES = (
+    {"name": "n1", "labels": {"app": "a"}, "ips": ["192.0.2.1"]},
+    {"name": "n2", "labels": {"tier": "b"}, "ips": ["8.8.8.8", "2600::1"]},
+)
+_NETWORKS = ("0.0.0.0/0", "10.0.0.0/29", "10.0.0.2/31", "10.0.0.1/32", "192.0.2.0/24", "::/0", "2001:db8::/126")
+
+
+@st.composite
+def cluster_pods(draw: st.DrawFn) -> dict[str, Any]:
+    if draw(st.booleans()):
+        return {"namespaces": draw(selectors())}
+    return {"pods": {"namespaceSelector": draw(selectors()), "podSelector": draw(selectors())}}
+
+
+@st.composite
+def cluster_peers(draw: st.DrawFn, side: str) -> dict[str, Any]:
+    shape = draw(st.sampled_from(("pods", "pods", "networks", "networks", "nodes", "domains")))
+    if side == "from" or shape == "pods":
+        return draw(cluster_pods())
+    if shape == "networks":
+        return {"networks": draw(st.lists(st.sampled_from(_NETWORKS), min_size=1, max_size=3, unique=True))}
+    if shape == "nodes":
+        return {"nodes": draw(selectors())}
+    return {"domainNames": ["*.example.com"]}
+
+
+@st.composite
+def protocols(draw: st.DrawFn, named: bool) -> dict[str, Any]:
+    shape = draw(st.sampled_from(("number", "range", "name") if named else ("number", "range")))
+    if shape == "name":
+        return {"destinationNamedPort": draw(st.sampled_from(_PORT_NAMES))}
+    first = draw(st.sampled_from(PORTS))
+    last = first + draw(st.sampled_from((1, 13, 1000)))
+    found = {"number": first} if shape == "number" else {"range": {"start": first, "end": last}}
+    return {draw(st.sampled_from(("tcp", "udp", "sctp"))): {"destinationPort": found}}
+
+
+@st.composite
+def cluster_rules(draw: st.DrawFn, side: str) -> dict[str, Any]:
+    rule: dict[str, Any] = {"action": draw(st.sampled_from(("Accept", "Deny", "Pass")))}
+    rule[side] = draw(st.lists(cluster_peers(side), min_size=1, max_size=2))
+    if draw(st.booleans()):
+        nameless = any(key in peer for peer in rule[side] for key in ("networks", "nodes", "domainNames"))
+        rule["protocols"] = draw(st.lists(protocols(not nameless), min_size=1, max_size=2))
+    return rule
+
+
+@st.composite
+def cluster_policies(draw: st.DrawFn, most: int = 4) -> list[dict[str, Any]]:
+    """Policies of both tiers, some of the same priority."""
+    found = []
+    for number in range(draw(st.integers(0, most))):
+        spec: dict[str, Any] = {
+            "tier": draw(st.sampled_from(("Admin", "Admin", "Baseline"))),
+            "priority": draw(st.sampled_from((0, 1, 1, 500, 1000))),
+            "subject": draw(cluster_pods()),
+        }
+        for section, side in (("ingress", "from"), ("egress", "to")):
+            if draw(st.booleans()):
+                spec[section] = draw(st.lists(cluster_rules(side), max_size=3))
+        found.append(
+            {
+                "apiVersion": "policy.networking.k8s.io/v1alpha2",
+                "kind": "ClusterNetworkPolicy",
+                "metadata": {"name": f"c{number}"},
+                "spec": spec,
+            }
+        )
+    return found

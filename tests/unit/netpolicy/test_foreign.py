@@ -25,7 +25,6 @@ def obj(api_version: str, kind: str) -> dict[str, Any]:
         ("projectcalico.org/v3", "GlobalNetworkPolicy"),
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
         ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"),
-        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
     ],
 )
 def test_kinds(api_version: str, kind: str) -> None:
