@@ -9,11 +9,14 @@ from typing import NamedTuple
 from netpolicy.entries import named, prefixes
 from netpolicy.peers import Peers
 from netpolicy.regions import Regions
-from netpolicy.types import Direction, NamedPort, NetworkPolicy, PolicyRef, Rule
+from netpolicy.types import Direction, NamedPort, Policy, PolicyRef, Rule
 
 
 class DemandKey(NamedTuple):
-    """Subjects with equal policies and equal named ports get the same entries; their other labels do not matter."""
+    """Subjects with equal policies and equal named ports get the same entries; their other labels do not matter.
+
+    `policies` are of one namespace, or ClusterNetworkPolicies, in the order of their strength.
+    """
 
     policies: tuple[PolicyRef, ...]
     named_ports: tuple[NamedPort, ...]
@@ -32,7 +35,7 @@ class Demand:
 class Sizes:
     """The number of entries that each policy gives a subject. `policies`: by namespace and name."""
 
-    def __init__(self, policies: Mapping[str, Mapping[str, NetworkPolicy]], peers: Peers) -> None:
+    def __init__(self, policies: Mapping[str, Mapping[str, Policy]], peers: Peers) -> None:
         self._policies = policies
         self._peers = peers
         self._sizes: dict[PolicyRef, dict[tuple[NamedPort, ...], int]] = {}

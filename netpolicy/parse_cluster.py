@@ -138,7 +138,7 @@ class _Reader(Reader):
         egress = self._rules(spec.child("egress"), Direction.EGRESS)
         if any(part is None for part in (known, tier, priority, subject)):
             # Which traffic the rules are about, or what is stronger than they are, is not known.
-            ingress, egress = (tuple(_closed(rule.action, rule.name) for rule in rules) for rules in (ingress, egress))
+            ingress, egress = (tuple(rule.closed() for rule in rules) for rules in (ingress, egress))
         return ClusterPolicy(
             name,
             tier or Tier.ADMIN,
@@ -150,10 +150,10 @@ class _Reader(Reader):
         )
 
     def _rules(self, section: Field, direction: Direction) -> tuple[Rule, ...]:
-        items = self.attempt(DENIED, lambda: list(section.items()))
+        # The place of a rule is part of its strength, so there are not more than the API allows.
+        items = self.attempt(DENIED, lambda: _few(section))
         if items is None:
             return (_closed(Action.DENY),)
-        self.check(lambda: _at_most(section, len(items)))
         return tuple(self._rule(item, direction) for item in items)
 
     def _rule(self, rule: Field, direction: Direction) -> Rule:
@@ -239,10 +239,7 @@ class _Reader(Reader):
 
 
 def _closed(action: Action, name: str = "") -> Rule:
-    """What a rule is of which a part cannot be read."""
-    if action is Action.ACCEPT:
-        return Rule((Peer(),), (), action, name)
-    return Rule((), (), Action.DENY, name)
+    return Rule(action=action, name=name).closed()
 
 
 def _only(field: Field, known: tuple[str, ...]) -> Field:
@@ -289,6 +286,12 @@ def _listed(field: Field) -> list[Field]:
     items = list(field.items())
     if not items:
         raise field.expected("at least one item")
+    return items
+
+
+def _few(field: Field) -> list[Field]:
+    items = list(field.items())
+    _at_most(field, len(items))
     return items
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from netpolicy.entries import ANY, Ports, named
 from netpolicy.regions import Regions
-from netpolicy.selectors import Index, matches, peer_selects
+from netpolicy.selectors import Index, Namespaces, matches, peer_selects
 from netpolicy.types import LabelSet, Peer, PolicyRef, PortRule
 
 
@@ -34,6 +34,11 @@ class Peers:
         self.moved: dict[PolicyRef, set[int]] = {}
         self._index = Index()
         self._selections: dict[tuple[str, tuple[Peer, ...]], _Selection] = {}
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """The labels of the namespaces that are known."""
+        return self._index.namespaces
 
     def remove(self, number: int) -> LabelSet:
         """Remove a label set. Returns it."""

@@ -24,7 +24,7 @@ from netpolicy.types import (
     IPBlock,
     IPNetwork,
     LabelSet,
-    NetworkPolicy,
+    Policy,
     PolicyRef,
     PortRule,
     Rule,
@@ -150,7 +150,7 @@ class Blocks:
         """True if an egress rule combines an ipBlock with a named port: then `hosts` is needed."""
         return bool(self._named)
 
-    def change(self, old: NetworkPolicy | None, new: NetworkPolicy | None) -> bool:
+    def change(self, old: Policy | None, new: Policy | None) -> bool:
         """Replace, add or remove one policy. Returns True if the prefixes or the named ports may have changed."""
         if old is not None:
             self._cuts.subtract(_cuts_of(old))
@@ -176,16 +176,16 @@ class Blocks:
         }
 
 
-def _rules_of(policy: NetworkPolicy) -> Iterator[tuple[Direction, Rule]]:
+def _rules_of(policy: Policy) -> Iterator[tuple[Direction, Rule]]:
     return ((direction, rule) for direction in policy.directions for rule in policy.rules(direction))
 
 
-def _cuts_of(policy: NetworkPolicy) -> list[Prefix]:
+def _cuts_of(policy: Policy) -> list[Prefix]:
     blocks = (peer.block for _, rule in _rules_of(policy) for peer in rule.peers if peer.block is not None)
     return [Prefix.of(network) for block in blocks for network in (block.cidr, *block.excepts)]
 
 
-def _named_of(policy: NetworkPolicy) -> list[tuple[IPBlock, PortRule]]:
+def _named_of(policy: Policy) -> list[tuple[IPBlock, PortRule]]:
     return [
         (peer.block, port)
         for direction, rule in _rules_of(policy)

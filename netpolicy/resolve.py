@@ -1,21 +1,34 @@
 """Resolves policies to entries: which peers may communicate with a subject, by number, protocol and port prefix.
 
 The peer of an entry is the number of a label set or of a region of addresses, or ANY. A flow of an isolated subject is
-allowed if an entry matches for its peer's label set, for the region of its peer's address, or for ANY.
+allowed if an entry matches for its peer's label set, for the region of its peer's address, or for ANY. The rules of the
+other tiers have entries of their own (netpolicy.tiers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 from netpolicy.demands import Demand, DemandKey, Sizes
-from netpolicy.entries import ALL_PORTS, EntryKey, Ports, named, prefixes
+from netpolicy.entries import EntryKey
+from netpolicy.parts import Entries, Moves, Parts
 from netpolicy.peers import Peers
 from netpolicy.regions import Prefix, Regions
-from netpolicy.selectors import matches
-from netpolicy.types import Direction, IPBlock, LabelSet, NamedPort, NetworkPolicy, Peer, PolicyRef, Rule, RuleRef
+from netpolicy.selectors import matches, peer_selects
+from netpolicy.tiers import NO_TIERS, Layer, ResolvedKey, ResolvedTiers, combined, crowded, precedences
+from netpolicy.types import (
+    ClusterPolicy,
+    Direction,
+    IPBlock,
+    LabelSet,
+    NetworkPolicy,
+    Peer,
+    Policy,
+    PolicyRef,
+    RuleRef,
+    Tier,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +48,6 @@ class ResolvedPolicy:
     changed: Collection[EntryKey] = field(default=(), compare=False, repr=False)
 
 
-_Entries = dict[EntryKey, RuleRef]
-_PartKey = tuple[Direction, tuple[NamedPort, ...]]
-
-
 class Resolver:
     """Resolves policies for subjects from label sets, namespaces and regions. All inputs may change.
 
@@ -48,20 +57,22 @@ class Resolver:
 
     def __init__(self) -> None:
         self._peers = Peers()
-        self._policies: dict[str, dict[str, NetworkPolicy]] = {}
+        # By namespace and name; ClusterNetworkPolicies have the namespace "".
+        self._policies: dict[str, dict[str, Policy]] = {}
         self._sizes = Sizes(self._policies, self._peers)
+        self._parts = Parts(self._policies, self._peers)
         # Policies with an egress rule with a named port: its number depends on the destination pod.
         self._name_ports: set[PolicyRef] = set()
         self._blocks: dict[PolicyRef, tuple[IPBlock, ...]] = {}
-        # The entries that each policy gives a subject; of the subject only its named ports matter.
-        self._parts: dict[PolicyRef, dict[_PartKey, _Entries]] = {}
         # Changes since the last `resolve`: policies whose entries may differ, and namespaces whose policies select
-        # other pods. Peers.moved has policies whose peers select other label sets.
+        # other pods. Peers.moved has policies whose peers select other label sets. The namespace "" means all subjects.
         self._dirty: set[PolicyRef] = set()
         self._reselected: set[str] = set()
         self._matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
+        self._selecting: dict[LabelSet, tuple[PolicyRef, ...]] = {}
         self._demands: dict[DemandKey, Demand] = {}
         self._resolved: dict[DemandKey, ResolvedPolicy] = {}
+        self._tiers: dict[ResolvedKey, ResolvedTiers] = {}
 
     def change_groups(self, added: Mapping[int, LabelSet], gone: Iterable[int]) -> None:
         """Add and remove label sets by number. A number of `gone` may appear in `added` with another meaning."""
@@ -79,8 +90,10 @@ class Resolver:
         """The new labels of namespaces; None for a deleted one."""
         for name, labels in changed.items():
             self._peers.relabel(name, labels)
+            if self._policies.get(""):
+                self._reselected.add(name)
 
-    def change_policies(self, changed: Mapping[PolicyRef, NetworkPolicy | None]) -> None:
+    def change_policies(self, changed: Mapping[PolicyRef, Policy | None]) -> None:
         """New versions of policies; None for a deleted one."""
         for ref, policy in changed.items():
             namespace = self._policies.setdefault(ref.namespace, {})
@@ -97,10 +110,10 @@ class Resolver:
             for peers in before - after:
                 self._peers.leave(ref, peers)
             self._dirty.add(ref)
-            if old is None or policy is None or old.selector != policy.selector:
+            if _selection(old) != _selection(policy):
                 self._reselected.add(ref.namespace)
 
-    def _note_parts(self, policy: NetworkPolicy) -> None:
+    def _note_parts(self, policy: Policy) -> None:
         rules = [(direction, rule) for direction in policy.directions for rule in policy.rules(direction)]
         blocks = tuple(peer.block for _, rule in rules for peer in rule.peers if peer.block is not None)
         if blocks:
@@ -121,41 +134,47 @@ class Resolver:
         """Whether a change since the last `resolve` may concern a subject."""
         return bool(self._dirty or self._peers.moved or self._reselected)
 
-    def demands(self, subjects: Iterable[LabelSet]) -> list[Demand]:
-        """How many entries each of these label sets needs. The same object for label sets that need the same ones."""
+    def demands(self, subjects: Sequence[LabelSet]) -> tuple[list[Demand], list[Demand]]:
+        """How many entries each of these label sets needs: of NetworkPolicies, and of ClusterNetworkPolicies. The same
+        object for label sets that need the same ones."""
         touched = self._dirty | self._peers.moved.keys()
         self._sizes.forget(touched)
-        matching: dict[LabelSet, tuple[PolicyRef, ...]] = {}
-        demands: dict[DemandKey, Demand] = {}
-        answers = []
-        for subject in subjects:
-            known = None if subject.namespace in self._reselected else self._matching.get(subject)
-            refs = matching[subject] = self._policies_of(subject) if known is None else known
-            key = DemandKey(refs, subject.named_ports)
-            demand = demands.get(key)
-            if demand is None:
-                demand = self._demands.get(key)
-                if demand is None or any(ref in touched for ref in refs):
-                    demand = self._sizes.demand(key)
-                demands[key] = demand
-            answers.append(demand)
-        self._matching, self._demands = matching, demands
+        known = self._demands
+        self._demands = {}
+        own = {subject: self._policies_of(subject) for subject in subjects}
+        wide = {subject: self._cluster_policies_of(subject) for subject in subjects} if self._policies.get("") else {}
+        self._matching, self._selecting = own, wide
         self._reselected.clear()
-        return answers
+        keys = [DemandKey(own[subject], subject.named_ports) for subject in subjects]
+        wide_keys = [DemandKey(wide.get(subject, ()), subject.named_ports) for subject in subjects]
+        return [self._demand(k, known, touched) for k in keys], [self._demand(k, known, touched) for k in wide_keys]
+
+    def _demand(self, key: DemandKey, known: Mapping[DemandKey, Demand], touched: Collection[PolicyRef]) -> Demand:
+        demand = self._demands.get(key)
+        if demand is None:
+            demand = known.get(key)
+            if demand is None or any(ref in touched for ref in key.policies):
+                demand = self._sizes.demand(key)
+            self._demands[key] = demand
+        return demand
+
+    def crowded(self, key: DemandKey) -> frozenset[PolicyRef]:
+        """The ClusterNetworkPolicies that have no place among those of their priority."""
+        return crowded(self._cluster_policies(key)) if key.policies else frozenset()
 
     def resolve(
-        self, demands: Iterable[Demand], closed: Mapping[DemandKey, frozenset[PolicyRef]] | None = None
-    ) -> list[ResolvedPolicy]:
+        self,
+        demands: Sequence[Demand],
+        tiers: Sequence[Demand],
+        closed: Mapping[DemandKey, frozenset[PolicyRef]] | None = None,
+    ) -> tuple[list[ResolvedPolicy], list[ResolvedTiers]]:
         """The resolved policy of each result of the last `demands`. Results for other subjects are removed from the
         cache. `closed`: the policies whose rules are left out. No entry is made for them, so they need no memory."""
         closed = closed or {}
         # A named port in an egress rule depends on label sets that no peer needs to select, so resolve these policies
         # completely. A policy that is closed may have grown too large to follow.
         self._dirty |= self._peers.moved.keys() & self._name_ports.union(*closed.values())
-        stale = {ref: self._parts.pop(ref, {}) for ref in self._dirty}
-        changed = {
-            ref: self._move_parts(ref, numbers) for ref, numbers in self._peers.moved.items() if ref not in stale
-        }
+        moves = self._parts.move(self._dirty)
         resolved: dict[DemandKey, ResolvedPolicy] = {}
         answers = []
         for demand in demands:
@@ -164,21 +183,23 @@ class Resolver:
                 old, without = self._resolved.get(key), closed.get(key, frozenset())
                 if old is None or old.closed != without:
                     resolved[key] = self._resolve(key, without)
-                elif any(ref in stale or ref in changed for ref in key.policies):
-                    resolved[key] = self._resolve_again(key, old, stale, changed)
+                elif moves.concern(key.policies):
+                    resolved[key] = self._resolve_again(key, old, moves)
                 else:
                     resolved[key] = old
             answers.append(resolved[key])
+        wide = self._resolve_tiers(answers, tiers, closed, moves)
         # Drop the references to older results, so that they do not form an endless chain.
-        for answer in self._resolved.values():
+        for answer in (*self._resolved.values(), *self._tiers.values()):
             object.__setattr__(answer, "since", None)
         self._resolved = resolved
+        self._tiers = {ResolvedKey(demand.key, one.opened): one for demand, one in zip(tiers, wide, strict=True)}
         self._dirty.clear()
         self._peers.moved.clear()
         if closed:
-            used = {ref for answer in resolved.values() for ref in answer.policies if ref not in answer.closed}
-            self._parts = {ref: parts for ref, parts in self._parts.items() if ref in used}
-        return answers
+            every: tuple[ResolvedPolicy | ResolvedTiers, ...] = (*resolved.values(), *wide)
+            self._parts.keep({ref for answer in every for ref in answer.policies if ref not in answer.closed})
+        return answers, wide
 
     def imagined(self, demand: Demand, regions: Regions, closed: Collection[PolicyRef]) -> Demand:
         """What a demand would be with these regions and without the rules of policies in `closed`."""
@@ -193,40 +214,48 @@ class Resolver:
         return Demand(demand.key, sizes, sum(sizes))
 
     def _policies_of(self, subject: LabelSet) -> tuple[PolicyRef, ...]:
-        policies = self._policies.get(subject.namespace, {})
-        return tuple(sorted(p.ref for p in policies.values() if matches(p.selector, subject.mapping)))
+        """The NetworkPolicies that select a subject."""
+        known = None if subject.namespace in self._reselected else self._matching.get(subject)
+        if known is not None:
+            return known
+        policies = (p for p in self._policies.get(subject.namespace, {}).values() if isinstance(p, NetworkPolicy))
+        return tuple(sorted(p.ref for p in policies if matches(p.selector, subject.mapping)))
+
+    def _cluster_policies_of(self, subject: LabelSet) -> tuple[PolicyRef, ...]:
+        """The ClusterNetworkPolicies that select a subject, the strongest first."""
+        known = None if {"", subject.namespace} & self._reselected else self._selecting.get(subject)
+        if known is not None:
+            return known
+        policies = (p for p in self._policies[""].values() if isinstance(p, ClusterPolicy))
+        found = [p for p in policies if peer_selects(p.subject, "", subject, self._peers.namespaces)]
+        return tuple(p.ref for p in sorted(found, key=lambda p: (p.tier, *p.strength)))
 
     def _resolve(self, key: DemandKey, closed: frozenset[PolicyRef]) -> ResolvedPolicy:
-        policies = [self._policies[ref.namespace][ref.name] for ref in key.policies]
+        policies = self._network_policies(key)
         opening = [policy for policy in policies if policy.ref not in closed]
         entries: dict[EntryKey, RuleRef] = {}
         for direction in Direction:
             # An entry names its first rule, so write the last policy first.
             for policy in reversed(opening):
-                entries.update(self._part(policy, direction, key.named_ports))
+                entries.update(self._parts.part(policy, direction, key.named_ports))
         return ResolvedPolicy(key.policies, _isolated(policies), entries, closed)
 
     def _resolve_again(
         self,
         key: DemandKey,
         old: ResolvedPolicy,
-        stale: Mapping[PolicyRef, Mapping[_PartKey, _Entries]],
-        changed: Mapping[PolicyRef, Mapping[_PartKey, Collection[EntryKey]]],
+        moves: Moves,
     ) -> ResolvedPolicy:
-        """As `_resolve`, for the same policies, but checks only changed entries. `stale`: the previous entries of
-        policies to resolve again; `changed`: the changed keys of the others."""
-        policies = [self._policies[ref.namespace][ref.name] for ref in old.policies]
+        """As `_resolve`, for the same policies, but checks only changed entries."""
+        policies = self._network_policies(key)
         opening = [policy for policy in policies if policy.ref not in old.closed]
         keys: dict[EntryKey, None] = {}
-        parts: dict[Direction, list[_Entries]] = {}
+        parts: dict[Direction, list[Entries]] = {}
         for direction in Direction:
             place = (direction, key.named_ports)
-            parts[direction] = [self._part(policy, direction, key.named_ports) for policy in opening]
+            parts[direction] = [self._parts.part(policy, direction, key.named_ports) for policy in opening]
             for policy, part in zip(opening, parts[direction], strict=True):
-                if policy.ref in stale:
-                    keys.update(_different(stale[policy.ref].get(place, {}), part))
-                elif policy.ref in changed:
-                    keys.update(dict.fromkeys(changed[policy.ref].get(place, ())))
+                keys.update(dict.fromkeys(moves.keys(policy.ref, place, part)))
         entries = {**old.entries}
         for entry in keys:
             # An entry names the first policy that gives it.
@@ -237,75 +266,72 @@ class Resolver:
                 entries[entry] = ref
         return ResolvedPolicy(old.policies, _isolated(policies), entries, old.closed, old, tuple(keys))
 
-    def _move_parts(self, ref: PolicyRef, numbers: set[int]) -> dict[_PartKey, Collection[EntryKey]]:
-        """Update the entries of a policy after its peers began or ceased to select these label sets. Returns the
-        changed keys."""
-        policy = self._policies[ref.namespace][ref.name]
-        changed: dict[_PartKey, Collection[EntryKey]] = {}
-        for place, part in self._parts.get(ref, {}).items():
-            direction, named_ports = place
-            before = {key: rule for key, rule in part.items() if key.peer in numbers}
-            after = self._entries(policy, direction, named_ports, numbers)
-            changed[place] = _different(before, after)
-            for key in changed[place]:
-                if key in after:
-                    part[key] = after[key]
-                else:
-                    del part[key]
-        return changed
+    def _network_policies(self, key: DemandKey) -> list[NetworkPolicy]:
+        found = (self._policies[ref.namespace][ref.name] for ref in key.policies)
+        return [policy for policy in found if isinstance(policy, NetworkPolicy)]
 
-    def _part(self, policy: NetworkPolicy, direction: Direction, named_ports: tuple[NamedPort, ...]) -> _Entries:
-        parts = self._parts.setdefault(policy.ref, {})
-        key = (direction, named_ports)
-        if key not in parts:
-            parts[key] = self._entries(policy, direction, named_ports)
-        return parts[key]
+    def _cluster_policies(self, key: DemandKey) -> list[ClusterPolicy]:
+        found = (self._policies[ref.namespace][ref.name] for ref in key.policies)
+        return [policy for policy in found if isinstance(policy, ClusterPolicy)]
 
-    def _entries(
+    def _resolve_tiers(
         self,
-        policy: NetworkPolicy,
-        direction: Direction,
-        named_ports: tuple[NamedPort, ...],
-        only: Collection[int] | None = None,
-    ) -> _Entries:
-        """The entries that a policy gives a subject with these named ports; with `only`, just those for these peers."""
-        found: _Entries = {}
-        for index, rule in enumerate(policy.rules(direction)):
-            ref = policy.rule_ref(direction, index)
-            for pairs in self._rule(policy.namespace, direction, rule, named_ports, only):
-                keys = [EntryKey(peer, direction, *ports) for peer, ports in pairs]
-                if not found:
-                    found = dict.fromkeys(keys, ref)
-                    continue
-                for key in keys:
-                    found.setdefault(key, ref)
-        return found
-
-    def _rule(
-        self,
-        namespace: str,
-        direction: Direction,
-        rule: Rule,
-        named_ports: tuple[NamedPort, ...],
-        only: Collection[int] | None,
-    ) -> Iterator[Iterable[tuple[int, Ports]]]:
-        """Pairs of peer and ports that the rule allows, for each of its ports."""
-        numbers = self._peers.matched(namespace, rule.peers)
-        if only is not None:
-            numbers = [number for number in numbers if number in only]
-        if not rule.ports:
-            yield [(number, ALL_PORTS) for number in numbers]
-            return
-        for port in rule.ports:
-            if not isinstance(port.port, str):
-                found = prefixes(port)
-            elif direction is Direction.INGRESS:
-                found = named(port, named_ports)
-            else:
-                # `only` is never set for a policy with such a rule (see `resolve`).
-                yield self._peers.named_egress(port, namespace, rule.peers)
+        own: Iterable[ResolvedPolicy],
+        demands: Iterable[Demand],
+        closed: Mapping[DemandKey, frozenset[PolicyRef]],
+        moves: Moves,
+    ) -> list[ResolvedTiers]:
+        """`own`: the answers of the NetworkPolicies for the same subjects."""
+        found: dict[ResolvedKey, ResolvedTiers] = {}
+        answers = []
+        for answer, demand in zip(own, demands, strict=True):
+            if not demand.key.policies:
+                answers.append(NO_TIERS)
                 continue
-            yield product(numbers, found)
+            key = ResolvedKey(demand.key, frozenset(d for d in Direction if d not in answer.isolated))
+            if key not in found:
+                found[key] = self._tiers_of(key, closed.get(demand.key, frozenset()), moves)
+            answers.append(found[key])
+        return answers
+
+    def _tiers_of(self, key: ResolvedKey, closed: frozenset[PolicyRef], moves: Moves) -> ResolvedTiers:
+        refs, named_ports = key.demand
+        old = self._tiers.get(key)
+        same = old is not None and old.closed == closed
+        if same and old is not None and not moves.concern(refs):
+            return old
+        policies = self._cluster_policies(key.demand)
+        layers = []
+        for policy, precedence in zip(policies, precedences(policies), strict=True):
+            is_open = policy.ref not in closed
+            parts = {d: self._parts.part(policy, d, named_ports) for d in Direction} if is_open else None
+            layers.append(Layer(policy, precedence, parts))
+        asked = _asked(policies, key.opened)
+        if not same or old is None or any(ref in moves.stale for ref in refs):
+            return ResolvedTiers(refs, asked, combined(layers, key.opened), closed, key.opened)
+        # Only entries for these peers may differ.
+        numbers = {
+            entry.peer
+            for layer in layers
+            for direction, part in (layer.parts or {}).items()
+            for entry in moves.keys(layer.policy.ref, (direction, named_ports), dict(part))
+        }
+        after = combined(layers, key.opened, numbers)
+        changed = {**dict.fromkeys(place for place in old.entries if place.entry.peer in numbers), **after}
+        entries = {place: rule for place, rule in old.entries.items() if place not in changed} | after
+        return ResolvedTiers(refs, asked, entries, closed, key.opened, old, tuple(changed))
+
+
+def _asked(policies: Iterable[ClusterPolicy], opened: Collection[Direction]) -> frozenset[Direction]:
+    """The directions in which a tier has rules."""
+    return frozenset(d for p in policies for d in p.directions if p.tier is Tier.ADMIN or d in opened)
+
+
+def _selection(policy: Policy | None) -> object:
+    """What decides which pods a policy selects, and its place among the others."""
+    if isinstance(policy, ClusterPolicy):
+        return policy.subject, policy.tier, policy.strength
+    return None if policy is None else policy.selector
 
 
 def _isolated(policies: Iterable[NetworkPolicy]) -> dict[Direction, tuple[PolicyRef, ...]]:
@@ -313,14 +339,7 @@ def _isolated(policies: Iterable[NetworkPolicy]) -> dict[Direction, tuple[Policy
     return {direction: refs for direction, refs in found.items() if refs}
 
 
-def _different(before: _Entries, after: _Entries) -> dict[EntryKey, None]:
-    """The keys of entries that only one of the two has, or that have different rules."""
-    found = dict.fromkeys(key for key, ref in after.items() if before.get(key) != ref)
-    found.update(dict.fromkeys(key for key in before if key not in after))
-    return found
-
-
-def _peer_lists(policy: NetworkPolicy | None) -> set[tuple[Peer, ...]]:
+def _peer_lists(policy: Policy | None) -> set[tuple[Peer, ...]]:
     """The peer lists of a policy's rules, without empty ones, which mean all peers."""
     if policy is None:
         return set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar, NamedTuple
@@ -173,6 +173,13 @@ class Rule:
     action: Action = Action.ACCEPT
     name: str = ""
 
+    def closed(self) -> Rule:
+        """What is in force of a rule of a ClusterNetworkPolicy of which a part cannot be in force: an Accept matches
+        nothing, and a Deny or Pass denies everything."""
+        if self.action is Action.ACCEPT:
+            return Rule((Peer(),), (), self.action, self.name)
+        return Rule((), (), Action.DENY, self.name)
+
 
 # Replaces a rule that could not be read: its peer matches nothing.
 NOTHING = Rule((Peer(),))
@@ -249,6 +256,10 @@ class NetworkPolicy:
     def ref(self) -> PolicyRef:
         return PolicyRef(self.namespace, self.name)
 
+    def closed(self) -> NetworkPolicy:
+        """It isolates, and allows nothing."""
+        return replace(self, ingress=(), egress=())
+
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """The effective rules of `direction`; empty if the policy does not isolate it."""
         if direction not in self.directions:
@@ -289,6 +300,11 @@ class ClusterPolicy:
     def strength(self) -> tuple[int, str]:
         """Sorts the policies of one tier, the strongest first. The API leaves the order of equal priorities open."""
         return self.priority, self.name
+
+    def closed(self) -> ClusterPolicy:
+        """It accepts nothing, and denies everything if it denies or passes anything."""
+        ingress, egress = (tuple(rule.closed() for rule in rules) for rules in (self.ingress, self.egress))
+        return replace(self, ingress=ingress, egress=egress)
 
     @property
     def directions(self) -> frozenset[Direction]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from netpolicy.types import NetworkPolicy
+from netpolicy.types import ClusterPolicy, NetworkPolicy
 from nodenet.decode import build, schema, services
 from nodenet.decode.values import Unreads
 from nodenet.endpoint import AttachmentKey
@@ -163,6 +163,19 @@ NETWORK_POLICY = ApiKind(
     build=build.network_policy,
     decides_policy=True,
 )
+CLUSTER_NETWORK_POLICY = ApiKind(
+    resource=ApiResource(
+        "policy.networking.k8s.io", "v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies", namespaced=False
+    ),
+    holds=ClusterPolicy,
+    key=_cluster_name,
+    place="cluster_policies",
+    # netpolicy.parse_cluster reads the JSON itself.
+    wire=dict[str, Any],
+    build=build.cluster_policy,
+    optional=True,
+    decides_policy=True,
+)
 # An attached pod on this node; not an API object.
 ENDPOINT = Kind(
     holds=Endpoint,
@@ -170,6 +183,6 @@ ENDPOINT = Kind(
     place="endpoints",
 )
 
-API_KINDS: tuple[ApiKind, ...] = (POD, NAMESPACE, NODE, SERVICE, ENDPOINT_SLICE, NETWORK_POLICY)
+API_KINDS: tuple[ApiKind, ...] = (POD, NAMESPACE, NODE, SERVICE, ENDPOINT_SLICE, NETWORK_POLICY, CLUSTER_NETWORK_POLICY)
 KINDS: tuple[Kind, ...] = (*API_KINDS, ENDPOINT)
 BY_NAME: dict[str, ApiKind] = {kind.name: kind for kind in API_KINDS}

@@ -93,9 +93,9 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`addresses` are the InternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs. `taints`: the keys.
-    `network_unavailable`: the status of this condition, "" if the Node does not have it. `deleting`: it has a
-    deletionTimestamp."""
+    """`addresses` are the InternalIPs, `outer` the ExternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs.
+    `taints`: the keys. `network_unavailable`: the status of this condition, "" if the Node does not have it. `deleting`:
+    it has a deletionTimestamp."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
@@ -104,6 +104,7 @@ class Node:
     taints: frozenset[str] = frozenset()
     network_unavailable: str = ""
     deleting: bool = False
+    outer: tuple[IPAddress, ...] = ()
 
 
 # Services and EndpointSlices with one of these labels, of any value, are not for this proxy: another one serves them

@@ -9,7 +9,7 @@ from enum import StrEnum
 from operator import is_
 from typing import Any, NamedTuple
 
-from netpolicy.types import NetworkPolicy
+from netpolicy.types import ClusterPolicy, NetworkPolicy
 from nodenet.endpoint import AttachmentKey
 from nodenet.evolved import Evolved, evolve
 from nodenet.kinds import KINDS, Kind
@@ -72,6 +72,7 @@ class Snapshot:
     services: Mapping[ObjectRef, Service] = field(default_factory=dict)
     slices: Mapping[ObjectRef, EndpointSlice] = field(default_factory=dict)
     policies: Mapping[ObjectRef, NetworkPolicy] = field(default_factory=dict)
+    cluster_policies: Mapping[ObjectRef, ClusterPolicy] = field(default_factory=dict)
     endpoints: Mapping[AttachmentKey, Endpoint] = field(default_factory=dict)
 
 

@@ -78,7 +78,7 @@ enum nn_endpoint_flags {
 	NN_ENDPOINT_ISOLATED_INGRESS = 1,
 	NN_ENDPOINT_ISOLATED_EGRESS = 2,
 	NN_ENDPOINT_NO_REDIRECT = 4, /* deliver through the bridge: its VLANs or isolated ports apply to this pod */
-	NN_ENDPOINT_TIERED_INGRESS = 8, /* it has rules that deny, or rules of different precedence */
+	NN_ENDPOINT_TIERED_INGRESS = 8, /* rules of other tiers than NetworkPolicy apply to it */
 	NN_ENDPOINT_TIERED_EGRESS = 16,
 };
 
@@ -116,6 +116,17 @@ struct nn_cidr_entry {
 	__u32 since;
 };
 
+/* The direction in a policy key, and the tier: rules of the Admin tier have keys of their own. The others share the
+ * keys of nn_direction: an isolated endpoint has rules of NetworkPolicies, others have rules of the Baseline tier. */
+enum nn_rule_direction {
+	NN_RULE_INGRESS = 1,
+	NN_RULE_EGRESS = 2,
+	NN_RULE_ADMIN_INGRESS = 5,
+	NN_RULE_ADMIN_EGRESS = 6,
+};
+
+#define NN_RULE_ADMIN 4 /* added to nn_direction */
+
 /* What a subject's rules say about a peer: who may send to it (ingress), or receive from it (egress). Longest prefix
  * match over the five fields in this order: a port range becomes several port prefixes, "all ports" ends after the
  * protocol, "all protocols" ends after the direction. */
@@ -123,7 +134,7 @@ struct nn_policy_key {
 	__u32 prefixlen; /* bits of the fields below: 72 up to direction, 80 up to protocol, 96 with the exact port */
 	__u32 subject; /* identity of the local endpoint */
 	__u32 peer; /* identity or region of the other end; 0: every peer */
-	__u8 direction;
+	__u8 direction; /* nn_rule_direction */
 	__u8 protocol;
 	__be16 port;
 };
@@ -131,9 +142,10 @@ struct nn_policy_key {
 enum nn_action {
 	NN_ACTION_ALLOW = 1,
 	NN_ACTION_DENY = 2,
+	NN_ACTION_PASS = 3, /* Admin tier: the next tier decides */
 };
 
-/* The larger verdict is the stronger one: precedence first, and NN_ACTION_DENY if the precedence is equal. */
+/* Within a tier the larger verdict is the stronger one: precedence first, then the action. */
 struct nn_rule {
 	__u32 verdict; /* precedence << 8 | nn_action; 0: as if there were no entry */
 	__u32 rule_id; /* names the rule in user space */

@@ -98,20 +98,41 @@ NN_INLINE __u32 nn_policy_find(const struct nn_policy_key *key, __u32 generation
 	return rule->verdict;
 }
 
+/* Ask one tier, which the key's direction names: look up the peer's identity, then its region (ipBlock), then "every
+ * peer". The strongest rule decides; without `all` the rules are equally strong, and the first one that is found decides.
+ * Returns its verdict and sets the view's rule; 0: no rule matches. */
+NN_INLINE __u32 nn_policy_tier(struct nn_policy_key *key, struct nn_view *view, __u32 generation, int all)
+{
+	__u32 verdict;
+
+	view->rule_id = 0;
+	key->peer = view->peer_identity;
+	verdict = nn_policy_find(key, generation, 0, &view->rule_id);
+	if (!verdict || all) {
+		key->peer = nn_region_of(&view->flow.remote, generation);
+		if (key->peer)
+			verdict = nn_policy_find(key, generation, verdict, &view->rule_id);
+	}
+	if (!verdict || all) {
+		key->peer = NN_IDENTITY_ANY;
+		verdict = nn_policy_find(key, generation, verdict, &view->rule_id);
+	}
+	return verdict;
+}
+
 /* Ask policy about the view's flow, as if it was opened in this direction. The port is the server's: the remote port if
  * the pod opened the flow, else the pod's own. Returns 0 or NN_DROP_POLICY_DENIED, and sets the view's rule to the one
  * that decided.
  *
- * Looks up the peer's identity, then its region (ipBlock), then "every peer". The strongest rule decides; if all rules of
- * the subject are equally strong (no TIERED flag), the first one does. The pod's own node is always allowed (kubelet's
- * probes). ICMP has port 0 and a protocol that no rule names, so it passes only if a rule without ports allows the
- * peer. */
+ * With a TIERED flag the Admin tier is asked first. If it does not decide, the rules of the other tiers do, and without
+ * one the isolation does. The pod's own node is always allowed (kubelet's probes). ICMP has port 0 and a protocol that no
+ * rule names, so only rules without ports match it. */
 NN_GLOBAL int nn_policy_ask(__u32 side, __u8 direction)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_policy_key key = { .prefixlen = NN_POLICY_FULL_PREFIX, .direction = direction };
 	const struct nn_ct_key *flow;
-	__u32 generation, verdict;
+	__u32 generation, action = 0;
 	__u8 isolated, tiered;
 	struct nn_view *view;
 
@@ -127,24 +148,20 @@ NN_GLOBAL int nn_policy_ask(__u32 side, __u8 direction)
 	if (!nn_config.enforce_policy || !(isolated | tiered) || view->peer_identity == NN_IDENTITY_HOST)
 		return 0;
 	key.subject = view->subject;
-	key.peer = view->peer_identity;
 	key.protocol = flow->protocol;
 	if (flow->protocol != IPPROTO_ICMP && flow->protocol != IPPROTO_ICMPV6)
 		key.port = direction == NN_EGRESS ? flow->remote_port : flow->pod_port;
 	generation = context->state.generation;
-	verdict = nn_policy_find(&key, generation, 0, &view->rule_id);
-	if (!verdict || tiered) {
-		key.peer = nn_region_of(&flow->remote, generation);
-		if (key.peer)
-			verdict = nn_policy_find(&key, generation, verdict, &view->rule_id);
+	if (tiered) {
+		key.direction = direction + NN_RULE_ADMIN;
+		action = nn_policy_tier(&key, view, generation, 1) & 0xff;
+		key.direction = direction;
 	}
-	if (!verdict || tiered) {
-		key.peer = NN_IDENTITY_ANY;
-		verdict = nn_policy_find(&key, generation, verdict, &view->rule_id);
-	}
-	if (!verdict)
+	if (action != NN_ACTION_ALLOW && action != NN_ACTION_DENY)
+		action = nn_policy_tier(&key, view, generation, tiered) & 0xff;
+	if (!action)
 		return isolated ? NN_DROP_POLICY_DENIED : 0;
-	return (verdict & 0xff) == NN_ACTION_ALLOW ? 0 : NN_DROP_POLICY_DENIED;
+	return action == NN_ACTION_ALLOW ? 0 : NN_DROP_POLICY_DENIED;
 }
 
 #endif

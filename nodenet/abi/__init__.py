@@ -30,6 +30,7 @@ from nodenet.abi.numbers import (
     FrontendScope,
     NatFlag,
     ObservationPoint,
+    RuleDirection,
 )
 from nodenet.abi.packing import U32, Record, pack_addr, unpack_addr
 from nodenet.abi.policy import AddressKey, EndpointEntry, LpmKey, PolicyKey, Rule, State
@@ -94,6 +95,7 @@ __all__ = [
     "PolicyKey",
     "Record",
     "Rule",
+    "RuleDirection",
     "RuleVersions",
     "SockQuestion",
     "SockRevnatKey",

@@ -35,11 +35,25 @@ class EndpointFlag(IntFlag):
     TIERED_EGRESS = 16
 
 
+class RuleDirection(IntEnum):
+    """The direction in a policy key, and the tier: rules of the Admin tier have keys of their own."""
+
+    INGRESS = 1
+    EGRESS = 2
+    ADMIN_INGRESS = 5
+    ADMIN_EGRESS = 6
+
+    @property
+    def is_admin(self) -> bool:
+        return self >= RuleDirection.ADMIN_INGRESS
+
+
 class Action(IntEnum):
     """What a rule does. If two rules have the same precedence, the larger number is the stronger one."""
 
     ALLOW = 1
     DENY = 2
+    PASS = 3
 
 
 class AddressFlag(IntFlag):

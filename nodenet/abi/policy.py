@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, Self
 
-from nodenet.abi.numbers import V4_PREFIX_BITS, Action
+from nodenet.abi.numbers import V4_PREFIX_BITS, Action, RuleDirection
 from nodenet.abi.packing import pack_addr, swap_port, unpack_addr
 from nodenet.model import Direction, IPAddress, IPNetwork
 
@@ -65,7 +65,7 @@ class PolicyKey(NamedTuple):
     prefixlen: int
     subject: int
     peer: int
-    direction: Direction
+    direction: RuleDirection | Direction
     protocol: int
     port: int
 
@@ -75,7 +75,7 @@ class PolicyKey(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         prefixlen, subject, peer, direction, protocol, port = struct.unpack("=IIIBBH", data)
-        return cls(prefixlen, subject, peer, Direction(direction), protocol, swap_port(port))
+        return cls(prefixlen, subject, peer, RuleDirection(direction), protocol, swap_port(port))
 
 
 class Rule(NamedTuple):
@@ -92,6 +92,10 @@ class Rule(NamedTuple):
     @classmethod
     def deny(cls, rule_id: int, precedence: int = 0) -> Self:
         return cls(precedence << _ACTION_BITS | Action.DENY, rule_id)
+
+    @classmethod
+    def pass_(cls, rule_id: int, precedence: int = 0) -> Self:
+        return cls(precedence << _ACTION_BITS | Action.PASS, rule_id)
 
     @property
     def action(self) -> Action:

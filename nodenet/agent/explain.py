@@ -10,6 +10,7 @@ from netpolicy.addresses import parse_address
 from netpolicy.evaluate import Evaluator
 from netpolicy.holders import holders
 from netpolicy.party import Party, Traffic
+from netpolicy.types import Policy
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.compile.identities import label_set
 from nodenet.errors import BadInputError
@@ -25,7 +26,8 @@ def explain(snapshot: Snapshot, source: str, destination: str, port: int, protoc
     if not 1 <= port <= 65535:
         raise BadInputError(f"port: expected 1-65535, got {port}")
     namespaces = {namespace.name: namespace.labels for namespace in snapshot.namespaces.values()}
-    evaluator = Evaluator(snapshot.policies.values(), namespaces)
+    policies: tuple[Policy, ...] = (*snapshot.policies.values(), *snapshot.cluster_policies.values())
+    evaluator = Evaluator(policies, namespaces, snapshot.nodes.values())
     traffic = Traffic(PolicyProtocol[protocol.upper()], port)
     found = engine.explain(evaluator, _party(snapshot, source), _party(snapshot, destination), traffic)
     return engine.as_json(found)

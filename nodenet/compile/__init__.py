@@ -15,6 +15,7 @@ from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import IpcacheCompiler
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
+from nodenet.compile.policy_set import PolicySet, with_nodes
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
 from nodenet.model import IPAddress, Labels, Namespace, Node, ObjectRef, Pod
 from nodenet.store import Snapshot
@@ -57,16 +58,20 @@ class Compiler:
         here = self._remember("here", (snapshot.nodes, local), _here)
         services = self._services.compile(served, slices_, here)
         # Most changes are of EndpointSlices. They concern none of the other tables.
-        inputs = (snapshot.pods, snapshot.namespaces, snapshot.policies, snapshot.endpoints, snapshot.nodes, local)
-        others = self._remember("others", inputs, lambda *_: self._others(snapshot, local))
-        policies, endpoints, ipcache = others
+        wide = self._remember("wide", (snapshot.cluster_policies, snapshot.nodes), with_nodes)
+        policies = self._remember("set", (snapshot.policies, wide), PolicySet)
+        inputs = (snapshot.pods, snapshot.namespaces, policies.own, wide, snapshot.endpoints, snapshot.nodes, local)
+        others = self._remember("others", inputs, lambda *_: self._others(snapshot, policies, local))
+        tables, endpoints, ipcache = others
         callers = self._remember("clients", (snapshot.endpoints if local.services else _NONE,), clients)
-        return _state(services, policies, endpoints, ipcache, callers), _names(services, policies, endpoints)
+        return _state(services, tables, endpoints, ipcache, callers), _names(services, tables, endpoints)
 
-    def _others(self, snapshot: Snapshot, local: LocalNode) -> tuple[PolicyTables, EndpointTables, Table]:
+    def _others(
+        self, snapshot: Snapshot, given: PolicySet, local: LocalNode
+    ) -> tuple[PolicyTables, EndpointTables, Table]:
         """All tables that do not depend on Services."""
         pods = self._remember("pods", (snapshot.pods, snapshot.namespaces), _with_unread_labels)
-        policies = self._policies(snapshot, pods, local)
+        policies = self._policies(snapshot, given, pods, local)
         endpoints = self._remember(
             "endpoints",
             (snapshot.endpoints, pods, policies.identities, policies.flags, local.enforce_policy),
@@ -79,16 +84,18 @@ class Compiler:
         )
         return policies, endpoints, ipcache
 
-    def _policies(self, snapshot: Snapshot, pods: Mapping[ObjectRef, Pod], local: LocalNode) -> PolicyTables:
+    def _policies(
+        self, snapshot: Snapshot, given: PolicySet, pods: Mapping[ObjectRef, Pod], local: LocalNode
+    ) -> PolicyTables:
         # Numbers of identities can only be restored when the first Snapshot shows which pod has which address.
         if self._held:
             if any(self._held.values()):
-                identities.restore(self.ids, pods, snapshot.policies.values(), *self._held.values())
+                identities.restore(self.ids, pods, list(given.values()), *self._held.values())
             self._held = {}
         namespaces = self._remember("namespaces", (snapshot.namespaces,), _namespace_labels)
         subjects = local_pods(snapshot.endpoints, pods)
 
-        inputs = (pods, namespaces, snapshot.policies, subjects, local.room, local.enforce_policy)
+        inputs = (pods, namespaces, given, subjects, local.room, local.enforce_policy)
         return self._remember("policies", inputs, self._policy.compile)
 
     def _remember(self, part: str, inputs: tuple[Any, ...], run: Callable[..., T]) -> T:

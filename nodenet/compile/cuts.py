@@ -6,14 +6,14 @@ cluster. So prefixes are left out too if they make the rules of another namespac
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from netpolicy.demands import Demand
 from netpolicy.regions import Blocks, Regions, partition
 from netpolicy.resolve import Resolver
-from netpolicy.types import IPAddress, LabelSet, NetworkPolicy
+from netpolicy.types import IPAddress, LabelSet, Policy
+from nodenet.compile.policy_set import PolicySet
 from nodenet.compile.shares import Closed, LeftOut, Room, share_entries, share_prefixes
 
 # Each try to leave out more prefixes has room for this part of those of the try before.
@@ -32,7 +32,7 @@ class Cut:
 class Named:
     """All policies, their `blocks`, and the addresses of pods, which matter for blocks with named ports."""
 
-    policies: Mapping[Any, NetworkPolicy]
+    policies: PolicySet
     blocks: Blocks
     addresses: Collection[tuple[IPAddress, LabelSet]]
 
@@ -67,7 +67,7 @@ class Named:
             closed, _ = share_entries([found[demand.key] for demand in demands], room)
         return cut
 
-    def _of(self, policies: Iterable[NetworkPolicy]) -> Regions:
+    def _of(self, policies: Iterable[Policy]) -> Regions:
         blocks = Blocks()
         for policy in policies:
             blocks.change(None, policy)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from netpolicy.holders import holders
 from netpolicy.regions import Prefix, Region, partition
-from netpolicy.types import LabelSet, NamedPort, NetworkPolicy
+from netpolicy.types import LabelSet, NamedPort, NetworkPolicy, Peer, Policy
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.ids import IdentityKey, Ids
 from nodenet.model import ObjectRef, Pod
@@ -97,7 +97,7 @@ def _has_identity(pod: Pod, local: Collection[ObjectRef]) -> bool:
 
 
 def identities(
-    pods: Mapping[ObjectRef, Pod], policies: Iterable[NetworkPolicy], local: Collection[ObjectRef] = ()
+    pods: Mapping[ObjectRef, Pod], policies: Iterable[Policy], local: Collection[ObjectRef] = ()
 ) -> dict[ObjectRef, LabelSet]:
     """The label set of each pod that has an identity."""
     without = HIGH_CARDINALITY_LABELS.difference(distinguishing_labels(policies))
@@ -121,7 +121,7 @@ def _label_set(namespace: str, labels: tuple[tuple[str, str], ...], ports: tuple
 def restore(
     ids: Ids,
     pods: Mapping[ObjectRef, Pod],
-    policies: Collection[NetworkPolicy],
+    policies: Collection[Policy],
     ipcache: Mapping[LpmKey, U32],
     cidr: Mapping[LpmKey, U32],
 ) -> None:
@@ -150,16 +150,20 @@ def _mapped(key: LpmKey) -> bytes:
     return key.pack()[4:]
 
 
-def distinguishing_labels(policies: Iterable[NetworkPolicy]) -> tuple[str, ...]:
+def distinguishing_labels(policies: Iterable[Policy]) -> tuple[str, ...]:
     """The high-cardinality labels that policies use. They are part of identities."""
     keys: set[str] = set()
     for policy in policies:
-        keys |= policy.selector.keys
+        keys |= policy.selector.keys if isinstance(policy, NetworkPolicy) else _keys_of(policy.subject)
         for rule in (*policy.ingress, *policy.egress):
             for peer in rule.peers:
-                if peer.pods is not None:
-                    keys |= peer.pods.keys
+                keys |= _keys_of(peer)
     return tuple(sorted(keys & HIGH_CARDINALITY_LABELS))
+
+
+def _keys_of(peer: Peer) -> frozenset[str]:
+    """The labels of pods that a peer compares."""
+    return peer.pods.keys if peer.pods is not None else frozenset()
 
 
 def _order(labels: LabelSet) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Compiles NetworkPolicies into nn_policy, nn_cidr, identities and isolation flags.
+"""Compiles NetworkPolicies and ClusterNetworkPolicies into nn_policy, nn_cidr, identities and isolation flags.
 
 Entries are keyed by identity, so another pod with a known label set changes nothing. There are entries only for this
 node's pods, but regions for the ipBlocks of all policies: when a pod's labels change and other policies select it, the
@@ -8,11 +8,10 @@ region numbers of its peers' addresses must stay the same.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from netpolicy.types import NetworkPolicy
 from nodenet.compile.identities import distinguishing_labels
 from nodenet.compile.ids import Ids
+from nodenet.compile.policy_set import PolicySet
 from nodenet.compile.policy_state import PolicyState
 from nodenet.compile.policy_tables import PolicyTables
 from nodenet.compile.shares import DEFAULT_ROOM, Room
@@ -33,7 +32,7 @@ class PolicyCompiler:
         self,
         pods: Mapping[ObjectRef, Pod],
         namespaces: Mapping[str, Labels],
-        policies: Mapping[Any, NetworkPolicy],
+        policies: PolicySet,
         local: Collection[ObjectRef],
         room: Room = DEFAULT_ROOM,
         enforce: bool = True,
@@ -46,7 +45,7 @@ class PolicyCompiler:
         known, self._known = self._known, None
         # None: the policies did not change, and neither did the labels that they use.
         distinguishing = None
-        if known is None or policies is not known.policies:
+        if known is None or not policies.is_same(known.policies):
             distinguishing = distinguishing_labels(policies.values())
         if (
             known is None

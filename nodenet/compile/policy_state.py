@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from netpolicy.demands import Demand
-from netpolicy.entries import EntryKey
 from netpolicy.holders import holders
 from netpolicy.regions import Blocks, Regions
-from netpolicy.resolve import ResolvedPolicy, Resolver
+from netpolicy.resolve import Resolver
 from netpolicy.types import Direction as PolicyDirection
-from netpolicy.types import LabelSet, NetworkPolicy, PolicyRef, RuleRef
-from nodenet.abi import U32, LpmKey, Rule
+from netpolicy.types import LabelSet, Policy, PolicyRef, RuleRef
+from nodenet.abi import U32, LpmKey
 from nodenet.compile.cuts import Cut, Named
 from nodenet.compile.identities import PodIdentities
 from nodenet.compile.ids import Ids
-from nodenet.compile.policy_tables import DIRECTIONS, Changes, PolicyTables, flags_of, policy_key
+from nodenet.compile.policy_set import PolicySet
+from nodenet.compile.policy_tables import DIRECTIONS, Changes, PolicyTables, flags_of
+from nodenet.compile.rule_values import NOTHING, Resolved, RuleValues
 from nodenet.compile.shares import Closed, LeftOut, Room, share_entries
 from nodenet.evolved import changed_keys, evolve
 from nodenet.model import Labels, ObjectRef, Pod
+
+# Of NetworkPolicies, and of ClusterNetworkPolicies.
+Demands = tuple[list[Demand], list[Demand]]
 
 
 class PolicyState:
@@ -31,7 +34,7 @@ class PolicyState:
         self._ids = ids
         self.room = room
         self.enforce = enforce
-        self.policies: Mapping[Any, NetworkPolicy] = {}
+        self.policies = PolicySet()
         self.tables = PolicyTables({}, {}, {}, {}, {}, {}, {}, {})
         self.identities = PodIdentities(ids, distinguishing)
         self._pods: Mapping[ObjectRef, Pod] = {}
@@ -48,7 +51,7 @@ class PolicyState:
         self._subjects: dict[int, LabelSet] = {}
         self._left_out: tuple[LeftOut, ...] = ()
         # By subject identity; subjects with the same policies share one object.
-        self._resolved: dict[int, ResolvedPolicy] = {}
+        self._resolved: dict[int, Resolved] = {}
         # The rules that have a number, by policy.
         self._rules: dict[PolicyRef, tuple[RuleRef, ...]] = {}
 
@@ -56,7 +59,7 @@ class PolicyState:
         self,
         pods: Mapping[ObjectRef, Pod],
         namespaces: Mapping[str, Labels],
-        policies: Mapping[Any, NetworkPolicy],
+        policies: PolicySet,
         local: Collection[ObjectRef],
     ) -> None:
         """Update `tables` to these objects. Only affected parts are compiled again."""
@@ -81,12 +84,12 @@ class PolicyState:
         self._change_subjects(changes)
         self._finish(changes, first)
 
-    def _change_policies(self, policies: Mapping[Any, NetworkPolicy], changes: Changes) -> bool:
+    def _change_policies(self, policies: PolicySet, changes: Changes) -> bool:
         """Update blocks and resolver. Returns whether the regions may have changed."""
         cut = False
         # Without enforcement the resolver gets no policies, so no pod is isolated.
         if self.enforce:
-            changed = {PolicyRef(*ref): policies.get(ref) for ref in changed_keys(self.policies, policies)}
+            changed = {PolicyRef(*ref): policies.get(ref) for ref in policies.changed(self.policies)}
             for ref, policy in changed.items():
                 cut |= self._blocks.change(self.policies.get(ref), policy)
             changes.policies.update(changed)
@@ -104,23 +107,29 @@ class PolicyState:
         self._resolver.change_policies({ref: self._opened(ref) for ref in sorted(changes.policies | other)})
         self._change_regions(cut.regions, changes)
 
-    def _opened(self, ref: PolicyRef) -> NetworkPolicy | None:
-        """A policy as it is enforced: without rules if its blocks do not fit."""
-        policy = self.policies.get(ObjectRef(*ref))
+    def _opened(self, ref: PolicyRef) -> Policy | None:
+        """A policy as it is enforced: closed if its blocks do not fit."""
+        policy = self.policies.get(ref)
         if policy is None or all(ref != one.policy for one in self._left_out_blocks):
             return policy
-        return replace(policy, ingress=(), egress=())
+        return policy.closed()
 
-    def _share(self, subjects: list[LabelSet], changes: Changes) -> tuple[list[Demand], Closed, tuple[LeftOut, ...]]:
+    def _share(self, subjects: list[LabelSet], changes: Changes) -> tuple[Demands, Closed, tuple[LeftOut, ...]]:
         """What the subjects need, and what of it is left out."""
         demands = self._resolver.demands(subjects)
-        closed, left_out = share_entries(demands, self.room)
-        tighter = self._named().tighter(self._resolver, demands, closed, self.room) if closed else None
+        both = [*demands[0], *demands[1]]
+        closed, left_out = share_entries(both, self.room)
+        tighter = self._named().tighter(self._resolver, both, closed, self.room) if closed else None
         self._is_tight = tighter is not None
         if tighter is not None:
             self._enforce(tighter, changes)
             demands = self._resolver.demands(subjects)
-            closed, left_out = share_entries(demands, self.room)
+            closed, left_out = share_entries([*demands[0], *demands[1]], self.room)
+        crowded = {d.key: refs for d in demands[1] if (refs := self._resolver.crowded(d.key))}
+        if crowded:
+            closed = {**closed, **{key: closed.get(key, frozenset()) | refs for key, refs in crowded.items()}}
+            every = sorted(frozenset[PolicyRef]().union(*crowded.values()))
+            left_out += tuple(LeftOut(ref, "places among policies of its priority", 1, 0) for ref in every)
         return demands, closed, left_out
 
     def _change_regions(self, found: Regions, changes: Changes) -> None:
@@ -141,37 +150,22 @@ class PolicyState:
 
     def _change_subjects(self, changes: Changes) -> None:
         """Update the entries of the subjects whose policies changed, and what is left out of them."""
-        labels = {
-            self.identities.numbers[found]: found
-            for ref in self._local
-            if (found := self.identities.label_sets.get(ref))
-        }
+        numbers, label_sets = self.identities.numbers, self.identities.label_sets
+        labels = {numbers[found]: found for ref in self._local if (found := label_sets.get(ref))}
         if labels == self._subjects and not self._resolver.pending:
             return
         self._subjects = labels
         subjects = sorted(labels)
-        demands, closed, self._left_out = self._share([labels[n] for n in subjects], changes)
-        resolved = dict(zip(subjects, self._resolver.resolve(demands, closed), strict=True))
-        # By the id of the rule, because hashing the rule costs more. The rules exist as long as their entries.
-        values: dict[int, Rule] = {}
+        (own, tiers), closed, self._left_out = self._share([labels[n] for n in subjects], changes)
+        answers = zip(*self._resolver.resolve(own, tiers, closed), strict=True)
+        resolved = {subject: Resolved(*answer) for subject, answer in zip(subjects, answers, strict=True)}
+        values = RuleValues(self._ids)
         for subject in dict.fromkeys((*subjects, *self._resolved)):
-            new, old = resolved.get(subject), self._resolved.get(subject)
-            if new is old:
+            new, old = resolved.get(subject, NOTHING), self._resolved.get(subject, NOTHING)
+            if new.own is old.own and new.tiers is old.tiers:
                 continue
             changes.has_other_policies = True
-            after = new.entries if new is not None else {}
-            keys: Iterable[EntryKey] = after
-            # The resolver knows which entries changed since `old`; otherwise compare all entries.
-            if new is not None and old is not None and new.since is old:
-                keys = new.changed
-            elif old is not None:
-                keys = {**old.entries, **after}
-            for key in keys:
-                ref = after.get(key)
-                value = values.get(id(ref)) if ref is not None else None
-                if ref is not None and value is None:
-                    value = values[id(ref)] = Rule.allow(self._ids.rules.number(ref))
-                changes.policy[policy_key(subject, key)] = value
+            changes.policy.update(values.changes(subject, old, new))
         self._resolved = resolved
 
     def _name_rules(self, changes: Changes) -> dict[int, RuleRef | None]:
@@ -181,7 +175,8 @@ class PolicyState:
         names: dict[int, RuleRef | None] = {}
         for ref in (used ^ self._rules.keys()) | (changes.policies & used):
             before = self._rules.pop(ref, ())
-            after = _rules_of(self.policies[ObjectRef(*ref)]) if ref in used else ()
+            policy = self.policies.get(ref) if ref in used else None
+            after = _rules_of(policy) if policy is not None else ()
             if after:
                 self._rules[ref] = after
             for rule in before:
@@ -197,9 +192,12 @@ class PolicyState:
         rules: dict[int, RuleRef | None] = {}
         if changes.has_other_policies:
             rules = self._name_rules(changes)
-            flags = {subject: flags_of(resolved.isolated) for subject, resolved in self._resolved.items()}
+            flags = {
+                subject: flags_of(resolved.own.isolated, resolved.tiers.asked)
+                for subject, resolved in self._resolved.items()
+            }
             isolating = {
-                subject: {DIRECTIONS[direction]: refs for direction, refs in resolved.isolated.items()}
+                subject: {DIRECTIONS[direction]: refs for direction, refs in resolved.own.isolated.items()}
                 for subject, resolved in self._resolved.items()
             }
         self.tables = PolicyTables(
@@ -224,7 +222,7 @@ class PolicyState:
         self._ids.rules.keep({rule for rules in self._rules.values() for rule in rules})
 
 
-def _rules_of(policy: NetworkPolicy) -> tuple[RuleRef, ...]:
+def _rules_of(policy: Policy) -> tuple[RuleRef, ...]:
     return tuple(policy.rule_ref(d, index) for d in PolicyDirection for index in range(len(policy.rules(d))))
 
 

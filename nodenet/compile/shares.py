@@ -7,6 +7,9 @@ so it is the same after a restart.
 
 Only half of each map is divided. The other half is needed during changes, because new entries are written before old
 ones are deleted.
+
+ClusterNetworkPolicies come first, with up to half of this room: what they deny must not depend on the namespaces. One
+that is left out accepts nothing, and denies everything if it denies or passes anything.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import NamedTuple
 
 from netpolicy.demands import Demand, DemandKey
 from netpolicy.regions import Blocks, Prefix
-from netpolicy.types import IPAddress, LabelSet, NetworkPolicy, PolicyRef
+from netpolicy.types import IPAddress, LabelSet, Policy, PolicyRef
 from nodenet.tables import CIDR, POLICY
 
 # One subject gets at most 1 / _SUBJECT_PART of the room, because its entries need memory in the agent too. In a small
@@ -57,11 +60,18 @@ class LeftOut:
     limit: int
     subjects: int = 0
 
+    @property
+    def _effect(self) -> str:
+        if self.policy.namespace:
+            return "its rules are not in force, its pods stay isolated"
+        return "its rules accept nothing, and deny everything if one of them denies or passes anything"
+
     def __str__(self) -> str:
         of = f" for each of {self.subjects} label sets of this node's pods" if self.subjects else ""
+        name = f"{self.policy.namespace}/{self.policy.name}".removeprefix("/")
         return (
-            f"NetworkPolicy {self.policy.namespace}/{self.policy.name}: its rules are not in force, its pods stay "
-            f"isolated: it needs {self.asked} {self.unit}{of}, and at most {self.limit} are left for it"
+            f"{self.policy.kind} {name}: {self._effect}: it needs {self.asked} {self.unit}{of}, and at most "
+            f"{self.limit} are left for it"
         )
 
 
@@ -89,11 +99,11 @@ def share_entries(demands: Sequence[Demand], room: Room) -> tuple[Closed, tuple[
         if demand.total:
             spaces[demand.key.policies[0].namespace].append(demand)
     asked = {name: sum(min(d.total, room.subject) for d in found) for name, found in spaces.items()}
-    level = fair_level(asked.values(), room.entries)
+    levels = _levels(asked, room.entries)
     closed: dict[DemandKey, frozenset[PolicyRef]] = {}
     found: dict[PolicyRef, list[tuple[int, int]]] = defaultdict(list)
-    for subjects in spaces.values():
-        limit = min(room.subject, fair_level((min(d.total, room.subject) for d in subjects), level))
+    for name, subjects in spaces.items():
+        limit = min(room.subject, fair_level((min(d.total, room.subject) for d in subjects), levels[name]))
         for demand in subjects:
             sizes = dict(zip(demand.key.policies, demand.sizes, strict=True))
             left_out = _largest(sizes, limit)
@@ -108,27 +118,36 @@ def share_entries(demands: Sequence[Demand], room: Room) -> tuple[Closed, tuple[
 
 
 def share_prefixes(
-    policies: Iterable[NetworkPolicy], addresses: Collection[tuple[IPAddress, LabelSet]], room: int
+    policies: Iterable[Policy], addresses: Collection[tuple[IPAddress, LabelSet]], room: int
 ) -> tuple[LeftOut, ...]:
     """Select the policies that are left out because of their ipBlocks. `policies`: all policies. `room`: how many
     prefixes fit. `addresses`: those of pods; an egress rule with an ipBlock and a named port needs a
     prefix for each pod."""
-    spaces: dict[str, list[NetworkPolicy]] = defaultdict(list)
+    spaces: dict[str, list[Policy]] = defaultdict(list)
     for policy in policies:
         spaces[policy.namespace].append(policy)
 
-    def prefixes(some: Iterable[NetworkPolicy]) -> set[Prefix]:
+    def prefixes(some: Iterable[Policy]) -> set[Prefix]:
         blocks = Blocks()
         for policy in some:
             blocks.change(None, policy)
         return {*blocks.cuts, *(blocks.hosts(addresses) if blocks.names_ports else ())}
 
-    level = fair_level((len(prefixes(found)) for found in spaces.values()), room)
-    return tuple(one for _, found in sorted(spaces.items()) for one in _largest_blocks(found, prefixes, level))
+    levels = _levels({name: len(prefixes(found)) for name, found in spaces.items()}, room)
+    return tuple(
+        one for name, found in sorted(spaces.items()) for one in _largest_blocks(found, prefixes, levels[name])
+    )
+
+
+def _levels(asked: Mapping[str, int], room: int) -> dict[str, int]:
+    """How much each namespace gets. ClusterNetworkPolicies, whose namespace is "", get up to half of the room first."""
+    wide = min(asked.get("", 0), room // 2)
+    level = fair_level((number for name, number in asked.items() if name), room - wide)
+    return {name: level if name else wide for name in asked}
 
 
 def _largest_blocks(
-    policies: Iterable[NetworkPolicy], prefixes: Callable[[Iterable[NetworkPolicy]], set[Prefix]], level: int
+    policies: Iterable[Policy], prefixes: Callable[[Iterable[Policy]], set[Prefix]], level: int
 ) -> list[LeftOut]:
     """The policies of one namespace that are left out. Policies with common blocks need fewer prefixes than the sum."""
     each = {policy.ref: prefixes([policy]) for policy in policies}

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from netpolicy import parse
+from netpolicy import parse, parse_cluster
 from netpolicy.holders import Standing
-from netpolicy.types import NetworkPolicy
+from netpolicy.types import ClusterPolicy, NetworkPolicy
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet import model
 from nodenet.decode import schema, values
@@ -104,24 +104,32 @@ def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
     spec = obj.spec or schema.NodeSpec()
     texts = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
     cidrs = [values.network(f"spec.podCIDRs[{index}]", text, unread) for index, text in enumerate(texts)]
-    addresses = [
-        values.address(f"status.addresses[{index}].address", entry.address, unread)
-        for index, entry in enumerate((obj.status.addresses if obj.status else None) or ())
-        if entry.type == "InternalIP" and entry.address
-    ]
+    addresses: dict[str | None, list[model.IPAddress]] = {"InternalIP": [], "ExternalIP": []}
+    for index, entry in enumerate((obj.status.addresses if obj.status else None) or ()):
+        if entry.type in addresses and entry.address:
+            found = values.address(f"status.addresses[{index}].address", entry.address, unread)
+            addresses[entry.type] += [found] if found is not None else []
     return model.Node(
         ref.name,
-        tuple(address for address in addresses if address is not None),
+        tuple(addresses["InternalIP"]),
         tuple(cidr for cidr in cidrs if cidr is not None),
         obj.metadata.labels or {},
         frozenset(taint.key for taint in spec.taints or () if taint.key),
         next((c.status or "" for c in (obj.status and obj.status.conditions) or () if c.type == _NETWORK), ""),
         obj.metadata.deletion_timestamp is not None,
+        tuple(addresses["ExternalIP"]),
     )
 
 
 def network_policy(ref: ObjectRef, obj: Any, unread: Unreads) -> NetworkPolicy:
     """Adds apiVersion and kind before parsing: the API leaves them out of the items of a list."""
     policy = parse.read({"apiVersion": parse.API_VERSION, "kind": "NetworkPolicy", **obj}).policy
+    unread += [Unread(problem.field, f"{problem.message}: {problem.effect}") for problem in policy.problems]
+    return policy
+
+
+def cluster_policy(ref: ObjectRef, obj: Any, unread: Unreads) -> ClusterPolicy:
+    """As `network_policy`. The cluster may serve a newer version of the schema: what is not known closes."""
+    policy = parse_cluster.read(obj).policy
     unread += [Unread(problem.field, f"{problem.message}: {problem.effect}") for problem in policy.problems]
     return policy

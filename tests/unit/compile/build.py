@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from netpolicy.types import NetworkPolicy
+from netpolicy.types import ClusterPolicy, NetworkPolicy, Policy
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
+from nodenet.compile.policy_set import PolicySet
 from nodenet.compile.slots import NO_SLOTS, Slots
 from nodenet.kinds import KINDS
 from nodenet.model import (
@@ -125,12 +126,12 @@ def as_tables(compiled: ServiceTables) -> dict[str, Any]:
 def compile_policy(
     pods: Mapping[ObjectRef, Pod],
     namespaces: Mapping[str, Labels],
-    policies: Collection[NetworkPolicy],
+    policies: Collection[Policy],
     local: Collection[ObjectRef],
     ids: Ids,
     enforce: bool = True,
 ) -> PolicyTables:
     """The policies, from nothing."""
-    return PolicyCompiler(ids).compile(
-        pods, namespaces, {policy.ref: policy for policy in policies}, local, enforce=enforce
-    )
+    own = {policy.ref: policy for policy in policies if isinstance(policy, NetworkPolicy)}
+    wide = {policy.ref: policy for policy in policies if isinstance(policy, ClusterPolicy)}
+    return PolicyCompiler(ids).compile(pods, namespaces, PolicySet(own, wide), local, enforce=enforce)

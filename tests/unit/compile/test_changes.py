@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from netpolicy.holders import Standing
 from netpolicy.parse import network_policy
-from netpolicy.types import NetworkPolicy, Protocol
+from netpolicy.parse_cluster import cluster_policy
+from netpolicy.types import ClusterPolicy, NetworkPolicy, Protocol
 from nodenet import kinds
 from nodenet.compile import DesiredState, LocalNode, Names, compile_once
 from nodenet.compile.identities import HIGH_CARDINALITY_LABELS
@@ -25,7 +26,7 @@ from nodenet.reconcile.apply import ApplyError
 from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import Delta, Op, Removal, Snapshot, Store, StoreEvent, listings
 from nodenet.testing import Fault, FaultyTable, fake_tables, in_force
-from tests.unit.netpolicy.strategies import NAMESPACES, labels, rules, selectors
+from tests.unit.netpolicy.strategies import NAMESPACES, cluster_policies, labels, rules, selectors
 
 NODE = "node1"
 LOCAL = LocalNode(NODE, frozenset({ip_address("10.9.0.1")}))
@@ -58,10 +59,11 @@ PODS = st.builds(
 )
 SPACES = st.builds(Namespace, st.sampled_from(NAMESPACES), labels())
 NODES = st.builds(
-    lambda name, ips, cidr: Node(name, tuple(map(ip_address, ips)), (ip_network(cidr),)),
+    lambda name, ips, cidr, own: Node(name, tuple(map(ip_address, ips)), (ip_network(cidr),), own),
     st.sampled_from([NODE, "node2"]),
     st.lists(st.sampled_from(["10.0.0.3", "10.9.0.2", "10.9.0.3"]), max_size=2, unique=True),
     st.sampled_from(["10.1.0.0/24", "10.2.0.0/24"]),
+    labels(),
 )
 
 
@@ -78,6 +80,13 @@ def policy(draw: st.DrawFn) -> NetworkPolicy:
     return network_policy({"metadata": {"namespace": namespace, "name": name}, "spec": spec})
 
 
+@st.composite
+def wide_policy(draw: st.DrawFn) -> ClusterPolicy:
+    (found,) = draw(cluster_policies(1).filter(len))
+    found["metadata"]["name"] = draw(st.sampled_from("rst"))
+    return cluster_policy(found)
+
+
 ENDPOINTS = st.builds(
     lambda ref, number, ip: Endpoint(
         number, f"c{number}", "eth0", "", f"v{number}", number, "02:00:00:00:00:01", (ip_address(ip),), ref
@@ -92,6 +101,7 @@ GONE = st.one_of(
         st.sampled_from([kinds.NETWORK_POLICY]),
         st.builds(ObjectRef, st.sampled_from(NAMESPACES), st.sampled_from("pq")),
     ),
+    st.tuples(st.sampled_from([kinds.CLUSTER_NETWORK_POLICY]), st.sampled_from([ObjectRef("", n) for n in "rst"])),
     st.tuples(st.sampled_from([kinds.NAMESPACE]), st.builds(lambda n: ObjectRef("", n), st.sampled_from(NAMESPACES))),
     st.tuples(
         st.sampled_from([kinds.ENDPOINT]), st.builds(lambda n: AttachmentKey(f"c{n}", "eth0"), st.integers(1, 3))
@@ -99,7 +109,9 @@ GONE = st.one_of(
 )
 # Little room: what is left out depends on the cluster as it is, not on how it came to be.
 ROOMS = st.sampled_from([DEFAULT_ROOM, DEFAULT_ROOM, Room(40, 6), Room(10, 3), Room(1000, 2)])
-STEPS = st.lists(st.lists(PODS | PODS | SPACES | NODES | policy() | ENDPOINTS | GONE, max_size=4), max_size=8)
+STEPS = st.lists(
+    st.lists(PODS | PODS | SPACES | NODES | policy() | wide_policy() | ENDPOINTS | GONE, max_size=4), max_size=8
+)
 
 
 def events(changes: Iterable[Any]) -> list[StoreEvent]:
@@ -137,7 +149,8 @@ def test_the_maps_are_those_of_a_compilation_from_nothing(
             assert not is_whole
         expected, names = _from_nothing(engine.snapshot(), local)
         found = engine.current
-        assert len(expected.tables["nn_policy"]) <= room.entries
+        # A ClusterNetworkPolicy that is left out has an entry in each direction, for each of three pods.
+        assert len(expected.tables["nn_policy"]) <= room.entries + 2 * 3 * 3
         # ::/0 gets 0.0.0.0/0 as a hole.
         assert len(expected.tables["nn_cidr"]) <= room.prefixes + 1
         assert found.names.left_out == names.left_out

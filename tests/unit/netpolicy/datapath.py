@@ -17,6 +17,7 @@ from nodenet.abi import (
     PolicyKey,
     Record,
     Rule,
+    RuleDirection,
     RuleVersions,
     Versions,
     always,
@@ -127,17 +128,36 @@ class Datapath:
         identity = self._number("nn_ipcache", address, read) or Identity.WORLD
         if identity == Identity.HOST:
             return 0
+        peers = (identity, self._number("nn_cidr", address, read), int(Identity.UNKNOWN))
         found: Rule | None = None
-        for number in (identity, self._number("nn_cidr", address, read), int(Identity.UNKNOWN)):
-            if number is None or (found is not None and not tiered):
-                continue
-            key = PolicyKey(96, endpoint.identity, number, direction, PROTOCOLS[packet.protocol], packet.port)
-            rule: Rule | None = self._at("nn_policy", key.pack()[4:], RuleVersions, read)
-            if rule is not None and (found is None or rule.verdict > found.verdict):
-                found = rule
+        if tiered:
+            admin = RuleDirection.ADMIN_EGRESS if egress else RuleDirection.ADMIN_INGRESS
+            found = self._strongest(endpoint.identity, admin, peers, packet, read, True)
+        if found is None or found.action is Action.PASS:
+            found = self._strongest(endpoint.identity, RuleDirection(direction), peers, packet, read, bool(tiered))
         if found is None:
             return None if isolated else 0
         return found.rule_id if found.action is Action.ALLOW else None
+
+    def _strongest(
+        self,
+        subject: int,
+        direction: RuleDirection,
+        peers: Iterable[int | None],
+        packet: Packet,
+        read: int,
+        every: bool,
+    ) -> Rule | None:
+        """What one tier says: the strongest of the hits, or the first one if not every one is looked up."""
+        found: Rule | None = None
+        for number in peers:
+            if number is None or (found is not None and not every):
+                continue
+            key = PolicyKey(96, subject, number, direction, PROTOCOLS[packet.protocol], packet.port)
+            rule: Rule | None = self._at("nn_policy", key.pack()[4:], RuleVersions, read)
+            if rule is not None and (found is None or rule.verdict > found.verdict):
+                found = rule
+        return found
 
     def _number(self, table: str, data: bytes, generation: int) -> int | None:
         found = self._at(table, data, NumberVersions, generation)

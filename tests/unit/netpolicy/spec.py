@@ -1,4 +1,5 @@
-"""A second reading of NetworkPolicy and ClusterNetworkPolicy, from the API reference, over raw objects, one packet at a time.
+"""A second reading of NetworkPolicy and ClusterNetworkPolicy, straight from the API reference, over the raw objects and
+one packet at a time.
 
 Written apart from the engine and slow on purpose: it shares no code with it, not even its parser.
 """

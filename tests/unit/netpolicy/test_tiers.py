@@ -10,24 +10,19 @@ from hypothesis import strategies as st
 
 from netpolicy.cluster import Node
 from netpolicy.evaluate import Evaluator
-from netpolicy.explain import explain
-from netpolicy.parse import network_policy
-from netpolicy.parse_cluster import cluster_policy
 from netpolicy.party import Traffic
-from netpolicy.types import Policy, Protocol
+from netpolicy.types import Protocol
 from tests.unit.netpolicy import spec
+from tests.unit.netpolicy.datapath import Packet
 from tests.unit.netpolicy.strategies import NODES, PORTS, PROTOCOLS, cluster_policies, namespaces, pods, policies
 from tests.unit.netpolicy.test_properties import _SLOW, pairs, party
+from tests.unit.netpolicy.world import compiled, datapath_of, parsed
 
 Obj = dict[str, Any]
 
 
 def engine_nodes() -> list[Node]:
     return [Node(node["name"], tuple(map(ip_address, node["ips"])), (), node["labels"]) for node in NODES]
-
-
-def parsed(objects: list[Obj]) -> list[Policy]:
-    return [cluster_policy(o) if o["kind"] == "ClusterNetworkPolicy" else network_policy(o) for o in objects]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=_SLOW)
@@ -41,8 +36,11 @@ def test_three_readings_agree(
     protocol: str,
 ) -> None:
     given_policies = own + wide
-    evaluator = Evaluator(parsed(given_policies), names, engine_nodes())
+    evaluator = Evaluator(map(parsed, given_policies), names, engine_nodes())
+    datapath = datapath_of(cluster, compiled(cluster, names, given_policies, nodes=engine_nodes()))
     for source, destination in pairs(cluster):
         wanted = spec.allowed(given_policies, names, source, destination, protocol, port, NODES)
         traffic = Traffic(Protocol(protocol), port)
         assert evaluator.verdict(party(source), party(destination), traffic).allowed is wanted
+        packet = Packet(ip_address(source["ip"]), ip_address(destination["ip"]), protocol, port)
+        assert datapath.allowed(packet) is wanted

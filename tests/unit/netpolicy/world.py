@@ -7,11 +7,15 @@ number of its endpoint is its place, or its "number".
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any
 
-from netpolicy.cluster import ContainerPort
+from netpolicy.cluster import ContainerPort, Node
 from netpolicy.cluster import Pod as PolicyPod
+from netpolicy.nodes import with_addresses
 from netpolicy.parse import network_policy
+from netpolicy.parse_cluster import cluster_policy
+from netpolicy.types import ClusterPolicy, Policy
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.abi import U32, AddressKey, EndpointEntry, LpmKey, Record
 from nodenet.compile.ids import Ids
@@ -42,12 +46,21 @@ def model_pod(pod: Obj) -> Pod:
 
 
 def compiled(
-    pods: list[Obj], namespaces: dict[str, dict[str, str]], policies: list[Obj], ids: Ids | None = None
+    pods: list[Obj],
+    namespaces: dict[str, dict[str, str]],
+    policies: list[Obj],
+    ids: Ids | None = None,
+    nodes: Iterable[Node] = (),
 ) -> PolicyTables:
-    """Every pod is an endpoint of one node."""
+    """Every pod is an endpoint of one node. `nodes`: those whose addresses rules may name."""
     models = {ref_of(pod): model_pod(pod) for pod in pods}
-    parsed = [network_policy(policy) for policy in policies]
-    return compile_policy(models, namespaces, parsed, list(models), ids or Ids())
+    found = [parsed(policy) for policy in policies]
+    enforced = [with_addresses(policy, nodes) if isinstance(policy, ClusterPolicy) else policy for policy in found]
+    return compile_policy(models, namespaces, enforced, list(models), ids or Ids())
+
+
+def parsed(policy: Obj) -> Policy:
+    return cluster_policy(policy) if policy["kind"] == "ClusterNetworkPolicy" else network_policy(policy)
 
 
 def tables_of(pods: list[Obj], compiled_policy: PolicyTables) -> dict[str, dict[Record, Record]]:
