@@ -306,5 +306,5 @@ def _log_left_out(last: Names, names: Names) -> None:
         log.warning("%s", one)
     gone = sorted(before.keys() - after.keys())
     for policy in gone[:_MOST_LOGGED]:
-        log.info("NetworkPolicy %s/%s: its rules have room now", policy.namespace, policy.name)
+        log.info("policy %s: its rules have room now", policy)
     log.warning("policies whose rules have no room: %d", len(after))

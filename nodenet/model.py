@@ -94,8 +94,8 @@ class Namespace:
 @dataclass(frozen=True, slots=True)
 class Node:
     """`addresses` are the InternalIPs, `outer` the ExternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs.
-    `taints`: the keys. `network_unavailable`: the status of this condition, "" if the Node does not have it. `deleting`:
-    it has a deletionTimestamp."""
+    `taints`: the keys. `network_unavailable`: the status of this condition, "" if the Node does not have it.
+    `deleting`: it has a deletionTimestamp."""
 
     name: str
     addresses: tuple[IPAddress, ...] = ()

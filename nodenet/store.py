@@ -75,6 +75,10 @@ class Snapshot:
     cluster_policies: Mapping[ObjectRef, ClusterPolicy] = field(default_factory=dict)
     endpoints: Mapping[AttachmentKey, Endpoint] = field(default_factory=dict)
 
+    def has_policy(self, ref: tuple[str, str]) -> bool:
+        """Whether there is a NetworkPolicy of this name; without a namespace, a ClusterNetworkPolicy."""
+        return ObjectRef(*ref) in (self.policies if ref[0] else self.cluster_policies)
+
 
 # The largest number of removed pods in memory. The kubelet may request a removed pod's network for a few minutes.
 _REMOVED_PODS = 2048

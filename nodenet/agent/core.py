@@ -19,6 +19,7 @@ from nodenet.agent.memory import freeze_start
 from nodenet.agent.node_report import NodeReport
 from nodenet.agent.notices import Notices
 from nodenet.agent.parts import Parts
+from nodenet.agent.policy_status import PolicyStatus
 from nodenet.agent.service_health import ServiceHealth
 from nodenet.agent.watch import ApiWatch
 from nodenet.cni.agent import AgentHooks
@@ -62,6 +63,7 @@ class Agent:
         api = ApiWatch(KubeClient(access), engine, _SERVICE if access.by_service and config.services else "")
         self._writer = KubeWriter(access)
         self._notices = Notices(self._writer, config.node_name)
+        self._policy_status = PolicyStatus(config.node_name, self._writer)
         self._report = NodeReport(
             config.node_name,
             self._writer,
@@ -105,6 +107,7 @@ class Agent:
                 tasks.create_task(self.service_health.run(), name="service health")
                 tasks.create_task(parts.keepers.run(parts.health.ready), name="keepers")
                 tasks.create_task(self._report.keep(parts.health.ready), name="node report")
+                tasks.create_task(self._policy_status.keep(parts.engine), name="policy status")
                 tasks.create_task(self._become_ready(isolated), name="ready")
         finally:
             await self.cni.close()
@@ -120,7 +123,7 @@ class Agent:
         if run.members is not None:
             self.parts.keepers.sockets.members(run.members)
         current = self.parts.engine.current
-        self._notices.policies.update(current.names.left_out, current.snapshot.policies.__contains__)
+        self._notices.policies.update(current.names.left_out, current.snapshot.has_policy)
 
     async def _become_ready(self, attached: int) -> None:
         """Fill the maps, then attach the programs, so that each program finds its rules. Then take over endpoints that

@@ -15,7 +15,7 @@ from netpolicy.types import PolicyRef
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
 from nodenet.engine import Engine
-from nodenet.kinds import SERVICE, ApiKind
+from nodenet.kinds import CLUSTER_NETWORK_POLICY, NETWORK_POLICY, SERVICE, ApiKind
 from nodenet.kube.correlate import About, Notice
 from nodenet.kube.events import EventRecorder
 from nodenet.kube.health import KindStats
@@ -86,7 +86,9 @@ def objects_with_problems(stats: Mapping[ApiKind, KindStats], warnings: Iterable
     for kind, known in stats.items():
         for ref, parts in tuple(known.unread.items()):
             about = About(kind.resource.api_version, kind.name, ref.namespace, ref.name, known.uids.get(ref, ""))
-            found[about] = (UNREADABLE, "could not be read: " + "; ".join(parts))
+            # A ClusterNetworkPolicy may have parts that can be read and are not enforced.
+            what = "not in force as it is written" if kind is CLUSTER_NETWORK_POLICY else "could not be read"
+            found[about] = (UNREADABLE, f"{what}: " + "; ".join(parts))
     messages: dict[ObjectRef, list[str]] = {}
     for warning in warnings:
         messages.setdefault(warning.ref, []).append(warning.message)
@@ -125,4 +127,5 @@ class Notices:
 
 
 def _about(policy: PolicyRef) -> About:
-    return About("networking.k8s.io/v1", "NetworkPolicy", policy.namespace, policy.name)
+    resource = (NETWORK_POLICY if policy.namespace else CLUSTER_NETWORK_POLICY).resource
+    return About(resource.api_version, resource.kind, policy.namespace, policy.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from netpolicy.types import RuleRef, Tier
 from nodenet import abi
 from nodenet.abi.carried import ct_lifetime
 from nodenet.bpf.pins import Pins
@@ -57,22 +58,26 @@ def identities(compiled: Compiled) -> Iterator[Row]:
 
 
 def policies(compiled: Compiled) -> Iterator[Row]:
-    """The allow entries of nn_policy, and a row without a peer for each isolated direction without any allow."""
+    """The entries of nn_policy, and a row without a peer for each isolated direction without any allow."""
     names = compiled.names
     opened = set()
     for key, value in compiled.desired.tables.get("nn_policy", {}).items():
-        opened.add((key.subject, key.direction))
+        if not abi.RuleDirection(key.direction).is_admin:
+            opened.add((key.subject, _direction(key)))
         rule = names.rules.get(value.rule_id)
         bits = key.prefixlen - abi.POLICY_BITS_PROTOCOL
         yield {
             "subject": key.subject,
             "subjectLabels": label_text(names, key.subject),
-            "direction": Direction(key.direction).name.lower(),
+            "direction": _direction(key).name.lower(),
+            "tier": _tier(key, rule),
+            "action": value.action.name.lower(),
+            "precedence": value.precedence,
             "peer": key.peer,
             "peerLabels": label_text(names, key.peer) if key.peer else "anyone",
             "protocol": Protocol(key.protocol).name if key.protocol else "ANY",
             "ports": _port_range(key.port, bits) if key.protocol else "any",
-            "rule": f"{rule.namespace}/{rule.policy} {rule.direction}[{rule.index}]" if rule else "",
+            "rule": str(rule) if rule else "",
         }
     for subject, directions in names.isolated_by.items():
         for direction, policies in directions.items():
@@ -81,12 +86,27 @@ def policies(compiled: Compiled) -> Iterator[Row]:
                     "subject": subject,
                     "subjectLabels": label_text(names, subject),
                     "direction": Direction(direction).name.lower(),
+                    "tier": str(Tier.NETWORK_POLICY),
+                    "action": "deny",
+                    "precedence": 0,
                     "peer": None,
                     "peerLabels": "nobody",
                     "protocol": "",
                     "ports": "",
                     "rule": ", ".join(f"{p.namespace}/{p.name}" for p in policies),
                 }
+
+
+def _direction(key: abi.PolicyKey) -> Direction:
+    place = abi.RuleDirection(key.direction)
+    is_ingress = place in (abi.RuleDirection.INGRESS, abi.RuleDirection.ADMIN_INGRESS)
+    return Direction.INGRESS if is_ingress else Direction.EGRESS
+
+
+def _tier(key: abi.PolicyKey, rule: RuleRef | None) -> str:
+    if abi.RuleDirection(key.direction).is_admin:
+        return str(Tier.ADMIN)
+    return str(Tier.BASELINE if rule is not None and not rule.namespace else Tier.NETWORK_POLICY)
 
 
 def ipcache(compiled: Compiled) -> Iterator[Row]:
@@ -128,7 +148,7 @@ def connections(compiled: Compiled, entries: Iterable[tuple[abi.CtKey, abi.CtEnt
             "idleSeconds": max(0, int(now - entry.last_seen)),
             "ageSeconds": max(0, int(now - entry.created)),
             "service": str(service.ref) if service else "",
-            "rule": f"{rule.namespace}/{rule.policy}" if rule else "",
+            "rule": str(rule.owner) if rule else "",
             "generation": entry.revision,
         }
 

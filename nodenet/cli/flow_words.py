@@ -85,14 +85,15 @@ def explanation(flow: Any, allowed_too: bool = False) -> str:
     if flow.verdict == flow_pb2.DROPPED:
         reason = _enum_name(flow_pb2.DropReason, flow.drop_reason_desc)
         for side, policies in (("ingress", flow.ingress_denied_by), ("egress", flow.egress_denied_by)):
+            if policies and any(map(_rule_of, policies)):
+                return f"{reason}: {side} denied by {', '.join(map(_policy, policies))}"
             if policies:
-                names = ", ".join(f"{p.namespace}/{p.name}" for p in policies)
-                return f"{reason}: {side} isolated by {names}; no rule allows this"
+                return f"{reason}: {side} isolated by {', '.join(map(_policy, policies))}; no rule allows this"
         meaning = _MEANINGS.get(reason)
         return f"{reason}: {meaning}" if meaning else reason
     if allowed_too:
         policies = [*flow.ingress_allowed_by, *flow.egress_allowed_by]
-        names = ", ".join(" ".join([f"{p.namespace}/{p.name}", *_rule_of(p)]) for p in policies)
+        names = ", ".join(map(_policy, policies))
         return f"allowed by {names}" if names else ""
     return ""
 
@@ -191,6 +192,12 @@ def _full_name(service: Any) -> str:
 
 def _rule_of(policy: Any) -> list[str]:
     return [label.partition("=")[2] for label in policy.labels if label.startswith("nodenet:rule=")]
+
+
+def _policy(policy: Any) -> str:
+    """A policy, and the rule of it that decided."""
+    name = f"{policy.namespace}/{policy.name}" if policy.namespace else f"{policy.kind} {policy.name}"
+    return " ".join([name, *_rule_of(policy)])
 
 
 def _enum_name(enum: Any, number: int) -> str:

@@ -9,7 +9,7 @@ from operator import is_
 
 from netpolicy.holders import Claims
 from netpolicy.types import Direction as PolicyDirection
-from netpolicy.types import LabelSet, NetworkPolicy, RuleRef
+from netpolicy.types import LabelSet, Policy, Rule, RuleRef
 from nodenet.abi import U32, LpmKey
 from nodenet.compile.endpoints import pod_of, precedence
 from nodenet.compile.state import LocalNode, Names
@@ -157,11 +157,14 @@ class NameTableBuilder:
         numbers = changed_keys(before.identities, names.identities)
         self._identities = evolve(self._identities, {n: _identity_party(n, names.identities.get(n)) for n in numbers})
         rules = set(changed_keys(before.rules, names.rules))
-        policies = set(changed_keys(self._snapshot.policies, snapshot.policies))
+        policies = {
+            *changed_keys(self._snapshot.policies, snapshot.policies),
+            *changed_keys(self._snapshot.cluster_policies, snapshot.cluster_policies),
+        }
         # A changed policy may change what its rules match, although their numbers stay the same.
         if policies:
             rules.update(n for n, ref in names.rules.items() if (ref.namespace, ref.policy) in policies)
-        self._rules = evolve(self._rules, {n: _rule_name(names.rules.get(n), snapshot.policies) for n in rules})
+        self._rules = evolve(self._rules, {n: _rule_name(names.rules.get(n), snapshot) for n in rules})
         if names.isolated_by is not before.isolated_by:
             self._isolated_by = {
                 (identity, int(direction)): tuple(PolicyName(p.namespace, p.name) for p in policies_)
@@ -222,19 +225,26 @@ def _node_addresses(snapshot: Snapshot, local: LocalNode) -> Iterable[tuple[IPAd
         yield address, RESERVED[Identity.HOST]
 
 
-def _rule_name(ref: RuleRef | None, policies: Mapping[ObjectRef, NetworkPolicy]) -> PolicyName | None:
+def _rule_name(ref: RuleRef | None, snapshot: Snapshot) -> PolicyName | None:
     if ref is None:
         return None
-    policy = policies.get(ObjectRef(ref.namespace, ref.policy))
-    match = PolicyMatch.NONE if policy is None else _match(policy, ref.direction, ref.index)
-    return PolicyName(ref.namespace, ref.policy, f"{ref.direction}[{ref.index}]", match)
+    key = ObjectRef(*ref.owner)
+    policy = snapshot.policies.get(key) if key.namespace else snapshot.cluster_policies.get(key)
+    rule = _rule(policy, ref.direction, ref.index)
+    place = f"{ref.direction}[{ref.index}]"
+    if rule is None:
+        return PolicyName(*ref.owner, place)
+    # The author's name goes to terminals.
+    name = "".join(char if char.isprintable() else "?" for char in rule.name)
+    return PolicyName(*ref.owner, f"{place} {name}".rstrip(), _match(rule))
 
 
-def _match(policy: NetworkPolicy, direction: PolicyDirection, index: int) -> PolicyMatch:
-    rules = policy.rules(direction)
-    if index >= len(rules):
-        return PolicyMatch.NONE
-    rule = rules[index]
+def _rule(policy: Policy | None, direction: PolicyDirection, index: int) -> Rule | None:
+    rules = policy.rules(direction) if policy is not None else ()
+    return rules[index] if index < len(rules) else None
+
+
+def _match(rule: Rule) -> PolicyMatch:
     if rule.peers:
         return PolicyMatch.L3_L4 if rule.ports else PolicyMatch.L3_ONLY
     return PolicyMatch.L4_ONLY if rule.ports else PolicyMatch.ALL

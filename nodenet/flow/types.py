@@ -139,8 +139,8 @@ class ServiceName(NamedTuple):
 
 
 class PolicyName(NamedTuple):
-    """A policy, or one rule of it: `rule` is for example "ingress[0]", or empty; `match` tells which layers the rule
-    matches."""
+    """A policy, or one rule of it: `rule` is for example "ingress[0]", with the name that its author gives it,
+    or empty; `match` tells which layers the rule matches. A ClusterNetworkPolicy has no namespace."""
 
     namespace: str
     name: str

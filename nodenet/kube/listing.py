@@ -14,13 +14,15 @@ import msgspec
 
 from netpolicy import foreign
 from nodenet.errors import CannotRunError
-from nodenet.kinds import NAMESPACE, NETWORK_POLICY, NODE, POD, SERVICE, ApiResource
+from nodenet.kinds import CLUSTER_NETWORK_POLICY, NAMESPACE, NETWORK_POLICY, NODE, POD, SERVICE, ApiResource
 from nodenet.kube import protocol
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.reader import PAGE_SIZE
 from nodenet.kube.session import NETWORK_ERRORS, AnswerError, Session
 
-_NEEDED = tuple(kind.resource for kind in (POD, NAMESPACE, SERVICE, NETWORK_POLICY))
+_NEEDED = tuple(kind.resource for kind in (POD, NAMESPACE, SERVICE, NETWORK_POLICY, CLUSTER_NETWORK_POLICY))
+# A cluster without their CustomResourceDefinition has no such objects.
+_OPTIONAL = (CLUSTER_NETWORK_POLICY.resource,)
 # Without these the answers say less: whose address a node's is, and which workloads have no pods now. ReplicaSets are
 # left out: clusters keep many old ones, and a pod names the Deployment above its ReplicaSet by a label.
 _HELPFUL = (
@@ -61,6 +63,8 @@ async def _read(access: ClusterAccess) -> Listed:
             try:
                 objects += await _list(session, resource)
             except (AnswerError, *NETWORK_ERRORS) as error:
+                if resource in _OPTIONAL and isinstance(error, AnswerError) and error.code == 404:
+                    continue
                 raise CannotRunError(
                     f"{access.server}: {resource.qualified}: {str(error) or type(error).__name__}",
                     f"the user of the kubeconfig needs the verb list for {resource.qualified} in all namespaces",

@@ -19,7 +19,7 @@ from typing import Any
 
 from netpolicy import foreign
 from nodenet.errors import BadInputError
-from nodenet.lab.apiserver import defaults, patch, schema, validate
+from nodenet.lab.apiserver import defaults, installed, patch, schema, validate
 from nodenet.lab.apiserver.catalog import defined
 from nodenet.lab.apiserver.http_client import Objects
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
@@ -72,10 +72,13 @@ class Result:
         return f"{kind}/{self.name} {self.action}" + (f" ({self.note})" if self.note else "")
 
 
-def prepare(manifests: Iterable[Manifest], namespace: str = "default", custom: Iterable[Resource] = ()) -> ApplySet:
+def prepare(
+    manifests: Iterable[Manifest], namespace: str = "default", custom: Iterable[Resource] = installed.RESOURCES
+) -> ApplySet:
     """Check every object. Raises BadInputError with all problems.
 
-    `namespace` is for objects without one. `custom`: the resources of the lab's CustomResourceDefinitions.
+    `namespace` is for objects without one. `custom`: the resources of the lab's CustomResourceDefinitions; by
+    default those that a new lab has.
     """
     manifests = list(manifests)
     custom = (*_defined(manifests), *custom)

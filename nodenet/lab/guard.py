@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from nodenet.kinds import API_KINDS, NODE
+from nodenet.kinds import API_KINDS, CLUSTER_NETWORK_POLICY, NODE
 from nodenet.lab.apiserver.access import ADMIN, Access, User, reader
 from nodenet.lab.apiserver.status import ApiError
 
@@ -35,11 +35,11 @@ class Tokens:
     agents: dict[str, str]
 
     def users(self) -> dict[str, User]:
-        """Users by token. An agent may read the kinds that agents watch, patch Nodes, create and patch
-        Events, and write nothing else."""
+        """Users by token. An agent may read the kinds that agents watch, patch Nodes and
+        ClusterNetworkPolicies, create and patch Events, and write nothing else."""
         kinds = [kind.name for kind in API_KINDS]
         agents = {
-            token: reader(f"nodenet-agent:{node}", kinds, [NODE.name, _EVENT], [_EVENT])
+            token: reader(f"nodenet-agent:{node}", kinds, [NODE.name, CLUSTER_NETWORK_POLICY.name, _EVENT], [_EVENT])
             for node, token in self.agents.items()
         }
         return {self.admin: ADMIN} | agents

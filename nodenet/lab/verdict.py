@@ -30,7 +30,14 @@ _FLOW_SECONDS = 0.5
 
 def everything(client: LabClient) -> list[Object]:
     """All objects that affect connectivity: those of the kinds that agents watch."""
-    return [obj for kind in API_KINDS for obj in client.objects(kind.name)]
+    custom = {resource.qualified: resource for resource in client.custom()}
+    found: list[Object] = []
+    for kind in API_KINDS:
+        if not kind.optional:
+            found += client.objects(kind.name)
+        elif kind.resource.qualified in custom:
+            found += client.listing(custom[kind.resource.qualified])[0]
+    return found
 
 
 def computed(all_objects: Iterable[Object], asked: Sequence[Port] | None) -> list[matrix.Cell]:

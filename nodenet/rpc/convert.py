@@ -14,7 +14,7 @@ from nodenet.model import Direction, Protocol
 from nodenet.rpc.mask import Mask, prune
 from nodenet.rpc.pb.observer import observer_pb2
 
-POLICY_KIND = "NetworkPolicy"
+POLICY_KIND, CLUSTER_POLICY_KIND = "NetworkPolicy", "ClusterNetworkPolicy"
 RULE_LABEL = "nodenet:rule"
 
 _WITH_PORTS = {int(Protocol.TCP): "TCP", int(Protocol.UDP): "UDP", int(Protocol.SCTP): "SCTP"}
@@ -276,9 +276,8 @@ def _policies(direction: Direction, get: Callable[[Flow], tuple[PolicyName, ...]
         if found and flow.direction is direction:
             for policy in found:
                 labels = [f"{RULE_LABEL}={policy.rule}"] if policy.rule else []
-                getattr(message, name).add(
-                    name=policy.name, namespace=policy.namespace, kind=POLICY_KIND, labels=labels
-                )
+                kind = POLICY_KIND if policy.namespace else CLUSTER_POLICY_KIND
+                getattr(message, name).add(name=policy.name, namespace=policy.namespace, kind=kind, labels=labels)
 
     return put
 

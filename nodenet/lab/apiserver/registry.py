@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from nodenet.lab.apiserver import defaults, names, patch, rules, schema, status, validate
+from nodenet.lab.apiserver import defaults, installed, names, patch, rules, schema, status, validate
 from nodenet.lab.apiserver.addresses import ServiceAddresses
 from nodenet.lab.apiserver.catalog import Catalog
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
@@ -83,6 +83,8 @@ class Registry:
         self._applied: dict[tuple[str, str], Obj] = {}
         for name in DEFAULT_NAMESPACES:
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        for definition in installed.DEFINITIONS:
+            self.create(definition)
 
     def now(self) -> str:
         """The current time in the API's format: UTC, whole seconds."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from netpolicy.addresses import parse_address, parse_network
+from nodenet.kinds import CLUSTER_NETWORK_POLICY
 from nodenet.lab.apiserver import names, policy
 from nodenet.lab.apiserver.selectors import from_object, matches
 from nodenet.lab.apiserver.status import Cause, duplicate, forbidden, invalid, required, unsupported
@@ -269,6 +270,7 @@ _BY_KIND: dict[str, Callable[[Obj], list[Cause]]] = {
     "Job": _job,
     "Service": check_service,
     "NetworkPolicy": policy.check,
+    CLUSTER_NETWORK_POLICY.resource.qualified: policy.check_cluster,
     "EndpointSlice": _endpoint_slice,
     "Node": _node,
 }

@@ -117,6 +117,9 @@ def test_the_cluster_role_has_what_the_agent_reads_and_reports() -> None:
     # The report of the agent about its own Node (agent/node_report.py), and Events (agent/notices.py).
     writes = {("", "nodes", "get"), ("", "nodes", "patch"), ("", "nodes/status", "patch")}
     writes |= {("", "events", "create"), ("", "events", "patch")}
+    # The condition of ClusterNetworkPolicies (agent/policy_status.py).
+    policies = "policy.networking.k8s.io"
+    writes |= {(policies, "clusternetworkpolicies", "get"), (policies, "clusternetworkpolicies/status", "patch")}
     assert granted == reads | writes
     text = (DAEMONSET.parent / "docs" / "operations.md").read_text()
     [documented] = re.findall(r"```yaml\n(rules:\n.*?)```", text, re.DOTALL)

@@ -1,0 +1,113 @@
+"""Reports in the status of each ClusterNetworkPolicy whether it is in force as it is written.
+
+The answer is the same on every node, so one node writes it, which all choose by the same rule (notices.reporter).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Protocol
+
+from netpolicy.parse_cluster import NOT_ENFORCED
+from netpolicy.types import ClusterPolicy
+from nodenet.agent.notices import reporter
+from nodenet.engine import Engine
+from nodenet.kinds import CLUSTER_NETWORK_POLICY, NODE
+from nodenet.kube.correlate import About
+from nodenet.kube.retry import Outcome
+from nodenet.kube.writer import Object, Target
+from nodenet.model import ObjectRef
+from nodenet.pulse import any_of
+
+CONDITION = "Accepted"
+AS_WRITTEN, DOMAIN_NAMES, UNREADABLE = "Accepted", "DomainNamesNotEnforced", "NotReadable"
+# Seconds until writes that failed are made again, and until changes that follow each other are reported together.
+RETRY_SECONDS = 60.0
+SETTLE_SECONDS = 1.0
+# The largest number of problems in one message: a policy may have thousands.
+_MOST = 10
+
+_Policies = Mapping[ObjectRef, ClusterPolicy]
+
+
+class Writer(Protocol):
+    """The method of nodenet.kube.writer.KubeWriter that is used here."""
+
+    async def change(self, target: Target, change: Callable[[Object], Object | None]) -> Outcome: ...
+
+
+class PolicyStatus:
+    """Reads a policy before it writes, so an agent that starts again writes nothing."""
+
+    def __init__(self, node_name: str, writer: Writer) -> None:
+        self._node_name = node_name
+        self._writer = writer
+        # The objects that were reported, or that another node reports.
+        self._reported: dict[ObjectRef, ClusterPolicy] = {}
+        self._nodes: frozenset[str] = frozenset()
+
+    async def keep(self, engine: Engine) -> None:
+        """Report until cancelled."""
+        while True:
+            await engine.in_force()
+            events = [engine.next_change(CLUSTER_NETWORK_POLICY), engine.next_change(NODE)]
+            snapshot = engine.current.snapshot
+            nodes = [node.name for node in snapshot.nodes.values()]
+            if await self.report(snapshot.cluster_policies, nodes):
+                await any_of(events, None)
+            else:
+                await any_of(events, RETRY_SECONDS)
+            await asyncio.sleep(SETTLE_SECONDS)
+
+    async def report(self, policies: _Policies, nodes: Iterable[str]) -> bool:
+        """Write the conditions that this node has to write. Returns False if a write failed. A policy that the API sent
+        again is looked at again: its generation may be another."""
+        known = frozenset(nodes)
+        if known != self._nodes:
+            # Another node may be the reporter now.
+            self._reported, self._nodes = {}, known
+        done = True
+        for ref, policy in policies.items():
+            if self._reported.get(ref) is policy:
+                continue
+            if not self._is_reporter(ref, known):
+                self._reported[ref] = policy
+                continue
+            target = Target(CLUSTER_NETWORK_POLICY.resource, ref, "status")
+            outcome = await self._writer.change(target, partial(with_condition, policy, datetime.now(UTC)))
+            if outcome in (Outcome.DONE, Outcome.GONE):
+                self._reported[ref] = policy
+            else:
+                done = False
+        self._reported = {ref: policy for ref, policy in self._reported.items() if ref in policies}
+        return done
+
+    def _is_reporter(self, ref: ObjectRef, nodes: Collection[str]) -> bool:
+        resource = CLUSTER_NETWORK_POLICY.resource
+        return reporter(About(resource.api_version, resource.kind, "", ref.name), nodes) == self._node_name
+
+
+def with_condition(policy: ClusterPolicy, now: datetime, obj: Object) -> Object | None:
+    """The change that sets the condition of an object; None if it is right. Conditions of others are kept. Pure."""
+    conditions: list[Any] = list((obj.get("status") or {}).get("conditions") or [])
+    before = next((c for c in conditions if c.get("type") == CONDITION), None)
+    wanted = {"type": CONDITION, **verdict(policy), "observedGeneration": obj["metadata"].get("generation", 0)}
+    if before is not None and {key: before.get(key) for key in wanted} == wanted:
+        return None
+    same = before is not None and before.get("status") == wanted["status"]
+    time = before["lastTransitionTime"] if same and before else now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    others = [c for c in conditions if c.get("type") != CONDITION]
+    return {"status": {"conditions": [*others, {**wanted, "lastTransitionTime": time}]}}
+
+
+def verdict(policy: ClusterPolicy) -> dict[str, str]:
+    """Status, reason and message of the condition. Pure."""
+    if not policy.problems:
+        return {"status": "True", "reason": AS_WRITTEN, "message": "nodenet enforces the policy as it is written"}
+    reasons = {DOMAIN_NAMES if problem.message == NOT_ENFORCED else UNREADABLE for problem in policy.problems}
+    texts = [str(problem) for problem in policy.problems]
+    more = f"; and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
+    return {"status": "False", "reason": max(reasons), "message": "; ".join(texts[:_MOST]) + more}
