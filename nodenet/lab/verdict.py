@@ -150,5 +150,8 @@ def _drop(flow: Any, flow_pb2: Any) -> Drop:
         flow.node_name,
         flow_pb2.TrafficDirection.Name(flow.traffic_direction),
         flow_pb2.DropReason.Name(flow.drop_reason_desc),
-        tuple(f"{policy.namespace}/{policy.name}" for policy in denied),
+        tuple(
+            f"{policy.namespace}/{policy.name}" if policy.namespace else f"{policy.kind} {policy.name}"
+            for policy in denied
+        ),
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 
 from nodenet import abi
-from nodenet.abi import Action, DropReason, EndpointFlag, Rule
+from nodenet.abi import Action, DropReason, EndpointFlag, Rule, RuleDirection
 from nodenet.bpf import loader
 from nodenet.model import Direction
 
@@ -41,13 +41,23 @@ RULES = st.none() | st.builds(
     st.integers(0, 2),
     st.integers(1, 9),
 )
+ADMIN_RULES = st.none() | st.builds(
+    lambda action, precedence, number: Rule(precedence << 8 | action, number),
+    st.sampled_from([Action.ALLOW, Action.DENY, Action.PASS]),
+    st.integers(0, (1 << 24) - 1),
+    st.integers(11, 19),
+)
+LOWER, ADMIN = RuleDirection.EGRESS, RuleDirection.ADMIN_EGRESS
+# Direction, peer, and prefix of (direction, protocol, port).
+Place = tuple[RuleDirection, int, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
 class Version:
-    """What is in force: the rules of each peer by form, the region of the peer's address, and the subject's flags."""
+    """What is in force: the rules of each tier and peer by form, the region of the peer's address, and the subject's
+    flags."""
 
-    rules: dict[tuple[int, tuple[int, int, int]], Rule | None]
+    rules: dict[Place, Rule | None]
     region: int
     flags: int
     peer: int
@@ -55,12 +65,20 @@ class Version:
 
 def expected(version: Version) -> Rule | None:
     """The rule that decides about a datagram to port 80; None: there is none."""
+    if version.flags & EndpointFlag.TIERED_EGRESS:
+        first = of_tier(version, ADMIN)
+        if first is not None and first.action is not Action.PASS:
+            return first
+    return of_tier(version, LOWER)
+
+
+def of_tier(version: Version, tier: RuleDirection) -> Rule | None:
     hits = []
     for peer in (version.peer, version.region, 0):
         # FORMS is sorted from the shortest prefix to the longest.
-        forms = [form for form in FORMS[3::-1] if version.rules.get((peer, form)) is not None]
+        forms = [form for form in FORMS[3::-1] if version.rules.get((tier, peer, form)) is not None]
         if forms and (peer or not hits or hits[-1] is not None):
-            hits.append(version.rules[peer, forms[0]])
+            hits.append(version.rules[tier, peer, forms[0]])
     found = [rule for rule in hits if rule is not None]
     if not found:
         return None
@@ -72,7 +90,10 @@ def expected(version: Version) -> Rule | None:
 @st.composite
 def versions(draw: st.DrawFn) -> Version:
     peers = st.sampled_from([PEER, 0, WIDE, DEEP])
-    rules = draw(st.dictionaries(st.tuples(peers, st.sampled_from(FORMS)), RULES, max_size=8))
+    places = st.tuples(peers, st.sampled_from(FORMS))
+    rules: dict[Place, Rule | None] = {}
+    for tier, found in ((LOWER, RULES), (ADMIN, ADMIN_RULES)):
+        rules |= {(tier, *place): rule for place, rule in draw(st.dictionaries(places, found, max_size=8)).items()}
     flags = draw(st.sampled_from([0, 2, 16, 18]))
     return Version(rules, draw(st.sampled_from([0, WIDE, DEEP])), flags, draw(st.sampled_from([PEER, 2])))
 
@@ -95,8 +116,8 @@ def test_the_strongest_rule_of_the_version_in_force_decides(
     datapath.reset()
     tables = datapath.tables
     for place in {**now.rules, **was.rules}:
-        peer, (bits, protocol, port) = place
-        key = abi.PolicyKey(bits, SUBJECT, peer, Direction.EGRESS, protocol, port)
+        tier, peer, (bits, protocol, port) = place
+        key = abi.PolicyKey(bits, SUBJECT, peer, tier, protocol, port)
         # None in one version of the longest entry hides the shorter ones: write what covers it, as the planner does.
         both = [_covered(version, place) for version in (now, was)]
         tables["nn_policy"].update(key, abi.RuleVersions.of(*both, GENERATION))
@@ -120,16 +141,16 @@ def test_the_strongest_rule_of_the_version_in_force_decides(
     assert event.reason == (0 if passes else -DropReason.POLICY_DENIED)
 
 
-def _covered(version: Version, place: tuple[int, tuple[int, int, int]]) -> Rule | None:
+def _covered(version: Version, place: Place) -> Rule | None:
     """The rule of this place, or of the longest prefix that covers it."""
-    peer, form = place
+    tier, peer, form = place
     if version.rules.get(place) is not None:
         return version.rules[place]
     covers = [other for other in FORMS if other[0] < form[0] and other[1] in (0, form[1])]
     covers = [other for other in covers if other[2] in (0, form[2]) or (other[2] == 80 and form[2] in (80, 81))]
     for other in sorted(covers, reverse=True):
-        if version.rules.get((peer, other)) is not None:
-            return version.rules[peer, other]
+        if version.rules.get((tier, peer, other)) is not None:
+            return version.rules[tier, peer, other]
     return None
 
 

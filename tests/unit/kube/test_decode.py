@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from netpolicy.types import NetworkPolicy, PortRule, Rule
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet import kinds
-from nodenet.kinds import API_KINDS, Kind
+from nodenet.kinds import API_KINDS, ApiKind, Kind
 from nodenet.kube.decode import DecodeError, decode
 from nodenet.model import (
     EndpointSlice,
@@ -374,14 +374,12 @@ def test_addresses_mean_what_an_api_server_means(text: str, meaning: str) -> Non
     )
 )
 @pytest.mark.parametrize("kind", API_KINDS)
-def test_whatever_a_named_object_holds_it_is_read(kind: Kind, part: Any) -> None:
+def test_whatever_a_named_object_holds_it_is_read(kind: ApiKind, part: Any) -> None:
     """Any JSON in any place: the object is there, with what can be read of it."""
     for field in ("labels", "spec", "status", "endpoints", "ports"):
         obj = {"metadata": {"name": "x", "namespace": "ns"}, "spec": {}, "status": {}}
         obj |= {field: part} if field != "labels" else {"metadata": {"name": "x", "namespace": "ns", "labels": part}}
-        assert decode(kind, json.dumps(obj).encode()).ref == ObjectRef(
-            "ns" if kind not in (kinds.NODE, kinds.NAMESPACE) else "", "x"
-        )
+        assert decode(kind, json.dumps(obj).encode()).ref == ObjectRef("ns" if kind.resource.namespaced else "", "x")
 
 
 @pytest.mark.parametrize(

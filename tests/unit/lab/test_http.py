@@ -55,7 +55,14 @@ async def test_health_version_and_discovery(http: aiohttp.ClientSession) -> None
     assert (await get(http, "/version"))["gitVersion"].startswith("v1.")
     assert (await get(http, "/api"))["versions"] == ["v1"]
     groups = [group["name"] for group in (await get(http, "/apis"))["groups"]]
-    assert groups == ["apiextensions.k8s.io", "apps", "batch", "discovery.k8s.io", "networking.k8s.io"]
+    assert groups == [
+        "apiextensions.k8s.io",
+        "apps",
+        "batch",
+        "discovery.k8s.io",
+        "networking.k8s.io",
+        "policy.networking.k8s.io",
+    ]
     names = {r["name"] for r in (await get(http, "/apis/apps/v1"))["resources"]}
     assert {"deployments", "deployments/scale", "deployments/status"} <= names
     assert (await get(http, "/apis/apps"))["preferredVersion"]["groupVersion"] == "apps/v1"
