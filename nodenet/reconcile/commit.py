@@ -8,7 +8,7 @@ generation any more.
 A full map does not stop a change. Entries that do not fit are left out, closed: an allow that is missing allows
 nothing, an address without an entry counts as the world, an endpoint without an entry has no network. If a region does
 not fit, all regions stay as they are: a region's number stands for one set of addresses, so rules for other sets do not
-apply to it. A deny that does not fit stops the change. So does an address or a region if an endpoint has denies:
+apply to it. A deny or pass that does not fit stops the change. So does an address or a region if an endpoint has denies:
 without it a deny does not match its packets, but an allow for every peer does.
 """
 
@@ -200,8 +200,9 @@ class _Attempt:
 
     def _stop_for_denies(self, entry: Entry) -> None:
         """Raises ApplyError if packets would pass a deny because this entry does not fit."""
-        is_deny = isinstance(entry.now, Rule) and entry.now.action is Action.DENY
-        if is_deny or (entry.table in _PEERS and self._has_denies()):
+        # Without a Pass, a weaker rule of the Admin tier may accept.
+        narrows = isinstance(entry.now, Rule) and entry.now.action is not Action.ALLOW
+        if narrows or (entry.table in _PEERS and self._has_denies()):
             text = f"{entry.write}: no room; {_NOT_IN_FORCE}"
             raise ApplyError(entry.table, text, None, entry.write, tuple(self._change.writes))
 
