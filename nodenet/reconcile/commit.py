@@ -8,8 +8,8 @@ generation any more.
 A full map does not stop a change. Entries that do not fit are left out, closed: an allow that is missing allows
 nothing, an address without an entry counts as the world, an endpoint without an entry has no network. If a region does
 not fit, all regions stay as they are: a region's number stands for one set of addresses, so rules for other sets do not
-apply to it. A deny or pass that does not fit stops the change. So does an address or a region if an endpoint has denies:
-without it a deny does not match its packets, but an allow for every peer does.
+apply to it. A deny or pass that does not fit stops the change. So does an address or a region if an endpoint has
+denies: without it a deny does not match its packets, but an allow for every peer does.
 """
 
 from __future__ import annotations
