@@ -112,7 +112,8 @@ def agent(folder: Path, world: World, config: Mapping[str, Any], streams: bool) 
         run.mkdir()
         tools.run(["ip", "netns", "add", netns])
         stack.callback(tools.run, ["ip", "netns", "del", netns])
-        run_ip(netns, f"link set lo up\nlink add eth0 up type veth peer name peer0\nlink set peer0 up\naddr add {node_address(0)}/16 dev eth0\n")
+        uplink = "link add eth0 up type veth peer name peer0\nlink set peer0 up\n"
+        run_ip(netns, f"link set lo up\n{uplink}addr add {node_address(0)}/16 dev eth0\n")
         arguments = [json.dumps(asdict(world)), *([] if streams else ["--pages"])]
         server = _start(stack, netns, [sys.executable, "-m", "perf.scale.server", *arguments])
         port = int(_line(server))
