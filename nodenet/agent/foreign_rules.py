@@ -1,5 +1,6 @@
 """Names rules of other programs that break what the agent does: forward chains that drop what pods send to other hosts,
-and kube-proxy's rules that come while the agent serves Services.
+kube-proxy's rules that come while the agent serves Services, and a bridge that does not pass packets through its
+rules while it does not.
 
 Docker, ufw and firewalld make such forward chains. A drop is final, so an accept in a table of ours would not help,
 and the agent changes no rules of others. Whether a rule of the chain accepts pods' packets is not decided here: the
@@ -10,26 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from nodenet.errors import NodenetError
-from nodenet.link import chains, iptables, kube_proxy
+from nodenet.link import chains, iptables, kube_proxy, sysctl
 from nodenet.link.chains import Chain
 from nodenet.link.iptables import LegacyTable
 from nodenet.link.nftables import OURS
 
 log = logging.getLogger(__name__)
 
+_BRIDGE = {4: "bridge/bridge-nf-call-iptables", 6: "bridge/bridge-nf-call-ip6tables"}
 _PROGRAMS = {4: "iptables-legacy", 6: "ip6tables-legacy"}
 
 
 class ForeignRules:
-    """Checks every `seconds`. `services`: whether the agent serves Services."""
+    """Checks every `seconds`. `services`: whether the agent serves Services. `families`: the IP versions of pods."""
 
-    def __init__(self, seconds: float, services: bool) -> None:
+    def __init__(self, seconds: float, services: bool, families: Callable[[], Iterable[int]] = lambda: ()) -> None:
         self.problems: list[str] = []
         self._seconds = seconds
         self._services = services
+        self._families = families
         # What was found at which generation of nf_tables: kube-proxy may have 100,000 chains there.
         self._known: tuple[int, list[Chain]] = (-1, [])
         self._proxied: list[str] = []
@@ -61,7 +64,8 @@ class ForeignRules:
             proxied = [_proxied(str(one)) for one in kube_proxy.serving()] if self._services else []
         # Only when all of it could be read: otherwise the next check would take the same state for known.
         self._known, self._legacy, self._proxied = known, legacy, proxied
-        return [*sentences(known[1], legacy), *proxied]
+        bridged = [] if self._services else [one for version in self._families() if (one := _unfiltered(version))]
+        return [*sentences(known[1], legacy), *proxied, *bridged]
 
 
 def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable[str]:
@@ -76,6 +80,20 @@ def sentences(found: Iterable[Chain], legacy: Iterable[LegacyTable]) -> Iterable
 
 def _sentence(command: str) -> str:
     return f"packets of pods are dropped unless a rule accepts them: the chain's policy is drop: {command}"
+
+
+def _unfiltered(version: int) -> str:
+    """A sentence if packets between pods of this node do not pass kube-proxy's rules; else ""."""
+    key = _BRIDGE[version]
+    try:
+        if sysctl.read(key) == "1":
+            return ""
+        how = f"sysctl -w net.{key.replace('/', '.')}=1"
+    except FileNotFoundError:
+        how = f"modprobe br_netfilter, then sysctl -w net.{key.replace('/', '.')}=1"
+    return (
+        f"Services of kube-proxy fail for IPv{version} if client and backend are pods of this node: on the node: {how}"
+    )
 
 
 def _proxied(what: str) -> str:

@@ -62,7 +62,9 @@ class Keepers:
         )
         self.conflist = ConflistKeeper(config)
         self.masquerade = Masquerade(config, self._nodes_known)
-        self.foreign_rules = ForeignRules(min(FOREIGN_SECONDS, config.resync_seconds), config.services)
+        self.foreign_rules = ForeignRules(
+            min(FOREIGN_SECONDS, config.resync_seconds), config.services, self._pod_families
+        )
         self.addresses = OwnAddresses(self._host.local_addresses, engine.own_addresses)
         self.endpoints = Endpoints(config.run_dir, self._host, engine, programs)
         self.sockets = SocketKeeper(
@@ -155,6 +157,10 @@ class Keepers:
     def _own_addresses(self) -> tuple[IPAddress, ...]:
         node = own_node(self._engine, self._node_name)
         return node.addresses if node else ()
+
+    def _pod_families(self) -> list[int]:
+        node = own_node(self._engine, self._node_name)
+        return sorted({network.version for network in node.pod_cidrs}) if node else []
 
     def _store_mtu(self, _uplink: int) -> None:
         try:

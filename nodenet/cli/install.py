@@ -188,7 +188,7 @@ def uninstall(
 
 async def _uninstall(access: ClusterAccess, dry_run: bool, clean_seconds: float) -> None:
     """`clean_seconds` 0: leave the nodes as they are."""
-    from nodenet.cluster import clean_nodes, client, install
+    from nodenet.cluster import clean_nodes, client, conditions, install
 
     async with client.Cluster(access) as cluster:
         await install.daemon_set(cluster)
@@ -204,6 +204,7 @@ async def _uninstall(access: ClusterAccess, dry_run: bool, clean_seconds: float)
                 # The agents' DaemonSet is gone already.
                 found = await install.installed(cluster)
             await install.remove(cluster, found, _say)
+            await conditions.remove(cluster, _say)
             if clean_seconds:
                 await _name_pods(cluster)
     if not clean_seconds:

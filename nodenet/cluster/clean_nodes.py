@@ -5,14 +5,13 @@ An init container cleans; the pod is ready when that has ended well. The pods us
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nodenet.cluster import rollout
 from nodenet.cluster.client import DAEMON_SETS, PODS, Cluster
-from nodenet.cluster.install import daemon_set, rollout_left, wait_no_pods
+from nodenet.cluster.install import daemon_set, wait_no_pods
 from nodenet.cluster.pods import waits_for
 from nodenet.cluster.release import NAMESPACE
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
@@ -27,7 +26,6 @@ HINT = (
 )
 _LABEL = "app.kubernetes.io/name"
 _CONTAINER = "cleanup"
-_POLL_SECONDS = 1.0
 _COMMAND = [
     *("cleanup", "--config", "/etc/nodenet/agent.yaml"),
     *("--bin-dir", "/host/opt/cni/bin", "--conf-dir", "/host/etc/cni/net.d"),
@@ -115,25 +113,15 @@ _KEPT = (
 
 
 async def _wait(cluster: Cluster, seconds: float, say: Say) -> None:
-    deadline, said = time.monotonic() + seconds, ""
-    while True:
-        found = await cluster.find(DAEMON_SETS, NAMESPACE, NAME)
-        left = rollout_left(found) if found else "it does not exist"
-        if not left:
-            return
-        if left != said:
-            say(f"DaemonSet {NAMESPACE}/{NAME}: {left}")
-            said = left
-        if time.monotonic() > deadline:
-            pods = sorted((await _pods(cluster)).items())
-            texts = [
-                f"\n{node}: {reason}\n{await _log(cluster, pod)}" for node, pod in pods if (reason := waits_for(pod))
-            ]
-            raise CannotRunError(
-                f"--clean-nodes: not complete after {seconds:g} s: {left}{''.join(texts)}",
-                "the same command continues; without --clean-nodes it leaves the nodes as they are",
-            )
-        await asyncio.sleep(_POLL_SECONDS)
+    async def failed(left: str) -> CannotRunError:
+        pods = sorted((await _pods(cluster)).items())
+        texts = [f"\n{node}: {reason}\n{await _log(cluster, pod)}" for node, pod in pods if (reason := waits_for(pod))]
+        return CannotRunError(
+            f"--clean-nodes: not complete after {seconds:g} s: {left}{''.join(texts)}",
+            "the same command continues; without --clean-nodes it leaves the nodes as they are",
+        )
+
+    await rollout.wait(cluster, NAME, seconds, say, failed)
 
 
 async def _pods(cluster: Cluster) -> dict[str, Obj]:

@@ -135,6 +135,11 @@ class Cluster:
         path = resource.path(obj["metadata"].get("namespace", ""))
         return await self._send("POST", path, obj, "application/json", {"fieldManager": MANAGER}, describe(obj))
 
+    async def patch_status(self, resource: ApiResource, name: str, body: Obj) -> None:
+        """A strategic merge patch of the status of an object without a namespace."""
+        path, params = f"{resource.path('', name)}/status", {"fieldManager": MANAGER}
+        await self._send("PATCH", path, body, PatchType.STRATEGIC, params, f"{resource.kind} {name}: status")
+
     async def delete(self, resource: ApiResource, namespace: str, name: str, grace: int | None = None) -> bool:
         """Delete an object, and what it owns. False if it did not exist."""
         body: Obj = {"propagationPolicy": "Background"} | ({} if grace is None else {"gracePeriodSeconds": grace})

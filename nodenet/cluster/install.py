@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from nodenet.cluster import agents, kustomize, release
+from nodenet.cluster import agents, kustomize, release, rollout
 from nodenet.cluster.changes import changes
 from nodenet.cluster.client import DAEMON_SETS, NODES, PODS, SELECTOR, Cluster, NotServedError, RefusedError, describe
 from nodenet.cluster.pods import waits_for
@@ -157,35 +157,16 @@ _DONE = {Effect.CREATE: "created", Effect.CHANGE: "changed", Effect.NONE: "uncha
 async def wait_rollout(cluster: Cluster, seconds: float, say: Say) -> None:
     """Wait until every node runs the DaemonSet's present version, ready. Raises CannotRunError with what each pod waits
     for."""
-    deadline, said = time.monotonic() + seconds, ""
-    while True:
-        found = await cluster.find(DAEMON_SETS, NAMESPACE, NAME)
-        left = rollout_left(found) if found else "it does not exist"
-        if not left:
-            return
-        if left != said:
-            say(f"DaemonSet {NAMESPACE}/{NAME}: {left}")
-            said = left
-        if time.monotonic() > deadline:
-            pods = (await agents.pods(cluster)).items()
-            waiting = [f"\n{node}: {reason}" for node, pod in sorted(pods) if (reason := waits_for(pod))]
-            raise CannotRunError(
-                f"DaemonSet {NAMESPACE}/{NAME}: not rolled out after {seconds:g} s: {left}{''.join(waiting)}",
-                "nodenet status --cluster shows every node",
-            )
-        await asyncio.sleep(_POLL_SECONDS)
 
+    async def failed(left: str) -> CannotRunError:
+        pods = (await agents.pods(cluster)).items()
+        waiting = [f"\n{node}: {reason}" for node, pod in sorted(pods) if (reason := waits_for(pod))]
+        return CannotRunError(
+            f"DaemonSet {NAMESPACE}/{NAME}: not rolled out after {seconds:g} s: {left}{''.join(waiting)}",
+            "nodenet status --cluster shows every node",
+        )
 
-def rollout_left(found: Mapping[str, Any]) -> str:
-    """What is missing until a rollout of a DaemonSet is complete; "" if nothing is."""
-    status = found.get("status") or {}
-    wanted = status.get("desiredNumberScheduled", 0)
-    if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
-        return "the controller has not seen the change yet"
-    updated, ready = status.get("updatedNumberScheduled", 0), status.get("numberReady", 0)
-    if updated < wanted:
-        return f"{updated} of {wanted} nodes have the new version"
-    return f"{ready} of {wanted} nodes are ready" if ready < wanted else ""
+    await rollout.wait(cluster, NAME, seconds, say, failed)
 
 
 async def installed(cluster: Cluster) -> list[Obj]:

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nodenet.cluster import agents, clean_nodes
+from nodenet.cluster import agents, clean_nodes, rollout
 from nodenet.cluster.client import DAEMON_SETS, NODES, PODS, Cluster
-from nodenet.cluster.install import rollout_left
 from nodenet.cluster.pods import has_own_network, waits_for
 from nodenet.cluster.release import NAME, NAMESPACE
 from nodenet.errors import NodenetError
@@ -80,7 +79,7 @@ def _daemon_set(found: Mapping[str, Any]) -> Obj:
 def _daemon_set_problems(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return [f"DaemonSet {NAMESPACE}/{NAME} does not exist: nodenet install"]
-    left = rollout_left(found)
+    left = rollout.left(found)
     wanted = (found.get("status") or {}).get("desiredNumberScheduled", 0)
     if not left and not wanted:
         return [f"DaemonSet {NAMESPACE}/{NAME}: it runs on no node: is its nodeSelector right?"]

@@ -17,7 +17,7 @@ from nodenet.errors import CannotRunError
 from nodenet.kubeproxy import iptables as iptables_mode
 from nodenet.kubeproxy import nftables as nftables_mode
 from nodenet.kubeproxy.model import Backend, Network, Service
-from nodenet.link import chains, egress, iptables, kube_proxy, netlink, nft, nftables
+from nodenet.link import chains, egress, iptables, kube_proxy, netlink, nft, nftables, sysctl
 from nodenet.link import netns as namespaces
 from nodenet.link.handle import LinkError
 
@@ -335,3 +335,33 @@ def test_a_check_that_fails_is_made_again(node: str, monkeypatch: pytest.MonkeyP
         with pytest.raises(LinkError):
             namespaces.call(node, rules._find)
     assert "kube-proxy serves" in str(namespaces.call(node, rules._find))
+
+
+def test_a_bridge_that_does_not_filter_is_named_beside_kube_proxy(node: str) -> None:
+    """Without it kube-proxy does not translate the answers between two pods of the node."""
+    families: list[int] = []
+    beside, instead = (ForeignRules(1.0, services, lambda: families) for services in (False, True))
+    if not Path("/proc/sys/net/bridge").exists():
+        pytest.skip("br_netfilter is not loaded")
+
+    def found(rules: ForeignRules, *values: int) -> list[str]:
+        for key, value in zip(("iptables", "ip6tables"), values, strict=True):
+            sysctl.write(f"bridge/bridge-nf-call-{key}", value, node)
+        return namespaces.call(node, rules._find)
+
+    assert found(beside, 0, 0) == []
+    families += [4, 6]
+    assert found(instead, 0, 0) == []
+    assert found(beside, 1, 1) == []
+    [one] = found(beside, 1, 0)
+    assert one == (
+        "Services of kube-proxy fail for IPv6 if client and backend are pods of this node: "
+        "on the node: sysctl -w net.bridge.bridge-nf-call-ip6tables=1"
+    )
+    assert len(found(beside, 0, 0)) == 2
+
+
+def test_a_missing_module_is_named(node: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sysctl, "_ROOT", str(tmp_path))
+    [one] = namespaces.call(node, ForeignRules(1.0, False, lambda: [4])._find)
+    assert one.endswith("modprobe br_netfilter, then sysctl -w net.bridge.bridge-nf-call-iptables=1")

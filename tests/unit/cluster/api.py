@@ -137,6 +137,8 @@ class Api:
         if request.method == "GET":
             found = self.objects.get(path)
             return web.json_response(found) if found else _status(404, f'{plural} "{name}" not found')
+        if sub == "status":
+            return await self._patch_status(request, path)
         return await self._write(request, path)
 
     def _list(self, request: web.Request, path: Key) -> web.Response:
@@ -168,6 +170,18 @@ class Api:
         if not dry:
             self.objects[path] = found
             self.react(found)
+        return web.json_response(found)
+
+    async def _patch_status(self, request: web.Request, path: Key) -> web.Response:
+        """A strategic merge patch of conditions, whose key is their type."""
+        assert request.headers["Content-Type"] == "application/strategic-merge-patch+json"
+        if path[3] in self.refuse:
+            return _status(*self.refuse[path[3]])
+        body, found = await request.json(), self.objects[path]
+        gone = {one["type"] for one in body["status"]["conditions"] if one.get("$patch") == "delete"}
+        assert len(gone) == len(body["status"]["conditions"])
+        found["status"]["conditions"] = [one for one in found["status"]["conditions"] if one["type"] not in gone]
+        self.writes.append((request.method, f"{path[1]}/{path[3]}/status"))
         return web.json_response(found)
 
     def _delete(self, path: Key) -> web.Response:

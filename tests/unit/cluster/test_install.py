@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nodenet.cluster import install, kustomize, release
+from nodenet.agent import node_report
+from nodenet.cluster import conditions, install, kustomize, release, rollout, status
 from nodenet.cluster.install import Effect
 from nodenet.cluster.release import Release
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
@@ -76,6 +77,26 @@ async def test_uninstall_deletes_what_install_made_and_nothing_else() -> None:
     assert api.remaining() == {"ClusterRole other"}
     assert said[0] == "DaemonSet nodenet/nodenet: deleted"
     assert said[-1] == "Namespace nodenet: deleted"
+
+
+async def test_the_agents_condition_goes_with_them_and_no_other() -> None:
+    assert (conditions.CONDITION, conditions.REASON) == (node_report.CONDITION, node_report.REASON)
+    assert status.TAINT == node_report.TAINT
+    api, ready = Api(), {"type": "Ready", "status": "True"}
+    ours = {"type": conditions.CONDITION, "status": "False", "reason": conditions.REASON}
+    cloud = {"type": conditions.CONDITION, "status": "False", "reason": "RouteCreated"}
+    for name, other in (("n1", ours), ("n2", cloud), ("n3", ours)):
+        api.add({**node(name), "status": {"conditions": [ready, other]}})
+    api.refuse["n3"] = (403, "nodes/status is forbidden")
+    said: list[str] = []
+    async with api.cluster() as cluster:
+        await conditions.remove(cluster, said.append)
+    assert api.writes == [("PATCH", "nodes/n1/status")]
+    left = {o["metadata"]["name"]: o["status"]["conditions"] for o in api.objects.values()}
+    assert left == {"n1": [ready], "n2": [ready, cloud], "n3": [ready, ours]}
+    assert said[0] == "Node n1: condition NetworkUnavailable deleted"
+    assert "Node n3: its condition NetworkUnavailable (NodenetIsUp) stays: " in said[1]
+    assert "nodes/status is forbidden" in said[1]
 
 
 async def test_an_object_without_our_label_is_not_ours() -> None:
@@ -186,6 +207,6 @@ async def test_helm_s_installation_is_left_to_helm() -> None:
 def test_a_rollout_is_complete_when_every_node_has_the_new_version_ready(
     generation: int, status: Obj, left: str
 ) -> None:
-    found = install.rollout_left({"metadata": {"generation": generation}, "status": status})
+    found = rollout.left({"metadata": {"generation": generation}, "status": status})
     assert found.startswith(left)
     assert bool(found) == bool(left)
