@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
-from nodenet.compile.services import has_frontends
+from nodenet.compile.state import HealthCheck
 from nodenet.engine import Engine
 from nodenet.errors import NodenetError
 from nodenet.metrics.proxy import ProxyState, service_routes
 from nodenet.metrics.server import HttpServer
-from nodenet.model import EndpointSlice, Node, ObjectRef, Service, ServiceType
-from nodenet.store import Snapshot
+from nodenet.model import Node, ObjectRef
 
 log = logging.getLogger(__name__)
 
@@ -25,41 +22,13 @@ POLL_SECONDS = 0.5
 _TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The Services with a server: port -> Service, and the number of its ready endpoints on this node."""
-
-    ports: Mapping[int, ObjectRef] = field(default_factory=dict)
-    counts: Mapping[ObjectRef, int] = field(default_factory=dict)
-
-
-def wanted(services: Mapping[ObjectRef, Service], slices: Mapping[ObjectRef, EndpointSlice], node_name: str) -> Wanted:
-    """Pure. If two Services have one port, the first by name gets it: the API assigns a port once."""
+def wanted(checks: Mapping[ObjectRef, HealthCheck]) -> dict[int, ObjectRef]:
+    """The Service of each port. If two Services have one port, the first by name gets it: the API assigns a port
+    once."""
     ports: dict[int, ObjectRef] = {}
-    for ref in sorted(ref for ref, service in services.items() if _has_port(service)):
-        ports.setdefault(services[ref].health_check_node_port, ref)
-    found = set(ports.values())
-    ready = {
-        (slice_.service, endpoint.addresses[0])
-        for slice_ in (slices.values() if found else ())
-        if slice_.service in found
-        for endpoint in slice_.endpoints
-        if endpoint.ready and endpoint.addresses and endpoint.node_name == node_name
-    }
-    # A pod of two families is one endpoint.
-    counts: dict[ObjectRef, int] = {}
-    for (ref, _), count in Counter((ref, address.version) for ref, address in ready).items():
-        counts[ref] = max(count, counts.get(ref, 0))
-    return Wanted(ports, counts)
-
-
-def _has_port(service: Service) -> bool:
-    return (
-        service.health_check_node_port != 0
-        and service.type is ServiceType.LOAD_BALANCER
-        and service.external_local
-        and has_frontends(service)
-    )
+    for ref in sorted(checks):
+        ports.setdefault(checks[ref].port, ref)
+    return ports
 
 
 def eligible(node: Node | None) -> bool:
@@ -75,8 +44,8 @@ class ServiceHealth:
         self._node_name = node_name
         self._healthy = healthy
         self._services = services
-        self._seen: Snapshot | None = None
-        self._wanted = Wanted()
+        self._checks: Mapping[ObjectRef, HealthCheck] = {}
+        self._wanted: dict[int, ObjectRef] = {}
         self._servers: dict[int, tuple[ObjectRef, HttpServer]] = {}
         self._failed: dict[int, str] = {}
 
@@ -85,7 +54,8 @@ class ServiceHealth:
         return ProxyState(self._healthy(), eligible(node), self._engine.stats.last_sync)
 
     def local_endpoints(self, namespace: str, name: str) -> int:
-        return self._wanted.counts.get(ObjectRef(namespace, name), 0)
+        check = self._checks.get(ObjectRef(namespace, name))
+        return check.local_endpoints if check is not None else 0
 
     def problems(self) -> list[str]:
         """One sentence for each port that cannot be opened."""
@@ -106,16 +76,15 @@ class ServiceHealth:
 
     async def sync(self) -> None:
         """Start and stop servers as the newest compilation says. A port that could not be opened is tried again."""
-        snapshot, last = self._engine.current.snapshot, self._seen
-        if last is None or snapshot.services is not last.services or snapshot.slices is not last.slices:
-            self._wanted = wanted(snapshot.services, snapshot.slices, self._node_name)
-            self._seen = snapshot
+        checks = self._engine.current.names.health_checks
+        if checks is not self._checks:
+            self._checks, self._wanted = checks, wanted(checks)
         for port, (ref, server) in list(self._servers.items()):
-            if self._wanted.ports.get(port) != ref:
+            if self._wanted.get(port) != ref:
                 del self._servers[port]
                 await server.stop()
-        self._failed = {port: why for port, why in self._failed.items() if port in self._wanted.ports}
-        for port, ref in self._wanted.ports.items():
+        self._failed = {port: why for port, why in self._failed.items() if port in self._wanted}
+        for port, ref in self._wanted.items():
             if port not in self._servers:
                 await self._start(port, ref)
 

@@ -181,4 +181,5 @@ def _names(services: ServiceTables, policies: PolicyTables, endpoints: EndpointT
         unknown_endpoints=endpoints.unknown,
         left_out=policies.left_out,
         warnings=services.warnings,
+        health_checks=services.health_checks,
     )

@@ -23,10 +23,11 @@ from nodenet.abi import (
 )
 from nodenet.compile.backends import Here
 from nodenet.compile.entries import change_slots, change_source_ranges, external_master, internal_master
+from nodenet.compile.health_checks import health_check
 from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
 from nodenet.compile.slots import NO_SLOTS, Slots, arrange
-from nodenet.compile.state import ServicePortName, ServiceWarning, Table
+from nodenet.compile.state import HealthCheck, ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
 
@@ -41,7 +42,7 @@ _NOWHERE = Here()
 
 @dataclass(frozen=True, slots=True)
 class ServiceTables:
-    """The maps of the Services, the names of their numbers, and warnings.
+    """The maps of the Services, the names of their numbers, warnings, and the Services with a healthCheckNodePort.
 
     The next compilation starts from `slots`.
     """
@@ -55,6 +56,7 @@ class ServiceTables:
     names: Mapping[int, ServicePortName]
     slots: Slots
     warnings: tuple[ServiceWarning, ...]
+    health_checks: Mapping[ObjectRef, HealthCheck]
 
 
 class ServiceCompiler:
@@ -106,6 +108,7 @@ _EMPTY = ServiceTables(
     Evolved({}),
     Slots(Evolved({}), Evolved({})),
     (),
+    Evolved({}),
 )
 
 
@@ -131,6 +134,8 @@ class _Known:
     # backend_id.
     ports: dict[IPAddress, tuple[int, int]] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
+    # Changes of this compilation.
+    health_checks: dict[ObjectRef, HealthCheck | None] = field(default_factory=dict)
     tables: ServiceTables = _EMPTY
 
     def claim(self, services: Services, slices: Slices, here: Here) -> Iterable[AddressPort]:
@@ -164,6 +169,9 @@ class _Known:
             self.unserved[ref] = unserved
         elif self.unserved:
             self.unserved.pop(ref, None)
+        check = health_check(service, slices.values(), self.here.node) if service is not None else None
+        if check is not None or self.tables.health_checks:
+            self.health_checks[ref] = check
         for address in old:
             if address not in new:
                 self._unclaim(address, ref)
@@ -326,7 +334,9 @@ class _Run:
             evolve(last.names, changes.names),
             Slots(evolve(last.slots.internal, changes.slots), evolve(last.slots.external, changes.external_slots)),
             tuple(known.warnings()),
+            evolve(last.health_checks, known.health_checks),
         )
+        known.health_checks = {}
 
     def _use(self, backends: Iterable[AddressPort]) -> list[int]:
         numbers, known = [], self._known.users

@@ -57,6 +57,13 @@ class ServicePortName(NamedTuple):
     protocol: Protocol
 
 
+class HealthCheck(NamedTuple):
+    """The healthCheckNodePort of a Service, and the number of its ready endpoints on this node."""
+
+    port: int
+    local_endpoints: int
+
+
 class ServiceWarning(NamedTuple):
     """A Service of which a part is not served."""
 
@@ -94,3 +101,5 @@ class Names:
     left_out: tuple[LeftOut, ...] = ()
     # Services that are not served completely.
     warnings: tuple[ServiceWarning, ...] = ()
+    # The Services with a healthCheckNodePort.
+    health_checks: Mapping[ObjectRef, HealthCheck] = field(default_factory=dict)

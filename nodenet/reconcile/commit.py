@@ -140,8 +140,10 @@ class Committer:
 
     def _count_deleted(self, done: Counter[str]) -> None:
         with self._lock:
-            done.update(self._deleted)
-            self._deleted.clear()
+            # Normally there is nothing, and each run comes here.
+            if self._deleted:
+                done.update(self._deleted)
+                self._deleted.clear()
 
     def _make(self, write: Write, done: Counter[str]) -> None:
         try:

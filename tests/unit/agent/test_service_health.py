@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from nodenet.agent.service_health import ServiceHealth, Wanted, eligible, wanted
-from nodenet.compile.state import LocalNode
+from nodenet.agent.service_health import ServiceHealth, eligible, wanted
+from nodenet.compile.health_checks import health_check
+from nodenet.compile.state import HealthCheck, LocalNode
 from nodenet.engine import Engine
 from nodenet.metrics.proxy import proxy_routes
 from nodenet.metrics.server import HttpServer
@@ -20,8 +21,6 @@ from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import Delta, Op, listings
 from nodenet.testing import fake_tables
 from tests.unit.compile.build import TCP, slice_
-
-REF = ObjectRef("default", "web")
 
 
 def service(port: int, name: str = "web", **more: Any) -> Service:
@@ -46,10 +45,8 @@ def test_ready_endpoints_of_this_node_count_once() -> None:
         slice_("web", end(1), name="web-2"),
         # The same pods in the other family.
         slice_("web", SliceEndpoint((ip_address("fd00::1"),), node_name="node1"), name="web-6"),
-        slice_("other", end(5)),
     ]
-    found = wanted({one.ref: one}, {s.ref: s for s in slices}, "node1")
-    assert found == Wanted({30000: REF}, {REF: 2})
+    assert health_check(one, slices, "node1") == HealthCheck(30000, 2)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +59,13 @@ def test_ready_endpoints_of_this_node_count_once() -> None:
     ],
 )
 def test_services_without_a_server(change: dict[str, Any]) -> None:
-    one = service(30000, **change)
-    assert wanted({one.ref: one}, {}, "node1") == Wanted({}, {})
+    assert health_check(service(30000, **change), (), "node1") is None
 
 
 def test_one_port_has_one_service() -> None:
-    services = {one.ref: one for one in (service(30000, "z"), service(30000, "a"))}
-    assert wanted(services, {}, "node1").ports == {30000: ObjectRef("default", "a")}
+    check = HealthCheck(30000, 0)
+    first, last = ObjectRef("default", "a"), ObjectRef("default", "z")
+    assert wanted({last: check, first: check}) == {30000: first}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +129,9 @@ async def test_a_health_check_node_port(free_port: int) -> None:
     await world.now(slice_("web", end(1, ready=False), end(2, "node2")))
     status, body, _ = await get(free_port)
     assert (status, body["localEndpoints"]) == (503, 0)
+    # Another Service's endpoints do not count.
+    await world.now(service(0, "other"), slice_("other", end(5)))
+    assert (await get(free_port))[1]["localEndpoints"] == 0
     await world.now(service(free_port), op=Op.DELETED)
     with pytest.raises(aiohttp.ClientConnectorError):
         await get(free_port)

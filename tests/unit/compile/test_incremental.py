@@ -18,7 +18,7 @@ from nodenet.compile.ids import Ids, Numbering, Space
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.slots import NO_SLOTS, Slots, restore
 from nodenet.evolved import Evolved
-from nodenet.model import EndpointSlice, ObjectRef, Service
+from nodenet.model import EndpointSlice, ObjectRef, Service, ServiceType
 from nodenet.reconcile.plan import Write, plan_services
 from tests.unit.compile.build import TCP, UDP, as_tables, compile_services, service, slice_, target
 
@@ -62,7 +62,7 @@ def _service(
 ) -> Service:
     publish, foreign, local, external_local = flags
     labels = {"service.kubernetes.io/service-proxy-name": "other"} if foreign else {}
-    return service(
+    made = service(
         name,
         *vips,
         ports=ports,
@@ -75,6 +75,7 @@ def _service(
         load_balancer_ips=tuple(map(ip_address, external[1])),
         source_ranges=(ip_network("192.0.2.0/24"), ip_network("10.0.0.0/8"))[: len(ports)] if publish else None,
     )
+    return replace(made, type=ServiceType.LOAD_BALANCER, health_check_node_port=30000) if external[1] else made
 
 
 def _slice(name: str, of: str, targets: list[Any], ports: list[Any]) -> EndpointSlice:
@@ -134,6 +135,7 @@ def meaning(compiled: ServiceTables) -> dict[str, Any]:
         "source_ranges": compiled.source_ranges,
         "names": compiled.names,
         "warnings": compiled.warnings,
+        "health_checks": dict(compiled.health_checks),
     }
 
 
