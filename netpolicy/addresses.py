@@ -7,20 +7,56 @@ whatever it accepts, so we must parse that too, with the same meaning.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from netpolicy.types import IPAddress, IPNetwork
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
+class KeyIPv4(IPv4Address):
+    """An address that is hashed often, as part of keys of large tables: it computes its hash once. `ipaddress` makes a
+    text of the address for each hash."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, address: object) -> None:
+        super().__init__(address)
+        self._hash = IPv4Address.__hash__(self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"IPv4Address({str(self)!r})"
+
+
+class KeyIPv6(IPv6Address):
+    """As KeyIPv4."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, address: object) -> None:
+        super().__init__(address)
+        self._hash = IPv6Address.__hash__(self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"IPv6Address({str(self)!r})"
+
+
 def parse_address(text: str) -> IPAddress:
     """An address without a zone. Raises ValueError."""
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")
-    found = ip_address(_without_leading_zeros(text))
-    mapped = found.ipv4_mapped if found.version == 6 else None
-    return found if mapped is None else mapped
+    written = _without_leading_zeros(text)
+    if ":" not in written:
+        return KeyIPv4(written)
+    found = KeyIPv6(written)
+    mapped = found.ipv4_mapped
+    return found if mapped is None else KeyIPv4(int(mapped))
 
 
 def parse_network(text: str) -> IPNetwork:

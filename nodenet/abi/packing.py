@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Protocol, Self
 
+from netpolicy.addresses import KeyIPv4, KeyIPv6
 from nodenet.interned import interned
 from nodenet.model import IPAddress
 
@@ -33,7 +33,7 @@ def pack_addr(address: IPAddress) -> bytes:
 
 @interned
 def unpack_addr(data: bytes) -> IPAddress:
-    return IPv4Address(data[12:]) if data.startswith(_V4_PREFIX) else IPv6Address(data)
+    return KeyIPv4(data[12:]) if data.startswith(_V4_PREFIX) else KeyIPv6(data)
 
 
 def pack_mac(mac: str) -> bytes:
