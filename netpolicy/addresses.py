@@ -7,7 +7,7 @@ whatever it accepts, so we must parse that too, with the same meaning.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from netpolicy.types import IPAddress, IPNetwork
 

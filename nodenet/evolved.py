@@ -176,6 +176,10 @@ class Draft(MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         self._overlay[key] = value
 
+    def update(self, *entries: Any, **more: Any) -> None:
+        """Like dict.update. The inherited one sets the entries one by one."""
+        self._overlay.update(*entries, **more)
+
     def __delitem__(self, key: Any) -> None:
         if key not in self:
             raise KeyError(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from nodenet.abi import (
     PolicyKey,
 )
 from nodenet.compile.state import Names
+from nodenet.errors import NodenetError
 from nodenet.model import Direction, Identity, Protocol
 from nodenet.reconcile.apply import Table
 from nodenet.reconcile.switch import SWITCHED
@@ -46,6 +47,14 @@ class FakeTable:
         if packed not in self._entries and len(self._entries) >= self.max_entries:
             raise OSError(errno.E2BIG, "map is full")
         self._entries[packed] = value.pack()
+
+    def update_many(self, entries: Sequence[tuple[Any, Any]]) -> int:
+        for made, (key, value) in enumerate(entries):
+            try:
+                self.update(key, value)
+            except (OSError, NodenetError):
+                return made
+        return len(entries)
 
     def delete(self, key: Any) -> None:
         self._entries.pop(key.pack(), None)
@@ -90,6 +99,10 @@ class FaultyTable:
             self._inner.update(key, value)
         if hit:
             self._fail()
+
+    def update_many(self, entries: Sequence[tuple[Any, Any]]) -> int:
+        """None of them, as in a kernel without batches: faults are counted by single writes."""
+        return 0
 
     def delete(self, key: Any) -> None:
         hit = self._fault.hit()

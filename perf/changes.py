@@ -3,6 +3,7 @@
     python -m perf.changes [--pods 10000 50000] [--policies 1000] [-o json]
 
 It builds clusters of several sizes in one process and makes the same changes in each. Nothing is written to the kernel.
+The garbage collector works as in the agent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import click
 
 from netpolicy.types import Direction, NetworkPolicy, Operator, Peer, PortRule, Protocol, Requirement, Rule, Selector
+from nodenet.agent.memory import collect_rarely
 from nodenet.compile import LocalNode, compile_once
 from nodenet.engine import Engine
 from nodenet.model import Endpoint, Namespace, Node, ObjectRef, Pod
@@ -177,6 +179,7 @@ def _row(pods: int, name: str, took: list[float], writes: list[int]) -> Row:
 @click.option("-o", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def main(sizes: tuple[int, ...], policies: int, output: str) -> None:
     """CPU milliseconds of one change, from the delta to its last write."""
+    collect_rarely()
     rows: list[Any] = [row for size in sizes for row in measure(size, policies)]
     if output == "json":
         click.echo(json.dumps([{key: getattr(row, key) for key in Row.__slots__} for row in rows]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nodenet.reconcile.apply import Table
@@ -15,6 +15,10 @@ class _NoTable:
 
     def update(self, key: Any, value: Any) -> None:
         """Made."""
+
+    def update_many(self, entries: Sequence[tuple[Any, Any]]) -> int:
+        """All made."""
+        return len(entries)
 
     def delete(self, key: Any) -> None:
         """Made."""

@@ -10,7 +10,7 @@ import sys
 from nodenet.agent.core import Agent
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.lock import agent_lock
-from nodenet.agent.memory import keep_trimmed, limit_arenas
+from nodenet.agent.memory import collect_rarely, keep_trimmed, limit_arenas
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
 from nodenet.errors import NodenetError
@@ -29,6 +29,7 @@ def run(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises NodenetError if the agent cannot run here, also if another one runs."""
     sys.setswitchinterval(SWITCH_SECONDS)
     limit_arenas()
+    collect_rarely()
     try:
         with agent_lock(config.run_dir):
             asyncio.run(_run(config))

@@ -1,4 +1,4 @@
-"""Keeps the C library's heap small, and the garbage collector's pauses short.
+"""Keeps the C library's heap small, and the garbage collector's work and pauses short.
 
 glibc gives threads their own heaps ("arenas"), up to eight per CPU, and keeps freed memory in them. Each of the agent's
 30 threads works now and then, so that the heaps filled one after the other: in the soak the agent grew by 20 MiB in an
@@ -14,6 +14,10 @@ import ctypes
 import gc
 
 TRIM_SECONDS = 60.0
+
+# For gc.set_threshold: new objects until a young collection, young ones until a middle one, those until a full one.
+# Python's defaults are 700, 10, 10.
+_COLLECT_AFTER = (10_000, 20, 20)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ARENAS = 2
@@ -31,6 +35,13 @@ def limit_arenas() -> bool:
     options = ((_M_ARENA_MAX, _ARENAS), (_M_MMAP_THRESHOLD, _LARGE), (_M_TRIM_THRESHOLD, _LARGE))
     accepted = [libc.mallopt(option, value) for option, value in options]
     return all(accepted)
+
+
+def collect_rarely() -> None:
+    """Run the garbage collector less often. Reference counting frees nearly everything, and a compilation keeps what it
+    makes, so the collector walked over live objects for 40 % of a compilation from nothing. A young collection takes
+    about 0.5 ms now, a middle one 10 ms."""
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 async def keep_trimmed() -> None:

@@ -131,13 +131,21 @@ class RawTable:
     def insert_all(self, entries: Sequence[Entry]) -> None:
         """Insert or replace entries with one batch call. If the kernel refuses it, for example because this type of map
         has no batches, make one call per entry. Raises OSError."""
-        keys = b"".join(key for key, _ in entries)
-        values = b"".join(value for _, value in entries)
+        for key, value in entries[self.insert_in_order(entries) :]:
+            libbpf.check(self._lib.bpf_map_update_elem(self.fd, key, value, 0), f"map {self.name}: insert")
+
+    def insert_in_order(self, entries: Sequence[Entry]) -> int:
+        """Insert or replace entries with one batch call, in this order. Returns how many were made before the first
+        failure; 0 if the kernel has no batches for this type of map."""
+        keys = b"".join([key for key, _ in entries])
+        values = b"".join([value for _, value in entries])
+        if len(keys) != len(entries) * self.info.key_size or len(values) != len(entries) * self._value_size:
+            raise TypeError(f"map {self.name}: keys or values of another size")
         count = ctypes.c_uint32(len(entries))
         if self._lib.bpf_map_update_batch(self.fd, keys, values, count, None) == 0:
-            return
-        for key, value in entries:
-            libbpf.check(self._lib.bpf_map_update_elem(self.fd, key, value, 0), f"map {self.name}: insert")
+            return len(entries)
+        # The kernel sets the number that it made. It leaves the number as it was if it did not start.
+        return int(count.value) if count.value < len(entries) else 0
 
     def add(self, key: bytes, value: bytes) -> bool:
         """Insert. Returns False if the key exists. Raises OSError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ class BpfTable(RawTable):
                 _larger(self.name),
             )
         libbpf.check(result, f"map {self.name}: update {key}")
+
+    def update_many(self, entries: Sequence[tuple[abi.Record, abi.Record]]) -> int:
+        """Insert or replace in this order. Returns how many were made: `update` of the next one tells why it failed.
+        0 if the kernel has no batches for this type of map."""
+        if self._memory is not None or self._percpu:
+            return 0
+        return self.insert_in_order([(key.pack(), value.pack()) for key, value in entries])
 
     def delete(self, key: abi.Record) -> None:
         """Delete. Not an error if the key does not exist. Raises OSError with the names of map and key."""

@@ -67,8 +67,9 @@ def candidates_of(slices: Iterable[EndpointSlice], all_ready: bool) -> dict[Port
             for port in slice_.ports:
                 found = ports.setdefault((port.name, port.protocol), {})
                 target = (address, port.port)
-                known = found.get(target)
-                if known is None or candidate < known:
+                # Hashing an address is expensive: one look-up for both questions.
+                known = found.setdefault(target, candidate)
+                if known is not candidate and candidate < known:
                     found[target] = candidate
     return ports
 

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from netpolicy.regions import Region
 from netpolicy.types import LabelSet, RuleRef
+from nodenet.abi import AddressPort
 
 K = TypeVar("K", bound=Hashable)
 
@@ -63,11 +64,13 @@ class Numbering(Generic[K]):
             return known
         if len(self._keys) > self._space.last - self._space.first:
             raise OverflowError(f"no number left between {self._space.first} and {self._space.last}")
-        for number in self._probes(key):
-            if number not in self._keys:
-                self._take(key, number)
-                return number
-        raise AssertionError("unreachable: the probes visit the whole space")
+        first, last = self._space
+        # The first of `_probes`, nearly always.
+        number = first + _hash(key) % (last - first + 1)
+        while number in self._keys:
+            number = number + 1 if number < last else first
+        self._take(key, number)
+        return number
 
     def restore(self, pairs: Iterable[tuple[K, int]]) -> None:
         """Take over numbers from pinned maps. A pair is ignored if its key or number is in use, or if the key cannot
@@ -103,8 +106,7 @@ class Numbering(Generic[K]):
         self._keys[number] = key
 
     def _probes(self, key: K) -> Iterator[int]:
-        size = self._space.last - self._space.first + 1
-        start = int.from_bytes(blake2b(canonical(key).encode(), digest_size=8).digest(), "big")
+        size, start = self._space.last - self._space.first + 1, _hash(key)
         return (self._space.first + (start + step) % size for step in range(size))
 
 
@@ -119,9 +121,16 @@ class IdentityKey(NamedTuple):
     distinguishing: tuple[str, ...] = ()
 
 
+def _hash(key: Hashable) -> int:
+    return int.from_bytes(blake2b(canonical(key).encode(), digest_size=8).digest(), "big")
+
+
 def canonical(key: Hashable) -> str:
     """The text of a key, which does not depend on the process. Keys are strings, numbers, enums, addresses, tuples and
     IdentityKeys."""
+    if isinstance(key, AddressPort):
+        # The same text as below, in a quarter of the time: a cluster may have 250,000 backends.
+        return f'["{key.addr!s}",{key.port},{int(key.protocol)}]'
     if isinstance(key, IdentityKey):
         key = (key.labels.namespace, key.labels.labels, key.labels.named_ports, key.distinguishing)
     return _CANONICAL.encode(key)

@@ -1,4 +1,4 @@
-"""Makes the writes of Services one by one, on any object with the interface of a map.
+"""Makes the writes of Services in order, on any object with the interface of a map.
 
 A full map does not stop it. Entries that do not fit are left out together with the writes that depend on them, all
 other writes are made, and an error at the end reports what was left out. A Service that does not fit keeps its old
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from nodenet.abi import MEMBER_AFFINITY, AddressKey, FrontendKey, MemberKey, SourceRangeKey
@@ -18,6 +18,9 @@ from nodenet.reconcile.plan import Write
 
 # The tables to which frontends refer.
 _BEHIND_FRONTENDS = ("nn_service_addr", "nn_backend", "nn_member", "nn_revnat", "nn_source_range")
+
+# A batch costs less than single writes from about ten entries on. Its keys and values are one piece of memory each.
+_FEWEST_AT_ONCE, _MOST_AT_ONCE = 16, 4096
 
 
 class Table(Protocol):
@@ -30,6 +33,11 @@ class Table(Protocol):
 
     def update(self, key: Any, value: Any) -> None:
         """Insert or replace. A full map raises TableFullError, or OSError with E2BIG or ENOSPC."""
+        ...
+
+    def update_many(self, entries: Sequence[tuple[Any, Any]]) -> int:
+        """Insert or replace in this order, with one call. Returns how many were made before the first failure, and
+        raises nothing for it. 0 if the table does not support it."""
         ...
 
     def delete(self, key: Any) -> None:
@@ -90,48 +98,97 @@ def apply(
     depend on it. If entries did not fit, raises FullError at the end. `held` has all tables of the group; written
     tables are changed in place.
     """
-    writes = list(writes)
-    first: ApplyError | None = None
-    dependants = _Dependants(held)
-    early = _EarlyDeletes(writes, held)
-    left: list[Write] = []
-    for place, write in enumerate(writes):
-        if early.has(write):
-            continue
-        if first is not None and dependants.has(write):
-            left.append(write)
-            continue
+    _Application(list(writes), tables, held, done).run()
+
+
+class _Application:
+    """One call of `apply`."""
+
+    def __init__(
+        self,
+        writes: list[Write],
+        tables: Mapping[str, Table],
+        held: Mapping[str, MutableMapping[Any, Any]],
+        done: Counter[str],
+    ) -> None:
+        self._writes = writes
+        self._tables = tables
+        self._held = held
+        self._done = done
+        self._first: ApplyError | None = None
+        self._dependants = _Dependants(held)
+        self._early = _EarlyDeletes(writes, held)
+        self._left: list[Write] = []
+        # Tables whose writes are made one by one, because the kernel made none of a batch.
+        self._no_batches: set[str] = set()
+
+    def run(self) -> None:
+        place = 0
+        while place < len(self._writes):
+            made = self._write_batch(place) if self._first is None else 0
+            if not made:
+                self._write(place)
+            place += made or 1
+        if self._first is not None:
+            raise FullError(self._first, tuple(self._left)) from self._first
+
+    def _write_batch(self, place: int) -> int:
+        """Make the sets of one table that begin at `place`, in one call. Returns how many were made: `_write` makes the
+        next one, and finds out why it failed. 0 if they are too few for a batch."""
+        table, end = self._writes[place].table, place
+        last = min(place + _MOST_AT_ONCE, len(self._writes))
+        if last - place < _FEWEST_AT_ONCE or table in self._no_batches:
+            return 0
+        while end < last and self._writes[end].table == table and self._writes[end].value is not None:
+            end += 1
+        if end - place < _FEWEST_AT_ONCE:
+            return 0
+        batch = [(write.key, write.value) for write in self._writes[place:end]]
+        made = self._tables[table].update_many(batch)
+        if made < len(batch):
+            self._no_batches.add(table)
+        self._held[table].update(batch[:made])
+        self._done[table] += made
+        return made
+
+    def _write(self, place: int) -> None:
+        """Make one write, or leave it out."""
+        write = self._writes[place]
+        if self._early.has(write):
+            return
+        if self._first is not None and self._dependants.has(write):
+            self._left.append(write)
+            return
         try:
-            try:
-                _make(write, tables, held, done)
-            except (OSError, NodenetError) as error:
-                deletes = early.take(write) if is_full(error) else []
-                if not deletes:
-                    raise
-                for one in (*deletes, write):
-                    _make(one, tables, held, done)
+            self._make_with_room(write)
         except (OSError, NodenetError) as error:
             if not is_full(error):
-                rest = tuple(one for one in writes[place:] if not early.has(one))
-                raise ApplyError(write.table, str(write), error, write, (*left, *rest)) from error
-            first = first or ApplyError(write.table, str(write), error, write)
-            dependants.begin(writes)
-            dependants.left_out(write)
-            left.append(write)
-    if first is not None:
-        raise FullError(first, tuple(left)) from first
+                rest = tuple(one for one in self._writes[place:] if not self._early.has(one))
+                raise ApplyError(write.table, str(write), error, write, (*self._left, *rest)) from error
+            self._first = self._first or ApplyError(write.table, str(write), error, write)
+            self._dependants.begin(self._writes)
+            self._dependants.left_out(write)
+            self._left.append(write)
 
+    def _make_with_room(self, write: Write) -> None:
+        """Make one write. If it does not fit, first make the deletes that are safe earlier than planned."""
+        try:
+            self._make(write)
+        except (OSError, NodenetError) as error:
+            deletes = self._early.take(write) if is_full(error) else []
+            if not deletes:
+                raise
+            for one in (*deletes, write):
+                self._make(one)
 
-def _make(
-    write: Write, tables: Mapping[str, Table], held: Mapping[str, MutableMapping[Any, Any]], done: Counter[str]
-) -> None:
-    if write.is_delete:
-        tables[write.table].delete(write.key)
-        held[write.table].pop(write.key, None)
-    else:
-        tables[write.table].update(write.key, write.value)
-        held[write.table][write.key] = write.value
-    done[write.table] += 1
+    def _make(self, write: Write) -> None:
+        if write.value is None:
+            self._tables[write.table].delete(write.key)
+            self._held[write.table].pop(write.key, None)
+        else:
+            self._tables[write.table].update(write.key, write.value)
+            self._held[write.table][write.key] = write.value
+        self._done[write.table] += 1
 
 
 def is_full(error: BaseException) -> bool:

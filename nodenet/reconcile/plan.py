@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from nodenet.abi import FrontendEntry, FrontendKey
 from nodenet.evolved import Evolved
@@ -19,10 +19,14 @@ from nodenet.tables import Group, members, steps
 Table = Mapping[Any, Any]
 Tables = Mapping[str, Table]
 
+T = TypeVar("T")
 SERVICE_TABLES = members(Group.SERVICES)
 # The tables to which frontends refer.
 _BEHIND_FRONTENDS = tuple(name for name in SERVICE_TABLES if name != "nn_frontend")
 _ORDER = steps(Group.SERVICES)
+_EMPTY: Table = {}
+# No sets, no deletes.
+_NO_WRITES: tuple[list[Write], list[Write]] = ([], [])
 
 
 class Write(NamedTuple):
@@ -45,18 +49,54 @@ def plan_services(desired: Tables, actual: Tables) -> list[Write]:
     """The writes of Services, in this order: delete frontends, add backends, members, revnat and addresses, change
     frontends, delete members, backends, revnat and addresses. So the unserved ports of an address are refused as long
     as it has a frontend."""
-    wanted = {name: desired.get(name, {}) for name in SERVICE_TABLES}
-    held = {name: actual.get(name, {}) for name in SERVICE_TABLES}
-    if all(wanted[name] is held[name] for name in SERVICE_TABLES):
+    # Most changes are of endpoints and touch two tables.
+    differ = {name for name in SERVICE_TABLES if desired.get(name, _EMPTY) is not actual.get(name, _EMPTY)}
+    if not differ:
         return []
-    sets, deletes = _differences(_BEHIND_FRONTENDS, wanted, held)
-    renumbered = {write.key.value for write in sets["nn_backend"] if write.key in held["nn_backend"]}
-    closed = _close_renumbered(renumbered, held["nn_frontend"])
+    found = {
+        name: _difference(name, desired.get(name, _EMPTY), actual.get(name, _EMPTY))
+        for name in _BEHIND_FRONTENDS
+        if name in differ
+    }
+    if "nn_frontend" in differ or "nn_backend" in differ:
+        backends = found.get("nn_backend", _NO_WRITES)[0]
+        found["nn_frontend"] = _plan_frontends(desired.get("nn_frontend", _EMPTY), actual, backends)
+    return [write for step in _ORDER for write in found.get(step.table, _NO_WRITES)[step.deletes]]
+
+
+def _plan_frontends(wanted: Table, actual: Tables, backends: list[Write]) -> tuple[list[Write], list[Write]]:
+    """(writes for new and changed frontends, writes for closed and deleted ones). `backends`: the writes of backends,
+    which are made between the two."""
+    known, held = actual.get("nn_backend", _EMPTY), actual.get("nn_frontend", _EMPTY)
+    first = _first_frontends(wanted) if not held else None
+    if first is not None:
+        return first, []
+    closed = _close_renumbered({write.key.value for write in backends if write.key in known}, held)
     # The next steps start from the closed master entries.
-    frontends = {**held["nn_frontend"], **{w.key: w.value for w in closed}} if closed else held["nn_frontend"]
-    gone, changed = _frontends(wanted["nn_frontend"], frontends)
-    sets["nn_frontend"], deletes["nn_frontend"] = changed, [*closed, *gone]
-    return [write for step in _ORDER for write in (deletes if step.deletes else sets)[step.table]]
+    gone, changed = _frontends(wanted, {**held, **{w.key: w.value for w in closed}} if closed else held)
+    return changed, [*closed, *gone]
+
+
+def _first_frontends(wanted: Table) -> list[Write] | None:
+    """The writes of all frontends into an empty map, in the order of `_frontends`. None if a slot does not follow its
+    master entry in the table, as it does in a first compilation: then `_frontends` has to sort."""
+    scopes: _Scopes[list[Write]] = _Scopes([], [])
+    writes: list[Write] = []
+    master: Write | None = None
+    of: tuple[Any, ...] = ()
+    for key, value in wanted.items():
+        if not key.slot:
+            # The slots of a frontend come before its master entry.
+            if master is not None:
+                writes.append(master)
+            writes, master, of = scopes[key.scope], Write("nn_frontend", key, value), (*key[:3], key.scope)
+        elif (*key[:3], key.scope) != of:
+            return None
+        else:
+            writes.append(Write("nn_frontend", key, value))
+    if master is not None:
+        writes.append(master)
+    return [*scopes.external, *scopes.internal]
 
 
 def differences(one: Table, other: Table) -> int:
@@ -65,21 +105,13 @@ def differences(one: Table, other: Table) -> int:
     return common + len(one.keys() - other.keys()) + len(other.keys() - one.keys())
 
 
-def _differences(
-    names: Iterable[str], wanted: Tables, held: Tables
-) -> tuple[dict[str, list[Write]], dict[str, list[Write]]]:
-    """(sets, deletes), each by table."""
-    found = {name: _difference(name, wanted[name], held[name]) for name in names}
-    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
-
-
 def _difference(name: str, wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
     """(sets, deletes) of one table."""
-    found = differing(wanted, held)
-    return (
-        [Write(name, key, value) for key, value, _ in found if value is not None],
-        [Write(name, key) for key, value, _ in found if value is None],
-    )
+    sets: list[Write] = []
+    deletes: list[Write] = []
+    for key, value, _ in differing(wanted, held):
+        (deletes if value is None else sets).append(Write(name, key, value))
+    return sets, deletes
 
 
 def differing(wanted: Table, held: Table) -> list[tuple[Any, Any, Any]]:
@@ -116,7 +148,7 @@ def _close_renumbered(changed: set[int], frontends: Table) -> list[Write]:
 
 def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
     """(writes for deleted frontends, writes for new and changed ones)."""
-    gone, changed = _Scopes({}, {}), _Scopes({}, {})
+    gone, changed = _by_master(), _by_master()
     # EXTERNAL entries that go, of frontends that stay.
     unused: dict[FrontendKey, list[Write]] = {}
     sets, deletes = _difference("nn_frontend", wanted, held)
@@ -140,11 +172,15 @@ def _frontends(wanted: Table, held: Table) -> tuple[list[Write], list[Write]]:
     )
 
 
-class _Scopes(NamedTuple):
-    """Writes by master entry; the index is a FrontendScope."""
+class _Scopes(NamedTuple, Generic[T]):
+    """Writes, or writes by master entry. The index is a FrontendScope."""
 
-    internal: dict[FrontendKey, list[Write]]
-    external: dict[FrontendKey, list[Write]]
+    internal: T
+    external: T
+
+
+def _by_master() -> _Scopes[dict[FrontendKey, list[Write]]]:
+    return _Scopes({}, {})
 
 
 def _resize(writes: Iterable[Write], new: FrontendEntry, old: FrontendEntry | None) -> Iterator[Write]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from ipaddress import ip_address
 
 import pytest
 
 from netpolicy.regions import Prefix, Region
 from netpolicy.types import Direction, LabelSet, NamedPort, Protocol, RuleRef
 from nodenet import model
+from nodenet.abi import AddressPort
 from nodenet.compile.ids import IDENTITIES, REGIONS, RULES, IdentityKey, Ids, Numbering, Space, canonical
 
 WEB = IdentityKey(LabelSet.of("shop", {"app": "web"}, [NamedPort("http", Protocol.TCP, 80)]))
@@ -78,6 +80,9 @@ def test_the_text_behind_a_number_has_the_api_s_words():
     """Other text gives other numbers: at an upgrade every rule and identity would change (decision 0035)."""
     assert canonical(RuleRef("shop", "let", Direction.INGRESS, 0)) == '"shop/let ingress[0]"'
     labels = LabelSet.of("shop", {"app": "web"}, [NamedPort("http", Protocol.TCP, 80)])
+    # A restart believes a number only if its key still gives it.
+    assert canonical(AddressPort(ip_address("10.0.0.1"), 80, model.Protocol.TCP)) == '["10.0.0.1",80,6]'
+    assert canonical(AddressPort(ip_address("fd00::1"), 53, 17)) == '["fd00::1",53,17]'
     assert canonical(IdentityKey(labels)) == '["shop",[["app","web"]],[["http","TCP",80]],[]]'
 
 

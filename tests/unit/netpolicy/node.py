@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nodenet.abi import U32, AddressKey, Record, State
@@ -49,6 +49,9 @@ class _Watched:
     def update(self, key: Any, value: Any) -> None:
         self._inner.update(key, value)
         self._node.written(self._inner.name, key, value)
+
+    def update_many(self, entries: Sequence[tuple[Any, Any]]) -> int:
+        return 0
 
     def delete(self, key: Any) -> None:
         had = key in dict(self._inner.items())
