@@ -44,8 +44,8 @@ def side_allowed(
     """The three tiers, one after the other."""
     if me["labels"] is None:
         return True
-    of_cluster = [p for p in policies if p["kind"] == "ClusterNetworkPolicy"]
-    of_namespaces = [p for p in policies if p["kind"] == "NetworkPolicy"]
+    of_cluster = [p for p in policies if p.get("kind") == "ClusterNetworkPolicy"]
+    of_namespaces = [p for p in policies if p.get("kind") != "ClusterNetworkPolicy"]
     answer = tier_answer(of_cluster, namespaces, "Admin", kind, me, other, dst, proto, port, nodes)
     if answer in ("Accept", "Deny"):
         return answer == "Accept"

@@ -39,13 +39,13 @@ def test_a_named_port_of_a_later_pod_without_any_selection() -> None:
     resolver = Resolver()
     resolver.change_groups({1: WEB}, [])
     resolver.change_policies({SQL.ref: SQL})
-    assert resolver.resolve(resolver.demands([WEB]))[0].entries == {}
+    assert resolver.resolve(*resolver.demands([WEB]))[0][0].entries == {}
     resolver.change_groups({2: DB}, [])
     entry = EntryKey(2, Direction.EGRESS, Protocol.TCP, 5432, PORT_BITS)
-    (found,) = resolver.resolve(resolver.demands([WEB]))
+    (found,), _ = resolver.resolve(*resolver.demands([WEB]))
     assert (found.policies, found.entries) == ((PolicyRef("shop", "sql"),), {entry: SQL.rule_ref(Direction.EGRESS, 0)})
     resolver.change_groups({}, [2])
-    assert resolver.resolve(resolver.demands([WEB]))[0].entries == {}
+    assert resolver.resolve(*resolver.demands([WEB]))[0][0].entries == {}
 
 
 def test_a_rule_without_peers_and_names_concerns_no_label_set() -> None:
@@ -53,10 +53,10 @@ def test_a_rule_without_peers_and_names_concerns_no_label_set() -> None:
     every = NetworkPolicy("shop", "all", Selector(), frozenset({Direction.EGRESS}), egress=(Rule(),))
     resolver.change_groups({1: WEB}, [])
     resolver.change_policies({every.ref: every})
-    (before,) = resolver.resolve(resolver.demands([WEB]))
+    (before,), _ = resolver.resolve(*resolver.demands([WEB]))
     assert list(before.entries) == [EntryKey(ANY, Direction.EGRESS, None, 0, 0)]
     resolver.change_groups({2: DB}, [])
-    assert resolver.resolve(resolver.demands([WEB]))[0] is before
+    assert resolver.resolve(*resolver.demands([WEB]))[0][0] is before
 
 
 def regions_of(*networks: str) -> Regions:
@@ -82,7 +82,7 @@ def test_an_imagined_demand_is_without_the_policies_that_are_closed(
     resolver.change_policies({policy.ref: policy for policy in (of_blocks, of_groups)})
     known = regions_of(*networks)
     resolver.change_regions(known, [region.prefix for region in known.regions])
-    (demand,) = resolver.demands([WEB])
+    (demand,), _ = resolver.demands([WEB])
     assert demand.sizes == (2, 1)
     # A prefix of another policy divides one of the blocks.
     imagined = resolver.imagined(

@@ -60,7 +60,7 @@ def compiled(
 
 
 def parsed(policy: Obj) -> Policy:
-    return cluster_policy(policy) if policy["kind"] == "ClusterNetworkPolicy" else network_policy(policy)
+    return cluster_policy(policy) if policy.get("kind") == "ClusterNetworkPolicy" else network_policy(policy)
 
 
 def tables_of(pods: list[Obj], compiled_policy: PolicyTables) -> dict[str, dict[Record, Record]]:
