@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
-from nodenet import abi
+from nodenet import abi, kinds
 from nodenet.agent.datapath import Datapath, netns_cookie
 from nodenet.bpf.ringbuf import EventReader
 from nodenet.engine import Engine
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
+from nodenet.model import ObjectRef
 from nodenet.rpc.feed import Feed, new_origin
 
 # Seconds between two reads of the lost-event counter and of the clock offset.
@@ -28,6 +30,7 @@ class Events:
     def __init__(self, datapath: Datapath, engine: Engine) -> None:
         config = datapath.config
         self._datapath = datapath
+        self._engine = engine
         self.pipeline = Pipeline(Ring(config.flow_buffer), _clock_offset(), engine.flow_names, netns_cookie())
         self._reader: EventReader | None = None
         self.feed = Feed(self.pipeline, new_origin(config.node_name, config.cluster_name), self._refresh)
@@ -42,6 +45,7 @@ class Events:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._poll(reader), name="poll events")
                 tasks.create_task(self._upkeep(), name="lost events")
+                tasks.create_task(self._label(), name="node labels")
         finally:
             event_loop.remove_reader(reader.fd)
             self._reader = None
@@ -82,6 +86,16 @@ class Events:
                 self.pipeline.lost_in_kernel(lost - self._lost, time.time_ns())
                 self.feed.wake()
                 self._lost = lost
+
+    async def _label(self) -> None:
+        """Keep the labels of the node in the flows up to date, until cancelled."""
+        while True:
+            change = self._engine.next_change(kinds.NODE)
+            node = self._engine.snapshot().nodes.get(ObjectRef("", self.feed.origin.node_name))
+            labels = tuple(f"{key}={value}" for key, value in sorted(node.labels.items())) if node is not None else ()
+            if labels != self.feed.origin.node_labels:
+                self.feed.origin = replace(self.feed.origin, node_labels=labels)
+            await change.wait()
 
     def _count_lost(self) -> int:
         metrics = self._datapath.tables["nn_metrics"]

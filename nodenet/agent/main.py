@@ -11,6 +11,7 @@ from nodenet.agent.core import Agent
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.lock import agent_lock
 from nodenet.agent.memory import collect_rarely, keep_trimmed, limit_arenas
+from nodenet.agent.peers import NodePeers
 from nodenet.agent.provider import AgentProvider
 from nodenet.config import Config
 from nodenet.errors import NodenetError
@@ -45,7 +46,9 @@ async def _run(config: Config) -> None:
     datapath = await asyncio.to_thread(Datapath, config)
     try:
         agent = Agent(config, datapath)
-        server = Server(agent.parts.events.feed, AgentProvider(agent.parts), agent.parts.info)
+        server = Server(
+            agent.parts.events.feed, AgentProvider(agent.parts), agent.parts.info, NodePeers(config, agent.parts.engine)
+        )
         listeners = {
             config.proxy_health_address: HttpServer(
                 "proxy_health_address", proxy_routes(agent.service_health, agent.metrics.proxy.answered)

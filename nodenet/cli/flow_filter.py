@@ -200,11 +200,12 @@ FLAGS: dict[str, Flag] = {
     **_sided("service", "service", str, "a Service's name or the start of it.", "[NS/]NAME"),
     **_sided("workload", "workload", _workload, "a Deployment, StatefulSet, ...", "[KIND/]NAME"),
     **_sided("identity", "identity", _identity, "an identity's number, or host, world, ...", "ID"),
+    **_sided("cluster", "cluster_name", str, "a pod of this cluster; the whole name.", "NAME"),
     "verdict": Flag("FORWARDED, DROPPED, TRANSLATED, ...", _both("verdict", _enum(flow_pb2.Verdict))),
     "drop-reason-desc": Flag(
         "POLICY_DENIED, INVALID_SOURCE_IP, ...", _both("drop_reason_desc", _enum(flow_pb2.DropReason)), metavar="REASON"
     ),
-    "protocol": Flag("tcp, udp, sctp, icmp, icmpv4, icmpv6.", _both("protocol"), metavar="NAME"),
+    "protocol": Flag("tcp, udp, sctp, icmp, icmpv4, icmpv6, igmp, vrrp.", _both("protocol"), metavar="NAME"),
     "traffic-direction": Flag(
         "ingress or egress.",
         _both("traffic_direction", _lookup({"ingress": 1, "egress": 2}, "one of")),
@@ -225,7 +226,7 @@ FLAGS: dict[str, Flag] = {
     "ipv6": Flag("Only IPv6.", _both("ip_version", lambda _text: 2), "6", "v6"),
     "uuid": Flag("The flow with this UUID.", _both("uuid"), metavar="UUID"),
 }
-_SIDED = ("pod", "namespace", "ip", "port", "label", "service", "workload", "identity")
+_SIDED = ("pod", "namespace", "ip", "port", "label", "service", "workload", "identity", "cluster")
 _CONFLICTS = [
     *((what, f"{side}-{what}") for what in _SIDED for side in ("from", "to")),
     *((f"{side}-{what}", "namespace") for what in ("pod", "service") for side in ("from", "to")),

@@ -19,6 +19,8 @@ from nodenet.model import IPAddress, Protocol
 
 Test = Callable[[Flow], bool]
 DEFAULT_NAMESPACE = "default"
+# IP protocol numbers (IANA).
+_IGMP, _VRRP = 2, 112
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +151,9 @@ def _matching_values(kind: str, name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _cluster(get: Callable[[Flow], Party]) -> Builder:
-    def build(values: Iterable[str], origin: Origin) -> FieldTest:
-        answers = [_glob(value, origin.cluster_name) for value in values]
-        matches = any(answers)
+    def build(values: Sequence[str], origin: Origin) -> FieldTest:
+        # Hubble compares: it knows no patterns here.
+        matches = origin.cluster_name in values
         return FieldTest(lambda flow: matches and bool(get(flow).pod))
 
     return build
@@ -223,9 +225,8 @@ def _event_type(values: Iterable[EventTypeMatch], _origin: Origin) -> FieldTest:
 
 def _node_name(values: Iterable[str], origin: Origin) -> FieldTest:
     """ "node" or "cluster/node"; both may contain `*`, and an empty one matches everything."""
-    own = origin.node_name.rpartition("/")[2]
     # Parse every value, also after one that matches, so that each invalid value is an error.
-    answers = [_on_node(value, own, origin.cluster_name) for value in values]
+    answers = [_on_node(value, origin.node_name, origin.cluster_name) for value in values]
     return _always(any(answers))
 
 
@@ -284,6 +285,8 @@ _PROTOCOLS: dict[str, tuple[int, ...]] = {
     "icmp": (Protocol.ICMP, Protocol.ICMPV6),
     "icmpv4": (Protocol.ICMP,),
     "icmpv6": (Protocol.ICMPV6,),
+    "igmp": (_IGMP,),
+    "vrrp": (_VRRP,),
     "dns": (),
     "http": (),
     "kafka": (),

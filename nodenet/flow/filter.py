@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from nodenet.flow.types import Workload
 
+DEFAULT_CLUSTER = "default"
+
 
 class FilterError(ValueError):
     """An invalid filter. `field` is the name of the invalid field."""
@@ -82,15 +84,25 @@ class FlowFilter:
     encrypted: tuple[bool, ...] = ()
 
 
+def full_name(node: str, cluster: str) -> str:
+    """The name of a node in Hubble's messages: with its cluster, unless that has the default name."""
+    return node if cluster in ("", DEFAULT_CLUSTER) else f"{cluster}/{node}"
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The node and cluster of all flows of one agent, and the prefix of their UUIDs."""
 
     node_name: str = ""
-    cluster_name: str = "default"
+    cluster_name: str = DEFAULT_CLUSTER
     node_labels: tuple[str, ...] = ()
     # The first 20 hexadecimal digits of every UUID; the flow's number supplies the others.
     uuid_prefix: str = "0" * 20
+
+    @property
+    def full_node_name(self) -> str:
+        """The node's name as Hubble writes it."""
+        return full_name(self.node_name, self.cluster_name)
 
     def uuid(self, number: int) -> str:
         """A flow's UUID. It is unique if the prefix is."""

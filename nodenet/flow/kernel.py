@@ -100,6 +100,12 @@ def to_flow(event: Event, names: NameTable, clock_offset: int, number: int) -> F
     return _packet_flow(event, names, clock_offset, number)
 
 
+def denial(drop: Flow) -> Flow:
+    """The policy verdict of a packet that policy denied, from the flow of its drop. The programs send one event for
+    both."""
+    return drop._replace(event_type=_POLICY_VERDICT, sub_type=0, policy_match=PolicyMatch.NONE)
+
+
 def _packet_flow(event: Event, names: NameTable, clock_offset: int, number: int) -> Flow:
     """The flow of a packet event. Arguments are positional, in Flow's order: keyword arguments cost three times as
     much."""

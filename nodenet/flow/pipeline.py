@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nodenet.abi import DropReason
 from nodenet.flow import kernel
 from nodenet.flow.ring import Ring
 from nodenet.flow.service_flows import ServiceFlows
@@ -12,6 +13,7 @@ from nodenet.flow.types import Flow, Lost, LostSource, NameTable
 # The largest number of records kept for `nodenet monitor --last`; each takes 145 bytes.
 MAX_RECORDS = 4095
 _UNNAMED = NameTable()
+_POLICY_DENIED = int(DropReason.POLICY_DENIED)
 
 
 def _no_names() -> NameTable:
@@ -52,7 +54,13 @@ class Pipeline:
         names = self._names()
         if event.service_id:
             self.services.note(event, names.services.keys())
-        self.ring.append(kernel.to_flow(event, names, self.clock_offset, self._number))
+        flow = kernel.to_flow(event, names, self.clock_offset, self._number)
+        if flow.drop_reason == _POLICY_DENIED:
+            # Hubble's clients ask for policy verdicts: one that denies comes before its drop.
+            self.ring.append(kernel.denial(flow))
+            self._number += 1
+            flow = flow._replace(number=self._number)
+        self.ring.append(flow)
 
     def lost_in_kernel(self, flows: int, now: int) -> None:
         """Report to readers that the kernel's ring buffer had no room for `flows` events. `now` is ns since the

@@ -49,8 +49,11 @@ def parse(selector: str) -> Selector:
     """Parse a selector. Raises ValueError with the invalid part.
 
     `app=web`, `app!=web`, `k8s:tier in (a, b)`, `tier notin (a)`, `app`, `!app`, `reserved:world`. As in Kubernetes,
-    `!=` and `notin` also match if the label is absent. Without a source, or with `any:`, every source matches.
+    `!=` and `notin` also match if the label is absent. Without a source, or with `any:`, every source matches. An empty
+    selector matches everything.
     """
+    if not selector.strip():
+        return Selector(())
     return Selector(tuple(_requirement(part.strip()) for part in _parts(selector)))
 
 

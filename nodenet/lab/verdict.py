@@ -17,6 +17,7 @@ from netpolicy.holders import holders
 from netpolicy.party import Party, Traffic
 from netpolicy.types import Protocol
 from nodenet.errors import NodenetError
+from nodenet.flow.types import EventType
 from nodenet.kinds import API_KINDS
 from nodenet.lab import find
 from nodenet.lab.client import LabClient
@@ -132,7 +133,12 @@ async def _ask(path: Path, source: Sequence[str], address: str, port: int, since
     from nodenet.rpc.pb.observer import observer_pb2
 
     only = flow_pb2.FlowFilter(
-        source_ip=source, destination_ip=[address], destination_port=[str(port)], verdict=[flow_pb2.DROPPED]
+        source_ip=source,
+        destination_ip=[address],
+        destination_port=[str(port)],
+        verdict=[flow_pb2.DROPPED],
+        # A packet that policy denies has a policy verdict too.
+        event_type=[flow_pb2.EventTypeFilter(type=int(EventType.DROP))],
     )
     request = observer_pb2.GetFlowsRequest(number=20, whitelist=[only])
     request.since.FromNanoseconds(since)
@@ -147,7 +153,8 @@ async def _ask(path: Path, source: Sequence[str], address: str, port: int, since
 def _drop(flow: Any, flow_pb2: Any) -> Drop:
     denied = [*flow.egress_denied_by, *flow.ingress_denied_by]
     return Drop(
-        flow.node_name,
+        # Without the cluster: the lab is known.
+        flow.node_name.rpartition("/")[2],
         flow_pb2.TrafficDirection.Name(flow.traffic_direction),
         flow_pb2.DropReason.Name(flow.drop_reason_desc),
         tuple(

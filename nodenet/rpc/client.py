@@ -14,7 +14,7 @@ from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.rpc import schema
 from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 from nodenet.rpc.pb.observer import observer_pb2
-from nodenet.rpc.service import HEALTH, OBSERVER_SERVICE
+from nodenet.rpc.service import OBSERVER_SERVICE
 
 # Timeout of calls without a stream, as in the hubble CLI.
 UNARY_SECONDS = 12.0
@@ -60,7 +60,7 @@ class Client:
     async def serving(self, service: str = OBSERVER_SERVICE) -> bool:
         """Whether the health check returns SERVING."""
         request = health_pb2.HealthCheckRequest(service=service)
-        answer = await self._unary(_HEALTH, "Check", request, HEALTH)
+        answer = await self._unary(_HEALTH, "Check", request)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def status(self) -> dict[str, Any]:
@@ -89,9 +89,9 @@ class Client:
         """Call Monitor. Yields MonitorResponse messages."""
         return self._stream(_AGENT, "Monitor", agent_pb2.MonitorRequest(number=number, follow=follow))
 
-    async def _unary(self, service: Any, name: str, request: Any, full_name: str = "") -> Any:
+    async def _unary(self, service: Any, name: str, request: Any) -> Any:
         try:
-            return await schema.call(self._channel, service, name, full_name)(request, timeout=UNARY_SECONDS)
+            return await schema.call(self._channel, service, name)(request, timeout=UNARY_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise self._to_error(error) from error
 

@@ -24,7 +24,7 @@ _NANOSECONDS = 1_000_000_000
 
 def response(flow: Flow, origin: Origin, mask: Mask | None = None) -> Any:
     """A GetFlowsResponse with the fields of the flow that are in the mask."""
-    message = observer_pb2.GetFlowsResponse(node_name=origin.node_name)
+    message = observer_pb2.GetFlowsResponse(node_name=origin.full_node_name)
     _set_time(message.time, flow.time)
     fill(message.flow, flow, origin, mask)
     return message
@@ -32,7 +32,7 @@ def response(flow: Flow, origin: Origin, mask: Mask | None = None) -> Any:
 
 def lost_response(lost: Lost, origin: Origin) -> Any:
     """A GetFlowsResponse that reports lost flows."""
-    message = observer_pb2.GetFlowsResponse(node_name=origin.node_name)
+    message = observer_pb2.GetFlowsResponse(node_name=origin.full_node_name)
     fill_lost(message.lost_events, lost)
     if lost.last:
         _set_time(message.time, lost.last)
@@ -191,7 +191,7 @@ def _put_type(message: Any, flow: Flow, _origin: Origin) -> None:
 
 
 def _put_node_name(message: Any, _flow: Flow, origin: Origin) -> None:
-    message.node_name = origin.node_name
+    message.node_name = origin.full_node_name
 
 
 def _put_node_labels(message: Any, _flow: Flow, origin: Origin) -> None:

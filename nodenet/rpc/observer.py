@@ -58,7 +58,7 @@ class Observer:
         origin = self._feed.origin
         try:
             query = self._query(request)
-            mask = masks.parse(request.field_mask.paths)
+            mask = masks.parse(request.field_mask.paths or request.experimental.field_mask.paths)
         except FilterError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
@@ -86,7 +86,7 @@ class Observer:
         await self._send_version(context)
         ring = self._feed.ring
         node = observer_pb2.Node(
-            name=self._feed.origin.node_name,
+            name=self._feed.origin.full_node_name,
             version=self._info.version,
             address=self._info.address,
             state=relay_pb2.NODE_CONNECTED,

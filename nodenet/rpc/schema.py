@@ -57,17 +57,28 @@ def handler(service: ServiceDescriptor, servicer: object, full_name: str = "") -
 def call(channel: Any, service: ServiceDescriptor, name: str, full_name: str = "") -> Any:
     """The client stub of one call on a channel of grpc or grpc.aio."""
     method = service.methods_by_name[name]
-    make = channel.unary_stream if method.server_streaming else channel.unary_unary
-    return make(
+    ways = {
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, True): channel.stream_stream,
+    }
+    return ways[method.client_streaming, method.server_streaming](
         f"/{full_name or service.full_name}/{name}",
         request_serializer=message_factory.GetMessageClass(method.input_type).SerializeToString,
         response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
     )
 
 
+# By whether the client and the server stream.
+_HANDLERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
 def _method_handler(method: MethodDescriptor, behaviour: Any) -> grpc.RpcMethodHandler:
-    make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return make(
+    return _HANDLERS[method.client_streaming, method.server_streaming](
         behaviour,
         request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
         response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,

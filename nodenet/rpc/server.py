@@ -15,7 +15,11 @@ from nodenet.rpc.feed import Feed
 from nodenet.rpc.observer import Observer, ServerInfo
 from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 from nodenet.rpc.pb.observer import observer_pb2
-from nodenet.rpc.service import HEALTH, Agent, Health, Provider
+from nodenet.rpc.pb.peer import peer_pb2
+from nodenet.rpc.pb.reflection import reflection_pb2
+from nodenet.rpc.peer import Peer, PeerSource
+from nodenet.rpc.reflection import NAMES, Reflection
+from nodenet.rpc.service import Agent, Health, Provider
 
 _GRACE_SECONDS = 1.0
 # struct sockaddr_un has 108 bytes, including the terminating zero.
@@ -31,15 +35,22 @@ _OPTIONS = (
 
 
 class Server:
-    """observer.Observer, grpc.health.v1.Health and nodenet.v1.Agent on one socket."""
+    """observer.Observer, peer.Peer, grpc.health.v1.Health, nodenet.v1.Agent and reflection on one socket."""
 
-    def __init__(self, feed: Feed, provider: Provider, info: ServerInfo) -> None:
+    def __init__(self, feed: Feed, provider: Provider, info: ServerInfo, peers: PeerSource) -> None:
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
+        served = [
+            (observer_pb2.DESCRIPTOR.services_by_name["Observer"], Observer(feed, info)),
+            (peer_pb2.DESCRIPTOR.services_by_name["Peer"], Peer(peers)),
+            (health_pb2.DESCRIPTOR.services_by_name["Health"], Health(provider)),
+            (agent_pb2.DESCRIPTOR.services_by_name["Agent"], Agent(feed, provider)),
+        ]
+        reflection = Reflection(service.full_name for service, _ in served)
+        own = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
         self._server.add_generic_rpc_handlers(
             (
-                schema.handler(observer_pb2.DESCRIPTOR.services_by_name["Observer"], Observer(feed, info)),
-                schema.handler(health_pb2.DESCRIPTOR.services_by_name["Health"], Health(provider), HEALTH),
-                schema.handler(agent_pb2.DESCRIPTOR.services_by_name["Agent"], Agent(feed, provider)),
+                *(schema.handler(service, servicer) for service, servicer in served),
+                *(schema.handler(own, reflection, name) for name in NAMES),
             )
         )
         self._path: Path | None = None

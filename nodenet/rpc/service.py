@@ -19,7 +19,6 @@ from nodenet.rpc.call_limits import CallLimit
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 
-HEALTH = "grpc.health.v1.Health"
 OBSERVER_SERVICE = "hubble.server.Observer"
 RESOURCES = (
     "endpoint",

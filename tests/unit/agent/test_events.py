@@ -11,8 +11,13 @@ from typing import Any, cast
 import pytest
 
 from nodenet.agent.events import EVENT_SECONDS, QUIET_SECONDS, Events
+from nodenet.compile.state import LocalNode
+from nodenet.engine import Engine
 from nodenet.flow.ring import Query
-from nodenet.flow.types import NameTable
+from nodenet.model import Node
+from nodenet.reconcile.grace import NoPrograms
+from nodenet.store import Delta, Op, listings
+from nodenet.testing import fake_tables
 from tests.unit.flow.conftest import BASE
 
 
@@ -47,13 +52,41 @@ async def kernel() -> Kernel:
 
 
 @pytest.fixture
-async def events(kernel: Kernel) -> AsyncIterator[Events]:
-    made = Events(cast(Any, kernel), cast(Any, SimpleNamespace(flow_names=NameTable)))
+async def engine() -> Engine:
+    made = Engine(LocalNode("node-1"), fake_tables(), NoPrograms())
+    made.feed(*listings([]))
+    return made
+
+
+@pytest.fixture
+async def events(kernel: Kernel, engine: Engine) -> AsyncIterator[Events]:
+    made = Events(cast(Any, kernel), engine)
     running = asyncio.create_task(made.run())
     await asyncio.sleep(0)
     yield made
     running.cancel()
     await asyncio.wait((running,))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 the agent has no event for it
+        await asyncio.sleep(0.01)
+
+
+async def test_flows_have_the_labels_of_the_node(kernel: Kernel, events: Events, engine: Engine) -> None:
+    assert events.feed.origin.node_labels == ()
+    engine.feed(Delta(Op.ADDED, Node("node-1", labels={"zone": "a", "arch": "x"})), Delta(Op.ADDED, Node("other")))
+    async with asyncio.timeout(10):
+        await until(lambda: events.feed.origin.node_labels == ("arch=x", "zone=a"))
+    before = events.feed.origin
+    engine.feed(Delta(Op.MODIFIED, Node("other", labels={"zone": "b"})))
+    await asyncio.sleep(0.05)
+    assert events.feed.origin is before
+    engine.feed(Delta(Op.DELETED, Node("node-1", labels={"zone": "a"})))
+    async with asyncio.timeout(10):
+        await until(lambda: not events.feed.origin.node_labels)
+    # UUIDs of flows go on as before.
+    assert events.feed.origin.uuid(1) == before.uuid(1)
 
 
 async def test_a_query_has_the_events_that_were_not_read_yet(kernel: Kernel, events: Events) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from nodenet.flow.filter import Origin
 from nodenet.flow.pipeline import Pipeline
 from nodenet.flow.ring import Ring
 from nodenet.flow.types import NameTable, Party, PolicyMatch, PolicyName
+from nodenet.pulse import Pulse
 from nodenet.rpc.client import Client
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.observer import ServerInfo
@@ -63,11 +65,30 @@ class ScriptedProvider:
 
 
 @dataclass
+class ScriptedPeers:
+    """The nodes with an Observer."""
+
+    known: dict[str, str] = field(default_factory=dict)
+    pulse: Pulse = field(default_factory=Pulse)
+
+    def peers(self) -> dict[str, str]:
+        return self.known
+
+    def next_change(self) -> asyncio.Event:
+        return self.pulse.next()
+
+    def become(self, **known: str) -> None:
+        self.known = known
+        self.pulse.fire()
+
+
+@dataclass
 class World:
     """One agent's server side, and the script's means to make flows."""
 
     feed: Feed
     provider: ScriptedProvider
+    peers: ScriptedPeers
     socket: Path
     server: Server
 
@@ -83,9 +104,10 @@ async def start_world(socket: Path, node: str = "node-1") -> World:
     origin = Origin(node, "blue", ("zone=a",), "0123456789abcdef0123")
     feed = Feed(Pipeline(Ring(CAPACITY), NOW, lambda: NAMES), origin)
     info = ServerInfo("0.1.0", "10.0.0.9", NOW, lambda: NOW + 10_000_000_000)
-    server = Server(feed, provider, info)
+    peers = ScriptedPeers()
+    server = Server(feed, provider, info, peers)
     await server.start(socket)
-    return World(feed, provider, socket, server)
+    return World(feed, provider, peers, socket, server)
 
 
 @pytest.fixture

@@ -35,18 +35,20 @@ async def test_a_drop_shows_pods_reason_and_policies(world, dropped):
     world.see(**dropped())
     code, out, err = await run(world, "observe", "--verdict", "DROPPED")
     assert (code, err) == (0, "")
-    assert out == (
-        "Nov 14 22:13:22.000: shop/web-1:40000 (ID:300) <> shop/db-0:5432 (ID:301) Policy denied DROPPED "
-        "(TCP Flags: SYN) (POLICY_DENIED: ingress isolated by shop/let-web, shop/deny-all; "
-        "no rule allows this)\n"
-    )
+    verdict, drop = out.splitlines()
+    start = "Nov 14 22:13:22.000: shop/web-1:40000 (ID:300) <> shop/db-0:5432 (ID:301)"
+    why = "(TCP Flags: SYN) (POLICY_DENIED: ingress isolated by shop/let-web, shop/deny-all; no rule allows this)"
+    assert verdict == f"{start} policy-verdict:none INGRESS DENIED {why}"
+    assert drop == f"{start} Policy denied DROPPED {why}"
+    code, out, _ = await run(world, "observe", "--type", "policy-verdict", "--verdict", "DROPPED")
+    assert (code, out) == (0, f"{verdict}\n")
 
 
 async def test_not_and_json(world, dropped):
     world.see()
     world.see(**dropped())
     world.see(dport=80)
-    code, out, _ = await run(world, "observe", "--not", "--verdict", "DROPPED", "--not", "-t", "drop", "-o", "json")
+    code, out, _ = await run(world, "observe", "--not", "--verdict", "DROPPED", "-o", "json")
     assert code == 0
     flows = [json.loads(line)["flow"] for line in out.splitlines()]
     assert [flow["l4"]["TCP"]["destination_port"] for flow in flows] == [5432, 80]

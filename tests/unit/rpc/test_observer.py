@@ -33,8 +33,16 @@ def seconds(answers):
 
 async def test_a_drop_says_who_why_and_by_which_policies(world, client, dropped):
     world.see(**dropped())
-    (answer,) = await flows(client, number=20)
+    verdict, answer = await flows(client, number=20)
     flow = answer.flow
+    # Hubble shows the verdict of policy too. It differs in its kind and its number.
+    assert (verdict.flow.event_type.type, verdict.flow.event_type.sub_type) == (5, 0)
+    assert verdict.flow.uuid != flow.uuid
+    other = flow_pb2.Flow()
+    other.CopyFrom(verdict.flow)
+    other.event_type.CopyFrom(flow.event_type)
+    other.uuid = flow.uuid
+    assert other == flow
     assert (flow.verdict, flow.drop_reason_desc) == (flow_pb2.DROPPED, flow_pb2.POLICY_DENIED)
     assert (flow.source.namespace, flow.source.pod_name) == ("shop", "web-1")
     assert (flow.destination.pod_name, flow.destination.ID) == ("db-0", 2)
@@ -46,7 +54,9 @@ async def test_a_drop_says_who_why_and_by_which_policies(world, client, dropped)
     ]
     assert (flow.event_type.type, flow.event_type.sub_type) == (1, 133)
     assert not flow.HasField("is_reply")
-    assert (answer.node_name, flow.node_name, flow.Summary) == ("node-1", "node-1", "TCP Flags: SYN")
+    # The cluster is not "default".
+    assert (answer.node_name, flow.node_name, flow.Summary) == ("blue/node-1", "blue/node-1", "TCP Flags: SYN")
+    assert list(flow.node_labels) == ["zone=a"]
     assert flow.traffic_direction == flow_pb2.INGRESS
 
 
@@ -149,6 +159,14 @@ async def test_a_field_mask_leaves_what_it_names(world, client):
     assert flow.l4.TCP.source_port == 40000
 
 
+async def test_the_mask_of_hubble_1_16(world, client):
+    """It is in another field."""
+    world.see()
+    (answer,) = await flows(client, experimental={"field_mask": {"paths": ["verdict", "source.pod_name"]}})
+    assert {field.name for field, _ in answer.flow.ListFields()} == {"verdict", "source"}
+    assert (answer.flow.source.pod_name, answer.flow.source.namespace) == ("web-1", "")
+
+
 async def test_the_mask_that_the_hubble_cli_sends(world, client):
     ends = [f"{end}.{part}" for end in ("source", "destination") for part in ("identity", "namespace", "pod_name")]
     paths = [
@@ -193,7 +211,7 @@ async def test_status_nodes_namespaces(world, client, dropped):
     assert (status.num_connected_nodes.value, status.uptime_ns) == (1, 10_000_000_000)
     assert status.flows_rate == pytest.approx(0.3)
     (node,) = (await client.nodes()).nodes
-    assert (node.name, node.state, node.seen_flows, node.tls.enabled) == ("node-1", 1, 3, False)
+    assert (node.name, node.state, node.seen_flows, node.tls.enabled) == ("blue/node-1", 1, 3, False)
     assert [(n.cluster, n.namespace) for n in (await client.namespaces()).namespaces] == [("blue", "shop")]
 
 

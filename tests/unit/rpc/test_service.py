@@ -62,7 +62,7 @@ async def test_the_socket_of_a_killed_agent_is_taken_over(world, tmp_path):
     path = tmp_path / "left.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    server = Server(world.feed, world.provider, None)
+    server = Server(world.feed, world.provider, None, world.peers)
     await server.start(path)
     assert path.stat().st_mode & 0o777 == 0o600
     await server.stop()
@@ -70,7 +70,7 @@ async def test_the_socket_of_a_killed_agent_is_taken_over(world, tmp_path):
 
 
 async def test_a_living_agents_socket_is_not(world):
-    second = Server(world.feed, world.provider, None)
+    second = Server(world.feed, world.provider, None, world.peers)
     with pytest.raises(CannotRunError, match="another agent listens here"):
         await second.start(world.socket)
     async with Client(str(world.socket)) as client:
@@ -78,17 +78,17 @@ async def test_a_living_agents_socket_is_not(world):
 
 
 async def test_a_path_that_is_too_long_says_so(world, tmp_path):
-    server = Server(world.feed, world.provider, None)
+    server = Server(world.feed, world.provider, None, world.peers)
     with pytest.raises(CannotRunError, match="longer than the 107 bytes"):
         await server.start(tmp_path / ("x" * 120) / "agent.sock")
 
 
 async def test_tcp_too(world, tmp_path):
-    server = Server(world.feed, world.provider, None)
+    server = Server(world.feed, world.provider, None, world.peers)
     port = await server.start(tmp_path / "b.sock", "127.0.0.1:0")
     async with Client(f"127.0.0.1:{port}") as client:
         assert (await client.status())["node"] == "node-1"
-    taken = Server(world.feed, world.provider, None)
+    taken = Server(world.feed, world.provider, None, world.peers)
     with pytest.raises(CannotRunError, match=f"cannot listen on 127.0.0.1:{port}"):
         await taken.start(tmp_path / "c.sock", f"127.0.0.1:{port}")
     await server.stop()
