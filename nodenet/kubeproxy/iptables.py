@@ -219,7 +219,7 @@ def _chains(network: Network, service: Service) -> _Chains:
         chain = local_chain(service) if service.internal_local else service_chain(service)
         to = _to(network, service, service.cluster_ip)
         words = _comment(f"{service.full_name} cluster IP")
-        found[chain].append(f"-A {chain} {words} {to} ! -s {network.cluster_cidr} -j KUBE-MARK-MASQ")
+        found[chain].append(f"-A {chain} {words} {to} ! -s {network.pod_cidr} -j KUBE-MARK-MASQ")
     if service.is_external and service.backends:
         found[external_chain(service)] = list(_external(network, service))
         if service.load_balancer_ips and service.source_ranges:
@@ -245,7 +245,7 @@ def _external(network: Network, service: Service) -> Iterator[str]:
             _comment(f"{words} traffic for {name} external destinations")
             for words in ("pod", "masquerade LOCAL", "route LOCAL")
         )
-        yield f"-A {chain} {pods} -s {network.cluster_cidr} -j {every}"
+        yield f"-A {chain} {pods} -s {network.pod_cidr} -j {every}"
         yield f"-A {chain} {masquerade} {node} -j KUBE-MARK-MASQ"
         yield f"-A {chain} {route} {node} -j {every}"
     if service.external:

@@ -121,7 +121,7 @@ def _nat_rules(network: Network) -> Iterator[str]:
     yield f"-A KUBE-POSTROUTING {words} -j MASQUERADE --random-fully"
     yield f"-A KUBE-SERVICES -s {network.loopback} -j RETURN"
     yield f"-A KUBE-SERVICES {_match(network, 'KUBE-LOAD-BALANCER', 'dst,dst')} -j KUBE-LOAD-BALANCER"
-    outside = f"! -s {network.cluster_cidr}"
+    outside = f"! -s {network.pod_cidr}"
     yield f"-A KUBE-SERVICES {_match(network, 'KUBE-CLUSTER-IP', 'dst,dst')} {outside} -j KUBE-MARK-MASQ"
     # Packets to external IPs from other machines, and those whose address is the node's own, go to IPVS.
     for name in ("KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL"):

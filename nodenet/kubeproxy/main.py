@@ -39,7 +39,7 @@ _PAUSE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`networks`: for each IP family of the cluster the network of all pods and that of the ClusterIPs."""
+    """`networks`: for each IP family of the cluster the network of this node's pods and that of the ClusterIPs."""
 
     mode: str
     node: str
@@ -52,7 +52,7 @@ def settings(text: str) -> Settings:
     """Raises BadInputError."""
     try:
         data = json.loads(text)
-        networks = tuple(Network(n["version"], n["clusterCIDR"], n["serviceCIDR"]) for n in data["networks"])
+        networks = tuple(Network(n["version"], n["podCIDR"], n["serviceCIDR"]) for n in data["networks"])
         return Settings(data["mode"], data["node"], Path(data["kubeconfig"]), Path(data["state"]), networks)
     except (ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"settings: expected mode, node, kubeconfig, state and networks: {error!r}") from error
@@ -62,7 +62,7 @@ def network_of(base: Network, mode: str, node: Node) -> Network:
     """With this node's address. nftables serves NodePorts on it, the other modes on all addresses of the node."""
     own = next((str(address) for address in node.addresses if address.version == base.version), "")
     ports = (own,) if mode == "nftables" and own else ()
-    return Network(base.version, base.cluster_cidr, base.service_cidr, own, ports)
+    return Network(base.version, base.pod_cidr, base.service_cidr, own, ports)
 
 
 class Proxy:

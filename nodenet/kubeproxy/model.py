@@ -93,12 +93,12 @@ Services = tuple[Service, ...]
 class Network:
     """What the rules depend on beside the Services. `version`: the IP family.
 
-    `cluster_cidr`: the network of all pods; traffic from elsewhere to a ClusterIP is masqueraded. `node_ip`: this
+    `pod_cidr`: the network of all pods; traffic from elsewhere to a ClusterIP is masqueraded. `node_ip`: this
     node's address. `node_port_ips`: the addresses that accept NodePorts; empty: all of the node but the loopback's.
     """
 
     version: int
-    cluster_cidr: str
+    pod_cidr: str
     service_cidr: str = ""
     node_ip: str = ""
     node_port_ips: tuple[str, ...] = ()

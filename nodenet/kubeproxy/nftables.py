@@ -169,7 +169,7 @@ def _rules(network: Network) -> Iterator[tuple[str, str]]:
     yield "nodeport-endpoints-check", f"{node} meta l4proto . th dport vmap @no-endpoint-nodeports"
     yield "firewall-check", f"{where} @firewall-ips"
     words = 'comment "masquerade clusterIP traffic from outside cluster"'
-    yield "services", f"{ip} daddr @cluster-ips {ip} saddr != {network.cluster_cidr} {_MASQUERADE} {words}"
+    yield "services", f"{ip} daddr @cluster-ips {ip} saddr != {network.pod_cidr} {_MASQUERADE} {words}"
     yield "services", f"{where} @service-ips"
     yield "services", f"{node} meta l4proto . th dport vmap @service-nodeports"
 
@@ -294,7 +294,7 @@ def _external(network: Network, service: Service) -> Iterator[str]:
         yield f'{_MASQUERADE} comment "masquerade"'
     else:
         every = f"goto {service_chain(service)}"
-        yield f'{_ip(network)} saddr {network.cluster_cidr} {every} comment "short-circuit pod traffic"'
+        yield f'{_ip(network)} saddr {network.pod_cidr} {every} comment "short-circuit pod traffic"'
         yield f'fib saddr type local {_MASQUERADE} comment "masquerade local traffic"'
         yield f'fib saddr type local {every} comment "short-circuit local traffic"'
     if service.external:

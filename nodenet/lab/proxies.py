@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ _PROGRAMS = {
     "nftables": ("nft",),
     "ipvs": ("ipvsadm", "ipset", "ip", "iptables-restore", "ip6tables-restore"),
 }
-# The networks of all nodes' pod networks (layout.py).
-_PODS = {4: ip_network("10.244.0.0/16"), 6: ip_network("fd00:10:244::/48")}
 _BRIDGE = "/proc/sys/net/bridge/bridge-nf-call-{}"
 _IPVS = Path("/proc/net/ip_vs")
 _STATE = "kube-proxy.json"
@@ -143,8 +140,9 @@ class Proxy:
             await asyncio.sleep(seconds)
 
     def _command(self) -> list[str]:
+        pods = {network.version: str(network) for network in self._node.pod_cidrs}
         networks = [
-            {"version": services.version, "clusterCIDR": str(_PODS[services.version]), "serviceCIDR": str(services)}
+            {"version": services.version, "podCIDR": pods[services.version], "serviceCIDR": str(services)}
             for services in self._plan.service_cidrs
         ]
         given = {"mode": self.mode, "node": self._node.name, "networks": networks}

@@ -20,7 +20,7 @@ GIVEN = {
     "node": "node1",
     "kubeconfig": "/k",
     "state": "/s",
-    "networks": [{"version": 4, "clusterCIDR": "10.244.0.0/16", "serviceCIDR": "10.96.0.0/16"}],
+    "networks": [{"version": 4, "podCIDR": "10.244.0.0/16", "serviceCIDR": "10.96.0.0/16"}],
 }
 NET = Network(4, "10.244.0.0/16", "10.96.0.0/16")
 WEB = Service("web", "10.96.0.5", (Backend("10.244.1.5", 80),), "shop", 80)
