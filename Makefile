@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup setup-full demo test lint bpf metrics-page proto bench fuzz fuzz-mutants switch soak upgrade test-kernels clean
+.PHONY: help setup setup-full demo test lint bpf metrics-page proto bench fuzz fuzz-mutants differential switch soak upgrade test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-kernels   load, attach and check the datapath on Linux 5.10 to the newest, in virtual machines"
 	@echo "make fuzz    a million frames through the packet parser, beside what a real kernel delivers of them (FRAMES, SECONDS_AT_MOST)"
 	@echo "make fuzz-mutants   take each fix of the datapath back and let the fuzzer find it"
+	@echo "make differential   a thousand calls to Services with any fields, under kube-proxy's rules and under eBPF: the same answers (PROBES, SEED)"
 	@echo "make switch  10,000 changes of policy under a million packets, with 50 killed agents: no packet meets a mixture"
 	@echo "make soak    a lab of two nodes in trouble for an hour (MINUTES): nothing through, nothing lost, nothing grows"
 	@echo "make upgrade FROM=COMMIT   replace a lab's agents by this version and back under load: nothing through, nothing lost"
@@ -84,6 +85,12 @@ fuzz: setup
 
 fuzz-mutants: setup
 	@$(VENV)/python -m perf.fuzz --mutant all --seconds 120
+
+PROBES ?= 1000
+SEED ?= 1
+
+differential: setup-full
+	@NODENET_DIFFERENTIAL=$(PROBES) NODENET_SEED=$(SEED) $(VENV)/pytest -q -s tests/differential
 
 switch: setup
 	@$(VENV)/python -m perf.switch

@@ -51,9 +51,35 @@ def _kept(field: str, probe: Probe, base: Seen, other: Seen) -> bool:
 DOCUMENTED = (
     Difference(
         "iptables",
-        "iptables rejects no unserved ports of a ClusterIP",
-        "in iptables mode kube-proxy leaves such a packet to the host's routes",
+        "unserved ports of a ClusterIP",
+        "| a port of a ClusterIP that is not served: reject | the packet is left to the host's routes |",
         lambda field, probe, base, other: field == "answer" and probe.kind == "cluster" and not probe.served,
+    ),
+    Difference(
+        "iptables",
+        "no endpoint, from the node to an external address",
+        "reject | the packet is left to the host's routes: it is refused only where it is forwarded |",
+        lambda field, probe, base, other: (
+            field == "answer"
+            and probe.client in HOSTS
+            and _is_external(probe)
+            and not probe.service.usable
+            and base.answers <= {"refused", "denied"}
+            and other.answers == {"timeout"}
+        ),
+    ),
+    Difference(
+        "iptables",
+        "no endpoint, and the source is in no range",
+        "| no usable endpoint, and the source is in no range of loadBalancerSourceRanges: drop | reject |",
+        lambda field, probe, base, other: (
+            field == "answer"
+            and probe.kind == "balancer"
+            and bool(probe.service.ranges)
+            and not probe.service.usable
+            and base.answers == {"timeout"}
+            and other.answers == {"refused"}
+        ),
     ),
     Difference(
         "ebpf",
@@ -69,7 +95,7 @@ DOCUMENTED = (
     ),
     Difference(
         "ebpf",
-        "a call of the node without a local endpoint fails at once",
+        "a dropped call of the node fails at once",
         "a call of the node's own processes fails at once with `EPERM`",
         lambda field, probe, base, other: (
             field == "answer" and probe.client in HOSTS and base.answers == {"timeout"} and other.answers == {"denied"}
@@ -77,14 +103,33 @@ DOCUMENTED = (
     ),
     Difference(
         "ebpf",
-        "source ranges are not served",
-        "the addresses of such a Service are left to the load balancer, which checks the ranges",
-        lambda field, probe, base, other: probe.kind == "balancer" and bool(probe.service.ranges),
+        "a refused datagram of the node",
+        "A datagram socket of the node's own processes gets `EPERM` under kube-proxy, and `ECONNREFUSED` here",
+        lambda field, probe, base, other: (
+            field == "answer"
+            and probe.client in HOSTS
+            and probe.protocol == "udp"
+            and probe.served
+            and base.answers == {"denied"}
+            and other.answers == {"refused"}
+        ),
+    ),
+    Difference(
+        "ebpf",
+        "a connected UDP socket and an unserved port",
+        "A connected UDP socket gets no answer: `connect` sends nothing and must not fail, and its packets are dropped",
+        lambda field, probe, base, other: (
+            field == "answer"
+            and probe.kind == "cluster"
+            and probe.protocol == "udp"
+            and not probe.served
+            and other.answers == {"timeout"}
+        ),
     ),
     Difference(
         "ebpf",
         "traffic from outside is not served",
-        "| NodePort, load-balancer addresses, externalIPs, externalTrafficPolicy, from outside | not served |",
+        "| NodePort, load-balancer addresses, externalIPs, externalTrafficPolicy, from outside | not served | |",
         lambda field, probe, base, other: probe.client == OUTSIDE or not probe.at_home,
     ),
 )

@@ -41,7 +41,8 @@ class Probe:
     @property
     def key(self) -> tuple[str, str, str, int]:
         """Calls with the same key share an entry of session affinity."""
-        return self.client, self.service.name, self.protocol, self.port if self.port < 1000 else self.port % 10
+        number = PORTS[self.port % 10][1] if self.kind.startswith("node") and self.served else self.port
+        return self.client, self.service.name, self.protocol, number
 
     @property
     def at_home(self) -> bool:

@@ -14,6 +14,8 @@ from nodenet.model import EndpointSlice, ObjectRef, Protocol, ServicePort, Slice
 
 NAMESPACE = "diff"
 TARGET = 8080
+# Each Service has ten.
+FIRST_NODE_PORT = 30000
 ZONES = {"node1": "zone-a", "node2": "zone-b"}
 # Pods that answer, three on each node.
 BACKENDS = {f"b{number}": "node1" if number <= 3 else "node2" for number in range(1, 7)}
@@ -61,6 +63,11 @@ class Spec:
         return f"s{self.number:02}"
 
     @property
+    def usable(self) -> bool:
+        """Whether the cluster has an endpoint for it."""
+        return any(end.condition != "not ready" or self.not_ready_too for end in self.ends)
+
+    @property
     def has_node_port(self) -> bool:
         return self.node_port or self.balanced
 
@@ -72,7 +79,7 @@ class Spec:
         return f"{self.name} ({', '.join(flags)}; ranges {list(self.ranges)}; {', '.join(ends) or 'no endpoint'})"
 
     def node_ports(self) -> dict[tuple[str, int], int]:
-        base = 30000 + 10 * self.number
+        base = FIRST_NODE_PORT + 10 * self.number
         return {port: base + index for index, port in enumerate(PORTS)} if self.has_node_port else {}
 
     def balancer(self, family: int) -> str:
@@ -94,7 +101,10 @@ def _ends() -> st.SearchStrategy[tuple[End, ...]]:
     def of(kind: str) -> st.SearchStrategy[tuple[End, ...]]:
         conditions = st.sampled_from([*_CONDITIONS, "ready", "ready"])
         one = st.tuples(st.sampled_from(sorted(BACKENDS)), conditions, hints(kind))
-        several = st.lists(one, max_size=4, unique_by=lambda end: end[0])
+        # hypothesis prefers the first of them.
+        several = st.sampled_from([3, 2, 4, 1, 4, 3, 0]).flatmap(
+            lambda size: st.lists(one, min_size=size, max_size=size, unique_by=lambda end: end[0])
+        )
         return several.map(lambda ends: tuple(End(b, condition, *hint) for b, condition, hint in ends))
 
     return st.sampled_from(["none", "none", "zones", "nodes"]).flatmap(of)
@@ -127,6 +137,8 @@ def service(spec: Spec) -> dict[str, Any]:
         body["externalIPs"] = externals
     if externals or kind != "ClusterIP":
         body["externalTrafficPolicy"] = "Local" if spec.external_local else "Cluster"
+    if spec.balanced and spec.external_local:
+        body["healthCheckNodePort"] = FIRST_NODE_PORT + 10 * spec.number + 9
     if spec.balanced and spec.ranges:
         body["loadBalancerSourceRanges"] = [text for index in spec.ranges for text in RANGES[index]]
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": spec.name, "namespace": NAMESPACE}} | {
