@@ -1,37 +1,50 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* tc programs on the interfaces that lead out of the node: what comes in (ingress), and what the node itself and its pods
  * send out (egress). The stages are those of endpoint.bpf.c. There is no policy stage, because no pod is on either side
- * of such an interface: a pod's veth has its policy. No packet is dropped here: the node's own traffic must go on
- * whatever these programs find. */
+ * of such an interface: a pod's veth has its policy. Only packets to Services, and those of their flows, are changed or
+ * dropped. All others are the node's own traffic, which must go on whatever these programs find. */
 #include "lib/link.h"
 #include "lib/transit.h"
 
-/* Parse and translate. A packet that cannot be parsed is left to the node's stack. */
-NN_INLINE void nn_netdev(struct __sk_buff *ctx, struct nn_context *context)
+/* True if the frame is not for this interface: one that a bridge or a device in promiscuous mode shows too, or one of a
+ * VLAN, which has an interface of its own. */
+NN_INLINE int nn_netdev_is_other(const struct __sk_buff *ctx, __u32 side)
+{
+	return ctx->vlan_present || (side == NN_INGRESS && ctx->pkt_type != PACKET_HOST);
+}
+
+/* Parse and translate. A packet that cannot be parsed is left to the node's stack. Returns 0 or a drop code. */
+NN_INLINE int nn_netdev(struct __sk_buff *ctx, struct nn_context *context, __u32 side)
 {
 	int layer = nn_parse_ethernet(ctx, &context->packet);
 
 	if (layer != NN_LINK_IPV4 && layer != NN_LINK_IPV6)
-		return;
+		return 0;
 	if (nn_parse_ip(ctx, &context->packet, layer) < 0 || context->packet.early_fragment)
-		return;
-	nn_service_transit(ctx);
+		return 0;
+	return nn_transit(ctx, context, side);
 }
 
 NN_INLINE int nn_netdev_stages(struct __sk_buff *ctx, __u32 side)
 {
 	struct nn_context *context;
+	int result;
 
 	/* A constant: without Services at the node's interfaces nothing of this is in the program. */
-	if (!nn_config.serve_uplinks)
+	if (!nn_config.serve_uplinks || nn_netdev_is_other(ctx, side))
 		return TC_ACT_UNSPEC;
 	context = nn_context_now();
 	if (!context || !nn_context_take(context))
 		return TC_ACT_UNSPEC;
 	nn_context_init(context, side);
-	nn_netdev(ctx, context);
+	result = nn_netdev(ctx, context, side);
+	if (result < 0) {
+		nn_view_new(context, NN_INGRESS)->peer_identity = nn_identity_of(&context->packet.tuple.saddr,
+										 context->state.generation);
+		nn_drop(ctx, NN_INGRESS, result);
+	}
 	nn_context_release(context);
-	return TC_ACT_UNSPEC;
+	return result < 0 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 SEC("tc")

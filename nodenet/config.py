@@ -61,9 +61,12 @@ class Config:
     enforce_policy: bool = True
     # The interface that leads to the other nodes. Empty: the one with the node's InternalIP, or of the default route.
     uplink: str = ""
-    # Attach the programs for Services to the interfaces that have the node's addresses, or to `uplink`. They pass on
-    # everything as it is: no Service is served there yet.
+    # Serve Services for traffic from outside: NodePorts, load-balancer addresses, externalIPs, ClusterIPs. The programs
+    # are attached to the interfaces that have the node's addresses, or to `uplink`. Only with `services`.
     uplink_programs: bool = True
+    # Ports that replace those of clients outside, for backends on other nodes. The node's sockets do not get them
+    # (net.ipv4.ip_local_reserved_ports), and masquerading must not use them.
+    source_ports: str = "49152-65535"
     # MTU of new pods. 0: the uplink's.
     pod_mtu: int = 0
     # The folder in which the agent writes the conflist when it is ready. None: it writes none.
@@ -75,8 +78,8 @@ class Config:
     masquerade_ipv4: bool = False
     masquerade_ipv6: bool = False
     masquerade_exclude: tuple[IPNetwork, ...] = ()
-    # Ports for masqueraded connections. The default has no port of NodePorts (30000-32767).
-    masquerade_ports: str = "32768-65535"
+    # Ports for masqueraded connections. The default has no port of NodePorts (30000-32767) and none of `source_ports`.
+    masquerade_ports: str = "32768-49151"
     ip_masq_agent_config: Path = Path("/etc/config/ip-masq-agent")
     # Serve Services, in place of kube-proxy. Off: Services are kube-proxy's.
     services: bool = True
@@ -105,8 +108,17 @@ class Config:
     @property
     def masquerade_port_range(self) -> tuple[int, int]:
         """The first and the last port of `masquerade_ports`."""
-        low, _, high = self.masquerade_ports.partition("-")
-        return int(low), int(high)
+        return _range(self.masquerade_ports)
+
+    @property
+    def source_port_range(self) -> tuple[int, int]:
+        """The first and the last port of `source_ports`."""
+        return _range(self.source_ports)
+
+    @property
+    def serves_uplinks(self) -> bool:
+        """Whether Services are served for traffic from outside."""
+        return self.services and self.uplink_programs
 
     @property
     def map_sizes(self) -> dict[str, int]:
@@ -146,8 +158,11 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         for name, number in least.items()
         if values[name] < number
     ]
-    if "masquerade_ports" in values and not _is_port_range(values["masquerade_ports"]):
-        errors.append(f"masquerade_ports: expected FIRST-LAST within 1024-65535, got {values['masquerade_ports']!r}")
+    errors += [
+        f"{name}: expected FIRST-LAST within 1024-65535, got {values[name]!r}"
+        for name in ("masquerade_ports", "source_ports")
+        if name in values and not _is_port_range(values[name])
+    ]
     errors += [
         f"node_port_addresses: expected primary, all, or a network such as 10.0.0.0/8, got {word!r}"
         for word in values.get("node_port_addresses", ())
@@ -162,9 +177,21 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         if values.get(name) and not values[name].rpartition(":")[2].isdigit()
     ]
     errors += _equal_addresses(values)
-    if errors:
-        raise BadInputError(f"{source}: " + "; ".join(errors), "see docs/operations.md for every key")
-    return Config(**values)
+    if not errors:
+        config = Config(**values)
+        if not (errors := _shared_ports(config)):
+            return config
+    raise BadInputError(f"{source}: " + "; ".join(errors), "see docs/operations.md for every key")
+
+
+def _shared_ports(config: Config) -> list[str]:
+    """A masqueraded connection and one from outside must not meet at one port of the node."""
+    one, other = config.masquerade_port_range, config.source_port_range
+    if not config.serves_uplinks or not (config.masquerade_ipv4 or config.masquerade_ipv6):
+        return []
+    if one[1] < other[0] or other[1] < one[0]:
+        return []
+    return [f"source_ports: expected no port of masquerade_ports ({config.masquerade_ports}): {config.source_ports}"]
 
 
 def _equal_addresses(values: Mapping[str, Any]) -> list[str]:
@@ -188,6 +215,11 @@ def _is_network(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return int(low), int(high)
 
 
 def _is_port_range(text: str) -> bool:

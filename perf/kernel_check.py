@@ -131,6 +131,7 @@ class Node:
             redirect_peer=redirect_peer,
             refuse_errno=self.has("helper set_retval"),
             kernel_structs=self.has(probe.OFFLOAD),
+            serve_uplinks=True,
         )
         pins = Pins(PINS)
         with self.report.timed("load"):

@@ -14,6 +14,8 @@ from nodenet.bpf.tables import BpfTable
 from nodenet.model import Direction
 
 Check = Callable[[str, str, Callable[[], None]], None]
+# Addresses and ports: source, destination.
+Ends = tuple[str, str, int, int]
 
 # BPF_PROG_TEST_RUN runs on the loopback device. Another interface number represents a second local pod.
 _LOOPBACK, _OTHER = 1, 4242
@@ -28,6 +30,8 @@ _ADDRESSES = {4: ("10.201.0.1", "10.202.0.2", "10.201.0.3"), 6: ("fd01::1", "fd0
 # Two Services, of which the pod itself is the backend of the second, and the source address for such a connection of
 # the pod to itself.
 _SERVICES = {4: ("10.203.0.1", "10.203.0.2", "169.254.42.1"), 6: ("fd03::1", "fd03::2", "100::1")}
+# A client outside, and the node.
+_OUTSIDE = {4: ("10.204.0.1", "10.205.0.1"), 6: ("fd04::1", "fd05::1")}
 _SERVICE_PORT = 8000
 
 
@@ -50,7 +54,7 @@ def udp(sport: int, dport: int) -> bytes:
     return struct.pack("!HHHH", sport, dport, 8, 0)
 
 
-def ends(packet: bytes) -> tuple[str, str, int, int]:
+def ends(packet: bytes) -> Ends:
     """Addresses and ports of a frame with the structure that `frame` makes."""
     header = 20 if packet[12:14] == b"\x08\x00" else 40
     size = 4 if header == 20 else 16
@@ -83,6 +87,8 @@ class _Pods:
         self.service, self.own_service, self.nobody = _SERVICES[version]
         self._serve(self.service, 60000 + version, self.remote)
         self._serve(self.own_service, 60100 + version, self.pod)
+        self.client, self.node = _OUTSIDE[version]
+        tables["nn_source_addr"].update(abi.U32(version), abi.AddressKey(ip_address(self.node)))
 
     def _serve(self, service: str, number: int, backend: str) -> None:
         """Add a Service with one TCP port and one backend, which listens on port 80. `number` identifies both."""
@@ -110,6 +116,20 @@ class _Pods:
         run = run_packet(self.programs[program], packet)
         assert run.verdict == verdict, f"{program}: verdict {run.verdict}, expected {verdict}"
         assert ends(run.packet) == ends(wanted), f"{program}: {ends(run.packet)}, expected {ends(wanted)}"
+
+    def crosses(self, program: str, sent: Ends, wanted: Ends, flags: int = _SYN) -> None:
+        """Check a TCP packet on an uplink: its addresses and ports, before and after."""
+        saddr, daddr, sport, dport = sent
+        # The MAC of the loopback.
+        packet = bytes(6) + frame(saddr, daddr, _TCP, tcp(sport, dport, flags))[6:]
+        self.becomes(program, packet, _TC_OK, frame(wanted[0], wanted[1], _TCP, tcp(*wanted[2:])))
+
+    def source_port(self) -> int:
+        """The port that replaces that of the client outside."""
+        for key, _ in list(self.tables["nn_nat"].items()):
+            if key.reply == abi.NatHalf.SOURCE_REPLY and str(key.daddr) == self.node:
+                return int(key.dport)
+        raise AssertionError("no port replaces that of the client outside")
 
     def out(self, protocol: int, payload: bytes, verdict: int, **fields: int) -> None:
         self.expect("endpoint_egress", frame(self.pod, self.remote, protocol, payload, **fields), verdict)
@@ -150,7 +170,17 @@ def _cases(pods: _Pods, version: int, redirect_peer: bool) -> dict[str, Callable
         answer = frame(pods.own_service, pods.pod, _TCP, tcp(_SERVICE_PORT, 40004))
         pods.becomes("endpoint_egress", back, _TC_REDIRECT, answer)
 
+    def from_outside() -> None:
+        for service, backend, port in ((pods.service, pods.remote, 40010), (pods.own_service, pods.pod, 40011)):
+            inner = (pods.client, backend, port, 80)
+            pods.crosses("netdev_ingress", (pods.client, service, port, _SERVICE_PORT), inner)
+            answer = (backend, pods.client, 80, port)
+            if backend == pods.remote:
+                pods.crosses("netdev_ingress", (backend, pods.node, 80, pods.source_port()), answer, _SYN_ACK)
+            pods.crosses("netdev_egress", answer, (service, pods.client, _SERVICE_PORT, port), _SYN_ACK)
+
     cases: dict[str, Callable[[], None]] = {
+        "service from outside": from_outside,
         "service by packet": service,
         "own service by packet": own_service,
         "unserved port by packet": lambda: pods.expect(

@@ -42,6 +42,7 @@ enum nn_drop {
 	NN_DROP_BACKEND_NOT_FOUND = -158,
 	NN_DROP_CT_UNKNOWN_STATE = -163,
 	NN_DROP_UNSUPPORTED_L2 = -166,
+	NN_DROP_NAT_NO_MAPPING = -167,
 	NN_DROP_IS_A_CLUSTERIP = -174,
 	NN_DROP_FRAGMENT_NOT_FOUND = -175,
 	NN_DROP_FORBIDDEN_ICMPV6 = -176,
@@ -65,7 +66,8 @@ struct nn_config {
 	__u32 ct_buckets; /* entries of nn_ct_slot */
 	__u32 frag_buckets; /* entries of nn_frag_slot */
 	__u32 nat_buckets; /* entries of nn_nat_slot */
-	__u32 pad2;
+	__u16 source_port; /* the first of the ports that replace those of clients outside (source.h) */
+	__u16 source_ports; /* how many these are */
 	__u64 netns_cookie; /* of the node's network namespace; 0: the kernel does not report cookies (before 5.14) */
 };
 
@@ -298,16 +300,30 @@ struct nn_source_range_key {
 
 #define NN_SOURCE_RANGE_BITS (32 + 128)
 
+/* IP version -> the node's address that replaces those of clients outside (source.h). */
+struct nn_source_addr_entry {
+	struct nn_addr addr;
+};
+
+/* Which packets of a flow an entry of nn_nat translates. The lowest bit: those of the backend. */
+enum nn_nat_half {
+	NN_NAT_CLIENT = 0,
+	NN_NAT_REPLY = 1,
+	NN_NAT_SOURCE_CLIENT = 2, /* the client's packets, where they leave the node */
+	NN_NAT_SOURCE_REPLY = 3, /* the backend's packets, where they enter the node */
+};
+
 /* A flow that the service stage translates. It has two entries, which are made and deleted together: one for the packets
- * of the client, one for the packets that answer them. The key is a packet as it arrives. Its source was checked, and
- * a pod's address belongs to one pod of the node. */
+ * of the client, one for the packets that answer them. The key is a packet as it arrives. In a flow from a pod its
+ * source was checked, and a pod's address belongs to one pod of the node. A flow from outside to a backend on another
+ * node has two more entries, because its packets are translated twice (source.h). */
 struct nn_nat_key {
 	struct nn_addr saddr;
 	struct nn_addr daddr;
 	__be16 sport;
 	__be16 dport;
 	__u8 protocol;
-	__u8 reply; /* 0: from the client; 1: from the backend */
+	__u8 reply; /* nn_nat_half */
 	__u8 pad[2];
 };
 
@@ -317,6 +333,7 @@ enum nn_nat_flags {
 	NN_NAT_FIN_REPLY = 4,
 	NN_NAT_RST = 8,
 	NN_NAT_OPENED = 16, /* TCP: more than SYNs was sent */
+	NN_NAT_HAS_SOURCE = 32, /* of the first two halves: the flow has the other two */
 };
 
 /* What becomes of the packet. It holds the addresses, because a connection may outlive the backend's number and its
@@ -328,9 +345,9 @@ struct nn_nat_entry {
 	__be16 dport;
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
 	__u32 rev_nat_index; /* the Service */
-	__u32 backend_id; /* this field and the next one: 0 in the entry of replies */
+	__u32 backend_id; /* this field and the next one: 0 in the other entries than the client's */
 	__u16 slot; /* slot of the frontend from which the backend was chosen */
-	__u16 endpoint_id; /* the pod that called; a later pod with the same address has another number */
+	__u16 endpoint_id; /* the pod that called; a later pod with the same address has another number. 0: outside */
 	__u8 flags; /* those of both directions are in the client's entry */
 	__u8 pad[3];
 };

@@ -29,6 +29,8 @@ const volatile struct nn_config nn_config SEC(".rodata.config") = {
 	.ct_buckets = 6553,
 	.frag_buckets = 409,
 	.nat_buckets = 3276,
+	.source_port = 49152,
+	.source_ports = 16384,
 };
 
 struct {

@@ -40,6 +40,8 @@ struct nn_nat {
 	struct nn_nat_entry reply;
 	struct nn_nat_key gone; /* argument of nn_nat_delete */
 	struct nn_nat_key other; /* its other half */
+	struct nn_nat_key source_key; /* the flow's source translation (source.h) */
+	struct nn_nat_entry source;
 };
 
 struct nn_context {

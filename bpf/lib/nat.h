@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The flow table of the service stage. Each flow has two entries: what becomes of the client's packets, and what becomes
- * of those that answer them. Both are made and deleted together. The flow has one slot (fair.h), by the client's entry,
- * and the pod that called owns it. */
+ * of those that answer them. Both are made and deleted together, with the two of source.h if the flow has them. The flow
+ * has one slot (fair.h), by the client's entry, and who called owns it. */
 #ifndef NN_NAT_H
 #define NN_NAT_H
 
@@ -44,24 +44,54 @@ NN_INLINE void nn_nat_other_of(const struct nn_nat_key *key, const struct nn_nat
 	other->sport = entry->dport;
 	other->dport = entry->sport;
 	other->protocol = key->protocol;
-	other->reply = !key->reply;
+	other->reply = key->reply ^ 1;
 	other->pad[0] = other->pad[1] = 0;
 }
 
-/* Delete both halves of the flow that has the key in the context. */
+/* The key by which the client's packets are found where they leave the node. `reply`: the entry of replies of the flow,
+ * whose key has the same ends. */
+NN_INLINE void nn_nat_source_of(const struct nn_nat_key *reply, struct nn_nat_key *source)
+{
+	source->saddr = reply->daddr;
+	source->daddr = reply->saddr;
+	source->sport = reply->dport;
+	source->dport = reply->sport;
+	source->protocol = reply->protocol;
+	source->reply = NN_NAT_SOURCE_CLIENT;
+	source->pad[0] = source->pad[1] = 0;
+}
+
+/* Delete the entry with the key `gone` of the context, and its other half. Returns its flags. */
+NN_INLINE __u8 nn_nat_delete_pair(struct nn_nat *nat)
+{
+	struct nn_nat_entry *entry = bpf_map_lookup_elem(&nn_nat, &nat->gone);
+	__u8 flags;
+
+	if (!entry)
+		return 0;
+	flags = entry->flags;
+	nn_nat_other_of(&nat->gone, entry, &nat->other);
+	bpf_map_delete_elem(&nn_nat, &nat->gone);
+	bpf_map_delete_elem(&nn_nat, &nat->other);
+	return flags;
+}
+
+/* Delete all entries of the flow that has the key in the context: of the client or of replies. */
 NN_GLOBAL int nn_nat_delete(void)
 {
 	struct nn_context *context = nn_context_now();
-	struct nn_nat_entry *entry;
+	struct nn_nat *nat;
 
 	if (!context)
 		return 0;
-	entry = bpf_map_lookup_elem(&nn_nat, &context->nat.gone);
-	if (!entry)
+	nat = &context->nat;
+	if (!(nn_nat_delete_pair(nat) & NN_NAT_HAS_SOURCE))
 		return 0;
-	nn_nat_other_of(&context->nat.gone, entry, &context->nat.other);
-	bpf_map_delete_elem(&nn_nat, &context->nat.gone);
-	bpf_map_delete_elem(&nn_nat, &context->nat.other);
+	if (!nat->gone.reply)
+		nat->gone = nat->other;
+	nn_nat_source_of(&nat->gone, &nat->other);
+	nat->gone = nat->other;
+	nn_nat_delete_pair(nat);
 	return 0;
 }
 
@@ -76,23 +106,44 @@ NN_INLINE void nn_nat_remove(void *entries, const struct nn_ct_key *key)
 	nn_nat_delete();
 }
 
-/* Unanswered flows go first, then those idle longest. */
+/* True if both sides have spoken. A SYN-ACK is no proof that there is a client: anyone may have sent the SYN. */
+NN_INLINE int nn_nat_is_open(__u8 flags)
+{
+	return (flags & (NN_NAT_SEEN_REPLY | NN_NAT_OPENED)) == (NN_NAT_SEEN_REPLY | NN_NAT_OPENED);
+}
+
+NN_INLINE int nn_nat_has_expired(const struct nn_nat_entry *entry, __u8 protocol, __u32 now)
+{
+	__u8 flags = nn_nat_is_open(entry->flags) ? entry->flags : entry->flags & ~NN_NAT_SEEN_REPLY;
+
+	return (__s32)(now - entry->last_seen) > (__s32)nn_ct_lifetime(flags, protocol);
+}
+
+/* Flows of which one side never spoke go first, then those idle longest. */
 NN_INLINE __u64 nn_nat_look(const void *found, const struct nn_ct_key *key, const struct nn_context *context)
 {
 	const struct nn_nat_entry *entry = found;
 	__s32 idle = context->now - entry->last_seen;
 
-	if (idle > (__s32)nn_ct_lifetime(entry->flags, key->protocol))
+	if (nn_nat_has_expired(entry, key->protocol, context->now))
 		return NN_FAIR_EXPIRED;
-	return (idle > 0 ? idle : 0) | (entry->flags & NN_NAT_SEEN_REPLY ? 0 : NN_FAIR_FIRST);
+	return (idle > 0 ? idle : 0) | (nn_nat_is_open(entry->flags) ? 0 : NN_FAIR_FIRST);
 }
 
 NN_FAIR_TABLE_OF(nn_nat, nn_config.nat_buckets, nn_nat_look, nn_nat_remove, NN_TABLE_NAT)
 
+/* The pod that called, or who called from outside. There a host may have any number of addresses in its /64 of IPv6, so
+ * these are one client; pods are clients of their own. */
 NN_INLINE __u32 nn_nat_owner_of(const struct nn_view *view, const void *key)
 {
-	(void)key;
-	return nn_owner_endpoint(view->endpoint_id);
+	struct nn_addr client;
+
+	if (view->endpoint_id)
+		return nn_owner_endpoint(view->endpoint_id);
+	client = ((const struct nn_nat_key *)key)->saddr;
+	if (nn_is_reserved(view->peer_identity) && !nn_addr_is_v4(&client))
+		client.word[2] = client.word[3] = 0;
+	return nn_owner_remote(view, &client, view->peer_identity);
 }
 
 NN_INLINE int nn_nat_is_same(const struct nn_nat_entry *a, const struct nn_nat_entry *b)
@@ -131,6 +182,7 @@ NN_GLOBAL int nn_nat_create(void)
 	nat->reply.last_seen = nat->entry.last_seen;
 	nat->reply.rev_nat_index = nat->entry.rev_nat_index;
 	nat->reply.endpoint_id = nat->entry.endpoint_id;
+	nat->reply.flags = nat->entry.flags & NN_NAT_HAS_SOURCE;
 	nn_nat_displace(nat, &nat->reply_key, &nat->reply);
 	nn_nat_displace(nat, &nat->key, &nat->entry);
 	result = nn_fair_insert(&nn_nat, &nat->key, &nat->entry, nn_view_of(context, NN_EGRESS), nn_nat_owner_of,

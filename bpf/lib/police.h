@@ -9,6 +9,7 @@
 #include "lb.h"
 #include "origin.h"
 #include "pickup.h"
+#include "quote.h"
 
 /* The packet opens a flow, or belongs to none that conntrack knows. */
 #define NN_FLOW_NEW 1
@@ -111,22 +112,6 @@ NN_INLINE int nn_may_report_error(const struct nn_context *context, const struct
 	if (view->is_local || nn_endpoint_lookup(sender))
 		return 0;
 	return nn_is_reserved(nn_identity_of(sender, context->state.generation));
-}
-
-/* Parse the packet that an ICMP error quotes. Returns 0 or a negative number. */
-NN_INLINE int nn_parse_quote(struct __sk_buff *ctx, struct nn_context *context)
-{
-	/* Not on the stack: the call chain would exceed 512 bytes. */
-	struct nn_packet *inner = &context->quote;
-
-	__builtin_memset(inner, 0, sizeof(*inner));
-	inner->quoted = 1;
-	inner->offset = context->packet.offset + NN_ICMP_HEADER;
-	inner->end = context->packet.end;
-	if (nn_parse_ip(ctx, inner, context->packet.ip_version) < 0)
-		return -1;
-	context->has_quote = 1;
-	return 0;
 }
 
 /* An ICMP error about a flow of this endpoint belongs to that flow (CT_RELATED) and gets its verdict. The quoted packet

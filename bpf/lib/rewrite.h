@@ -117,28 +117,4 @@ NN_SUBPROGRAM int nn_rewrite_destination(struct __sk_buff *ctx, struct nn_packet
 	return result;
 }
 
-/* An ICMP error quotes a packet that its receiver sent. The quoted destination becomes `addr` and `port`, by which the
- * receiver finds its socket; the quoted source port becomes `own_port`, if that is set. The ICMP checksum covers the
- * quote. The header checksum of quoted IPv4 is updated, because receivers check it. The quoted transport checksum is
- * not: often it is not quoted, and no receiver verifies it. */
-NN_INLINE int nn_rewrite_quoted(struct __sk_buff *ctx, const struct nn_packet *packet, const struct nn_packet *inner,
-				const struct nn_addr *addr, __be16 port, __be16 own_port)
-{
-	struct nn_place at;
-
-	nn_place_destination(inner, packet->offset + NN_ICMP_HEADER, &at);
-	at.checksum = packet->offset + NN_ICMP_CHECKSUM_OFFSET;
-	/* IPv4: the changed address and the changed header checksum cancel each other in the ICMP checksum. */
-	if (packet->ip_version == 6 && nn_rewrite_pseudo(ctx, 6, at.checksum, &inner->tuple.daddr, addr, 0) < 0)
-		return NN_DROP_INVALID_PACKET;
-	if (!inner->later_fragment) {
-		if (nn_rewrite_port(ctx, &at, inner->tuple.dport, port, 0) < 0)
-			return NN_DROP_INVALID_PACKET;
-		at.port = inner->offset + NN_SOURCE_PORT_OFFSET;
-		if (own_port && nn_rewrite_port(ctx, &at, inner->tuple.sport, own_port, 0) < 0)
-			return NN_DROP_INVALID_PACKET;
-	}
-	return nn_rewrite_addr(ctx, packet->ip_version, &at, &inner->tuple.daddr, addr) < 0 ? NN_DROP_INVALID_PACKET : 0;
-}
-
 #endif

@@ -1,45 +1,307 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The service stage on interfaces that lead out of the node. It follows the flows of nn_nat that belong to the node and
- * to no pod. Nothing opens such a flow yet. */
+/* The service stage on interfaces that lead out of the node: Services that are called from outside. The flows belong to
+ * the node and to no pod. A packet of the client gets the backend's address where it enters the node, and the node's
+ * stack routes it. The answer gets the Service's address where it leaves the node. A backend on this node sees the
+ * client's address; for others see source.h. */
 #ifndef NN_TRANSIT_H
 #define NN_TRANSIT_H
 
-#include "nat.h"
+#include "frag_create.h"
+#include "keeps.h"
+#include "nat_port.h"
+#include "quote.h"
+#include "source.h"
+#include "source_range.h"
 
 /* nn_nat_entry.endpoint_id of flows that the node translates for others. */
 #define NN_NAT_OF_NODE 0
 
-/* Find the half of a flow that this packet belongs to. Returns 1 with the entry in the context. */
-NN_INLINE int nn_transit_find(struct nn_context *context, __u8 reply)
+/* The flow's entry for this half, if it is one of the node's. */
+NN_INLINE struct nn_nat_entry *nn_transit_lookup(struct nn_context *context, const struct nn_tuple *tuple, __u8 half)
 {
 	struct nn_nat_entry *entry;
 
-	nn_nat_key_of(&context->packet.tuple, reply, &context->nat.key);
+	nn_nat_key_of(tuple, half, &context->nat.key);
 	entry = bpf_map_lookup_elem(&nn_nat, &context->nat.key);
-	if (!entry || entry->endpoint_id != NN_NAT_OF_NODE)
-		return 0;
-	if (reply)
-		nn_nat_touch_reply(context, &context->nat.key, entry);
-	else
-		nn_nat_touch(entry, nn_ct_flags_of(&context->packet, 0) | NN_NAT_OPENED, context->now);
-	context->nat.entry = *entry;
-	return 1;
+	return entry && entry->endpoint_id == NN_NAT_OF_NODE ? entry : 0;
 }
 
-/* Translate a packet of a known flow, in either direction. Returns 0: the packet goes on. */
-NN_GLOBAL int nn_service_transit(struct __sk_buff *ctx)
+/* A packet of a known flow: renew its entry, and make it the context's. */
+NN_INLINE void nn_transit_use(struct nn_context *context, struct nn_nat_entry *entry)
+{
+	const struct nn_packet *packet = &context->packet;
+
+	if (context->nat.key.reply & NN_NAT_REPLY)
+		nn_nat_touch_reply(context, &context->nat.key, entry);
+	else
+		nn_nat_touch(entry, nn_ct_flags_of(packet, 0) | (nn_is_syn(packet) ? 0 : NN_NAT_OPENED), context->now);
+	context->nat.entry = *entry;
+}
+
+/* Translate a packet of the context's flow. Later fragments need the ports of the first one, also where policy would drop
+ * it: there is no policy here. Returns 0 or a drop code. */
+NN_GLOBAL int nn_transit_apply(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
-	__u8 protocol;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	if (context->packet.first_fragment) {
+		/* The view of who sent it. */
+		nn_view_new(context, NN_INGRESS);
+		nn_frag_create(ctx, NN_INGRESS);
+	}
+	return nn_nat_apply(ctx, &context->packet, &context->nat.entry);
+}
+
+/* True if the packet keeps the backend of this flow. Anyone can send a SYN from a client's address, so a SYN does not end
+ * an open connection: the backend answers it. A SYN chooses again if both sides have closed the connection, if the
+ * backend does not exist any more, and, while the connection opens, if the backend has left the Service. */
+NN_INLINE int nn_transit_keeps(const struct nn_packet *packet, const struct nn_nat_entry *flow, __u32 now)
+{
+	const __u8 closed = NN_NAT_FIN_FORWARD | NN_NAT_FIN_REPLY;
+	__u32 id = flow->backend_id;
+
+	if (packet->tuple.protocol == IPPROTO_UDP || !nn_is_syn(packet))
+		return nn_service_keeps(packet, flow, now);
+	if ((flow->flags & closed) == closed || nn_nat_has_expired(flow, IPPROTO_TCP, now))
+		return 0;
+	if (nn_nat_is_open(flow->flags) && !(flow->flags & NN_NAT_RST))
+		return nn_is_backend_of(bpf_map_lookup_elem(&nn_backend, &id), flow);
+	return nn_service_has_slot(&packet->tuple, flow);
+}
+
+/* True if the address is a pod's of this node, or the node's own. */
+NN_INLINE int nn_is_local(const struct nn_context *context, const struct nn_addr *addr)
+{
+	return nn_endpoint_lookup(addr) || nn_identity_of(addr, context->state.generation) == NN_IDENTITY_HOST;
+}
+
+/* True if the backend on this node has a flow with the client's ends that no Service translates, or one whose entries
+ * were lost. Only for packets that open a flow: others belong to the lost one. */
+NN_INLINE int nn_transit_is_direct(struct nn_context *context, const struct nn_nat_key *reply)
+{
+	const struct nn_endpoint_entry *backend = nn_endpoint_lookup(&reply->saddr);
+	struct nn_ct_key *flow = &context->key;
+	const struct nn_ct_entry *taken;
+
+	if (!backend || (reply->protocol == IPPROTO_TCP && !nn_is_syn(&context->packet)))
+		return 0;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->pod = reply->saddr;
+	flow->remote = reply->daddr;
+	flow->pod_port = reply->sport;
+	flow->remote_port = reply->dport;
+	flow->protocol = reply->protocol;
+	taken = nn_ct_lookup(flow, backend->endpoint_id, context->now);
+	return taken && !(taken->flags & (NN_CT_FIN_FORWARD | NN_CT_RST));
+}
+
+/* True if another flow has the ends that this one would have behind the translation (the context's reply_key). */
+NN_INLINE int nn_transit_is_taken(struct nn_context *context)
+{
+	struct nn_nat *nat = &context->nat;
+	const struct nn_nat_entry *held = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
+
+	if (!held)
+		return nn_transit_is_direct(context, &nat->reply_key);
+	nn_nat_other_of(&nat->reply_key, held, &nat->other);
+	if (held->sport == nat->key.dport && held->dport == nat->key.sport &&
+	    nn_addr_equal(&held->saddr, &nat->key.daddr) && nn_addr_equal(&held->daddr, &nat->key.saddr))
+		return 0;
+	held = bpf_map_lookup_elem(&nn_nat, &nat->other);
+	return held && !nn_nat_has_expired(held, nat->key.protocol, context->now);
+}
+
+/* Choose the client's port behind the translation: its own one, or another one if another flow of the client to this
+ * backend has it. Returns 0 or a drop code. */
+NN_GLOBAL int nn_transit_port(__u32 number)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat *nat;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nat = &context->nat;
+	nn_nat_other_of(&nat->key, &nat->entry, &nat->reply_key);
+	for (int i = 0; i < NN_PORT_TRIES; i++) {
+		if (!nn_transit_is_taken(context)) {
+			nat->entry.sport = nat->reply_key.dport;
+			return 0;
+		}
+		nat->reply_key.dport = bpf_htons(NN_PORT_FIRST + ((number + i * NN_PORT_STEP) & NN_PORT_MASK));
+	}
+	return NN_DROP_NAT_NO_MAPPING;
+}
+
+/* Choose a backend for a new flow from outside. The client must not be the node or a pod of it: their calls are translated
+ * before, and from outside such a source is forged. Returns 1 with the client's half in the context, 0 if the packet is
+ * not served, or a drop code. */
+NN_GLOBAL int nn_transit_choose(void)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_lb_choice choice = {};
+	const struct nn_packet *packet;
+	struct nn_nat_entry *to;
+	struct nn_view *view;
+	int result;
 
 	if (!context)
 		return 0;
-	protocol = context->packet.tuple.protocol;
+	packet = &context->packet;
+	/* Who pays for the entries. */
+	view = nn_view_new(context, NN_EGRESS);
+	view->peer_identity = nn_identity_of(&packet->tuple.saddr, context->state.generation);
+	if (view->peer_identity == NN_IDENTITY_HOST || nn_endpoint_lookup(&packet->tuple.saddr) ||
+	    (packet->tcp_flags & NN_TCP_RST))
+		return 0;
+	nn_ct_key_of(&packet->tuple, NN_EGRESS, &view->flow);
+	result = nn_lb_choose(&packet->tuple.daddr, packet->tuple.dport, packet->tuple.protocol, NN_SCOPE_EXTERNAL,
+			      nn_flow_number(&view->flow), &choice);
+	if (!nn_source_allowed(&choice, &packet->tuple.saddr))
+		return NN_DROP_NOT_IN_SOURCE_RANGE;
+	if (result <= 0)
+		return result;
+	nn_nat_key_of(&packet->tuple, NN_NAT_CLIENT, &context->nat.key);
+	to = &context->nat.entry;
+	__builtin_memset(to, 0, sizeof(*to));
+	to->saddr = packet->tuple.saddr;
+	to->sport = packet->tuple.sport;
+	to->daddr = choice.backend.addr;
+	to->dport = choice.backend.port;
+	to->last_seen = context->now;
+	to->rev_nat_index = choice.rev_nat_index;
+	to->backend_id = choice.backend_id;
+	to->slot = choice.slot;
+	to->flags = nn_ct_flags_of(packet, 0) | (nn_is_syn(packet) ? 0 : NN_NAT_OPENED);
+	if (!(choice.flags & NN_FRONTEND_KEEP_SOURCE) && !nn_is_local(context, &to->daddr))
+		to->flags |= NN_NAT_HAS_SOURCE;
+	return 1;
+}
+
+/* Open a flow for a packet that enters the node. Returns 1, 0 if the packet is not served, or a drop code. */
+NN_INLINE int nn_transit_open(struct nn_context *context)
+{
+	int result = nn_transit_choose();
+	__u32 number;
+
+	if (result <= 0)
+		return result;
+	number = nn_flow_number(&nn_view_of(context, NN_EGRESS)->flow);
+	result = nn_transit_port(number);
+	if (result == 0)
+		result = nn_nat_create();
+	if (result < 0)
+		return result;
+	if (!(context->nat.entry.flags & NN_NAT_HAS_SOURCE))
+		return 1;
+	result = nn_source_create(number);
+	if (result == 0)
+		return 1;
+	context->nat.gone = context->nat.key;
+	nn_nat_delete();
+	return result;
+}
+
+/* Find the flow of a packet that enters the node, or open one. Returns 1 with the flow in the context, 0 if the packet is
+ * not for a Service, or a drop code. */
+NN_INLINE int nn_transit_enter(struct nn_context *context)
+{
+	const struct nn_tuple *tuple = &context->packet.tuple;
+	struct nn_nat_entry *flow;
+
+	flow = nn_transit_lookup(context, tuple, NN_NAT_CLIENT);
+	if (flow && nn_transit_keeps(&context->packet, flow, context->now)) {
+		nn_transit_use(context, flow);
+		return 1;
+	}
+	/* A SYN is no reply. */
+	if (nn_is_source_port(tuple->dport) && !nn_is_syn(&context->packet)) {
+		flow = nn_transit_lookup(context, tuple, NN_NAT_SOURCE_REPLY);
+		if (flow) {
+			nn_transit_use(context, flow);
+			return 1;
+		}
+	}
+	return nn_service_addr_of(&tuple->daddr) ? nn_transit_open(context) : 0;
+}
+
+/* Find the flow of a packet that leaves the node. Returns 1 with the flow in the context, or 0. */
+NN_INLINE int nn_transit_leave(struct __sk_buff *ctx, struct nn_context *context)
+{
+	struct nn_nat_entry *flow = 0;
+
+	if (!nn_is_syn(&context->packet))
+		flow = nn_transit_lookup(context, &context->packet.tuple, NN_NAT_REPLY);
+	/* The node's own packets have no client outside. */
+	if (!flow && ctx->ingress_ifindex)
+		flow = nn_transit_lookup(context, &context->packet.tuple, NN_NAT_SOURCE_CLIENT);
+	if (!flow)
+		return 0;
+	nn_transit_use(context, flow);
+	return 1;
+}
+
+/* The flow's entry for packets that travel like an ICMP error: in the other direction than the quoted one. */
+NN_INLINE struct nn_nat_entry *nn_transit_quoted(struct nn_context *context, __u8 half)
+{
+	const struct nn_tuple *quoted = &context->quote.tuple;
+	struct nn_nat_key *key = &context->nat.key;
+	struct nn_nat_entry *entry;
+
+	key->saddr = quoted->daddr;
+	key->daddr = quoted->saddr;
+	key->sport = quoted->dport;
+	key->dport = quoted->sport;
+	key->protocol = quoted->protocol;
+	key->reply = half;
+	key->pad[0] = key->pad[1] = 0;
+	entry = bpf_map_lookup_elem(&nn_nat, key);
+	return entry && entry->endpoint_id == NN_NAT_OF_NODE ? entry : 0;
+}
+
+/* An ICMP error about a packet that this node translated. Returns 0 or a drop code. */
+NN_GLOBAL int nn_transit_error(struct __sk_buff *ctx, __u32 side)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat_entry *to;
+	struct nn_packet *packet;
+
+	if (!context)
+		return 0;
+	if (nn_parse_quote(ctx, context) < 0)
+		return 0;
+	packet = &context->packet;
+	if (!nn_addr_equal(&packet->tuple.daddr, &context->quote.tuple.saddr))
+		return 0;
+	to = nn_transit_quoted(context, side == NN_INGRESS ? NN_NAT_CLIENT : NN_NAT_REPLY);
+	if (!to)
+		to = nn_transit_quoted(context, side == NN_INGRESS ? NN_NAT_SOURCE_REPLY : NN_NAT_SOURCE_CLIENT);
+	if (!to)
+		return 0;
+	context->nat.entry = *to;
+	if (nn_rewrite_quoted(ctx, packet, &context->quote, &context->nat.entry) < 0)
+		return NN_DROP_INVALID_PACKET;
+	/* The sender of the error is the receiver of the quoted packet, or a router. */
+	if (nn_addr_equal(&packet->tuple.saddr, &context->nat.key.saddr) &&
+	    nn_rewrite_outer_source(ctx, packet, &context->nat.entry.saddr) < 0)
+		return NN_DROP_INVALID_PACKET;
+	return nn_rewrite_outer_destination(ctx, packet, &context->nat.entry.daddr);
+}
+
+/* The stage. `side`: NN_INGRESS where packets enter the node, NN_EGRESS where they leave it. Returns 0: the packet goes on,
+ * or a drop code. */
+NN_INLINE int nn_transit(struct __sk_buff *ctx, struct nn_context *context, __u32 side)
+{
+	__u8 protocol = context->packet.tuple.protocol;
+	int result;
+
+	if (nn_is_icmp_error(&context->packet))
+		return nn_transit_error(ctx, side);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return 0;
-	if (nn_transit_find(context, 0) || nn_transit_find(context, 1))
-		nn_nat_apply(ctx, &context->packet, &context->nat.entry);
-	return 0;
+	result = side == NN_INGRESS ? nn_transit_enter(context) : nn_transit_leave(ctx, context);
+	return result > 0 ? nn_transit_apply(ctx) : result;
 }
 
 #endif

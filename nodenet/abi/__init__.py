@@ -29,6 +29,7 @@ from nodenet.abi.numbers import (
     FrontendFlag,
     FrontendScope,
     NatFlag,
+    NatHalf,
     ObservationPoint,
     RuleDirection,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "MetricsKey",
     "NatEntry",
     "NatFlag",
+    "NatHalf",
     "NatKey",
     "NumberVersions",
     "ObservationPoint",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from nodenet.abi.numbers import CtFlag, NatFlag
+from nodenet.abi.numbers import CtFlag, NatFlag, NatHalf
 from nodenet.model import Protocol
 
 # The generation of a flow that must be judged again. The programs compare ages, and `recheck_from` is never larger than
@@ -26,6 +26,7 @@ _NAT = struct.Struct("=16s16sHHIIIHHB3x")
 _NAT_ENDS = struct.Struct("=16s16sHH")
 _NAT_REPLY_OFFSET = 37  # in nn_nat_key; the protocol is where nn_ct_key has it
 _NAT_FLAGS_OFFSET = 52
+_NAT_OPEN = NatFlag.SEEN_REPLY | NatFlag.OPENED
 _LB_FLOW = struct.Struct("=16sHHIIIBxHH2x")
 # bpf/lib/hairpin.h
 _V4_PREFIX = bytes(10) + b"\xff\xff"
@@ -40,6 +41,11 @@ def unchanged(value: bytes) -> bytes:
 def never_follows(key: bytes) -> bool:
     """For tables whose entries do not come in pairs."""
     return False
+
+
+def stands_alone(key: bytes, value: bytes) -> tuple[bytes, ...]:
+    """For the same tables."""
+    return ()
 
 
 def keep_present(copied: bytes, present: bytes) -> bytes:
@@ -110,19 +116,38 @@ def nat_newest(copied: bytes, present: bytes) -> bytes:
 
 
 def nat_expired(key: bytes, value: bytes, now: int) -> bool:
-    """Whether a flow of nn_nat has expired, by its client's half."""
-    return now - nat_age(value) > ct_lifetime(key[_CT_PROTOCOL_OFFSET], value[_NAT_FLAGS_OFFSET])
+    """Whether a flow of nn_nat has expired, by a half of its client (nn_nat_has_expired)."""
+    flags = value[_NAT_FLAGS_OFFSET]
+    if flags & _NAT_OPEN != _NAT_OPEN:
+        flags &= ~NatFlag.SEEN_REPLY
+    return now - nat_age(value) > ct_lifetime(key[_CT_PROTOCOL_OFFSET], flags)
 
 
 def nat_is_reply(key: bytes) -> bool:
-    return bool(key[_NAT_REPLY_OFFSET])
+    """Whether it is a half of the backend."""
+    return bool(key[_NAT_REPLY_OFFSET] & 1)
+
+
+def nat_follows(key: bytes) -> bool:
+    """Whether the flow's slot is by another half."""
+    return key[_NAT_REPLY_OFFSET] != NatHalf.CLIENT
 
 
 def nat_other(key: bytes, value: bytes) -> bytes:
     """The key of a flow's other half (nn_nat_other_of)."""
     saddr, daddr, sport, dport = _NAT_ENDS.unpack_from(value)
-    last = bytes((key[_CT_PROTOCOL_OFFSET], 1 - key[_NAT_REPLY_OFFSET], 0, 0))
+    last = bytes((key[_CT_PROTOCOL_OFFSET], key[_NAT_REPLY_OFFSET] ^ 1, 0, 0))
     return _NAT_ENDS.pack(daddr, saddr, dport, sport) + last
+
+
+def nat_others(key: bytes, value: bytes) -> tuple[bytes, ...]:
+    """The keys of what is deleted with a flow's first half. The last half of source translation is not found by it, and
+    is of no use without the others."""
+    other = nat_other(key, value)
+    if not value[_NAT_FLAGS_OFFSET] & NatFlag.HAS_SOURCE:
+        return (other,)
+    last = bytes((key[_CT_PROTOCOL_OFFSET], NatHalf.SOURCE_CLIENT, 0, 0))
+    return (other, _NAT_ENDS.pack(*_NAT_ENDS.unpack_from(value)) + last)
 
 
 def nat_of_lb_flow(key: bytes, value: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -58,7 +58,7 @@ class CtEntry(NamedTuple):
 
 
 class NatKey(NamedTuple):
-    """nn_nat_key: a packet as it arrives. `reply`: 1 for packets of the backend, 0 for those of the client."""
+    """nn_nat_key: a packet as it arrives. `reply`: a NatHalf; its lowest bit is 1 for packets of the backend."""
 
     saddr: IPAddress
     daddr: IPAddress
@@ -104,7 +104,7 @@ class NatEntry(NamedTuple):
 
     def other(self, key: NatKey) -> NatKey:
         """The key of the flow's other half."""
-        return NatKey(self.daddr, self.saddr, self.dport, self.sport, key.protocol, 1 - key.reply)
+        return NatKey(self.daddr, self.saddr, self.dport, self.sport, key.protocol, key.reply ^ 1)
 
 
 class SockQuestion(NamedTuple):

@@ -18,6 +18,7 @@ class DropReason(IntEnum):
     SERVICE_BACKEND_NOT_FOUND = 158
     UNKNOWN_CONNECTION_TRACKING_STATE = 163
     UNSUPPORTED_L2_PROTOCOL = 166
+    NO_MAPPING_FOR_NAT_MASQUERADE = 167
     IS_A_CLUSTERIP = 174
     FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND = 175
     FORBIDDEN_ICMPV6_MESSAGE = 176
@@ -98,6 +99,16 @@ class NatFlag(IntFlag):
     FIN_REPLY = 4
     RST = 8
     OPENED = 16
+    HAS_SOURCE = 32
+
+
+class NatHalf(IntEnum):
+    """nn_nat_half"""
+
+    CLIENT = 0
+    REPLY = 1
+    SOURCE_CLIENT = 2
+    SOURCE_REPLY = 3
 
 
 class CtStatus(IntEnum):

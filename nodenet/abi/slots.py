@@ -11,7 +11,8 @@ from nodenet.model import Direction
 WAYS = 16
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _64_BITS = (1 << 64) - 1
-_ENDPOINT, _ADDRESS_BITS = 0x40000000, 0x3FFFFFFF
+_OUTSIDE, _ENDPOINT, _ADDRESS_BITS = 0x80000000, 0x40000000, 0x3FFFFFFF
+_V4_PREFIX = bytes(10) + b"\xff\xff"
 _KEY = struct.Struct("=4I4IHHB3x")
 _ADDRESS = struct.Struct("=4I")
 _DIRECTION_OFFSET = 16
@@ -46,16 +47,25 @@ def ct_owner(key: bytes, value: bytes) -> int:
     """As nn_ct_owner_of for a flow that the pod opened, or another node's pod. Here every caller is an owner."""
     if value[_DIRECTION_OFFSET] == Direction.EGRESS:
         return _ENDPOINT | int.from_bytes(value[_ENDPOINT_ID], "little")
-    number = 0
-    for word in _ADDRESS.unpack(key[16:32]):
-        number = (number ^ word) * _GOLDEN_RATIO & _64_BITS
-        number ^= number >> 32
-    return number & _ADDRESS_BITS
+    return _addr_number(key[16:32]) & _ADDRESS_BITS
 
 
 def nat_owner(key: bytes, value: bytes) -> int:
-    """As nn_nat_owner_of: the pod that called."""
-    return _ENDPOINT | int.from_bytes(value[_NAT_ENDPOINT_ID], "little")
+    """As nn_nat_owner_of: the pod that called, or the client outside. A pod of another node counts as one."""
+    endpoint_id = int.from_bytes(value[_NAT_ENDPOINT_ID], "little")
+    if endpoint_id:
+        return _ENDPOINT | endpoint_id
+    client = key[:16] if key.startswith(_V4_PREFIX) else key[:8] + bytes(8)
+    return _OUTSIDE | _addr_number(client) & 0xFFFF
+
+
+def _addr_number(addr: bytes) -> int:
+    """nn_addr_number"""
+    number = 0
+    for word in _ADDRESS.unpack(addr):
+        number = (number ^ word) * _GOLDEN_RATIO & _64_BITS
+        number ^= number >> 32
+    return number
 
 
 def bucket_of(entries: Iterable[Entry], buckets: int, owner: Callable[[bytes, bytes], int]) -> bytes:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from nodenet.agent import uplink_programs
+from nodenet.agent import source_ports, uplink_programs
 from nodenet.bpf import loader
 from nodenet.bpf.pins import Pins
 from nodenet.cni import install
@@ -50,6 +50,8 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
     if links:
         yield Item(f"{len(links)} socket programs of {config.bpffs}", partial(loader.detach_cgroup, pins))
     yield from _uplinks()
+    if source_ports.ours(config.run_dir):
+        yield Item("ports reserved for calls from outside", partial(source_ports.release, config.run_dir))
     yield from _interfaces(config, bridge)
     yield from _routes()
     yield from (Item(f"nf_tables: table {name}", remove) for name, remove in nft.our_tables())
@@ -66,7 +68,7 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
 # Patterns of what agent and plugin write in run_dir.
 _RUN_FILES = (
     *("agent.lock", "agent.sock", "cni.sock", ".cni.[0-9]*", "endpoints", "leases"),
-    *("pod-addresses.lock", "pod-cidrs", "pod-cidrs.new", "pod-mtu", ".pod-mtu.new"),
+    *("pod-addresses.lock", "pod-cidrs", "pod-cidrs.new", "pod-mtu", ".pod-mtu.new", "reserved-ports"),
 )
 
 

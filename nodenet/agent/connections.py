@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodenet.abi import FairTable
-from nodenet.abi.carried import ct_expired, ct_owner, nat_expired, nat_is_reply, nat_other
+from nodenet.abi.carried import ct_expired, ct_owner, nat_expired, nat_follows, nat_is_reply, nat_other
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,9 @@ def collect_flows(flows: Table, now: int, pause: Callable[[], None]) -> int:
             # As in `_delete`.
             latest = flows.lookup(key)
             if latest is not None and nat_expired(key, latest, now):
-                # The programs take the flow for gone when the client's half is, and may make it again meanwhile.
-                expired += flows.remove(key)
+                # The programs take the flow for gone when the client's half is, and may make it again meanwhile. The
+                # halves of source translation are a pair of the same kind.
+                expired += flows.remove(key) and not nat_follows(key)
                 flows.remove(nat_other(key, latest))
         pause()
     return expired

@@ -65,6 +65,9 @@ class Datapath:
             refuse_errno=probe.available(self.features, "helper set_retval"),
             trace_events=config.flow_events,
             kernel_structs=probe.available(self.features, probe.OFFLOAD),
+            serve_uplinks=config.serves_uplinks,
+            source_port=config.source_port_range[0],
+            source_ports=config.source_port_range[1] - config.source_port_range[0] + 1,
             netns_cookie=netns_cookie(),
             sizes=config.map_sizes,
         )

@@ -22,6 +22,7 @@ from nodenet.agent.integrity import Integrity
 from nodenet.agent.masquerade import Masquerade
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
 from nodenet.agent.sockets import Peers, Place, SocketKeeper
+from nodenet.agent.source_ports import SourcePorts
 from nodenet.agent.uplink import UplinkKeeper
 from nodenet.agent.uplink_programs import UplinkPrograms
 from nodenet.bpf.loader import SOCK_SERVICE
@@ -57,9 +58,10 @@ class Keepers:
             config.uplink, self._host.uplink, self._own_addresses, self._store_mtu, self.routes.recheck
         )
         self.uplink_programs = UplinkPrograms(
-            partial(self._sync_uplinks, config.uplink if config.uplink_programs else None, programs),
-            enabled=config.uplink_programs,
+            partial(self._sync_uplinks, config.uplink if config.serves_uplinks else None, programs),
+            enabled=config.serves_uplinks,
         )
+        self.source_ports = SourcePorts(config.run_dir, config.source_port_range if config.serves_uplinks else None)
         self.conflist = ConflistKeeper(config)
         self.masquerade = Masquerade(config, self._nodes_known)
         self.foreign_rules = ForeignRules(
@@ -93,6 +95,7 @@ class Keepers:
         isolated = await self.endpoints.isolate()
         await self.addresses.refresh()
         await self.uplink.refresh()
+        await self.source_ports.refresh()
         return isolated
 
     def pod_mtu(self) -> int:
@@ -111,6 +114,7 @@ class Keepers:
             tasks.create_task(self.addresses.keep(), name="addresses")
             tasks.create_task(self.uplink.keep(partial(self._engine.next_change, kinds.NODE)), name="uplink")
             tasks.create_task(self.uplink_programs.keep(ready), name="uplink programs")
+            tasks.create_task(self.source_ports.keep(), name="source ports")
             tasks.create_task(self.conflist.keep(ready), name="conflist")
             tasks.create_task(self.masquerade.keep(), name="masquerade")
             tasks.create_task(self.foreign_rules.keep(), name="foreign rules")
@@ -129,6 +133,7 @@ class Keepers:
             *self.integrity.recent(),
             *self.uplink.problems,
             *self.uplink_programs.problems,
+            *self.source_ports.problems,
             *self.routes.problems,
             *self.conflist.problems,
             *self.masquerade.problems,

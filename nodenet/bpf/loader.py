@@ -62,8 +62,11 @@ class DatapathConfig:
     trace_events: bool = True
     preemptible: bool = field(default_factory=softirqs_are_preemptible)
     kernel_structs: bool = True
-    # Translate Services on the node's own interfaces too. No Service is served there yet.
+    # Translate Services on the node's own interfaces too.
     serve_uplinks: bool = False
+    # The first of the ports that replace those of clients outside, and how many these are.
+    source_port: int = 49152
+    source_ports: int = 16384
     # The cookie of the node's own network namespace. Sockets in other namespaces belong to pods. 0: unknown.
     netns_cookie: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -73,7 +76,8 @@ class DatapathConfig:
         kernel = (self.preemptible, self.kernel_structs, self.serve_uplinks)
         arrays = (tables.CT_SLOT, tables.FRAG_SLOT, tables.NAT_SLOT)
         buckets = (self.sizes.get(one.name, one.size.entries) for one in arrays)
-        return struct.pack("=7BxIII4xQ", *policy, *kernel, *buckets, self.netns_cookie)
+        numbers = (*buckets, self.source_port, self.source_ports, self.netns_cookie)
+        return struct.pack("=7BxIIIHHQ", *policy, *kernel, *numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ def adopt(pins: Pins, name: str, kind: tables.Slots) -> int:
             buckets.replace(index.to_bytes(4, "little"), value)
         for key, value in gone:
             entries.remove(key)
-            if kind.other is not None:
-                entries.remove(kind.other(key, value))
+            for other in kind.others(key, value):
+                entries.remove(other)
     return sum(map(len, placed.values()))
 
 

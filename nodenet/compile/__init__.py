@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from nodenet.abi import U32, AddressKey
 from nodenet.compile import identities, slots
 from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
@@ -64,7 +65,9 @@ class Compiler:
         others = self._remember("others", inputs, lambda *_: self._others(snapshot, policies, local))
         tables, endpoints, ipcache = others
         callers = self._remember("clients", (snapshot.endpoints if local.services else _NONE,), clients)
-        return _state(services, tables, endpoints, ipcache, callers), _names(services, tables, endpoints)
+        sources = self._remember("sources", (snapshot.nodes if local.services else _NONE, local.name), _sources)
+        state = _state(services, tables, endpoints, ipcache, callers, sources)
+        return state, _names(services, tables, endpoints)
 
     def _others(
         self, snapshot: Snapshot, given: PolicySet, local: LocalNode
@@ -131,6 +134,13 @@ def _here(nodes: Mapping[ObjectRef, Node], local: LocalNode) -> Here:
     return Here(local.name, zone, *(tuple(sorted(some, key=_address_order)) for some in (found, firsts)))
 
 
+def _sources(nodes: Mapping[ObjectRef, Node], name: str) -> Table:
+    """nn_source_addr: the node's first address of each IP version."""
+    node = nodes.get(ObjectRef("", name)) or Node(name)
+    firsts = {address.version: address for address in reversed(node.addresses)}
+    return {U32(version): AddressKey(address) for version, address in sorted(firsts.items())}
+
+
 def _address_order(address: IPAddress) -> tuple[int, int]:
     return address.version, int(address)
 
@@ -152,7 +162,12 @@ def _namespace_labels(namespaces: Mapping[Any, Any]) -> dict[str, Labels]:
 
 
 def _state(
-    services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables, ipcache: Table, callers: Table
+    services: ServiceTables,
+    policies: PolicyTables,
+    endpoints: EndpointTables,
+    ipcache: Table,
+    callers: Table,
+    sources: Table,
 ) -> DesiredState:
     return DesiredState(
         {
@@ -163,6 +178,7 @@ def _state(
             "nn_revnat": services.revnat,
             "nn_source_range": services.source_ranges,
             "nn_client": callers,
+            "nn_source_addr": sources,
             "nn_policy": policies.policy,
             "nn_cidr": policies.cidr,
             "nn_ipcache": ipcache,

@@ -176,6 +176,16 @@ CLIENT = BpfMap(
     Group.SERVICES,
     Order(sets=13, deletes=14),
 )
+SOURCE_ADDR = BpfMap(
+    "nn_source_addr",
+    MapType.HASH,
+    Records(abi.U32, abi.AddressKey),
+    Size(2),
+    Writer.COMPILER,
+    "calls from outside do not reach backends on other nodes",
+    Group.SERVICES,
+    Order(sets=13, deletes=14),
+)
 AFFINITY = BpfMap(
     "nn_affinity",
     MapType.LRU_HASH,
@@ -233,7 +243,8 @@ CT_SLOT = BpfMap(
     Writer.PROGRAMS,
     slots=Slots(CT.name, slots.ct_owner, carried.ct_age),
 )
-# A flow to a Service that is translated packet by packet has an entry in nn_ct, and two here.
+# A flow to a Service that is translated packet by packet has an entry in nn_ct, and two here. A flow from outside to a
+# backend on another node has four.
 NAT = BpfMap(
     "nn_nat",
     MapType.HASH,
@@ -271,7 +282,7 @@ NAT_SLOT = BpfMap(
     None,
     Size(3276, "ct_entries", share=40, least=40),
     Writer.PROGRAMS,
-    slots=Slots(NAT.name, slots.nat_owner, carried.nat_age, carried.nat_is_reply, carried.nat_other),
+    slots=Slots(NAT.name, slots.nat_owner, carried.nat_age, carried.nat_follows, carried.nat_others),
 )
 FRAG = BpfMap(
     "nn_frag",
@@ -327,6 +338,7 @@ _ALL = (
     REVNAT,
     SOURCE_RANGE,
     CLIENT,
+    SOURCE_ADDR,
     AFFINITY,
     SOCK_PEER,
     SOCK_SENT,

@@ -122,15 +122,15 @@ class Slots:
     (nodenet/bpf/slots.py). Both maps are replaced together.
 
     `owner`: who pays for an entry of key and value; `age`: the time of its last use. None: the entries are deleted,
-    because they are not worth a copy. `follows` and `other`: for entries in pairs of which one half has a slot: whether
-    this key is of the other half, and its key.
+    because they are not worth a copy. `follows` and `others`: for flows of several entries, of which one has the slot:
+    whether this key is of another one, and the keys of the others.
     """
 
     of: str
     owner: Callable[[bytes, bytes], int] | None = None
     age: Callable[[bytes], int] | None = None
     follows: Callable[[bytes], bool] = carried.never_follows
-    other: Callable[[bytes, bytes], bytes] | None = None
+    others: Callable[[bytes, bytes], tuple[bytes, ...]] = carried.stands_alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "quote": Mutant(
         "an ICMP error's quote may lie behind the end of the packet",
         "an ICMP error that quotes no ports",
-        (Edit("lib/police.h", "inner->end = context->packet.end;", "inner->end = ctx->len;"),),
+        (Edit("lib/quote.h", "inner->end = context->packet.end;", "inner->end = ctx->len;"),),
     ),
     "length-zero": Mutant(
         "an IPv6 packet of length 0 reaches to the end of the frame",

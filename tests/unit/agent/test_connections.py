@@ -141,6 +141,9 @@ async def test_a_map_that_cannot_be_read_is_a_problem_until_it_can() -> None:
     assert keeper.problems == []
 
 
+OPEN = abi.NatFlag.SEEN_REPLY | abi.NatFlag.OPENED
+
+
 def nat_flow(sport: int, idle: int, flags: int) -> dict[bytes, bytes]:
     pod, service, backend = map(ip_address, ("10.0.0.1", "10.96.0.1", "10.0.0.2"))
     client = abi.NatKey(pod, service, sport, 80, Protocol.UDP, 0)
@@ -152,10 +155,25 @@ def nat_flow(sport: int, idle: int, flags: int) -> dict[bytes, bytes]:
 
 def test_an_expired_flow_loses_both_halves_and_others_none() -> None:
     table = FakeTable([])
-    kept = nat_flow(1, 59, 0) | nat_flow(2, 179, abi.NatFlag.SEEN_REPLY)
-    table.entries = nat_flow(3, 61, 0) | kept | nat_flow(4, 181, abi.NatFlag.SEEN_REPLY)
-    assert collect_flows(table, NOW, lambda: None) == 2
+    kept = nat_flow(1, 59, 0) | nat_flow(2, 179, OPEN)
+    table.entries = nat_flow(3, 61, 0) | kept | nat_flow(4, 181, OPEN) | nat_flow(5, 61, abi.NatFlag.SEEN_REPLY)
+    assert collect_flows(table, NOW, lambda: None) == 3
     assert table.entries == kept
+
+
+def test_a_flow_with_source_translation_loses_all_four() -> None:
+    def both(sport: int, idle: int) -> dict[bytes, bytes]:
+        found = nat_flow(sport, idle, abi.NatFlag.HAS_SOURCE)
+        client, backend, node = map(ip_address, ("10.0.0.1", "10.0.0.2", "10.9.0.1"))
+        key = abi.NatKey(client, backend, sport, 8080, Protocol.UDP, abi.NatHalf.SOURCE_CLIENT)
+        there = abi.NatEntry(node, backend, 50000 + sport, 8080, NOW - idle, 1, 0, 0, 0, 0)
+        back = abi.NatEntry(backend, client, 8080, sport, NOW - 9999, 1, 0, 0, 0, 0)
+        return found | {key.pack(): there.pack(), there.other(key).pack(): back.pack()}
+
+    table = FakeTable([])
+    table.entries = both(1, 61) | both(2, 59)
+    assert collect_flows(table, NOW, lambda: None) == 1
+    assert table.entries == both(2, 59)
 
 
 def test_a_flow_that_is_used_again_while_it_is_read_stays() -> None:

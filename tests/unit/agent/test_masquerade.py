@@ -45,7 +45,7 @@ def test_pods_of_this_node_to_anything_but_pods_nodes_and_exclusions() -> None:
         "224.0.0.0/4",
     ]
     assert texts(found[6].excluded) == ["fd00::1/128", "fd01::/64", "fd02::/64", "fe80::/10", "ff00::/8"]
-    assert (found[4].low, found[4].high) == (32768, 65535)
+    assert (found[4].low, found[4].high) == (32768, 49151)
 
 
 def test_only_the_versions_that_are_asked_for_and_that_the_node_has() -> None:
@@ -112,10 +112,22 @@ def test_the_configuration() -> None:
         ("masquerade_ports", "1-2", "masquerade_ports: expected FIRST-LAST"),
         ("masquerade_ports", "50000-40000", "masquerade_ports: expected FIRST-LAST"),
         ("masquerade_ports", "many", "masquerade_ports: expected FIRST-LAST"),
+        ("source_ports", "80-90", "source_ports: expected FIRST-LAST"),
         ("pod_mtu", 1000, "pod_mtu: expected 1280-65535"),
     ):
         with pytest.raises(BadInputError, match=message):
             parse({"node_name": "n", key: value}, "test")
+
+
+def test_calls_from_outside_have_ports_of_their_own() -> None:
+    shared = {"node_name": "n", "masquerade_ipv4": True, "masquerade_ports": "32768-65535"}
+    with pytest.raises(BadInputError, match="source_ports: expected no port of masquerade_ports"):
+        parse(shared, "test")
+    assert parse({**shared, "source_ports": "20000-29999"}, "test").source_port_range == (20000, 29999)
+    # No packet is translated from outside, or none is masqueraded.
+    assert not parse({**shared, "services": False}, "test").serves_uplinks
+    parse({**shared, "uplink_programs": False}, "test")
+    parse({**shared, "masquerade_ipv4": False}, "test")
 
 
 def test_intervals_are_disjoint_and_neighbours_are_one() -> None:

@@ -120,6 +120,7 @@ def as_tables(compiled: ServiceTables) -> dict[str, Any]:
         "nn_revnat": compiled.revnat,
         "nn_source_range": compiled.source_ranges,
         "nn_client": NO_CLIENTS,
+        "nn_source_addr": NO_CLIENTS,
     }
 
 

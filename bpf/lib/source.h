@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Source translation of flows from outside to a backend that is not on this node. Its replies must come back through this
+ * node, so the backend sees one of the node's addresses, and a port that no other flow to this backend has.
+ *
+ * The flow is translated in two steps, and the node's stack routes the packet between them. Where a packet enters the
+ * node, only its destination changes; where it leaves the node, only its source. So the stack never receives a packet
+ * with one of its own addresses as the source, which it would discard, and sees the client and the backend as the ends:
+ *
+ *   client -> node:port        enters: NN_NAT_CLIENT          client -> backend
+ *   client -> backend          leaves: NN_NAT_SOURCE_CLIENT   source address:source port -> backend
+ *   backend -> source address  enters: NN_NAT_SOURCE_REPLY    backend -> client
+ *   backend -> client          leaves: NN_NAT_REPLY           node:port -> client */
+#ifndef NN_SOURCE_H
+#define NN_SOURCE_H
+
+#include "nat.h"
+
+#define NN_SOURCE_STEP 7919
+#define NN_SOURCE_TRIES 8
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct nn_source_addr_entry);
+} nn_source_addr SEC(".maps");
+
+/* True if the port may be one of those that replace clients' ports. */
+NN_INLINE int nn_is_source_port(__be16 port)
+{
+	return (__u16)(bpf_ntohs(port) - nn_config.source_port) < nn_config.source_ports;
+}
+
+/* The port of the context's reply_key is in use. Delete its flow if that has expired. Returns 1 if the port is free
+ * now. */
+NN_GLOBAL int nn_source_release(void)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat_entry *entry;
+	struct nn_nat *nat;
+
+	if (!context)
+		return 0;
+	nat = &context->nat;
+	entry = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
+	if (!entry)
+		return 1;
+	nn_nat_other_of(&nat->reply_key, entry, &nat->gone);
+	entry = bpf_map_lookup_elem(&nn_nat, &nat->gone);
+	if (entry && !nn_nat_has_expired(entry, nat->gone.protocol, context->now))
+		return 0;
+	/* The flow's entry of replies has the ends of this one, in the other direction. */
+	nn_nat_source_of(&nat->gone, &nat->other);
+	nat->gone = nat->other;
+	nat->gone.reply = NN_NAT_REPLY;
+	nn_nat_delete();
+	bpf_map_delete_elem(&nn_nat, &nat->reply_key);
+	return 1;
+}
+
+/* Insert a half of the source translation. The slots are for flows of two entries, so flows of four can fill the table
+ * before the slots are used up: then one of the flow's bucket is evicted, as for a new slot. */
+NN_INLINE long nn_source_insert(const struct nn_nat_key *key, const struct nn_nat_entry *entry)
+{
+	/* BPF_NOEXIST: another CPU may try the same port. */
+	long result = bpf_map_update_elem(&nn_nat, key, entry, BPF_NOEXIST);
+
+	if (result == 0 || result == -NN_EEXIST)
+		return result;
+	nn_nat_claim(NN_FAIR_EVICT);
+	return bpf_map_update_elem(&nn_nat, key, entry, BPF_NOEXIST);
+}
+
+/* Try one port for the context's flow. Returns 1 if the flow has it now, 0 if another flow has it, or a drop code. */
+NN_GLOBAL int nn_source_take(__u32 number)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat *nat;
+	long result;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nat = &context->nat;
+	nat->source.sport = bpf_htons(nn_config.source_port + number % nn_config.source_ports);
+	nn_nat_other_of(&nat->source_key, &nat->source, &nat->reply_key);
+	result = nn_source_insert(&nat->reply_key, &nat->reply);
+	if (result == -NN_EEXIST && nn_source_release())
+		result = bpf_map_update_elem(&nn_nat, &nat->reply_key, &nat->reply, BPF_NOEXIST);
+	if (result == -NN_EEXIST)
+		return 0;
+	if (result < 0)
+		return NN_DROP_CT_INSERT_FAILED;
+	if (bpf_map_update_elem(&nn_nat, &nat->source_key, &nat->source, BPF_ANY) < 0) {
+		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
+		return NN_DROP_CT_INSERT_FAILED;
+	}
+	return 1;
+}
+
+/* Add the source translation of the context's flow, whose client's half was just added (nn_nat_create). The candidates
+ * follow from `number`, the flow's hash, so that a flow whose entries were lost gets the same port again. Returns 0 or a
+ * drop code. */
+NN_GLOBAL int nn_source_create(__u32 number)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_source_addr_entry *own;
+	struct nn_nat_entry *held;
+	__u32 version;
+	struct nn_nat *nat;
+	int result = 0;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nat = &context->nat;
+	version = context->packet.ip_version;
+	own = bpf_map_lookup_elem(&nn_source_addr, &version);
+	if (!own)
+		return NN_DROP_NAT_NO_MAPPING;
+	nn_nat_source_of(&nat->reply_key, &nat->source_key);
+	nat->source = nat->entry;
+	nat->source.saddr = own->addr;
+	nat->source.flags &= ~NN_NAT_HAS_SOURCE;
+	held = bpf_map_lookup_elem(&nn_nat, &nat->source_key);
+	if (held && nn_addr_equal(&held->saddr, &own->addr)) {
+		/* The flow opens again, with the same ends. */
+		held->flags = nat->source.flags;
+		held->last_seen = context->now;
+		return 0;
+	}
+	nat->reply.saddr = nat->entry.daddr;
+	nat->reply.sport = nat->entry.dport;
+	nat->reply.daddr = nat->entry.saddr;
+	nat->reply.dport = nat->entry.sport;
+	nat->reply.flags = 0;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < NN_SOURCE_TRIES && result == 0; i++)
+		result = nn_source_take(number + i * NN_SOURCE_STEP);
+	if (result <= 0)
+		return result ?: NN_DROP_NAT_NO_MAPPING;
+	/* Another CPU may have evicted the flow meanwhile. */
+	if (!bpf_map_lookup_elem(&nn_nat, &nat->key)) {
+		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
+		bpf_map_delete_elem(&nn_nat, &nat->source_key);
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,151 @@
+"""Services that are called from outside: a client on the lab's fabric, which is no node and has no agent. Real sockets,
+both families, backends on the called node and on the other one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodenet.lab import names
+from tests.e2e.labs import Lab, running
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+NAMESPACE = "shop"
+PORT, TARGET = 80, 8080
+# node1 has the address ...11 on the fabric, node2 ...12; the client is the fabric's router.
+NODES = {("node1", 4): "172.30.0.11", ("node1", 6): "fd00:172:30::b"}
+CLIENT_ADDRESS = {4: "172.30.0.1", 6: "fd00:172:30::1"}
+PLACES = ("near", "far")
+# Connects, sends data that has to come back, and asks which address the backend sees.
+CLIENT = """
+import json, socket, sys, threading
+found = {}
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+def ask(name, kind, address, port, size):
+    out = found.setdefault(name, {})
+    data = b"\\0" + bytes(range(256)) * (size // 256)
+    try:
+        with socket.socket(family(address), socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.connect((address, port))
+            sock.sendall(data)
+            received = b""
+            while len(received) < len(data):
+                received += sock.recv(65536)
+            out["same"] = received == data
+        if kind == "tcp":
+            with socket.create_connection((address, port), timeout=5) as sock:
+                sock.sendall(b"GET /clientip HTTP/1.0\\r\\n\\r\\n")
+                answer = b""
+                while part := sock.recv(65536):
+                    answer += part
+                out["seen"] = answer.rpartition(b"\\n")[2].decode().rpartition(":")[0].strip("[]")
+    except OSError as error:
+        out["error"] = type(error).__name__
+threads = [threading.Thread(target=ask, args=question) for question in json.loads(sys.argv[1])]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps(found))
+"""
+
+
+def pod(name: str, node: str, **labels: str) -> dict[str, Any]:
+    ports = [{"containerPort": TARGET, "protocol": protocol} for protocol in ("TCP", "UDP")]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": name, **labels}},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "stand-in", "ports": ports}]},
+    }
+
+
+def service(name: str, app: str = "", **spec: Any) -> dict[str, Any]:
+    ports = [
+        {"name": protocol.lower(), "protocol": protocol, "port": PORT, "targetPort": TARGET}
+        for protocol in ("TCP", "UDP")
+    ]
+    fields = {"type": "NodePort", "selector": {"app": app or name}, "ipFamilyPolicy": "RequireDualStack"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {**fields, "ports": ports, **spec},
+    }
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    objects = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        pod("near", "node1"),
+        pod("far", "node2"),
+        *(service(name) for name in PLACES),
+        *(service(f"{name}-local", name, externalTrafficPolicy="Local") for name in PLACES),
+    ]
+    manifest = tmp_path_factory.mktemp("outside") / "objects.yaml"
+    manifest.write_text(yaml.safe_dump_all(objects))
+    with running("uplink", "--nodes", "2", "--ip-family", "dual", "-f", manifest) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def node_ports(lab: Lab) -> dict[tuple[str, str], int]:
+    """(Service, protocol) -> its NodePort."""
+    return {
+        (item["metadata"]["name"], port["protocol"].lower()): port["nodePort"]
+        for item in lab.json("get", "services", "-n", NAMESPACE)["items"]
+        for port in item["spec"]["ports"]
+    }
+
+
+def asked(lab: Lab, questions: list[tuple[str, str, str, int, int]]) -> dict[str, Any]:
+    """What the client finds for each question: name -> answer."""
+    fabric = names.NETNS_ROOT / names.fabric_netns(lab.name)
+    command = ["nsenter", f"--net={fabric}", sys.executable, "-I", "-S", "-c", CLIENT, json.dumps(questions)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_this_process_is_not_in_a_nodes_cgroup(lab: Lab) -> None:
+    assert f"nodenet.{lab.name}" not in Path("/proc/self/cgroup").read_text()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_node_ports(lab: Lab, node_ports: dict[tuple[str, str], int], place: str) -> None:
+    """A backend of the called node sees the client, one of the other node sees the called node."""
+    wanted = [
+        (f"{kind} {version} {size}", kind, NODES["node1", version], node_ports[place, kind], size)
+        for kind, version, size in product(("tcp", "udp"), (4, 6), (0, 256 * 4))
+    ] + [(f"long {version}", "tcp", NODES["node1", version], node_ports[place, "tcp"], 1 << 20) for version in (4, 6)]
+    seen = CLIENT_ADDRESS if place == "near" else {version: NODES["node1", version] for version in (4, 6)}
+    found = asked(lab, wanted)
+    assert found == {
+        name: {"same": True, **({"seen": seen[6 if ":" in address else 4]} if kind == "tcp" else {})}
+        for name, kind, address, _, _ in wanted
+    }
+
+
+def test_policy_local(lab: Lab, node_ports: dict[tuple[str, str], int]) -> None:
+    """Only backends of the called node; without one the packet is dropped without an answer."""
+    wanted = [
+        (f"{place} {kind} {version}", kind, NODES["node1", version], node_ports[f"{place}-local", kind], 256)
+        for place, kind, version in product(PLACES, ("tcp", "udp"), (4, 6))
+    ]
+    found = asked(lab, wanted)
+    for name, kind, address, _, _ in wanted:
+        if name.startswith("far"):
+            assert found[name] == {"error": "TimeoutError"}, name
+        else:
+            seen = {"seen": CLIENT_ADDRESS[6 if ":" in address else 4]} if kind == "tcp" else {}
+            assert found[name] == {"same": True, **seen}, name
