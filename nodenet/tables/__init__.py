@@ -174,7 +174,7 @@ CLIENT = BpfMap(
     Writer.COMPILER,
     "calls of further pods have an affinity of their own at the socket, and another one packet by packet",
     Group.SERVICES,
-    Order(sets=13, deletes=14),
+    Order(sets=15, deletes=16),
 )
 SOURCE_ADDR = BpfMap(
     "nn_source_addr",
@@ -184,7 +184,7 @@ SOURCE_ADDR = BpfMap(
     Writer.COMPILER,
     "calls from outside do not reach backends on other nodes",
     Group.SERVICES,
-    Order(sets=13, deletes=14),
+    Order(sets=15, deletes=16),
 )
 AFFINITY = BpfMap(
     "nn_affinity",
