@@ -174,7 +174,7 @@ CLIENT = BpfMap(
     Writer.COMPILER,
     "calls of further pods have an affinity of their own at the socket, and another one packet by packet",
     Group.SERVICES,
-    Order(sets=15, deletes=16),
+    Order(sets=13, deletes=14),
 )
 SOURCE_ADDR = BpfMap(
     "nn_source_addr",
