@@ -12,9 +12,20 @@ from typing import Any, cast, get_type_hints
 from nodenet import tables
 from nodenet.endpoint import IPNetwork
 from nodenet.errors import BadInputError
+from nodenet.tables.memory import DEFAULT_SHARE
 
 # A container image has the compiled eBPF objects and the CNI executables here, read-only (daemonset/Dockerfile).
 PREBUILT = Path(sys.prefix) / "share" / "nodenet"
+
+
+_MOST_SHARE = 0.5
+
+
+class Share(float):
+    """A part of the node's memory, from 0 to 1."""
+
+
+_DEFAULT_SHARE = Share(DEFAULT_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +99,16 @@ class Config:
     node_port_addresses: tuple[str, ...] = ("primary",)
     # Deliver packets between pods of this node with bpf_redirect_peer instead of through the bridge.
     redirect_peer: bool = True
-    # Sizes of maps. nodenet/tables declares which map uses which key.
-    ct_entries: int = tables.CT.size.entries
-    service_entries: int = tables.FRONTEND.size.entries
-    backend_entries: int = tables.BACKEND.size.entries
-    endpoint_entries: int = tables.ENDPOINT.size.entries
-    ipcache_entries: int = tables.IPCACHE.size.entries
-    policy_entries: int = tables.POLICY.size.entries
+    # Sizes of maps follow this share of the node's memory (nodenet/tables/memory.py): a number, or a percentage such as
+    # 2%. They are computed once and then kept. 0: the same sizes on every node.
+    map_memory: Share = _DEFAULT_SHARE
+    # Sizes of maps, in place of the computed ones. nodenet/tables declares which map uses which key.
+    ct_entries: int | None = None
+    service_entries: int | None = None
+    backend_entries: int | None = None
+    endpoint_entries: int | None = None
+    ipcache_entries: int | None = None
+    policy_entries: int | None = None
     # Start also where a later version kept connections in a form that this one cannot read: they are lost.
     allow_downgrade: bool = False
     # Seconds between full comparisons of the kernel's maps with the desired state.
@@ -121,9 +135,10 @@ class Config:
         return self.services and self.uplink_programs
 
     @property
-    def map_sizes(self) -> dict[str, int]:
-        """Entries by map name, for the maps with a size key."""
-        return tables.sizes({key: getattr(self, key) for key in tables.SIZE_KEYS})
+    def entries(self) -> dict[str, int]:
+        """The sizes of maps that are set, by key."""
+        found = {key: getattr(self, key) for key in tables.SIZE_KEYS}
+        return {key: number for key, number in found.items() if number is not None}
 
 
 _ADDRESSES = (
@@ -152,7 +167,7 @@ def parse(data: Mapping[str, Any], source: str) -> Config:
         except ValueError as error:
             errors.append(f"{name}: {error}")
     errors += [f"{name}: expected more than 0, got {values[name]}" for name in _POSITIVE if values.get(name, 1) <= 0]
-    least = {name: tables.least_entries(name) for name in tables.SIZE_KEYS if name in values}
+    least = {name: tables.least_entries(name) for name in tables.SIZE_KEYS if values.get(name) is not None}
     errors += [
         f"{name}: expected at least {number}, got {values[name]}"
         for name, number in least.items()
@@ -234,8 +249,12 @@ def is_text(key: str) -> bool:
 
 def _convert(value: object, wanted: Any) -> object:
     optional = wanted == (Path | None)
+    if wanted == (int | None):
+        return None if value is None else _convert(value, int)
     if optional and value is None:
         return None
+    if wanted is Share:
+        return _share(value)
     if optional or wanted is Path:
         if not isinstance(value, str) or not value:
             raise ValueError(f"expected a path, got {value!r}")
@@ -252,6 +271,18 @@ def _convert(value: object, wanted: Any) -> object:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ValueError(f"expected {wanted.__name__}, got {value!r}")
     return value
+
+
+def _share(value: object) -> Share:
+    """A number from 0 to 0.5, or a percentage up to 50%."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if isinstance(value, bool) or not 0 <= share <= _MOST_SHARE:
+        raise ValueError(f"expected a share of the node's memory such as 0.02 or 2%, at most 50%, got {value!r}")
+    return Share(share)
 
 
 def _network(text: str) -> IPNetwork:

@@ -22,7 +22,7 @@ from nodenet.agent import attachment
 from nodenet.agent.datapath import Datapath
 from nodenet.bpf import loader
 from nodenet.compile import LocalNode
-from nodenet.config import Config
+from nodenet.config import Config, Share
 from nodenet.engine import Engine
 from nodenet.errors import CannotRunError
 from nodenet.flow.pipeline import Pipeline
@@ -84,6 +84,7 @@ class Ebpf(Mode):
             bpffs=folder / "bpf" / self.name,
             cgroup=self._cgroup,
             cache_dir=cache,
+            map_memory=Share(0),
             service_entries=entries,
             backend_entries=entries,
         )

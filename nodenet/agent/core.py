@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 
 from nodenet import kinds
+from nodenet.agent import pressure
 from nodenet.agent.attachments import Attachments
 from nodenet.agent.datapath import Datapath
 from nodenet.agent.events import Events
@@ -50,7 +51,7 @@ class Agent:
     """Connects the parts and starts them in order. When `run` is cancelled, maps and programs stay in the kernel."""
 
     def __init__(self, config: Config, datapath: Datapath) -> None:
-        room = Room.of(config.policy_entries, CIDR.size.entries)
+        room = Room.of(datapath.entries["policy_entries"], CIDR.size.entries)
         local = LocalNode(
             config.node_name,
             enforce_policy=config.enforce_policy,
@@ -75,6 +76,8 @@ class Agent:
         health = Health(engine, api, keepers, self._writer)
         self.service_health = ServiceHealth(engine, config.node_name, health.healthy, services=config.services)
         health.also(self.service_health.problems)
+        map_sizes = {name: table.max_entries for name, table in datapath.tables.items()}
+        health.also(lambda: pressure.problems(engine.held, map_sizes))
         self.parts = Parts(info, datapath, engine, api, Events(datapath, engine), keepers, health)
         self.source = AgentSource(self.parts)
         self.metrics = Metrics(self.source)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nodenet import tables
+from nodenet.agent import sizes
 from nodenet.agent.features import features
 from nodenet.bpf import build, loader, probe
 from nodenet.bpf.grace import ProgramsGrace
@@ -35,10 +36,13 @@ class Datapath:
         self.cgroup = cgroup_of(config)
         self.pins = Pins(config.bpffs)
         refuse_later_state(config)
+        # Entries by key of the configuration.
+        self.entries = sizes.choose(config, self.pins, sizes.node_memory())
         objects = build.build_all(config.cache_dir, probe.available(self.features, probe.CAST_CTX))
         self.loaded = loader.load(objects, self._settings(), self.pins)
         # After the load: a version that cannot be loaded here must not prevent the way back.
         self.pins.set_state(state.STATE)
+        sizes.store(config, self.pins, self.entries)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
         self.grace = ProgramsGrace()
         copied = self.loaded.carrying.copied
@@ -69,7 +73,7 @@ class Datapath:
             source_port=config.source_port_range[0],
             source_ports=config.source_port_range[1] - config.source_port_range[0] + 1,
             netns_cookie=netns_cookie(),
-            sizes=config.map_sizes,
+            sizes=tables.sizes(self.entries),
         )
 
     def program(self, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from nodenet.bpf import libbpf
@@ -16,7 +16,8 @@ from nodenet.mounttable import filesystem_of
 class Pins:
     """maps/<name>, progs/<key>/<program>, links/<program>. During a load also maps-new/<name>. From the replacement of
     maps until the end of the switch also maps-old/<name>-<id of the map>. state/<number>: the number of
-    nodenet/tables/state.py of the version that made the maps."""
+    nodenet/tables/state.py of the version that made the maps. sizes/<key>-<setting>: what decided the size of maps
+    (nodenet/agent/sizes.py)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -27,11 +28,12 @@ class Pins:
         self.progs = root / "progs"
         self.links = root / "links"
         self._state = root / "state"
+        self._sizes = root / "sizes"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """All that is ever in the root."""
-        return self.maps, self.new_maps, self.old_maps, self.progs, self.links, self._state
+        return self.maps, self.new_maps, self.old_maps, self.progs, self.links, self._state, self._sizes
 
     def make(self) -> None:
         """Create the folders. Raises CannotRunError if the root is not in a bpffs."""
@@ -51,6 +53,25 @@ class Pins:
         (self._state / str(number)).mkdir(parents=True, exist_ok=True)
         for path in self._state.iterdir():
             if path.name != str(number):
+                path.rmdir()
+
+    def sizes(self) -> dict[str, str]:
+        """The stored settings of sizes, by key; empty if there are none. After a crash within `set_sizes` a key may
+        have two: then neither counts."""
+        found: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._sizes.iterdir():
+                key, _, setting = path.name.rpartition("-")
+                found[key] = setting if key not in found else ""
+        return found
+
+    def set_sizes(self, settings: Mapping[str, str]) -> None:
+        """Store settings of sizes as names of folders."""
+        names = {f"{key}-{setting}" for key, setting in settings.items()}
+        for name in names:
+            (self._sizes / name).mkdir(parents=True, exist_ok=True)
+        for path in self._sizes.iterdir():
+            if path.name not in names:
                 path.rmdir()
 
     def map(self, name: str) -> Path:

@@ -158,7 +158,8 @@ def agent_config(state: LabState, node: NodePlan) -> dict[str, Any]:
     }
     if state.proxy != proxies.EBPF:
         own["services"] = False
-    return {"cluster_name": plan.name, **state.agents.of(node.name), **own}
+    # All nodes of a lab share one machine's memory: they have the same sizes of maps everywhere.
+    return {"cluster_name": plan.name, "map_memory": 0.0, **state.agents.of(node.name), **own}
 
 
 def ipam_dir(lab: str, node: str) -> Path:

@@ -18,7 +18,7 @@ from nodenet.compile import LocalNode, compile_once
 from nodenet.config import Config, parse
 from nodenet.errors import BadInputError
 from nodenet.store import Snapshot
-from nodenet.tables import Group, MapType, Writer
+from nodenet.tables import Group, MapType, Writer, memory
 
 ROOT = Path(__file__).parents[2]
 # The kernel keeps 15 characters of a map's name.
@@ -66,19 +66,52 @@ def test_maps_of_the_loop_have_records_and_what_is_compiled_is_not_carried() -> 
 def test_the_keys_of_sizes_are_those_of_the_configuration() -> None:
     assert set(tables.SIZE_KEYS) == {field.name for field in fields(Config) if field.name.endswith("_entries")}
     default = {one.name: one.size.entries for one in tables.MAPS.values() if one.size.key}
-    assert Config("n1").map_sizes == default
-    small = Config("n1", ct_entries=40, policy_entries=5)
-    assert small.map_sizes == {**default, "nn_ct": 40, "nn_ct_slot": 2, "nn_nat": 40, "nn_nat_slot": 1, "nn_policy": 5}
+    declared = {key: memory.map_of(key).size.entries for key in tables.SIZE_KEYS}
+    assert tables.sizes(declared) == default
+    small = {**declared, **Config("n1", ct_entries=40, policy_entries=5).entries}
+    found = tables.sizes(small)
+    assert found == {**default, "nn_ct": 40, "nn_ct_slot": 2, "nn_nat": 40, "nn_nat_slot": 1, "nn_policy": 5}
 
 
 @given(st.integers(40, 1 << 24))
 def test_connections_have_more_entries_than_slots(entries: int) -> None:
     """Else a full table drops new flows while slots are free, and nothing is evicted. Fewer than 40 are refused."""
-    sizes = parse({"node_name": "n1", "ct_entries": entries}, "test").map_sizes
+    configured = parse({"node_name": "n1", "ct_entries": entries}, "test").entries
+    sizes = tables.sizes({**dict.fromkeys(tables.SIZE_KEYS, 1), **configured})
     assert sizes["nn_ct"] > WAYS * sizes["nn_ct_slot"]
     assert sizes["nn_nat"] > 2 * WAYS * sizes["nn_nat_slot"], "each flow has two entries"
     with pytest.raises(BadInputError, match="ct_entries: expected at least 40, got 39"):
         parse({"node_name": "n1", "ct_entries": 39}, "test")
+
+
+GIB = 1 << 30
+
+
+def test_sizes_follow_the_memory_between_their_limits() -> None:
+    for key in tables.SIZE_KEYS:
+        declared = memory.map_of(key).size.entries
+        assert memory.entries(key, 16 * GIB, 0.02) == declared, "a node with 16 GiB has the declared sizes"
+        assert memory.entries(key, 2 * GIB, 0) == declared
+        assert memory.entries(key, 32 * GIB, 0.02) == (declared if key == "endpoint_entries" else 2 * declared)
+        assert memory.entries(key, 32 * GIB, 0.01) == declared
+    for key, limits in memory.FOLLOWING.items():
+        assert memory.entries(key, 1 << 20, 0.02) == limits.floor >= tables.least_entries(key)
+        assert memory.entries(key, 1 << 50, 0.02) == limits.cap
+
+
+@given(st.integers(1 << 28, 1 << 44), st.floats(0.001, 0.5))
+def test_more_memory_never_makes_a_map_smaller(bytes_: int, share: float) -> None:
+    for key, limits in memory.FOLLOWING.items():
+        found = memory.entries(key, bytes_, share)
+        assert limits.floor <= found <= memory.entries(key, 2 * bytes_, share) <= limits.cap
+        assert found % 1024 == 0
+
+
+def test_the_documentation_has_the_limits() -> None:
+    text = (ROOT / "docs" / "maps.md").read_text()
+    for key, limits in memory.FOLLOWING.items():
+        row = f"| `{key}` | {limits.floor} | {memory.map_of(key).size.entries} | {limits.cap} |"
+        assert row in text, row
 
 
 def literals(folder: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nodenet import tables
 from nodenet.agent.datapath import Datapath
 from nodenet.bpf.probe import Feature
 from nodenet.config import Config
@@ -14,5 +15,6 @@ def test_beside_kube_proxy_packets_pass_the_nodes_stack(redirect_peer: bool, ser
     """An answer that skipped the bridge would reach the client from the backend's address."""
     datapath = object.__new__(Datapath)
     datapath.config = Config("n1", redirect_peer=redirect_peer, services=services)
+    datapath.entries = dict.fromkeys(tables.SIZE_KEYS, 100)
     datapath.features = [Feature("helper redirect_peer", available=True, needed=False, purpose="")]
     assert datapath._settings().redirect_peer == (redirect_peer and services)
