@@ -82,7 +82,7 @@ class Config:
     pod_mtu: int = 0
     # The folder in which the agent writes the conflist when it is ready. None: it writes none.
     cni_conf_dir: Path | None = None
-    # That conflist has the reference's portmap plugin too, for hostPort of containers.
+    # That conflist has the reference's portmap plugin too, for hostPort of containers. Off: the agent serves them.
     host_ports: bool = False
     # Packets that pods send out of the cluster leave with the node's address. Excluded are pods, nodes, the networks of
     # `masquerade_exclude`, and those of the ip-masq-agent's configuration if its file exists.

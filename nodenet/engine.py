@@ -59,7 +59,10 @@ class Compiled:
     def service_name(self, number: int) -> str:
         """The name of a service_id, also for a Service that was in the previous compilation only."""
         found = self.names.services.get(number) or self.services_before.get(number)
-        return f"Service {found.ref}" if found else f"Service number {number}"
+        if found:
+            return f"Service {found.ref}"
+        pod = self.names.host_ports.get(number)
+        return f"hostPort {pod.port} of pod {pod.ref}" if pod else f"Service number {number}"
 
 
 def _ignore(run: Run) -> None:
@@ -116,6 +119,11 @@ class Engine:
     def own_addresses(self, addresses: frozenset[IPAddress]) -> None:
         """Set the node's own addresses."""
         self._work.set_local(replace(self._work.local, addresses=addresses))
+        self._loop.trigger()
+
+    def serve_host_ports(self, served: bool) -> None:
+        """Set whether the agent serves hostPorts, or a plugin does."""
+        self._work.set_local(replace(self._work.local, host_ports=served))
         self._loop.trigger()
 
     async def run(self, ran: Callable[[Run], None] = _ignore) -> None:

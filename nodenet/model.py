@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from netpolicy.holders import Standing
 from netpolicy.types import NamedPort as NamedPort
@@ -49,9 +50,19 @@ class Identity(IntEnum):
     KUBE_APISERVER = 7
 
 
+class HostPort(NamedTuple):
+    """A port of the node that leads to a port of a pod on it. `address`: hostIP; None: all addresses of the node."""
+
+    port: int
+    target: int
+    protocol: Protocol
+    address: IPAddress | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod in the API. `ips` is empty until status.podIPs is set; `workload` is (kind, name) of its owner."""
+    """A pod in the API. `ips` is empty until status.podIPs is set; `workload` is (kind, name) of its owner.
+    `host_ports`: empty with hostNetwork, where each port is the node's already."""
 
     ref: ObjectRef
     uid: str
@@ -62,6 +73,7 @@ class Pod:
     phase: str = "Pending"
     named_ports: tuple[NamedPort, ...] = ()
     workload: tuple[str, str] | None = None
+    host_ports: tuple[HostPort, ...] = ()
     # A label could not be read, so no selector can be evaluated for this pod.
     labels_unread: bool = False
     # Decides between pods that claim the same address. It is not compared, so that a pod that becomes ready does not

@@ -229,6 +229,8 @@ enum nn_frontend_flags {
 	NN_FRONTEND_SOURCE_RANGES = 8,
 	/* ... and the node itself, because one of its addresses is in a range. */
 	NN_FRONTEND_ALLOWS_NODE = 16,
+	/* On the loopback: only processes of the node itself use it. The loopback of a pod is its own. */
+	NN_FRONTEND_NODE_ONLY = 32,
 };
 
 /* Service address and slot -> backend. Slot 0 is the master entry: count and flags. */

@@ -63,6 +63,9 @@ NN_INLINE int nn_unserved(const struct nn_addr *addr)
 	return entry && (entry->flags & NN_ADDR_REFUSE_UNSERVED) ? NN_DROP_IS_A_CLUSTERIP : 0;
 }
 
+/* In place of a nn_frontend_scope: INTERNAL, and frontends with NN_FRONTEND_NODE_ONLY count. Never in a key. */
+#define NN_SCOPE_NODE 2
+
 struct nn_lb_choice {
 	struct nn_backend_entry backend;
 	__u32 backend_id;
@@ -122,7 +125,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 
 	choice->rev_nat_index = 0;
 	choice->flags = 0;
-	if (!master)
+	if (!master || (master->flags & NN_FRONTEND_NODE_ONLY && scope != NN_SCOPE_NODE))
 		/* An unserved port of a ClusterIP is refused, as kube-proxy's nftables mode does. */
 		return nn_unserved(addr);
 	choice->rev_nat_index = master->rev_nat_index;

@@ -140,11 +140,22 @@ NN_INLINE int nn_sock_source_allowed(struct bpf_sock_addr *ctx, const struct nn_
 	return pod && nn_source_allowed(choice, nn_addr_is_v4(addr) ? &pod->v4 : &pod->v6);
 }
 
+/* As nn_lb_choose, for a socket. The namespace is only looked up for frontends to which it matters. */
+NN_INLINE int nn_lb_choose_in_namespace(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
+					__u32 number, struct nn_lb_choice *choice)
+{
+	int result = nn_lb_choose(addr, port, ctx->protocol, NN_SCOPE_NODE, number, choice);
+
+	if (!(choice->flags & NN_FRONTEND_NODE_ONLY))
+		return result;
+	return nn_config.netns_cookie && !nn_sock_is_in_pod(ctx) ? result : 0;
+}
+
 /* As nn_lb_choose, for a new connection of a socket. */
 NN_INLINE int nn_lb_choose_connected(struct bpf_sock_addr *ctx, const struct nn_addr *addr, __be16 port,
 				     struct nn_lb_choice *choice)
 {
-	int result = nn_lb_choose(addr, port, ctx->protocol, NN_SCOPE_INTERNAL, 0, choice);
+	int result = nn_lb_choose_in_namespace(ctx, addr, port, 0, choice);
 
 	if (!nn_sock_source_allowed(ctx, addr, choice))
 		return NN_DROP_NOT_IN_SOURCE_RANGE;
@@ -167,7 +178,7 @@ NN_INLINE int nn_lb_choose_unshared(struct bpf_sock_addr *ctx, const struct nn_a
 
 #pragma unroll
 	for (int i = 0; i < NN_CHOICES; i++) {
-		result = nn_lb_choose(addr, port, protocol, NN_SCOPE_INTERNAL, number + i, choice);
+		result = nn_lb_choose_in_namespace(ctx, addr, port, number + i, choice);
 		if (i == 0 && !nn_sock_source_allowed(ctx, addr, choice))
 			return NN_DROP_NOT_IN_SOURCE_RANGE;
 		if (result <= 0)

@@ -71,6 +71,7 @@ class FrontendFlag(IntFlag):
     KEEP_SOURCE = 4
     SOURCE_RANGES = 8
     ALLOWS_NODE = 16
+    NODE_ONLY = 32
 
 
 class FrontendScope(IntEnum):

@@ -18,6 +18,7 @@ from nodenet.agent.evictions import EvictionWatch
 from nodenet.agent.features import SOCK_DESTROY
 from nodenet.agent.foreign_rules import ForeignRules
 from nodenet.agent.host import Host
+from nodenet.agent.host_ports import HostPortOwner
 from nodenet.agent.integrity import Integrity
 from nodenet.agent.masquerade import Masquerade
 from nodenet.agent.routes import RouteKeeper, Wanted, wanted_routes
@@ -63,6 +64,7 @@ class Keepers:
         )
         self.source_ports = SourcePorts(config.run_dir, config.source_port_range if config.serves_uplinks else None)
         self.conflist = ConflistKeeper(config)
+        self.host_ports = HostPortOwner(config, engine.serve_host_ports)
         self.masquerade = Masquerade(config, self._nodes_known)
         self.foreign_rules = ForeignRules(
             min(FOREIGN_SECONDS, config.resync_seconds), config.services, self._pod_families
@@ -94,6 +96,7 @@ class Keepers:
         await self.endpoints.read()
         isolated = await self.endpoints.isolate()
         await self.addresses.refresh()
+        await self.host_ports.refresh()
         await self.uplink.refresh()
         await self.source_ports.refresh()
         return isolated
@@ -116,6 +119,7 @@ class Keepers:
             tasks.create_task(self.uplink_programs.keep(ready), name="uplink programs")
             tasks.create_task(self.source_ports.keep(), name="source ports")
             tasks.create_task(self.conflist.keep(ready), name="conflist")
+            tasks.create_task(self.host_ports.keep(), name="hostPorts")
             tasks.create_task(self.masquerade.keep(), name="masquerade")
             tasks.create_task(self.foreign_rules.keep(), name="foreign rules")
             tasks.create_task(self.integrity.keep(ready), name="integrity")
@@ -136,6 +140,7 @@ class Keepers:
             *self.source_ports.problems,
             *self.routes.problems,
             *self.conflist.problems,
+            *self.host_ports.problems,
             *self.masquerade.problems,
             *self.foreign_rules.problems,
             *self.sockets.problems,

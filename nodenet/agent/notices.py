@@ -1,8 +1,8 @@
 """Events about API objects, for `kubectl get events`: objects that are not enforced or not served completely.
 
-A NetworkPolicy without room is a matter of one node, so each node reports it. An object that cannot be read, or a
-Service of which a part is not served, is the same on every node: one node reports it, which all choose by the same
-rule.
+A NetworkPolicy without room is a matter of one node, so each node reports it; so is a hostPort. An object that cannot
+be read, or a Service of which a part is not served, is the same on every node: one node reports it, which all choose by
+the same rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from netpolicy.types import PolicyRef
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
 from nodenet.engine import Engine
-from nodenet.kinds import CLUSTER_NETWORK_POLICY, NETWORK_POLICY, SERVICE, ApiKind
+from nodenet.kinds import BY_NAME, CLUSTER_NETWORK_POLICY, NETWORK_POLICY, POD, ApiKind
 from nodenet.kube.correlate import About, Notice
 from nodenet.kube.events import EventRecorder
 from nodenet.kube.health import KindStats
@@ -66,7 +66,8 @@ class ObjectNotices:
         """`found`: reason and message by object. `nodes`: the names of all Nodes."""
         before, self._known = self._known, found
         for about, (reason, message) in found.items():
-            if before.get(about) != (reason, message) and reporter(about, nodes) == self._node_name:
+            ours = (about.kind, reason) == (POD.name, NOT_SERVED) or reporter(about, nodes) == self._node_name
+            if before.get(about) != (reason, message) and ours:
                 self._record(Notice(about, "Warning", reason, message))
 
 
@@ -89,11 +90,11 @@ def objects_with_problems(stats: Mapping[ApiKind, KindStats], warnings: Iterable
             # A ClusterNetworkPolicy may have parts that can be read and are not enforced.
             what = "not in force as it is written" if kind is CLUSTER_NETWORK_POLICY else "could not be read"
             found[about] = (UNREADABLE, f"{what}: " + "; ".join(parts))
-    messages: dict[ObjectRef, list[str]] = {}
+    messages: dict[tuple[str, ObjectRef], list[str]] = {}
     for warning in warnings:
-        messages.setdefault(warning.ref, []).append(warning.message)
-    for ref, texts in messages.items():
-        about = About(SERVICE.resource.api_version, SERVICE.name, ref.namespace, ref.name)
+        messages.setdefault((warning.kind, warning.ref), []).append(warning.message)
+    for (kind_name, ref), texts in messages.items():
+        about = About(BY_NAME[kind_name].resource.api_version, kind_name, ref.namespace, ref.name)
         # The reasons of one Service are few: its ports. The Event's message has a limit of its own.
         found.setdefault(about, (NOT_SERVED, "; ".join(texts)))
     return found

@@ -18,8 +18,13 @@ _NAMES = {
     FrontendKind.CLUSTER_IP: "ClusterIP",
     FrontendKind.NODE_PORT: "NodePort",
     FrontendKind.LOAD_BALANCER: "LoadBalancer",
+    FrontendKind.HOST_PORT: "HostPort",
     FrontendKind.EXTERNAL_IP: "ExternalIP",
 }
+
+
+# Only the pod itself serves it.
+_HOST_PORT = {"type": _NAMES[FrontendKind.HOST_PORT], "trafficPolicy": "Local"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +45,30 @@ class Traffic:
 
 
 def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[dict[str, Any]]:
-    """One row per Service port and address, with the backends among which the datapath chooses now. `scope`: whose
-    traffic uses it. `terminating`: the backends that are used because none is ready. `onlyElsewhere`: no backend,
-    because the traffic policy is Local and only other nodes have endpoints. `only`: as in `is_meant`."""
+    """One row per Service port and address, and per hostPort and address, with the backends among which the datapath
+    chooses now. `scope`: whose traffic uses it. `terminating`: the backends that are used because none is ready.
+    `onlyElsewhere`: no backend, because the traffic policy is Local and only other nodes have endpoints. `only`: as in
+    `is_meant`."""
     tables = compiled.desired.tables
     frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
     wanted = {number: name for number, name in compiled.names.services.items() if is_meant(name.ref, only)}
     ready = _ready(compiled.snapshot)
-    warnings: dict[ObjectRef, list[str]] = defaultdict(list)
+    warnings: dict[str, list[str]] = defaultdict(list)
     for warning in compiled.names.warnings:
-        warnings[warning.ref].append(warning.message)
+        warnings[f"{warning.kind} {warning.ref}"].append(warning.message)
     for key, entry in frontends.items():
         name = wanted.get(entry.service_id)
         if key.slot or (only and name is None):
             continue
+        pod = compiled.names.host_ports.get(entry.service_id)
         slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))
         found = [backends.get(abi.U32(slot.backend_id)) for slot in slots if slot]
         targets = [(target.addr, target.port) for target in found if target]
         yield {
             "id": entry.service_id,
-            "service": str(name.ref) if name else "",
+            "service": str(name.ref) if name else f"Pod {pod.ref}" if pod else "",
             "port": name.name if name else "",
-            **_fields(compiled.snapshot.services.get(name.ref) if name else None, key.addr),
+            **(_HOST_PORT if pod else _fields(compiled.snapshot.services.get(name.ref) if name else None, key.addr)),
             "scope": abi.FrontendScope(key.scope).name.lower(),
             "frontend": address_text(key.addr, key.port),
             "protocol": Protocol(key.protocol).name,
@@ -70,7 +77,11 @@ def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[d
             "affinitySeconds": entry.affinity_seconds,
             "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
             **traffic.of(entry.service_id),
-            "notServed": warnings.get(name.ref, []) if name else [],
+            "notServed": warnings.get(f"Service {name.ref}", [])
+            if name
+            else warnings.get(f"Pod {pod.ref}", [])
+            if pod
+            else [],
         }
 
 

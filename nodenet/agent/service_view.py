@@ -48,7 +48,7 @@ def service_views(compiled: Compiled, traffic: Traffic, node: str, only: str = "
                 **_spec(service),
                 "addresses": [{key: row[key] for key in _SHOWN} for row in own],
                 "backends": list(_backends(service, slices.get(ref, ()), own, node)),
-                "notServed": [str(w.message) for w in compiled.names.warnings if w.ref == ref],
+                "notServed": [str(w.message) for w in compiled.names.warnings if (w.kind, w.ref) == ("Service", ref)],
             }
 
 

@@ -40,6 +40,7 @@ def status(parts: Parts) -> Row:
         "uplink": _uplink(parts.keepers.uplink.known),
         "uplinkPrograms": list(parts.keepers.uplink_programs.interfaces),
         "podMtu": parts.keepers.pod_mtu(),
+        "hostPorts": parts.keepers.host_ports.served_by,
         "masquerade": [f"IPv{version}" for version in parts.keepers.masquerade.versions],
         "reconcile": _reconcile(parts.engine.stats),
         "stale": stale(parts.engine.current, parts.engine.stats.stale),

@@ -85,8 +85,8 @@ def _of_pod(spec: Object) -> Iterator[str]:
     containers: Sequence[Object] = spec.get("containers") or ()
     for container in containers:
         for port in container.get("ports") or ():
-            if port.get("hostPort"):
-                yield f"container {container.get('name')}: hostPort {port['hostPort']} is not served"
+            if port.get("hostPort") and port.get("protocol") == "SCTP":
+                yield f"container {container.get('name')}: hostPort {port['hostPort']}: SCTP is not served"
 
 
 def _name(obj: Object) -> str:

@@ -79,6 +79,36 @@ def earlier(conf_dir: Path) -> list[Path]:
     return sorted(path for path in conf_dir.iterdir() if path.suffix in _SUFFIXES and path.name < CONFLIST)
 
 
+def port_mapper(conf_dir: Path) -> str:
+    """The plugin that serves hostPorts in the configuration that runtimes use, with its file: `portmap`, or another one
+    that takes the capability portMappings. "" if there is none. Raises OSError."""
+    if not conf_dir.is_dir():
+        return ""
+    for path in sorted(path for path in conf_dir.iterdir() if path.suffix in _SUFFIXES):
+        plugins = _plugins_of(path)
+        if plugins is not None:
+            found = next((str(plugin.get("type")) for plugin in plugins if _maps_ports(plugin)), "")
+            return f"{found} ({path})" if found else ""
+    return ""
+
+
+def _plugins_of(path: Path) -> list[dict[str, Any]] | None:
+    """None if the file is no valid configuration: a runtime skips it."""
+    try:
+        body = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    plugins = body.get("plugins", [body]) if isinstance(body, dict) else None
+    if not isinstance(plugins, list) or not all(isinstance(one, dict) and one.get("type") for one in plugins):
+        return None
+    return plugins
+
+
+def _maps_ports(plugin: dict[str, Any]) -> bool:
+    capabilities = plugin.get("capabilities")
+    return plugin["type"] == "portmap" or (isinstance(capabilities, dict) and bool(capabilities.get("portMappings")))
+
+
 def write_file(path: Path, data: bytes, mode: int) -> bool:
     """Replace a file atomically; False if it has this content and mode. Raises CannotRunError."""
     try:

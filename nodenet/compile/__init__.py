@@ -12,6 +12,7 @@ from nodenet.compile import identities, slots
 from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
+from nodenet.compile.host_ports import HostPortCompiler
 from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import IpcacheCompiler
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
@@ -39,6 +40,7 @@ class Compiler:
         self.ids = ids or Ids()
         self._services = ServiceCompiler(self.ids)
         self._policy = PolicyCompiler(self.ids)
+        self._host_ports = HostPortCompiler()
         self._ipcache = IpcacheCompiler()
         self._held: Mapping[str, Table] = {}
         self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
@@ -57,7 +59,8 @@ class Compiler:
         # Services of kube-proxy have no entries in our maps.
         served, slices_ = (snapshot.services, snapshot.slices) if local.services else (_NONE, _NONE)
         here = self._remember("here", (snapshot.nodes, local), _here)
-        services = self._services.compile(served, slices_, here)
+        hosted = self._remember("host ports", (snapshot.endpoints, snapshot.pods, local), self._host_ports.compile)
+        services = self._services.compile(served, slices_, here, hosted)
         # Most changes are of EndpointSlices. They concern none of the other tables.
         wide = self._remember("wide", (snapshot.cluster_policies, snapshot.nodes), with_nodes)
         policies = self._remember("set", (snapshot.policies, wide), PolicySet)
@@ -190,6 +193,7 @@ def _state(
 def _names(services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables) -> Names:
     return Names(
         services=services.names,
+        host_ports=services.host_ports,
         rules=policies.rules,
         identities=policies.labels,
         regions=policies.regions,

@@ -21,6 +21,8 @@ def internal_master(frontend: Frontend, service_id: int, backends: int) -> Front
         flags |= FrontendFlag.KEEP_SOURCE
     if frontend.sources is not None:
         flags |= FrontendFlag.SOURCE_RANGES | (FrontendFlag.ALLOWS_NODE if frontend.sources.node else 0)
+    if frontend.node_only:
+        flags |= FrontendFlag.NODE_ONLY
     if not frontend.affinity_seconds:
         return FrontendEntry(0, service_id, backends, flags)
     return FrontendEntry(0, service_id, backends, flags, affinity_id(frontend.name), frontend.affinity_seconds)

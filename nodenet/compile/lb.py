@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import (
@@ -24,8 +25,9 @@ from nodenet.abi import (
 from nodenet.compile.backends import Here
 from nodenet.compile.entries import change_slots, change_source_ranges, external_master, internal_master
 from nodenet.compile.health_checks import health_check
+from nodenet.compile.host_ports import NO_HOST_PORTS, HostPorts
 from nodenet.compile.ids import Ids
-from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
+from nodenet.compile.services import Frontend, FrontendKind, Owner, PodOwner, frontends_of, not_served
 from nodenet.compile.slots import NO_SLOTS, Slots, arrange
 from nodenet.compile.state import HealthCheck, ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
@@ -54,6 +56,7 @@ class ServiceTables:
     revnat: Table
     source_ranges: Table
     names: Mapping[int, ServicePortName]
+    host_ports: Mapping[int, ServicePortName]
     slots: Slots
     warnings: tuple[ServiceWarning, ...]
     health_checks: Mapping[ObjectRef, HealthCheck]
@@ -72,18 +75,21 @@ class ServiceCompiler:
         self._slots = previous
         self._known: _Known | None = None
 
-    def compile(self, services: Services, slices: Slices, here: Here = _NOWHERE) -> ServiceTables:
+    def compile(
+        self, services: Services, slices: Slices, here: Here = _NOWHERE, hosted: HostPorts = NO_HOST_PORTS
+    ) -> ServiceTables:
         """Raises OverflowError if a space of numbers is full; the next compilation then starts from an empty state."""
         known, self._known = self._known or _Known(), None
-        if services is not known.services or slices is not known.slices or here != known.here:
-            self._update(known, services, slices, here)
+        changed = services is not known.services or slices is not known.slices or here != known.here
+        if changed or hosted is not known.hosted:
+            self._update(known, services, slices, here, hosted)
         self._known, self._slots = known, known.tables.slots
         return known.tables
 
-    def _update(self, known: _Known, services: Services, slices: Slices, here: Here) -> None:
-        first = not known.services and not known.slices
+    def _update(self, known: _Known, services: Services, slices: Slices, here: Here, hosted: HostPorts) -> None:
+        first = not known.services and not known.slices and not known.hosted.claims
         run = _Run(known, self._ids, self._slots)
-        for address in known.claim(services, slices, here):
+        for address in chain(known.claim(services, slices, here), known.claim_host_ports(hosted)):
             run.set_frontend(address, known.winner(address))
         run.finish()
         if first:
@@ -106,6 +112,7 @@ _EMPTY = ServiceTables(
     Evolved({}),
     Evolved({}),
     Evolved({}),
+    Evolved({}),
     Slots(Evolved({}), Evolved({})),
     (),
     Evolved({}),
@@ -120,11 +127,12 @@ class _Known:
     services: Services = field(default_factory=dict)
     slices: Slices = field(default_factory=dict)
     here: Here = _NOWHERE
+    hosted: HostPorts = NO_HOST_PORTS
     by_service: dict[ObjectRef, dict[ObjectRef, EndpointSlice]] = field(default_factory=dict)
-    # The frontends that each Service claims, and the Services that claim each address, sorted by the kind of the claim
-    # and by name: the first one owns it.
-    claims: dict[ObjectRef, dict[AddressPort, Frontend]] = field(default_factory=dict)
-    claimants: dict[AddressPort, tuple[ObjectRef, ...]] = field(default_factory=dict)
+    # The frontends that each Service or pod claims, and who claims each address, sorted by the kind of the claim and by
+    # name: the first one owns it.
+    claims: dict[Owner, Mapping[AddressPort, Frontend]] = field(default_factory=dict)
+    claimants: dict[AddressPort, tuple[Owner, ...]] = field(default_factory=dict)
     contested: set[AddressPort] = field(default_factory=set)
     held: dict[AddressPort, Frontend] = field(default_factory=dict)
     truncated: set[AddressPort] = field(default_factory=set)
@@ -160,10 +168,7 @@ class _Known:
         service, slices = self.services.get(ref), self.by_service.get(ref, {})
         if not slices:
             self.by_service.pop(ref, None)
-        old = self.claims.pop(ref, {})
         new = frontends_of(service, slices.values(), self.here) if service is not None else {}
-        if new:
-            self.claims[ref] = new
         unserved = tuple(not_served(service)) if service is not None else ()
         if unserved:
             self.unserved[ref] = unserved
@@ -172,6 +177,19 @@ class _Known:
         check = health_check(service, slices.values(), self.here.node) if service is not None else None
         if check is not None or self.tables.health_checks:
             self.health_checks[ref] = check
+        yield from self._replace(ref, new)
+
+    def claim_host_ports(self, hosted: HostPorts) -> Iterable[AddressPort]:
+        """As `claim`."""
+        changed = changed_keys(self.hosted.claims, hosted.claims)
+        self.hosted = hosted
+        return [address for owner in changed for address in self._replace(owner, hosted.claims.get(owner, {}))]
+
+    def _replace(self, ref: Owner, new: Mapping[AddressPort, Frontend]) -> Iterator[AddressPort]:
+        """Replace the claims of one owner."""
+        old = self.claims.pop(ref, {})
+        if new:
+            self.claims[ref] = new
         for address in old:
             if address not in new:
                 self._unclaim(address, ref)
@@ -191,10 +209,10 @@ class _Known:
                     self.claimants[address] = self._ordered(address, self.claimants[address])
                 yield address
 
-    def _ordered(self, address: AddressPort, refs: Iterable[ObjectRef]) -> tuple[ObjectRef, ...]:
-        return tuple(sorted(refs, key=lambda ref: (self.claims[ref][address].kind, ref)))
+    def _ordered(self, address: AddressPort, refs: Iterable[Owner]) -> tuple[Owner, ...]:
+        return tuple(sorted(refs, key=lambda ref: (self.claims[ref][address].kind, *ref)))
 
-    def _unclaim(self, address: AddressPort, ref: ObjectRef) -> None:
+    def _unclaim(self, address: AddressPort, ref: Owner) -> None:
         others = tuple(one for one in self.claimants.pop(address) if one != ref)
         if others:
             self.claimants[address] = others
@@ -211,15 +229,19 @@ class _Known:
     def warnings(self) -> Iterator[ServiceWarning]:
         """One for each field that is not served, then one for each lost claim, then one for each frontend with too many
         backends, each in the order of Service names."""
-        for ref in sorted(self.unserved):
-            for message in self.unserved[ref]:
-                yield ServiceWarning(ref, message)
+        for name in sorted(self.unserved):
+            for message in self.unserved[name]:
+                yield ServiceWarning(name, message)
+        yield from self.hosted.warnings
         for ref in sorted({ref for address in self.contested for ref in self.claimants[address][1:]}):
             for address in self.claims[ref]:
                 holder = self.claimants[address][0]
                 if holder != ref:
                     what = f"{self.claims[ref][address].kind.field}: {address.addr} port {address.port}"
-                    yield ServiceWarning(ref, f"{what} is already served for Service {holder}")
+                    whose = holder if isinstance(holder, PodOwner) else f"Service {holder}"
+                    message = f"{what} is already served for {whose}"
+                    about = (ref.ref, message, ref.kind) if isinstance(ref, PodOwner) else (ref, message)
+                    yield ServiceWarning(*about)
         for ref in sorted({self.held[address].name.ref for address in self.truncated}):
             for address, frontend in self.claims[ref].items():
                 if address in self.truncated and self.held[address].name.ref == ref:
@@ -240,6 +262,7 @@ class _Changes(NamedTuple):
     revnat: dict[Any, Any]
     source_ranges: dict[Any, Any]
     names: dict[Any, Any]
+    host_ports: dict[Any, Any]
     slots: dict[Any, Any]
     external_slots: dict[Any, Any]
 
@@ -251,7 +274,7 @@ class _Run:
         self._known = known
         self._ids = ids
         self._slots = slots
-        self._changes = _Changes({}, {}, {}, {}, {}, {}, {}, {}, {})
+        self._changes = _Changes({}, {}, {}, {}, {}, {}, {}, {}, {}, {})
         self._gone: list[AddressPort] = []
         self._released: dict[int, AddressPort] = {}
 
@@ -285,7 +308,10 @@ class _Run:
             known.truncated.discard(address)
         number = U32(service_id)
         changes.slots[address] = slots if new is not None else None
-        changes.names[service_id] = new.name if new is not None else None
+        is_host_port = new is not None and new.kind is FrontendKind.HOST_PORT
+        changes.names[service_id] = new.name if new is not None and not is_host_port else None
+        if is_host_port or known.tables.host_ports:
+            changes.host_ports[service_id] = new.name if new is not None and is_host_port else None
         if (old is None) != (new is None):
             changes.revnat[number] = address if new is not None else None
         if old is None or new is None or old.kind is not new.kind:
@@ -332,6 +358,7 @@ class _Run:
             evolve(last.revnat, changes.revnat),
             evolve(last.source_ranges, changes.source_ranges),
             evolve(last.names, changes.names),
+            evolve(last.host_ports, changes.host_ports),
             Slots(evolve(last.slots.internal, changes.slots), evolve(last.slots.external, changes.external_slots)),
             tuple(known.warnings()),
             evolve(last.health_checks, known.health_checks),

@@ -19,6 +19,7 @@ from nodenet.model import (
     EndpointSlice,
     IPAddress,
     IPNetwork,
+    ObjectRef,
     Protocol,
     Service,
     ServicePort,
@@ -30,12 +31,13 @@ _NO_CANDIDATES: Candidates = {}
 
 
 class FrontendKind(IntEnum):
-    """What gave a Service an address. If two Services claim one, the first kind owns it."""
+    """What gave a Service or a pod an address. If two of them claim one, the first kind owns it."""
 
     CLUSTER_IP = 0
     NODE_PORT = 1
     LOAD_BALANCER = 2
-    EXTERNAL_IP = 3
+    HOST_PORT = 3
+    EXTERNAL_IP = 4
 
     @property
     def field(self) -> str:
@@ -47,8 +49,27 @@ _FIELDS = {
     FrontendKind.CLUSTER_IP: "spec.clusterIPs",
     FrontendKind.NODE_PORT: "spec.ports[].nodePort",
     FrontendKind.LOAD_BALANCER: "status.loadBalancer.ingress",
+    FrontendKind.HOST_PORT: "spec.containers[].ports[].hostPort",
     FrontendKind.EXTERNAL_IP: "spec.externalIPs",
 }
+
+
+class PodOwner(NamedTuple):
+    """The owner of hostPorts. It never equals the ObjectRef of a Service."""
+
+    namespace: str
+    name: str
+    kind: str = "Pod"
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.namespace, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.ref}"
+
+
+Owner = ObjectRef | PodOwner
 
 
 class Outside(NamedTuple):
@@ -72,7 +93,7 @@ class Frontend(NamedTuple):
     `only_elsewhere`: there is no backend, because the traffic policy is Local and only other nodes have endpoints.
     `affinity_seconds`: the timeout of session affinity; 0: none. `keep_source`: traffic from outside keeps its source.
     `outside`: None: the same backends serve it. All of them are in `backends` or `draining` of a UDP frontend.
-    `sources`: None: every source may use it.
+    `sources`: None: every source may use it. `node_only`: only processes of the node itself use it.
     """
 
     address: AddressPort
@@ -85,6 +106,7 @@ class Frontend(NamedTuple):
     keep_source: bool = False
     outside: Outside | None = None
     sources: Sources | None = None
+    node_only: bool = False
 
 
 def has_frontends(service: Service) -> bool:

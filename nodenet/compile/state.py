@@ -38,7 +38,8 @@ DEFAULT_NODE_PORTS = NodePorts()
 @dataclass(frozen=True, slots=True)
 class LocalNode:
     """This node: its name in the API, all its addresses (InternalIPs and bridge gateways), which have identity HOST,
-    and the room in its maps. `services`: whether it serves Services. `node_ports`: where it serves NodePorts."""
+    and the room in its maps. `services`: whether it serves Services. `node_ports`: where it serves NodePorts.
+    `host_ports`: whether it serves hostPorts, because no plugin does."""
 
     name: str
     addresses: frozenset[IPAddress] = frozenset()
@@ -46,6 +47,7 @@ class LocalNode:
     services: bool = True
     room: Room = DEFAULT_ROOM
     node_ports: NodePorts = DEFAULT_NODE_PORTS
+    host_ports: bool = True
 
 
 class ServicePortName(NamedTuple):
@@ -65,13 +67,14 @@ class HealthCheck(NamedTuple):
 
 
 class ServiceWarning(NamedTuple):
-    """A Service of which a part is not served."""
+    """A Service of which a part is not served, or a Pod of which a hostPort is not."""
 
     ref: ObjectRef
     message: str
+    kind: str = "Service"
 
     def __str__(self) -> str:
-        return f"Service {self.ref}: {self.message}"
+        return f"{self.kind} {self.ref}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,9 @@ class Names:
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
     # Policies whose rules are not in force because the maps have no room for them.
     left_out: tuple[LeftOut, ...] = ()
-    # Services that are not served completely.
+    # The meaning of a service_id that is a hostPort's. `ref` is the pod.
+    host_ports: Mapping[int, ServicePortName] = field(default_factory=dict)
+    # Services that are not served completely, and pods with a hostPort that is not.
     warnings: tuple[ServiceWarning, ...] = ()
     # The Services with a healthCheckNodePort.
     health_checks: Mapping[ObjectRef, HealthCheck] = field(default_factory=dict)

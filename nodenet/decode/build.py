@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from netpolicy import parse, parse_cluster
@@ -49,6 +50,7 @@ def pod(ref: ObjectRef, obj: schema.Pod, unread: Unreads) -> model.Pod:
         phase=status.phase or "Pending",
         named_ports=tuple(_named_ports(spec, unread)),
         workload=_workload(obj.metadata),
+        host_ports=_host_ports(spec, unread),
         labels_unread=_labels_unread(unread),
         standing=Standing.of(
             obj.metadata.deletion_timestamp,
@@ -59,22 +61,47 @@ def pod(ref: ObjectRef, obj: schema.Pod, unread: Unreads) -> model.Pod:
     )
 
 
-def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedPort]:
-    """Named ports of the containers and of the sidecars: init containers with restartPolicy Always (KEP-753)."""
-    groups = [("containers", index, container) for index, container in enumerate(spec.containers or ())]
-    groups += [
-        ("initContainers", index, container)
-        for index, container in enumerate(spec.init_containers or ())
-        if container.restart_policy == "Always"
-    ]
-    for field, index, container in groups:
+def _ports(spec: schema.PodSpec) -> Iterable[tuple[str, schema.ContainerPort]]:
+    """The ports of the containers and of the sidecars, with their paths. Sidecars are init containers with
+    restartPolicy Always (KEP-753)."""
+    for index, container in enumerate(spec.containers or ()):
         for number, port in enumerate(container.ports or ()):
-            if port.name:
-                path = f"spec.{field}[{index}].ports[{number}]"
-                found = values.port(f"{path}.containerPort", port.container_port, unread)
-                protocol = values.protocol(f"{path}.protocol", port.protocol, unread)
-                if found is not None and protocol is not None:
-                    yield model.NamedPort(port.name, PolicyProtocol[protocol.name], found)
+            yield f"spec.containers[{index}].ports[{number}]", port
+    for index, container in enumerate(spec.init_containers or ()):
+        for number, port in enumerate((container.ports or ()) if container.restart_policy == "Always" else ()):
+            yield f"spec.initContainers[{index}].ports[{number}]", port
+
+
+def _named_ports(spec: schema.PodSpec, unread: Unreads) -> Iterable[model.NamedPort]:
+    for path, port in _ports(spec):
+        if port.name:
+            found = values.port(f"{path}.containerPort", port.container_port, unread)
+            protocol = values.protocol(f"{path}.protocol", port.protocol, unread)
+            if found is not None and protocol is not None:
+                yield model.NamedPort(port.name, PolicyProtocol[protocol.name], found)
+
+
+def _host_ports(spec: schema.PodSpec, unread: Unreads) -> tuple[model.HostPort, ...]:
+    """An invalid hostPort is left out, with its hostIP: without that it would be open on more addresses."""
+    found = [(path, port) for path, port in _ports(spec) if port.host_port] if not spec.host_network else []
+    return _shared(tuple(filter(None, (_host_port(path, port, unread) for path, port in found)))) if found else ()
+
+
+def _host_port(path: str, port: schema.ContainerPort, unread: Unreads) -> model.HostPort | None:
+    number = values.port(f"{path}.hostPort", port.host_port or 0, unread)
+    # A container port that is named too was reported with its name.
+    target = values.port(f"{path}.containerPort", port.container_port, [] if port.name else unread)
+    protocol = values.protocol(f"{path}.protocol", port.protocol, [] if port.name else unread)
+    address = values.address(f"{path}.hostIP", port.host_ip, unread) if port.host_ip else None
+    if number is None or target is None or protocol is None or (port.host_ip and address is None):
+        return None
+    return model.HostPort(number, target, protocol, address)
+
+
+@lru_cache(maxsize=1 << 10)
+def _shared(ports: tuple[model.HostPort, ...]) -> tuple[model.HostPort, ...]:
+    """One object for all pods of a DaemonSet: every node holds those of the whole cluster."""
+    return ports
 
 
 def _workload(metadata: schema.Metadata) -> tuple[str, str] | None:

@@ -35,6 +35,8 @@ class ContainerPort(Struct):
     name: str | None = None
     container_port: int = 0
     protocol: str | None = None
+    host_port: int | None = None
+    host_ip: str | None = msgspec.field(default=None, name="hostIP")
 
 
 class Container(Struct):

@@ -200,6 +200,26 @@ def test_the_node_itself_is_allowed_by_its_flag(caller: Caller, how: str) -> Non
 
 
 @HOW
+@pytest.mark.parametrize("caller", ["node", "pod", "unknown"], indirect=True)
+def test_a_frontend_of_the_node_only(caller: Caller, how: str, request: pytest.FixtureRequest) -> None:
+    """hostPorts on the loopback: that of a pod is its own."""
+    restrict(caller.datapath, ONE, [], FrontendFlag.NODE_ONLY)
+    caller.datapath.tables["nn_service_addr"].update(abi.AddressKey(ip_address(caller.address)), abi.U32(0))
+    caller.datapath.events()
+    is_node = request.node.callspec.params["caller"] == "node"
+    assert caller.call("s", how) == ("server" if is_node else "itself")
+    assert all(event.type is not EventType.DROP for event in caller.datapath.events())
+
+
+def test_a_packet_does_not_use_a_frontend_of_the_node_only(packets: tuple[World, int]) -> None:
+    world, _ = packets
+    restrict(world.datapath, SERVICE_ID, [], FrontendFlag.NODE_ONLY)
+    address = abi.AddressKey(ip_address(world.service))
+    world.datapath.tables["nn_service_addr"].update(address, abi.U32(0))
+    assert world.out(world.call(TCP(sport=SPORT, dport=PORT))).dst == world.service
+
+
+@HOW
 @pytest.mark.parametrize("caller", ["pod", "unknown"], indirect=True)
 def test_a_namespace_without_a_known_address_calls_the_service_itself(caller: Caller, how: str) -> None:
     restrict(caller.datapath, ONE, IN[caller.version], RANGES | FrontendFlag.ALLOWS_NODE)

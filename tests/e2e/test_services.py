@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -216,10 +217,13 @@ def datagram(client: SocketProcess, address: str, port: int, *, connected: bool)
 
 def _set_ingress(lab: Lab, name: str, *ingress: dict[str, str]) -> None:
     """The status that a cloud's controller writes."""
+    _patch(lab, name, {"status": {"loadBalancer": {"ingress": list(ingress)}}}, "--subresource=status")
+
+
+def _patch(lab: Lab, name: str, patch: dict[str, Any], *options: str) -> None:
     config = lab("kubeconfig").stdout.strip()
-    patch = json.dumps({"status": {"loadBalancer": {"ingress": list(ingress)}}})
-    command = ["kubectl", "--kubeconfig", config, "patch", "service", name, "-n", NAMESPACE, "--subresource=status"]
-    subprocess.run([*command, "--type=merge", "-p", patch], check=True, capture_output=True, timeout=60)
+    command = ["kubectl", "--kubeconfig", config, "patch", "service", name, "-n", NAMESPACE, *options]
+    subprocess.run([*command, "--type=merge", "-p", json.dumps(patch)], check=True, capture_output=True, timeout=60)
 
 
 def _rows(lab: Lab, name: str) -> list[dict[str, Any]]:
@@ -236,12 +240,21 @@ def test_load_balancer_addresses(lab: Lab, clients: Clients, client: str) -> Non
     assert not any("203.0.113.6" in row["frontend"] for row in _rows(lab, "balanced"))
 
 
-def test_source_ranges_are_named_as_not_served(lab: Lab) -> None:
-    _set_ingress(lab, "ranges", {"ip": "203.0.113.9"})
-    until(lambda: any(row["notServed"] for row in _rows(lab, "ranges")), "the field is named")
-    rows = _rows(lab, "ranges")
-    assert all(row["notServed"][0].startswith("spec.loadBalancerSourceRanges: not checked here") for row in rows)
-    assert {row["type"] for row in rows} == {"ClusterIP", "NodePort"}
+def test_source_ranges(lab: Lab, clients: Clients, addresses: Addresses) -> None:
+    """The pods are in the range of one Service, the node in that of the other one. A pod's packet is dropped without an
+    answer; the node's own call fails at once."""
+    near = {str(ip_address(addresses["node1", 4])) + "/32": ("host", "client", errno.ETIMEDOUT)}
+    pods = {"10.0.0.0/8": ("client", "host", errno.EPERM)}
+    assert ip_address(addresses["node1", 4]) not in ip_network("10.0.0.0/8")
+    for number, (network, (allowed, denied, code)) in enumerate({**pods, **near}.items()):
+        address = f"203.0.113.{9 + number}"
+        patch = {"spec": {"loadBalancerSourceRanges": [network]}}
+        _patch(lab, "ranges", patch)
+        _set_ingress(lab, "ranges", {"ip": address})
+        until(lambda at=address: any(row["frontend"] == f"{at}:{PORT}" for row in _rows(lab, "ranges")), "a frontend")
+        assert answer(clients[allowed], address, PORT) in ("near", "far")
+        assert error(clients[denied], address, PORT) == code
+    assert not any(row["notServed"] for row in _rows(lab, "ranges"))
 
 
 @pytest.mark.parametrize(("node", "status", "count"), [("node1", 200, 1), ("node2", 200, 1)])
@@ -263,10 +276,16 @@ def test_the_list_shows_type_and_policy(lab: Lab) -> None:
     rows = _rows(lab, "local-ports")
     shown = {(row["type"], row["trafficPolicy"], row["scope"], row["protocol"]) for row in rows}
     assert shown == {
-        (kind, policy, "internal", protocol)
-        for kind, policy in (("ClusterIP", "Cluster"), ("NodePort", "Local"))
+        (kind, policy, scope, protocol)
+        for kind, policy, scope in (
+            ("ClusterIP", "Cluster", "internal"),
+            ("NodePort", "Local", "internal"),
+            ("NodePort", "Local", "external"),
+        )
         for protocol in ("TCP", "UDP")
     }
+    # Traffic from outside has no backend on this node.
+    assert {row["scope"] for row in rows if row["onlyElsewhere"]} == {"external"}
     assert all(row["onlyElsewhere"] for row in _rows(lab, "local-far"))
 
 

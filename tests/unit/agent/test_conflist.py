@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nodenet.agent.conflist import ConflistKeeper
-from nodenet.cni.conflist import CONFLIST
+from nodenet.agent.host_ports import HostPortOwner
+from nodenet.cni.conflist import CONFLIST, port_mapper
 from nodenet.config import Config
 
 
@@ -45,6 +46,75 @@ def test_an_unchanged_file_is_not_written(tmp_path: Path) -> None:
     before = (tmp_path / CONFLIST).stat().st_ino
     ConflistKeeper(Config("n1", cni_conf_dir=tmp_path)).check(tmp_path)
     assert (tmp_path / CONFLIST).stat().st_ino == before
+
+
+CHAINED = {"type": "portmap", "capabilities": {"portMappings": True}}
+OURS = {"type": "nodenet"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, ""),
+        ({"10-nodenet.conflist": {"plugins": [OURS]}}, ""),
+        ({"10-nodenet.conflist": {"plugins": [OURS, CHAINED]}}, "portmap (10-nodenet.conflist)"),
+        # portmap without the capability does nothing, but that is not for us to decide: it may have rules.
+        ({"10-nodenet.conflist": {"plugins": [OURS, {"type": "portmap"}]}}, "portmap (10-nodenet.conflist)"),
+        (
+            {"10-nodenet.conflist": {"plugins": [OURS, {"type": "mine", "capabilities": {"portMappings": True}}]}},
+            "mine (10-nodenet.conflist)",
+        ),
+        ({"10-nodenet.conflist": {"plugins": [OURS, {"type": "mine", "capabilities": {"portMappings": False}}]}}, ""),
+        # The first valid one is used.
+        (
+            {"05-a.conflist": "{", "06-b.conf": CHAINED, "10-nodenet.conflist": {"plugins": [OURS]}},
+            "portmap (06-b.conf)",
+        ),
+        ({"05-a.conf": {"type": "bridge"}, "10-nodenet.conflist": {"plugins": [OURS, CHAINED]}}, ""),
+        ({"README": "portmap", "05-a.conflist": {"plugins": "no list"}}, ""),
+        ({"05-a.conflist": {"plugins": [OURS, {"capabilities": {"portMappings": True}}]}}, ""),
+    ],
+)
+def test_who_serves_host_ports(tmp_path: Path, files: dict[str, object], expected: str) -> None:
+    for name, body in files.items():
+        (tmp_path / name).write_text(body if isinstance(body, str) else json.dumps(body))
+    assert port_mapper(tmp_path).replace(f"{tmp_path}/", "") == expected
+    assert port_mapper(tmp_path / "none") == ""
+
+
+async def test_the_agent_leaves_host_ports_to_a_chained_plugin(tmp_path: Path) -> None:
+    """And takes them when the plugin goes; the first look comes before the first compilation."""
+    served: list[bool] = []
+    owner = HostPortOwner(Config("n1", cni_conf_dir=tmp_path), served.append)
+    file = tmp_path / CONFLIST
+    for body, whose in (({"plugins": [OURS]}, "agent"), ({"plugins": [OURS, CHAINED]}, f"portmap ({file})")):
+        file.write_text(json.dumps(body))
+        for _ in range(2):
+            await owner.refresh()
+            assert owner.served_by == whose
+    assert served == [True, False]
+    file.unlink()
+    file.mkdir()
+    await owner.refresh()
+    assert owner.served_by == f"portmap ({file})", "what was known stays"
+    assert str(file) in owner.problems[0]
+    file.rmdir()
+    await owner.refresh()
+    assert (served, owner.problems) == ([True, False, True], [])
+
+
+async def test_without_services_or_with_portmap_by_configuration(tmp_path: Path) -> None:
+    for config, whose, served in (
+        (Config("n1", cni_conf_dir=tmp_path, host_ports=True), "portmap (host_ports)", [False]),
+        (Config("n1", host_ports=True), "portmap (host_ports)", [False]),
+        (Config("n1"), "agent", [True]),
+        # The compiler then names the pods.
+        (Config("n1", services=False), "none", [True]),
+    ):
+        found: list[bool] = []
+        owner = HostPortOwner(config, found.append)
+        await owner.refresh()
+        assert (owner.served_by, found) == (whose, served)
 
 
 def test_host_ports(tmp_path: Path) -> None:

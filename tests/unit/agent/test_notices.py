@@ -108,6 +108,11 @@ def test_objects_with_their_parts_and_uids() -> None:
         ),
         WEB: ("NotServed", "first; second"),
     }
+    pod = ServiceWarning(ObjectRef("shop", "web"), "hostPort 80: taken", "Pod")
+    assert objects_with_problems({}, [*warnings, pod]) == {
+        WEB: ("NotServed", "first; second"),
+        About("v1", "Pod", "shop", "web"): ("NotServed", "hostPort 80: taken"),
+    }
     stats[NETWORK_POLICY].note(NETWORK_POLICY, ObjectRef("shop", "deny"), ())
     assert objects_with_problems(stats, []) == {}
     assert stats[NETWORK_POLICY].uids == {}
@@ -127,6 +132,16 @@ def test_one_node_reports_and_it_is_the_same_for_all() -> None:
     agents[chosen].update({}, NODES)
     agents[chosen].update({WEB: ("NotServed", "y")}, NODES)
     assert [one.message for one in recorded[chosen]] == ["x", "y", "y"]
+
+
+def test_a_nodes_own_pods_are_reported_by_that_node() -> None:
+    """No other node knows which of its hostPorts is not served."""
+    about = About("v1", "Pod", "shop", "web")
+    for node in NODES[:5]:
+        recorded: list[Notice] = []
+        agent = ObjectNotices(node, recorded.append)
+        agent.update({about: ("NotServed", "x")}, NODES)
+        assert recorded == [Notice(about, "Warning", "NotServed", "x")]
 
 
 def test_reports_are_spread_and_few_move_when_a_node_leaves() -> None:

@@ -38,14 +38,20 @@ def workload(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
         (service(type="ExternalName", trafficDistribution="PreferClose"), []),
         (
             workload("Deployment", {"template": pod_template({"containerPort": 80, "hostPort": 8080})}),
-            ["Deployment shop/api: container c: hostPort 8080 is not served"],
+            [],
         ),
         (
-            workload("CronJob", {"jobTemplate": {"spec": {"template": pod_template({"hostPort": 1})}}}),
-            ["CronJob shop/api: container c: hostPort 1 is not served"],
+            workload(
+                "CronJob", {"jobTemplate": {"spec": {"template": pod_template({"hostPort": 1, "protocol": "SCTP"})}}}
+            ),
+            ["CronJob shop/api: container c: hostPort 1: SCTP is not served"],
         ),
-        (workload("Pod", pod_template({"hostPort": 2})["spec"]), ["Pod shop/api: container c: hostPort 2 is"]),
-        (workload("DaemonSet", {"template": pod_template({"hostPort": 8080}, hostNetwork=True)}), []),
+        (
+            workload("Pod", pod_template({"hostPort": 2, "protocol": "SCTP"})["spec"]),
+            ["Pod shop/api: container c: hostPort 2: SCTP"],
+        ),
+        (workload("Pod", pod_template({"hostPort": 2, "protocol": "UDP"})["spec"]), []),
+        (workload("DaemonSet", {"template": pod_template({"hostPort": 8, "protocol": "SCTP"}, hostNetwork=True)}), []),
         (workload("ConfigMap", {}), []),
     ],
 )

@@ -82,6 +82,12 @@ def test_the_families_are_those_of_the_cluster_ips() -> None:
     assert [place[1] for place in places(service("a", VIP6, **more))] == [VIP6, "2001:db8::1", "2001:db8:1::1"]
 
 
+def test_a_load_balancer_without_node_ports() -> None:
+    """allocateLoadBalancerNodePorts false: the control plane assigns none. The other addresses are served."""
+    one = service("web", VIP, load_balancer_ips=ips("203.0.113.1"), external_local=True, health_check_node_port=30100)
+    assert places(one) == [("CLUSTER_IP", VIP, 80), ("LOAD_BALANCER", "203.0.113.1", 80)]
+
+
 LB4, LB6 = "203.0.113.1", "2001:db8:2::1"
 RANGES, NODE = FrontendFlag.SOURCE_RANGES, FrontendFlag.ALLOWS_NODE
 
@@ -321,5 +327,6 @@ def test_the_order_of_kinds_is_the_order_of_ownership() -> None:
         FrontendKind.CLUSTER_IP,
         FrontendKind.NODE_PORT,
         FrontendKind.LOAD_BALANCER,
+        FrontendKind.HOST_PORT,
         FrontendKind.EXTERNAL_IP,
     ]

@@ -17,6 +17,7 @@ from nodenet.kinds import API_KINDS, ApiKind, Kind
 from nodenet.kube.decode import DecodeError, decode
 from nodenet.model import (
     EndpointSlice,
+    HostPort,
     NamedPort,
     Node,
     ObjectRef,
@@ -92,6 +93,40 @@ def test_a_pod() -> None:
         ),
         ("Deployment", "web"),
     )
+
+
+def host_ports(*ports: dict[str, Any], **spec: Any) -> tuple[HostPort, ...]:
+    pod = decoded(kinds.POD, spec={"containers": [{"ports": list(ports)}], **spec})
+    assert isinstance(pod, Pod)
+    return pod.host_ports
+
+
+def test_host_ports_of_a_pod() -> None:
+    side = {"restartPolicy": "Always", "ports": [{"containerPort": 5, "hostPort": 6, "protocol": "SCTP"}]}
+    once = {"ports": [{"containerPort": 7, "hostPort": 8}]}
+    ports = (
+        {"containerPort": 80, "hostPort": 8080, "name": "http"},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
+        {"containerPort": 81},
+        {"containerPort": 82, "hostPort": 0},
+    )
+    found = host_ports(*ports, initContainers=[side, once])
+    assert found == (
+        HostPort(8080, 80, Protocol.TCP),
+        HostPort(53, 53, Protocol.UDP, ip_address("127.0.0.1")),
+        HostPort(6, 5, Protocol.SCTP),
+    )
+    # The pods of a DaemonSet share one object.
+    assert host_ports(*ports, initContainers=[side, once]) is found
+    # The API server writes hostPort into each port of such a pod.
+    assert host_ports(*ports, hostNetwork=True) == ()
+
+
+def test_an_invalid_host_ip_closes_the_port() -> None:
+    """Without it, the port would be open on all addresses of the node."""
+    good = {"containerPort": 81, "hostPort": 81}
+    for bad in ({"hostIP": "localhost"}, {"hostPort": 99999}, {"containerPort": 0}, {"protocol": "ICMP"}):
+        assert host_ports({"containerPort": 80, "hostPort": 80, **bad}, good) == (HostPort(81, 81, Protocol.TCP),)
 
 
 def test_a_pod_with_one_address_and_a_static_one() -> None:
