@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.differential.probes import CLIENTS, HOSTS, OUTSIDE, Probe, Seen, policies
+from tests.differential.probes import CLIENTS, HOSTS, Probe, Seen, policies
 
 # What the others are compared with: the facts in docs/services.md are those of this mode.
 BASE = "nftables"
@@ -128,9 +128,28 @@ DOCUMENTED = (
     ),
     Difference(
         "ebpf",
-        "traffic from outside is not served",
-        "| NodePort, load-balancer addresses, externalIPs, externalTrafficPolicy, from outside | not served | |",
-        lambda field, probe, base, other: probe.client == OUTSIDE or not probe.at_home,
+        "a backend on the called node sees the client",
+        "a backend on this node sees the client (kube-proxy masquerades here too)",
+        lambda field, probe, base, other: (
+            field == "source"
+            and not probe.at_home
+            and len({s for s, _ in base.sources}) == 1
+            and {s for s, _ in other.sources} <= {"client", CLIENTS[probe.client], *(s for s, _ in base.sources)}
+        ),
+    ),
+    Difference(
+        "ebpf",
+        "no refusal packet by packet",
+        "packet by packet: dropped",
+        lambda field, probe, base, other: (
+            field == "answer" and not probe.at_home and base.answers == {"refused"} and other.answers == {"timeout"}
+        ),
+    ),
+    Difference(
+        "ebpf",
+        "no session affinity from outside",
+        "not yet for traffic from outside",
+        lambda field, probe, base, other: field == "affinity" and not probe.at_home,
     ),
 )
 

@@ -65,7 +65,15 @@ class World:
         self.places = places
 
     def call(self, probes: Sequence[Probe]) -> list[Seen]:
-        """Make all calls. Those that may share an entry of session affinity are made one after the other."""
+        """Make all calls. If some tries of a call are answered and some are not, make it once more: a busy machine may
+        miss the timeout, while a backend that is not reached will not be reached again."""
+        found = self._called(probes)
+        doubtful = [probe for probe, one in found.items() if {"answered", "timeout"} <= one.answers]
+        found |= self._called(doubtful)
+        return [found[probe] for probe in probes]
+
+    def _called(self, probes: Sequence[Probe]) -> dict[Probe, Seen]:
+        """Make the calls. Those that may share an entry of session affinity are made one after the other."""
         found: dict[Probe, Seen] = {}
         asked: dict[str, list[list[Probe]]] = {}
         for _, group in groupby(sorted(probes, key=lambda probe: probe.key), key=lambda probe: probe.key):
@@ -76,7 +84,7 @@ class World:
         for client, groups in asked.items():
             for group, answers in zip(groups, self.peers[client].answer(), strict=True):
                 found |= {p: seen(p, tries, self.places) for p, tries in zip(group, answers, strict=True)}
-        return [found[probe] for probe in probes]
+        return found
 
     def switch(self, mode: str) -> None:
         self.lab("proxy", mode)
