@@ -195,7 +195,7 @@ class _Reader(Reader):
             return (self._pods(peer, _PEER[direction]),)
         _one_of(peer, _PEER[direction])
         if not nodes.absent:
-            return (Peer(nodes=self.selector(_object(nodes))),)
+            return (Peer(nodes=self._labels(_object(nodes))),)
         if not networks.absent:
             return tuple(Peer(block=IPBlock(network)) for network in self._each(networks, _network))
         self._each(domains, _domain)
@@ -207,10 +207,19 @@ class _Reader(Reader):
         _one_of(field, known)
         namespaces, pods = field.child("namespaces"), field.child("pods")
         if not namespaces.absent:
-            return Peer(namespaces=self.selector(_object(namespaces)))
+            return Peer(namespaces=self._labels(_object(namespaces)))
         _only(pods, _PODS)
-        of_namespace, of_pod = (_object(pods.child(key)) for key in _PODS)
-        return Peer(pods=self.selector(of_pod), namespaces=self.selector(of_namespace))
+        of_namespace, of_pod = (pods.child(key) for key in _PODS)
+        # The schema requires only one of them: the other one, if it is absent, selects all namespaces.
+        return Peer(pods=self._labels(_object(of_pod)), namespaces=self._labels(of_namespace))
+
+    def _labels(self, field: Field) -> Selector:
+        """A label selector. Unlike a built-in kind, a custom resource cannot have null in it."""
+        if not field.absent:
+            _only(field, ("matchLabels", "matchExpressions"))
+        for item in field.child("matchExpressions").items():
+            _only(item, ("key", "operator", "values"))
+        return self.selector(field)
 
     def _each(self, items: Field, read: Callable[[Field], T]) -> list[T]:
         """The items of a set: at least one, and none twice."""
