@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: help setup setup-full demo test lint bpf metrics-page proto bench fuzz fuzz-mutants differential switch soak upgrade test-kernels clean
+.PHONY: help setup setup-full demo test lint bpf metrics-page proto bench fuzz fuzz-mutants differential switch tiers soak upgrade test-kernels clean
 
 help:
 	@echo "make demo    a two-node lab with an application, Services, NetworkPolicies and live flows"
@@ -13,6 +13,7 @@ help:
 	@echo "make fuzz-mutants   take each fix of the datapath back and let the fuzzer find it"
 	@echo "make differential   a thousand calls to Services with any fields, under kube-proxy's rules and under eBPF: the same answers (PROBES, SEED)"
 	@echo "make switch  10,000 changes of policy under a million packets, with 50 killed agents: no packet meets a mixture"
+	@echo "make tiers   CASES (300) generated sets of policies of all three tiers: engine, a second reading and real traffic agree"
 	@echo "make soak    a lab of two nodes in trouble for an hour (MINUTES): nothing through, nothing lost, nothing grows"
 	@echo "make upgrade FROM=COMMIT   replace a lab's agents by this version and back under load: nothing through, nothing lost"
 	@echo "make image   the container images slim and full as OCI archives in dist/, without a daemon (ARCHES, IMAGE, TARGETS)"
@@ -95,7 +96,12 @@ differential: setup-full
 switch: setup
 	@$(VENV)/python -m perf.switch
 
+CASES ?= 300
+
 MINUTES ?= 60
+
+tiers: setup-full
+	@NODENET_TIERS=$(CASES) $(VENV)/pytest tests/e2e/test_tiers.py
 
 soak: setup
 	@$(VENV)/python -m perf.soak --minutes $(MINUTES)

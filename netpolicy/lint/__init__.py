@@ -1,4 +1,4 @@
-"""Finds common mistakes in NetworkPolicies: valid objects that probably do not do what their author intended.
+"""Finds common mistakes in policies: valid objects that probably do not do what their author intended.
 
 Checks that need pods run only if the input has pods, and checks of addresses only if an address is known.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from netpolicy.cluster import Cluster
-from netpolicy.lint import blocks, paths, ports, selection, width
+from netpolicy.lint import blocks, paths, ports, selection, tiers, width
 from netpolicy.lint.common import Finding
 from netpolicy.types import NetworkPolicy
 
@@ -49,4 +49,5 @@ def lint(cluster: Cluster) -> list[Finding]:
     found += paths.egress_without_dns(distinct)
     found += paths.dns_server_isolated(distinct)
     found += paths.kubelet_out_of_reach(distinct)
+    found += tiers.checks(distinct)
     return sorted(set(found), key=lambda f: (f.policy, f.field, f.check, f.message))

@@ -5,10 +5,10 @@ What a node's kubelet sends to the pods of the node (probes) is always allowed, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from netpolicy.cluster import Cluster, Pod
-from netpolicy.evaluate import Evaluator
+from netpolicy.evaluate import DirectionVerdict, Evaluator
 from netpolicy.lint.common import Finding, pods, some, subjects
 from netpolicy.match import port_matches
 from netpolicy.party import Party, Traffic
@@ -24,6 +24,7 @@ from netpolicy.types import (
     PortRule,
     Protocol,
     Rule,
+    RuleRef,
     namespace_labels,
 )
 
@@ -42,10 +43,14 @@ def egress_without_dns(cluster: Cluster) -> Iterator[Finding]:
     servers = {traffic: [pod for pod in cluster.pods if _listens(pod, traffic)] for traffic in _DNS}
     for subject, name in sorted(_senders(cluster).items(), key=lambda item: item[1]):
         policies = evaluator.isolating(subject, Direction.EGRESS)
-        if not policies:
+        if not any(tier.concerns(subject, Direction.EGRESS) for tier in evaluator.tiers):
             continue
-        missing = [each for each in _DNS if not _may_send(evaluator, policies, each, servers[each], cluster)]
-        if missing:
+        missing = [each for each in _DNS if not _may_ask(evaluator, subject, each, servers[each], cluster)]
+        denied = _denied(evaluator, subject, missing, servers)
+        if denied is not None:
+            message = f"{denied} denies {name} {missing[0]} to the DNS servers, so DNS names will not resolve"
+            yield Finding(denied.owner, "egress-without-dns", f"spec.egress[{denied.index}]", message)
+        elif missing and policies:
             what = " and ".join(str(traffic) for traffic in missing)
             message = (
                 f"{name} is isolated for egress and no rule allows {what}, so DNS names will not resolve: add an "
@@ -77,7 +82,7 @@ def dns_server_isolated(cluster: Cluster) -> Iterator[Finding]:
     seen: set[tuple[PolicyRef, str]] = set()
     for server in pods(cluster):
         policies = evaluator.isolating(server.labels, Direction.INGRESS)
-        if not policies or not _is_cluster_dns(server):
+        if not _is_cluster_dns(server):
             continue
         destination = Party.of(server, next(iter(server.ips), None))
         clients = [Party.of(pod, next(iter(pod.ips), None)) for pod in pods(cluster) if pod.workload != server.workload]
@@ -86,15 +91,21 @@ def dns_server_isolated(cluster: Cluster) -> Iterator[Finding]:
             for traffic in _DNS
             if (cut := [c.name for c in (*clients, _STRANGER) if not _hears(evaluator, c, destination, traffic)])
         }
-        key = (policies[0].ref, server.workload)
-        if missing and key not in seen:
-            seen.add(key)
+        denied = [
+            rule
+            for traffic in missing
+            for client in (*clients, _STRANGER)
+            for rule in evaluator.verdict(client, destination, traffic).ingress.denied_by
+        ]
+        owners = [rule.owner for rule in denied] + [policy.ref for policy in policies]
+        if missing and (owners[0], server.workload) not in seen:
+            seen.add((owners[0], server.workload))
             what = " and ".join(map(str, missing))
             message = (
                 f"{server} answers the DNS questions of the cluster, and {some(next(iter(missing.values())))} cannot "
                 f"reach it on {what}: add an ingress rule from namespaceSelector {{}} with 53/UDP and 53/TCP"
             )
-            yield Finding(policies[0].ref, "dns-server-isolated", "spec.ingress", message)
+            yield Finding(owners[0], "dns-server-isolated", "spec.ingress", message)
 
 
 def _is_cluster_dns(pod: Pod) -> bool:
@@ -138,6 +149,28 @@ def _typical(policy: NetworkPolicy) -> Iterator[tuple[str, str]]:
 
 def _listens(pod: Pod, traffic: Traffic) -> bool:
     return any(port.port == traffic.port and port.protocol is traffic.protocol for port in pod.ports)
+
+
+def _may_ask(
+    evaluator: Evaluator, subject: LabelSet, traffic: Traffic, servers: Sequence[Pod], cluster: Cluster
+) -> bool:
+    """True if pods with these labels may ask a DNS server, or one that may exist if the input has none."""
+    if servers:
+        return any(_egress(evaluator, subject, server, traffic).allowed for server in servers)
+    policies = evaluator.isolating(subject, Direction.EGRESS)
+    return not policies or _may_send(evaluator, policies, traffic, servers, cluster)
+
+
+def _egress(evaluator: Evaluator, subject: LabelSet, server: Pod, traffic: Traffic) -> DirectionVerdict:
+    return evaluator.verdict(Party("", subject), Party.of(server, next(iter(server.ips), None)), traffic).egress
+
+
+def _denied(
+    evaluator: Evaluator, subject: LabelSet, missing: Iterable[Traffic], servers: Mapping[Traffic, Sequence[Pod]]
+) -> RuleRef | None:
+    """The rule of a ClusterNetworkPolicy because of which DNS cannot be asked."""
+    found = (_egress(evaluator, subject, server, traffic) for traffic in missing for server in servers[traffic])
+    return next((rule for verdict in found for rule in verdict.denied_by), None)
 
 
 def _may_send(

@@ -154,8 +154,9 @@ def lint_command(ctx: click.Context, source: Source, output: Format) -> None:
         Column("FIELD", "field"),
         Column("FINDING", "message"),
     ]
-    shown = [{**row, "name": f"{row['namespace']}/{row['policy']}"} for row in rows]
-    text = table(shown, columns) if rows else f"{len(cluster.policies)} policies: no mistakes found"
+    shown = [{**row, "name": str(finding.policy)} for row, finding in zip(rows, findings, strict=True)]
+    number = len(cluster.policies) + len(cluster.cluster_policies)
+    text = table(shown, columns) if rows else f"{number} policies: no mistakes found"
     emit_document({"findings": rows}, output, text)
     ctx.exit(1 if findings else 0)
 
