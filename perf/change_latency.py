@@ -127,7 +127,7 @@ class _Watcher:
 def _lab(name: str, resync: float) -> Iterator[LabClient]:
     """A lab of one node without pods."""
     command = [*_NODENET, "lab"]
-    settings = ["--agent-set", f"resync_seconds={resync}"]
+    settings = ["--no-dns", "--agent-set", f"resync_seconds={resync}"]
     subprocess.run([*command, "up", "--name", name, *settings], check=True, stdout=subprocess.DEVNULL, timeout=180)
     try:
         yield LabClient(name)

@@ -128,7 +128,7 @@ def _check() -> None:
 def _lab(name: str) -> Iterator[str]:
     command = [sys.executable, "-m", "nodenet", "lab"]
     try:
-        subprocess.run([*command, "up", "--name", name], check=True, stdout=subprocess.DEVNULL, timeout=120)
+        subprocess.run([*command, "up", "--name", name, "--no-dns"], check=True, stdout=subprocess.DEVNULL, timeout=120)
         yield name
     finally:
         subprocess.run([*command, "down", "--name", name], check=True, stdout=subprocess.DEVNULL, timeout=120)

@@ -91,7 +91,7 @@ def build(folder: Path) -> Path:
 def a_lab(name: str) -> Iterator[str]:
     manifests = HERE / "manifests" / "crr.yaml"
     try:
-        run(*NODENET, "lab", "up", "--name", name, "--nodes", "2", "-f", manifests)
+        run(*NODENET, "lab", "up", "--name", name, "--nodes", "2", "--no-dns", "-f", manifests)
         yield name
     finally:
         run(*NODENET, "lab", "down", "--name", name)

@@ -8,7 +8,7 @@ from nodenet.cli.program import pip
 from nodenet.errors import CannotRunError
 
 _AGENT = ("aiohttp", "prometheus_client")
-_LAB = (*_AGENT, "pyroute2")
+_LAB = (*_AGENT, "dns", "pyroute2")
 # Names of modules, as they are imported. The names of the projects are in pyproject.toml.
 EXTRAS: dict[str, tuple[str, ...]] = {"agent": _AGENT, "lab": _LAB, "bench": (*_LAB, "matplotlib")}
 

@@ -82,6 +82,13 @@ for _command in (apply, delete, get, exec_, probe, agent, trouble):
     show_default=True,
     help="What serves Services: the agent, or rules as kube-proxy writes them.",
 )
+@click.option("--dns/--no-dns", default=True, show_default=True, help="DNS pods in kube-system (Service kube-dns).")
+@click.option(
+    "--dns-upstream",
+    default="",
+    metavar="IP",
+    help="A DNS server that pods reach, for names outside of the cluster. Default: there are no such names.",
+)
 @click.option(
     "--settable-clock", is_flag=True, help="Start agents whose clock `lab trouble clock` can set (needs a C compiler)."
 )
@@ -96,6 +103,8 @@ def up(
     agent_set: Sequence[str],
     agent_config: Path | None,
     proxy: str,
+    dns: bool,
+    dns_upstream: str,
     settable_clock: bool,
 ) -> None:
     """Start a lab: nodes, an agent on each, and the pods of the manifests.
@@ -105,13 +114,14 @@ def up(
     # Check this first: the daemon and the agents import these modules in other processes.
     require("lab", "lab up")
     from nodenet.lab import apply as applying
-    from nodenet.lab import layout, proxies, settings
+    from nodenet.lab import cluster_dns, layout, proxies, settings
     from nodenet.lab import up as starting
-    from nodenet.lab.files import LabState
+    from nodenet.lab.files import Dns, LabState
 
     started = time.monotonic()
     plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
-    state = LabState(plan, mask_size, settings.parse(agent_set, _mapping(agent_config), plan), proxy=proxy)
+    agents = settings.parse(agent_set, _mapping(agent_config), plan)
+    state = LabState(plan, mask_size, agents, proxy=proxy, dns=Dns(dns, cluster_dns.check_upstream(dns_upstream)))
     if proxy != proxies.EBPF:
         settings.check_proxy(state.agents, proxy)
     prepared = applying.prepare(load_manifests(files))

@@ -43,7 +43,7 @@ def exec_(name: str, namespace: str, pod: str, command: Sequence[str]) -> None:
     """Run COMMAND in POD: `nodenet lab exec deploy/web -n shop -- curl http://api/`.
 
     POD is a name, the start of a name, or deploy/NAME (or sts/, ds/, job/), optionally with NS/ before it. The command
-    runs with the pod's network, cgroup and environment, and an /etc/hosts with the names of all Services. Other files
+    runs with the pod's network, cgroup and environment, and its resolver and /etc/hosts. Other files
     are those of this machine. The command's exit code is returned.
     """
     from nodenet.lab import execute, find

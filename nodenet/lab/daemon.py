@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nodenet.errors import NodenetError
-from nodenet.lab import control, fabric, files, layout, names, proxies, settings
+from nodenet.lab import cluster_dns, control, fabric, files, layout, names, proxies, settings
 from nodenet.lab.apiserver.server import ApiServer, serve
 from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.run import run as run_controllers
@@ -79,8 +79,12 @@ class Lab:
             self._report({"progress": f"API endpoint: http://127.0.0.1:{port}"})
             endpoint = Endpoint([str(address) for address in plan.api_addresses], layout.API_PORT)
             group.create_task(run_controllers(self._api, endpoint), name="controllers")
+            if self._state.dns.pods:
+                for obj in cluster_dns.objects(plan):
+                    await self._api.client.create(obj)
+            dns = cluster_dns.program(self.files.dns_kubeconfig, self._state.dns.upstream)
             for node in plan.nodes:
-                made = self._nodes[node.name] = VirtualNode(plan, node, self._api.client, self._slots)
+                made = self._nodes[node.name] = VirtualNode(plan, node, self._api.client, self._slots, dns)
                 group.create_task(made.run(), name=node.name)
             await self._agents_ready()
             await self._start_proxies()

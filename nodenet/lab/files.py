@@ -1,6 +1,7 @@
 """The files of a lab's folder: what `lab up` writes for the daemon, the agents, the plugin and kubectl, and reads back.
 
 lab.json                the plan's inputs, the daemon's pid and port
+dns.kubeconfig          of the DNS server in the lab's pods (cluster_dns.py)
 kubeconfig              for people: the API on 127.0.0.1, and the administrator's token (readable only by root)
 daemon.log, lab.sock    the daemon's log and control socket
 <node>/agent.yaml, kubeconfig, agent.log, agent.sock, cni.sock, endpoints/, bpf/
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nodenet.errors import BadInputError, CannotRunError
-from nodenet.lab import groups, layout, names, proxies, settings
+from nodenet.lab import cluster_dns, groups, layout, names, proxies, settings
 from nodenet.lab.guard import Tokens
 from nodenet.lab.layout import LabPlan, NodePlan
 from nodenet.lab.settings import Settings
@@ -49,6 +50,10 @@ class LabFiles:
         return self.folder / "kubeconfig"
 
     @property
+    def dns_kubeconfig(self) -> Path:
+        return self.folder / "dns.kubeconfig"
+
+    @property
     def log(self) -> Path:
         return self.folder / "daemon.log"
 
@@ -72,6 +77,18 @@ class LabFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Dns:
+    """`pods`: whether the lab makes DNS pods and their Service. `upstream`: the address of the DNS server for names
+    outside of the cluster; "": there is none."""
+
+    pods: bool = True
+    upstream: str = ""
+
+
+DEFAULT_DNS = Dns()
+
+
+@dataclass(frozen=True, slots=True)
 class LabState:
     """The content of lab.json. `pid` and `port` are 0 until the daemon has reported them. `agents`: settings for the
     agents' configuration files. `proxy`: what serves Services, one of proxies.MODES."""
@@ -82,6 +99,7 @@ class LabState:
     pid: int = 0
     port: int = 0
     proxy: str = proxies.EBPF
+    dns: Dns = DEFAULT_DNS
 
     @property
     def alive(self) -> bool:
@@ -93,6 +111,7 @@ class LabState:
 def write_state(state: LabState) -> None:
     data = layout.to_json(state.plan, state.mask_size)
     data |= {"agents": settings.to_json(state.agents), "pid": state.pid, "port": state.port, "proxy": state.proxy}
+    data["dns"] = asdict(state.dns)
     _write(LabFiles(state.plan.name).state, json.dumps(data, indent=2) + "\n")
 
 
@@ -104,12 +123,13 @@ def read_state(lab: str) -> LabState:
         data = json.loads(file.read_text())
         agents = settings.from_json(data["agents"])
         plan = layout.from_json(data)
-        return LabState(plan, data["nodeCidrMaskSize"], agents, data["pid"], data["port"], data["proxy"])
+        dns = Dns(**data["dns"])
+        return LabState(plan, data["nodeCidrMaskSize"], agents, data["pid"], data["port"], data["proxy"], dns)
     except FileNotFoundError as error:
         raise BadInputError(
             f"lab {lab}: there is no such lab", "nodenet lab up starts one, nodenet lab list shows them"
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CannotRunError(f"{file}: not a lab's state: {error}", f"nodenet lab down --name {lab}") from error
 
 
@@ -129,6 +149,8 @@ def write_all(state: LabState, port: int, tokens: Tokens) -> None:
     files = LabFiles(plan.name)
     own = kubeconfig(plan.name, f"http://127.0.0.1:{port}", tokens.admin)
     _write(files.kubeconfig, yaml.safe_dump(own), 0o600)
+    of_dns = kubeconfig(plan.name, cluster_dns.api_url(plan), tokens.dns)
+    _write(files.dns_kubeconfig, yaml.safe_dump(of_dns), 0o600)
     server = f"http://{layout.url_host(plan.api_addresses[0])}:{layout.API_PORT}"
     for node in plan.nodes:
         folder = files.node(node.name)

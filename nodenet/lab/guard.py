@@ -19,6 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from nodenet.kinds import API_KINDS, CLUSTER_NETWORK_POLICY, NODE
+from nodenet.lab import cluster_dns
 from nodenet.lab.apiserver.access import ADMIN, Access, User, reader
 from nodenet.lab.apiserver.status import ApiError
 
@@ -29,10 +30,12 @@ _TCP = Path("/proc/net/tcp")
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The bearer tokens of one lab: the administrator's, and by node the agent's. Each start of a lab has new ones."""
+    """The bearer tokens of one lab: the administrator's, by node the agent's, and the DNS server's. Each start of a lab
+    has new ones."""
 
     admin: str
     agents: dict[str, str]
+    dns: str
 
     def users(self) -> dict[str, User]:
         """Users by token. An agent may read the kinds that agents watch, patch Nodes and
@@ -42,11 +45,12 @@ class Tokens:
             token: reader(f"nodenet-agent:{node}", kinds, [NODE.name, CLUSTER_NETWORK_POLICY.name, _EVENT], [_EVENT])
             for node, token in self.agents.items()
         }
-        return {self.admin: ADMIN} | agents
+        return {self.admin: ADMIN, self.dns: reader("nodenet-dns", cluster_dns.KINDS)} | agents
 
 
 def new_tokens(nodes: Iterable[str]) -> Tokens:
-    return Tokens(secrets.token_urlsafe(32), {node: secrets.token_urlsafe(32) for node in nodes})
+    agents = {node: secrets.token_urlsafe(32) for node in nodes}
+    return Tokens(secrets.token_urlsafe(32), agents, secrets.token_urlsafe(32))
 
 
 class LabAccess(Access):

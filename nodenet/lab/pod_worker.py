@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from nodenet.backoff import Backoff
 from nodenet.errors import NodenetError
-from nodenet.lab import pods, process
+from nodenet.lab import cluster_dns, pods, process
 from nodenet.lab.cni_runtime import Attachment, Runtime
 from nodenet.lab.layout import NodePlan
 from nodenet.lab.pod_events import now
-from nodenet.lab.sandbox import Sandbox
+from nodenet.lab.sandbox import STAND_IN, Sandbox
 from nodenet.model import IPAddress
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class PodApi(Protocol):
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the pods of a node share. `network_ready` is set while CNI may be called on the node. `slots` limits how
-    many pods of the whole lab are created at the same time."""
+    many pods of the whole lab are created at the same time. `dns`: the program of the cluster's DNS pods."""
 
     lab: str
     node: NodePlan
@@ -65,6 +65,7 @@ class Surroundings:
     runtime: Runtime
     network_ready: asyncio.Event
     slots: asyncio.Semaphore
+    dns: Sequence[str] = ()
 
 
 class PodWorker:
@@ -181,7 +182,8 @@ class PodWorker:
 
     async def _start(self) -> Any:
         async with self._here.slots:
-            return await self._sandbox.start(pods.ports(self.pod))
+            program = self._here.dns if cluster_dns.serves(self.pod) and self._here.dns else STAND_IN
+            return await self._sandbox.start(pods.ports(self.pod), program)
 
     async def _retried(self, reason: str, step: Callable[[], Any]) -> Any:
         """Call `step` with backoff until it succeeds. Each failure is written to the pod's status."""

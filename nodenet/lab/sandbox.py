@@ -18,9 +18,9 @@ from nodenet.link import cgroups, netns
 
 log = logging.getLogger(__name__)
 
-_STANDIN = Path(__file__).with_name("standin.py")
 # -I -S -E: no environment variables and no site packages, so Python starts in 20 ms and stays small.
 PYTHON = (sys.executable, "-I", "-S", "-E")
+STAND_IN = (*PYTHON, str(Path(__file__).with_name("standin.py")))
 # The stand-in gets none of the pod's variables, because it is a program of the host and starts as root. They could
 # choose the libraries that the dynamic linker loads, and what the shell that enters the cgroup runs first.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -51,10 +51,10 @@ class Sandbox:
         if not self.host_network and not netns.exists(self.netns):
             netns.create(self.netns)
 
-    async def start(self, ports: Sequence[Port]) -> subprocess.Popen[bytes]:
-        """Start the stand-in and wait until it serves all ports. Raises CannotRunError with its error message."""
+    async def start(self, ports: Sequence[Port], program: Sequence[str] = STAND_IN) -> subprocess.Popen[bytes]:
+        """Start the pod's program and wait until it serves all ports. Raises CannotRunError with its error message."""
         read, write = os.pipe()
-        argv = [*PYTHON, str(_STANDIN), "--name", self._name, "--ready-fd", str(write)]
+        argv = [*program, "--name", self._name, "--ready-fd", str(write)]
         for port in ports:
             argv += ["--port", str(port)]
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 class VirtualNode:
     """Before `run`, the caller creates the kernel objects (fabric.make_node) and the files (files.write_all).
 
-    `slots` limits how many pods of the whole lab are created at the same time.
+    `slots` limits how many pods of the whole lab are created at the same time. `dns`: the program of DNS pods.
     """
 
-    def __init__(self, plan: LabPlan, node: NodePlan, client: LocalClient, slots: asyncio.Semaphore) -> None:
+    def __init__(
+        self, plan: LabPlan, node: NodePlan, client: LocalClient, slots: asyncio.Semaphore, dns: Sequence[str]
+    ) -> None:
         self.plan = node
         self._lab = plan
         self._client = client
@@ -44,7 +46,7 @@ class VirtualNode:
         self.proxy = Proxy(plan, node, place)
         self._network_ready = asyncio.Event()
         self._runtime = Runtime(files.conflist(node.name), files.plugins, place, files.results(node.name))
-        self._here = Surroundings(plan.name, node, ClientPodApi(client), self._runtime, self._network_ready, slots)
+        self._here = Surroundings(plan.name, node, ClientPodApi(client), self._runtime, self._network_ready, slots, dns)
         self._rebooting = asyncio.Lock()
 
     async def run(self) -> None:

@@ -47,7 +47,8 @@ def a_lab(name: str) -> Iterator[Api]:
         yaml.safe_dump_all(world.start(), manifest)
         manifest.flush()
         try:
-            _nodenet("lab", "up", "--name", name, "--nodes", "2", "--ip-family", "dual", "-f", manifest.name)
+            options = ("--nodes", "2", "--ip-family", "dual", "--no-dns")
+            _nodenet("lab", "up", "--name", name, *options, "-f", manifest.name)
             yield Api(Path(_nodenet("lab", "kubeconfig", "--name", name).strip()))
         finally:
             _nodenet("lab", "down", "--name", name)

@@ -66,10 +66,10 @@ class Lab:
 
 @contextmanager
 def running(word: str, *options: str | Path) -> Iterator[Lab]:
-    """A lab of its own, taken down afterwards whatever happened."""
+    """A lab of its own, taken down afterwards whatever happened. Without DNS pods unless `options` ask for them."""
     name = unique(word)
     try:
-        nodenet("lab", "up", "--name", name, *options)
+        nodenet("lab", "up", "--name", name, *options, *(() if "--dns" in options else ("--no-dns",)))
         yield Lab(name)
     finally:
         nodenet("lab", "down", "--name", name)

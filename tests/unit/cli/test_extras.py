@@ -16,7 +16,7 @@ from nodenet.errors import CannotRunError
 ROOT = Path(__file__).parents[3]
 SHOP = ROOT / "examples" / "shop"
 # The modules of projects whose module has another name.
-_MODULES = {"prometheus-client": "prometheus_client"}
+_MODULES = {"prometheus-client": "prometheus_client", "dnspython": "dns"}
 
 
 def projects(extra: str) -> set[str]:
