@@ -28,6 +28,8 @@ NN_INLINE int nn_netdev(struct __sk_buff *ctx, struct nn_context *context, __u32
 NN_INLINE int nn_netdev_stages(struct __sk_buff *ctx, __u32 side)
 {
 	struct nn_context *context;
+	struct nn_view *view;
+	__u32 service;
 	int result;
 
 	/* A constant: without Services at the node's interfaces nothing of this is in the program. */
@@ -39,8 +41,10 @@ NN_INLINE int nn_netdev_stages(struct __sk_buff *ctx, __u32 side)
 	nn_context_init(context, side);
 	result = nn_netdev(ctx, context, side);
 	if (result < 0) {
-		nn_view_new(context, NN_INGRESS)->peer_identity = nn_identity_of(&context->packet.tuple.saddr,
-										 context->state.generation);
+		service = side == NN_INGRESS ? nn_view_of(context, NN_INGRESS)->rev_nat_index : 0;
+		view = nn_view_new(context, NN_INGRESS);
+		view->rev_nat_index = service;
+		view->peer_identity = nn_identity_of(&context->packet.tuple.saddr, context->state.generation);
 		nn_drop(ctx, NN_INGRESS, result);
 	}
 	nn_context_release(context);

@@ -453,6 +453,7 @@ enum nn_observation_point {
 	NN_TO_ENDPOINT = 0,
 	NN_TO_STACK = 3,
 	NN_FROM_ENDPOINT = 5,
+	NN_FROM_NETWORK = 10,
 };
 
 struct nn_event {

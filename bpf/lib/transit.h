@@ -15,6 +15,8 @@
 
 /* nn_nat_entry.endpoint_id of flows that the node translates for others. */
 #define NN_NAT_OF_NODE 0
+/* Of nn_transit_enter: the packet opened the flow. */
+#define NN_TRANSIT_NEW 2
 
 /* The flow's entry for this half, if it is one of the node's. */
 NN_INLINE struct nn_nat_entry *nn_transit_lookup(struct nn_context *context, const struct nn_tuple *tuple, __u8 half)
@@ -158,6 +160,8 @@ NN_GLOBAL int nn_transit_choose(void)
 	nn_ct_key_of(&packet->tuple, NN_EGRESS, &view->flow);
 	result = nn_lb_choose(&packet->tuple.daddr, packet->tuple.dport, packet->tuple.protocol, NN_SCOPE_EXTERNAL,
 			      nn_flow_number(&view->flow), &choice);
+	/* Named in the event of a drop. */
+	nn_view_of(context, NN_INGRESS)->rev_nat_index = choice.rev_nat_index;
 	if (!nn_source_allowed(&choice, &packet->tuple.saddr))
 		return NN_DROP_NOT_IN_SOURCE_RANGE;
 	if (result <= 0)
@@ -179,7 +183,8 @@ NN_GLOBAL int nn_transit_choose(void)
 	return 1;
 }
 
-/* Open a flow for a packet that enters the node. Returns 1, 0 if the packet is not served, or a drop code. */
+/* Open a flow for a packet that enters the node. Returns NN_TRANSIT_NEW, 0 if the packet is not served, or a drop
+ * code. */
 NN_INLINE int nn_transit_open(struct nn_context *context)
 {
 	int result = nn_transit_choose();
@@ -194,17 +199,17 @@ NN_INLINE int nn_transit_open(struct nn_context *context)
 	if (result < 0)
 		return result;
 	if (!(context->nat.entry.flags & NN_NAT_HAS_SOURCE))
-		return 1;
+		return NN_TRANSIT_NEW;
 	result = nn_source_create(number);
 	if (result == 0)
-		return 1;
+		return NN_TRANSIT_NEW;
 	context->nat.gone = context->nat.key;
 	nn_nat_delete();
 	return result;
 }
 
-/* Find the flow of a packet that enters the node, or open one. Returns 1 with the flow in the context, 0 if the packet is
- * not for a Service, or a drop code. */
+/* Find the flow of a packet that enters the node, or open one. Returns 1 or NN_TRANSIT_NEW with the flow in the context,
+ * 0 if the packet is not for a Service, or a drop code. */
 NN_INLINE int nn_transit_enter(struct nn_context *context)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
@@ -289,19 +294,41 @@ NN_GLOBAL int nn_transit_error(struct __sk_buff *ctx, __u32 side)
 	return nn_rewrite_outer_destination(ctx, packet, &context->nat.entry.daddr);
 }
 
+/* Report the first packet of a flow. What sees it later, the pod's interface or another node, does not know the Service,
+ * and another node not the client either. */
+NN_GLOBAL int nn_transit_report(struct __sk_buff *ctx)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_view *view;
+
+	if (!context)
+		return 0;
+	view = nn_view_new(context, NN_INGRESS);
+	view->peer_identity = nn_view_of(context, NN_EGRESS)->peer_identity;
+	view->subject = nn_identity_of(&context->packet.tuple.daddr, context->state.generation);
+	view->rev_nat_index = context->nat.entry.rev_nat_index;
+	nn_send_event(ctx, NN_EVENT_TRACE, NN_FROM_NETWORK, 0, NN_INGRESS);
+	return 0;
+}
+
 /* The stage. `side`: NN_INGRESS where packets enter the node, NN_EGRESS where they leave it. Returns 0: the packet goes on,
  * or a drop code. */
 NN_INLINE int nn_transit(struct __sk_buff *ctx, struct nn_context *context, __u32 side)
 {
 	__u8 protocol = context->packet.tuple.protocol;
-	int result;
+	int found, result;
 
 	if (nn_is_icmp_error(&context->packet))
 		return nn_transit_error(ctx, side);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return 0;
-	result = side == NN_INGRESS ? nn_transit_enter(context) : nn_transit_leave(ctx, context);
-	return result > 0 ? nn_transit_apply(ctx) : result;
+	found = side == NN_INGRESS ? nn_transit_enter(context) : nn_transit_leave(ctx, context);
+	if (found <= 0)
+		return found;
+	result = nn_transit_apply(ctx);
+	if (result == 0 && found == NN_TRANSIT_NEW && nn_config.trace_events)
+		nn_transit_report(ctx);
+	return result;
 }
 
 #endif

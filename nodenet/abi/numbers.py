@@ -134,6 +134,7 @@ class ObservationPoint(IntEnum):
     TO_ENDPOINT = 0
     TO_STACK = 3
     FROM_ENDPOINT = 5
+    FROM_NETWORK = 10
 
 
 class FairTable(IntEnum):

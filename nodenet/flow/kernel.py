@@ -39,6 +39,7 @@ _POINTS = {
     int(ObservationPoint.TO_ENDPOINT): TracePoint.TO_ENDPOINT,
     int(ObservationPoint.TO_STACK): TracePoint.TO_STACK,
     int(ObservationPoint.FROM_ENDPOINT): TracePoint.FROM_ENDPOINT,
+    int(ObservationPoint.FROM_NETWORK): TracePoint.FROM_NETWORK,
 }
 _REASONS = {
     int(CtStatus.NEW): TraceReason.NEW,

@@ -48,6 +48,7 @@ class TracePoint(IntEnum):
 
     TO_STACK = 3
     FROM_ENDPOINT = 5
+    FROM_NETWORK = 10
     TO_ENDPOINT = 101
 
 

@@ -11,10 +11,22 @@ from scapy.layers.inet import TCP, UDP
 from scapy.packet import Packet, Raw
 
 from nodenet import abi
-from nodenet.abi import NatFlag, NatHalf
+from nodenet.abi import CtStatus, EventType, NatFlag, NatHalf, ObservationPoint
 
-from .conftest import TC_OK, Datapath
-from .outside import CLIENT_PORT, NODE_PORT, SERVICE_ID, SOURCE_PORTS, UPLINK, Outside, ask, serving
+from .conftest import TC_OK, TC_SHOT, Datapath
+from .outside import (
+    CLIENT_PORT,
+    FAR_POD,
+    NODE_PORT,
+    POD,
+    SERVICE_ID,
+    SOURCE_PORTS,
+    UPLINK,
+    WORLD,
+    Outside,
+    ask,
+    serving,
+)
 from .test_service_packets import TARGET, ends, monotonic
 
 pytestmark = pytest.mark.kernel
@@ -266,3 +278,40 @@ def test_exhausted_ports_are_said(bpffs: Path, bpf_cache: Path) -> None:
         assert {key.sport for key, _ in outside.tables["nn_nat"].items() if key.reply == NatHalf.CLIENT} >= set(
             range(50000, 50004)
         )
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+def test_a_new_flow_is_reported_once_with_its_service_and_client(
+    outside: Outside, layer: type[Packet], place: str
+) -> None:
+    """Behind this interface nothing else knows both."""
+    backend = getattr(outside, place)
+    outside.serve(backend)
+    outside.datapath.events()
+    between = outside.enters(outside.call(ask(layer)))
+    (event,) = outside.datapath.events()
+    assert (event.type, event.point, event.reason) == (EventType.TRACE, ObservationPoint.FROM_NETWORK, 0)
+    assert (str(event.saddr), event.sport) == (outside.client, CLIENT_PORT)
+    assert (str(event.daddr), event.dport) == (backend, TARGET)
+    assert (event.service_id, event.direction, event.ct_status, event.is_reply) == (SERVICE_ID, 1, CtStatus.NEW, 0)
+    assert (event.src_identity, event.dst_identity) == (WORLD, POD if place == "near" else FAR_POD)
+    # Nothing for the rest of the flow.
+    there = ends(outside.leaves(between)) if place == "far" else ends(between)
+    answer = outside.answer(layer, there, **more(layer))
+    outside.enters(answer) if place == "far" else outside.leaves(answer)
+    outside.enters(outside.call(layer(sport=CLIENT_PORT, dport=NODE_PORT, **more(layer)) / Raw(b"more")))
+    assert outside.datapath.events() == []
+
+
+def test_a_drop_names_the_service(outside: Outside, layer: type[Packet]) -> None:
+    outside.serve()
+    outside.datapath.events()
+    outside.enters(outside.call(ask(layer)), verdict=TC_SHOT)
+    (event,) = outside.datapath.events()
+    assert (event.type, -event.reason) == (EventType.DROP, abi.DropReason.SERVICE_BACKEND_NOT_FOUND)
+    assert (event.service_id, str(event.saddr), event.src_identity) == (SERVICE_ID, outside.client, WORLD)
+    # The next packet has nothing of this one.
+    outside.serve(outside.near, port=NODE_PORT + 1, number=SERVICE_ID + 1)
+    outside.enters(outside.call(ask(layer, dport=NODE_PORT + 1)))
+    (event,) = outside.datapath.events()
+    assert (event.type, event.service_id) == (EventType.TRACE, SERVICE_ID + 1)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from nodenet.lab import names
-from tests.e2e.labs import Lab, running
+from tests.e2e.labs import Lab, nodenet, running, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -149,3 +149,35 @@ def test_policy_local(lab: Lab, node_ports: dict[tuple[str, str], int]) -> None:
         else:
             seen = {"seen": CLIENT_ADDRESS[6 if ":" in address else 4]} if kind == "tcp" else {}
             assert found[name] == {"same": True, **seen}, name
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_flow_names_the_service_and_the_client(lab: Lab, node_ports: dict[tuple[str, str], int], place: str) -> None:
+    """Where it enters the node, wherever its backend is."""
+    before = {version: len(_flows(lab, place, version)) for version in (4, 6)}
+    assert all(
+        answer["same"]
+        for answer in asked(
+            lab, [(f"v{v}", "udp", NODES["node1", v], node_ports[place, "udp"], 256) for v in (4, 6)]
+        ).values()
+    )
+    for version in (4, 6):
+        until(lambda v=version: len(_flows(lab, place, v)) == before[v] + 1, f"one more flow, IPv{version}")
+        flow = _flows(lab, place, version)[-1]
+        assert flow["IP"]["source"] == CLIENT_ADDRESS[version]
+        assert (flow["destination"]["pod_name"], flow["verdict"]) == (place, "FORWARDED")
+        assert flow["trace_observation_point"] == "FROM_NETWORK"
+    shown = json.loads(
+        nodenet("service", "show", f"{NAMESPACE}/{place}", "--lab", lab.name, "--node", "node1", "-o", "json").stdout
+    )
+    opened = [row["opened"] for row in shown["addresses"] if row["type"] == "NodePort" and row["protocol"] == "UDP"]
+    assert opened == [before[4] + 1, before[6] + 1]
+
+
+def _flows(lab: Lab, service: str, version: int) -> list[dict[str, Any]]:
+    """The first packets of calls to the Service from outside, at node1."""
+    words = ("--type", "trace:from-network", "--to-service", f"{NAMESPACE}/{service}", "--protocol", "udp")
+    done = nodenet("observe", "--lab", lab.name, "--node", "node1", "--all", "-o", "json", *words, f"--ipv{version}")
+    found = [json.loads(line)["flow"] for line in done.stdout.splitlines()]
+    # Services are found by the start of their name.
+    return [flow for flow in found if flow["destination_service"]["name"] == service]
