@@ -133,6 +133,12 @@ def nat_follows(key: bytes) -> bool:
     return key[_NAT_REPLY_OFFSET] != NatHalf.CLIENT
 
 
+def nat_service_of_node(key: bytes, value: bytes) -> int:
+    """The number of the Service, if this is the client's half of a flow from outside (NN_NAT_OF_NODE); else 0."""
+    entry = _NAT.unpack(value)
+    return int(entry[5]) if key[_NAT_REPLY_OFFSET] == NatHalf.CLIENT and not entry[8] else 0
+
+
 def nat_other(key: bytes, value: bytes) -> bytes:
     """The key of a flow's other half (nn_nat_other_of)."""
     saddr, daddr, sport, dport = _NAT_ENDS.unpack_from(value)

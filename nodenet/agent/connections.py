@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodenet.abi import FairTable
-from nodenet.abi.carried import ct_expired, ct_owner, nat_expired, nat_follows, nat_is_reply, nat_other
+from nodenet.abi.carried import (
+    ct_expired,
+    ct_owner,
+    nat_expired,
+    nat_follows,
+    nat_is_reply,
+    nat_other,
+    nat_service_of_node,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +94,25 @@ def _delete_single(flows: Table, key: bytes, now: int) -> bool:
     return flows.remove(key)
 
 
-def collect_flows(flows: Table, now: int, pause: Callable[[], None]) -> int:
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """What one collection of nn_nat found. `services`: live flows from outside, by the number of the Service."""
+
+    expired: int = 0
+    services: Counter[int] = field(default_factory=Counter)
+
+
+def collect_flows(flows: Table, now: int, pause: Callable[[], None]) -> Flows:
     """Delete both halves of the flows of nn_nat that have expired at `now`, and halves for replies without the
-    client's half. Returns how many flows. Blocks, as `collect`.
-    Raises OSError."""
+    client's half. Blocks, as `collect`. Raises OSError."""
     expired = 0
+    services: Counter[int] = Counter()
     for chunk in flows.chunks():
         for key, value in chunk:
             if not nat_expired(key, value, now):
+                service_id = nat_service_of_node(key, value)
+                if service_id:
+                    services[service_id] += 1
                 continue
             if nat_is_reply(key):
                 expired += _delete_single(flows, key, now)
@@ -106,7 +125,7 @@ def collect_flows(flows: Table, now: int, pause: Callable[[], None]) -> int:
                 expired += flows.remove(key) and not nat_follows(key)
                 flows.remove(nat_other(key, latest))
         pause()
-    return expired
+    return Flows(expired, services)
 
 
 class ConnectionKeeper:
@@ -114,6 +133,7 @@ class ConnectionKeeper:
 
     def __init__(self, table: Table, flows: Table, names: Callable[[], Mapping[int, str]], seconds: float) -> None:
         self.last = Count()
+        self._outside = Flows()
         # Entries that were deleted since the agent started.
         self.expired = 0
         # A sentence if the last collection failed.
@@ -133,12 +153,16 @@ class ConnectionKeeper:
         """Once."""
         try:
             self.last = await asyncio.to_thread(collect, self._table, int(time.monotonic()), _pause)
-            await asyncio.to_thread(collect_flows, self._flows, int(time.monotonic()), _pause)
+            self._outside = await asyncio.to_thread(collect_flows, self._flows, int(time.monotonic()), _pause)
         except OSError as error:
             self.problems = [f"expired connections are not collected: {error}"]
             return
         self.problems = []
         self.expired += self.last.expired
+
+    def by_service(self) -> Counter[int]:
+        """Live flows to each Service, by its number, as last counted: those of pods and those from outside."""
+        return self.last.services + self._outside.services
 
     def by_pod(self) -> dict[tuple[str, str], int]:
         """Live entries by pod and "answered" or "unanswered". Entries of endpoints that are gone have the pod ""."""

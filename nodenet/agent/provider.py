@@ -85,7 +85,7 @@ class AgentProvider:
 
     def _traffic(self) -> service_rows.Traffic:
         flows, reported = self._parts.events.pipeline.services, self._parts.datapath.config.flow_events
-        now = self._parts.keepers.connections.last.services
+        now = self._parts.keepers.connections.by_service()
         return service_rows.Traffic(now, flows.opened.copy() if reported else None, flows.dropped.copy())
 
     def explain(self, source: str, destination: str, port: int, protocol: str) -> Row:

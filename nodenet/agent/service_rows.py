@@ -29,8 +29,8 @@ _HOST_PORT = {"type": _NAMES[FrontendKind.HOST_PORT], "trafficPolicy": "Local"}
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Flows by service_id. `now`: live flows of this node's pods, as last counted. `opened`: since the agent's start;
-    None: allowed flows are not reported. `dropped`: since then too."""
+    """Flows by service_id. `now`: live flows of this node's pods and from outside, as last counted. `opened`: since the
+    agent's start; None: allowed flows are not reported. `dropped`: since then too."""
 
     now: Mapping[int, int] = field(default_factory=dict)
     opened: Mapping[int, int] | None = field(default_factory=dict)

@@ -31,8 +31,8 @@ service.add_command(list_command("service", "list", "List the frontends, their b
 def show(name: str, output: Format, **where: str | None) -> None:
     """Show one Service: its addresses with their flows, and for each endpoint whether this node uses it, or why not.
 
-    NAME is NAMESPACE/NAME, or a name in any namespace. FLOWS are open now on the node (its pods' flows, as counted
-    within the last minute); OPENED and DROPPED count since the agent's start.
+    NAME is NAMESPACE/NAME, or a name in any namespace. FLOWS are open now (of the node's pods and from outside, as
+    counted within the last minute); OPENED and DROPPED count since the agent's start.
     """
     found = targets(where)
     answers = asyncio.run(gather_rows(found, "service_view", 0, name))

@@ -33,8 +33,8 @@ class ServiceFlows:
         """Call it for events with a service_id. `known`: the numbers of the present Services.
 
         A flow has several events. The pod that calls sends one new packet; a packet that returns to its own pod is
-        reported where it is delivered. The node's processes have no interface with our programs, so only their call is
-        seen.
+        reported where it is delivered, and one from outside where it enters the node. The node's processes have no
+        interface with our programs, so only their call is seen.
         """
         kind = event.type
         if event.reason:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodenet import abi
+from nodenet.abi import NatHalf
 from nodenet.abi.carried import ct_lifetime
 from nodenet.abi.numbers import CtFlag
 from nodenet.agent.connections import ConnectionKeeper, collect, collect_flows
@@ -56,6 +57,25 @@ def test_flows_are_counted_by_the_service_that_they_called() -> None:
     for (known, value), service_id in zip(list(table.entries.items()), (7, 7, 8, 0), strict=True):
         table.entries[known] = abi.CtEntry.unpack(value)._replace(service_id=service_id).pack()
     assert collect(table, NOW, lambda: None).services == {7: 2, 8: 1}
+
+
+def test_flows_from_outside_are_counted_by_their_service() -> None:
+    table = FakeTable([])
+    a, b = ip_address("203.0.113.9"), ip_address("10.0.0.2")
+
+    def add(port: int, half: NatHalf, service_id: int, endpoint_id: int, idle: int = 0) -> None:
+        key = abi.NatKey(a, b, port, 80, Protocol.TCP, half)
+        flags = int(abi.NatFlag.SEEN_REPLY | abi.NatFlag.OPENED)
+        entry = abi.NatEntry(a, b, port, 8080, NOW - idle, service_id, 1, 1, endpoint_id, flags)
+        table.entries[key.pack()] = entry.pack()
+
+    add(1, NatHalf.CLIENT, 7, 0)
+    add(2, NatHalf.CLIENT, 7, 0)
+    # The other half; a pod's flow, which nn_ct has; one that has expired.
+    add(1, NatHalf.REPLY, 7, 0)
+    add(3, NatHalf.CLIENT, 8, 5)
+    add(4, NatHalf.CLIENT, 9, 0, 9000)
+    assert collect_flows(table, NOW, lambda: None).services == {7: 2}
 
 
 ROWS = st.lists(
@@ -157,7 +177,7 @@ def test_an_expired_flow_loses_both_halves_and_others_none() -> None:
     table = FakeTable([])
     kept = nat_flow(1, 59, 0) | nat_flow(2, 179, OPEN)
     table.entries = nat_flow(3, 61, 0) | kept | nat_flow(4, 181, OPEN) | nat_flow(5, 61, abi.NatFlag.SEEN_REPLY)
-    assert collect_flows(table, NOW, lambda: None) == 3
+    assert collect_flows(table, NOW, lambda: None).expired == 3
     assert table.entries == kept
 
 
@@ -172,7 +192,7 @@ def test_a_flow_with_source_translation_loses_all_four() -> None:
 
     table = FakeTable([])
     table.entries = both(1, 61) | both(2, 59)
-    assert collect_flows(table, NOW, lambda: None) == 1
+    assert collect_flows(table, NOW, lambda: None).expired == 1
     assert table.entries == both(2, 59)
 
 
@@ -184,7 +204,7 @@ def test_a_flow_that_is_used_again_while_it_is_read_stays() -> None:
 
     table.chunks = read  # type: ignore[method-assign]
     table.entries = fresh
-    assert collect_flows(table, NOW, lambda: None) == 0
+    assert collect_flows(table, NOW, lambda: None).expired == 0
     assert table.entries == fresh
 
 
@@ -198,5 +218,5 @@ def test_an_expired_half_for_replies_without_its_client_is_deleted() -> None:
     fresh.pop(next(iter(fresh)))
     table.entries = {reply: back, **used, **fresh}
     assert client not in table.entries
-    assert collect_flows(table, NOW, lambda: None) == 1
+    assert collect_flows(table, NOW, lambda: None).expired == 1
     assert table.entries == used | fresh

@@ -24,6 +24,8 @@ NODE, POD = 11, 12
         # It calls itself.
         ({"type": EventType.TRACE, "point": ObservationPoint.TO_ENDPOINT, "direction": 1}, 1),
         ({"type": EventType.TRACE, "direction": 1, "ct_status": CtStatus.REPLY, "is_reply": 1}, 0),
+        # It comes from outside.
+        ({"type": EventType.TRACE, "point": ObservationPoint.FROM_NETWORK, "direction": 1}, 1),
         # The call of a pod is followed by its packet; that of the node is not.
         ({"type": EventType.SOCK, "ifindex": 0, "cookie": POD}, 0),
         ({"type": EventType.SOCK, "ifindex": 0, "cookie": NODE}, 1),
