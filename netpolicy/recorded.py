@@ -112,7 +112,13 @@ class Record:
             return False
         traffic, source_port = _traffic(flow.child("l4"))
         addresses = [flow.child("IP").child(side) for side in _SIDES]
-        if traffic is None or not _is_packet(flow) or not _opens(flow, traffic) or any(a.absent for a in addresses):
+        if (
+            traffic is None
+            or not _is_packet(flow)
+            or _is_before_policy(flow)
+            or not _opens(flow, traffic)
+            or any(a.absent for a in addresses)
+        ):
             return False
         source, destination = (_end(flow, side, address) for side, address in zip(_SIDES, addresses, strict=True))
         key = (source.address, source_port, destination.address, traffic)
@@ -134,6 +140,12 @@ def record(flows: Iterable[Mapping[str, Any]], name: str = "flow") -> Record:
 def _is_packet(flow: Field) -> bool:
     """False for requests at sockets, whose destination is a Service, and for requests of protocols above."""
     return flow.child("Type").value in (None, "L3_L4", "UNKNOWN_TYPE")
+
+
+def _is_before_policy(flow: Field) -> bool:
+    """True if the packet was seen where it came from: policy may still deny it."""
+    point = flow.child("trace_observation_point").value
+    return isinstance(point, str) and point.startswith("FROM_")
 
 
 def _opens(flow: Field, traffic: Traffic) -> bool:

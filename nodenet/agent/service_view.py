@@ -41,14 +41,18 @@ def service_views(compiled: Compiled, traffic: Traffic, node: str, only: str = "
     for one in snapshot.slices.values():
         if is_meant(one.service, only):
             slices.setdefault(one.service, []).append(one)
-    for ref, service in sorted(snapshot.services.items()) if snapshot.services else ():
+    warnings: dict[ObjectRef, list[str]] = {}
+    for warning in compiled.names.warnings:
+        if warning.kind == "Service":
+            warnings.setdefault(warning.ref, []).append(warning.message)
+    for ref, service in sorted(snapshot.services.items()):
         if is_meant(ref, only):
             own = addresses.get(str(ref), [])
             yield {
                 **_spec(service),
                 "addresses": [{key: row[key] for key in _SHOWN} for row in own],
                 "backends": list(_backends(service, slices.get(ref, ()), own, node)),
-                "notServed": [str(w.message) for w in compiled.names.warnings if (w.kind, w.ref) == ("Service", ref)],
+                "notServed": warnings.get(ref, []),
             }
 
 

@@ -53,6 +53,16 @@ def test_one_connection_gives_many_flows() -> None:
     }
 
 
+def test_a_packet_that_policy_has_not_seen_yet_shows_nothing() -> None:
+    """It comes from outside and is denied at the pod. Hubble's own flows have more such points."""
+    for point in ("FROM_NETWORK", "FROM_ENDPOINT", "FROM_HOST"):
+        came = flow(source="world", **IN, trace_observation_point=point)
+        found = record([came, flow(source="world", **IN, **DROP)])
+        assert (dict(found.passed()), found.ignored) == ({}, 1)
+        assert len(found.denied()) == 1
+    assert passed(flow(**IN, trace_observation_point="TO_ENDPOINT")) == {"shop/web -> shop/db 5432/TCP": 1}
+
+
 @pytest.mark.parametrize(
     ("fields", "counts"),
     [
