@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tests.e2e.labs import Lab, nodenet, running, until
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
 NAMESPACE, TARGET = "view", 8080
+PROXY = "127.0.0.1:10249"
 EXTERNAL, BALANCER, NODE = "192.0.2.10", "192.0.2.20", "172.30.0.11"
 # Each address has a Service of its own, so that its name tells which one was called.
 KINDS = {"cluster": "ClusterIP", "node": "NodePort", "external": "ExternalIP", "balanced": "LoadBalancer"}
@@ -61,7 +64,7 @@ OBJECTS = [
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     file: Path = tmp_path_factory.mktemp("view") / "objects.yaml"
     file.write_text(yaml.safe_dump_all(OBJECTS))
-    with running("view", "--nodes", "2", "-f", file) as found:
+    with running("view", "--nodes", "2", "--agent-set", f"proxy_metrics_address={PROXY}", "-f", file) as found:
         yield found
 
 
@@ -148,6 +151,36 @@ def test_refused_calls_are_counted_and_the_backend_is_shown(lab: Lab) -> None:
     assert (backend["usedBy"], backend["unused"]) == (["ClusterIP"], {})
     lab("delete", "pod", "-n", NAMESPACE, "web")
     until(lambda: shown(lab, "cluster")["addresses"][0]["backends"] == [], "the backend leaves")
+
+
+def test_kube_proxys_metrics_have_values_that_happened(lab: Lab) -> None:
+    """The pods of this module started, so EndpointSlices changed, and the maps had them soon after."""
+
+    def ask(path: str) -> str:
+        def read() -> str:
+            with urllib.request.urlopen(f"http://{PROXY}{path}", timeout=20) as answer:
+                return str(answer.read().decode())
+
+        return netns.call(names.node_netns(lab.name, "node1"), read)
+
+    def values() -> dict[str, float]:
+        lines = [line for line in ask("/metrics").splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    family = '{ip_family="IPv4"}'
+    found = values()
+    assert ask("/proxyMode") == "ebpf"
+    assert found[f"kubeproxy_sync_full_proxy_rules_duration_seconds_count{family}"] >= 1
+    assert found[f"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{family}"] >= 1
+    measured = found[f"kubeproxy_network_programming_duration_seconds_count{family}"]
+    assert measured >= 1
+    assert 0 < found[f"kubeproxy_network_programming_duration_seconds_sum{family}"] / measured < 10
+    assert found[f"kubeproxy_sync_proxy_rules_last_timestamp_seconds{family}"] > time.time() - 3600
+    before = found["kubeproxy_sync_proxy_rules_endpoint_changes_total"]
+    assert before >= 4
+    lab("delete", "pod", "-n", NAMESPACE, "client")
+    until(lambda: values()["kubeproxy_sync_proxy_rules_endpoint_changes_pending"] == 0, "nothing is pending")
+    assert "nodenet_" not in ask("/metrics")
 
 
 def test_an_unknown_service(lab: Lab) -> None:

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodenet.lab.apiserver.server import ApiServer
+from nodenet.lab.controllers.endpointslice import CHANGED, EndpointSlices
 from nodenet.lab.controllers.kubernetes_service import Endpoint
 from nodenet.lab.controllers.slices_plan import LIMIT, MANAGED_BY, SERVICE_NAME, plan
 
@@ -154,6 +156,35 @@ async def test_slices_follow_the_pods() -> None:
         await plane.until("EndpointSlice", lambda s: sorted(addresses(s)) == sorted(gone))
         await plane.client.delete("Service", "web")
         await plane.until("EndpointSlice", lambda s: not s)
+
+
+async def test_a_slice_says_when_its_pods_changed(api: ApiServer) -> None:
+    client, times = api.client, iter(("2026-01-01T00:00:00.5Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z"))
+    controller = EndpointSlices(client, lambda: next(times))
+    key = ("default", "web")
+    await client.create(service("web"))
+    controller.keys("Service", None, await client.get("Service", "web", "default"))
+
+    async def change(address: str) -> str:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"p{address[-1]}", "labels": {"app": "web"}}}
+        made = await client.create({**pod, "spec": {"containers": [{"name": "c", "image": "x"}]}})
+        status = {"phase": "Running", "podIPs": [{"ip": address}], "podIP": address}
+        now = await client.update({**made, "status": status}, "status")
+        # Several changes before one sync: the first one counts.
+        assert list(controller.keys("Pod", made, now)) == [key]
+        controller.keys("Pod", now, now)
+        await controller.sync(key)
+        return await annotation()
+
+    async def annotation() -> str:
+        (found,) = (await client.list("EndpointSlice", "default")).items
+        return str(found["metadata"]["annotations"][CHANGED])
+
+    assert await change("10.0.0.1") == "2026-01-01T00:00:00.5Z"
+    # Nothing about pods: the time stays.
+    await controller.sync(key)
+    assert await annotation() == "2026-01-01T00:00:00.5Z"
+    assert await change("10.0.0.2") == "2026-01-01T00:00:01Z"
 
 
 async def test_a_service_without_selector_is_ignored() -> None:
