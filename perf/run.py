@@ -15,7 +15,7 @@ from typing import Any
 
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.link import cgroups
-from perf import environment, load, results, workloads
+from perf import environment, load, packets, paths, results, workloads
 from perf.blocks import Sizes
 from perf.ebpf import Ebpf, EbpfPacket, EbpfQuiet
 from perf.load import LoadMaker
@@ -32,7 +32,9 @@ MODES: dict[str, type[Mode]] = {
     "nftables": Nftables,
     "ipvs": Ipvs,
 }
-WORKLOADS = (*LATENCY, "stream", "program", "update", "policy", "flows", "memory", "cni")
+WORKLOADS = (*LATENCY, "stream", "program", "update", "policy", "flows", "memory", "cni", "paths", "packets")
+# Those with objects of their own, after all others.
+APART = {"cni", "paths", "packets"}
 MOST_SERVICES = 50_000
 POLICY_RULES = (0, 100, 1000)
 # Number of noise computations per epoch, and seconds for the kernel to remove the objects of the previous epoch.
@@ -91,8 +93,8 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     settings.check()
     if os.geteuid() != 0:
         raise CannotRunError("the benchmark needs root", "run it with sudo: it makes namespaces and loads programs")
-    started = time.monotonic()
-    if set(settings.workloads) == {"cni"}:
+    started, sizes = time.monotonic(), settings.sizes
+    if set(settings.workloads) <= APART:
         settings = replace(settings, sizes=replace(settings.sizes, epochs=0))
     classes, skipped = _possible(settings.modes) if settings.sizes.epochs else ([], [])
     meta = environment.describe() | {
@@ -118,6 +120,11 @@ def run(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     found = results.merge(epochs)
     if "cni" in settings.workloads:
         found += _cni(left_out, progress)
+    if "paths" in settings.workloads:
+        arguments = (settings.modes, sizes, executable, progress, lambda mode, why: left_out.add(mode, "paths", 0, why))
+        found += _or_left_out(left_out, "paths", lambda: paths.run(*arguments))
+    if "packets" in settings.workloads:
+        found += _or_left_out(left_out, "packets", lambda: packets.run(sizes, settings.cache, progress))
     meta |= {
         "noise": environment.noise(notes["spins"]) | {"stolen": round(environment.steal() - steal, 2)},
         "load_after": list(os.getloadavg()),
@@ -242,6 +249,14 @@ def _cni(left_out: LeftOut, progress: Callable[[str], None]) -> list[results.Res
         left_out.add("cni", "cni", 0, f"{error} ({error.hint})")
         return []
     return found
+
+
+def _or_left_out(left_out: LeftOut, workload: str, measure: Callable[[], list[results.Result]]) -> list[results.Result]:
+    try:
+        return measure()
+    except CannotRunError as error:
+        left_out.add(workload, workload, 0, f"{error} ({error.hint})" if error.hint else error)
+        return []
 
 
 def _entries(settings: Settings) -> int:

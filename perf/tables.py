@@ -22,6 +22,8 @@ TITLES = {
     "policy": "New flows under N policy rules",
     "flows": "Events of what is forwarded, on and off (us)",
     "memory": "Memory (MiB)",
+    "paths": "Short connections along each path, two nodes, 5 backends, compared with a pod on the same path (us)",
+    "packets": "One packet of a Service in the programs (ns)",
     "cni": "A pod starts and ends: the CNI plugin (ms)",
 }
 _MAIN = {"crr": "latency", "rr": "latency", "udp": "latency", "stream": "throughput"}
@@ -218,6 +220,30 @@ def _cni(_: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
     return head, lines
 
 
+def _paths(_: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
+    lines = [
+        [
+            row["mode"],
+            row["metric"],
+            number(row["p50"]),
+            interval(row["interval"], 1),
+            number(row["p99"]),
+            f"{row['ratio_to_direct']:.3f}" if "ratio_interval" in row else "",
+            interval(row["ratio_interval"], 3) if "ratio_interval" in row else "",
+        ]
+        for row in rows
+    ]
+    return ["mode", "path", "p50", "interval", "p99", "to pod", "interval"], lines
+
+
+def _packets(_: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
+    lines = [
+        [row["mode"], row["metric"], number(row["p50"]), interval(row["interval"], 0), number(min(row["blocks"]))]
+        for row in rows
+    ]
+    return ["mode", "packet", "p50", "interval", "least block"], lines
+
+
 def _plain(report: Report, rows: Sequence[Row]) -> tuple[list[str], Lines]:
     """The figures that have no table of their own."""
     lines = []
@@ -245,6 +271,8 @@ _BUILDERS: dict[str, Callable[[Report, Sequence[Row]], tuple[list[str], Lines]]]
     "policy": _policy,
     "flows": _flows,
     "cni": _cni,
+    "paths": _paths,
+    "packets": _packets,
 }
 
 

@@ -37,7 +37,7 @@ _INTERRUPTED = 130
     "--workloads",
     default="crr,program,update",
     show_default=True,
-    help="crr, rr, udp, stream, program, update, policy, flows, memory, cni.",
+    help="crr, rr, udp, stream, program, update, policy, flows, memory, cni, paths, packets.",
 )
 @click.option("--backends", type=int, default=1, show_default=True, help="Backends of each Service.")
 @click.option(
