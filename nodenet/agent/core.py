@@ -74,7 +74,13 @@ class Agent:
         keepers = Keepers(datapath, engine)
         info = ServerInfo(f"nodenet {version('nodenet')}", str(config.agent_socket), time.time_ns())
         health = Health(engine, api, keepers, self._writer)
-        self.service_health = ServiceHealth(engine, config.node_name, health.healthy, services=config.services)
+        self.service_health = ServiceHealth(
+            engine,
+            config.node_name,
+            health.healthy,
+            lambda: keepers.uplink_programs.why_not,
+            services=config.services,
+        )
         health.also(self.service_health.problems)
         map_sizes = {name: table.max_entries for name, table in datapath.tables.items()}
         health.also(lambda: pressure.problems(engine.held, map_sizes))

@@ -37,12 +37,22 @@ def eligible(node: Node | None) -> bool:
 
 
 class ServiceHealth:
-    """Implements nodenet.metrics.proxy.ProxySource. `healthy`: whether the agent works."""
+    """Implements nodenet.metrics.proxy.ProxySource. `healthy`: whether the agent works. `why_not_outside`: why traffic
+    from outside is not served; "" if it is."""
 
-    def __init__(self, engine: Engine, node_name: str, healthy: Callable[[], bool], *, services: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        node_name: str,
+        healthy: Callable[[], bool],
+        why_not_outside: Callable[[], str],
+        *,
+        services: bool,
+    ) -> None:
         self._engine = engine
         self._node_name = node_name
         self._healthy = healthy
+        self._why_not_outside = why_not_outside
         self._services = services
         self._checks: Mapping[ObjectRef, HealthCheck] = {}
         self._wanted: dict[int, ObjectRef] = {}
@@ -57,9 +67,14 @@ class ServiceHealth:
         check = self._checks.get(ObjectRef(namespace, name))
         return check.local_endpoints if check is not None else 0
 
+    def serves_outside(self) -> bool:
+        return not self._why_not_outside()
+
     def problems(self) -> list[str]:
-        """One sentence for each port that cannot be opened."""
-        return [f"healthCheckNodePort {port}: {self._failed[port]}" for port in sorted(self._failed)]
+        """One sentence for each port that cannot be opened, and one if all of them answer 503."""
+        found = [f"healthCheckNodePort {port}: {self._failed[port]}" for port in sorted(self._failed)]
+        why = self._why_not_outside() if self._wanted else ""
+        return [*found, f"healthCheckNodePort: all answer 503: {why}"] if why else found
 
     async def run(self) -> None:
         """Keep the servers until cancelled, then stop them."""

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two checks: another program may remove ours, and the kernel does not tell.
 CHECK_SECONDS = 2.0
+_OFF = "Services are not served for traffic from outside: uplink_programs is false"
+_NOWHERE = "no interface has the programs for traffic from outside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class UplinkPrograms:
     def __init__(self, check: Callable[[Iterable[str] | None], Awaitable[Synced]], *, enabled: bool) -> None:
         self.interfaces: tuple[str, ...] = ()
         self.problems: list[str] = []
+        # Why traffic from outside is not served, "" if it is.
+        self.why_not = _OFF if not enabled else _NOWHERE
         self._check = check
         self._enabled = enabled
         # An earlier agent may have attached the programs to other interfaces.
@@ -105,6 +109,9 @@ class UplinkPrograms:
         for interface in found.removed:
             log.info("interface %s is no uplink: the programs for Services were removed", interface)
         self.interfaces = found.interfaces
+        if self._enabled:
+            # With an interface that refused them, a part of the traffic is not served.
+            self.why_not = next(iter(found.failed), "" if found.interfaces else _NOWHERE)
         self._report(list(found.failed))
 
     async def keep(self, ready: asyncio.Event) -> None:

@@ -4,7 +4,8 @@
 :10256/livez     the same without the node's eligibility
 /proxyMode       one word
 :10249/metrics   kubeproxy_* (kubeproxy.py), beside /healthz, which is always 200 there, and /proxyMode
-health check node port, any path: 200 if this node has ready endpoints of the Service, else 503
+health check node port, any path: 200 if this node has ready endpoints of the Service and serves traffic from outside,
+else 503
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ class ProxySource(Protocol):
 
     def local_endpoints(self, namespace: str, name: str) -> int:
         """The number of ready endpoints of a Service on this node."""
+
+    def serves_outside(self) -> bool:
+        """Whether traffic from outside reaches them: a load balancer must not send any before."""
 
 
 def proxy_routes(
@@ -88,7 +92,8 @@ def service_routes(source: ProxySource, namespace: str, name: str) -> list[web.R
     """The answers on the health check node port of one Service."""
 
     async def show(_request: web.Request) -> web.Response:
-        count, healthy = source.local_endpoints(namespace, name), source.state().healthy
+        count = source.local_endpoints(namespace, name)
+        healthy = source.state().healthy and source.serves_outside()
         body = {
             "service": {"namespace": namespace, "name": name},
             "localEndpoints": count,

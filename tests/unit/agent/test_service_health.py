@@ -92,9 +92,10 @@ def free_port() -> int:
 class World:
     def __init__(self) -> None:
         self.healthy = True
+        self.why_not = ""
         self.engine = Engine(LocalNode("node1"), fake_tables(), NoPrograms())
         self.engine.feed(*listings([Node("node1")]))
-        self.health = ServiceHealth(self.engine, "node1", lambda: self.healthy, services=True)
+        self.health = ServiceHealth(self.engine, "node1", lambda: self.healthy, lambda: self.why_not, services=True)
 
     async def now(self, *objects: object, op: Op = Op.MODIFIED) -> None:
         self.engine.feed(*(Delta(op, obj) for obj in objects))
@@ -126,6 +127,13 @@ async def test_a_health_check_node_port(free_port: int) -> None:
     status, body, _ = await get(free_port)
     assert (status, body["serviceProxyHealthy"], body["localEndpoints"]) == (503, False, 1)
     world.healthy = True
+    assert (await get(free_port))[0] == 200
+    # A load balancer must not send what would not be served.
+    world.why_not = "no interface has the programs"
+    status, body, _ = await get(free_port)
+    assert (status, body["serviceProxyHealthy"], body["localEndpoints"]) == (503, False, 1)
+    assert world.health.problems() == ["healthCheckNodePort: all answer 503: no interface has the programs"]
+    world.why_not = ""
     await world.now(slice_("web", end(1, ready=False), end(2, "node2")))
     status, body, _ = await get(free_port)
     assert (status, body["localEndpoints"]) == (503, 0)
@@ -135,6 +143,8 @@ async def test_a_health_check_node_port(free_port: int) -> None:
     await world.now(service(free_port), op=Op.DELETED)
     with pytest.raises(aiohttp.ClientConnectorError):
         await get(free_port)
+    world.why_not = "x"
+    assert world.health.problems() == [], "no Service has such a port"
 
 
 async def test_a_port_in_use_is_a_problem_until_it_is_free(free_port: int) -> None:
