@@ -10,6 +10,8 @@ from typing import Any
 
 from nodenet import tables
 from nodenet.abi import (
+    MEMBER_AFFINITY,
+    MEMBER_EXTERNAL,
     POLICY_BITS_DIRECTION,
     POLICY_BITS_PROTOCOL,
     U32,
@@ -194,7 +196,7 @@ class _Dump:
     def lines(self, name: str) -> Iterator[str]:
         render = getattr(self, f"_{name.removeprefix('nn_')}", self._plain)
         entries = [(_key_order(key), render(key, value)) for key, value in self._tables[name].items()]
-        if name in ("nn_backend", "nn_member", "nn_revnat", "nn_policy"):
+        if name in ("nn_backend", "nn_member", "nn_revnat", "nn_source_range", "nn_policy"):
             # Their keys are numbers: sort by text instead, so that the order does not depend on them.
             return iter(sorted(text for _, text in entries))
         return (text for _, text in sorted(entries))
@@ -220,7 +222,14 @@ class _Dump:
         return _address_port(value)
 
     def _member(self, key: Any, value: Any) -> str:
-        return f"{self._service(key.service_id)}: {_address_port(value)}"
+        owner = self._service(key.service_id & ~MEMBER_AFFINITY)
+        affinity = ", affinity" if key.service_id & MEMBER_AFFINITY else ""
+        external = " external" if key.backend_id & MEMBER_EXTERNAL else ""
+        return f"{owner}{affinity}{external}: {_address_port(value)}"
+
+    def _source_range(self, key: Any, value: Any) -> str:
+        bits = key.prefixlen - 32 - (V4_PREFIX_BITS if key.addr.version == 4 else 0)
+        return f"{self._service(key.service_id)}: {key.addr}/{bits}"
 
     def _revnat(self, key: Any, value: Any) -> str:
         return f"{_address_port(value)}: {self._service(key.value)}"
@@ -246,7 +255,10 @@ class _Dump:
 
     def _service(self, number: int) -> str:
         found = self._names.services.get(number)
-        return f"{found.ref}{':' + found.name if found.name else ''}" if found else f"service {number}"
+        if found is None:
+            pod = self._names.host_ports.get(number)
+            return f"hostPort {pod.port} of {pod.ref}" if pod else f"service {number}"
+        return f"{found.ref}{':' + found.name if found.name else ''}"
 
     def _identity(self, number: int) -> str:
         labels = self._names.identities.get(number)

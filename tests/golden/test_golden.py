@@ -58,7 +58,7 @@ def test_golden(case: Path, request: pytest.FixtureRequest) -> None:
         assert obj is not None
         store.apply(Op.ADDED, obj)
     state, names = compile_once(store.snapshot(), node)
-    text = dump(state.tables, names)
+    text = dump(state.tables, names) + "".join(f"\nwarning: {warning}\n" for warning in names.warnings)
     if request.config.getoption("--update-golden", False):
         (case / "maps.txt").write_text(text)
     assert text == (case / "maps.txt").read_text()
