@@ -23,11 +23,12 @@ from nodenet.abi import (
     MemberKey,
 )
 from nodenet.compile.backends import Here
+from nodenet.compile.claims import Claims
 from nodenet.compile.entries import change_slots, change_source_ranges, external_master, internal_master
 from nodenet.compile.health_checks import health_check
 from nodenet.compile.host_ports import NO_HOST_PORTS, HostPorts
 from nodenet.compile.ids import Ids
-from nodenet.compile.services import Frontend, FrontendKind, Owner, PodOwner, frontends_of, not_served
+from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
 from nodenet.compile.slots import NO_SLOTS, Slots, arrange
 from nodenet.compile.state import HealthCheck, ServicePortName, ServiceWarning, Table
 from nodenet.evolved import Evolved, changed_keys, evolve
@@ -90,7 +91,7 @@ class ServiceCompiler:
         first = not known.services and not known.slices and not known.hosted.claims
         run = _Run(known, self._ids, self._slots)
         for address in chain(known.claim(services, slices, here), known.claim_host_ports(hosted)):
-            run.set_frontend(address, known.winner(address))
+            run.set_frontend(address, known.claims.winner(address))
         run.finish()
         if first:
             self._retire_unused(known)
@@ -129,11 +130,7 @@ class _Known:
     here: Here = _NOWHERE
     hosted: HostPorts = NO_HOST_PORTS
     by_service: dict[ObjectRef, dict[ObjectRef, EndpointSlice]] = field(default_factory=dict)
-    # The frontends that each Service or pod claims, and who claims each address, sorted by the kind of the claim and by
-    # name: the first one owns it.
-    claims: dict[Owner, Mapping[AddressPort, Frontend]] = field(default_factory=dict)
-    claimants: dict[AddressPort, tuple[Owner, ...]] = field(default_factory=dict)
-    contested: set[AddressPort] = field(default_factory=set)
+    claims: Claims = field(default_factory=Claims)
     held: dict[AddressPort, Frontend] = field(default_factory=dict)
     truncated: set[AddressPort] = field(default_factory=set)
     # Fields without effect.
@@ -164,7 +161,7 @@ class _Known:
             touched.update(dict.fromkeys(self._claim_of(name)))
         return touched
 
-    def _claim_of(self, ref: ObjectRef) -> Iterator[AddressPort]:
+    def _claim_of(self, ref: ObjectRef) -> Iterable[AddressPort]:
         service, slices = self.services.get(ref), self.by_service.get(ref, {})
         if not slices:
             self.by_service.pop(ref, None)
@@ -177,54 +174,13 @@ class _Known:
         check = health_check(service, slices.values(), self.here.node) if service is not None else None
         if check is not None or self.tables.health_checks:
             self.health_checks[ref] = check
-        yield from self._replace(ref, new)
+        return self.claims.replace(ref, new)
 
     def claim_host_ports(self, hosted: HostPorts) -> Iterable[AddressPort]:
         """As `claim`."""
         changed = changed_keys(self.hosted.claims, hosted.claims)
         self.hosted = hosted
-        return [address for owner in changed for address in self._replace(owner, hosted.claims.get(owner, {}))]
-
-    def _replace(self, ref: Owner, new: Mapping[AddressPort, Frontend]) -> Iterator[AddressPort]:
-        """Replace the claims of one owner."""
-        old = self.claims.pop(ref, {})
-        if new:
-            self.claims[ref] = new
-        for address in old:
-            if address not in new:
-                self._unclaim(address, ref)
-                yield address
-        only_this = (ref,)
-        for address, frontend in new.items():
-            # Hashing an address is the expensive part: never look up a key twice, or in an empty dict.
-            known = old.get(address) if old else None
-            if known is None:
-                others = self.claimants.setdefault(address, only_this)
-                if others is not only_this:
-                    self.claimants[address] = self._ordered(address, (*others, ref))
-                    self.contested.add(address)
-                yield address
-            elif known != frontend:
-                if known.kind is not frontend.kind:
-                    self.claimants[address] = self._ordered(address, self.claimants[address])
-                yield address
-
-    def _ordered(self, address: AddressPort, refs: Iterable[Owner]) -> tuple[Owner, ...]:
-        return tuple(sorted(refs, key=lambda ref: (self.claims[ref][address].kind, *ref)))
-
-    def _unclaim(self, address: AddressPort, ref: Owner) -> None:
-        others = tuple(one for one in self.claimants.pop(address) if one != ref)
-        if others:
-            self.claimants[address] = others
-        # At most one Service claims the address now.
-        if len(others) <= 1:
-            self.contested.discard(address)
-
-    def winner(self, address: AddressPort) -> Frontend | None:
-        """The frontend that serves the address. The API server assigns ClusterIPs and node ports to one Service, but
-        externalIPs are free text: they take none of those away."""
-        refs = self.claimants.get(address)
-        return self.claims[refs[0]][address] if refs else None
+        return [address for owner in changed for address in self.claims.replace(owner, hosted.claims.get(owner, {}))]
 
     def warnings(self) -> Iterator[ServiceWarning]:
         """One for each field that is not served, then one for each lost claim, then one for each frontend with too many
@@ -233,17 +189,9 @@ class _Known:
             for message in self.unserved[name]:
                 yield ServiceWarning(name, message)
         yield from self.hosted.warnings
-        for ref in sorted({ref for address in self.contested for ref in self.claimants[address][1:]}):
-            for address in self.claims[ref]:
-                holder = self.claimants[address][0]
-                if holder != ref:
-                    what = f"{self.claims[ref][address].kind.field}: {address.addr} port {address.port}"
-                    whose = holder if isinstance(holder, PodOwner) else f"Service {holder}"
-                    message = f"{what} is already served for {whose}"
-                    about = (ref.ref, message, ref.kind) if isinstance(ref, PodOwner) else (ref, message)
-                    yield ServiceWarning(*about)
+        yield from self.claims.lost()
         for ref in sorted({self.held[address].name.ref for address in self.truncated}):
-            for address, frontend in self.claims[ref].items():
+            for address, frontend in self.claims.of(ref).items():
                 if address in self.truncated and self.held[address].name.ref == ref:
                     yield ServiceWarning(
                         ref,
