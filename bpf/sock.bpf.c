@@ -246,7 +246,7 @@ int sock_getpeer6(struct bpf_sock_addr *ctx)
 
 /* Not attached: the agent runs it (BPF_PROG_TEST_RUN) in the network namespace of a connected UDP socket, because user
  * space cannot read what is stored at the socket of another process. Returns the number of the Service that the socket
- * called, or 0. A socket that is bound to a device is not found. */
+ * called, or 0. A socket that is bound to a device is found by a packet on that device. */
 SEC("tc")
 int sock_service(struct __sk_buff *ctx)
 {

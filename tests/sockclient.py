@@ -25,6 +25,7 @@ def udp(name, host=None, port=0, family=None):
 def listen(name, host, port):
     named[name] = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 def tcp(name, host, port): named[name] = socket.create_connection((host, port), 2)
+def device(name, interface): named[name].setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
 def connect(name, host, port): named[name].connect((host, port))
 def peer(name): return named[name].getpeername()[:2]
 def own(name): return named[name].getsockname()[:2]

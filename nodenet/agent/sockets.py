@@ -14,6 +14,7 @@ changes, and a new agent also finds backends that left before its start.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -56,11 +57,21 @@ class Peers:
     def service_of(self, found: Socket) -> int | None:
         """The number of the Service; None if the socket called none. Call it in the socket's namespace."""
         question = SockQuestion(found.local, found.remote, found.local_port, found.remote_port)
-        number = run_packet(self.program, question.pack()).verdict & 0xFFFFFFFF
+        number = self._ask(question, found.ifindex)
         if number:
             return number
         entry = self.revnat.get(SockRevnatKey(found.cookie, found.remote, found.remote_port, UDP))
         return None if entry is None else int(entry.value)
+
+    def _ask(self, question: SockQuestion, ifindex: int) -> int:
+        """A socket that is bound to a device is only found by a packet on it."""
+        try:
+            return run_packet(self.program, question.pack(), ifindex=ifindex).verdict & 0xFFFFFFFF
+        except OSError as error:
+            # The device is gone, and the socket with the index of nothing sends no packet any more.
+            if ifindex and error.errno == errno.ENODEV:
+                return 0
+            raise
 
 
 class Place(NamedTuple):

@@ -13,7 +13,7 @@ _ROOM = 256
 # see it.
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
 # Offsets in struct __sk_buff (linux/bpf.h).
-_INGRESS_IFINDEX_OFFSET, _GSO_SIZE_OFFSET = 36, 176
+_INGRESS_IFINDEX_OFFSET, _IFINDEX_OFFSET, _GSO_SIZE_OFFSET = 36, 40, 176
 
 
 class RunOptions(ctypes.Structure):
@@ -47,10 +47,13 @@ class PacketRun:
     duration: int
 
 
-def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0, ingress_ifindex: int = 0) -> PacketRun:
-    """Run a tc program on one Ethernet frame. The device is the loopback (ifindex 1). `gso_size`: bytes of each segment
-    into which a device would later cut the packet. `ingress_ifindex`: the interface by which the packet entered this
-    node; 0: this node sends it. Raises OSError."""
+def run_packet(
+    program: int, packet: bytes, repeat: int = 1, gso_size: int = 0, ingress_ifindex: int = 0, ifindex: int = 0
+) -> PacketRun:
+    """Run a tc program on one Ethernet frame. `gso_size`: bytes of each segment into which a device would later cut the
+    packet. `ingress_ifindex`: the interface by which the packet entered this node; 0: this node sends it. `ifindex`:
+    the device, in this thread's network namespace; 0: the loopback (ifindex 1). Raises OSError; ENODEV: there is no
+    such device."""
     source = ctypes.create_string_buffer(packet, len(packet))
     target = ctypes.create_string_buffer(len(packet) + _ROOM)
     options = RunOptions(
@@ -61,9 +64,10 @@ def run_packet(program: int, packet: bytes, repeat: int = 1, gso_size: int = 0, 
         data_size_out=len(target),
         repeat=repeat,
     )
-    if gso_size or ingress_ifindex:
+    if gso_size or ingress_ifindex or ifindex:
         context = ctypes.create_string_buffer(_GSO_SIZE_OFFSET + 4)
         struct.pack_into("=I", context, _INGRESS_IFINDEX_OFFSET, ingress_ifindex)
+        struct.pack_into("=I", context, _IFINDEX_OFFSET, ifindex)
         struct.pack_into("=I", context, _GSO_SIZE_OFFSET, gso_size)
         options.ctx_in, options.ctx_size_in = ctypes.addressof(context), len(context)
     libbpf.check(libbpf.lib().bpf_prog_test_run_opts(program, ctypes.byref(options)), "BPF_PROG_TEST_RUN")

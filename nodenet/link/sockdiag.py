@@ -36,7 +36,7 @@ ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
 @dataclass(frozen=True, slots=True)
 class Socket:
     """One socket. An IPv4-mapped address is converted to IPv4. `identity`: the kernel's identification of the
-    socket."""
+    socket. `ifindex`: the device to which it is bound; 0: none."""
 
     family: int
     protocol: int
@@ -47,6 +47,7 @@ class Socket:
     remote_port: int
     cookie: int
     identity: bytes
+    ifindex: int = 0
 
 
 class SockDiag:
@@ -108,7 +109,7 @@ class SockDiag:
 def _socket(answer: bytes, protocol: int) -> Socket:
     family, state = answer[0], answer[1]
     identity = answer[_ANSWER_HEADER : _ANSWER_HEADER + _ID.size]
-    local_port, remote_port, local, remote, _, low, high = _ID.unpack(identity)
+    local_port, remote_port, local, remote, ifindex, low, high = _ID.unpack(identity)
     return Socket(
         family,
         protocol,
@@ -119,6 +120,7 @@ def _socket(answer: bytes, protocol: int) -> Socket:
         int.from_bytes(remote_port, "big"),
         high << 32 | low,
         identity,
+        ifindex,
     )
 
 

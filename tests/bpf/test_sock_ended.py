@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -73,6 +74,55 @@ def test_whatever_took_the_backend_away(two: World, netns: str, leave: Callable[
     leave(two)
     assert look(two, netns).ended.total() == 1
     assert not connected(two, "s")
+
+
+@pytest.fixture
+def device(netns: str) -> str:
+    """A device in the client's namespace with a route to FAR."""
+    name = "away0"
+    for arguments in (
+        ("link", "add", name, "type", "veth", "peer", "name", "away1"),
+        ("link", "set", "away1", "up"),
+        ("addr", "add", "198.51.100.1/24", "dev", name),
+        ("addr", "add", "2001:db8:9::1/64", "dev", name, "nodad"),
+        ("link", "set", name, "up"),
+    ):
+        subprocess.run(["ip", "-n", netns, *arguments], check=True)
+    return name
+
+
+FAR = {4: "198.51.100.9", 6: "2001:db8:9::9"}
+
+
+def test_a_socket_that_is_bound_to_a_device(any_world: World, netns: str, device: str) -> None:
+    world = any_world
+    world.local = FAR[world.version]
+    world.serve(ONE, 9001)
+    for name in ("bound", "stays", "free"):
+        world.client(name)
+        if name != "free":
+            world.process.do("device", name, device)
+        world.process.do("connect", name, *((world.backend(), 9001) if name == "stays" else (world.address(ONE), PORT)))
+    assert look(world, netns) == Sweep()
+    world.serve(ONE, 9002)
+    assert look(world, netns).ended.total() == 2
+    assert [connected(world, name) for name in ("bound", "stays", "free")] == [False, True, False]
+
+
+def test_a_device_that_is_gone_holds_up_no_other_socket(any_world: World, netns: str, device: str) -> None:
+    world = any_world
+    world.local = FAR[world.version]
+    world.serve(ONE, 9001)
+    for name in ("bound", "free"):
+        world.client(name)
+        if name == "bound":
+            world.process.do("device", name, device)
+        world.process.do("connect", name, world.address(ONE), PORT)
+    subprocess.run(["ip", "-n", netns, "link", "del", device], check=True)
+    world.serve(ONE, 9002)
+    found = look(world, netns)
+    assert found.failed == ()
+    assert not connected(world, "free")
 
 
 def test_others_stay(two: World, netns: str) -> None:
