@@ -109,7 +109,8 @@ class Words:
 
     def _service(self, number: int) -> str:
         found = self._names.services.get(number)
-        return _with(number, str(found.ref) if found else "")
+        pod = self._names.host_ports.get(number)
+        return _with(number, str(found.ref) if found else f"hostPort of {pod.ref}" if pod else "")
 
     def _backend(self, number: int) -> str:
         found = self._backends.get(abi.U32(number))

@@ -14,7 +14,7 @@ from nodenet.agent.map_words import Words, flags_of
 from nodenet.compile.state import LocalNode
 from nodenet.engine import Compiled, Engine
 from nodenet.errors import BadInputError
-from nodenet.model import Direction, Namespace, Node, Protocol
+from nodenet.model import Direction, HostPort, Namespace, Node, Protocol
 from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import listings
 from nodenet.testing import fake_tables
@@ -34,9 +34,11 @@ POLICY = {
 def compiled() -> Compiled:
     engine = Engine(LocalNode("node1"), fake_tables(), NoPrograms())
     objects = [
-        Node("node1"),
+        Node("node1", (ip_address("172.30.0.11"),)),
         Namespace("default", {}),
-        pod("web", "10.0.0.1", labels={"app": "web"}, node_name="node1"),
+        pod(
+            "web", "10.0.0.1", labels={"app": "web"}, node_name="node1", host_ports=(HostPort(9090, 80, Protocol.TCP),)
+        ),
         endpoint(7, "web", "10.0.0.1", uid="uid-web"),
         service("web", "10.96.0.1"),
         slice_("web", "10.0.0.1"),
@@ -75,12 +77,18 @@ def test_services(compiled: Compiled) -> None:
     found = row(compiled, "nn_frontend", *slot)
     assert found["value"]["backend_id"].endswith("(10.0.0.1:8080)")
     assert found["value"]["service_id"].endswith("(default/web)")
-    ((number, frontend),) = wanted["nn_revnat"].items()
+    number, frontend = next(item for item in wanted["nn_revnat"].items() if item[0].value in compiled.names.services)
     found = row(compiled, "nn_revnat", number, frontend)
     assert found["key"] == {"service_id": f"{number.value} (default/web)"}
     assert found["value"] == {"addr": "10.96.0.1", "port": 80, "protocol": "TCP"}
     member = row(compiled, "nn_member", abi.MemberKey(number.value | abi.MEMBER_AFFINITY, 1), frontend)
     assert member["key"]["service_id"] == f"{number.value} (default/web), with session affinity"
+
+
+def test_a_host_port_is_named_after_its_pod(compiled: Compiled) -> None:
+    (number,) = compiled.names.host_ports
+    found = row(compiled, "nn_revnat", abi.U32(number), abi.AddressPort(A, 9090, 6))
+    assert found["key"] == {"service_id": f"{number} (hostPort of default/web)"}
 
 
 def test_connections(compiled: Compiled) -> None:
