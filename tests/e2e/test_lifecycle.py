@@ -36,7 +36,7 @@ BAD = {
 
 
 def up(name: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-    return nodenet("lab", "up", "--name", name, *options, check=False)
+    return nodenet("lab", "up", "--name", name, "--no-dns", *options, check=False)
 
 
 @pytest.mark.parametrize(("text", "sentence"), BAD.values(), ids=BAD.keys())
