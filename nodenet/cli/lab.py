@@ -121,7 +121,8 @@ def up(
     started = time.monotonic()
     plan = layout.plan(name, nodes, layout.IPFamily(ip_family), mask_size)
     agents = settings.parse(agent_set, _mapping(agent_config), plan)
-    state = LabState(plan, mask_size, agents, proxy=proxy, dns=Dns(dns, cluster_dns.check_upstream(dns_upstream)))
+    upstream = cluster_dns.check_upstream(dns_upstream, plan)
+    state = LabState(plan, mask_size, agents, proxy=proxy, dns=Dns(dns, upstream))
     if proxy != proxies.EBPF:
         settings.check_proxy(state.agents, proxy)
     prepared = applying.prepare(load_manifests(files))

@@ -53,7 +53,13 @@ class Resolver:
             return question
         zone = self._zone()
         found = zone.ask(question.name, question.type)
-        return question if found.outside and self._upstream else wire.write(question, found, zone.domain)
+        if found.outside and self._upstream:
+            return question
+        try:
+            return wire.write(question, found, zone.domain)
+        except dns.exception.DNSException as error:
+            # Objects of the API are people's input: a name in them may be one that DNS cannot have.
+            return wire.failure(question, f"the records of this name cannot be written: {error}")
 
     async def forwarded(self, question: Question, data: bytes) -> bytes:
         """The upstream server's answer, after the CNAMEs of ExternalName Services that lead to its name."""

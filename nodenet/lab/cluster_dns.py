@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,17 @@ def program(kubeconfig: Path, upstream: str) -> list[str]:
     return [*found, "--upstream", upstream] if upstream else found
 
 
-def check_upstream(text: str) -> str:
-    """Raises BadInputError unless it is an IP address."""
-    from ipaddress import ip_address
-
+def check_upstream(text: str, plan: LabPlan) -> str:
+    """Raises BadInputError unless it is an IP address, and not that of the lab's own DNS."""
     try:
-        return str(ip_address(text)) if text else ""
+        found = str(ip_address(text)) if text else ""
     except ValueError as error:
         raise BadInputError(
             f"--dns-upstream: expected an IP address, got {text!r}", "the address of a DNS server that pods can reach"
         ) from error
+    if found in addresses(plan):
+        raise BadInputError(f"--dns-upstream: {found} is the lab's own DNS, which would ask itself")
+    return found
 
 
 def servers(services: Iterable[Object]) -> list[str]:

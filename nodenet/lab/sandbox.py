@@ -24,8 +24,9 @@ STAND_IN = (*PYTHON, str(Path(__file__).with_name("standin.py")))
 # The stand-in gets none of the pod's variables, because it is a program of the host and starts as root. They could
 # choose the libraries that the dynamic linker loads, and what the shell that enters the cgroup runs first.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-# Seconds that a stand-in has to open its ports, and to end.
+# Seconds that a stand-in has to open its ports, and to end. Another program may wait for the API first.
 _START = 10.0
+_OTHER_START = 20.0
 _STOP = 2.0
 
 
@@ -61,7 +62,7 @@ class Sandbox:
             self._server = await asyncio.to_thread(process.spawn, self.place, argv, env=ENVIRONMENT, pass_fds=(write,))
         finally:
             os.close(write)
-        report = await _line(read)
+        report = await _line(read, _START if program == STAND_IN else _OTHER_START)
         if not report.startswith("ready"):
             raise CannotRunError(report or f"the stand-in ended with exit status {await process.wait(self._server)}")
         for note in report.split("; ")[1:]:
@@ -79,16 +80,16 @@ class Sandbox:
             netns.delete(self.netns)
 
 
-async def _line(fd: int) -> str:
-    """Read one line from a pipe and close it. Returns "" at end of file, or an error message after _START seconds."""
+async def _line(fd: int, seconds: float) -> str:
+    """Read one line from a pipe and close it. Returns "" at end of file, or an error message after so many seconds."""
     reader = asyncio.StreamReader()
     pipe = os.fdopen(fd, "rb", buffering=0)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
-        async with asyncio.timeout(_START):
+        async with asyncio.timeout(seconds):
             return (await reader.readline()).decode().strip()
     except TimeoutError:
-        return f"error: the stand-in has not opened its ports within {_START:g} s"
+        return f"error: the pod's program has not opened its ports within {seconds:g} s"
     finally:
         transport.close()

@@ -159,6 +159,16 @@ def test_hostile_messages() -> None:
     assert resolver.local(good[:12] + b"\xc0\x0c\x00\x01\x00\x01", over_tcp=False) == good[:2] + b"\x80\x01" + bytes(8)
 
 
+def test_a_name_that_dns_cannot_have() -> None:
+    """A label has 63 characters at most. The API refuses such an externalName; a host name comes from elsewhere too."""
+    bad = build([Service(ObjectRef("default", "bad"), external_name=f"{'x' * 64}.example")], [], [Namespace("default")])
+    found = Resolver(lambda: bad).local(query(f"bad.{BASE}", use_edns=0).to_wire(), over_tcp=False)
+    assert isinstance(found, bytes)
+    message = dns.message.from_wire(found)
+    assert message.rcode() == dns.rcode.SERVFAIL
+    assert "cannot be written" in reason(message)
+
+
 async def test_probes_get_the_pods_name() -> None:
     """`lab probe` asks every port of every pod in the same way."""
     async with serving() as (udp_port, tcp_port):

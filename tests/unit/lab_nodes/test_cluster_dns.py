@@ -118,10 +118,14 @@ def test_without_the_service_there_are_no_servers() -> None:
 
 
 def test_the_upstream_server_is_an_address() -> None:
-    assert cluster_dns.check_upstream("") == ""
-    assert cluster_dns.check_upstream("fd00:0::1") == "fd00::1"
+    plan = layout.plan("x", 1, IPFamily.DUAL)
+    assert cluster_dns.check_upstream("", plan) == ""
+    assert cluster_dns.check_upstream("fd00:0::1", plan) == "fd00::1"
     with pytest.raises(BadInputError, match=r"--dns-upstream: expected an IP address, got 'dns.example'"):
-        cluster_dns.check_upstream("dns.example")
+        cluster_dns.check_upstream("dns.example", plan)
+    for own in ("10.96.0.10", "fd00:10:96::a"):
+        with pytest.raises(BadInputError, match="which would ask itself"):
+            cluster_dns.check_upstream(own, plan)
 
 
 def test_the_program_gets_the_upstream_server(tmp_path: Any) -> None:
