@@ -88,7 +88,8 @@ def traces(name: str) -> list[str]:
     """Everything on this machine that carries the lab's name."""
     found = [f"netns {p.name}" for p in Path("/run/netns").glob(f"nn.{name}.*")]
     found += [f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines() if name in line]
-    found += [f"cgroup {p}" for p in Path("/sys/fs/cgroup").glob(f"**/nodenet.{name}")]
+    # Not glob, which fails when a group of another program disappears meanwhile.
+    found += [f"cgroup {folder}" for folder, *_ in os.walk("/sys/fs/cgroup") if folder.endswith(f"/nodenet.{name}")]
     found += [f"folder {p}" for p in Path("/run/nodenet/lab").glob(name)]
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
