@@ -133,7 +133,7 @@ class ConnectionKeeper:
 
     def __init__(self, table: Table, flows: Table, names: Callable[[], Mapping[int, str]], seconds: float) -> None:
         self.last = Count()
-        self._outside = Flows()
+        self.outside = Flows()
         # Entries that were deleted since the agent started.
         self.expired = 0
         # A sentence if the last collection failed.
@@ -153,16 +153,12 @@ class ConnectionKeeper:
         """Once."""
         try:
             self.last = await asyncio.to_thread(collect, self._table, int(time.monotonic()), _pause)
-            self._outside = await asyncio.to_thread(collect_flows, self._flows, int(time.monotonic()), _pause)
+            self.outside = await asyncio.to_thread(collect_flows, self._flows, int(time.monotonic()), _pause)
         except OSError as error:
             self.problems = [f"expired connections are not collected: {error}"]
             return
         self.problems = []
         self.expired += self.last.expired
-
-    def by_service(self) -> Counter[int]:
-        """Live flows to each Service, by its number, as last counted: those of pods and those from outside."""
-        return self.last.services + self._outside.services
 
     def by_pod(self) -> dict[tuple[str, str], int]:
         """Live entries by pod and "answered" or "unanswered". Entries of endpoints that are gone have the pod ""."""

@@ -85,8 +85,17 @@ class AgentProvider:
 
     def _traffic(self) -> service_rows.Traffic:
         flows, reported = self._parts.events.pipeline.services, self._parts.datapath.config.flow_events
-        now = self._parts.keepers.connections.by_service()
-        return service_rows.Traffic(now, flows.opened.copy() if reported else None, flows.dropped.copy())
+        connections = self._parts.keepers.connections
+        return service_rows.Traffic(
+            service_rows.Counts(
+                connections.last.services, flows.opened.copy() if reported else None, flows.dropped.copy()
+            ),
+            service_rows.Counts(
+                connections.outside.services,
+                flows.opened_outside.copy() if reported else None,
+                flows.dropped_outside.copy(),
+            ),
+        )
 
     def explain(self, source: str, destination: str, port: int, protocol: str) -> Row:
         return explain(self._parts.engine.current.snapshot, source, destination, port, protocol)

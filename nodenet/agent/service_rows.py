@@ -10,8 +10,9 @@ from typing import Any
 from nodenet import abi
 from nodenet.agent.rows import address_text
 from nodenet.compile.services import FrontendKind, kind_of
+from nodenet.compile.state import ServicePortName
 from nodenet.engine import Compiled
-from nodenet.model import IPAddress, ObjectRef, Protocol, Service
+from nodenet.model import IPAddress, ObjectRef, Protocol
 from nodenet.store import Snapshot
 
 _NAMES = {
@@ -28,27 +29,40 @@ _HOST_PORT = {"type": _NAMES[FrontendKind.HOST_PORT], "trafficPolicy": "Local"}
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
-    """Flows by service_id. `now`: live flows of this node's pods and from outside, as last counted. `opened`: since the
-    agent's start; None: allowed flows are not reported. `dropped`: since then too."""
+class Counts:
+    """Flows by service_id. `now`: live ones, as last counted. `opened`: since the agent's start; None: allowed flows
+    are not reported. `dropped`: packets and calls, since then too."""
 
     now: Mapping[int, int] = field(default_factory=dict)
     opened: Mapping[int, int] | None = field(default_factory=dict)
     dropped: Mapping[int, int] = field(default_factory=dict)
 
-    def of(self, number: int) -> dict[str, int | None]:
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """`inside`: of this node's pods and processes. `outside`: from outside."""
+
+    inside: Counts = Counts()
+    outside: Counts = Counts()
+
+    def of(self, number: int, scope: str) -> dict[str, int | None]:
+        """The counters of one address, for the traffic of this scope (`scope_of`)."""
+        parts = [self.inside] if scope != "external" else []
+        parts += [self.outside] if scope in ("external", "all") else []
+        opened = [None if part.opened is None else part.opened.get(number, 0) for part in parts]
+        known = [count for count in opened if count is not None]
         return {
-            "flows": self.now.get(number, 0),
-            "opened": None if self.opened is None else self.opened.get(number, 0),
-            "dropped": self.dropped.get(number, 0),
+            "flows": sum(part.now.get(number, 0) for part in parts),
+            "opened": sum(known) if len(known) == len(opened) else None,
+            "dropped": sum(part.dropped.get(number, 0) for part in parts),
         }
 
 
 def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[dict[str, Any]]:
     """One row per Service port and address, and per hostPort and address, with the backends among which the datapath
-    chooses now. `scope`: whose traffic uses it. `terminating`: the backends that are used because none is ready.
-    `onlyElsewhere`: no backend, because the traffic policy is Local and only other nodes have endpoints. `only`: as in
-    `is_meant`."""
+    chooses now. `scope`: whose traffic uses it (`scope_of`). `terminating`: the backends that are used because none is
+    ready. `onlyElsewhere`: no backend, because the traffic policy is Local and only other nodes have endpoints. `only`:
+    as in `is_meant`."""
     tables = compiled.desired.tables
     frontends, backends = tables.get("nn_frontend", {}), tables.get("nn_backend", {})
     wanted = {number: name for number, name in compiled.names.services.items() if is_meant(name.ref, only)}
@@ -68,15 +82,15 @@ def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[d
             "id": entry.service_id,
             "service": str(name.ref) if name else f"Pod {pod.ref}" if pod else "",
             "port": name.name if name else "",
-            **(_HOST_PORT if pod else _fields(compiled.snapshot.services.get(name.ref) if name else None, key.addr)),
-            "scope": abi.FrontendScope(key.scope).name.lower(),
+            **(_HOST_PORT if pod else _fields(compiled, name, key.addr, scope_of(key, entry))),
+            "scope": scope_of(key, entry),
             "frontend": address_text(key.addr, key.port),
             "protocol": Protocol(key.protocol).name,
             "backends": [address_text(*target) for target in targets],
             "terminating": [address_text(*t) for t in targets if name and (name.ref, t[0]) not in ready],
             "affinitySeconds": entry.affinity_seconds,
             "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
-            **traffic.of(entry.service_id),
+            **traffic.of(entry.service_id, scope_of(key, entry)),
             "notServed": warnings.get(f"Service {name.ref}", [])
             if name
             else warnings.get(f"Pod {pod.ref}", [])
@@ -90,12 +104,26 @@ def is_meant(ref: ObjectRef, only: str) -> bool:
     return not only or only in (str(ref), ref.name)
 
 
-def _fields(service: Service | None, address: IPAddress) -> Mapping[str, str]:
-    """What gave the Service this address, and the traffic policy for it. Empty if the Service was just deleted."""
+def scope_of(key: abi.FrontendKey, entry: abi.FrontendEntry) -> str:
+    """Whose traffic uses a master entry: external (from outside), internal (of this node's pods and processes), all, or
+    node (only of its processes)."""
+    if key.scope == abi.FrontendScope.EXTERNAL:
+        return "external"
+    if entry.flags & abi.FrontendFlag.NODE_ONLY:
+        return "node"
+    return "internal" if entry.flags & abi.FrontendFlag.HAS_EXTERNAL else "all"
+
+
+def _fields(compiled: Compiled, name: ServicePortName | None, address: IPAddress, scope: str) -> Mapping[str, str]:
+    """What gave the Service this address, and the traffic policy for it. Empty if the Service was just deleted.
+    externalTrafficPolicy is for traffic from outside."""
+    service = compiled.snapshot.services.get(name.ref) if name else None
     if service is None:
         return {"type": "", "trafficPolicy": ""}
     kind = kind_of(service, address)
-    local = service.internal_local if kind is FrontendKind.CLUSTER_IP else service.external_local
+    local = (
+        service.internal_local if kind is FrontendKind.CLUSTER_IP else service.external_local and scope != "internal"
+    )
     return {"type": _NAMES[kind], "trafficPolicy": "Local" if local else "Cluster"}
 
 

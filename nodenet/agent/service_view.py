@@ -130,8 +130,7 @@ def _why_not(service: Service, endpoint: SliceEndpoint, row: Mapping[str, Any], 
     usable = endpoint.ready or service.publish_not_ready_addresses
     if not usable and not (endpoint.serving and endpoint.terminating):
         return "not ready"
-    local = row["trafficPolicy"] == "Local" and (row["type"] == "ClusterIP" or row["scope"] == "external")
-    if local and endpoint.node_name != node:
+    if row["trafficPolicy"] == "Local" and endpoint.node_name != node:
         return f"policy Local: it is on {endpoint.node_name or 'no known node'}"
     if not usable:
         return "it terminates, and ready ones exist"

@@ -55,9 +55,15 @@ def show(name: str, output: Format, **where: str | None) -> None:
         raise SystemExit(1)
 
 
+_SCOPES = {
+    "all": "all",
+    "internal": "of this node",
+    "external": "from outside",
+    "node": "of this node's processes",
+}
 _ADDRESSES = (
     Column("TYPE", "type"),
-    Column("TRAFFIC", "scope", lambda scope: "from outside" if scope == "external" else "of this node"),
+    Column("TRAFFIC", "scope", lambda scope: _SCOPES.get(scope, scope)),
     Column("ADDRESS", "frontend"),
     Column("PROTOCOL", "protocol"),
     Column("PORT", "port"),

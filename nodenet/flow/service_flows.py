@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from nodenet.abi import CtStatus, Event, EventType
+from nodenet.abi import CtStatus, Event, EventType, ObservationPoint
 from nodenet.model import Direction
 
 _SOCK, _POLICY_VERDICT, _TRACE = int(EventType.SOCK), int(EventType.POLICY_VERDICT), int(EventType.TRACE)
+_FROM_NETWORK = int(ObservationPoint.FROM_NETWORK)
 _NEW, _EGRESS = int(CtStatus.NEW), int(Direction.EGRESS)
 # Numbers of deleted Services are forgotten when there are more than this.
 _MOST = 4096
@@ -26,8 +27,11 @@ class ServiceFlows:
         self._node_cookie = node_cookie
         # New flows of pods, and calls of the node's processes.
         self.opened: Counter[int] = Counter()
-        # Packets and calls that were dropped or refused.
+        # Their packets and calls that were dropped or refused.
         self.dropped: Counter[int] = Counter()
+        # The same of traffic from outside.
+        self.opened_outside: Counter[int] = Counter()
+        self.dropped_outside: Counter[int] = Counter()
 
     def note(self, event: Event, known: Collection[int]) -> None:
         """Call it for events with a service_id. `known`: the numbers of the present Services.
@@ -38,7 +42,8 @@ class ServiceFlows:
         """
         kind = event.type
         if event.reason:
-            counts = self.dropped
+            # A Service is translated where a packet leaves a pod, or where it enters the node.
+            counts = self.dropped if event.direction == _EGRESS else self.dropped_outside
         elif kind == _SOCK:
             if event.cookie != self._node_cookie or not event.cookie:
                 return
@@ -48,7 +53,7 @@ class ServiceFlows:
         ):
             return
         else:
-            counts = self.opened
+            counts = self.opened_outside if kind == _TRACE and event.point == _FROM_NETWORK else self.opened
         counts[event.service_id] += 1
         if len(counts) > _MOST and len(counts) > 2 * len(known):
             for gone in counts.keys() - known:

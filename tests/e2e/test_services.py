@@ -278,8 +278,9 @@ def test_the_list_shows_type_and_policy(lab: Lab) -> None:
     assert shown == {
         (kind, policy, scope, protocol)
         for kind, policy, scope in (
-            ("ClusterIP", "Cluster", "internal"),
-            ("NodePort", "Local", "internal"),
+            ("ClusterIP", "Cluster", "all"),
+            # The external policy is for traffic from outside.
+            ("NodePort", "Cluster", "internal"),
             ("NodePort", "Local", "external"),
         )
         for protocol in ("TCP", "UDP")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nodenet.agent.service_rows import Traffic, services
+from nodenet.agent.service_rows import Counts, Traffic, services
 from nodenet.agent.service_view import service_views
 from nodenet.cli.service import view_text
 from nodenet.compile.state import LocalNode
@@ -71,13 +71,32 @@ def test_policies_concern_their_own_traffic() -> None:
     local = replace(service("web", "10.96.0.1", internal_local=True), ports=port, type=ServiceType.NODE_PORT)
     found = view(local, slice_("web", end("10.0.0.1"), end("10.0.1.1", "node2")))
     assert [(row["type"], row["scope"], len(row["backends"])) for row in found["addresses"]] == [
-        ("ClusterIP", "internal", 1),
-        ("NodePort", "internal", 2),
+        ("ClusterIP", "all", 1),
+        ("NodePort", "all", 2),
     ]
     assert reasons(found) == {
         "10.0.0.1:8080": (["ClusterIP", "NodePort"], {}),
         "10.0.1.1:8080": (["NodePort"], {"ClusterIP": "policy Local: it is on node2"}),
     }
+
+
+def test_the_external_policy_is_for_traffic_from_outside() -> None:
+    port = (ServicePort("", TCP, 80, 30080),)
+    local = replace(service("web", "10.96.0.1", external_local=True), ports=port, type=ServiceType.NODE_PORT)
+    found = view(local, slice_("web", end("10.0.0.1"), end("10.0.1.1", "node2")))
+    rows = [(row["type"], row["scope"], row["trafficPolicy"], len(row["backends"])) for row in found["addresses"]]
+    assert sorted(rows) == [
+        ("ClusterIP", "all", "Cluster", 2),
+        ("NodePort", "external", "Local", 1),
+        ("NodePort", "internal", "Cluster", 2),
+    ]
+    assert reasons(found)["10.0.1.1:8080"] == (
+        ["ClusterIP", "NodePort"],
+        {"NodePort from outside": "policy Local: it is on node2"},
+    )
+    text = view_text(found)
+    assert "by ClusterIP, NodePort; not by NodePort from outside: policy Local: it is on node2" in text
+    assert "NodePort   from outside  172.30.0.11:30080" in text
 
 
 def test_topology() -> None:
@@ -113,10 +132,22 @@ def test_names() -> None:
 def test_traffic_is_that_of_each_address() -> None:
     objects = compiled(replace(service("web", "10.96.0.1"), external_ips=(ip_address("192.0.2.1"),)))
     one, two = [row["id"] for row in services(objects, Traffic())]
-    rows = {row["id"]: row for row in services(objects, Traffic({one: 3}, {two: 4}, {one: 5}))}
-    assert [(rows[n]["flows"], rows[n]["opened"], rows[n]["dropped"]) for n in (one, two)] == [(3, 0, 5), (0, 4, 0)]
+    traffic = Traffic(Counts({one: 3}, {two: 4}, {one: 5}), Counts({one: 10}, {two: 20}, {two: 30}))
+    rows = {row["id"]: row for row in services(objects, traffic)}
+    assert [(rows[n]["flows"], rows[n]["opened"], rows[n]["dropped"]) for n in (one, two)] == [(13, 0, 5), (0, 24, 30)]
     # Allowed flows are not reported.
-    assert [row["opened"] for row in services(objects, Traffic({}, None, {}))] == [None, None]
+    unknown = Counts({}, None, {})
+    assert [row["opened"] for row in services(objects, Traffic(unknown, unknown))] == [None, None]
+
+
+def test_traffic_from_outside_is_counted_apart_where_it_has_its_own_backends() -> None:
+    port = (ServicePort("", TCP, 80, 30080),)
+    local = replace(service("web", "10.96.0.1", external_local=True), ports=port, type=ServiceType.NODE_PORT)
+    objects = compiled(local, slice_("web", end("10.0.0.1"), end("10.0.1.1", "node2")))
+    number = next(row["id"] for row in services(objects, Traffic()) if row["type"] == "NodePort")
+    traffic = Traffic(Counts({}, {number: 1}, {}), Counts({}, {number: 2}, {}))
+    rows = [row for row in services(objects, traffic) if row["type"] == "NodePort"]
+    assert {row["scope"]: row["opened"] for row in rows} == {"internal": 1, "external": 2}
 
 
 def test_text() -> None:
@@ -136,7 +167,7 @@ def test_text() -> None:
         "  health check node port: 30123",
     ]
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert any(line.startswith("ClusterIP of this node 10.96.0.1:80 TCP - Cluster 1 0 0 0") for line in lines)
+    assert any(line.startswith("ClusterIP all 10.96.0.1:80 TCP - Cluster 1 0 0 0") for line in lines)
     assert any(line.endswith("node1 ready yes") for line in lines)
     assert any(line.endswith("node1 not ready no: not ready") for line in lines)
 

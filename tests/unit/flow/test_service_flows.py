@@ -24,8 +24,6 @@ NODE, POD = 11, 12
         # It calls itself.
         ({"type": EventType.TRACE, "point": ObservationPoint.TO_ENDPOINT, "direction": 1}, 1),
         ({"type": EventType.TRACE, "direction": 1, "ct_status": CtStatus.REPLY, "is_reply": 1}, 0),
-        # It comes from outside.
-        ({"type": EventType.TRACE, "point": ObservationPoint.FROM_NETWORK, "direction": 1}, 1),
         # The call of a pod is followed by its packet; that of the node is not.
         ({"type": EventType.SOCK, "ifindex": 0, "cookie": POD}, 0),
         ({"type": EventType.SOCK, "ifindex": 0, "cookie": NODE}, 1),
@@ -35,6 +33,15 @@ def test_one_flow_counts_once(changes: dict[str, int], opened: int) -> None:
     flows = ServiceFlows(NODE)
     flows.note(BASE._replace(**{"service_id": 5, "ct_status": CtStatus.NEW, "reason": 0, **changes}), ())
     assert (flows.opened[5], flows.dropped[5]) == (opened, 0)
+
+
+def test_traffic_from_outside_is_counted_apart() -> None:
+    flows = ServiceFlows(NODE)
+    came = {"type": EventType.TRACE, "point": ObservationPoint.FROM_NETWORK, "direction": 1, "service_id": 5}
+    flows.note(BASE._replace(**came, ct_status=CtStatus.NEW, reason=0), ())
+    flows.note(BASE._replace(type=EventType.DROP, reason=-158, direction=1, service_id=6), ())
+    assert (flows.opened, flows.dropped) == ({}, {})
+    assert (flows.opened_outside, flows.dropped_outside) == ({5: 1}, {6: 1})
 
 
 def test_drops() -> None:
