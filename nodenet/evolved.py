@@ -22,11 +22,16 @@ _GONE = object()
 _ABSENT = object()
 
 
+# key -> (value before, value after); None: absent.
+Changes = Mapping[Any, tuple[Any, Any]]
+
+
 class Evolved(Mapping[Any, Any]):
     """One version of a table, made by `evolve`; it never changes.
 
-    `changed`: the keys in which it differs from the previous version. Versions are identified by tokens, because a
-    reference to the previous version would keep every older table in memory.
+    `changed`: the differences from the previous version, key -> (value before, value in this version); None: absent.
+    Versions are identified by tokens, because a reference to the previous version would keep every older table in
+    memory.
     """
 
     __slots__ = ("_base", "_length", "_newest", "_overlay", "_trail", "_trail_keys", "_version", "changed")
@@ -39,19 +44,18 @@ class Evolved(Mapping[Any, Any]):
         self._newest: dict[Any, Any] = {}
         self._length = len(self._base)
         self._version = object()
-        self.changed: Collection[Any] = ()
-        # (previous version, keys that changed since it), newest first.
-        self._trail: tuple[tuple[object, Collection[Any]], ...] = ()
+        self.changed: Changes = {}
+        # (previous version, differences from it), newest first.
+        self._trail: tuple[tuple[object, Changes], ...] = ()
         # How many keys there are in all of it.
         self._trail_keys = 0
 
-    def _next(self, changes: Mapping[Any, Any], added: int) -> Evolved:
-        """The next version. Every change must be a real one; the value None deletes the key. `added`: the growth in
-        keys."""
+    def _next(self, changes: Changes, added: int) -> Evolved:
+        """The next version. Every change must be a real one. `added`: the growth in keys."""
         after = Evolved.__new__(Evolved)
         after._length = self._length + added
         after._newest = newest = self._newest.copy()
-        for key, value in changes.items():
+        for key, (_, value) in changes.items():
             if value is not None:
                 newest[key] = value
             elif key in self._overlay or key in self._base:
@@ -63,7 +67,7 @@ class Evolved(Mapping[Any, Any]):
         if len(newest) > _NEWEST:
             after._fold()
         after._version = object()
-        after.changed = tuple(changes)
+        after.changed = changes
         after._remember(self)
         return after
 
@@ -141,16 +145,21 @@ class Evolved(Mapping[Any, Any]):
             if value is not _GONE and key not in self._base:
                 yield key, value
 
-    def changed_since(self, other: object) -> Collection[Any] | None:
-        """All keys that may differ from the table `other`. None if `other` is not one of the recent previous
-        versions."""
+    def changes_since(self, other: object) -> Changes | None:
+        """All keys that may differ from the table `other`, with the values of both. None if `other` is not one of the
+        recent previous versions. Without a look-up: hashing addresses is expensive."""
         if not isinstance(other, Evolved):
             return None
         if other is self:
-            return ()
-        found: dict[Any, None] = {}
-        for version, keys in self._trail:
-            found.update(dict.fromkeys(keys))
+            return {}
+        # Nearly always `other` is the previous version.
+        if self._trail and self._trail[0][0] is other._version:
+            return self._trail[0][1]
+        found: dict[Any, tuple[Any, Any]] = {}
+        for version, step in self._trail:
+            for key, (before, after) in step.items():
+                newer = found.get(key)
+                found[key] = before, after if newer is None else newer[1]
             if version is other._version:
                 return found
         return None
@@ -217,11 +226,12 @@ def evolve(
             changes if None not in changes.values() else {k: v for k, v in changes.items() if v is not None}
         )
         return first or before
-    real, added = {}, 0
+    real: dict[Any, tuple[Any, Any]] = {}
+    added = 0
     for key, value in changes.items():
         old = before.get(key)
         if not same(old, value):
-            real[key] = value
+            real[key] = old, value
             added += (value is not None) - (old is not None)
     if not real:
         return before
@@ -233,22 +243,27 @@ def changed_keys(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Collection[A
 
     The result may contain keys whose value did not change.
     """
+    return changes_between(old, new)
+
+
+def changes_between(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Changes:
+    """The keys of `changed_keys` with the values in both tables; None: absent."""
     if old is new:
-        return ()
+        return {}
     if isinstance(new, Evolved):
-        known = new.changed_since(old)
+        known = new.changes_since(old)
         if known is not None:
             return known
-    found = []
+    found: dict[Any, tuple[Any, Any]] = {}
     added = 0
     for key, value in new.items():
         last = old.get(key)
         if last is not value:
-            found.append(key)
+            found[key] = last, value
             added += last is None
     # Every key of `new` is in `old` or was added: equal numbers mean that no key was deleted.
     if len(old) + added != len(new):
-        found.extend(key for key in old if key not in new)
+        found.update({key: (value, None) for key, value in old.items() if key not in new})
     return found
 
 

@@ -44,6 +44,8 @@ class Datapath:
         self.pins.set_state(state.STATE)
         sizes.store(config, self.pins, self.entries)
         self.tables = {name: BpfTable(name, self.pins.map(name)) for name in tables.KEYED}
+        # The pins that `check_pins` found right.
+        self._right_pins: dict[Path, tuple[int, int]] = {}
         self.grace = ProgramsGrace()
         copied = self.loaded.carrying.copied
         for name in self.loaded.replaced_maps:
@@ -91,7 +93,8 @@ class Datapath:
 
     def check_pins(self) -> loader.PinCheck:
         """Check all pins and create missing ones again."""
-        return loader.check_pins(self.loaded, {name: table.fd for name, table in self.tables.items()}, self.pins)
+        maps = {name: table.fd for name, table in self.tables.items()}
+        return loader.check_pins(self.loaded, maps, self.pins, self._right_pins)
 
     def forget_old(self) -> None:
         """Call it when all endpoints have the new programs. Copies what the old programs wrote in the meantime, and

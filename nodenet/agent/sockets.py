@@ -141,9 +141,10 @@ def lost(before: Members | None, after: Members) -> bool:
         return False
     if before is None:
         return True
-    known = after.changed_since(before) if isinstance(after, Evolved) else None
-    keys = before if known is None else known
-    return any(key in before and after.get(key) != before[key] for key in keys)
+    known = after.changes_since(before) if isinstance(after, Evolved) else None
+    if known is not None:
+        return any(old is not None and new != old for old, new in known.values())
+    return any(after.get(key) != value for key, value in before.items())
 
 
 class SocketKeeper:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -297,21 +297,29 @@ class PinCheck:
     problems: tuple[str, ...] = ()
 
 
-def check_pins(loaded: Loaded, maps: Mapping[str, int], pins: Pins) -> PinCheck:
-    """Compare the pins with the objects that this process has open (`maps`: descriptors by name). A missing pin is
+def check_pins(
+    loaded: Loaded, maps: Mapping[str, int], pins: Pins, known: MutableMapping[Path, tuple[int, int]]
+) -> PinCheck:
+    """Compare the pins with the objects that this process has open (`maps`: descriptors by name). `known`: device and
+    inode of each pin that an earlier call found right. Another pin at the same path has another inode. A missing pin is
     created again, because the next agent starts from it. A pin of another object is only reported, because a person
     must have made it. Programs and maps in use do not need pins; the links of the socket programs do
     (attach_cgroup)."""
+    wanted = {f"map {name}": (fd, pins.map(name)) for name, fd in maps.items()}
+    wanted |= {f"program {name}": (fd, pins.progs / loaded.key / name) for name, fd in loaded.programs.items()}
+    # The agent asks every second, and nearly always nothing has changed: one system call for each pin.
+    if all(path in known and _inode(path) == known[path] for _, path in wanted.values()):
+        return PinCheck()
     if not is_bpffs(pins.root):
         words = f"{pins.root} is not in a BPF file system any more: programs on pods' interfaces go on, Services at the"
         return PinCheck(problems=(f"{words} socket do not; mount it again and restart the agent",))
     repinned: list[str] = []
     problems: list[str] = []
-    wanted = {f"map {name}": (fd, pins.map(name)) for name, fd in maps.items()}
-    wanted |= {f"program {name}": (fd, pins.progs / loaded.key / name) for name, fd in loaded.programs.items()}
     for name, (fd, path) in wanted.items():
         try:
-            if _is_pinned(fd, path):
+            place = _inode(path)
+            if place is not None and (known.get(path) == place or _is_pinned(fd, path)):
+                known[path] = place
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             libbpf.check(libbpf.lib().bpf_obj_pin(fd, str(path).encode()), f"pin {name}")
@@ -319,6 +327,15 @@ def check_pins(loaded: Loaded, maps: Mapping[str, int], pins: Pins) -> PinCheck:
         except OSError as error:
             problems.append(f"{name}: its pin {path} is wrong: {error.strerror}")
     return PinCheck(tuple(repinned), tuple(problems))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a pin; None if it cannot be read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_pinned(fd: int, path: Path) -> bool:

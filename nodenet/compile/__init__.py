@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressKey
 from nodenet.compile import identities, slots
 from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
-from nodenet.compile.host_ports import HostPortCompiler
+from nodenet.compile.host_ports import HostPortCompiler, HostPorts
 from nodenet.compile.ids import Ids
 from nodenet.compile.ipcache import IpcacheCompiler
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
@@ -27,6 +27,18 @@ __all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePort
 T = TypeVar("T")
 _NONE: Mapping[Any, Any] = {}
 ZONE_LABEL = "topology.kubernetes.io/zone"
+
+
+class _Rest(NamedTuple):
+    """What does not follow from Services and EndpointSlices."""
+
+    here: Here
+    hosted: HostPorts
+    policies: PolicyTables
+    endpoints: EndpointTables
+    ipcache: Table
+    callers: Table
+    sources: Table
 
 
 class Compiler:
@@ -58,19 +70,24 @@ class Compiler:
         """Raises OverflowError when a space of numbers is full."""
         # Services of kube-proxy have no entries in our maps.
         served, slices_ = (snapshot.services, snapshot.slices) if local.services else (_NONE, _NONE)
+        # Most changes are of Services and EndpointSlices. They concern none of the rest.
+        inputs = (
+            *(snapshot.pods, snapshot.namespaces, snapshot.policies, snapshot.cluster_policies),
+            *(snapshot.endpoints, snapshot.nodes, local),
+        )
+        rest = self._remember("rest", inputs, lambda *_: self._rest(snapshot, local))
+        services = self._services.compile(served, slices_, rest.here, rest.hosted)
+        return _state(services, rest), _names(services, rest.policies, rest.endpoints)
+
+    def _rest(self, snapshot: Snapshot, local: LocalNode) -> _Rest:
+        """Everything that does not follow from Services and EndpointSlices."""
         here = self._remember("here", (snapshot.nodes, local), _here)
         hosted = self._remember("host ports", (snapshot.endpoints, snapshot.pods, local), self._host_ports.compile)
-        services = self._services.compile(served, slices_, here, hosted)
-        # Most changes are of EndpointSlices. They concern none of the other tables.
         wide = self._remember("wide", (snapshot.cluster_policies, snapshot.nodes), with_nodes)
         policies = self._remember("set", (snapshot.policies, wide), PolicySet)
-        inputs = (snapshot.pods, snapshot.namespaces, policies.own, wide, snapshot.endpoints, snapshot.nodes, local)
-        others = self._remember("others", inputs, lambda *_: self._others(snapshot, policies, local))
-        tables, endpoints, ipcache = others
         callers = self._remember("clients", (snapshot.endpoints if local.services else _NONE,), clients)
         sources = self._remember("sources", (snapshot.nodes if local.services else _NONE, local.name), _sources)
-        state = _state(services, tables, endpoints, ipcache, callers, sources)
-        return state, _names(services, tables, endpoints)
+        return _Rest(here, hosted, *self._others(snapshot, policies, local), callers, sources)
 
     def _others(
         self, snapshot: Snapshot, given: PolicySet, local: LocalNode
@@ -164,14 +181,7 @@ def _namespace_labels(namespaces: Mapping[Any, Any]) -> dict[str, Labels]:
     return {namespace.name: namespace.labels for namespace in namespaces.values()}
 
 
-def _state(
-    services: ServiceTables,
-    policies: PolicyTables,
-    endpoints: EndpointTables,
-    ipcache: Table,
-    callers: Table,
-    sources: Table,
-) -> DesiredState:
+def _state(services: ServiceTables, rest: _Rest) -> DesiredState:
     return DesiredState(
         {
             "nn_frontend": services.frontends,
@@ -180,12 +190,12 @@ def _state(
             "nn_member": services.members,
             "nn_revnat": services.revnat,
             "nn_source_range": services.source_ranges,
-            "nn_client": callers,
-            "nn_source_addr": sources,
-            "nn_policy": policies.policy,
-            "nn_cidr": policies.cidr,
-            "nn_ipcache": ipcache,
-            "nn_endpoint": endpoints.endpoints,
+            "nn_client": rest.callers,
+            "nn_source_addr": rest.sources,
+            "nn_policy": rest.policies.policy,
+            "nn_cidr": rest.policies.cidr,
+            "nn_ipcache": rest.ipcache,
+            "nn_endpoint": rest.endpoints.endpoints,
         }
     )
 

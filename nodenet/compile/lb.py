@@ -31,7 +31,7 @@ from nodenet.compile.ids import Ids
 from nodenet.compile.services import Frontend, FrontendKind, frontends_of, not_served
 from nodenet.compile.slots import NO_SLOTS, Slots, arrange
 from nodenet.compile.state import HealthCheck, ServicePortName, ServiceWarning, Table
-from nodenet.evolved import Evolved, changed_keys, evolve
+from nodenet.evolved import Evolved, changed_keys, changes_between, evolve
 from nodenet.model import EndpointSlice, IPAddress, ObjectRef, Protocol, Service
 
 # nn_frontend_entry.count and nn_frontend_key.slot are 16 bits.
@@ -374,7 +374,6 @@ def _is_cluster_ip(frontend: Frontend | None) -> bool:
 
 def _changed(old: Mapping[ObjectRef, T], new: Mapping[ObjectRef, T]) -> Iterator[tuple[ObjectRef, T | None, T | None]]:
     """The names of objects that were added, deleted or changed, with their old and new values."""
-    for ref in changed_keys(old, new):
-        before, after = old.get(ref), new.get(ref)
+    for ref, (before, after) in changes_between(old, new).items():
         if before != after:
             yield ref, before, after

@@ -6,7 +6,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
@@ -82,35 +82,28 @@ class Comparison:
 
 
 class _Walk:
-    """The walk over one table: first all entries of the kernel, then our keys that the kernel did not return."""
+    """The walk over one table."""
 
     def __init__(self, table: Readable) -> None:
         self.written: set[Any] = set()
         self.over = False
         self._entries = iter(table.items())
         self._seen: set[Any] = set()
-        self._keys: Iterator[Any] | None = None
 
     def step(self, held: Mapping[Any, Any], entries: int) -> tuple[int, bool]:
-        """Compare up to `entries` entries. Returns how many, and whether all of them are equal to ours."""
-        if self._keys is not None:
-            return self._find_missing(self._keys, entries)
+        """Compare up to `entries` entries. Returns how many, and whether all of them are equal to ours. At the end it
+        also finds keys of ours that the kernel did not return."""
         compared = 0
         for key, value in islice(self._entries, entries):
             compared += 1
             self._seen.add(key)
             if held.get(key) != value and key not in self.written:
                 return compared, False
-        if compared < entries:
-            # A key that is added or deleted from here on was reported by `wrote`.
-            self._keys = iter(held)
-        return compared, True
-
-    def _find_missing(self, keys: Iterator[Any], entries: int) -> tuple[int, bool]:
-        compared = 0
-        for key in islice(keys, entries):
-            compared += 1
-            if key not in self._seen and key not in self.written:
-                return compared, False
         self.over = compared < entries
-        return compared, True
+        return compared, not self.over or self._saw_all(held)
+
+    def _saw_all(self, held: Mapping[Any, Any]) -> bool:
+        """Whether the kernel returned all our keys, but for written ones. Each key that it returned and that was not
+        written is one of ours, so equal numbers mean that none is missing."""
+        seen = len(self._seen) - len(self._seen & self.written)
+        return seen == len(held) - sum(1 for key in self.written if key in held)

@@ -118,11 +118,9 @@ def differing(wanted: Table, held: Table) -> list[tuple[Any, Any, Any]]:
     """(key, value in `wanted`, value in `held`) for each key that differs; None if a table does not have it."""
     if wanted is held:
         return []
-    known = wanted.changed_since(held) if isinstance(wanted, Evolved) else None
+    known = wanted.changes_since(held) if isinstance(wanted, Evolved) else None
     if known is not None:
-        # Hashing addresses is the expensive part, so look up each key only once in each table.
-        pairs = [(key, wanted.get(key), held.get(key)) for key in known]
-        return [pair for pair in pairs if pair[1] != pair[2]]
+        return [(key, value, old) for key, (old, value) in known.items() if value != old]
     if not held:
         return [(key, value, None) for key, value in wanted.items()]
     found = [(key, value, old) for key, value in wanted.items() if (old := held.get(key)) != value]

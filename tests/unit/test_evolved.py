@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodenet import evolved
-from nodenet.evolved import Evolved, changed_keys, evolve
+from nodenet.evolved import Evolved, changed_keys, changes_between, evolve
 
 STEPS = st.lists(st.dictionaries(st.integers(0, 30), st.none() | st.integers(1, 3), max_size=4), max_size=40)
 
@@ -58,12 +58,14 @@ def test_a_version_is_right_and_stays_so(steps: list[dict[int, int | None]]) -> 
         assert isinstance(table, Evolved)
         check(table, plain)
         assert (table is before) == (plain == old) or not before
-        told = table.changed_since(before)
+        told = table.changes_since(before)
         if told is not None:
-            assert set(told) == {key for key in {**old, **plain} if old.get(key) != plain.get(key)}
+            assert told == {k: (old.get(k), plain.get(k)) for k in {**old, **plain} if old.get(k) != plain.get(k)}
         for earlier, content in versions:
             different = {key for key in {**content, **plain} if content.get(key) != plain.get(key)}
             assert different <= set(changed_keys(earlier, table))
+            for key, pair in changes_between(earlier, table).items():
+                assert pair == (content.get(key), plain.get(key))
         versions.append((table, dict(plain)))
     for earlier, content in versions:
         check(earlier, content)
@@ -90,18 +92,18 @@ def test_what_comes_and_goes_leaves_nothing() -> None:
     assert (table._newest, table._overlay) == ({}, {})
 
 
-def test_a_version_knows_what_changed_since_the_last_ones_and_forgets_the_others() -> None:
+def test_a_version_knows_what_changes_since_the_last_ones_and_forgets_the_others() -> None:
     """At most 5 steps and 8 keys, but the newest step always."""
     versions = [Evolved({0: 0})]
     for number in range(1, 8):
         versions.append(evolve(versions[-1], {number: 1}))  # type: ignore[arg-type]
-    assert [versions[-1].changed_since(one) is not None for one in versions] == [False, False] + 6 * [True]
-    assert set(versions[-1].changed_since(versions[2]) or ()) == {3, 4, 5, 6, 7}
+    assert [versions[-1].changes_since(one) is not None for one in versions] == [False, False] + 6 * [True]
+    assert set(versions[-1].changes_since(versions[2]) or ()) == {3, 4, 5, 6, 7}
     many = evolve(versions[-1], dict.fromkeys(range(10, 16), 1))
     assert isinstance(many, Evolved)
-    assert set(many.changed_since(versions[-3]) or ()) == {6, 7, *range(10, 16)}
-    assert many.changed_since(versions[-4]) is None
+    assert set(many.changes_since(versions[-3]) or ()) == {6, 7, *range(10, 16)}
+    assert many.changes_since(versions[-4]) is None
     more = evolve(many, dict.fromkeys(range(20, 40), 1))
     assert isinstance(more, Evolved)
-    assert set(more.changed_since(many) or ()) == set(range(20, 40))
-    assert more.changed_since(versions[-1]) is None
+    assert set(more.changes_since(many) or ()) == set(range(20, 40))
+    assert more.changes_since(versions[-1]) is None
