@@ -7,12 +7,22 @@ process would grow for hours until the bound is reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+# Texts that `shared` keeps, about 1 MB.
+_TEXTS = 1 << 14
+
+
+@lru_cache(maxsize=_TEXTS)
+def shared(text: str) -> str:
+    """One object for equal texts: names of nodes and namespaces, labels. Weak references to texts do not exist, so the
+    texts that were used last are kept. sys.intern would keep every text for ever on Python 3.12."""
+    return text
 
 
 def interned(make: Callable[[K], V]) -> Callable[[K], V]:

@@ -20,6 +20,7 @@ from nodenet import model
 from nodenet.decode import schema, values
 from nodenet.decode.salvage import Unread
 from nodenet.decode.values import Unreads
+from nodenet.interned import shared
 from nodenet.model import ObjectRef
 
 # Annotation of a static pod's mirror: the UID that the kubelet, and therefore the CNI plugin, uses for the pod.
@@ -43,11 +44,11 @@ def pod(ref: ObjectRef, obj: schema.Pod, unread: Unreads) -> model.Pod:
     return model.Pod(
         ref=ref,
         uid=annotations.get(MIRROR_ANNOTATION) or obj.metadata.uid or "",
-        labels=obj.metadata.labels or {},
-        node_name=spec.node_name or "",
+        labels=values.labels(obj.metadata.labels),
+        node_name=shared(spec.node_name or ""),
         ips=tuple(ip for ip in ips if ip is not None),
         host_network=bool(spec.host_network),
-        phase=status.phase or "Pending",
+        phase=shared(status.phase or "Pending"),
         named_ports=tuple(_named_ports(spec, unread)),
         workload=_workload(obj.metadata),
         host_ports=_host_ports(spec, unread),

@@ -12,6 +12,7 @@ from nodenet import model
 from nodenet.decode import schema, values
 from nodenet.decode.salvage import Unread
 from nodenet.decode.values import Unreads
+from nodenet.interned import shared
 from nodenet.model import IPAddress, IPNetwork, ObjectRef, ServiceType
 
 # When the pods of a slice last changed: written by the control plane, for kube-proxy's metric of the same time.
@@ -34,7 +35,7 @@ def service(ref: ObjectRef, obj: schema.Service, unread: Unreads) -> model.Servi
         kind,
         _addresses("spec.clusterIPs", texts, unread),
         tuple(_ports("spec.ports", spec.ports, unread)),
-        obj.metadata.labels or {},
+        values.labels(obj.metadata.labels),
         bool(spec.publish_not_ready_addresses),
         _addresses("spec.externalIPs", spec.external_ips, unread),
         _load_balancer_ips(obj.status, unread),
@@ -172,7 +173,7 @@ def _endpoint(
         ready,
         ready if conditions.serving is None else conditions.serving,
         bool(conditions.terminating),
-        endpoint.node_name or "",
+        shared(endpoint.node_name or ""),
         ObjectRef(target.namespace or ref.namespace, target.name)
         if target and target.name and target.kind == "Pod"
         else None,

@@ -12,6 +12,7 @@ from netpolicy.types import PolicyError
 from nodenet.decode.salvage import salvage
 from nodenet.decode.schema import ObjectName
 from nodenet.decode.values import Unreads
+from nodenet.interned import shared
 from nodenet.kinds import ApiKind
 from nodenet.kube.protocol import Named
 from nodenet.model import ObjectRef
@@ -100,7 +101,8 @@ def _unreadable(kind: ApiKind, raw: bytes | msgspec.Raw, message: str) -> Decode
 def _ref(kind: ApiKind, metadata: ObjectName) -> ObjectRef | None:
     if not metadata.name:
         return None
-    return ObjectRef((metadata.namespace or "default") if kind.resource.namespaced else "", metadata.name)
+    # Many objects are in one namespace: they share its name.
+    return ObjectRef(shared(metadata.namespace or "default") if kind.resource.namespaced else "", metadata.name)
 
 
 @cache

@@ -424,3 +424,20 @@ def test_whatever_a_named_object_holds_it_is_read(kind: ApiKind, part: Any) -> N
 def test_what_has_no_name(kind: Kind, raw: bytes) -> None:
     with pytest.raises(DecodeError, match="without a name"):
         decode(kind, raw)
+
+
+def test_equal_texts_of_many_pods_are_one_object() -> None:
+    """A large cluster has few different labels, nodes and namespaces, and each pod would hold its own copy."""
+
+    def pod(name: str) -> Pod:
+        metadata = {"name": name, "namespace": "a-namespace", "labels": {"a-label": "a-value"}}
+        raw = {"metadata": metadata, "spec": {"nodeName": "a-node"}, "status": {"phase": "Running"}}
+        found = decode(kinds.POD, json.dumps(raw).encode()).obj
+        assert isinstance(found, Pod)
+        return found
+
+    one, two = pod("one"), pod("two")
+    assert one.node_name is two.node_name
+    assert one.ref.namespace is two.ref.namespace
+    assert one.labels["a-label"] is two.labels["a-label"]
+    assert one.phase is two.phase
