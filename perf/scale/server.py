@@ -41,11 +41,18 @@ class Server:
         app = web.Application()
         app.router.add_get("/perf/counters", self._counters)
         app.router.add_post("/perf/change", self._change)
+        app.router.add_get("/apis", self._groups)
         app.router.add_get("/{path:.*}", self._collection)
         return app
 
     async def _counters(self, _request: web.Request) -> web.Response:
         return web.json_response({"sent": self.sent, "requests": self.requests})
+
+    async def _groups(self, _request: web.Request) -> web.Response:
+        """No group of an optional kind, but that of the definitions of kinds, as an API server has it."""
+        versions = [{"groupVersion": "apiextensions.k8s.io/v1", "version": "v1"}]
+        groups = [{"name": "apiextensions.k8s.io", "versions": versions}]
+        return web.json_response({"kind": "APIGroupList", "groups": groups})
 
     async def _collection(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.rpartition("/")[2]

@@ -77,6 +77,18 @@ async def test_the_client_gets_everything_and_the_changes(streams: bool) -> None
         assert bool(server.requests["refused stream pods"]) is not streams
 
 
+async def test_optional_kinds_are_not_installed() -> None:
+    """Otherwise the agent would wait for their first list."""
+    optional = [kind for kind in API_KINDS if kind.optional]
+    assert {kind.resource.plural for kind in API_KINDS} == {*WORLD.counts(), *(k.resource.plural for k in optional)}
+    async with serving(True) as (_, url), KubeClient(ClusterAccess(url), spread=lambda: 0.0) as client:
+        for kind in optional:
+            watch = client.watch(kind)
+            async with asyncio.timeout(5):
+                assert await anext(watch) == Listing(kind, ())
+            await watch.aclose()  # type: ignore[attr-defined]
+
+
 def test_the_report_names_the_memory_of_one_object() -> None:
     def found(rss: int, pods: int, services: int) -> dict[str, object]:
         usage = {"cpu": 1.0, "rss": rss, "peak": rss, "maps": 1 << 20}
