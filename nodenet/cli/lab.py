@@ -242,7 +242,8 @@ def status(name: str, output: Format) -> None:
     daemon = client.control("GET", "/status")
     workloads = [obj for kind in ready.WORKLOADS for obj in client.objects(kind)]
     progress = ready.progress(client.objects("Pod"), workloads)
-    healthy = progress.done and all(agent["state"] == "ready" for agent in daemon["agents"])
+    written = all(proxy.get("writes") and proxy["pid"] for proxy in daemon["proxies"])
+    healthy = progress.done and written and all(agent["state"] == "ready" for agent in daemon["agents"])
     data = {
         **daemon,
         "healthy": healthy,
@@ -255,6 +256,7 @@ def status(name: str, output: Format) -> None:
         f"lab {name}: {'healthy' if healthy else 'not healthy'}, {data['ipFamily']}, since {daemon['startedAt']}",
         *(f"  {line}" for line in agents),
         f"  Services: {daemon['proxy']}",
+        *(f"  {p['node']}: {p['mode']} rules, pid {p['pid']}, {p['restarts']} restarts" for p in daemon["proxies"]),
         *(f"  staged: {each['node']}: {each['kind']} {each['what']}" for each in daemon["troubles"]),
         f"  pods: {progress.ready} of {progress.total} ready",
         *(f"  {problem}" for problem in progress.problems),

@@ -134,6 +134,7 @@ class Proxy:
                     process.spawn, self._place, self._command(), stdout=output, stderr=output
                 )
             status = await process.wait(self._process)
+            self._state.unlink(missing_ok=True)
             self.restarts += 1
             seconds = backoff.next()
             log.warning("%s: kube-proxy's stand-in ended with %s: %s", self._node.name, status, self._last_line())

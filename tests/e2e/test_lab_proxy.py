@@ -96,7 +96,10 @@ def test_the_stand_in_starts_again_after_it_was_killed(lab: Lab) -> None:
     assert not serves_web(lab)
     os.kill(pid, signal.SIGKILL)
     until(lambda: serves_web(lab), "all rules are there again")
+    # The file of what it wrote is a new one, so that the state is not that of the killed process.
+    until(lambda: proxies(lab)[0].get("writes"), "it says that it has written rules")
     assert proxies(lab)[0]["restarts"] == 1
+    assert "1 restarts" in lab("status").stdout
     # One rule, not two: the rules of the killed process were removed.
     assert on_node(lab, "iptables", "-t", "nat", "-S", "PREROUTING").count("-j KUBE-SERVICES") == 1
     assert answers(lab)
