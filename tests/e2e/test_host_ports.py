@@ -52,6 +52,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         pod("goes", {"hostPort": PORT + 2}),
         pod("sidecar", {}, initContainers=[sidecar]),
         pod("other", {"hostPort": PORT + 4}, protocols=("SCTP",)),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "sctp", "namespace": NAMESPACE},
+            "spec": {"selector": {"app": "none"}, "ports": [{"port": 132, "protocol": "SCTP"}]},
+        },
     ]
     manifest = tmp_path_factory.mktemp("host-ports") / "objects.yaml"
     manifest.write_text(yaml.safe_dump_all(objects))
@@ -134,8 +140,11 @@ def test_what_is_shown(lab: Lab, node: dict[int, str]) -> None:
     status = status.get("agent", status)
     assert status["hostPorts"] == "agent"
     assert f"Pod {NAMESPACE}/other: hostPort {PORT + 4}: SCTP is not served" in status["notServed"]["first"]
-    wanted = ("Pod", "other", "NotServed")
-    until(lambda: wanted in _events(lab), "the Event of the pod")
+    (service,) = [row for row in rows.values() if row["service"] == f"{NAMESPACE}/sctp"]
+    assert service["notServed"] == ["spec.ports: port 132: SCTP is not served"]
+    assert f"Service {NAMESPACE}/sctp: spec.ports: port 132: SCTP is not served" in lab.agent_log("node1")
+    wanted = {("Pod", "other", "NotServed"), ("Service", "sctp", "NotServed")}
+    until(lambda: wanted <= _events(lab), "the Events of the pod and of the Service")
 
 
 def _events(lab: Lab) -> set[tuple[str, str, str]]:
