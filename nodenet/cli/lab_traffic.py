@@ -219,6 +219,7 @@ def _one(
         "note": goal.note or None,
         "policy": explained,
         "drops": [asdict(drop) for drop in drops],
+        "circumstances": _circumstances(client, start, goal, reached=outcome.allowed or bool(drops)),
     }
     words = _words(outcome, goal.note)
     if data["verdict"] == "no answer" and not goal.note:
@@ -242,6 +243,7 @@ def _text(data: Mapping[str, Any], words: str, drops: Sequence[Drop]) -> str:
     if data["policy"]:
         lines += policy_format.explanation(data["policy"], 0).splitlines()[1:]
     lines += [f"  seen: {drop}" for drop in drops]
+    lines += [f"  note: {sentence}" for sentence in data["circumstances"]]
     return "\n".join(lines)
 
 
@@ -262,6 +264,20 @@ def _drops(client: LabClient, start: Object, goal: Goal, since: int) -> list[Dro
     folder = LabFiles(client.lab)
     sockets = {node.name: folder.node(node.name) / "agent.sock" for node in client.plan.nodes}
     return verdict.drops(sockets, pods.addresses(start), goal.backend, goal.backend_port.number, since)
+
+
+def _circumstances(client: LabClient, start: Object, goal: Goal, *, reached: bool) -> list[str]:
+    """Agents of the two nodes that do not run, and, if nothing shows where the packet ended, a missing route."""
+    from nodenet.lab import circumstances
+
+    nodes = [pod["spec"]["nodeName"] for pod in (start, goal.pod) if pod and pod["spec"].get("nodeName")]
+    found = list(circumstances.agents(client.control("GET", "/status")["agents"], nodes))
+    if reached or not nodes or goal.note:
+        return found
+    elsewhere = len(nodes) > 1 and nodes[0] != nodes[1]
+    through = [str(one.ip) for one in client.plan.node(nodes[1]).addresses] if elsewhere else []
+    missing = circumstances.route(client.lab, nodes[0], goal.backend, through)
+    return [*found, *([missing] if missing else [])]
 
 
 def _ports(text: str) -> list[Port]:

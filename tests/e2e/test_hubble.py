@@ -12,6 +12,8 @@ import grpc
 import pytest
 import yaml
 
+from nodenet.lab import names
+from nodenet.link import netns
 from nodenet.rpc import schema
 from nodenet.rpc.pb.observer import observer_pb2
 from nodenet.rpc.pb.peer import peer_pb2
@@ -129,3 +131,17 @@ def test_the_mask_of_an_older_cli(lab: Lab) -> None:
 
     (answer,) = asyncio.run(masked())
     assert {field.name for field, _ in answer.flow.ListFields()} == {"verdict"}
+
+
+def test_a_probe_names_a_stopped_agent_and_a_deleted_route(lab: Lab) -> None:
+    (server,) = lab.pods("default", "server")
+    words = ("probe", "--from", "default/client", "--to", "default/server", "--port", "8080")
+    assert "no route" not in lab(*words, check=False).stdout
+    lab("agent", "stop", "node1")
+    try:
+        netns.run(names.node_netns(lab.name, "node1"), ["ip", "route", "del", "10.244.2.0/24"], check=True)
+        text = lab(*words, check=False).stdout
+        assert "note: the agent of node1 is stopped: " in text
+        assert f"note: node1 has no route to {server['status']['podIP']} via 172.30.0.12: " in text
+    finally:
+        lab("agent", "start", "node1")

@@ -11,7 +11,7 @@ from netpolicy.matrix import Cell
 from netpolicy.types import Protocol
 from nodenet.cli import lab_traffic
 from nodenet.cli import main as cli
-from nodenet.lab import client, probe, verdict
+from nodenet.lab import circumstances, client, probe, verdict
 from nodenet.lab.pods import Port
 from nodenet.lab.probe import Outcome, Survey
 from tests.unit.lab_nodes import objects as make
@@ -35,17 +35,35 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(verdict, "everything", lambda _: [namespace, A, B])
 
     def run(
-        words: str, outcome: Outcome | None = None, drops: tuple[Any, ...] = (), survey: Survey | None = None
+        words: str,
+        outcome: Outcome | None = None,
+        drops: tuple[Any, ...] = (),
+        survey: Survey | None = None,
+        notes: tuple[str, ...] = (),
     ) -> Any:
         monkeypatch.setattr(probe, "probe", lambda *_, **__: [outcome])
         monkeypatch.setattr(probe, "survey", lambda *_, **__: survey)
         monkeypatch.setattr(lab_traffic, "_drops", lambda *_: list(drops))
+        monkeypatch.setattr(lab_traffic, "_circumstances", lambda *_, **__: list(notes))
         return CliRunner().invoke(cli.root, ["lab", "probe", *words.split()])
 
     return run
 
 
 SILENT = Outcome("timeout", None, 1000.0, "no answer within 1 s")
+
+
+def test_what_a_probe_should_be_read_with(run: Any) -> None:
+    done = run("--from a --to b", SILENT, notes=("node1 has no route to 10.244.1.3: Network is unreachable",))
+    assert done.stdout.endswith("  note: node1 has no route to 10.244.1.3: Network is unreachable\n")
+
+
+def test_agents_that_do_not_run_are_named_once() -> None:
+    agents = [{"node": "node1", "state": "stopped"}, {"node": "node2", "state": "ready"}]
+    assert list(circumstances.agents(agents, ["node1", "node1"])) == [
+        "the agent of node1 is stopped: the node's rules are those from before, whatever changed since"
+    ]
+    assert list(circumstances.agents(agents, ["node2", "node3"])) == []
 
 
 def test_silence_that_policy_does_not_explain_is_no_denial(run: Any) -> None:
