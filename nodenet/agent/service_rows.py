@@ -75,12 +75,13 @@ def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[d
         if key.slot or (only and name is None):
             continue
         pod = compiled.names.host_ports.get(entry.service_id)
+        owner = f"Service {name.ref}" if name else f"Pod {pod.ref}" if pod else ""
         slots = (frontends.get(key._replace(slot=slot)) for slot in range(1, entry.backends + 1))
         found = [backends.get(abi.U32(slot.backend_id)) for slot in slots if slot]
         targets = [(target.addr, target.port) for target in found if target]
         yield {
             "id": entry.service_id,
-            "service": str(name.ref) if name else f"Pod {pod.ref}" if pod else "",
+            "service": owner.removeprefix("Service "),
             "port": name.name if name else "",
             **(_HOST_PORT if pod else _fields(compiled, name, key.addr, scope_of(key, entry))),
             "scope": scope_of(key, entry),
@@ -91,11 +92,7 @@ def services(compiled: Compiled, traffic: Traffic, only: str = "") -> Iterator[d
             "affinitySeconds": entry.affinity_seconds,
             "onlyElsewhere": bool(entry.flags & abi.FrontendFlag.ONLY_ELSEWHERE),
             **traffic.of(entry.service_id, scope_of(key, entry)),
-            "notServed": warnings.get(f"Service {name.ref}", [])
-            if name
-            else warnings.get(f"Pod {pod.ref}", [])
-            if pod
-            else [],
+            "notServed": warnings.get(owner, []),
         }
 
 

@@ -15,6 +15,7 @@ from nodenet.compile.endpoints import pod_of
 from nodenet.compile.services import SERVED_PROTOCOLS, Frontend, FrontendKind, PodOwner
 from nodenet.compile.state import LocalNode, ServicePortName, ServiceWarning
 from nodenet.endpoint import AttachmentKey
+from nodenet.evolved import changed_keys
 from nodenet.model import Endpoint, HostPort, IPAddress, ObjectRef, Pod
 
 Endpoints = Mapping[AttachmentKey, Endpoint]
@@ -35,18 +36,27 @@ _LOOPBACK = frozenset((ip_address("127.0.0.1"), ip_address("::1")))
 
 
 class HostPortCompiler:
-    """Returns the same object as before if nothing changed: the pods of other nodes change all the time."""
+    """Returns the same object as before if nothing changed. The pods of other nodes change all the time: they are only
+    compared with the names of this node's pods."""
 
     def __init__(self) -> None:
         self._last = NO_HOST_PORTS
+        self._inputs: tuple[Endpoints, Pods, LocalNode] | None = None
+        self._own: frozenset[ObjectRef] = frozenset()
 
     def compile(self, endpoints: Endpoints, pods: Pods, local: LocalNode) -> HostPorts:
-        if not local.host_ports:
-            return NO_HOST_PORTS
-        found = _host_ports(endpoints, pods, local)
-        if found != self._last:
-            self._last = found
+        if not self._is_known(endpoints, pods, local):
+            found = _host_ports(endpoints, pods, local) if local.host_ports else NO_HOST_PORTS
+            if found != self._last:
+                self._last = found
+            self._own = frozenset(endpoint.pod for endpoint in endpoints.values())
+        self._inputs = endpoints, pods, local
         return self._last
+
+    def _is_known(self, endpoints: Endpoints, pods: Pods, local: LocalNode) -> bool:
+        if self._inputs is None or endpoints is not self._inputs[0] or local != self._inputs[2]:
+            return False
+        return self._own.isdisjoint(changed_keys(self._inputs[1], pods))
 
 
 def _host_ports(endpoints: Endpoints, pods: Pods, local: LocalNode) -> HostPorts:
