@@ -1,6 +1,6 @@
 """Measures the agent's CPU time for one change of a cluster, from the delta to the last write, including flow names.
 
-    python -m perf.changes [--pods 10000 50000] [--policies 1000] [-o json]
+    python -m perf.changes [--pods 10000 50000] [--policies 1000] [--tiers 20] [-o json]
 
 It builds clusters of several sizes in one process and makes the same changes in each. Nothing is written to the kernel.
 The garbage collector works as in the agent.
@@ -15,12 +15,26 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import click
 
-from netpolicy.types import Direction, NetworkPolicy, Operator, Peer, PortRule, Protocol, Requirement, Rule, Selector
+from netpolicy.types import (
+    Action,
+    ClusterPolicy,
+    Direction,
+    IPBlock,
+    NetworkPolicy,
+    Operator,
+    Peer,
+    PortRule,
+    Protocol,
+    Requirement,
+    Rule,
+    Selector,
+    Tier,
+)
 from nodenet.agent.memory import collect_rarely
 from nodenet.compile import LocalNode, compile_once
 from nodenet.engine import Engine
@@ -83,11 +97,24 @@ def policy(number: int, port: int = 8080) -> NetworkPolicy:
     return NetworkPolicy(f"ns{space}", f"np{number}", selector, frozenset({Direction.INGRESS}), rules)
 
 
+def cluster_policy(number: int, port: int = 8080) -> ClusterPolicy:
+    """The pods of one team: another team is denied on a port, its own passes, all others are accepted on a port."""
+    team, other = (Peer(namespaces=_equals("team", f"t{n % TEAMS}")) for n in (number, number + 1 + number // TEAMS))
+    ingress = (
+        Rule((other,), (PortRule(Protocol.TCP, port),), Action.DENY, "other team"),
+        Rule((team,), (), Action.PASS, "itself"),
+        Rule((Peer(namespaces=Selector()),), (PortRule(Protocol.TCP, port + 1),), Action.ACCEPT, "all"),
+    )
+    networks = Rule((Peer(block=IPBlock(IPv4Network("169.254.169.254/32"))),), (), Action.DENY, "metadata")
+    tier = Tier.BASELINE if number % 4 == 3 else Tier.ADMIN
+    return ClusterPolicy(f"wide{number}", tier, number, team, ingress, (networks,))
+
+
 def _equals(key: str, value: str) -> Selector:
     return Selector((Requirement(key, Operator.IN, (value,)),))
 
 
-def build(pods: int, policies: int) -> Engine:
+def build(pods: int, policies: int, tiers: int = 0) -> Engine:
     """An engine with a cluster of that size, before its first compilation."""
     everyone = [pod(number) for number in range(pods)]
     engine = Engine(LocalNode(NODE), nowhere(), NoPrograms())
@@ -98,6 +125,7 @@ def build(pods: int, policies: int) -> Engine:
                 *(namespace(number, number) for number in range(NAMESPACES)),
                 *(Node(f"node{n}", (IPv4Address(_FIRST_ADDRESS + n),), ()) for n in range(1, 102)),
                 *(policy(number) for number in range(policies)),
+                *(cluster_policy(number) for number in range(tiers)),
                 *(_endpoint(number, p) for number, p in enumerate(everyone[:LOCAL_PODS], 1)),
             ]
         )
@@ -123,6 +151,10 @@ def changes(engine: Engine, pods: int) -> Iterator[tuple[str, Callable[[int], De
     yield "a policy changes a port", lambda n: Delta(Op.MODIFIED, policy(n * 7, 9000 + n))
     yield "a further policy", lambda n: Delta(Op.ADDED, replace(policy(n * 7 + 3), name=f"more{n}"))
     yield "a policy goes", lambda n: Delta(Op.DELETED, replace(policy(n * 7 + 3), name=f"more{n}"))
+    if engine.snapshot().cluster_policies:
+        yield "a ClusterNetworkPolicy changes a port", lambda n: Delta(Op.MODIFIED, cluster_policy(n, 9000 + n))
+        yield "a further ClusterNetworkPolicy", lambda n: Delta(Op.ADDED, cluster_policy(500 + n))
+        yield "a ClusterNetworkPolicy goes", lambda n: Delta(Op.DELETED, cluster_policy(500 + n))
     yield "a namespace changes its team", lambda n: Delta(Op.MODIFIED, namespace(n, n + 1))
     yield "nothing that a map shows", lambda n: Delta(Op.MODIFIED, Namespace(f"ns{n}", _noise(n)))
 
@@ -143,10 +175,10 @@ def _noise(number: int) -> Mapping[str, str]:
     return {**labels, "noise": "1"}
 
 
-def measure(pods: int, policies: int) -> list[Row]:
+def measure(pods: int, policies: int, tiers: int = 0) -> list[Row]:
     """Measure every change in a cluster of that size. The first rows are the compilation from nothing: without and with
     the names for flows and the writes."""
-    engine = build(pods, policies)
+    engine = build(pods, policies, tiers)
     gc.collect()
     started = time.process_time()
     desired = compile_once(engine.snapshot(), LocalNode(NODE))[0].tables
@@ -176,11 +208,12 @@ def _row(pods: int, name: str, took: list[float], writes: list[int]) -> Row:
 @click.command()
 @click.option("--pods", "sizes", type=click.IntRange(1000), multiple=True, default=(10_000, 50_000), show_default=True)
 @click.option("--policies", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--tiers", type=click.IntRange(0), default=20, show_default=True, help="ClusterNetworkPolicies.")
 @click.option("-o", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def main(sizes: tuple[int, ...], policies: int, output: str) -> None:
+def main(sizes: tuple[int, ...], policies: int, tiers: int, output: str) -> None:
     """CPU milliseconds of one change, from the delta to its last write."""
     collect_rarely()
-    rows: list[Any] = [row for size in sizes for row in measure(size, policies)]
+    rows: list[Any] = [row for size in sizes for row in measure(size, policies, tiers)]
     if output == "json":
         click.echo(json.dumps([{key: getattr(row, key) for key in Row.__slots__} for row in rows]))
         return

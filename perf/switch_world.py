@@ -1,8 +1,8 @@
 """The states of policy for perf/switch.py: what the maps hold in each, and what must happen to each packet.
 
 The states follow from a seed and a number. From one to the next, several pods change identity, rules change their form
-and their numbers, regions and isolation flags change; but most answers stay the same. So a packet that meets a mixture
-of two states gets an answer that both do not give.
+and their numbers, regions, isolation flags and tiers change; but most answers stay the same. So a packet that meets a
+mixture of two states gets an answer that both do not give.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nodenet.abi import (
     LpmKey,
     PolicyKey,
     Rule,
+    RuleDirection,
 )
 from nodenet.model import Direction
 
@@ -39,6 +40,10 @@ BLOCKS = tuple(map(ip_network, ("192.0.2.0/24", "192.0.2.128/25", "192.0.2.192/2
 OUTSIDE = tuple(map(ip_address, ("192.0.2.1", "192.0.2.129", "192.0.2.193")))
 _BITS = (POLICY_BITS_DIRECTION, POLICY_BITS_PROTOCOL, POLICY_BITS_PROTOCOL + 16)
 _ISOLATED = int(EndpointFlag.ISOLATED_INGRESS | EndpointFlag.ISOLATED_EGRESS)
+_TIERED = int(EndpointFlag.TIERED_INGRESS | EndpointFlag.TIERED_EGRESS)
+_ADMIN = {Direction.INGRESS: RuleDirection.ADMIN_INGRESS, Direction.EGRESS: RuleDirection.ADMIN_EGRESS}
+# What the Admin tier does about a peer; "" means that it has no rule for it.
+_WAYS = ("decide", "pass", "")
 _SPORT_OFFSET = 34
 
 
@@ -83,6 +88,8 @@ class World:
 class _State:
     identities: dict[Any, int]
     isolated: dict[Any, bool]
+    # Pods with rules of the Admin tier too. They do not change what happens to a packet, but how it is decided.
+    tiered: dict[Any, bool]
     # Pairs of pods, in both directions; pairs of a pod and a block.
     allowed: frozenset[tuple[Any, Any]]
     # The blocks in use, and their regions.
@@ -104,29 +111,53 @@ class _State:
 
     def tables(self) -> dict[str, dict[Any, Any]]:
         forms = random.Random(self.forms)
-        policy = {}
-        for one, other in sorted(self.allowed, key=str):
-            peer = self.identities[other] if other in self.identities else self.regions.get(other)
-            if peer is None:
-                continue
-            rule = Rule.allow(forms.randrange(1, 1 << 20))
-            policy[_key(forms, self.identities[one], peer, Direction.EGRESS)] = rule
-            if other in self.identities:
-                policy[_key(forms, peer, self.identities[one], Direction.INGRESS)] = rule
+        policy: dict[PolicyKey, Rule] = {}
+        for subject, direction in itertools.product(PODS, (Direction.EGRESS, Direction.INGRESS)):
+            policy |= self._rules(forms, subject, direction)
         return {
             "nn_policy": policy,
             "nn_cidr": {LpmKey.of(block): U32(region) for block, region in self.regions.items()},
             "nn_ipcache": {LpmKey.host(pod): U32(identity) for pod, identity in self.identities.items()},
             "nn_endpoint": {
-                AddressKey(pod): EndpointEntry(
-                    _LOOPBACK, self.identities[pod], number, _ISOLATED if self.isolated[pod] else 0, _MAC
-                )
+                AddressKey(pod): EndpointEntry(_LOOPBACK, self.identities[pod], number, self._flags(pod), _MAC)
                 for number, pod in enumerate(PODS, 1)
             },
         }
 
+    def _flags(self, pod: Any) -> int:
+        return (_ISOLATED if self.isolated[pod] else 0) | (_TIERED if self.tiered[pod] else 0)
 
-def _key(forms: random.Random, subject: int, peer: int, direction: Direction) -> PolicyKey:
+    def _rules(self, forms: random.Random, subject: Any, direction: Direction) -> dict[PolicyKey, Rule]:
+        """The rules of one pod and direction, in random forms."""
+        own, found = self.identities[subject], {}
+        egress = direction is Direction.EGRESS
+        peers = {pod: self.identities[pod] for pod in PODS if pod != subject} | (self.regions if egress else {})
+        # A deny for every peer, behind all other rules: only without it may the Admin tier leave an allow out.
+        trap = self.tiered[subject] and self.isolated[subject] and forms.random() < 0.5
+        if trap:
+            found[_key(forms, own, 0, _ADMIN[direction])] = Rule.deny(forms.randrange(1, 1 << 20), 1)
+        for peer, number in sorted(peers.items(), key=str):
+            is_allowed = ((subject, peer) if egress else (peer, subject)) in self.allowed
+            passes = is_allowed or not self.isolated[subject]
+            way = forms.choice(_WAYS) if self.tiered[subject] else ""
+            if not way and trap and passes:
+                way = "pass"
+            rule, precedence = forms.randrange(1, 1 << 20), forms.randrange(2, 1 << 20)
+            if way == "decide":
+                # What the lower tiers say does not count: let them say the contrary.
+                decision = Rule.allow(rule, precedence) if passes else Rule.deny(rule, precedence)
+                contrary = Rule.deny(rule + 1) if passes else Rule.allow(rule + 1)
+                found[_key(forms, own, number, _ADMIN[direction])] = decision
+                found[_key(forms, own, number, direction)] = contrary
+                continue
+            if way == "pass":
+                found[_key(forms, own, number, _ADMIN[direction])] = Rule.pass_(rule, precedence)
+            if is_allowed:
+                found[_key(forms, own, number, direction)] = Rule.allow(rule + 2)
+        return found
+
+
+def _key(forms: random.Random, subject: int, peer: int, direction: Direction | RuleDirection) -> PolicyKey:
     bits = forms.choice(_BITS)
     protocol = UDP if bits >= POLICY_BITS_PROTOCOL else 0
     return PolicyKey(bits, subject, peer, direction, protocol, PORT if bits > POLICY_BITS_PROTOCOL else 0)
@@ -142,6 +173,7 @@ def _state(seed: int, number: int) -> _State:
     identities = dict(zip(PODS, own.sample(range(1000, 1012), len(PODS)), strict=True))
     # The first pod is isolated in some states only; its rules exist in all of them.
     isolated = {pod: pod != PODS[0] or own.random() < 0.5 for pod in PODS}
+    tiered = {pod: own.random() < 0.5 for pod in PODS}
     blocks = [block for block in BLOCKS if own.random() < 0.7]
     regions = dict(zip(blocks, own.sample(range((1 << 24) + 1, (1 << 24) + 9), len(blocks)), strict=True))
-    return _State(identities, isolated, frozenset(allowed), regions, f"{seed} {number} forms")
+    return _State(identities, isolated, tiered, frozenset(allowed), regions, f"{seed} {number} forms")
