@@ -46,6 +46,8 @@ class Identity(IntEnum):
     UNKNOWN = 0
     HOST = 1
     WORLD = 2
+    # A pod whose own identity has no room in nn_ipcache.
+    UNMANAGED = 3
     REMOTE_NODE = 6
     KUBE_APISERVER = 7
 

@@ -98,12 +98,13 @@ def policy(number: int, port: int = 8080) -> NetworkPolicy:
 
 
 def cluster_policy(number: int, port: int = 8080) -> ClusterPolicy:
-    """The pods of one team: another team is denied on a port, its own passes, all others are accepted on a port."""
-    team, other = (Peer(namespaces=_equals("team", f"t{n % TEAMS}")) for n in (number, number + 1 + number // TEAMS))
+    """The pods of one team: another team is denied on a port, its own passes, a third one is accepted on a port."""
+    teams = (number, number + 1 + number // TEAMS, number + 2 + number // TEAMS)
+    team, other, third = (Peer(namespaces=_equals("team", f"t{n % TEAMS}")) for n in teams)
     ingress = (
         Rule((other,), (PortRule(Protocol.TCP, port),), Action.DENY, "other team"),
         Rule((team,), (), Action.PASS, "itself"),
-        Rule((Peer(namespaces=Selector()),), (PortRule(Protocol.TCP, port + 1),), Action.ACCEPT, "all"),
+        Rule((third,), (PortRule(Protocol.TCP, port + 1),), Action.ACCEPT, "third team"),
     )
     networks = Rule((Peer(block=IPBlock(IPv4Network("169.254.169.254/32"))),), (), Action.DENY, "metadata")
     tier = Tier.BASELINE if number % 4 == 3 else Tier.ADMIN

@@ -27,6 +27,7 @@ enum nn_identity {
 	NN_IDENTITY_ANY = 0, /* in a policy key: every peer */
 	NN_IDENTITY_HOST = 1,
 	NN_IDENTITY_WORLD = 2,
+	NN_IDENTITY_UNMANAGED = 3, /* pods of which some have no room in nn_ipcache */
 	NN_IDENTITY_REMOTE_NODE = 6,
 };
 

@@ -51,7 +51,7 @@ class Agent:
     """Connects the parts and starts them in order. When `run` is cancelled, maps and programs stay in the kernel."""
 
     def __init__(self, config: Config, datapath: Datapath) -> None:
-        room = Room.of(datapath.entries["policy_entries"], CIDR.size.entries)
+        room = Room.of(datapath.entries["policy_entries"], CIDR.size.entries, datapath.entries["ipcache_entries"])
         local = LocalNode(
             config.node_name,
             enforce_policy=config.enforce_policy,

@@ -63,6 +63,12 @@ class Health:
         objects = stale(self._engine.current, stats.stale)
         maps += shortened([f"not up to date: {name}" for name in objects])
         left_out = shortened([str(one) for one in self._engine.current.names.left_out])
+        addresses = self._engine.current.names.left_out_addresses
+        if addresses:
+            maps.append(
+                f"nn_ipcache: {addresses} addresses of pods have no room: no rule selects these pods, and pods that a "
+                "ClusterNetworkPolicy selects do not talk to them; increase ipcache_entries"
+            )
         parts = [self._api.problems(), self._writer.problems(), self._keepers.problems()]
         parts += [shortened(problems()) for problems in self._more]
         return [*(problem for part in parts for problem in part), *maps, *left_out]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressKey
 from nodenet.compile import identities, slots
+from nodenet.compile.address_room import Addresses, fit
 from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
@@ -36,7 +37,7 @@ class _Rest(NamedTuple):
     hosted: HostPorts
     policies: PolicyTables
     endpoints: EndpointTables
-    ipcache: Table
+    addresses: Addresses
     callers: Table
     sources: Table
 
@@ -77,7 +78,7 @@ class Compiler:
         )
         rest = self._remember("rest", inputs, lambda *_: self._rest(snapshot, local))
         services = self._services.compile(served, slices_, rest.here, rest.hosted)
-        return _state(services, rest), _names(services, rest.policies, rest.endpoints)
+        return _state(services, rest), _names(services, rest)
 
     def _rest(self, snapshot: Snapshot, local: LocalNode) -> _Rest:
         """Everything that does not follow from Services and EndpointSlices."""
@@ -91,7 +92,7 @@ class Compiler:
 
     def _others(
         self, snapshot: Snapshot, given: PolicySet, local: LocalNode
-    ) -> tuple[PolicyTables, EndpointTables, Table]:
+    ) -> tuple[PolicyTables, EndpointTables, Addresses]:
         """All tables that do not depend on Services."""
         pods = self._remember("pods", (snapshot.pods, snapshot.namespaces), _with_unread_labels)
         policies = self._policies(snapshot, given, pods, local)
@@ -105,7 +106,8 @@ class Compiler:
             (pods, snapshot.nodes, policies.identities, endpoints.identities, local),
             self._ipcache.compile,
         )
-        return policies, endpoints, ipcache
+        addresses = self._remember("room", (ipcache, policies.labels, endpoints.identities, local.room), fit)
+        return policies, endpoints, addresses
 
     def _policies(
         self, snapshot: Snapshot, given: PolicySet, pods: Mapping[ObjectRef, Pod], local: LocalNode
@@ -194,13 +196,14 @@ def _state(services: ServiceTables, rest: _Rest) -> DesiredState:
             "nn_source_addr": rest.sources,
             "nn_policy": rest.policies.policy,
             "nn_cidr": rest.policies.cidr,
-            "nn_ipcache": rest.ipcache,
+            "nn_ipcache": rest.addresses.table,
             "nn_endpoint": rest.endpoints.endpoints,
         }
     )
 
 
-def _names(services: ServiceTables, policies: PolicyTables, endpoints: EndpointTables) -> Names:
+def _names(services: ServiceTables, rest: _Rest) -> Names:
+    policies, endpoints = rest.policies, rest.endpoints
     return Names(
         services=services.names,
         host_ports=services.host_ports,
@@ -210,6 +213,7 @@ def _names(services: ServiceTables, policies: PolicyTables, endpoints: EndpointT
         isolated_by=policies.isolating,
         unknown_endpoints=endpoints.unknown,
         left_out=policies.left_out,
+        left_out_addresses=rest.addresses.left_out,
         warnings=services.warnings,
         health_checks=services.health_checks,
     )

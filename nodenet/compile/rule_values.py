@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from netpolicy.entries import EntryKey
+from netpolicy.entries import ALL_PORTS, EntryKey
 from netpolicy.resolve import ResolvedPolicy
 from netpolicy.tiers import NO_TIERS, ResolvedTiers, TierKey
-from netpolicy.types import PolicyRef, RuleRef, Tier
+from netpolicy.types import Direction, PolicyRef, RuleRef, Tier
 from nodenet.abi import PolicyKey, Rule
 from nodenet.compile.ids import Ids
 from nodenet.compile.policy_tables import policy_key, rule_value
+from nodenet.model import Identity
 
 
 class Resolved(NamedTuple):
@@ -26,6 +27,8 @@ class Resolved(NamedTuple):
         return self.own.policies + self.tiers.policies
 
 
+# Stronger than all rules, and the rule of no policy.
+_UNMANAGED = Rule.deny(0, (1 << 24) - 1)
 NOTHING = Resolved(ResolvedPolicy((), {}, {}), NO_TIERS)
 
 
@@ -40,6 +43,12 @@ class RuleValues:
     def changes(self, subject: int, old: Resolved, new: Resolved) -> dict[PolicyKey, Rule | None]:
         """The entries that differ from the previous ones; None for one that goes."""
         found: dict[PolicyKey, Rule | None] = {}
+        if old.tiers.asked != new.tiers.asked:
+            for direction in Direction:
+                # A deny of a pod must match it too when its address has no room (compile/address_room.py).
+                key = EntryKey(int(Identity.UNMANAGED), direction, *ALL_PORTS)
+                is_asked = direction in new.tiers.asked
+                found[policy_key(subject, key, Tier.ADMIN)] = _UNMANAGED if is_asked else None
         for key in _changed_entries(old.own, new.own):
             ref = new.own.entries.get(key)
             found[policy_key(subject, key)] = self._allow(ref) if ref is not None else self._lower(key, new)

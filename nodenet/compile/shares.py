@@ -22,7 +22,7 @@ from typing import NamedTuple
 from netpolicy.demands import Demand, DemandKey
 from netpolicy.regions import Blocks, Prefix
 from netpolicy.types import IPAddress, LabelSet, Policy, PolicyRef
-from nodenet.tables import CIDR, POLICY
+from nodenet.tables import CIDR, IPCACHE, POLICY
 
 # One subject gets at most 1 / _SUBJECT_PART of the room, because its entries need memory in the agent too. In a small
 # map it gets up to _SUBJECT_LEAST entries.
@@ -31,15 +31,17 @@ _SUBJECT_LEAST = 4096
 
 
 class Room(NamedTuple):
-    """The largest number of entries in nn_policy and of prefixes in nn_cidr that are used."""
+    """How much is used at most: entries of nn_policy, prefixes in nn_cidr, and entries of nn_ipcache."""
 
     entries: int
     prefixes: int
+    addresses: int = IPCACHE.size.entries
 
     @classmethod
-    def of(cls, policy_entries: int, cidr_entries: int) -> Room:
-        """The room in maps of these sizes."""
-        return cls(policy_entries // 2, cidr_entries // 2)
+    def of(cls, policy_entries: int, cidr_entries: int, ipcache_entries: int = IPCACHE.size.entries) -> Room:
+        """The room in maps of these sizes. Addresses that go may be deleted before others come, so nn_ipcache is
+        shared out almost whole."""
+        return cls(policy_entries // 2, cidr_entries // 2, ipcache_entries - ipcache_entries // 16)
 
     @property
     def subject(self) -> int:

@@ -102,6 +102,8 @@ class Names:
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
     # Policies whose rules are not in force because the maps have no room for them.
     left_out: tuple[LeftOut, ...] = ()
+    # How many addresses of pods have no room in nn_ipcache (compile/address_room.py).
+    left_out_addresses: int = 0
     # The meaning of a service_id that is a hostPort's. `ref` is the pod.
     host_ports: Mapping[int, ServicePortName] = field(default_factory=dict)
     # Services that are not served completely, and pods with a hostPort that is not.

@@ -223,6 +223,7 @@ RESERVED_NAMES: Mapping[int, str] = {
     Identity.UNKNOWN: "unknown",
     Identity.HOST: "host",
     Identity.WORLD: "world",
+    Identity.UNMANAGED: "unmanaged",
     Identity.REMOTE_NODE: "remote-node",
     Identity.KUBE_APISERVER: "kube-apiserver",
 }

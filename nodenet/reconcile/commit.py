@@ -9,7 +9,8 @@ A full map does not stop a change. Entries that do not fit are left out, closed:
 nothing, an address without an entry counts as the world, an endpoint without an entry has no network. If a region does
 not fit, all regions stay as they are: a region's number stands for one set of addresses, so rules for other sets do not
 apply to it. A deny or pass that does not fit stops the change. So does an address or a region if an endpoint has
-denies: without it a deny does not match its packets, but an allow for every peer does.
+denies: without it a deny does not match its packets, but an allow for every peer does. The compiler leaves room for all
+of them (compile/shares.py, compile/address_room.py), so this happens only when a map is smaller than it says.
 """
 
 from __future__ import annotations
@@ -267,15 +268,18 @@ class _Attempt:
     def _early_deletes(self, entry: Entry) -> list[Any]:
         """Keys to delete before the entry is tried again. Addresses and endpoints that go make room. A full LPM map
         refuses to replace a value too, before Linux 6.13: then the key itself, which closes it until it is written. An
-        address without an entry is not closed if an endpoint has denies."""
+        address without an entry is not closed if an endpoint has denies: then only addresses go that count as the
+        world after the change too."""
         table, key = entry.table, entry.key
-        if table == "nn_ipcache" and self._has_denies():
-            return []
+        denies = table == "nn_ipcache" and self._has_denies()
         if table in ("nn_endpoint", "nn_ipcache"):
-            gone = [other.key for other in self._change.entries if other.table == table and other.value is None]
+            going = [other for other in self._change.entries if other.table == table and other.value is None]
+            gone = [other.key for other in going if not denies or other.now is None]
             gone = [other for other in gone if (table, other) not in self._early]
             if gone:
                 return gone
+        if denies:
+            return []
         held = self._held[table].get(key)
         if table not in ("nn_ipcache", "nn_policy") or held is None or (table, key) in self._early:
             return []

@@ -255,6 +255,7 @@ def test_reserved_identities(btfs: list[Btf]) -> None:
     values = first((btf.enum("nn_identity") for btf in btfs), "nn_identity")
     assert values["NN_IDENTITY_HOST"] == model.Identity.HOST
     assert values["NN_IDENTITY_WORLD"] == model.Identity.WORLD
+    assert values["NN_IDENTITY_UNMANAGED"] == model.Identity.UNMANAGED
     assert values["NN_IDENTITY_REMOTE_NODE"] == model.Identity.REMOTE_NODE
 
 

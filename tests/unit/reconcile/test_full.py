@@ -374,10 +374,28 @@ def test_an_address_without_room_stops_the_change_if_an_endpoint_has_denies(tabl
     for before, after in ((0, EndpointFlag.TIERED_INGRESS), (EndpointFlag.TIERED_EGRESS, 0)):
         old: Tables = {"nn_endpoint": {here: endpoint_entry(before)}, table: {gone: U32(300)}}
         kernel = Kernel(old, **{table: 1})
+        # What goes from nn_ipcache makes room; a region that goes does not, before the switch.
+        left = {gone: U32(300)} if table == "nn_ipcache" else {}
         with pytest.raises(ApplyError, match=r"no room; nothing of the change is in force") as refused:
-            kernel.policy({"nn_endpoint": {here: endpoint_entry(after)}, table: {comes: U32(300)}})
+            kernel.policy({"nn_endpoint": {here: endpoint_entry(after)}, table: {comes: U32(300), **left}})
         assert not isinstance(refused.value, FullError)
         assert {name: kernel.held()[name] for name in old} == old
+
+
+def test_an_address_that_goes_makes_room_if_an_endpoint_has_denies() -> None:
+    """It counts as the world after the change anyway. One that a prefix covers then does not go before it."""
+    here = AddressKey(ip_address("10.0.1.9"))
+    gone, comes = LpmKey.host(ip_address("10.0.2.1")), LpmKey.host(ip_address("10.0.3.2"))
+    endpoints = {here: endpoint_entry(EndpointFlag.TIERED_INGRESS)}
+    old: Tables = {"nn_endpoint": endpoints, "nn_ipcache": {gone: U32(300)}}
+    kernel = Kernel(old, nn_ipcache=1)
+    kernel.policy({"nn_endpoint": endpoints, "nn_ipcache": {comes: U32(301)}})
+    assert kernel.held()["nn_ipcache"] == {comes: U32(301)}
+    cover = LpmKey.of(ip_network("10.0.2.0/24"))
+    kernel = Kernel(old, nn_ipcache=1)
+    with pytest.raises(ApplyError, match=r"no room; nothing of the change is in force"):
+        kernel.policy({"nn_endpoint": endpoints, "nn_ipcache": {cover: U32(3)}})
+    assert kernel.held()["nn_ipcache"] == {gone: U32(300)}
 
 
 def test_an_address_is_not_deleted_early_if_an_endpoint_has_denies() -> None:
