@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 
+from netpolicy.parse_cluster import NOT_ENFORCED as DOMAIN_NAMES
 from netpolicy.types import PolicyRef
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
@@ -24,7 +25,7 @@ from nodenet.model import ObjectRef
 
 COMPONENT = "nodenet-agent"
 NO_ROOM, HAS_ROOM = "RulesLeftOut", "RulesInForce"
-UNREADABLE, NOT_SERVED = "NotReadable", "NotServed"
+UNREADABLE, NOT_SERVED, NOT_ENFORCED = "NotReadable", "NotServed", "NotEnforced"
 # Seconds between two looks at the objects with problems. Normally there are none.
 OBJECT_SECONDS = 5.0
 
@@ -89,7 +90,8 @@ def objects_with_problems(stats: Mapping[ApiKind, KindStats], warnings: Iterable
             about = About(kind.resource.api_version, kind.name, ref.namespace, ref.name, known.uids.get(ref, ""))
             # A ClusterNetworkPolicy may have parts that can be read and are not enforced.
             what = "not in force as it is written" if kind is CLUSTER_NETWORK_POLICY else "could not be read"
-            found[about] = (UNREADABLE, f"{what}: " + "; ".join(parts))
+            reason = NOT_ENFORCED if all(DOMAIN_NAMES in part for part in parts) else UNREADABLE
+            found[about] = (reason, f"{what}: " + "; ".join(parts))
     messages: dict[tuple[str, ObjectRef], list[str]] = {}
     for warning in warnings:
         messages.setdefault((warning.kind, warning.ref), []).append(warning.message)

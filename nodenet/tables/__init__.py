@@ -66,7 +66,7 @@ IPCACHE = BpfMap(
     Records(abi.LpmKey, abi.NumberVersions),
     Size(131072, "ipcache_entries"),
     Writer.COMPILER,
-    "addresses that do not fit count as the world: rules by label do not allow them",
+    "addresses of pods that do not fit are those of pods that are not known: no rule selects them",
     Group.POLICY,
     Order(sets=3, deletes=6),
 )
