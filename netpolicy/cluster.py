@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from netpolicy.holders import UNKNOWN, Standing
-from netpolicy.types import ClusterPolicy, IPAddress, IPNetwork, LabelSet, NamedPort, NetworkPolicy, Protocol, Selector
+from netpolicy.types import (
+    ClusterPolicy,
+    IPAddress,
+    IPNetwork,
+    LabelSet,
+    NamedPort,
+    NetworkPolicy,
+    Policy,
+    Protocol,
+    Selector,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +144,8 @@ class Cluster:
     foreign: tuple[str, ...] = ()
     possible: tuple[Pod, ...] = ()
     cluster_policies: tuple[ClusterPolicy, ...] = ()
+
+    @property
+    def every_policy(self) -> tuple[Policy, ...]:
+        """The policies of both kinds."""
+        return (*self.policies, *self.cluster_policies)

@@ -13,7 +13,7 @@ from netpolicy.matrix import matrix_for
 from netpolicy.party import Party, Traffic
 from netpolicy.recorded import Seen
 from netpolicy.replay import Directory, replayed
-from netpolicy.types import Direction, IPAddress, IPNetwork, NetworkPolicy, Protocol
+from netpolicy.types import Direction, IPAddress, IPNetwork, Policy, Protocol
 
 # Ports of addresses outside, beside those that egress rules name.
 _USUAL = (ContainerPort(443), ContainerPort(53, Protocol.UDP))
@@ -159,7 +159,7 @@ def _ports_outside(before: Cluster, after: Cluster, ports: Sequence[ContainerPor
         return tuple(ports)
     named = [
         ContainerPort(port.port, port.protocol)
-        for policy in (*before.policies, *after.policies)
+        for policy in (*before.every_policy, *after.every_policy)
         for rule in policy.rules(Direction.EGRESS)
         for port in rule.ports
         if isinstance(port.port, int)
@@ -172,7 +172,10 @@ def _outside(before: Cluster, after: Cluster) -> list[IPAddress]:
     inside: set[IPAddress] = {ip for pod in before.pods for ip in pod.ips}
     inside |= {ip for node in before.nodes for ip in node.addresses}
     families = {ip.version for ip in inside} or {4}
-    named: set[IPNetwork] = {*_blocks((*before.policies, *after.policies)), *(_ALL[family] for family in families)}
+    named: set[IPNetwork] = {
+        *_blocks((*before.every_policy, *after.every_policy)),
+        *(_ALL[family] for family in families),
+    }
     taken: set[IPNetwork] = {*named, *map(_host, inside), *_pod_networks(before.nodes)}
     found = (_representative(network, taken) for network in sorted(named, key=_order))
     return list(dict.fromkeys(address for address in found if address is not None and address not in inside))
@@ -182,7 +185,7 @@ def _order(network: IPNetwork) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def _blocks(policies: Iterable[NetworkPolicy]) -> Iterator[IPNetwork]:
+def _blocks(policies: Iterable[Policy]) -> Iterator[IPNetwork]:
     for policy in policies:
         for rule in (*policy.ingress, *policy.egress):
             for peer in rule.peers:

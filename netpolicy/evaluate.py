@@ -85,7 +85,7 @@ class Evaluator:
 
     @classmethod
     def of(cls, cluster: Cluster) -> Evaluator:
-        return cls((*cluster.policies, *cluster.cluster_policies), cluster.namespaces, cluster.nodes)
+        return cls(cluster.every_policy, cluster.namespaces, cluster.nodes)
 
     def verdict(self, source: Party, destination: Party, traffic: Traffic) -> Verdict:
         """The verdict for a new connection from `source` to `destination`."""

@@ -141,7 +141,7 @@ def denied(
     seen: Iterable[Seen], policies: Iterable[Mapping[str, Any]], cluster: Cluster, directory: Directory
 ) -> list[Seen]:
     """The recorded connections that these policies, without others, would deny. ICMP is left out."""
-    given = replace(cluster, policies=tuple(network_policy(policy) for policy in policies))
+    given = replace(cluster, policies=tuple(network_policy(policy) for policy in policies), cluster_policies=())
     named = [each for each in seen if each.traffic.protocol is not None]
     return [each for each, verdict in replayed(named, given, directory) if not verdict.allowed]
 

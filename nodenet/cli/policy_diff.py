@@ -11,8 +11,9 @@ import click
 
 from netpolicy import diff, matrix
 from netpolicy.cluster import Cluster
+from netpolicy.parse_cluster import KIND
 from netpolicy.recorded import Record, Seen
-from netpolicy.types import PolicyRef
+from netpolicy.types import ClusterPolicy, NetworkPolicy, Policy, PolicyRef
 from nodenet.cli import policy_flows, policy_format, policy_sources
 from nodenet.cli.output import Format, emit_document, output_option
 from nodenet.cli.policy_sources import Source, source_options
@@ -107,19 +108,23 @@ def _other(before: Cluster, wanted: _Set, namespace: str) -> Cluster:
         raise BadInputError("--with and --instead cannot be combined: --instead drops the existing policies")
     if not (wanted.added or wanted.instead or wanted.without):
         raise BadInputError("expected a second set: --with FILE, --instead FILE or --without NS/NAME", "see --help")
-    policies = {} if wanted.instead else {policy.ref: policy for policy in before.policies}
+    policies: dict[PolicyRef, Policy] = {}
+    if not wanted.instead:
+        policies = {policy.ref: policy for policy in before.every_policy}
     files = wanted.added or wanted.instead
     given = policy_sources.from_files(files, namespace) if files else Cluster()
     policy_sources.print_notes(given)
-    policies |= {policy.ref: policy for policy in given.policies}
+    policies |= {policy.ref: policy for policy in given.every_policy}
     for name in wanted.without:
         place, slash, policy = name.rpartition("/")
-        ref = PolicyRef(place if slash else namespace, policy)
+        ref = PolicyRef("" if place == KIND else place if slash else namespace, policy)
         if ref not in policies:
             known = ", ".join(sorted(map(str, policies))) or "none"
             raise BadInputError(f"--without {name}: there is no policy {ref}; there are: {known}")
         del policies[ref]
-    return replace(given, policies=tuple(policies.values()))
+    own = tuple(policy for policy in policies.values() if isinstance(policy, NetworkPolicy))
+    wide = tuple(policy for policy in policies.values() if isinstance(policy, ClusterPolicy))
+    return replace(given, policies=own, cluster_policies=wide)
 
 
 def _flows(record: Record, before: Cluster, after: Cluster) -> tuple[dict[str, Any], str, bool]:

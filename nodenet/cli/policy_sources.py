@@ -175,7 +175,7 @@ def print_notes(cluster: Cluster) -> None:
         click.echo(f"note: kinds that do not affect policy were skipped: {counts}", err=True)
     blocks = any(
         peer.block is not None and (peer.block.cidr.prefixlen or peer.block.excepts)
-        for found in cluster.policies
+        for found in cluster.every_policy
         for rule in (*found.ingress, *found.egress)
         for peer in rule.peers
     )
