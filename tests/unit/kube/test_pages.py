@@ -66,3 +66,21 @@ async def test_an_empty_list(items: Any) -> None:
 async def test_a_broken_answer_raises(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         await read(body, 64, 100)
+
+
+async def test_a_long_item_is_not_decoded_with_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place between two items may be inside of one: the attempts become rarer."""
+    attempts = 0
+    complete = pages._complete
+
+    def counted(piece: bytearray) -> list[msgspec.Raw] | None:
+        nonlocal attempts
+        attempts += 1
+        return complete(piece)
+
+    monkeypatch.setattr(pages, "_complete", counted)
+    long = {"metadata": {"name": "long"}, "parts": [{"metadata": {"number": number}} for number in range(5000)]}
+    body = json.dumps({"metadata": {}, "items": [long]}, separators=(",", ":")).encode()
+    items, _, _ = await read(body, 100, 100)
+    assert items == [long]
+    assert attempts < 20
