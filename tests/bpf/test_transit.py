@@ -315,3 +315,18 @@ def test_a_drop_names_the_service(outside: Outside, layer: type[Packet]) -> None
     outside.enters(outside.call(ask(layer, dport=NODE_PORT + 1)))
     (event,) = outside.datapath.events()
     assert (event.type, event.service_id) == (EventType.TRACE, SERVICE_ID + 1)
+
+
+@pytest.mark.xfail(strict=True, reason="the answer of a direct connection still gets the Service's address")
+def test_a_direct_connection_with_the_ends_of_a_closed_flow(outside: Outside) -> None:
+    """A client may use one port for a call of the NodePort and, later, for a call of the pod: their destinations
+    differ. With the source kept both have the same ends at the backend."""
+    outside.serve(outside.near)
+    there = ends(outside.enters(outside.call(ask(TCP))))
+    outside.leaves(outside.answer(TCP, there, flags="SA"))
+    outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, flags="FA")))
+    outside.leaves(outside.answer(TCP, there, flags="FA"))
+    direct = ends(outside.enters(outside.call(ask(TCP, dport=TARGET), to=outside.near)))
+    assert direct == (outside.client, CLIENT_PORT, outside.near, TARGET)
+    back = ends(outside.leaves(outside.answer(TCP, direct, flags="SA")))
+    assert back == (outside.near, TARGET, outside.client, CLIENT_PORT)

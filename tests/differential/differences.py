@@ -151,6 +151,17 @@ DOCUMENTED = (
         "not yet for traffic from outside",
         lambda field, probe, base, other: field == "affinity" and not probe.at_home,
     ),
+    Difference(
+        "ebpf",
+        "a direct connection of the node with the ends of an earlier flow",
+        "a client that connects to the pod directly, from the port of an earlier call of the Service",
+        lambda field, probe, base, other: (
+            field == "answer"
+            and probe.client in HOSTS
+            and base.answers == {"answered"}
+            and other.answers == {"answered", "timeout"}
+        ),
+    ),
 )
 
 
