@@ -4,6 +4,7 @@
  * of such an interface: a pod's veth has its policy. Only packets to Services, and those of their flows, are changed or
  * dropped. All others are the node's own traffic, which must go on whatever these programs find. */
 #include "lib/link.h"
+#include "lib/refuse.h"
 #include "lib/transit.h"
 
 /* True if the frame is not for this interface: one that a bridge or a device in promiscuous mode shows too, or one of a
@@ -25,11 +26,24 @@ NN_INLINE int nn_netdev(struct __sk_buff *ctx, struct nn_context *context, __u32
 	return nn_transit(ctx, context, side);
 }
 
+/* Drop a packet to a Service, or return the answer that refuses it, by the interface on which it came. */
+NN_INLINE int nn_netdev_drop(struct __sk_buff *ctx, struct nn_context *context, __u32 side, int reason)
+{
+	__u32 service = side == NN_INGRESS ? nn_view_of(context, NN_INGRESS)->rev_nat_index : 0;
+	struct nn_view *view = nn_view_new(context, NN_INGRESS);
+	__u32 ifindex = ctx->ifindex;
+
+	view->rev_nat_index = service;
+	view->peer_identity = nn_identity_of(&context->packet.tuple.saddr, context->state.generation);
+	nn_drop(ctx, NN_INGRESS, reason);
+	if (!context->nat.refused || nn_refusal_of(ctx, &context->packet) < 0 || nn_answer_ethernet(ctx) < 0)
+		return TC_ACT_SHOT;
+	return bpf_redirect(ifindex, 0);
+}
+
 NN_INLINE int nn_netdev_stages(struct __sk_buff *ctx, __u32 side)
 {
 	struct nn_context *context;
-	struct nn_view *view;
-	__u32 service;
 	int result;
 
 	/* A constant: without Services at the node's interfaces nothing of this is in the program. */
@@ -40,15 +54,9 @@ NN_INLINE int nn_netdev_stages(struct __sk_buff *ctx, __u32 side)
 		return TC_ACT_UNSPEC;
 	nn_context_init(context, side);
 	result = nn_netdev(ctx, context, side);
-	if (result < 0) {
-		service = side == NN_INGRESS ? nn_view_of(context, NN_INGRESS)->rev_nat_index : 0;
-		view = nn_view_new(context, NN_INGRESS);
-		view->rev_nat_index = service;
-		view->peer_identity = nn_identity_of(&context->packet.tuple.saddr, context->state.generation);
-		nn_drop(ctx, NN_INGRESS, result);
-	}
+	result = result < 0 ? nn_netdev_drop(ctx, context, side, result) : TC_ACT_UNSPEC;
 	nn_context_release(context);
-	return result < 0 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return result;
 }
 
 SEC("tc")

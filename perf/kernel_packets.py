@@ -184,7 +184,7 @@ def _cases(pods: _Pods, version: int, redirect_peer: bool) -> dict[str, Callable
         "service by packet": service,
         "own service by packet": own_service,
         "unserved port by packet": lambda: pods.expect(
-            "endpoint_egress", frame(pods.pod, pods.service, _TCP, tcp(40005, 81)), _TC_SHOT
+            "endpoint_egress", frame(pods.pod, pods.service, _TCP, tcp(40005, 81)), _TC_REDIRECT
         ),
         "allowed and its reply": tracked,
         "denied port": lambda: pods.out(_TCP, tcp(40000, 81), _TC_SHOT),

@@ -335,7 +335,7 @@ enum nn_nat_flags {
 	NN_NAT_FIN_FORWARD = 2,
 	NN_NAT_FIN_REPLY = 4,
 	NN_NAT_RST = 8,
-	NN_NAT_OPENED = 16, /* TCP: more than SYNs was sent */
+	NN_NAT_OPENED = 16, /* TCP: more than SYNs was sent. From outside: the client spoke again after an answer */
 	NN_NAT_HAS_SOURCE = 32, /* of the first two halves: the flow has the other two */
 };
 

@@ -32,7 +32,8 @@ struct nn_view {
 /* What the service stage does with the packet. */
 struct nn_nat {
 	__u8 translated; /* the packet is now one to the backend */
-	__u8 pad[7];
+	__u8 refused; /* dropped, and the sender gets an answer */
+	__u8 pad[6];
 	/* The fields below are not cleared. */
 	struct nn_nat_key key; /* the flow of a packet to a Service, and what becomes of it */
 	struct nn_nat_entry entry;

@@ -4,8 +4,9 @@
 #ifndef NN_DELIVER_H
 #define NN_DELIVER_H
 
-#include "service.h"
 #include "police.h"
+#include "refuse.h"
+#include "service.h"
 
 /* Deliver directly into the pod's namespace. The frame may have been addressed to the gateway. */
 NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_entry *target)
@@ -21,14 +22,16 @@ NN_INLINE int nn_deliver_local(struct __sk_buff *ctx, const struct nn_endpoint_e
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* Drop a packet that a pod of this node sent. If its connection cannot go on, turn the packet into a reset and return it
- * to its sender. */
+/* Drop a packet that a pod of this node sent. If its connection cannot go on, or its Service refuses it, turn the packet
+ * into a reset or an ICMP error and return it to its sender. */
 NN_INLINE int nn_refuse(struct __sk_buff *ctx, struct nn_context *context, const struct nn_endpoint_entry *sender,
 			__u32 side, int reason)
 {
 	int dropped = nn_drop(ctx, side, reason);
 
-	if (!nn_reset_is_due(&context->packet, nn_view_of(context, side), reason) || nn_reset_of(ctx) < 0)
+	if (!context->nat.refused && !nn_reset_is_due(&context->packet, nn_view_of(context, side), reason))
+		return dropped;
+	if (nn_refusal_of(ctx, &context->packet) < 0 || nn_answer_ethernet(ctx) < 0)
 		return dropped;
 	return nn_deliver_local(ctx, sender);
 }

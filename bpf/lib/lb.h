@@ -77,6 +77,14 @@ struct nn_lb_choice {
 	__u32 affinity_seconds; /* 0: the Service has no session affinity (affinity.h) */
 };
 
+/* True if `result` of nn_lb_choose is a refusal, of which the sender learns. Not if only other nodes have backends and the
+ * traffic policy is Local: a load balancer must not take that for a dead Service. */
+NN_INLINE int nn_lb_refuses(int result, const struct nn_lb_choice *choice)
+{
+	return result == NN_DROP_IS_A_CLUSTERIP ||
+	       (result == NN_DROP_BACKEND_NOT_FOUND && !(choice->flags & NN_FRONTEND_ONLY_ELSEWHERE));
+}
+
 /* Returns the backend if it belongs to this UDP Service, else 0. It may belong to other Services too. */
 NN_INLINE struct nn_backend_entry *nn_lb_member(__u32 rev_nat_index, __u32 backend_id)
 {

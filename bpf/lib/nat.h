@@ -106,7 +106,8 @@ NN_INLINE void nn_nat_remove(void *entries, const struct nn_ct_key *key)
 	nn_nat_delete();
 }
 
-/* True if both sides have spoken. A SYN-ACK is no proof that there is a client: anyone may have sent the SYN. */
+/* True if both sides have spoken; in a flow from outside, if the client has spoken again after an answer. A SYN-ACK is no
+ * proof that there is a client: anyone may have sent the SYN. */
 NN_INLINE int nn_nat_is_open(__u8 flags)
 {
 	return (flags & (NN_NAT_SEEN_REPLY | NN_NAT_OPENED)) == (NN_NAT_SEEN_REPLY | NN_NAT_OPENED);
@@ -132,18 +133,49 @@ NN_INLINE __u64 nn_nat_look(const void *found, const struct nn_ct_key *key, cons
 
 NN_FAIR_TABLE_OF(nn_nat, nn_config.nat_buckets, nn_nat_look, nn_nat_remove, NN_TABLE_NAT)
 
-/* The pod that called, or who called from outside. There a host may have any number of addresses in its /64 of IPv6, so
- * these are one client; pods are clients of their own. */
+/* A client outside may have any number of addresses in its /64 of IPv6. */
+NN_INLINE void nn_nat_client(struct nn_addr *client)
+{
+	if (!nn_addr_is_v4(client))
+		client->word[2] = client->word[3] = 0;
+}
+
+/* A number of a client outside, never 0. */
+NN_INLINE __u32 nn_nat_client_number(const struct nn_addr *addr)
+{
+	struct nn_addr client = *addr;
+
+	nn_nat_client(&client);
+	return (__u32)nn_addr_number(&client) | 1;
+}
+
+/* The pod that called. From outside anyone can send a first packet in any client's name, so all flows that are not open
+ * yet have one owner: they evict each other (nn_nat_prove). */
 NN_INLINE __u32 nn_nat_owner_of(const struct nn_view *view, const void *key)
 {
-	struct nn_addr client;
+	(void)key;
+	return view->endpoint_id ? nn_owner_endpoint(view->endpoint_id) : NN_OWNER_OUTSIDE;
+}
 
-	if (view->endpoint_id)
-		return nn_owner_endpoint(view->endpoint_id);
-	client = ((const struct nn_nat_key *)key)->saddr;
-	if (nn_is_reserved(view->peer_identity) && !nn_addr_is_v4(&client))
-		client.word[2] = client.word[3] = 0;
-	return nn_owner_remote(view, &client, view->peer_identity);
+/* The client of the context's flow from outside spoke again after an answer, so it is real: it owns the flow now. The
+ * claim finds the flow's slot. Pods of other nodes are clients of their own. */
+NN_GLOBAL int nn_nat_prove(void)
+{
+	struct nn_context *context = nn_context_now();
+	const struct nn_view *view;
+	struct nn_addr client;
+	__u32 identity;
+
+	if (!context)
+		return 0;
+	view = nn_view_new(context, NN_EGRESS);
+	client = context->nat.key.saddr;
+	identity = nn_identity_of(&client, context->state.generation);
+	if (nn_is_reserved(identity))
+		nn_nat_client(&client);
+	context->owner = nn_owner_remote(view, &client, identity);
+	__builtin_memcpy(&context->key, &context->nat.key, sizeof(context->key));
+	return nn_nat_claim(NN_FAIR_TAKE);
 }
 
 NN_INLINE int nn_nat_is_same(const struct nn_nat_entry *a, const struct nn_nat_entry *b)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Replaces the source port of datagrams to a Service if the pod already uses this port for the same backend, through
- * another Service or directly. Replies would have the same addresses and ports in both cases, so only a different port
- * separates them. */
+/* Replaces the source port of a flow to a Service if the pod already uses this port for the same backend, through another
+ * Service or directly. Replies would have the same addresses and ports in both cases, so only a different port separates
+ * them. */
 #ifndef NN_NAT_PORT_H
 #define NN_NAT_PORT_H
 
@@ -14,7 +14,7 @@
 #define NN_PORT_STEP 7919
 #define NN_PORT_TRIES 4
 
-/* True if the pod already uses these ends for another purpose. The view's flow names the backend. Without a separate
+/* True if the pod's datagrams already use these ends for another purpose. The view's flow names the backend. Without a separate
  * port, replies would get the wrong source address. */
 NN_INLINE int nn_nat_port_is_needed(struct __sk_buff *ctx, struct nn_context *context, const struct nn_view *view)
 {

@@ -11,10 +11,6 @@
 #include "conntrack.h"
 #include "policy.h"
 
-#define NN_TCP_HEADER 20
-#define NN_TCP_ACK_SEQUENCE_OFFSET 8
-#define NN_RESET_TTL 64
-
 /* A SYN without ACK opens a connection; all other TCP packets belong to an open one. A translated packet goes to a
  * Service, and a Service never opens connections. */
 NN_INLINE int nn_is_midstream(const struct nn_packet *packet, const struct nn_view *view)
@@ -154,92 +150,6 @@ NN_INLINE int nn_reset_is_due(const struct nn_packet *packet, const struct nn_vi
 	return (reason == NN_DROP_CT_UNKNOWN_STATE || reason == NN_DROP_POLICY_DENIED) &&
 	       (view->ct_flags & NN_CT_UNSURE) && !nn_is_fragment(packet) &&
 	       (packet->tcp_flags & (NN_TCP_SYN | NN_TCP_RST | NN_TCP_ACK)) == NN_TCP_ACK;
-}
-
-/* A TCP header after the pseudo header that its checksum covers. The IPv4-mapped form gives the same sum as the pseudo
- * header of IPv4: the prefix adds 0xffff, which is 0 in ones' complement. */
-struct nn_reset {
-	struct nn_addr saddr;
-	struct nn_addr daddr;
-	__be32 length;
-	__be32 protocol;
-	struct {
-		__be16 sport;
-		__be16 dport;
-		__be32 sequence;
-		__be32 acknowledged;
-		__u8 offset;
-		__u8 flags;
-		__be16 window;
-		__u16 checksum;
-		__be16 urgent;
-	} tcp;
-};
-
-NN_INLINE __u16 nn_checksum_of(void *data, __u32 size)
-{
-	__u32 sum = bpf_csum_diff(0, 0, data, size, 0);
-
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-NN_INLINE int nn_store_reset_ip(struct __sk_buff *ctx, const struct nn_packet *packet)
-{
-	const struct nn_tuple *tuple = &packet->tuple;
-
-	if (packet->ip_version == 4) {
-		struct iphdr ip = { .version = 4,
-				    .ihl = sizeof(ip) / 4,
-				    .tot_len = bpf_htons(sizeof(ip) + NN_TCP_HEADER),
-				    .ttl = NN_RESET_TTL,
-				    .protocol = IPPROTO_TCP,
-				    .saddr = tuple->daddr.word[3],
-				    .daddr = tuple->saddr.word[3] };
-
-		ip.check = nn_checksum_of(&ip, sizeof(ip));
-		return bpf_skb_store_bytes(ctx, ETH_HLEN, &ip, sizeof(ip), 0);
-	} else {
-		struct ipv6hdr ip = { .version = 6,
-				      .payload_len = bpf_htons(NN_TCP_HEADER),
-				      .nexthdr = IPPROTO_TCP,
-				      .hop_limit = NN_RESET_TTL };
-
-		__builtin_memcpy(&ip.saddr, &tuple->daddr, sizeof(ip.saddr));
-		__builtin_memcpy(&ip.daddr, &tuple->saddr, sizeof(ip.daddr));
-		return bpf_skb_store_bytes(ctx, ETH_HLEN, &ip, sizeof(ip), 0);
-	}
-}
-
-/* Turn a packet into the reset that its receiver would send (RFC 9293, 3.10.7). Returns 0 or a negative number: the
- * packet is then incomplete and must be dropped. */
-NN_GLOBAL int nn_reset_of(struct __sk_buff *ctx)
-{
-	struct nn_context *context = nn_context_now();
-	struct nn_reset reset = {};
-	__u8 mac[ETH_ALEN];
-	__u32 at;
-
-	if (!context)
-		return -1;
-	at = ETH_HLEN + (context->packet.ip_version == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
-	if (bpf_skb_load_bytes(ctx, context->packet.offset + NN_TCP_ACK_SEQUENCE_OFFSET, &reset.tcp.sequence, 4) < 0 ||
-	    bpf_skb_load_bytes(ctx, offsetof(struct ethhdr, h_dest), mac, ETH_ALEN) < 0)
-		return -1;
-	reset.saddr = context->packet.tuple.daddr;
-	reset.daddr = context->packet.tuple.saddr;
-	reset.length = bpf_htonl(NN_TCP_HEADER);
-	reset.protocol = bpf_htonl(IPPROTO_TCP);
-	reset.tcp.sport = context->packet.tuple.dport;
-	reset.tcp.dport = context->packet.tuple.sport;
-	reset.tcp.offset = NN_TCP_HEADER / 4 << 4;
-	reset.tcp.flags = NN_TCP_RST;
-	reset.tcp.checksum = nn_checksum_of(&reset, sizeof(reset));
-	if (bpf_skb_change_tail(ctx, at + NN_TCP_HEADER, 0) < 0 || nn_store_reset_ip(ctx, &context->packet) < 0 ||
-	    bpf_skb_store_bytes(ctx, offsetof(struct ethhdr, h_source), mac, ETH_ALEN, 0) < 0)
-		return -1;
-	return bpf_skb_store_bytes(ctx, at, &reset.tcp, sizeof(reset.tcp), 0);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include "origin.h"
 #include "pickup.h"
 #include "quote.h"
+#include "sock_service.h"
 
 /* The packet opens a flow, or belongs to none that conntrack knows. */
 #define NN_FLOW_NEW 1

@@ -46,11 +46,21 @@ NN_INLINE void nn_service_affinity(const struct nn_context *context, struct nn_l
 {
 	struct nn_affinity_key key = { .client = context->packet.tuple.saddr, .affinity_id = choice->affinity_id };
 
-	nn_affinity_keep(&key, choice, context->now);
+	nn_affinity_keep(&nn_affinity, &key, choice, context->now);
 }
 
-/* Choose the flow's backend. If another connection uses these ends (nn_ct_conflicts), try the next backend. Returns 1,
- * 0 if no Service serves the packet, or a drop code. */
+/* True if another connection or flow of the pod uses these ends: then the flow gets another source port. */
+NN_INLINE int nn_service_clashes(struct __sk_buff *ctx, struct nn_context *context, const struct nn_view *view)
+{
+	const struct nn_ct_entry *taken;
+
+	if (view->flow.protocol == IPPROTO_UDP)
+		return nn_nat_port_is_needed(ctx, context, view);
+	taken = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
+	return taken && nn_ct_conflicts(taken, view, IPPROTO_TCP);
+}
+
+/* Choose the flow's backend, and its source port. Returns 1, 0 if no Service serves the packet, or a drop code. */
 NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context, struct nn_view *view,
 			      struct nn_lb_choice *choice)
 {
@@ -59,39 +69,27 @@ NN_INLINE int nn_service_pick(struct __sk_buff *ctx, struct nn_context *context,
 	/* A hash, so that a flow whose entry was lost gets the same backend again as long as the Service has not
 	 * changed. So do first datagrams that two CPUs handle at the same time. */
 	__u32 number = nn_flow_number(&view->flow);
-	struct nn_ct_entry *taken;
-	int result;
+	int result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, NN_SCOPE_INTERNAL, number, choice);
 
-#pragma unroll
-	for (int i = 0; i < 2; i++) {
-		result = nn_lb_choose(&tuple->daddr, tuple->dport, tuple->protocol, NN_SCOPE_INTERNAL, number + i,
-				      choice);
-		view->rev_nat_index = choice->rev_nat_index;
-		if (!nn_source_allowed(choice, &tuple->saddr))
-			return NN_DROP_NOT_IN_SOURCE_RANGE;
-		if (result <= 0)
-			return result;
-		if (i == 0 && choice->affinity_seconds)
-			nn_service_affinity(context, choice);
-		to->daddr = view->flow.remote = choice->backend.addr;
-		to->dport = view->flow.remote_port = choice->backend.port;
-		/* A pod that calls itself sees the hairpin address instead of its own one. */
-		if (nn_addr_equal(&to->daddr, &tuple->saddr)) {
-			nn_hairpin_addr(&to->saddr, context->packet.ip_version);
-			return 1;
-		}
-		if (tuple->protocol == IPPROTO_UDP) {
-			/* If another flow already uses these ends, give the datagrams another source port. */
-			if (!nn_nat_port_is_needed(ctx, context, view))
-				return 1;
-			result = nn_nat_port_choose(number);
-			return result < 0 ? result : 1;
-		}
-		taken = nn_ct_lookup(&view->flow, view->endpoint_id, context->now);
-		if (!taken || !nn_ct_conflicts(taken, view, tuple->protocol))
-			return 1;
+	view->rev_nat_index = choice->rev_nat_index;
+	if (!nn_source_allowed(choice, &tuple->saddr))
+		return NN_DROP_NOT_IN_SOURCE_RANGE;
+	context->nat.refused = nn_lb_refuses(result, choice);
+	if (result <= 0)
+		return result;
+	if (choice->affinity_seconds)
+		nn_service_affinity(context, choice);
+	to->daddr = view->flow.remote = choice->backend.addr;
+	to->dport = view->flow.remote_port = choice->backend.port;
+	/* A pod that calls itself sees the hairpin address instead of its own one. */
+	if (nn_addr_equal(&to->daddr, &tuple->saddr)) {
+		nn_hairpin_addr(&to->saddr, context->packet.ip_version);
+		return 1;
 	}
-	return NN_DROP_CT_UNKNOWN_STATE;
+	if (!nn_service_clashes(ctx, context, view))
+		return 1;
+	result = nn_nat_port_choose(number);
+	return result < 0 ? result : 1;
 }
 
 /* Choose a backend for a new flow. Returns 1 with the flow in the context, 0 if no Service serves the packet, or a drop
@@ -276,8 +274,11 @@ NN_INLINE int nn_service(struct __sk_buff *ctx, struct nn_context *context)
 	/* It has no ports, so its backend is not known. Where it may be none of a Service's packets, it goes on. */
 	if (context->packet.early_fragment)
 		return nn_unserved(&tuple->daddr) < 0 ? NN_DROP_FRAGMENT_NOT_FOUND : 0;
-	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP)
-		return nn_unserved(&tuple->daddr);
+	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP) {
+		result = nn_unserved(&tuple->daddr);
+		context->nat.refused = result < 0;
+		return result;
+	}
 	is_known = nn_service_follow();
 	if (!is_known && !is_served)
 		return 0;

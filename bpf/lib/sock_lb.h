@@ -120,7 +120,7 @@ NN_INLINE void nn_sock_affinity(struct bpf_sock_addr *ctx, const struct nn_addr 
 		key.client.word[0] = cookie;
 		key.client.word[1] = cookie >> 32;
 	}
-	nn_affinity_keep(&key, choice, nn_now_seconds());
+	nn_affinity_keep(&nn_affinity, &key, choice, nn_now_seconds());
 }
 
 /* As nn_source_allowed. The source of a pod's packets is the pod's address. The address of another namespace is not

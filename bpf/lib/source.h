@@ -31,9 +31,9 @@ NN_INLINE int nn_is_source_port(__be16 port)
 	return (__u16)(bpf_ntohs(port) - nn_config.source_port) < nn_config.source_ports;
 }
 
-/* The port of the context's reply_key is in use. Delete its flow if that has expired. Returns 1 if the port is free
- * now. */
-NN_GLOBAL int nn_source_release(void)
+/* The port of the context's reply_key is in use. Delete its flow if that has expired, or if `evict` is set. Returns 1 if
+ * the port is free now. */
+NN_GLOBAL int nn_source_release(__u32 evict)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_nat_entry *entry;
@@ -47,7 +47,7 @@ NN_GLOBAL int nn_source_release(void)
 		return 1;
 	nn_nat_other_of(&nat->reply_key, entry, &nat->gone);
 	entry = bpf_map_lookup_elem(&nn_nat, &nat->gone);
-	if (entry && !nn_nat_has_expired(entry, nat->gone.protocol, context->now))
+	if (!evict && entry && !nn_nat_has_expired(entry, nat->gone.protocol, context->now))
 		return 0;
 	/* The flow's entry of replies has the ends of this one, in the other direction. */
 	nn_nat_source_of(&nat->gone, &nat->other);
@@ -56,6 +56,13 @@ NN_GLOBAL int nn_source_release(void)
 	nn_nat_delete();
 	bpf_map_delete_elem(&nn_nat, &nat->reply_key);
 	return 1;
+}
+
+/* Point the context's reply_key to the flow that has a candidate. */
+NN_INLINE void nn_source_at(struct nn_nat *nat, __u32 number)
+{
+	nat->source.sport = bpf_htons(nn_config.source_port + number % nn_config.source_ports);
+	nn_nat_other_of(&nat->source_key, &nat->source, &nat->reply_key);
 }
 
 /* Insert a half of the source translation. The slots are for flows of two entries, so flows of four can fill the table
@@ -81,10 +88,9 @@ NN_GLOBAL int nn_source_take(__u32 number)
 	if (!context)
 		return NN_DROP_INVALID_PACKET;
 	nat = &context->nat;
-	nat->source.sport = bpf_htons(nn_config.source_port + number % nn_config.source_ports);
-	nn_nat_other_of(&nat->source_key, &nat->source, &nat->reply_key);
+	nn_source_at(nat, number);
 	result = nn_source_insert(&nat->reply_key, &nat->reply);
-	if (result == -NN_EEXIST && nn_source_release())
+	if (result == -NN_EEXIST && nn_source_release(0))
 		result = bpf_map_update_elem(&nn_nat, &nat->reply_key, &nat->reply, BPF_NOEXIST);
 	if (result == -NN_EEXIST)
 		return 0;
@@ -95,6 +101,63 @@ NN_GLOBAL int nn_source_take(__u32 number)
 		return NN_DROP_CT_INSERT_FAILED;
 	}
 	return 1;
+}
+
+/* Who has a port: a number of the client's address, or 0 if one of both sides has not spoken yet. */
+NN_GLOBAL __u32 nn_source_holder(__u32 number)
+{
+	struct nn_context *context = nn_context_now();
+	struct nn_nat_entry *entry;
+	struct nn_nat *nat;
+	__u32 who;
+
+	if (!context)
+		return 0;
+	nat = &context->nat;
+	nn_source_at(nat, number);
+	entry = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
+	if (!entry)
+		return 0;
+	who = nn_nat_client_number(&entry->daddr);
+	nn_nat_other_of(&nat->reply_key, entry, &nat->gone);
+	entry = bpf_map_lookup_elem(&nn_nat, &nat->gone);
+	return entry && nn_nat_is_open(entry->flags) ? who : 0;
+}
+
+/* All candidates of the context's flow are in use. One that is not open yet is evicted; else one of the client that has
+ * more than half of them, unless that is this one. So neither half-open flows nor the connections of one client keep the
+ * others from a backend. Returns the number of the port that is free now, or 0. */
+NN_GLOBAL __u32 nn_source_evict(__u32 number)
+{
+	struct nn_context *context = nn_context_now();
+	__u32 who, leader = 0, at = 0;
+	int votes = 0, count = 0;
+
+	if (!context)
+		return 0;
+	/* If one client has more than half, it is the leader in the end (Boyer and Moore). */
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < NN_SOURCE_TRIES; i++) {
+		who = nn_source_holder(number + i * NN_SOURCE_STEP);
+		if (votes == 0 || who == leader || who == 0)
+			at = number + i * NN_SOURCE_STEP;
+		if (who == 0)
+			break;
+		if (votes == 0)
+			leader = who;
+		votes += who == leader ? 1 : -1;
+	}
+	if (who != 0) {
+#pragma clang loop unroll(disable)
+		for (int i = 0; i < NN_SOURCE_TRIES; i++)
+			count += nn_source_holder(number + i * NN_SOURCE_STEP) == leader;
+		if (count <= NN_SOURCE_TRIES / 2 || leader == nn_nat_client_number(&context->nat.key.saddr))
+			return 0;
+	}
+	nn_source_at(&context->nat, at);
+	nn_source_release(1);
+	nn_count_entries(NN_TABLE_NAT, NN_ENTRY_EVICTED, 1);
+	return at ?: nn_config.source_ports;
 }
 
 /* Add the source translation of the context's flow, whose client's half was just added (nn_nat_create). The candidates
@@ -135,6 +198,10 @@ NN_GLOBAL int nn_source_create(__u32 number)
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < NN_SOURCE_TRIES && result == 0; i++)
 		result = nn_source_take(number + i * NN_SOURCE_STEP);
+	if (result == 0) {
+		number = nn_source_evict(number);
+		result = number ? nn_source_take(number) : 0;
+	}
 	if (result <= 0)
 		return result ?: NN_DROP_NAT_NO_MAPPING;
 	/* Another CPU may have evicted the flow meanwhile. */

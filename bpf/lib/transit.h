@@ -6,6 +6,7 @@
 #ifndef NN_TRANSIT_H
 #define NN_TRANSIT_H
 
+#include "affinity.h"
 #include "frag_create.h"
 #include "keeps.h"
 #include "nat_port.h"
@@ -32,12 +33,19 @@ NN_INLINE struct nn_nat_entry *nn_transit_lookup(struct nn_context *context, con
 NN_INLINE void nn_transit_use(struct nn_context *context, struct nn_nat_entry *entry)
 {
 	const struct nn_packet *packet = &context->packet;
+	__u8 flags = nn_ct_flags_of(packet, 0), known = entry->flags;
 
-	if (context->nat.key.reply & NN_NAT_REPLY)
+	if (context->nat.key.reply & NN_NAT_REPLY) {
 		nn_nat_touch_reply(context, &context->nat.key, entry);
-	else
-		nn_nat_touch(entry, nn_ct_flags_of(packet, 0) | (nn_is_syn(packet) ? 0 : NN_NAT_OPENED), context->now);
+		context->nat.entry = *entry;
+		return;
+	}
+	if ((known & NN_NAT_SEEN_REPLY) && !nn_is_syn(packet))
+		flags |= NN_NAT_OPENED;
+	nn_nat_touch(entry, flags, context->now);
 	context->nat.entry = *entry;
+	if ((flags & ~known & NN_NAT_OPENED) && context->nat.key.reply == NN_NAT_CLIENT)
+		nn_nat_prove();
 }
 
 /* Translate a packet of the context's flow. Later fragments need the ports of the first one, also where policy would drop
@@ -136,6 +144,14 @@ NN_GLOBAL int nn_transit_port(__u32 number)
 	return NN_DROP_NAT_NO_MAPPING;
 }
 
+/* The same backend for all new flows of this client, if the Service wants that. */
+NN_INLINE void nn_transit_affinity(const struct nn_context *context, struct nn_lb_choice *choice)
+{
+	struct nn_affinity_key key = { .client = context->packet.tuple.saddr, .affinity_id = choice->affinity_id };
+
+	nn_affinity_keep(&nn_affinity_out, &key, choice, context->now);
+}
+
 /* Choose a backend for a new flow from outside. The client must not be the node or a pod of it: their calls are translated
  * before, and from outside such a source is forged. Returns 1 with the client's half in the context, 0 if the packet is
  * not served, or a drop code. */
@@ -151,7 +167,7 @@ NN_GLOBAL int nn_transit_choose(void)
 	if (!context)
 		return 0;
 	packet = &context->packet;
-	/* Who pays for the entries. */
+	/* Of no pod: nn_nat_owner_of. */
 	view = nn_view_new(context, NN_EGRESS);
 	view->peer_identity = nn_identity_of(&packet->tuple.saddr, context->state.generation);
 	if (view->peer_identity == NN_IDENTITY_HOST || nn_endpoint_lookup(&packet->tuple.saddr) ||
@@ -164,8 +180,11 @@ NN_GLOBAL int nn_transit_choose(void)
 	nn_view_of(context, NN_INGRESS)->rev_nat_index = choice.rev_nat_index;
 	if (!nn_source_allowed(&choice, &packet->tuple.saddr))
 		return NN_DROP_NOT_IN_SOURCE_RANGE;
+	context->nat.refused = nn_lb_refuses(result, &choice);
 	if (result <= 0)
 		return result;
+	if (choice.affinity_seconds)
+		nn_transit_affinity(context, &choice);
 	nn_nat_key_of(&packet->tuple, NN_NAT_CLIENT, &context->nat.key);
 	to = &context->nat.entry;
 	__builtin_memset(to, 0, sizeof(*to));
@@ -177,7 +196,7 @@ NN_GLOBAL int nn_transit_choose(void)
 	to->rev_nat_index = choice.rev_nat_index;
 	to->backend_id = choice.backend_id;
 	to->slot = choice.slot;
-	to->flags = nn_ct_flags_of(packet, 0) | (nn_is_syn(packet) ? 0 : NN_NAT_OPENED);
+	to->flags = nn_ct_flags_of(packet, 0);
 	if (!(choice.flags & NN_FRONTEND_KEEP_SOURCE) && !nn_is_local(context, &to->daddr))
 		to->flags |= NN_NAT_HAS_SOURCE;
 	return 1;
@@ -311,6 +330,15 @@ NN_GLOBAL int nn_transit_report(struct __sk_buff *ctx)
 	return 0;
 }
 
+/* A packet that is neither TCP nor UDP: a ClusterIP refuses it. Returns 0 or a drop code. */
+NN_INLINE int nn_transit_other(struct nn_context *context)
+{
+	int result = nn_unserved(&context->packet.tuple.daddr);
+
+	context->nat.refused = result < 0;
+	return result;
+}
+
 /* The stage. `side`: NN_INGRESS where packets enter the node, NN_EGRESS where they leave it. Returns 0: the packet goes on,
  * or a drop code. */
 NN_INLINE int nn_transit(struct __sk_buff *ctx, struct nn_context *context, __u32 side)
@@ -321,7 +349,7 @@ NN_INLINE int nn_transit(struct __sk_buff *ctx, struct nn_context *context, __u3
 	if (nn_is_icmp_error(&context->packet))
 		return nn_transit_error(ctx, side);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
-		return 0;
+		return side == NN_INGRESS ? nn_transit_other(context) : 0;
 	found = side == NN_INGRESS ? nn_transit_enter(context) : nn_transit_leave(ctx, context);
 	if (found <= 0)
 		return found;

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
+from nodenet.abi.numbers import NatFlag
 from nodenet.model import Direction
 
 WAYS = 16
@@ -18,6 +19,7 @@ _ADDRESS = struct.Struct("=4I")
 _DIRECTION_OFFSET = 16
 _ENDPOINT_ID = slice(18, 20)
 _NAT_ENDPOINT_ID = slice(50, 52)
+_NAT_FLAGS, _NAT_OPEN = 52, NatFlag.SEEN_REPLY | NatFlag.OPENED
 _KEY_SIZE = 40
 # lock, padding, tags, owners, keys
 _BUCKET = struct.Struct(f"=8x{WAYS}I{WAYS}I{WAYS * _KEY_SIZE}s")
@@ -51,10 +53,13 @@ def ct_owner(key: bytes, value: bytes) -> int:
 
 
 def nat_owner(key: bytes, value: bytes) -> int:
-    """As nn_nat_owner_of: the pod that called, or the client outside. A pod of another node counts as one."""
+    """As nn_nat_owner_of and nn_nat_prove: the pod that called, or the client of an open flow from outside. Pods of other
+    nodes are clients as all others here."""
     endpoint_id = int.from_bytes(value[_NAT_ENDPOINT_ID], "little")
     if endpoint_id:
         return _ENDPOINT | endpoint_id
+    if value[_NAT_FLAGS] & _NAT_OPEN != _NAT_OPEN:
+        return _OUTSIDE
     client = key[:16] if key.startswith(_V4_PREFIX) else key[:8] + bytes(8)
     return _OUTSIDE | _addr_number(client) & 0xFFFF
 

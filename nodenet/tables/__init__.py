@@ -8,6 +8,7 @@ docs/maps.md with the declarations.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 from nodenet import abi
@@ -195,6 +196,11 @@ AFFINITY = BpfMap(
     "the client that called its Service longest ago may get another backend with its next connection",
     carried=Carried(Layout("client:16 affinity_id:4", "backend_id:4 last_used:4")),
 )
+AFFINITY_OUT = replace(
+    AFFINITY,
+    name="nn_affinity_out",
+    full="the client outside that called its Service longest ago may get another backend with its next connection",
+)
 # Kept at each socket, so neither has a size. User space reads nn_sock_peer with the program sock_service.
 SOCK_PEER = BpfMap("nn_sock_peer", MapType.SK_STORAGE, None, Size(0), Writer.PROGRAMS)
 SOCK_SENT = BpfMap("nn_sock_sent", MapType.SK_STORAGE, None, Size(0), Writer.PROGRAMS)
@@ -340,6 +346,7 @@ _ALL = (
     CLIENT,
     SOURCE_ADDR,
     AFFINITY,
+    AFFINITY_OUT,
     SOCK_PEER,
     SOCK_SENT,
     SOCK_REVNAT,

@@ -70,6 +70,7 @@ class Outside:
         port: int = NODE_PORT,
         number: int = SERVICE_ID,
         flags: int = 0,
+        affinity_seconds: int = 0,
         cluster_ip: bool = False,
     ) -> None:
         """TCP and UDP of this address and port have these backends now."""
@@ -83,9 +84,10 @@ class Outside:
                 value = abi.AddressPort(ip_address(backend), TARGET, protocol)
                 self.tables["nn_backend"].update(abi.U32(key), value)
                 self.tables["nn_member"].update(abi.MemberKey(number, key), value)
+                self.tables["nn_member"].update(abi.MemberKey(number | abi.MEMBER_AFFINITY, key), value)
                 entry = abi.FrontendEntry(key, number, 0)
                 self.tables["nn_frontend"].update(abi.FrontendKey(addr, port, protocol, slot), entry)
-            master = abi.FrontendEntry(0, number, len(backends), flags)
+            master = abi.FrontendEntry(0, number, len(backends), flags, 77, affinity_seconds)
             self.tables["nn_frontend"].update(abi.FrontendKey(addr, port, protocol, 0), master)
 
     def backend_id(self, backend: str, protocol: int) -> int:

@@ -53,7 +53,7 @@ def test_other_ports_of_an_address_that_is_not_exclusive_are_not_touched(world: 
     flags(world, AddressFlag.REFUSE_UNSERVED)
     for layer in (TCP(sport=SPORT + 1, dport=22), UDP(sport=SPORT + 1, dport=22), echo):
         world.datapath.tables["nn_ct"].delete(ct_key(world, layer))
-        world.refused(world.call(layer), DropReason.IS_A_CLUSTERIP)
+        world.refused(world.call(layer), DropReason.IS_A_CLUSTERIP, answered=True)
 
 
 def ct_key(world: World, layer: object) -> abi.CtKey:

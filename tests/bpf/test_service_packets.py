@@ -12,6 +12,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
+    ICMPv6NIQueryNOOP,
     ICMPv6PacketTooBig,
     IPv6,
     IPv6ExtHdrDestOpt,
@@ -111,12 +112,16 @@ class World:
             assert bytes(result) == recomputed(result)
         return result
 
-    def refused(self, packet: Packet, reason: DropReason, *, reset: bool = False) -> abi.Event:
-        """The event of a packet that the pod may not send; whether its connection is `reset`."""
+    def refused(self, packet: Packet, reason: DropReason, *, reset: bool = False, answered: bool = False) -> abi.Event:
+        """The event of a packet that the pod may not send; whether its connection is `reset`, or its Service refuses it
+        with an answer."""
         self.datapath.events()
         run = self.datapath.run("endpoint_egress", packet)
-        assert run.verdict == (TC_REDIRECT if reset else TC_SHOT)
+        assert run.verdict == (TC_REDIRECT if reset or answered else TC_SHOT)
         assert not reset or Ether(run.packet)[TCP].flags == "R"
+        if answered:
+            assert run.packet[:12] == bytes.fromhex("0200000000010200000000bb")
+            check_refusal(self.ip(bytes(packet)), Ether(run.packet)[self.ip])
         event = self.datapath.events()[-1]
         assert (event.type, -event.reason) == (EventType.DROP, reason)
         return event
@@ -138,6 +143,25 @@ def recomputed(packet: Packet) -> bytes:
         if copy.haslayer(name):
             del copy[name].cksum
     return bytes(copy)
+
+
+def check_refusal(sent: Packet, answer: Packet) -> None:
+    """`answer` is what a host answers whose port is closed: a reset, or ICMP with the packet's header and 8 bytes."""
+    assert (answer.src, answer.dst) == (sent.dst, sent.src)
+    assert bytes(answer) == recomputed(answer)
+    if sent.haslayer(TCP):
+        segment = sent[TCP]
+        flags, seq, acked = ("R", segment.ack, 0) if segment.flags.A else ("RA", 0, segment.seq + 1)
+        reset = answer[TCP]
+        assert (reset.sport, reset.dport) == (segment.dport, segment.sport)
+        assert (str(reset.flags), reset.seq, reset.ack) == (flags, seq, acked)
+        return
+    if isinstance(answer, IP):
+        assert (answer[ICMP].type, answer[ICMP].code) == (3, 3)
+        assert bytes(answer[ICMP])[8:] == bytes(sent)[:28]
+    else:
+        assert (answer[ICMPv6DestUnreach].type, answer[ICMPv6DestUnreach].code) == (1, 4)
+        assert bytes(answer[ICMPv6DestUnreach])[8:] == bytes(sent)[:48]
 
 
 def ends(packet: Packet) -> tuple[str, int, str, int]:
@@ -302,12 +326,12 @@ def test_datagrams_leave_a_backend_that_left_their_service_alone(world: World) -
     assert world.out(world.call(udp(), world.other)).dst == world.far
 
 
-def test_datagrams_to_a_service_that_lost_its_last_backend_are_dropped(world: World) -> None:
+def test_datagrams_to_a_service_that_lost_its_last_backend_are_refused(world: World) -> None:
     world.serve(world.other, OTHER_SERVICE_ID, world.far)
     world.out(world.call(udp()))
     world.serve(world.service, SERVICE_ID)
     world.leave(world.far)
-    world.refused(world.call(udp()), DropReason.SERVICE_BACKEND_NOT_FOUND)
+    world.refused(world.call(udp()), DropReason.SERVICE_BACKEND_NOT_FOUND, answered=True)
 
 
 def test_a_syn_again_leaves_a_backend_that_left_its_service(world: World) -> None:
@@ -395,16 +419,25 @@ def test_closing_is_noted_as_with_any_flow(world: World) -> None:
 
 
 def test_an_unserved_port_and_what_has_no_ports(world: World) -> None:
-    world.refused(world.call(syn(dport=81)), DropReason.IS_A_CLUSTERIP)
-    world.refused(world.call(udp(dport=81)), DropReason.IS_A_CLUSTERIP)
     ping = ICMP() if world.ip is IP else ICMPv6EchoRequest()
-    world.refused(world.call(ping), DropReason.IS_A_CLUSTERIP)
+    for layer in (syn(dport=81), udp(dport=81), udp(dport=81) / Raw(bytes(900)), ack(dport=81), ping):
+        world.refused(world.call(layer), DropReason.IS_A_CLUSTERIP, answered=True)
+    # A reset is not answered, nor is what is no echo request.
+    world.refused(world.call(ack(dport=81, flags="R")), DropReason.IS_A_CLUSTERIP)
+    world.refused(world.call(ICMP(type=13) if world.ip is IP else ICMPv6NIQueryNOOP()), DropReason.IS_A_CLUSTERIP)
 
 
 def test_a_service_without_backends(world: World, layer: type[Packet]) -> None:
     world.serve(world.service, SERVICE_ID)
-    event = world.refused(world.call(layer(sport=SPORT, dport=PORT)), DropReason.SERVICE_BACKEND_NOT_FOUND)
+    call = world.call(layer(sport=SPORT, dport=PORT))
+    event = world.refused(call, DropReason.SERVICE_BACKEND_NOT_FOUND, answered=True)
     assert event.service_id == SERVICE_ID
+    # Other nodes have backends, and the traffic policy is Local.
+    for protocol in PROTOCOLS:
+        master = abi.FrontendEntry(0, SERVICE_ID, 0, abi.FrontendFlag.ONLY_ELSEWHERE)
+        key = abi.FrontendKey(ip_address(world.service), PORT, protocol, 0)
+        world.datapath.tables["nn_frontend"].update(key, master)
+    world.refused(call, DropReason.SERVICE_BACKEND_NOT_FOUND)
 
 
 def test_a_connection_outlives_its_service(world: World) -> None:
@@ -450,18 +483,30 @@ def test_answers_of_a_direct_flow_stay_as_they_are(world: World, layer: type[Pac
 
 
 def test_two_connections_between_the_same_ends_are_not_mixed(world: World) -> None:
+    """The later one gets another source port: both go on, and each answer finds its connection."""
     direct = world.ip(src=world.pod, dst=world.far) / syn(dport=TARGET)
     world.out(direct)
-    world.refused(world.call(syn()), DropReason.UNKNOWN_CONNECTION_TRACKING_STATE)
-    world.serve(world.service, SERVICE_ID, world.farther)
-    assert world.out(world.call(syn())).dst == world.farther
-    # The other way round, and through two Services.
-    world.refused(world.ip(src=world.pod, dst=world.farther) / syn(dport=TARGET), UNKNOWN)
-    world.serve(world.other, OTHER_SERVICE_ID, world.farther)
-    world.refused(world.call(syn(), world.other), UNKNOWN)
+    world.serve(world.other, OTHER_SERVICE_ID, world.far)
+    ports = [SPORT]
+    for service in (world.service, world.other):
+        sent = ends(world.out(world.call(syn(), service)))
+        assert (sent[0], *sent[2:]) == (world.pod, world.far, TARGET)
+        assert sent[1] not in ports
+        ports.append(sent[1])
+        # A SYN that is sent again, and what follows, keep the port.
+        assert ends(world.out(world.call(syn(), service))) == sent
+        assert ends(world.into(world.answer(syn_ack(dport=sent[1])))) == (service, PORT, world.pod, SPORT)
+        assert ends(world.out(world.call(ack(), service))) == sent
+    assert ends(world.into(world.answer(syn_ack())))[0] == world.far
+
+
+def test_a_direct_connection_with_the_ends_of_a_translated_one_is_refused(world: World) -> None:
+    """It is not translated, so it cannot have another port. When the first one closes, it is possible."""
+    world.out(world.call(syn()))
+    direct = world.ip(src=world.pod, dst=world.far) / syn(dport=TARGET)
+    world.refused(direct, UNKNOWN)
     world.out(world.call(ack(flags="FA")))
-    world.out(world.call(syn(), world.other))
-    assert ends(world.into(world.answer(syn_ack(), world.farther)))[0] == world.other
+    world.out(direct)
 
 
 def test_datagrams_to_the_backend_itself_are_answered_to_whoever_sent_last(world: World) -> None:

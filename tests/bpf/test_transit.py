@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import struct
+from collections import Counter
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
-from scapy.layers.inet import TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrFragment,
+    fragment6,
+)
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from nodenet import abi
 from nodenet.abi import CtStatus, EventType, NatFlag, NatHalf, ObservationPoint
 
-from .conftest import TC_OK, TC_SHOT, Datapath
+from .conftest import TC_OK, TC_REDIRECT, TC_SHOT, Datapath
 from .outside import (
     CLIENT_PORT,
     FAR_POD,
@@ -23,11 +35,12 @@ from .outside import (
     SOURCE_PORTS,
     UPLINK,
     WORLD,
+    Ends,
     Outside,
     ask,
     serving,
 )
-from .test_service_packets import TARGET, ends, monotonic
+from .test_service_packets import TARGET, check_refusal, ends, monotonic, recomputed
 
 pytestmark = pytest.mark.kernel
 
@@ -258,28 +271,6 @@ def test_a_client_that_calls_the_backend_itself(outside: Outside, layer: type[Pa
     assert there[1] != CLIENT_PORT
 
 
-def test_exhausted_ports_are_said(bpffs: Path, bpf_cache: Path) -> None:
-    """Four ports for each backend: a fifth flow is dropped, counted and reported; the others stay."""
-    for datapath in serving(bpffs, bpf_cache, "few", source_ports=4):
-        outside = Outside(datapath, 4)
-        outside.serve(outside.far)
-        calls = [outside.call(ask(UDP, port)) for port in range(CLIENT_PORT, CLIENT_PORT + 40)]
-        results = [outside.run("netdev_ingress", call, UPLINK).verdict for call in calls]
-        assert results.count(TC_OK) == 4
-        reasons = {-event.reason for event in datapath.events() if event.reason}
-        assert reasons == {abi.DropReason.NO_MAPPING_FOR_NAT_MASQUERADE}
-        halves = [key.reply for key, _ in outside.tables["nn_nat"].items()]
-        assert sorted(halves) == sorted([*NatHalf] * 4)
-        # Flows that have expired give their ports back, and nothing of them stays.
-        for key, entry in list(outside.tables["nn_nat"].items()):
-            outside.tables["nn_nat"].update(key, entry._replace(last_seen=monotonic() - 200))
-        for port in range(50000, 50004):
-            outside.enters(outside.call(ask(UDP, port)))
-        assert {key.sport for key, _ in outside.tables["nn_nat"].items() if key.reply == NatHalf.CLIENT} >= set(
-            range(50000, 50004)
-        )
-
-
 @pytest.mark.parametrize("place", ["near", "far"])
 def test_a_new_flow_is_reported_once_with_its_service_and_client(
     outside: Outside, layer: type[Packet], place: str
@@ -330,3 +321,272 @@ def test_a_direct_connection_with_the_ends_of_a_closed_flow(outside: Outside) ->
     assert direct == (outside.client, CLIENT_PORT, outside.near, TARGET)
     back = ends(outside.leaves(outside.answer(TCP, direct, flags="SA")))
     assert back == (outside.near, TARGET, outside.client, CLIENT_PORT)
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def few(request: pytest.FixtureRequest, bpffs: Path, bpf_cache: Path) -> Iterator[Outside]:
+    """Eight ports for each backend."""
+    for datapath in serving(bpffs, bpf_cache, "few", source_ports=8):
+        found = Outside(datapath, request.param)
+        found.serve(found.far)
+        yield found
+
+
+def opened(outside: Outside, client: str, port: int, *, answered: bool = True) -> bool:
+    """Open a flow, in which both sides speak. False if its first packet is dropped."""
+    run = outside.run("netdev_ingress", outside.call(ask(UDP, port), client), UPLINK)
+    if run.verdict == TC_SHOT:
+        return False
+    there = ends(outside.leaves(Ether(run.packet)[outside.ip]))
+    if answered:
+        outside.leaves(outside.enters(outside.answer(UDP, there)))
+        outside.leaves(outside.enters(outside.call(ask(UDP, port), client)))
+    return True
+
+
+def clients(outside: Outside) -> Counter[str]:
+    """How many flows each client has; each flow is complete."""
+    halves = Counter(key.reply for key, _ in outside.tables["nn_nat"].items())
+    assert len(set(halves.values())) == 1
+    return Counter(str(key.saddr) for key, _ in outside.tables["nn_nat"].items() if key.reply == NatHalf.CLIENT)
+
+
+def test_one_client_with_all_ports_does_not_evict_itself(few: Outside) -> None:
+    """Further flows are dropped, counted and reported; the others stay."""
+    results = [opened(few, few.client, port) for port in range(1000, 1060)]
+    assert results.count(True) == 8
+    assert clients(few) == {few.client: 8}
+    reasons = {-event.reason for event in few.datapath.events() if event.reason}
+    assert reasons == {abi.DropReason.NO_MAPPING_FOR_NAT_MASQUERADE}
+    counted = few.tables["nn_metrics"].get(abi.MetricsKey(abi.DropReason.NO_MAPPING_FOR_NAT_MASQUERADE, 1))
+    assert sum(cpu.packets for cpu in counted) == 52
+    # Flows that have expired give their ports back, and nothing of them stays.
+    for key, entry in list(few.tables["nn_nat"].items()):
+        few.tables["nn_nat"].update(key, entry._replace(last_seen=monotonic() - 200))
+    assert all(opened(few, few.other, port) for port in range(2000, 2004))
+    assert clients(few)[few.other] == 4
+
+
+def test_one_client_with_all_ports_does_not_keep_out_others(few: Outside) -> None:
+    """The others get ports until it has no more than half of them."""
+    assert sum(opened(few, few.client, port) for port in range(1000, 1060)) == 8
+    assert sum(opened(few, few.other, port) for port in range(1000, 1060)) == 4
+    assert clients(few) == {few.client: 4, few.other: 4}
+
+
+def test_flows_that_never_open_keep_no_port(few: Outside) -> None:
+    for port in range(1000, 1060):
+        assert opened(few, few.client, port, answered=False)
+    assert sum(opened(few, few.other, port) for port in range(1000, 1060)) == 8
+    assert clients(few) == {few.other: 8}
+
+
+def refused(outside: Outside, packet: Packet, reason: abi.DropReason, *, answered: bool = True) -> None:
+    outside.datapath.events()
+    run = outside.run("netdev_ingress", packet, UPLINK)
+    assert [-event.reason for event in outside.datapath.events()] == [reason]
+    assert run.verdict == (TC_REDIRECT if answered else TC_SHOT)
+    if answered:
+        # The MACs are exchanged: it leaves as it came.
+        assert run.packet[:12] == bytes.fromhex("0200000000aa000000000000")
+        check_refusal(outside.ip(bytes(packet)), Ether(run.packet)[outside.ip])
+    assert not outside.halves()
+
+
+def test_a_service_without_backends(outside: Outside, layer: type[Packet]) -> None:
+    outside.serve()
+    refused(outside, outside.call(ask(layer)), abi.DropReason.SERVICE_BACKEND_NOT_FOUND)
+    # Backends on other nodes only, and the policy is Local: the load balancer must not learn of it.
+    outside.serve(flags=abi.FrontendFlag.ONLY_ELSEWHERE)
+    refused(outside, outside.call(ask(layer)), abi.DropReason.SERVICE_BACKEND_NOT_FOUND, answered=False)
+
+
+def test_what_a_cluster_ip_does_not_serve(outside: Outside) -> None:
+    outside.serve(outside.near, address=outside.vip, cluster_ip=True)
+    ping = ICMP() if outside.version == 4 else ICMPv6EchoRequest()
+    for layer in (ask(TCP, dport=22), ask(UDP, dport=22), ping):
+        refused(outside, outside.call(layer, to=outside.vip), abi.DropReason.IS_A_CLUSTERIP)
+    # The node answers for its own address.
+    outside.serve(outside.near)
+    assert outside.enters(outside.call(ping)).dst == outside.node
+
+
+def test_policy_local_has_backends_of_its_own(outside: Outside, layer: type[Packet]) -> None:
+    """EXTERNAL entries decide, if INTERNAL says that there are some; and their source is kept, wherever they are."""
+    outside.serve(outside.near, flags=abi.FrontendFlag.HAS_EXTERNAL)
+    protocol = 6 if layer is TCP else 17
+    addr, scope = ip_address(outside.node), abi.FrontendScope.EXTERNAL
+    backend = outside.backend_id(outside.far, protocol)
+    outside.tables["nn_backend"].update(abi.U32(backend), abi.AddressPort(ip_address(outside.far), TARGET, protocol))
+    for slot, entry in (
+        (1, abi.FrontendEntry(backend, SERVICE_ID, 0)),
+        (0, abi.FrontendEntry(0, SERVICE_ID, 1, abi.FrontendFlag.KEEP_SOURCE)),
+    ):
+        outside.tables["nn_frontend"].update(abi.FrontendKey(addr, NODE_PORT, protocol, slot, scope), entry)
+    between = outside.enters(outside.call(ask(layer)))
+    assert ends(between)[2] == outside.far
+    assert ends(outside.leaves(between)) == ends(between)
+
+
+def test_source_ranges(outside: Outside, layer: type[Packet]) -> None:
+    outside.serve(outside.near, address=outside.vip, flags=abi.FrontendFlag.SOURCE_RANGES)
+    denied = abi.DropReason.DENIED_BY_LB_SRC_RANGE_CHECK
+    refused(outside, outside.call(ask(layer), to=outside.vip), denied, answered=False)
+    network = ip_network(f"{outside.client}/{24 if outside.version == 4 else 64}", strict=False)
+    outside.tables["nn_source_range"].update(abi.SourceRangeKey.of(SERVICE_ID, network), abi.U32(1))
+    assert ends(outside.enters(outside.call(ask(layer), to=outside.vip)))[2] == outside.near
+
+
+def test_session_affinity(outside: Outside, layer: type[Packet]) -> None:
+    """The client's address decides, not its port; a backend that takes no new flows loses it, and so does an idle
+    client."""
+    backends = (outside.near, outside.far)
+    outside.serve(*backends, affinity_seconds=100)
+
+    def chosen(client: str, port: int) -> str:
+        return str(outside.enters(outside.call(ask(layer, port), client)).dst)
+
+    first = {client: chosen(client, 1000) for client in (outside.client, outside.other)}
+    for client, backend in first.items():
+        assert {chosen(client, port) for port in range(1001, 1020)} == {backend}
+    ours = [entry for key, entry in outside.tables["nn_affinity_out"].items() if str(key.client) == outside.client]
+    assert [abs(entry.last_used - monotonic()) <= 1 for entry in ours] == [True]
+    for key, entry in list(outside.tables["nn_affinity_out"].items()):
+        outside.tables["nn_affinity_out"].update(key, entry._replace(last_used=monotonic() - 101))
+    assert {chosen(f"{outside.client}"[:-1] + str(n), 5) for n in range(9)} == set(backends)
+    # A backend that leaves loses its clients, also while others call it.
+    protocol = 6 if layer is TCP else 17
+    outside.serve(outside.near, affinity_seconds=100)
+    member = abi.MemberKey(SERVICE_ID | abi.MEMBER_AFFINITY, outside.backend_id(outside.far, protocol))
+    outside.tables["nn_member"].delete(member)
+    for client in (outside.client, outside.other):
+        assert {chosen(client, port) for port in range(2000, 2010)} == {outside.near}
+    assert not list(outside.tables["nn_affinity"].items())
+
+
+def errors(outside: Outside, about: Packet, *, too_big: bool = False) -> Packet:
+    """ICMP errors about this packet: its receiver has closed the port, or a router has a smaller MTU."""
+    quote = bytes(about)[: 28 if outside.version == 4 else 200]
+    sender = outside.router if too_big else about.dst
+    if outside.version == 4:
+        kind = ICMP(type=3, code=4, nexthopmtu=1280) if too_big else ICMP(type=3, code=3)
+    else:
+        kind = ICMPv6PacketTooBig(mtu=1280) if too_big else ICMPv6DestUnreach(code=4)
+    return outside.ip(src=sender, dst=about.src) / kind / Raw(quote)
+
+
+def quoted(outside: Outside, error: Packet) -> Ends:
+    """The ends of the quoted packet; its header checksum is right."""
+    data = bytes(error.payload)[8:]
+    inner = outside.ip(data)
+    if outside.version == 4:
+        assert data[10:12] == recomputed(IP(data[:20]))[10:12]
+    sport, dport = struct.unpack_from("!HH", data, 20 if outside.version == 4 else 40)
+    return inner.src, sport, inner.dst, dport
+
+
+@pytest.mark.parametrize("too_big", [False, True], ids=["by-the-receiver", "by-a-router"])
+def test_errors_about_what_the_client_sent(outside: Outside, layer: type[Packet], *, too_big: bool) -> None:
+    """The client finds its socket by the quote, and the error of the backend comes from the Service."""
+    outside.serve(outside.near)
+    there = outside.enters(outside.call(ask(layer)))
+    error = outside.leaves(errors(outside, there, too_big=too_big))
+    assert (error.src, error.dst) == (outside.router if too_big else outside.node, outside.client)
+    assert quoted(outside, error) == (outside.client, CLIENT_PORT, outside.node, NODE_PORT)
+
+
+@pytest.mark.parametrize("too_big", [False, True], ids=["by-the-receiver", "by-a-router"])
+def test_errors_from_beyond_the_source_translation(outside: Outside, layer: type[Packet], *, too_big: bool) -> None:
+    outside.serve(outside.far)
+    there = outside.leaves(outside.enters(outside.call(ask(layer))))
+    between = outside.enters(errors(outside, there, too_big=too_big))
+    assert (between.src, between.dst) == (outside.router if too_big else outside.far, outside.client)
+    assert quoted(outside, between) == (outside.client, CLIENT_PORT, outside.far, TARGET)
+    error = outside.leaves(between)
+    assert (error.src, error.dst) == (outside.router if too_big else outside.node, outside.client)
+    assert quoted(outside, error) == (outside.client, CLIENT_PORT, outside.node, NODE_PORT)
+
+
+@pytest.mark.parametrize("too_big", [False, True], ids=["by-the-receiver", "by-a-router"])
+def test_errors_about_what_the_backend_answered(outside: Outside, layer: type[Packet], *, too_big: bool) -> None:
+    """For a backend on this node in one step, for another one in two."""
+    outside.serve(outside.near)
+    there = ends(outside.enters(outside.call(ask(layer))))
+    back = outside.leaves(outside.answer(layer, there, **more(layer)))
+    error = outside.enters(errors(outside, back, too_big=too_big))
+    assert (error.src, error.dst) == (outside.router if too_big else outside.client, outside.near)
+    assert quoted(outside, error) == (outside.near, TARGET, outside.client, CLIENT_PORT)
+    outside.serve(outside.far, port=NODE_PORT + 1)
+    there = ends(outside.leaves(outside.enters(outside.call(ask(layer, dport=NODE_PORT + 1)))))
+    back = outside.leaves(outside.enters(outside.answer(layer, there, **more(layer))))
+    error = outside.leaves(outside.enters(errors(outside, back, too_big=too_big)))
+    assert (error.src, error.dst) == (outside.router if too_big else outside.node, outside.far)
+    assert quoted(outside, error) == (outside.far, TARGET, *there[:2])
+
+
+def test_errors_about_other_packets_stay(outside: Outside) -> None:
+    outside.serve(outside.near)
+    outside.enters(outside.call(ask(UDP)))
+    other = outside.ip(src=outside.node, dst=outside.client) / UDP(sport=53, dport=CLIENT_PORT) / Raw(b"other")
+    error = errors(outside, other)
+    assert quoted(outside, outside.enters(error)) == ends(other)
+    # The receiver of the error is not the sender of what it quotes.
+    between = outside.ip(src=outside.client, dst=outside.near) / ask(UDP)
+    forged = errors(outside, between)
+    forged.dst = outside.other
+    assert outside.leaves(forged).src == outside.near
+
+
+def pieces(outside: Outside, packet: Packet) -> list[Packet]:
+    if outside.version == 4:
+        return list(fragment(packet, fragsize=800))
+    whole = IPv6(src=packet.src, dst=packet.dst) / IPv6ExtHdrFragment(id=7) / packet.payload
+    return list(fragment6(whole, 900))
+
+
+def enter(outside: Outside, packet: Packet) -> Packet:
+    run = outside.run("netdev_ingress", packet, UPLINK)
+    assert run.verdict == TC_OK
+    return Ether(run.packet)[outside.ip]
+
+
+def leave(outside: Outside, packet: Packet) -> Packet:
+    run = outside.run("netdev_egress", packet, UPLINK)
+    assert run.verdict == TC_OK
+    return Ether(run.packet)[outside.ip]
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+def test_fragments_in_both_directions(outside: Outside, place: str) -> None:
+    """All fragments get the addresses of the first one, in each step; the datagram's checksum is right at the end."""
+    backend = getattr(outside, place)
+    outside.serve(backend)
+    data = bytes(range(256)) * 9
+
+    def through(packet: Packet, *steps: Any) -> Packet:
+        found = pieces(outside, packet)
+        assert len(found) > 2
+        for step in steps:
+            found = [step(outside, piece) for piece in found]
+        return _whole(outside, found)
+
+    steps = (enter,) if place == "near" else (enter, leave)
+    there = through(outside.call(UDP(sport=CLIENT_PORT, dport=NODE_PORT) / Raw(data)), *steps)
+    assert (there.dst, bytes(there[UDP].payload)) == (backend, data)
+    assert there.src == (outside.client if place == "near" else outside.node)
+    back = outside.ip(src=backend, dst=there.src) / UDP(sport=TARGET, dport=there[UDP].sport) / Raw(data)
+    steps = (leave,) if place == "near" else (enter, leave)
+    answer = through(back, *steps)
+    assert ends(answer) == (outside.node, NODE_PORT, outside.client, CLIENT_PORT)
+
+
+def _whole(outside: Outside, found: list[Packet]) -> Packet:
+    if outside.version == 4:
+        payload = b"".join(bytes(piece.payload) for piece in found)
+        whole: Packet = IP(src=found[0].src, dst=found[0].dst, proto=17) / Raw(payload)
+    else:
+        payload = b"".join(bytes(piece[IPv6ExtHdrFragment].payload) for piece in found)
+        whole = IPv6(src=found[0].src, dst=found[0].dst, nh=17) / Raw(payload)
+    whole = whole.__class__(bytes(whole))
+    assert bytes(whole) == recomputed(whole)
+    return whole

@@ -87,10 +87,13 @@ def service(name: str, app: str = "", **spec: Any) -> dict[str, Any]:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     objects = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-        pod("near", "node1"),
-        pod("far", "node2"),
+        pod("near", "node1", tier="web"),
+        pod("far", "node2", tier="web"),
         *(service(name) for name in PLACES),
         *(service(f"{name}-local", name, externalTrafficPolicy="Local") for name in PLACES),
+        service("nobody"),
+        service("both", "", selector={"tier": "web"}),
+        service("sticky", "", selector={"tier": "web"}, sessionAffinity="ClientIP"),
     ]
     manifest = tmp_path_factory.mktemp("outside") / "objects.yaml"
     manifest.write_text(yaml.safe_dump_all(objects))
@@ -108,12 +111,19 @@ def node_ports(lab: Lab) -> dict[tuple[str, str], int]:
     }
 
 
+def fabric(lab: Lab) -> Path:
+    return names.NETNS_ROOT / names.fabric_netns(lab.name)
+
+
+def outside(lab: Lab, code: str, *words: str) -> str:
+    """What a Python program on the fabric prints."""
+    command = ["nsenter", f"--net={fabric(lab)}", sys.executable, "-I", "-S", "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 def asked(lab: Lab, questions: list[tuple[str, str, str, int, int]]) -> dict[str, Any]:
     """What the client finds for each question: name -> answer."""
-    fabric = names.NETNS_ROOT / names.fabric_netns(lab.name)
-    command = ["nsenter", f"--net={fabric}", sys.executable, "-I", "-S", "-c", CLIENT, json.dumps(questions)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(outside(lab, CLIENT, json.dumps(questions)))
     return found
 
 
@@ -181,3 +191,81 @@ def _flows(lab: Lab, service: str, version: int) -> list[dict[str, Any]]:
     found = [json.loads(line)["flow"] for line in done.stdout.splitlines()]
     # Services are found by the start of their name.
     return [flow for flow in found if flow["destination_service"]["name"] == service]
+
+
+def test_a_service_without_backends_refuses(lab: Lab, node_ports: dict[tuple[str, str], int]) -> None:
+    """TCP by a reset, UDP by an ICMP error that finds the client's socket."""
+    wanted = [
+        (f"{kind} {version}", kind, NODES["node1", version], node_ports["nobody", kind], 0)
+        for kind, version in product(("tcp", "udp"), (4, 6))
+    ]
+    assert asked(lab, wanted) == {name: {"error": "ConnectionRefusedError"} for name, *_ in wanted}
+
+
+# Prints which pod answers each of many connections.
+WHO = """
+import socket, sys
+host, port, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+names = []
+for _ in range(number):
+    with socket.create_connection((host, port), timeout=5) as sock:
+        sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        answer = b""
+        while part := sock.recv(65536):
+            answer += part
+        names.append(answer.rpartition(b"\\n")[2].decode())
+print(*names)
+"""
+
+
+def who(lab: Lab, address: str, port: int, number: int = 30) -> set[str]:
+    return set(outside(lab, WHO, address, str(port), str(number)).split())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_session_affinity(lab: Lab, node_ports: dict[tuple[str, str], int], version: int) -> None:
+    address = NODES["node1", version]
+    assert who(lab, address, node_ports["both", "tcp"]) == {"near", "far"}
+    assert len(who(lab, address, node_ports["sticky", "tcp"])) == 1
+
+
+# Opens a connection, then echoes one byte over it for each line of its standard input.
+LONG = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as sock:
+    sock.sendall(b"\\0")
+    assert sock.recv(1) == b"\\0"
+    for line in sys.stdin:
+        sock.sendall(b"x")
+        print(sock.recv(1).decode(), flush=True)
+"""
+
+
+def round_trip(client: subprocess.Popen[str]) -> str:
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write("\n")
+    client.stdin.flush()
+    return client.stdout.readline()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_without_an_agent(lab: Lab, node_ports: dict[tuple[str, str], int], place: str) -> None:
+    """kill -9: the open connection stays, new ones are served, and so it is after the agent's restart."""
+    address, port = NODES["node1", 4], node_ports[place, "tcp"]
+    question = [("new", "tcp", address, port, 256)]
+    command = ["nsenter", f"--net={fabric(lab)}", sys.executable, "-I", "-S", "-c", LONG, address, str(port)]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert round_trip(client) == "x\n"
+        lab("agent", "kill", "node1")
+        for _ in range(3):
+            assert round_trip(client) == "x\n"
+            assert asked(lab, question)["new"]["same"]
+        until(lambda: lab("status", check=False).returncode == 0, "the agent is back")
+        assert round_trip(client) == "x\n"
+        assert asked(lab, question)["new"]["same"]
+        assert client.stdin is not None
+        client.stdin.close()
+        assert client.wait(timeout=10) == 0
+    ready = [line for line in lab.agent_log("node1").splitlines() if "ready after" in line]
+    assert "0 programs attached, 0 map writes" in ready[-1]

@@ -7,34 +7,34 @@ import logging
 import pytest
 
 from nodenet.abi import EntryEnd, FairTable, MetricsEntry, MetricsKey
-from nodenet.agent.evictions import RECENT_SECONDS, EvictionWatch
+from nodenet.agent.evictions import LOSSES, RECENT_SECONDS, EvictionWatch
 
 
 class Counters:
     """nn_metrics with two CPUs."""
 
     def __init__(self) -> None:
-        self.evicted = dict.fromkeys(FairTable, 0)
+        self.lost = {loss.key: 0 for loss in LOSSES}
 
     def get(self, key: MetricsKey) -> list[MetricsEntry]:
-        for table, count in self.evicted.items():
-            if key == MetricsKey.ended(table, EntryEnd.EVICTED):
-                return [MetricsEntry(count, 0), MetricsEntry(1, 0)]
-        raise AssertionError(f"{key} does not count evictions")
+        return [MetricsEntry(self.lost[key], 0), MetricsEntry(1, 0)]
+
+    def evict(self, table: FairTable, count: int) -> None:
+        self.lost[MetricsKey.ended(table, EntryEnd.EVICTED)] += count
 
 
 def test_evictions_are_problems_for_ten_minutes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     counters = Counters()
-    counters.evicted[FairTable.CT] = 70  # of an earlier agent
+    counters.evict(FairTable.CT, 70)  # of an earlier agent
     watch = EvictionWatch(counters, lambda table: "shop/mal (99)" if table is FairTable.CT else "")
     watch.look(1000.0)
     watch.look(1010.0)
     assert watch.problems() == []
-    counters.evicted[FairTable.CT] += 5
+    counters.evict(FairTable.CT, 5)
     watch.look(1020.0)
-    counters.evicted[FairTable.CT] += 3
-    counters.evicted[FairTable.FRAG] += 2
+    counters.evict(FairTable.CT, 3)
+    counters.evict(FairTable.FRAG, 2)
     watch.look(1030.0)
     connections, fragments = watch.problems()
     assert connections == (
@@ -55,7 +55,7 @@ def test_every_table_has_words(table: FairTable) -> None:
     counters = Counters()
     watch = EvictionWatch(counters)
     watch.look(0.0)
-    counters.evicted[table] += 1
+    counters.evict(table, 1)
     watch.look(1.0)
     (sentence,) = watch.problems()
     assert not sentence.endswith("were evicted")

@@ -1,0 +1,92 @@
+"""Floods from outside: one client, any number of forged ones, half-open connections. What others have stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import TCP
+from scapy.layers.l2 import Ether
+
+from nodenet import abi
+from nodenet.abi import EntryEnd, FairTable, NatHalf
+
+from .conftest import TC_OK, Datapath
+from .outside import NODE_PORT, UPLINK, Outside, ask, serving
+from .test_service_packets import ends
+
+pytestmark = pytest.mark.kernel
+
+# 25 buckets of 16 slots.
+ENTRIES, BUCKETS = 1024, 25
+FLOWS = 30
+
+
+@pytest.fixture(scope="module")
+def small(bpffs: Path, bpf_cache: Path) -> Iterator[Datapath]:
+    sizes = {"nn_nat": ENTRIES, "nn_nat_slot": BUCKETS}
+    yield from serving(bpffs, bpf_cache, "floods", sizes=sizes, trace_events=False)
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def outside(request: pytest.FixtureRequest, small: Datapath) -> Outside:
+    return Outside(small, request.param)
+
+
+def opened(outside: Outside, client: str, port: int, *, real: bool = True) -> bool:
+    """Open a TCP connection up to the answer; a `real` client speaks again."""
+    run = outside.run("netdev_ingress", outside.call(ask(TCP, port), client), UPLINK)
+    if run.verdict != TC_OK:
+        return False
+    there, far = Ether(run.packet)[outside.ip], False
+    if ends(there)[2] == outside.far:
+        there, far = outside.leaves(there), True
+    answer = outside.answer(TCP, ends(there), flags="SA")
+    outside.leaves(outside.enters(answer) if far else answer)
+    if real:
+        there = outside.enters(outside.call(TCP(sport=port, dport=NODE_PORT, flags="A"), client))
+        if far:
+            outside.leaves(there)
+    return True
+
+
+def flows(outside: Outside) -> Counter[str]:
+    return Counter(str(key.saddr) for key, _ in outside.tables["nn_nat"].items() if key.reply == NatHalf.CLIENT)
+
+
+def test_one_client_evicts_its_own(outside: Outside) -> None:
+    outside.serve(outside.near)
+    assert all(opened(outside, outside.other, port) for port in range(1000, 1000 + FLOWS))
+    assert all(opened(outside, outside.client, port) for port in range(1000, 2200))
+    assert flows(outside)[outside.other] == FLOWS
+    # Any address of an IPv6 /64 is the same client.
+    if outside.version == 6:
+        base = int(ip_address(outside.client)) >> 64 << 64
+        assert all(opened(outside, str(ip_address(base + n)), 1000) for n in range(900))
+        assert flows(outside)[outside.other] == FLOWS
+    evicted = outside.tables["nn_metrics"].get(abi.MetricsKey.ended(FairTable.NAT, EntryEnd.EVICTED))
+    assert sum(cpu.packets for cpu in evicted) > 600
+
+
+def test_half_open_connections_of_forged_clients(outside: Outside) -> None:
+    """They are answered by the backend, but no client speaks again."""
+    outside.serve(outside.near)
+    assert all(opened(outside, outside.other, port) for port in range(1000, 1000 + FLOWS))
+    step = 1 if outside.version == 4 else 1 << 64
+    first = int(ip_address("198.18.0.0" if outside.version == 4 else "2001:db8:1000::1"))
+    for number in range(1200):
+        assert opened(outside, str(ip_address(first + number * step)), 1000, real=False)
+    assert flows(outside)[outside.other] == FLOWS
+
+
+def test_a_full_table_of_flows_with_source_translation(outside: Outside) -> None:
+    """The slots would allow more flows of four entries than the table has room for. Each flow stays complete."""
+    outside.serve(outside.far)
+    assert sum(opened(outside, outside.client, port) for port in range(1000, 2000)) > 950
+    halves: Counter[int] = Counter(key.reply for key, _ in outside.tables["nn_nat"].items())
+    assert halves[NatHalf.CLIENT] > 150
+    assert set(halves) == set(NatHalf)
+    assert max(halves.values()) - min(halves.values()) <= 1
