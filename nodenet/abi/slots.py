@@ -53,8 +53,8 @@ def ct_owner(key: bytes, value: bytes) -> int:
 
 
 def nat_owner(key: bytes, value: bytes) -> int:
-    """As nn_nat_owner_of and nn_nat_prove: the pod that called, or the client of an open flow from outside. Pods of other
-    nodes are clients as all others here."""
+    """As nn_nat_owner_of and nn_nat_prove: the pod that called, or the client of an open flow from outside. A pod of
+    another node is a client as all others here."""
     endpoint_id = int.from_bytes(value[_NAT_ENDPOINT_ID], "little")
     if endpoint_id:
         return _ENDPOINT | endpoint_id

@@ -297,7 +297,7 @@ def test_a_new_flow_is_reported_once_with_its_service_and_client(
 def test_a_drop_names_the_service(outside: Outside, layer: type[Packet]) -> None:
     outside.serve()
     outside.datapath.events()
-    outside.enters(outside.call(ask(layer)), verdict=TC_SHOT)
+    outside.enters(outside.call(ask(layer)), verdict=TC_REDIRECT)
     (event,) = outside.datapath.events()
     assert (event.type, -event.reason) == (EventType.DROP, abi.DropReason.SERVICE_BACKEND_NOT_FOUND)
     assert (event.service_id, str(event.saddr), event.src_identity) == (SERVICE_ID, outside.client, WORLD)
