@@ -175,11 +175,19 @@ def test_a_refusal_finds_its_socket(lab: Lab, addresses: dict[tuple[str, int], s
     assert len(found) == 8
 
 
-def test_what_has_no_answer_is_dropped_and_told(lab: Lab, addresses: dict[tuple[str, int], str]) -> None:
+def test_what_is_refused_is_answered_and_reported(lab: Lab, addresses: dict[tuple[str, int], str]) -> None:
     found = asked(
-        lab, [("nobody", "tcp", addresses["nobody", 4], PORT, 0), ("port", "tcp", addresses["near", 4], 81, 0)]
+        lab,
+        [
+            *(
+                (f"nobody {kind} {v}", kind, addresses["nobody", v], PORT, 0)
+                for kind in ("tcp", "udp")
+                for v in FAMILIES
+            ),
+            *((f"port {kind} {v}", kind, addresses["near", v], 81, 0) for kind in ("tcp", "udp") for v in FAMILIES),
+        ],
     )
-    assert {answer["error"] for answer in found.values()} == {"TimeoutError"}
+    assert [answer.get("error") for answer in found.values()] == ["ConnectionRefusedError"] * 8
     wanted = {("SERVICE_BACKEND_NOT_FOUND", "nobody"), ("IS_A_CLUSTERIP", "near")}
 
     def told() -> set[tuple[str, str]]:
