@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -15,6 +17,8 @@ import pytest
 import yaml
 
 from nodenet.lab import names
+from nodenet.lab.client import LabClient
+from nodenet.lab.kinds import BY_KIND
 from tests.e2e.labs import Lab, nodenet, running, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
@@ -269,3 +273,25 @@ def test_without_an_agent(lab: Lab, node_ports: dict[tuple[str, str], int], plac
         assert client.wait(timeout=10) == 0
     ready = [line for line in lab.agent_log("node1").splitlines() if "ready after" in line]
     assert "0 programs attached, 0 map writes" in ready[-1]
+
+
+def test_backends_that_come_and_go_fail_no_connection(lab: Lab, node_ports: dict[tuple[str, str], int]) -> None:
+    """New connections all the time, while one of two backends (here, and on the other node) leaves the Service
+    and comes back."""
+    address, port = NODES["node1", 4], node_ports["both", "tcp"]
+    command = ["nsenter", f"--net={fabric(lab)}", sys.executable, "-I", "-S", "-c", WHO, address, str(port), "4000"]
+    client = LabClient(lab.name)
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as load:
+        changes = 0
+        while load.poll() is None:
+            for tier in ("none", "web"):
+                patch = {"metadata": {"labels": {"tier": tier}}}
+                client.patch(BY_KIND["Pod"], NAMESPACE, PLACES[changes % 2], patch)
+                time.sleep(0.3)
+            changes += 1
+        output, errors = load.communicate()
+    assert (load.returncode, errors) == (0, "")
+    answers = Counter(output.split())
+    assert answers.total() == 4000
+    assert answers.keys() == set(PLACES)
+    assert changes > 2
