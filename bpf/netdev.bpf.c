@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* tc programs on the interfaces that lead out of the node: what comes in (ingress), and what the node itself and its pods
  * send out (egress). The stages are those of endpoint.bpf.c. There is no policy stage, because no pod is on either side
- * of such an interface: a pod's veth has its policy. Only packets to Services, and those of their flows, are changed or
- * dropped. All others are the node's own traffic, which must go on whatever these programs find. */
+ * of such an interface: a pod's veth has its policy. Only packets to Services, and those that have the ends of their
+ * flows, are changed or dropped. All others are the node's own traffic, which must go on whatever these programs find. */
 #include "lib/link.h"
 #include "lib/refuse.h"
 #include "lib/transit.h"

@@ -9,13 +9,11 @@
 #include "affinity.h"
 #include "frag_create.h"
 #include "keeps.h"
-#include "nat_port.h"
 #include "quote.h"
 #include "source.h"
 #include "source_range.h"
+#include "transit_port.h"
 
-/* nn_nat_entry.endpoint_id of flows that the node translates for others. */
-#define NN_NAT_OF_NODE 0
 /* Of nn_transit_enter: the packet opened the flow. */
 #define NN_TRANSIT_NEW 2
 
@@ -69,13 +67,16 @@ NN_GLOBAL int nn_transit_apply(struct __sk_buff *ctx)
  * backend does not exist any more, and, while the connection opens, if the backend has left the Service. */
 NN_INLINE int nn_transit_keeps(const struct nn_packet *packet, const struct nn_nat_entry *flow, __u32 now)
 {
-	const __u8 closed = NN_NAT_FIN_FORWARD | NN_NAT_FIN_REPLY;
 	__u32 id = flow->backend_id;
 
+	if (packet->tuple.protocol == IPPROTO_UDP && !flow->rev_nat_index)
+		return !nn_nat_has_expired(flow, IPPROTO_UDP, now);
 	if (packet->tuple.protocol == IPPROTO_UDP || !nn_is_syn(packet))
 		return nn_service_keeps(packet, flow, now);
-	if ((flow->flags & closed) == closed || nn_nat_has_expired(flow, IPPROTO_TCP, now))
+	if (nn_transit_is_over(flow, IPPROTO_TCP, now))
 		return 0;
+	if (!flow->rev_nat_index)
+		return 1;
 	if (nn_nat_is_open(flow->flags) && !(flow->flags & NN_NAT_RST))
 		return nn_is_backend_of(bpf_map_lookup_elem(&nn_backend, &id), flow);
 	return nn_service_has_slot(&packet->tuple, flow);
@@ -85,63 +86,6 @@ NN_INLINE int nn_transit_keeps(const struct nn_packet *packet, const struct nn_n
 NN_INLINE int nn_is_local(const struct nn_context *context, const struct nn_addr *addr)
 {
 	return nn_endpoint_lookup(addr) || nn_identity_of(addr, context->state.generation) == NN_IDENTITY_HOST;
-}
-
-/* True if the backend on this node has a flow with the client's ends that no Service translates, or one whose entries
- * were lost. Only for packets that open a flow: others belong to the lost one. */
-NN_INLINE int nn_transit_is_direct(struct nn_context *context, const struct nn_nat_key *reply)
-{
-	const struct nn_endpoint_entry *backend = nn_endpoint_lookup(&reply->saddr);
-	struct nn_ct_key *flow = &context->key;
-	const struct nn_ct_entry *taken;
-
-	if (!backend || (reply->protocol == IPPROTO_TCP && !nn_is_syn(&context->packet)))
-		return 0;
-	__builtin_memset(flow, 0, sizeof(*flow));
-	flow->pod = reply->saddr;
-	flow->remote = reply->daddr;
-	flow->pod_port = reply->sport;
-	flow->remote_port = reply->dport;
-	flow->protocol = reply->protocol;
-	taken = nn_ct_lookup(flow, backend->endpoint_id, context->now);
-	return taken && !(taken->flags & (NN_CT_FIN_FORWARD | NN_CT_RST));
-}
-
-/* True if another flow has the ends that this one would have behind the translation (the context's reply_key). */
-NN_INLINE int nn_transit_is_taken(struct nn_context *context)
-{
-	struct nn_nat *nat = &context->nat;
-	const struct nn_nat_entry *held = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
-
-	if (!held)
-		return nn_transit_is_direct(context, &nat->reply_key);
-	nn_nat_other_of(&nat->reply_key, held, &nat->other);
-	if (held->sport == nat->key.dport && held->dport == nat->key.sport &&
-	    nn_addr_equal(&held->saddr, &nat->key.daddr) && nn_addr_equal(&held->daddr, &nat->key.saddr))
-		return 0;
-	held = bpf_map_lookup_elem(&nn_nat, &nat->other);
-	return held && !nn_nat_has_expired(held, nat->key.protocol, context->now);
-}
-
-/* Choose the client's port behind the translation: its own one, or another one if another flow of the client to this
- * backend has it. Returns 0 or a drop code. */
-NN_GLOBAL int nn_transit_port(__u32 number)
-{
-	struct nn_context *context = nn_context_now();
-	struct nn_nat *nat;
-
-	if (!context)
-		return NN_DROP_INVALID_PACKET;
-	nat = &context->nat;
-	nn_nat_other_of(&nat->key, &nat->entry, &nat->reply_key);
-	for (int i = 0; i < NN_PORT_TRIES; i++) {
-		if (!nn_transit_is_taken(context)) {
-			nat->entry.sport = nat->reply_key.dport;
-			return 0;
-		}
-		nat->reply_key.dport = bpf_htons(NN_PORT_FIRST + ((number + i * NN_PORT_STEP) & NN_PORT_MASK));
-	}
-	return NN_DROP_NAT_NO_MAPPING;
 }
 
 /* The same backend for all new flows of this client, if the Service wants that. */
@@ -202,13 +146,17 @@ NN_GLOBAL int nn_transit_choose(void)
 	return 1;
 }
 
-/* Open a flow for a packet that enters the node. Returns NN_TRANSIT_NEW, 0 if the packet is not served, or a drop
- * code. */
+/* Open a flow for a packet that enters the node. Returns NN_TRANSIT_NEW, 1 if the flow is no Service's, 0 if the packet
+ * needs none, or a drop code. */
 NN_INLINE int nn_transit_open(struct nn_context *context)
 {
-	int result = nn_transit_choose();
+	const struct nn_packet *packet = &context->packet;
+	int result = nn_service_addr_of(&packet->tuple.daddr) ? nn_transit_choose() : 0;
+	int opened = NN_TRANSIT_NEW;
 	__u32 number;
 
+	if (result == 0 && (packet->tuple.protocol == IPPROTO_UDP || nn_is_syn(packet)))
+		opened = result = nn_transit_direct();
 	if (result <= 0)
 		return result;
 	number = nn_flow_number(&nn_view_of(context, NN_EGRESS)->flow);
@@ -218,10 +166,10 @@ NN_INLINE int nn_transit_open(struct nn_context *context)
 	if (result < 0)
 		return result;
 	if (!(context->nat.entry.flags & NN_NAT_HAS_SOURCE))
-		return NN_TRANSIT_NEW;
+		return opened;
 	result = nn_source_create(number);
 	if (result == 0)
-		return NN_TRANSIT_NEW;
+		return opened;
 	context->nat.gone = context->nat.key;
 	nn_nat_delete();
 	return result;
@@ -239,6 +187,11 @@ NN_INLINE int nn_transit_enter(struct nn_context *context)
 		nn_transit_use(context, flow);
 		return 1;
 	}
+	/* A direct flow that has ended. Without it the next one may have its own port. */
+	if (flow && !flow->rev_nat_index) {
+		context->nat.gone = context->nat.key;
+		nn_nat_delete();
+	}
 	/* A SYN is no reply. */
 	if (nn_is_source_port(tuple->dport) && !nn_is_syn(&context->packet)) {
 		flow = nn_transit_lookup(context, tuple, NN_NAT_SOURCE_REPLY);
@@ -247,7 +200,7 @@ NN_INLINE int nn_transit_enter(struct nn_context *context)
 			return 1;
 		}
 	}
-	return nn_service_addr_of(&tuple->daddr) ? nn_transit_open(context) : 0;
+	return nn_transit_open(context);
 }
 
 /* Find the flow of a packet that leaves the node. Returns 1 with the flow in the context, or 0. */

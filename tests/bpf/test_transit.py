@@ -308,7 +308,6 @@ def test_a_drop_names_the_service(outside: Outside, layer: type[Packet]) -> None
     assert (event.type, event.service_id) == (EventType.TRACE, SERVICE_ID + 1)
 
 
-@pytest.mark.xfail(strict=True, reason="the answer of a direct connection still gets the Service's address")
 def test_a_direct_connection_with_the_ends_of_a_closed_flow(outside: Outside) -> None:
     """A client may use one port for a call of the NodePort and, later, for a call of the pod: their destinations
     differ. With the source kept both have the same ends at the backend."""
@@ -321,6 +320,76 @@ def test_a_direct_connection_with_the_ends_of_a_closed_flow(outside: Outside) ->
     assert direct == (outside.client, CLIENT_PORT, outside.near, TARGET)
     back = ends(outside.leaves(outside.answer(TCP, direct, flags="SA")))
     assert back == (outside.near, TARGET, outside.client, CLIENT_PORT)
+    assert not outside.halves()
+
+
+def expire(outside: Outside, client_port: int = CLIENT_PORT) -> None:
+    """All flows with this port of the client had their last packet long ago."""
+    for key, entry in list(outside.tables["nn_nat"].items()):
+        if client_port in (key.sport, key.dport):
+            outside.tables["nn_nat"].update(key, entry._replace(last_seen=monotonic() - 9000))
+
+
+def test_a_direct_flow_with_the_ends_of_an_expired_one(outside: Outside, layer: type[Packet]) -> None:
+    outside.serve(outside.near)
+    outside.enters(outside.call(ask(layer)))
+    expire(outside)
+    direct = ends(outside.enters(outside.call(ask(layer, dport=TARGET), to=outside.near)))
+    assert direct == (outside.client, CLIENT_PORT, outside.near, TARGET)
+    assert not outside.halves()
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["half-open", "open"])
+def test_a_direct_flow_beside_one_of_a_service(outside: Outside, layer: type[Packet], *, opened: bool) -> None:
+    """It gets another port on the way to the backend, and both work. Anyone can send the first packet of either."""
+    outside.serve(outside.near)
+    there = ends(outside.enters(outside.call(ask(layer))))
+    if opened:
+        outside.leaves(outside.answer(layer, there, **more(layer)))
+        outside.enters(outside.call(layer(sport=CLIENT_PORT, dport=NODE_PORT, **more(layer)) / Raw(b"more")))
+    call = outside.call(ask(layer, dport=TARGET), to=outside.near)
+    outside.datapath.events()
+    direct = ends(outside.enters(call))
+    assert (direct[0], *direct[2:]) == (outside.client, outside.near, TARGET)
+    assert direct[1] != CLIENT_PORT
+    # The pod's own program reports it.
+    assert outside.datapath.events() == []
+    for to, service in ((there, (outside.node, NODE_PORT)), (direct, (outside.near, TARGET))):
+        back = outside.leaves(outside.answer(layer, to, **more(layer)))
+        assert ends(back) == (*service, outside.client, CLIENT_PORT)
+        again = outside.call(layer(sport=CLIENT_PORT, dport=service[1], **more(layer)) / Raw(b"more"), to=service[0])
+        assert ends(outside.enters(again)) == to
+    # Sent again, or forged.
+    assert ends(outside.enters(call)) == direct
+    # The Service's flow has ended, then the direct one too: the next one needs no other port.
+    expire(outside)
+    assert ends(outside.enters(call)) == ((outside.client, CLIENT_PORT, outside.near, TARGET))
+    assert not outside.halves()
+
+
+def test_a_direct_connection_after_a_direct_one(outside: Outside) -> None:
+    """Both ends have closed the first one, and the Service's is still open."""
+    outside.serve(outside.near)
+    outside.enters(outside.call(ask(TCP)))
+    call = outside.call(ask(TCP, dport=TARGET), to=outside.near)
+    direct = ends(outside.enters(call))
+    outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=TARGET, flags="FA"), to=outside.near))
+    outside.leaves(outside.answer(TCP, direct, flags="FA"))
+    assert ends(outside.enters(call)) == direct
+    entries = {key.reply: entry for key, entry in outside.tables["nn_nat"].items() if key.dport == TARGET}
+    assert not entries[NatHalf.CLIENT].flags
+
+
+def test_a_direct_flow_to_a_backend_elsewhere(outside: Outside, layer: type[Packet]) -> None:
+    """This node routes it. Its source is replaced too, so the answer comes back through this node."""
+    outside.serve(outside.far)
+    first = ends(outside.leaves(outside.enters(outside.call(ask(layer)))))
+    direct = ends(outside.leaves(outside.enters(outside.call(ask(layer, dport=TARGET), to=outside.far))))
+    assert (direct[0], *direct[2:]) == (outside.node, outside.far, TARGET)
+    assert direct[1] != first[1]
+    for to, service in ((first, (outside.node, NODE_PORT)), (direct, (outside.far, TARGET))):
+        back = outside.leaves(outside.enters(outside.answer(layer, to, **more(layer))))
+        assert ends(back) == (*service, outside.client, CLIENT_PORT)
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])

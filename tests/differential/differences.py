@@ -138,17 +138,6 @@ DOCUMENTED = (
             and {s for s, _ in other.sources} <= {"client", CLIENTS[probe.client], *(s for s, _ in base.sources)}
         ),
     ),
-    Difference(
-        "ebpf",
-        "a direct connection of the node with the ends of an earlier flow",
-        "a client that connects to the pod directly, from the port of an earlier call of the Service",
-        lambda field, probe, base, other: (
-            field == "answer"
-            and probe.client in HOSTS
-            and base.answers == {"answered"}
-            and other.answers == {"answered", "timeout"}
-        ),
-    ),
 )
 
 
