@@ -50,7 +50,7 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
     if links:
         yield Item(f"{len(links)} socket programs of {config.bpffs}", partial(loader.detach_cgroup, pins))
     yield from _uplinks()
-    if source_ports.ours(config.run_dir):
+    if source_ports.noted(config.run_dir):
         yield Item("ports reserved for calls from outside", partial(source_ports.release, config.run_dir))
     yield from _interfaces(config, bridge)
     yield from _routes()

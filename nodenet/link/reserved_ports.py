@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from nodenet.link import sysctl
 
 KEY = "ipv4/ip_local_reserved_ports"
+# The ports from which the kernel chooses, for both versions.
+LOCAL_KEY = "ipv4/ip_local_port_range"
+# The kernel takes one page, less one byte, at once. It replaces the list by what it took of a longer one.
+_LONGEST = 4095
 
 # The first and the last port.
 Range = tuple[int, int]
@@ -17,20 +21,42 @@ def read() -> tuple[Range, ...]:
     return parse(sysctl.read(KEY))
 
 
-def add(wanted: Range) -> tuple[Range, ...]:
-    """Reserve ports, besides those that are reserved. Returns those that were not reserved before. Raises OSError,
-    ValueError."""
-    present = _ports(read())
-    fresh = _ports((wanted,)) - present
-    if fresh:
-        sysctl.write(KEY, render(present | fresh))
-    return ranges(fresh)
+def local() -> Range:
+    """The range from which the kernel chooses ports for sockets of this namespace. Raises OSError, ValueError."""
+    text = sysctl.read(LOCAL_KEY)
+    try:
+        low, high = map(int, text.split())
+    except ValueError:
+        raise ValueError(f"net/{LOCAL_KEY}: expected two ports, got {text!r}") from None
+    return low, high
+
+
+def add(wanted: Iterable[Range]) -> None:
+    """Reserve ports, besides those that are reserved. Raises OSError, ValueError."""
+    _write((*read(), *wanted))
 
 
 def remove(gone: Iterable[Range]) -> None:
     """Reserve these ports no longer. Raises OSError, ValueError."""
+    _write(without(read(), gone))
+
+
+def _write(wanted: Iterable[Range]) -> None:
+    words = render(wanted)
+    if len(words) > _LONGEST:
+        raise ValueError(f"net/{KEY}: expected at most {_LONGEST} characters, got {len(words)}: too many ranges")
     # An empty write changes nothing.
-    sysctl.write(KEY, render(_ports(read()) - _ports(gone)) or "\n")
+    sysctl.write(KEY, words or "\n")
+
+
+def without(some: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...]:
+    """The ports of `some` that are not in `others`."""
+    return ranges(_ports(some) - _ports(others))
+
+
+def count(some: Iterable[Range]) -> int:
+    """How many different ports."""
+    return len(_ports(some))
 
 
 def parse(text: str) -> tuple[Range, ...]:
@@ -38,13 +64,16 @@ def parse(text: str) -> tuple[Range, ...]:
     found = []
     for word in filter(None, text.strip().split(",")):
         low, dash, high = word.partition("-")
-        found.append((int(low), int(high if dash else low)))
+        try:
+            found.append((int(low), int(high if dash else low)))
+        except ValueError:
+            raise ValueError(f"expected ranges of ports such as 8080,49152-65535, got {word[:40]!r}") from None
     return tuple(found)
 
 
-def render(ports: Iterable[int]) -> str:
-    """The kernel's words."""
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges(ports))
+def render(found: Iterable[Range]) -> str:
+    """The kernel's words, in order."""
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges(_ports(found)))
 
 
 def ranges(ports: Iterable[int]) -> tuple[Range, ...]:
