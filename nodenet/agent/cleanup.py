@@ -68,7 +68,8 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
 # Patterns of what agent and plugin write in run_dir.
 _RUN_FILES = (
     *("agent.lock", "agent.sock", "cni.sock", ".cni.[0-9]*", "endpoints", "leases"),
-    *("pod-addresses.lock", "pod-cidrs", "pod-cidrs.new", "pod-mtu", ".pod-mtu.new", "reserved-ports"),
+    *("pod-addresses.lock", "pod-cidrs", "pod-cidrs.new", "pod-mtu", ".pod-mtu.new"),
+    *("reserved-ports", ".reserved-ports.new"),
 )
 
 

@@ -98,8 +98,12 @@ class SourcePorts:
         fresh = reserved_ports.without((self._wanted,), reserved_ports.read())
         if not fresh:
             return
-        reserved_ports.add(fresh)
         _note(self._run_dir, (*mine, *fresh))
+        try:
+            reserved_ports.add(fresh)
+        except (OSError, ValueError):
+            _note(self._run_dir, mine)
+            raise
         log.info("ports %s are reserved for calls from outside", reserved_ports.render(fresh))
 
 
@@ -121,9 +125,16 @@ def too_few_left(wanted: Range, others: Sequence[Range], local: Range) -> BadInp
 
 
 def _note(run_dir: Path, ports: Sequence[Range]) -> None:
-    """Write down which ports are ours."""
+    """Write down which ports are ours, completely or not at all. Before they are reserved: if the agent ends between
+    the two, the next one releases ports that were not reserved, which has no effect. In the other order no agent would
+    ever release them."""
+    if not ports:
+        (run_dir / _FILE).unlink(missing_ok=True)
+        return
     words = reserved_ports.render(ports)
-    (run_dir / _FILE).write_text(words + "\n")
+    new = run_dir / f".{_FILE}.new"
+    new.write_text(words + "\n")
+    new.replace(run_dir / _FILE)
 
 
 def _within(one: Range, other: Range) -> bool:

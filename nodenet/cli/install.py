@@ -24,6 +24,9 @@ STAYS = """What stays on each node, so that the pods that run now keep their net
   /opt/cni/bin/nodenet, .nodenet-*       the plugin
   /var/lib/cni/networks                  leases of addresses
   /run/nodenet                           endpoints
+  interfaces of pods and their bridge, routes (proto 110), programs on the uplink, tables of nf_tables
+  net.ipv4.ip_local_reserved_ports       the ports that the agent reserved: those in /run/nodenet/reserved-ports
+  /run/systemd/network/00-nodenet.network  systemd-networkd leaves interfaces of pods to nodenet
 `nodenet uninstall --clean-nodes` removes it with the rest, and `nodenet cleanup` on one node."""
 # Names of pods that are printed.
 _MOST_NAMES = 20

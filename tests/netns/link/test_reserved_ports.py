@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,39 @@ def test_another_range_and_none(netns: str, tmp_path: Path) -> None:
         assert text() == ""
 
     link_netns.call(netns, scenario)
+
+
+def test_an_agent_that_is_killed_leaves_nothing_that_no_other_releases(netns: str, tmp_path: Path) -> None:
+    """It ends directly after each of the two steps."""
+
+    class KilledError(BaseException):
+        pass
+
+    def scenario() -> None:
+        for name in ("add", "_note"):
+            module = reserved_ports if name == "add" else source_ports
+            real = getattr(module, name)
+
+            def killed(*words: object, real: Callable[..., object] = real) -> None:
+                real(*words)
+                raise KilledError
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, name, killed)
+                with pytest.raises(KilledError):
+                    SourcePorts(tmp_path, OURS).sync()
+            assert source_ports.ours(tmp_path) == (OURS,)
+            source_ports.release(tmp_path)
+            assert text() == ""
+
+    link_netns.call(netns, scenario)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "reserved-ports").write_text("many\n")
+    assert source_ports.noted(tmp_path)
+    with pytest.raises(BadInputError, match="reserved-ports: expected ranges of ports"):
+        source_ports.release(tmp_path)
 
 
 def refresh(ports: SourcePorts) -> list[str]:

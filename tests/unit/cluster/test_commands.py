@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from nodenet.cli.main import root
 from nodenet.cluster import kustomize, release
+from nodenet.link import networkd, reserved_ports, routes
 from nodenet.tables import state
 from tests.unit.cluster.api import Api
 
@@ -86,6 +87,9 @@ def test_install_upgrade_and_uninstall(api: Api, tmp_path: Path) -> None:
         assert gone.exit_code == 0, gone.stderr
         assert "What stays on each node" in gone.stdout
         assert "nodenet uninstall --clean-nodes" in gone.stdout
+        for stays in (f"net.{reserved_ports.KEY.replace('/', '.')}", str(networkd.FOLDER / networkd.FILE)):
+            assert stays in gone.stdout
+        assert f"routes (proto {routes.PROTOCOL})" in gone.stdout
         assert called("uninstall", *where).exit_code == 2
     assert api.remaining() == {"Node n1", "EndpointSlice kubernetes"}
 
