@@ -1,7 +1,7 @@
 """Decides when an optional kind counts as not installed, and how often to check for it while it is not. Pure.
 
-The evidence is a 404 for the kind, together with discovery documents that do not list it (client.py requests both). A
-404 is not enough: a proxy or load balancer in front of the API can send one too.
+The evidence is a 404 for the kind, together with discovery documents that do not list it in any version (discovery.py).
+A 404 is not enough: a proxy or load balancer in front of the API can send one too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from nodenet.store import Delta, Removal, StoreEvent
 # There is no hurry: when a CRD is removed, the API first deletes its objects one by one, and the watch reports each.
 GONE_SECONDS = 30.0
 GONE_CHECKS = 3
-# Pauses between checks for a kind that is not installed. A check is a GET that the API answers with 404 without reading
-# etcd. The agent notices a new CRD after LAST_POLL_SECONDS at most.
+# Pauses between checks for a kind that is not installed. A check is a GET of the group's discovery document, which the
+# API answers without reading etcd. The agent notices a new CRD after LAST_POLL_SECONDS at most.
 FIRST_POLL_SECONDS = 1.0
 LAST_POLL_SECONDS = 30.0
 
@@ -35,7 +35,6 @@ class Absence:
     def record_event(self, event: StoreEvent) -> None:
         """The API serves the kind and sent this event, which the caller passes to the store."""
         self.reset()
-        self.confirmed = False
         if isinstance(event, Delta):
             # The client reports existing objects as a Delta and deleted ones as a Removal.
             self._known.add(self.kind.key(event.obj))
@@ -45,9 +44,9 @@ class Absence:
             self._known = {*map(self.kind.key, event.objects), *event.keep}
 
     def reset(self) -> None:
-        """Discard the evidence so far: the answer was not "not served", or there was none. `confirmed` does not
-        change."""
+        """Discard the evidence so far: the answer was not "not served", or there was none."""
         self._checks = 0
+        self.confirmed = False
 
     def record_missing(self, now: float) -> bool:
         """The API answered that it does not serve the kind. Returns whether that is confirmed now.

@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from nodenet.kinds import API_KINDS, NODE, ApiKind
-from nodenet.kube import protocol
+from nodenet.kube import discovery
 from nodenet.kube.absence import GONE_SECONDS, Absence
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.health import Failures, KindStats, Recovery
@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 _RETRY_SAME_VERSION = (401, 403, 429, 500, 502, 503)
 # After this many streaming lists that end too early, lists in pages are used.
 _MOST_INCOMPLETE = 3
-
-# Every API server that can serve custom resources lists this group in /apis.
-_CRD_GROUP = "apiextensions.k8s.io"
 
 # Errors of a list or watch. Each is handled by a retry.
 _RETRIED_ERRORS = (RelistError, IncompleteError, AnswerError, *NETWORK_ERRORS)
@@ -134,11 +131,14 @@ class KubeClient:
         source = _Source(reader, self._herd)
         while True:
             try:
-                async with aclosing(source.events(failures)) as events:
-                    async for event in events:
-                        absence.record_event(event)
-                        yield event
-                pause = failures.watch_ended()
+                if absence.confirmed and await discovery.group_is_unknown(reader):
+                    pause = failures.absent()
+                else:
+                    async with aclosing(source.events(failures)) as events:
+                        async for event in events:
+                            absence.record_event(event)
+                            yield event
+                    pause = failures.watch_ended()
             except NoStreamError as error:
                 log.info("%s: %s: no streaming lists (%s): using lists in pages", servers, kind, error)
                 source.streams = False
@@ -159,10 +159,8 @@ class KubeClient:
         if not (reader.kind.optional and isinstance(error, AnswerError) and error.code == 404):
             absence.reset()
             return error
-        if absence.confirmed:
-            return None
         try:
-            missing = await _discovery_lacks(reader)
+            missing = await discovery.lacks(reader)
         except _RETRIED_ERRORS as discovery_error:
             absence.reset()
             return discovery_error
@@ -172,26 +170,6 @@ class KubeClient:
         if absence.record_missing(time.monotonic()):
             return None
         return AnswerError(404, f"not served; its objects are deleted only if this lasts {GONE_SECONDS:g} s")
-
-
-async def _discovery_lacks(reader: Reader) -> bool:
-    """Whether the API's discovery documents show that it does not serve the kind. A server with incomplete
-    discovery, or one that is not a Kubernetes API, does not count as a server without the kind."""
-    resource = reader.kind.resource
-    try:
-        async with reader.get(resource.base) as response:
-            served = msgspec.json.decode(await response.read(), type=protocol.ResourceList)
-    except AnswerError as error:
-        if error.code != 404 or not resource.group:
-            raise
-        # The group and version are not served. The list of all groups must confirm this below.
-    else:
-        names = [entry.name for entry in served.resources or ()]
-        return served.kind == "APIResourceList" and resource.plural not in names
-    async with reader.get("/apis") as response:
-        known = msgspec.json.decode(await response.read(), type=protocol.GroupList)
-    groups = {group.name: [v.group_version for v in group.versions or ()] for group in known.groups or ()}
-    return _CRD_GROUP in groups and resource.api_version not in groups.get(resource.group, ())
 
 
 def _must_relist(error: Exception) -> bool:

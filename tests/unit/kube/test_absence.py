@@ -30,11 +30,19 @@ OPTIONAL = replace(
 )
 NOT_FOUND = (404, b"404 page not found\n")
 BASE = f"/apis/{GROUP}/v1alpha1"
+DOCUMENT = f"/apis/{GROUP}"
+NEWER = f"/apis/{GROUP}/v1beta1"
 
 
 def groups(*names: str) -> dict[str, Any]:
     found = [{"name": name, "versions": [{"groupVersion": f"{name}/v1alpha1"}]} for name in names]
     return {"kind": "APIGroupList", "groups": found}
+
+
+def versions(*found: str) -> dict[str, Any]:
+    """/apis of a server whose group has these versions."""
+    served = [{"groupVersion": f"{GROUP}/{version}"} for version in found]
+    return {"kind": "APIGroupList", "groups": [{"name": GROUP, "versions": served}, {"name": "apiextensions.k8s.io"}]}
 
 
 def resources(*names: str) -> dict[str, Any]:
@@ -51,6 +59,8 @@ class Cluster(Script):
     asked: list[str] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == DOCUMENT and DOCUMENT not in self.discovery:
+            return web.json_response({"kind": "APIGroup"})
         if request.path not in self.discovery:
             return await super().handle(request)
         self.asked.append(request.path)
@@ -85,7 +95,10 @@ def emptied() -> Listing:
                 "groups": [{"name": GROUP, "versions": []}, {"name": "apiextensions.k8s.io"}],
             },
         },
-        {BASE: resources("others", "others/status")},
+        {BASE: resources("others", "others/status"), "/apis": versions("v1alpha1")},
+        # The group is served with other kinds only, also in other versions.
+        {BASE: NOT_FOUND, "/apis": versions("v1beta1"), NEWER: resources("others")},
+        {BASE: resources("others"), "/apis": versions("v1beta1", "v1alpha1"), NEWER: resources("others")},
     ],
 )
 async def test_a_kind_that_is_not_installed_is_an_empty_list(discovery: dict[str, Any]) -> None:
@@ -104,8 +117,84 @@ async def test_a_kind_that_is_not_installed_is_an_empty_list(discovery: dict[str
         assert await looking == [Listing(OPTIONAL, (Namespace("a", {}),))]
         assert state(client) == "watched"
         assert pauses.seconds == [1, 2, 4]
-        # A kind that is known to be missing costs one request a look.
-        assert len(script.asked) == len(discovery)
+
+
+async def test_a_kind_of_an_unknown_group_costs_one_request_a_look() -> None:
+    script = Cluster([NOT_FOUND, page(namespace("a"))])
+    script.discovery[DOCUMENT] = NOT_FOUND
+    async with optional(script) as (client, events, pauses):
+        assert await take(events, 1) == [emptied()]
+        looking = asyncio.ensure_future(take(events, 1))
+        while len(pauses.seconds) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert (state(client), client.stats[OPTIONAL].errors) == ("not installed", 0)
+        assert script.asked[:5] == [BASE, "/apis", *[DOCUMENT] * 3]
+        assert len(script.list_queries) == 1
+        script.discovery[DOCUMENT] = {"kind": "APIGroup"}
+        assert await looking == [Listing(OPTIONAL, (Namespace("a", {}),))]
+
+
+OTHER_VERSION = [
+    {BASE: NOT_FOUND, "/apis": versions("v1beta1"), NEWER: resources("others", "tenants")},
+    {BASE: resources("others"), "/apis": versions("v1beta1", "v1alpha1"), NEWER: resources("tenants")},
+]
+
+
+@pytest.mark.parametrize("discovery", OTHER_VERSION)
+async def test_objects_stay_while_another_version_is_served(
+    discovery: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The definition was replaced by one with another version: the objects exist, and the agent cannot read them."""
+    now = [1000.0]
+
+    def later() -> float:
+        now[0] += GONE_SECONDS
+        return now[0]
+
+    monkeypatch.setattr("nodenet.kube.client.time", SimpleNamespace(monotonic=later))
+    script = Cluster([page(namespace("a")), NOT_FOUND], watches=[404], discovery=discovery)
+    async with optional(script) as (client, events, pauses):
+        assert await take(events, 1) == [Listing(OPTIONAL, (Namespace("a", {}),))]
+        going = asyncio.ensure_future(take(events, 1))
+        while len(pauses.seconds) < 2 * GONE_CHECKS and not going.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert not going.done()
+        assert state(client) == "failing"
+        assert f"tenants.{GROUP} is served as {GROUP}/v1beta1" in client.stats[OPTIONAL].error
+        assert f"nodenet reads {GROUP}/v1alpha1" in client.stats[OPTIONAL].error
+        # The version comes back.
+        script.lists = [page(namespace("b"))]
+        assert await going == [Listing(OPTIONAL, (Namespace("b", {}),))]
+        assert state(client) == "watched"
+
+
+@pytest.mark.parametrize("discovery", OTHER_VERSION)
+async def test_another_version_that_comes_later_is_trouble(discovery: dict[str, Any]) -> None:
+    """The kind was not installed. Its objects of another version are not in force, and status must say so."""
+    script = Cluster([NOT_FOUND])
+    async with optional(script) as (client, events, pauses):
+        assert await take(events, 1) == [emptied()]
+        looking = asyncio.ensure_future(take(events, 1))
+        while not pauses.seconds:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert state(client) == "not installed"
+        script.discovery = discovery
+        while not client.stats[OPTIONAL].error:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert "v1beta1" in client.stats[OPTIONAL].error
+        assert state(client) == "failing"
+        # A proxy's 404 is no proof that it is gone again.
+        script.discovery = {BASE: NOT_FOUND, "/apis": NOT_FOUND, DOCUMENT: NOT_FOUND}
+        before = len(pauses.seconds)
+        while len(pauses.seconds) < before + 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert state(client) == "failing"
+        script.discovery = {BASE: NOT_FOUND, "/apis": groups("apiextensions.k8s.io")}
+        while client.stats[OPTIONAL].error:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert state(client) == "not installed"
+        script.lists = [page()]
+        assert await looking == [emptied()]
 
 
 async def test_the_pauses_between_looks_end_at_the_longest() -> None:
@@ -130,6 +219,10 @@ async def test_the_pauses_between_looks_end_at_the_longest() -> None:
         {BASE: resources("tenants")},
         {BASE: NOT_FOUND, "/apis": groups("apiextensions.k8s.io", GROUP)},
         {BASE: {"resources": []}},
+        {BASE: resources("others"), "/apis": versions("v1beta1")},
+        # Other versions of the group cannot be asked.
+        {BASE: NOT_FOUND, "/apis": versions("v1beta1"), NEWER: NOT_FOUND},
+        {BASE: NOT_FOUND, "/apis": versions("v1beta1"), NEWER: {"resources": []}},
     ],
 )
 async def test_a_404_that_discovery_does_not_confirm_is_trouble(discovery: dict[str, Any]) -> None:
