@@ -2,22 +2,19 @@
 
 A full map does not stop it. Entries that do not fit are left out together with the writes that depend on them, all
 other writes are made, and an error at the end reports what was left out. A Service that does not fit keeps its old
-state as a whole. nodenet.reconcile.commit writes policy.
+state as a whole, but never admits more sources than are wanted. nodenet.reconcile.commit writes policy.
 """
 
 from __future__ import annotations
 
 import errno
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
-from nodenet.abi import MEMBER_AFFINITY, AddressKey, FrontendKey, MemberKey, SourceRangeKey
 from nodenet.errors import NodenetError, TableFullError
+from nodenet.reconcile.left_out import Dependants, EarlyDeletes
 from nodenet.reconcile.plan import Write
-
-# The tables to which frontends refer.
-_BEHIND_FRONTENDS = ("nn_service_addr", "nn_backend", "nn_member", "nn_revnat", "nn_source_range")
 
 # A batch costs less than single writes from about ten entries on. Its keys and values are one piece of memory each.
 _FEWEST_AT_ONCE, _MOST_AT_ONCE = 16, 4096
@@ -116,8 +113,8 @@ class _Application:
         self._held = held
         self._done = done
         self._first: ApplyError | None = None
-        self._dependants = _Dependants(held)
-        self._early = _EarlyDeletes(writes, held)
+        self._dependants = Dependants(held)
+        self._early = EarlyDeletes(writes, held)
         self._left: list[Write] = []
         # Tables whose writes are made one by one, because the kernel made none of a batch.
         self._no_batches: set[str] = set()
@@ -158,7 +155,13 @@ class _Application:
             return
         if self._first is not None and self._dependants.has(write):
             self._left.append(write)
+            if (closer := self._dependants.restricted(write)) is not None:
+                self._try(closer, place)
             return
+        self._try(write, place)
+
+    def _try(self, write: Write, place: int) -> None:
+        """Make this write, in place of the one at `place`, or leave it out."""
         try:
             self._make_with_room(write)
         except (OSError, NodenetError) as error:
@@ -196,113 +199,3 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, TableFullError) or (
         isinstance(error, OSError) and error.errno in (errno.E2BIG, errno.ENOSPC)
     )
-
-
-class _EarlyDeletes:
-    """Finds deletes that are safe earlier than planned, to make room for a write that did not fit: entries to which no
-    frontend refers."""
-
-    def __init__(self, writes: list[Write], held: Mapping[str, Mapping[Any, Any]]) -> None:
-        self._writes = writes
-        self._held = held
-        self._made: set[tuple[str, Any]] = set()
-        self._looked: set[str] = set()
-
-    def has(self, write: Write) -> bool:
-        """True if this delete was made early."""
-        return bool(self._made) and write.is_delete and (write.table, write.key) in self._made
-
-    def take(self, write: Write) -> list[Write]:
-        """The deletes to make before the write is tried again. They are returned only once per table, because no
-        further entry becomes unused before the frontends are written."""
-        if write.table not in _BEHIND_FRONTENDS or write.table in self._looked:
-            return []
-        self._looked.add(write.table)
-        used = _used(self._held)[write.table]
-        found = [w for w in self._writes if w.is_delete and w.table == write.table and _reference(w.key) not in used]
-        self._made.update((one.table, one.key) for one in found)
-        return found
-
-
-class _Dependants:
-    """Finds the later writes that must not be made after an entry did not fit: all writes of a frontend that does not
-    fit, or whose address, backend, member or reverse entry does not fit. Also the deletes of these entries that such a
-    frontend, in its old state, still uses."""
-
-    def __init__(self, held: Mapping[str, Mapping[Any, Any]]) -> None:
-        self._held = held
-        self._begun = False
-        self._frontends: set[FrontendKey] = set()
-        # (table, number or address) -> the frontends whose writes refer to it.
-        self._users: dict[tuple[str, Any], set[FrontendKey]] = defaultdict(set)
-        self._used: dict[str, set[Any]] | None = None
-
-    def begin(self, writes: Iterable[Write]) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        for write in writes:
-            if write.table == "nn_frontend" and write.value is not None:
-                master = _master(write)
-                self._users["nn_member", write.value.service_id].add(master)
-                self._users["nn_source_range", write.value.service_id].add(master)
-                self._users["nn_service_addr", master.addr].add(master)
-                if write.key.slot:
-                    self._users["nn_backend", write.value.backend_id].add(master)
-                else:
-                    self._users["nn_revnat", write.value.service_id].add(master)
-
-    def left_out(self, write: Write) -> None:
-        if write.table == "nn_frontend":
-            self._frontends.add(_master(write))
-        elif write.table in ("nn_backend", "nn_revnat", "nn_service_addr", "nn_source_range"):
-            self._frontends |= self._users[write.table, _reference(write.key)]
-        elif write.table == "nn_member":
-            self._frontends |= self._users[write.table, write.key.service_id & ~MEMBER_AFFINITY]
-
-    def has(self, write: Write) -> bool:
-        if write.table == "nn_frontend":
-            return _master(write) in self._frontends
-        if write.table == "nn_source_range":
-            # A frontend that was written must lose the ranges that it does not have any more.
-            return write.is_delete and write.key.service_id in self._services_left_out()
-        if write.table in _BEHIND_FRONTENDS:
-            return write.is_delete and _reference(write.key) in self._still_used()[write.table]
-        return False
-
-    def _services_left_out(self) -> set[int]:
-        entries = (self._held["nn_frontend"].get(master) for master in self._frontends)
-        return {entry.service_id for entry in entries if entry is not None}
-
-    def _still_used(self) -> dict[str, set[Any]]:
-        """The keys that frontends still use, by table. Call it only after all writes of frontends."""
-        if self._used is None:
-            self._used = _used(self._held)
-        return self._used
-
-
-def _used(held: Mapping[str, Mapping[Any, Any]]) -> dict[str, set[Any]]:
-    """The keys to which frontends refer, by table."""
-    entries = held.get("nn_frontend", {})
-    return {
-        "nn_backend": {entry.backend_id for key, entry in entries.items() if key.slot},
-        "nn_member": {MemberKey(entry.service_id, entry.backend_id) for key, entry in entries.items() if key.slot},
-        "nn_revnat": {entry.service_id for key, entry in entries.items() if not key.slot},
-        "nn_service_addr": {key.addr for key in entries},
-        "nn_source_range": {entry.service_id for key, entry in entries.items() if not key.slot},
-    }
-
-
-def _reference(key: Any) -> Any:
-    """A key of a map behind frontends in the form in which `_used` has it."""
-    if isinstance(key, MemberKey):
-        return key
-    if isinstance(key, SourceRangeKey):
-        return key.service_id
-    return key.addr if isinstance(key, AddressKey) else key.value
-
-
-def _master(write: Write) -> FrontendKey:
-    """Both scopes of a frontend are one."""
-    key: FrontendKey = write.key
-    return key._replace(slot=0, scope=0)

@@ -162,7 +162,7 @@ SOURCE_RANGE = BpfMap(
     Records(abi.SourceRangeKey, abi.U32),
     Size(65536, "service_entries"),
     Writer.COMPILER,
-    "sources in ranges that do not fit are refused; a new Service is not served",
+    "sources in ranges that do not fit are refused",
     Group.SERVICES,
     Order(sets=5, deletes=12),
 )

@@ -16,10 +16,12 @@ from nodenet.abi import (
     AddressKey,
     EndpointEntry,
     EndpointFlag,
+    FrontendFlag,
     FrontendKey,
     LpmKey,
     PolicyKey,
     Rule,
+    SourceRangeKey,
     State,
     always,
 )
@@ -133,12 +135,98 @@ def test_source_ranges_without_room_allow_nothing_more() -> None:
     held = kernel.held()
     assert held["nn_source_range"].keys() <= old["nn_source_range"].keys() & new["nn_source_range"].keys()
     b = FrontendKey(ip_address("192.0.2.98"), 80, 6, 0)
-    assert b in new["nn_frontend"]
-    assert b not in held["nn_frontend"], "a frontend whose ranges do not fit is not served"
+    assert held["nn_frontend"][b].flags & FrontendFlag.SOURCE_RANGES, "its sources are refused"
     kernel.tables["nn_source_range"].max_entries = 3
     kernel.services(new)
     assert kernel.held()["nn_source_range"] == new["nn_source_range"]
     assert b in kernel.held()["nn_frontend"]
+
+
+def admits(kernel: Kernel, source: str, name: str = "a") -> bool:
+    """True if the load balancer's address of this Service admits a source, as nn_source_allowed decides."""
+    held = kernel.held()
+    entry = held["nn_frontend"][FrontendKey(ip_address(f"192.0.2.{ord(name)}"), 80, 6, 0)]
+    host = ip_network(source)
+    keys = (SourceRangeKey.of(entry.service_id, host.supernet(new_prefix=bits)) for bits in range(33))
+    return not entry.flags & FrontendFlag.SOURCE_RANGES or any(key in held["nn_source_range"] for key in keys)
+
+
+def test_a_service_that_gets_source_ranges_does_not_stay_open() -> None:
+    """Other ranges fill the map."""
+    others = tables_of(*restricted("10.4.0.0/16", "10.5.0.0/16", name="b"))
+    old = tables_of(*restricted(), *restricted("10.4.0.0/16", "10.5.0.0/16", name="b"))
+    new = tables_of(*restricted("10.1.0.0/16"), *restricted("10.4.0.0/16", "10.5.0.0/16", name="b"))
+    kernel = Kernel(old, nn_source_range=len(others["nn_source_range"]))
+    assert admits(kernel, "10.7.0.1")
+    with pytest.raises(FullError, match="nn_source_range"):
+        kernel.services(new)
+    assert not admits(kernel, "10.7.0.1")
+    assert not admits(kernel, "10.1.0.1"), "its range does not fit"
+    kernel.tables["nn_source_range"].max_entries += 1
+    kernel.services(new)
+    assert (admits(kernel, "10.7.0.1"), admits(kernel, "10.1.0.1")) == (False, True)
+
+
+@pytest.mark.parametrize("before", [(), ("10.1.0.0/16", "10.2.0.0/16")])
+def test_source_ranges_count_for_a_service_whose_backends_do_not_fit(before: tuple[str, ...]) -> None:
+    """It keeps its backends, but admits no source any more that its new ranges exclude."""
+
+    def both(*ranges: str, backends: tuple[str, ...]) -> Tables:
+        local, _ = restricted(*ranges)
+        return tables_of(local, slice_("a", *backends))
+
+    old = both(*before, backends=("10.0.1.1",))
+    new = both("10.1.0.0/16", backends=("10.0.1.1", "10.0.1.2"))
+    kernel = Kernel(old, nn_frontend=len(old["nn_frontend"]))
+    assert admits(kernel, "10.2.0.1")
+    with pytest.raises(FullError, match="nn_frontend"):
+        kernel.services(new)
+    assert (admits(kernel, "10.2.0.1"), admits(kernel, "10.1.0.1")) == (False, True)
+    assert kernel.dangling() == []
+    kernel.tables["nn_frontend"].max_entries = 1000
+    kernel.services(new)
+    assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
+
+
+def test_a_service_without_room_that_loses_its_ranges_keeps_them() -> None:
+    old = tables_of(*restricted("10.1.0.0/16"))
+    service_, _ = restricted()
+    new = tables_of(service_, slice_("a", "10.0.1.1", "10.0.1.2"))
+    kernel = Kernel(old, nn_frontend=len(old["nn_frontend"]))
+    with pytest.raises(FullError):
+        kernel.services(new)
+    assert admits(kernel, "10.1.0.1"), "as before"
+
+
+def test_members_of_a_service_without_room_stay() -> None:
+    """Those of session affinity, of both scopes, and the terminating backend of a UDP Service."""
+    ports = [("", UDP, 53)]
+    local: Any = {"external_ips": (ip_address("192.0.2.1"),), "affinity_seconds": 60, "external_local": True}
+
+    def wanted(*backends: Any) -> Tables:
+        return tables_of(service("a", "10.96.0.1", ports=ports, **local), slice_("a", *backends, ports=ports))
+
+    ending = replace(target("10.0.1.3"), ready=False, serving=True, terminating=True)
+    here = replace(target("10.0.1.1"), node_name="node1")
+    old = wanted(here, target("10.0.1.2"), ending)
+    numbers = {(bool(key.service_id >> 31), bool(key.backend_id >> 31)) for key in old["nn_member"]}
+    assert numbers == {(False, False), (True, False), (True, True)}
+    new = wanted(replace(target("10.0.1.4"), node_name="node1"), *(target(f"10.0.1.{n}") for n in range(5, 9)))
+    kernel = Kernel(old, nn_frontend=len(old["nn_frontend"]))
+    with pytest.raises(FullError, match="nn_frontend"):
+        kernel.services(new)
+    masters = {key: entry for key, entry in kernel.held()["nn_frontend"].items() if not key.slot}
+    assert masters == {key: entry for key, entry in old["nn_frontend"].items() if not key.slot}
+    assert old["nn_member"].items() <= kernel.held()["nn_member"].items()
+    # A full map of members takes nothing from the slots either.
+    kernel = Kernel(old, nn_member=len(old["nn_member"]) + 1)
+    with pytest.raises(FullError, match="nn_member"):
+        kernel.services(new)
+    gone = old["nn_member"].keys() - kernel.held()["nn_member"].keys()
+    assert {old["nn_member"][key].addr for key in gone} <= {ip_address("10.0.1.3")}
+    kernel.tables["nn_member"].max_entries = 1000
+    kernel.services(new)
+    assert {n: kernel.held()[n] for n in SERVICE_TABLES} == {n: dict(new[n]) for n in SERVICE_TABLES}
 
 
 def test_ranges_of_a_service_that_goes_make_room() -> None:
