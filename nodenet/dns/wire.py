@@ -1,11 +1,13 @@
 """DNS messages: a question as bytes -> the answer as bytes. Messages are hostile input. Pure, but for the random order.
 
-RFC 1035 (messages, truncation), RFC 6891 (EDNS), RFC 8914 (extended errors), RFC 2308 (negative answers).
+RFC 1035 (messages, truncation), RFC 6891 (EDNS), RFC 8914 (extended errors), RFC 2308 (negative answers), RFC 9619 (one
+question).
 """
 
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +16,6 @@ import dns.exception
 import dns.flags
 import dns.message
 import dns.name
-import dns.opcode
 import dns.rcode
 import dns.rdata
 import dns.rdataclass
@@ -33,7 +34,11 @@ Shuffle = Callable[[list[Record]], None]
 _TYPES = frozenset(Type)
 # The header of a message, without which no answer is possible.
 _HEADER = 12
-_RESPONSE = 0x80
+_RESPONSE, _OPCODE = 0x80, 0x78
+# Bytes of a question: a name has 255 at most, and EDNS options are small.
+LONGEST_QUESTION = 4096
+# Bytes of a reason in words: with the longest name it still fits into CLASSIC.
+_LONGEST_REASON = 200
 
 OUTSIDE = "this is a name outside of the lab's cluster, and the lab has no upstream DNS server (lab up --dns-upstream)"
 
@@ -57,11 +62,13 @@ def read(data: bytes, over_tcp: bool) -> Question | bytes | None:
     answer itself or has no header."""
     if len(data) < _HEADER or data[2] & _RESPONSE:
         return None
+    code = _refusal_of_header(data)
+    if code is not None:
+        return _header(data, code)
     try:
         message = dns.message.from_wire(data)
     except (dns.exception.DNSException, ValueError, IndexError):
-        # The id, and: response, FORMERR.
-        return data[:2] + bytes((_RESPONSE, dns.rcode.FORMERR)) + bytes(8)
+        return _header(data, dns.rcode.FORMERR)
     code = _refusal(message)
     if code is not None:
         return _refuse(message, code)
@@ -72,11 +79,23 @@ def read(data: bytes, over_tcp: bool) -> Question | bytes | None:
     return Question(message, found.name.to_text(), Type(text) if text in _TYPES else None, limit)
 
 
-def _refusal(message: dns.message.Message) -> dns.rcode.Rcode | None:
-    if message.opcode() != dns.opcode.QUERY:
+def _refusal_of_header(data: bytes) -> dns.rcode.Rcode | None:
+    """Checks what must not reach the parser: its work, and an answer that repeats the questions, would grow with the
+    message. RFC 9619: a query has one question."""
+    questions, answers, authorities = struct.unpack_from("!HHH", data, 4)
+    if data[2] & _OPCODE:
         return dns.rcode.NOTIMP
-    if len(message.question) != 1:
+    if len(data) > LONGEST_QUESTION or questions != 1 or answers or authorities:
         return dns.rcode.FORMERR
+    return None
+
+
+def _header(data: bytes, code: dns.rcode.Rcode) -> bytes:
+    """An answer without a question: the id, the bits `response` and opcode, and the code."""
+    return data[:2] + bytes((_RESPONSE | data[2] & _OPCODE, code)) + bytes(8)
+
+
+def _refusal(message: dns.message.Message) -> dns.rcode.Rcode | None:
     if message.edns > 0:
         return dns.rcode.BADVERS
     if message.question[0].rdclass != dns.rdataclass.IN:
@@ -87,7 +106,6 @@ def _refusal(message: dns.message.Message) -> dns.rcode.Rcode | None:
 def _refuse(message: dns.message.Message, code: dns.rcode.Rcode) -> bytes:
     answer = dns.message.Message(message.id)
     answer.flags = dns.flags.QR | (message.flags & dns.flags.RD)
-    answer.set_opcode(message.opcode())
     answer.question = message.question
     if message.edns >= 0:
         answer.use_edns(0)
@@ -118,7 +136,8 @@ def write(question: Question, found: Answer, domain: str, shuffle: Shuffle = ran
 
 def explain(message: dns.message.Message, text: str) -> None:
     """Add the reason as an extended error (RFC 8914), which dig shows."""
-    message.use_edns(0, payload=MOST_UDP, options=[dns.edns.EDEOption(dns.edns.EDECode.OTHER, text)])
+    short = text.encode("ascii", "replace")[:_LONGEST_REASON].decode()
+    message.use_edns(0, payload=MOST_UDP, options=[dns.edns.EDEOption(dns.edns.EDECode.OTHER, short)])
 
 
 def failure(question: Question, text: str) -> bytes:
