@@ -15,6 +15,7 @@ from typing import Any
 import dns.exception
 
 from nodenet.dns import wire
+from nodenet.dns.shares import Shares
 from nodenet.dns.wire import Question
 from nodenet.dns.zone import Zone
 
@@ -23,14 +24,15 @@ log = logging.getLogger(__name__)
 PORT = 53
 # What a probe sends by UDP. By TCP it sends an HTTP request, which read as a length is more than a question can have.
 _PROBES = (b"", b"hostname")
-_LONGEST_QUESTION = 4096
 _LONGEST_REQUEST = 65536
-# Limits of TCP: clients are hostile.
-_MOST_CONNECTIONS = 100
+# Limits of TCP, for each socket and for each client: clients are hostile.
+_MOST_CONNECTIONS, _CONNECTIONS_OF_ONE = 200, 20
 _IDLE_SECONDS = 10.0
-# Questions that wait for the upstream server at the same time, and how long one waits.
-_MOST_FORWARDED = 100
+# Questions that wait for the upstream server at the same time, of all clients and of one, and how long one waits.
+_MOST_FORWARDED, _FORWARDED_OF_ONE = 200, 20
 _UPSTREAM_SECONDS = 2.0
+# No answer, or, as in wire.read, one that cannot be read.
+_UPSTREAM_ERRORS = (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError)
 
 _HTTP = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
 
@@ -44,7 +46,7 @@ class Resolver:
     def __init__(self, zone: ZoneSource, upstream: str = "") -> None:
         self._zone = zone
         self._upstream = upstream
-        self._forwarding = asyncio.Semaphore(_MOST_FORWARDED)
+        self._forwarding = Shares(_MOST_FORWARDED, _FORWARDED_OF_ONE)
 
     def local(self, data: bytes, over_tcp: bool) -> bytes | Question | None:
         """The answer from the zone; None if the message gets none; the question if the upstream server is needed."""
@@ -61,21 +63,25 @@ class Resolver:
             # Objects of the API are people's input: a name in them may be one that DNS cannot have.
             return wire.failure(question, f"the records of this name cannot be written: {error}")
 
-    async def forwarded(self, question: Question, data: bytes) -> bytes:
-        """The upstream server's answer, after the CNAMEs of ExternalName Services that lead to its name."""
-        if self._forwarding.locked():
-            return wire.failure(question, "too many questions wait for the upstream DNS server")
-        zone = self._zone()
-        found = zone.ask(question.name, question.type)
+    async def forwarded(self, question: Question, data: bytes, client: str) -> bytes:
+        """The upstream server's answer, after the CNAMEs of ExternalName Services that lead to its name. `client`: the
+        address that the question came from."""
+        found = self._zone().ask(question.name, question.type)
         if found.records:
-            data = wire.question_for(question, found.outside)
-        try:
-            async with self._forwarding, asyncio.timeout(_UPSTREAM_SECONDS):
-                answer = await _ask_by_tcp(self._upstream, data)
-            return wire.join(question, found, answer) if found.records else wire.fitting(question, answer)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, dns.exception.DNSException) as error:
-            reason = str(error) or "no answer"
-            return wire.failure(question, f"upstream DNS server {self._upstream}: {reason}")
+            try:
+                data = wire.question_for(question, found.outside)
+            except dns.exception.DNSException as error:
+                return wire.failure(question, f"the target of this name is not a DNS name: {error}")
+        with self._forwarding.place(client) as free:
+            if not free:
+                return wire.failure(question, "too many questions wait for the upstream DNS server")
+            try:
+                async with asyncio.timeout(_UPSTREAM_SECONDS):
+                    answer = await _ask_by_tcp(self._upstream, data)
+                return wire.join(question, found, answer) if found.records else wire.fitting(question, answer)
+            except (*_UPSTREAM_ERRORS, dns.exception.DNSException) as error:
+                reason = str(error) or "no answer"
+                return wire.failure(question, f"upstream DNS server {self._upstream}: {reason}")
 
 
 async def _ask_by_tcp(server: str, data: bytes) -> bytes:
@@ -112,7 +118,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             self._transport.sendto(found, peer)
 
     async def _forward(self, resolver: Resolver, question: Question, data: bytes, peer: tuple[str, int]) -> None:
-        self._transport.sendto(await resolver.forwarded(question, data), peer)
+        self._transport.sendto(await resolver.forwarded(question, data, peer[0]), peer)
 
 
 class _Streams:
@@ -122,31 +128,34 @@ class _Streams:
     def __init__(self, name: bytes, resolver: Resolver | None) -> None:
         self._name = name
         self._resolver = resolver
-        self._open = 0
+        self._open = Shares(_MOST_CONNECTIONS, _CONNECTIONS_OF_ONE)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+        """One connection. A client with too many is refused a new one; its open ones, and those of others, stay."""
+        # None: the client has closed already.
+        peer = writer.get_extra_info("peername")
+        client = peer[0] if peer else ""
         try:
-            while self._open <= _MOST_CONNECTIONS and await self._one(reader, writer):
-                pass
+            with self._open.place(client) as free:
+                while free and await self._one(reader, writer, client):
+                    pass
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             log.debug("a TCP client has closed, or is too slow")
         finally:
-            self._open -= 1
             writer.close()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str) -> bool:
         """Answer one message. Returns whether another one may follow."""
         async with asyncio.timeout(_IDLE_SECONDS):
             start = await reader.readexactly(2)
             (length,) = struct.unpack("!H", start)
-            if self._resolver is None or length > _LONGEST_QUESTION:
+            if self._resolver is None or length > wire.LONGEST_QUESTION:
                 await reader.readuntil(b"\r\n\r\n")
                 return await self._send(writer, _HTTP % (len(self._name), self._name), more=False)
             data = await reader.readexactly(length)
         found = self._resolver.local(data, over_tcp=True)
         if isinstance(found, Question):
-            found = await self._resolver.forwarded(found, data)
+            found = await self._resolver.forwarded(found, data, client)
         return found is not None and await self._send(writer, struct.pack("!H", len(found)) + found, more=True)
 
     async def _send(self, writer: asyncio.StreamWriter, data: bytes, *, more: bool) -> bool:

@@ -169,6 +169,34 @@ def test_a_name_that_dns_cannot_have() -> None:
     assert "cannot be written" in reason(message)
 
 
+def test_a_question_is_checked_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of questions, or pointers, would cost much work, and an answer that repeats them would be as long."""
+
+    def parse(_data: bytes) -> dns.message.Message:
+        pytest.fail("the parser got the message")
+
+    monkeypatch.setattr(dns.message, "from_wire", parse)
+    good = query(f"web.{BASE}").to_wire()
+    many = b"\x00\x01\x01\x00" + struct.pack("!4H", 6000, 0, 0, 0) + good[12:] + b"\xc0\x0c\x00\x01\x00\x01" * 5999
+    assert wire.read(many, over_tcp=False) == b"\x00\x01\x80\x01" + bytes(8)
+    counts = [(0, 0, 0, 0), (2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0)]
+    for data in [good[:4] + struct.pack("!4H", *found) + good[12:] for found in counts]:
+        assert wire.read(data, over_tcp=True) == good[:2] + b"\x80\x01" + bytes(8)
+    long = good + bytes(wire.LONGEST_QUESTION + 1 - len(good))
+    assert wire.read(long, over_tcp=False) == good[:2] + b"\x80\x01" + bytes(8)
+    # The opcode stays, so that the client knows which request has no implementation.
+    update = good[:2] + b"\x29" + good[3:]
+    assert wire.read(update, over_tcp=False) == good[:2] + b"\xa8\x04" + bytes(8)
+
+
+def test_a_long_reason_fits_into_the_smallest_answer() -> None:
+    asked = wire.read(query(".".join(["a" * 60] * 4), use_edns=0, payload=512).to_wire(), over_tcp=False)
+    assert isinstance(asked, wire.Question)
+    found = wire.failure(asked, "\u00e9" * 1000)
+    assert len(found) <= 512
+    assert reason(dns.message.from_wire(found)).startswith("??")
+
+
 async def test_probes_get_the_pods_name() -> None:
     """`lab probe` asks every port of every pod in the same way."""
     async with serving() as (udp_port, tcp_port):
@@ -205,6 +233,74 @@ async def test_a_connection_serves_several_questions_and_idle_ones_are_closed(mo
         writer.close()
 
 
+async def connect(port: int, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+
+
+async def ask(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bytes:
+    """The answer to one question; empty if the server has closed the connection."""
+    reader, writer = connection
+    data = query(f"web.{BASE}").to_wire()
+    writer.write(struct.pack("!H", len(data)) + data)
+    async with asyncio.timeout(3):
+        try:
+            (length,) = struct.unpack("!H", await reader.readexactly(2))
+            return await reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b""
+
+
+async def test_one_client_cannot_take_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pod opens as many connections as it can: its first ones and those of others are served."""
+    monkeypatch.setattr(server, "_MOST_CONNECTIONS", 6)
+    monkeypatch.setattr(server, "_CONNECTIONS_OF_ONE", 4)
+    async with serving() as (_, port):
+        other = await connect(port, "127.0.0.2")
+        assert await ask(other)
+        greedy = [await connect(port, "127.0.0.1") for _ in range(20)]
+        answered = [bool(await ask(connection)) for connection in greedy]
+        assert answered == [True] * 4 + [False] * 16
+        assert await ask(other), "an open connection stays"
+        newest = await connect(port, "127.0.0.3")
+        assert await ask(newest)
+        # All places are taken now: a client without a connection is refused, and gets a place when one is free.
+        last = await connect(port, "127.0.0.4")
+        assert await ask(last) == b""
+        newest[1].close()
+        await newest[1].wait_closed()
+        async with asyncio.timeout(3):
+            while not await ask(again := await connect(port, "127.0.0.4")):
+                again[1].close()
+        for _, writer in (other, last, again, *greedy):
+            writer.close()
+
+
+async def test_one_client_cannot_take_all_places_of_forwarded_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_MOST_FORWARDED", 5)
+    monkeypatch.setattr(server, "_FORWARDED_OF_ONE", 3)
+    answers = asyncio.Event()
+    data = query("www.example.com", use_edns=0).to_wire()
+
+    async def wait(_server: str, _data: bytes) -> bytes:
+        await answers.wait()
+        return data
+
+    monkeypatch.setattr(server, "_ask_by_tcp", wait)
+    made = zone()
+    resolver = Resolver(lambda: made, "192.0.2.1")
+    question = resolver.local(data, over_tcp=False)
+    assert isinstance(question, wire.Question)
+    async with asyncio.TaskGroup() as group:
+        clients = ["10.0.0.1"] * 5 + ["10.0.0.2"] * 2 + ["10.0.0.3"]
+        tasks = [group.create_task(resolver.forwarded(question, data, client)) for client in clients]
+        await asyncio.sleep(0)
+        refused = [task.done() for task in tasks]
+        answers.set()
+    assert refused == [False] * 3 + [True] * 2 + [False] * 2 + [True]
+    assert "too many questions" in reason(dns.message.from_wire(tasks[3].result()))
+    assert await resolver.forwarded(question, data, "10.0.0.1") == data, "its places are free again"
+
+
 @asynccontextmanager
 async def upstream(monkeypatch: pytest.MonkeyPatch, answer: bytes | None = None) -> AsyncIterator[list[str]]:
     """An upstream server with one address for every name, or this answer."""
@@ -239,6 +335,22 @@ async def test_the_upstream_server_answers_for_names_outside(monkeypatch: pytest
     assert own.rcode() == dns.rcode.NXDOMAIN
     # Names of the cluster are not told to others.
     assert asked == ["www.example.com.", "db.example.com."]
+
+
+@pytest.mark.parametrize("target", ["a..b", f"{'x' * 70}.example", "\\256"])
+async def test_a_broken_external_name_is_answered_without_the_upstream_server(
+    monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    bad = build([Service(ObjectRef("default", "bad"), external_name=target)], [], [Namespace("default")])
+    data = query(f"bad.{BASE}", use_edns=0).to_wire()
+    resolver = Resolver(lambda: bad, "127.0.0.1")
+    async with upstream(monkeypatch) as asked:
+        question = resolver.local(data, over_tcp=False)
+        assert isinstance(question, wire.Question)
+        found = dns.message.from_wire(await resolver.forwarded(question, data, "192.0.2.1"))
+    assert found.rcode() == dns.rcode.SERVFAIL
+    assert "is not a DNS name" in reason(found)
+    assert asked == []
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense"])
