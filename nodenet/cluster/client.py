@@ -14,7 +14,7 @@ import msgspec
 
 from nodenet.errors import CannotRunError, NodenetError
 from nodenet.kinds import ApiResource
-from nodenet.kube import config, protocol
+from nodenet.kube import config, pages, protocol
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.reader import PAGE_SIZE
 from nodenet.kube.session import NETWORK_ERRORS, AnswerError, Session
@@ -109,15 +109,18 @@ class Cluster:
     async def list(self, resource: ApiResource, namespace: str = "", **selectors: str) -> list[Obj]:
         """All objects, with apiVersion and kind. `selectors`: labelSelector, fieldSelector. An empty namespace means
         all."""
-        found: list[Obj] = []
-        params = {"limit": str(PAGE_SIZE), **selectors}
+        found: dict[str, Obj] = {}
+        progress = pages.Progress()
+        path, params = resource.path(namespace), {"limit": str(PAGE_SIZE), **selectors}
         while True:
-            page = await self.document(resource.path(namespace), params)
+            page = await self.document(path, params)
             kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-            found += [{**item, **kind} for item in page.get("items") or ()]
+            found |= {pages.key_of(item): {**item, **kind} for item in page.get("items") or ()}
             token = (page.get("metadata") or {}).get("continue")
             if not token:
-                return found
+                return list(found.values())
+            async with self.explained(f"GET {path}"):
+                progress.check(token, len(found))
             params["continue"] = token
 
     async def apply(self, obj: Obj, *, dry_run: bool = False, force: bool = True) -> Obj:

@@ -15,7 +15,7 @@ import msgspec
 from netpolicy import foreign
 from nodenet.errors import CannotRunError
 from nodenet.kinds import CLUSTER_NETWORK_POLICY, NAMESPACE, NETWORK_POLICY, NODE, POD, SERVICE, ApiResource
-from nodenet.kube import protocol
+from nodenet.kube import pages, protocol
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.reader import PAGE_SIZE
 from nodenet.kube.session import NETWORK_ERRORS, AnswerError, Session
@@ -89,7 +89,8 @@ async def _read(access: ClusterAccess) -> Listed:
 async def _list(session: Session, resource: ApiResource) -> list[Object]:
     """All pages. Items of a list have neither apiVersion nor kind."""
     for attempt in range(_ATTEMPTS):
-        found: list[Object] = []
+        found: dict[str, Object] = {}
+        progress = pages.Progress()
         params = {"limit": str(PAGE_SIZE)}
         try:
             while True:
@@ -97,9 +98,10 @@ async def _list(session: Session, resource: ApiResource) -> list[Object]:
                     page = msgspec.json.decode(await response.read(), type=protocol.ListPage)
                 for raw in page.items or ():
                     item = msgspec.json.decode(raw, type=Object)
-                    found.append({**item, "apiVersion": resource.api_version, "kind": resource.kind})
+                    found[pages.key_of(item)] = {**item, "apiVersion": resource.api_version, "kind": resource.kind}
                 if not page.metadata.continue_:
-                    return found
+                    return list(found.values())
+                progress.check(page.metadata.continue_, len(found))
                 params["continue"] = page.metadata.continue_
         except AnswerError as error:
             if error.code != 410 or attempt == _ATTEMPTS - 1:

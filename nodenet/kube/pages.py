@@ -5,7 +5,9 @@ A server without streaming lists may ignore `limit` and send all objects in one 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -17,6 +19,41 @@ _OPENING = b'"items":['
 # Between two items of a built-in kind, whose first field is metadata. Quotes inside of JSON strings are escaped, so
 # this is never within a string. It may still be inside of an item: only decoding shows where an item ends.
 _BETWEEN = b'},{"metadata":'
+# A selector may leave a page without objects (the API's description of `limit`), but not so many in a row.
+_MOST_WITHOUT_NEW = 10
+
+
+class EndlessListError(Exception):
+    """The pages of a list do not come to an end."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Checks that the pages of one list lead to its end. A server or a proxy that ignores `continue` sends the first
+    page for ever."""
+
+    _tokens: set[str] = field(default_factory=set)
+    _objects: int = 0
+    _without_new: int = 0
+
+    def check(self, token: str, objects: int) -> None:
+        """Before the next page is asked for. `token`: its `continue`; `objects`: the number of different objects so
+        far. Raises EndlessListError."""
+        if token in self._tokens:
+            raise EndlessListError("the list has no end: the server repeats a continue token")
+        self._tokens.add(token)
+        self._without_new = 0 if objects > self._objects else self._without_new + 1
+        self._objects = objects
+        if self._without_new >= _MOST_WITHOUT_NEW:
+            raise EndlessListError(f"the list has no end: {_MOST_WITHOUT_NEW} pages in a row have no new object")
+
+
+def key_of(item: Mapping[str, Any]) -> str:
+    """Namespace and name of an object of a list, as one text."""
+    metadata = item.get("metadata")
+    if not isinstance(metadata, Mapping):
+        return ""
+    return f"{metadata.get('namespace') or ''}/{metadata.get('name') or ''}"
 
 
 async def read(chunks: AsyncIterator[bytes], piece: int = PIECE) -> AsyncIterator[msgspec.Raw | ListPage]:

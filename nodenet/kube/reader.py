@@ -69,13 +69,22 @@ class _Objects:
     kind: ApiKind
     found: dict[ObjectRef, object | None] = field(default_factory=dict)
     keep: set[ObjectRef] = field(default_factory=set)
+    # Objects without a readable name.
+    nameless: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.found) + len(self.keep) + self.nameless
 
     def add(self, found: Decoded) -> None:
         self.found[found.ref] = found.obj
         self.keep.discard(found.ref)
 
-    def add_unreadable(self, ref: ObjectRef) -> None:
+    def add_unreadable(self, ref: ObjectRef | None) -> None:
         """The store keeps the previous version of an object that exists but cannot be decoded."""
+        if ref is None:
+            self.nameless += 1
+            return
         self.found.pop(ref, None)
         self.keep.add(ref)
 
@@ -113,6 +122,7 @@ class Reader:
         be some time old, but not older than one that this agent has seen.
         """
         objects = _Objects(self._stats, self.kind)
+        progress = pages.Progress()
         params = {"limit": str(self.options.page_size), "resourceVersion": self._oldest}
         if self._oldest != "0":
             # With a limit the server would read the objects from etcd.
@@ -130,6 +140,7 @@ class Reader:
                 version = page.metadata.resource_version or "0"
                 self.saw(version)
                 return objects.complete(), version
+            progress.check(page.metadata.continue_, objects.size)
             params = {"limit": str(self.options.page_size), "continue": page.metadata.continue_}
 
     async def _page(self, params: dict[str, str], objects: _Objects) -> protocol.ListPage:
@@ -145,8 +156,7 @@ class Reader:
             found = decode(self.kind, raw)
         except DecodeError as error:
             self._report(error)
-            if error.ref is not None:
-                objects.add_unreadable(error.ref)
+            objects.add_unreadable(error.ref)
         else:
             self._stats.note(self.kind, found.ref, found.unread, found.uid)
             objects.add(found)

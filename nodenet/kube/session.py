@@ -14,6 +14,7 @@ import msgspec
 
 from nodenet.kube import protocol
 from nodenet.kube.config import ClusterAccess
+from nodenet.kube.pages import EndlessListError
 from nodenet.kube.sockets import keepalive_socket
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,15 @@ _LONGEST_ERROR = 1 << 16
 # Bytes of one message of a WebSocket. API servers send less than 64 KiB at once.
 _LONGEST_MESSAGE = 1 << 22
 
-# Errors of a request or of decoding its answer.
-NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, RecursionError)
+# Errors of a request, of decoding its answer, or of the pages of a list.
+NETWORK_ERRORS = (
+    aiohttp.ClientError,
+    TimeoutError,
+    OSError,
+    msgspec.DecodeError,
+    RecursionError,
+    EndlessListError,
+)
 
 
 class AnswerError(Exception):

@@ -206,6 +206,36 @@ async def test_a_page_token_that_expired_begins_the_list_again() -> None:
     assert [q.get("continue") for q in script.list_queries] == [None, "t", None]
 
 
+async def test_a_list_whose_token_repeats_is_an_error_and_begins_again() -> None:
+    """A proxy that drops the query sends the first page for ever."""
+    same = page(namespace("a"), more="t")
+    bad = page({"metadata": 5}, more="u")
+    script = Script([same, same, bad, bad, page(namespace("a"), namespace("b"))])
+    async with watching(script) as (client, events, pauses):
+        assert await take(events, 1) == [listing("a", "b")]
+        assert (client.stats[kinds.NAMESPACE].errors, len(pauses.seconds)) == (2, 2)
+    assert [q.get("continue") for q in script.list_queries] == [None, "t", None, "u", None]
+
+
+async def test_pages_without_new_objects_do_not_go_on_for_ever() -> None:
+    useless = [page(namespace("a"), more=f"t{number}") for number in range(11)]
+    script = Script([*useless, page(namespace("b"))])
+    async with watching(script) as (client, events, _):
+        assert await take(events, 1) == [listing("b")]
+        assert client.stats[kinds.NAMESPACE].errors == 1
+    assert [q.get("continue") for q in script.list_queries] == [None, *(f"t{number}" for number in range(10)), None]
+
+
+async def test_a_page_may_be_empty() -> None:
+    """A selector leaves out all objects of a page."""
+    empty = [page(more=f"t{number}") for number in range(9)]
+    later = [page(more=f"u{number}") for number in range(5)]
+    script = Script([*empty, page(namespace("a"), more="t"), *later, page(namespace("b"))])
+    async with watching(script) as (client, events, _):
+        assert await take(events, 1) == [listing("a", "b")]
+        assert client.stats[kinds.NAMESPACE].errors == 0
+
+
 async def test_a_cut_connection_goes_on_without_a_new_list() -> None:
     half = b'{"type": "ADDED", "object": {"meta'
     script = Script([page(version="7")])

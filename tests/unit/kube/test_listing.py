@@ -88,6 +88,22 @@ def test_a_page_that_expired_begins_the_list_again() -> None:
     assert list(names(api.read())) == ["v1 Pod a", "v1 Pod b"]
 
 
+def test_pages_that_repeat_are_an_error() -> None:
+    for again in ([page("a", more="x")] * 3, [page("a", more=str(number)) for number in range(20)]):
+        with pytest.raises(CannotRunError, match="pods: the list has no end"):
+            Api(**{"/api/v1/pods": [*again]}).read()
+        (note,) = Api(**{"/apis/apps/v1/deployments": [*again]}).read().notes
+        assert "deployments.apps cannot be listed: the list has no end" in note
+
+
+def test_an_object_on_two_pages_is_one() -> None:
+    assert list(names(Api(**{"/api/v1/pods": [page("a", "b", more="x"), page("b", "c")]}).read())) == [
+        "v1 Pod a",
+        "v1 Pod b",
+        "v1 Pod c",
+    ]
+
+
 def test_a_kind_that_decides_must_be_readable() -> None:
     for path, noun in (("/api/v1/pods", "pods"), ("/apis/networking.k8s.io/v1/networkpolicies", "networkpolicies")):
         with pytest.raises(CannotRunError, match=f"{noun}.*403 not for you") as caught:
