@@ -54,7 +54,7 @@ class RelistError(Exception):
 
 
 class IncompleteError(Exception):
-    """A streaming list ended before all objects had arrived."""
+    """A streaming list ended before all objects had arrived, or without the version to continue from."""
 
 
 class NoStreamError(Exception):
@@ -188,6 +188,9 @@ class Reader:
                     if not bookmark.ends_list:
                         # Only a server that ignores sendInitialEvents sends another bookmark first.
                         raise NoStreamError("a bookmark without the mark of a complete list")
+                    if not bookmark.version:
+                        # No watch could continue from it: every end of the watch would need a new list.
+                        raise IncompleteError("the end of the streaming list has no resourceVersion")
                     self.saw(bookmark.version)
                     yield bookmark.version, objects.complete()
                     objects = None

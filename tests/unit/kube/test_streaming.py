@@ -101,7 +101,17 @@ async def test_a_server_without_streaming_lists_gives_pages(refusal: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "broken", [[event("ADDED", namespace("a"))], [event("ADDED", namespace("a")), CUT], [HOLD], [], [GONE], 503, 429]
+    "broken",
+    [
+        [event("ADDED", namespace("a")), end("")],
+        [event("ADDED", namespace("a"))],
+        [event("ADDED", namespace("a")), CUT],
+        [HOLD],
+        [],
+        [GONE],
+        503,
+        429,
+    ],
 )
 async def test_half_a_list_is_no_list(broken: Any) -> None:
     """Whatever ends it, the store gets nothing of it, and a streaming list is tried again."""
@@ -113,6 +123,15 @@ async def test_half_a_list_is_no_list(broken: Any) -> None:
         assert client.stats[kinds.NAMESPACE].error == ""
     assert len(script.stream_queries) == 2
     assert script.list_queries == []
+
+
+async def test_streaming_lists_without_a_version_end_in_pages() -> None:
+    """Else each end of the watch would be a new list of all agents, without a pause."""
+    script = Script([page(namespace("a"), version="7")], [[HOLD]])
+    script.streams = [[event("ADDED", namespace("a")), end("")]] * 5
+    async with watching(script) as (_, events, pauses):
+        assert await take(events, 1) == [listing("a")]
+    assert (len(script.stream_queries), len(pauses.seconds)) == (3, 3)
 
 
 async def test_a_bookmark_that_never_comes_ends_in_pages() -> None:
