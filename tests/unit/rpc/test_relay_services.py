@@ -110,14 +110,29 @@ def test_equal_states_need_no_notification() -> None:
 
 async def test_the_agents_peers_are_the_nodes() -> None:
     engine = Engine(LocalNode("node1"), fake_tables(), NoPrograms())
-    nodes = [Node("node2", (ip_address("fd00::2"),)), Node("node1", (ip_address("10.0.0.1"),)), Node("node3")]
+    nodes = [
+        Node("node2", (ip_address("fd00::2"),), network_unavailable="False"),
+        # This agent runs, before it has reported that.
+        Node("node1", (ip_address("10.0.0.1"),)),
+        Node("no-address", network_unavailable="False"),
+        Node("no-agent", (ip_address("10.0.0.7"),)),
+        Node("agent-not-ready", (ip_address("10.0.0.8"),), network_unavailable="True"),
+    ]
     engine.feed(*listings(nodes))
     peers = NodePeers(Config("node1", hubble_address="0.0.0.0:4244", cluster_name="blue"), engine)
     assert peers.peers() == {"blue/node1": "10.0.0.1:4244", "blue/node2": "[fd00::2]:4244"}
     change = peers.next_change()
-    engine.feed(Delta(Op.ADDED, Node("node4", (ip_address("10.0.0.4"),))))
+    engine.feed(Delta(Op.ADDED, Node("node4", (ip_address("10.0.0.4"),), network_unavailable="False")))
     assert change.is_set()
     assert "blue/node4" in peers.peers()
-    # Nobody else can be reached without a port.
-    alone = NodePeers(Config("node1"), engine)
-    assert alone.peers() == {"node1": "unix:///run/nodenet/agent.sock"}
+
+
+@pytest.mark.parametrize(
+    "address", ["", "127.0.0.1:4244", "127.1.2.3:4244", "[::1]:4244", "localhost:4244", "[::ffff:127.0.0.1]:4244"]
+)
+async def test_without_a_port_that_others_reach_the_only_peer_is_this_agent(address: str) -> None:
+    engine = Engine(LocalNode("node1"), fake_tables(), NoPrograms())
+    nodes = [Node(f"node{n}", (ip_address(f"10.0.0.{n}"),), network_unavailable="False") for n in (1, 2)]
+    engine.feed(*listings(nodes))
+    peers = NodePeers(Config("node1", hubble_address=address), engine)
+    assert peers.peers() == {"node1": "unix:///run/nodenet/agent.sock"}
