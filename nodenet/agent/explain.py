@@ -13,6 +13,7 @@ from netpolicy.party import Party, Traffic
 from netpolicy.types import Policy
 from netpolicy.types import Protocol as PolicyProtocol
 from nodenet.compile.identities import label_set
+from nodenet.compile.unread import reason_unread
 from nodenet.errors import BadInputError
 from nodenet.model import ObjectRef, Pod
 from nodenet.store import Snapshot
@@ -39,22 +40,23 @@ def _party(snapshot: Snapshot, text: str) -> Party:
         pod = snapshot.pods.get(ObjectRef(namespace, name))
         if pod is None:
             raise BadInputError(f"pod {text}: the agent knows no such pod", "kubectl get pods -A")
-        return _of_pod(pod)
+        return _of_pod(pod, snapshot)
     try:
         address = parse_address(text)
     except ValueError as error:
         raise BadInputError(f"{text!r}: expected namespace/pod or an address") from error
     holder = holders(snapshot.pods.values()).get(address)
     if holder is not None:
-        return _of_pod(holder)
+        return _of_pod(holder, snapshot)
     for node in snapshot.nodes.values():
         if address in node.addresses:
             return Party(node.name, address=address, node=node.name, host=True)
     return Party(text, address=address)
 
 
-def _of_pod(pod: Pod) -> Party:
-    if pod.labels_unread:
-        raise BadInputError(f"pod {pod.ref}: a label could not be read, so it is isolated", "see nodenet status")
+def _of_pod(pod: Pod, snapshot: Snapshot) -> Party:
+    reason = reason_unread(pod, snapshot.namespaces)
+    if reason and not pod.host_network:
+        raise BadInputError(f"pod {pod.ref}: {reason}, so it is isolated", "see nodenet status")
     labels = None if pod.host_network else label_set(pod, ())
     return Party(str(pod.ref), labels, pod.ips[0] if pod.ips else None, pod.node_name, pod.host_network)

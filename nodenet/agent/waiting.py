@@ -31,17 +31,18 @@ class Pods(Protocol):
 
 
 async def pod_known(pods: Pods, endpoint: Endpoint, seconds: float = POD_SECONDS) -> None:
-    """Wait until the API has sent the endpoint's pod. Raises CniError after `seconds`, or if the API has removed the
-    pod."""
+    """Wait until the API has sent the endpoint's pod and its Namespace, whose labels decide policy. Raises CniError
+    after `seconds`, or if the API has removed the pod."""
+    kind: Kind | None = None
     try:
         async with asyncio.timeout(seconds):
-            while not _is_known(pods, endpoint):
+            while (kind := _missing(pods, endpoint)) is not None:
                 refuse_removed(pods, endpoint.pod, endpoint.pod_uid)
-                await pods.next_change(kinds.POD).wait()
+                await pods.next_change(kind).wait()
     except TimeoutError as error:
         raise CniError(
             Code.TRY_AGAIN,
-            f"pod {endpoint.pod}: the Kubernetes API has not shown it within {seconds:g} s, "
+            f"pod {endpoint.pod}: the Kubernetes API has not shown {_words(kind, endpoint)} within {seconds:g} s, "
             "so its policies are not known",
         ) from error
 
@@ -67,9 +68,17 @@ async def policies_known(stats: Mapping[ApiKind, KindStats], endpoint: Endpoint,
         ) from error
 
 
-def _is_known(pods: Pods, endpoint: Endpoint) -> bool:
-    pod = pods.snapshot().pods.get(endpoint.pod)
-    return pod is not None and endpoint.pod_uid in ("", pod.uid)
+def _missing(pods: Pods, endpoint: Endpoint) -> Kind | None:
+    """The kind whose object the API has not sent yet."""
+    snapshot = pods.snapshot()
+    pod = snapshot.pods.get(endpoint.pod)
+    if pod is None or endpoint.pod_uid not in ("", pod.uid):
+        return kinds.POD
+    return None if ObjectRef("", endpoint.pod.namespace) in snapshot.namespaces else kinds.NAMESPACE
+
+
+def _words(kind: Kind | None, endpoint: Endpoint) -> str:
+    return f"Namespace {endpoint.pod.namespace}" if kind is kinds.NAMESPACE else "it"
 
 
 def _broken(stats: Mapping[ApiKind, KindStats]) -> list[str]:

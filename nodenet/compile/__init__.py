@@ -4,7 +4,6 @@ numbers are remembered between runs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressKey
@@ -20,7 +19,8 @@ from nodenet.compile.lb import ServiceCompiler, ServiceTables
 from nodenet.compile.policy import PolicyCompiler, PolicyTables
 from nodenet.compile.policy_set import PolicySet, with_nodes
 from nodenet.compile.state import DesiredState, LocalNode, Names, ServicePortName, Table
-from nodenet.model import IPAddress, Labels, Namespace, Node, ObjectRef, Pod
+from nodenet.compile.unread import UnreadLabels
+from nodenet.model import IPAddress, Labels, Node, ObjectRef, Pod
 from nodenet.store import Snapshot
 
 __all__ = ["Compiler", "DesiredState", "Ids", "LocalNode", "Names", "ServicePortName", "Table", "compile_once"]
@@ -53,6 +53,7 @@ class Compiler:
         self.ids = ids or Ids()
         self._services = ServiceCompiler(self.ids)
         self._policy = PolicyCompiler(self.ids)
+        self._unread_labels = UnreadLabels()
         self._host_ports = HostPortCompiler()
         self._ipcache = IpcacheCompiler()
         self._held: Mapping[str, Table] = {}
@@ -94,7 +95,7 @@ class Compiler:
         self, snapshot: Snapshot, given: PolicySet, local: LocalNode
     ) -> tuple[PolicyTables, EndpointTables, Addresses]:
         """All tables that do not depend on Services."""
-        pods = self._remember("pods", (snapshot.pods, snapshot.namespaces), _with_unread_labels)
+        pods = self._remember("pods", (snapshot.pods, snapshot.namespaces), self._unread_labels.compile)
         policies = self._policies(snapshot, given, pods, local)
         endpoints = self._remember(
             "endpoints",
@@ -165,18 +166,6 @@ def _sources(nodes: Mapping[ObjectRef, Node], name: str) -> Table:
 
 def _address_order(address: IPAddress) -> tuple[int, int]:
     return address.version, int(address)
-
-
-def _with_unread_labels(
-    pods: Mapping[ObjectRef, Pod], namespaces: Mapping[ObjectRef, Namespace]
-) -> Mapping[ObjectRef, Pod]:
-    """If labels of a namespace cannot be read, no namespaceSelector can be evaluated for its pods: mark them as if
-    their own labels were unreadable. Returns `pods` itself if there is no such namespace, as always with a real API
-    server."""
-    unread = {namespace.name for namespace in namespaces.values() if namespace.labels_unread}
-    if not unread:
-        return pods
-    return {ref: replace(pod, labels_unread=True) if ref.namespace in unread else pod for ref, pod in pods.items()}
 
 
 def _namespace_labels(namespaces: Mapping[Any, Any]) -> dict[str, Labels]:

@@ -36,15 +36,24 @@ def fit(table: Table, labels: Mapping[int, LabelSet], local: Collection[IPAddres
         return Addresses(table)
     spaces: dict[str, list[LpmKey]] = defaultdict(list)
     for key, value in table.items():
-        group = labels.get(value.value)
-        if group is not None and key.addr not in local:
-            spaces[group.namespace].append(key)
+        space = _space(value.value, labels)
+        if space is not None and key.addr not in local:
+            spaces[space].append(key)
     others = len(table) - sum(map(len, spaces.values()))
     level = fair_level(map(len, spaces.values()), max(room.addresses - others - PREFIXES, 0))
     gone = {key for keys in spaces.values() for key in sorted(keys, key=_order)[level:]}
     kept = {key: value for key, value in table.items() if key not in gone}
     covers = {key: U32(int(Identity.UNMANAGED)) for key in prefixes(key.addr for key in gone)}
     return Addresses({**covers, **kept}, len(gone))
+
+
+def _space(identity: int, labels: Mapping[int, LabelSet]) -> str | None:
+    """The namespace that has a share for an identity. Pods whose labels are not known have one share together: a prefix
+    says the same of them. None: the address always has room."""
+    if identity == Identity.UNMANAGED:
+        return ""
+    group = labels.get(identity)
+    return None if group is None else group.namespace
 
 
 def prefixes(addresses: Iterable[IPAddress]) -> list[LpmKey]:

@@ -21,7 +21,7 @@ class IpcacheCompiler:
     If several sources claim an address, the first of these wins: an endpoint record of this node, this node's own
     addresses, a node's address, a pod's status, a gateway. A gateway is a guess: with another IPAM the first address of
     a pod network may belong to a pod. If several pods claim an address, `holder` chooses one; if that pod's labels
-    cannot be read, the address has no identity.
+    are not known (compile/unread.py), the identity is UNMANAGED.
     """
 
     def __init__(self) -> None:
@@ -82,8 +82,12 @@ class IpcacheCompiler:
             number = self._node_addresses.get(address)
         if number is None:
             pod = self._claims.holder(address)
-            number = self._gateways.get(address, 0) if pod is None else self._identities.get(pod.ref, 0)
+            number = self._gateways.get(address, 0) if pod is None else self._of_pod(pod)
         return U32(number) if number else None
+
+    def _of_pod(self, pod: Pod) -> int:
+        # The world is no answer for a pod whose labels are not known: a deny of its labels would not match.
+        return int(Identity.UNMANAGED) if pod.labels_unread else self._identities.get(pod.ref, 0)
 
 
 def gateways(node: Node) -> Iterable[IPAddress]:

@@ -97,8 +97,8 @@ class Names:
     identities: Mapping[int, LabelSet] = field(default_factory=dict)
     regions: Mapping[int, IPNetwork] = field(default_factory=dict)
     isolated_by: Mapping[int, Mapping[Direction, tuple[PolicyRef, ...]]] = field(default_factory=dict)
-    # Endpoints without an identity, because their pod is not in the API or has unreadable labels. They are isolated in
-    # both directions.
+    # Endpoints without an identity, because their pod is not in the API or its labels are not known. They are isolated
+    # in both directions.
     unknown_endpoints: frozenset[AttachmentKey] = frozenset()
     # Policies whose rules are not in force because the maps have no room for them.
     left_out: tuple[LeftOut, ...] = ()

@@ -15,6 +15,7 @@ from nodenet.compile import LocalNode
 from nodenet.engine import Engine
 from nodenet.kinds import API_KINDS, Kind
 from nodenet.kube.health import KindStats
+from nodenet.model import Namespace
 from nodenet.reconcile.grace import NoPrograms
 from nodenet.store import Delta, Listing, Op, Removal, Store
 from nodenet.testing import fake_tables
@@ -26,15 +27,17 @@ ENDPOINT = endpoint(1, "web", "10.0.1.9")
 class Pods(Engine):
     """An engine without a loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *namespaces: str) -> None:
         super().__init__(LocalNode("node1"), fake_tables(), NoPrograms())
+        for name in namespaces:
+            self.apply(Op.ADDED, Namespace(name, {}))
 
     def apply(self, op: Op, obj: object) -> None:
         self.feed(Delta(op, obj))
 
 
 async def test_a_pod_is_waited_for_and_then_asked_for_again() -> None:
-    pods = Pods()
+    pods = Pods("default")
     with pytest.raises(CniError, match=r"has not shown it within 0\.01 s") as refused:
         await pod_known(pods, ENDPOINT, 0.01)
     assert refused.value.code == Code.TRY_AGAIN
@@ -44,9 +47,22 @@ async def test_a_pod_is_waited_for_and_then_asked_for_again() -> None:
     await waiting
 
 
+async def test_the_namespace_of_a_pod_is_waited_for() -> None:
+    """Its labels decide policy, and its watch may be behind that of the pods."""
+    pods = Pods("other")
+    pods.apply(Op.ADDED, pod("web", "10.0.1.9"))
+    with pytest.raises(CniError, match=r"has not shown Namespace default within 0\.01 s") as refused:
+        await pod_known(pods, ENDPOINT, 0.01)
+    assert refused.value.code == Code.TRY_AGAIN
+    waiting = asyncio.create_task(pod_known(pods, ENDPOINT, 5))
+    await asyncio.sleep(0)
+    pods.apply(Op.ADDED, Namespace("default", {}))
+    await waiting
+
+
 @pytest.mark.parametrize("removal", ["event", "list", "recreated"])
 async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
-    pods = Pods()
+    pods = Pods("default")
     gone = pod("web", "10.0.1.9", node_name="node1")
     pods.apply(Op.ADDED, gone)
     waiting = asyncio.create_task(pod_known(pods, replace(ENDPOINT, pod_uid="another"), 5))
@@ -71,7 +87,7 @@ async def test_a_pod_that_was_removed_is_not_waited_for(removal: str) -> None:
 
 async def test_a_removal_ends_a_wait() -> None:
     """A pod of the same name is there: the old one, then the next. Neither is the endpoint's."""
-    pods = Pods()
+    pods = Pods("default")
     mine = pod("web", "10.0.1.9", node_name="node1")
     pods.apply(Op.ADDED, replace(mine, uid="before"))
     waiting = asyncio.create_task(pod_known(pods, replace(ENDPOINT, pod_uid=mine.uid), 5))

@@ -54,6 +54,18 @@ def test_the_largest_namespace_loses_and_its_addresses_are_covered() -> None:
     assert all(covers(unmanaged, key.addr) for key in whole if key not in kept)
 
 
+def test_pods_whose_labels_are_not_known_take_no_room_from_others() -> None:
+    whole = table(100, 500)
+    unknown = {LpmKey.host(ip_address("10.3.0.0") + n): U32(Identity.UNMANAGED) for n in range(5000)}
+    found, left_out = fit({**whole, **unknown}, LABELS, (), Room(1, 1, 1000))
+    assert len(found) <= 1000
+    assert left_out > 4000
+    kept = [key for key in whole if found.get(key) == whole[key]]
+    assert len(kept) == len(whole)
+    unmanaged = [key for key, value in found.items() if value.value == Identity.UNMANAGED]
+    assert all(covers(unmanaged, key.addr) for key in list(unknown)[::50])
+
+
 @given(st.sets(st.ip_addresses(), max_size=600))
 def test_few_prefixes_cover_all(addresses: set[IPAddress]) -> None:
     found = prefixes(addresses)

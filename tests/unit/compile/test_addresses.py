@@ -175,7 +175,7 @@ def test_numbers_are_restored_by_the_pod_that_has_the_address(monkeypatch: pytes
 
 
 def test_labels_that_cannot_be_read_isolate_and_match_nobody() -> None:
-    """The pod's own, or its namespace's. The address has no identity, whatever else shows it."""
+    """The pod's own, or its namespace's. The address gets no identity of another pod that shows it."""
     ghost = pod("ghost", "10.0.1.9", "10.0.2.5", labels={"app": "x"})
     for unread in (
         (pod("web", "10.0.1.9", labels_unread=True, standing=Standing(ready=True)), endpoint(1, "web", "10.0.1.9")),
@@ -188,4 +188,4 @@ def test_labels_that_cannot_be_read_isolate_and_match_nobody() -> None:
         assert names.unknown_endpoints == {AttachmentKey("container1", "eth0")}
     remote = pod("far", "10.0.2.5", labels_unread=True, standing=Standing(ready=True))
     tables = compile_once(store_of(ghost, remote).snapshot(), LOCAL)[0].tables
-    assert identity(tables["nn_ipcache"], "10.0.2.5") is None
+    assert identity(tables["nn_ipcache"], "10.0.2.5") == Identity.UNMANAGED
