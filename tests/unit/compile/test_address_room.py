@@ -55,7 +55,7 @@ def test_the_largest_namespace_loses_and_its_addresses_are_covered() -> None:
 
 
 def test_pods_whose_labels_are_not_known_take_no_room_from_others() -> None:
-    whole = table(100, 500)
+    whole = table(100, 300)
     unknown = {LpmKey.host(ip_address("10.3.0.0") + n): U32(Identity.UNMANAGED) for n in range(5000)}
     found, left_out = fit({**whole, **unknown}, LABELS, (), Room(1, 1, 1000))
     assert len(found) <= 1000
