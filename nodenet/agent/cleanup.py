@@ -69,7 +69,7 @@ def items(config: Config, folders: Folders) -> Iterator[Item]:
 _RUN_FILES = (
     *("agent.lock", "agent.sock", "cni.sock", ".cni.[0-9]*", "endpoints", "leases"),
     *("pod-addresses.lock", "pod-cidrs", "pod-cidrs.new", "pod-mtu", ".pod-mtu.new"),
-    *("reserved-ports", ".reserved-ports.new"),
+    *("reserved-ports", ".reserved-ports.new", "node-count", ".node-count.new"),
 )
 
 

@@ -32,6 +32,7 @@ from nodenet.config import Config
 from nodenet.engine import Engine
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import load as load_access
+from nodenet.kube.herd import NODES_FILE
 from nodenet.kube.writer import KubeWriter
 from nodenet.metrics import Metrics
 from nodenet.reconcile.loop import Run
@@ -61,7 +62,8 @@ class Agent:
         )
         engine = Engine(local, datapath.tables, datapath.grace, resync_seconds=config.resync_seconds)
         access = load_access(config.kubeconfig, config.api_servers, config.api_server_name)
-        api = ApiWatch(KubeClient(access), engine, _SERVICE if access.by_service and config.services else "")
+        client = KubeClient(access, nodes_file=config.run_dir / NODES_FILE)
+        api = ApiWatch(client, engine, _SERVICE if access.by_service and config.services else "")
         self._writer = KubeWriter(access)
         self._notices = Notices(self._writer, config.node_name)
         self._policy_status = PolicyStatus(config.node_name, self._writer)

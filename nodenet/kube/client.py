@@ -9,9 +9,11 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import aiohttp
 import msgspec
 
 from nodenet.kinds import API_KINDS, NODE, ApiKind
@@ -71,6 +73,8 @@ class _Source:
                     continue
                 failures.succeeded()
                 if event is not None:
+                    if self.reader.kind is NODE:
+                        self._herd.record(event)
                     yield event
 
     def _complete(self, listing: Listing, failures: Failures) -> Listing:
@@ -79,7 +83,7 @@ class _Source:
         failures.listed()
         failures.watch_starts()
         if listing.kind is NODE:
-            self._herd.nodes = len(listing.objects)
+            self._herd.record(listing)
         return listing
 
     def failed(self, error: Exception) -> None:
@@ -88,6 +92,8 @@ class _Source:
             self.reader.saw(self._version)
             self._version = ""
             self._waits = True
+        if not self._listed and _is_outage(error):
+            self._waits = self._herd.first_list_failed()
         if isinstance(error, IncompleteError):
             self._incomplete += 1
             self.streams = self._incomplete < _MOST_INCOMPLETE
@@ -104,12 +110,14 @@ class KubeClient:
         options: Options = DEFAULTS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         spread: Callable[[], float] = random.random,
+        nodes_file: Path | None = None,
     ) -> None:
+        """`nodes_file`: where the number of nodes is kept for the next start (herd.py)."""
         self.stats = {kind: KindStats() for kind in kinds}
         self._options = options
         self._spread = spread
         self._session = Session(access)
-        self._herd = Herd(self._session, sleep, spread)
+        self._herd = Herd(self._session, sleep, spread, nodes_file)
         self._recovery = Recovery(self._herd)
 
     async def __aenter__(self) -> Self:
@@ -170,6 +178,13 @@ class KubeClient:
         if absence.record_missing(time.monotonic()):
             return None
         return AnswerError(404, f"not served; its objects are deleted only if this lasts {GONE_SECONDS:g} s")
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the server could not be reached, or is overloaded."""
+    if isinstance(error, AnswerError):
+        return error.code == 429 or error.code >= 500
+    return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)
 
 
 def _must_relist(error: Exception) -> bool:

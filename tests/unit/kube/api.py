@@ -60,6 +60,7 @@ class Script:
         query = dict(request.query)
         if query == {"limit": "1"}:
             self.counts += 1
+            assert request.path.endswith("/nodes")
             if self.nodes < 0:
                 return web.json_response({"code": -self.nodes}, status=-self.nodes)
             metadata = {"remainingItemCount": self.nodes - 1} if self.nodes > 1 else {}

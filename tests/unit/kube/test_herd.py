@@ -6,20 +6,32 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from nodenet import kinds
 from nodenet.kinds import API_KINDS
 from nodenet.kube.client import KubeClient
 from nodenet.kube.config import ClusterAccess
 from nodenet.kube.health import FOLLOWER_SECONDS, LAST_BACKOFF_SECONDS
-from nodenet.kube.herd import LONGEST_SECONDS, SECONDS_PER_NODE, window
+from nodenet.kube.herd import LONGEST_SECONDS, NODES_FILE, SECONDS_PER_NODE, Herd, window
 from nodenet.kube.reader import Options
+from nodenet.kube.session import Session
 from nodenet.store import Listing
-from tests.unit.kube.api import HOLD, Pauses, Script, namespace, page, serving, take, watching
+from tests.unit.kube.api import CUT, HOLD, Pauses, Script, bookmark, event, namespace, page, serving, take, watching
 
 NODES = 5000
+
+
+def empty_list() -> Any:
+    """An empty streaming list."""
+    found = bookmark("9")
+    found["object"]["metadata"]["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return found
 
 
 def test_the_window_grows_with_the_cluster() -> None:
@@ -31,25 +43,76 @@ def test_the_window_grows_with_the_cluster() -> None:
     assert window(10**6) == LONGEST_SECONDS
 
 
-async def test_the_first_lists_of_all_kinds_wait_for_one_moment() -> None:
-    script = Script([page()], nodes=NODES)
+def file_with(folder: Path, text: str = str(NODES)) -> Path:
+    """What the agent's last life left."""
+    file = folder / NODES_FILE
+    file.write_text(text)
+    return file
+
+
+async def test_the_first_lists_of_all_kinds_wait_for_one_moment(tmp_path: Path) -> None:
+    script = Script([page()])
     pauses = Pauses()
-    async with serving(script) as url, KubeClient(ClusterAccess(url), sleep=pauses, spread=lambda: 0.25) as client:
+    file = file_with(tmp_path)
+    async with (
+        serving(script) as url,
+        KubeClient(ClusterAccess(url), sleep=pauses, spread=lambda: 0.25, nodes_file=file) as client,
+    ):
         watches = [client.watch(kind) for kind in API_KINDS]
         found = await asyncio.gather(*map(anext, watches))
         assert all(isinstance(first, Listing) for first in found)
         assert pauses.seconds == [0.25 * window(NODES)]
-        assert script.counts == 1
+        assert script.counts == 0, "a question for the number would come from all agents at once"
         for watch in watches:
             await watch.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_rollout_on_5000_nodes_is_spread() -> None:
-    """The moments of 5,000 agents: no second has more than 600 of them, twice 500 would be a herd."""
+def herds(number: int, sleep: Callable[[float], Awaitable[None]], file: Path | None) -> list[Herd]:
+    """Agents that start at the same moment, with a session that cannot be used."""
     chance = random.Random(1)
-    moments = Counter(int(window(NODES) * chance.random()) for _ in range(NODES))
-    assert len(moments) == 10
+    return [Herd(Session(ClusterAccess("http://127.0.0.1:1")), sleep, chance.random, file) for _ in range(number)]
+
+
+async def test_a_rollout_on_5000_nodes_is_spread(tmp_path: Path) -> None:
+    """No second has more than 600 of the 5,000 agents, twice 500 would be a herd. No agent asks before its moment."""
+    moments: Counter[int] = Counter()
+
+    async def sleep(seconds: float) -> None:
+        moments[int(seconds)] += 1
+
+    agents = herds(NODES, sleep, file_with(tmp_path))
+    await asyncio.gather(*(agent.before_first_list() for agent in agents))
+    assert sorted(moments) == list(range(10))
     assert max(moments.values()) < 600
+    assert moments.total() == NODES
+    # API servers that start again: the same for each agent's next list.
+    moments.clear()
+    await asyncio.gather(*(agent.before_new_list() for agent in agents))
+    assert (len(moments), moments.total()) == (10, NODES)
+    assert max(moments.values()) < 600
+
+
+async def test_a_new_node_asks_at_once(tmp_path: Path) -> None:
+    """It has no rules and serves no pod until its lists have arrived. The cluster may be large."""
+    script = Script([page()], nodes=NODES)
+    file = tmp_path / NODES_FILE
+    async with watching(script, nodes_file=file) as (_, events, pauses):
+        assert await take(events, 1) == [Listing(kinds.NAMESPACE, ())]
+        assert (pauses.seconds, script.counts) == ([], 0)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("text", ["", "many", "-5", "\u00b2", "1.5"])
+async def test_a_damaged_file_is_as_none(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with watching(Script([page()]), nodes_file=file_with(tmp_path, text)) as (_, events, pauses):
+        await take(events, 1)
+        assert pauses.seconds == []
+    assert "expected a number" in caplog.text
+
+
+def test_a_file_with_a_huge_number_waits_no_longer_than_the_longest(tmp_path: Path) -> None:
+    (herd,) = herds(1, Pauses(), file_with(tmp_path, "9" * 10000))
+    assert window(herd.nodes) == LONGEST_SECONDS
 
 
 async def test_one_node_waits_for_nothing() -> None:
@@ -59,37 +122,84 @@ async def test_one_node_waits_for_nothing() -> None:
         assert pauses.seconds == []
 
 
+@pytest.mark.parametrize("broken", [429, 503, [CUT]])
+async def test_after_an_outage_new_agents_are_spread(broken: Any) -> None:
+    """After a power failure no agent knows the number of nodes, and all wait for the API servers."""
+    script = Script([page()], nodes=NODES)
+    script.streams = [broken, [empty_list(), HOLD]]
+    async with watching(script) as (_, events, pauses):
+        await take(events, 1)
+        assert script.counts == 1
+        assert pauses.seconds == [0.1, window(NODES)]
+
+
+async def test_an_error_of_the_request_is_no_outage() -> None:
+    script = Script([page()], nodes=NODES)
+    script.streams = [403, [empty_list(), HOLD]]
+    async with watching(script) as (_, events, pauses):
+        await take(events, 1)
+        assert (script.counts, pauses.seconds) == (0, [0.1])
+
+
 async def test_a_count_that_is_not_allowed_is_done_without() -> None:
-    """The first list begins at once when the number of nodes is unknown."""
+    """The list begins after the pause when the number of nodes is unknown."""
     script = Script([page()])
     script.nodes = -403
+    script.streams = [503, [empty_list(), HOLD]]
     async with watching(script) as (client, events, pauses):
         assert await take(events, 1) == [Listing(kinds.NAMESPACE, ())]
-        assert (pauses.seconds, client.stats[kinds.NAMESPACE].errors) == ([], 0)
+        assert (pauses.seconds, client.stats[kinds.NAMESPACE].errors) == ([0.1], 1)
     assert script.counts == 1
 
 
 async def test_an_overloaded_server_is_not_asked_for_lists_before_it_counts() -> None:
     script = Script([page()])
     script.nodes = -429
+    script.streams = [429]
     async with watching(script) as (_, events, pauses):
         first = asyncio.ensure_future(anext(events))
         async with asyncio.timeout(5):
             while script.counts < 4:  # noqa: ASYNC110
                 await asyncio.sleep(0)
-        assert (script.stream_queries, script.list_queries) == ([], [])
+        assert (len(script.stream_queries), script.list_queries) == (1, [])
         script.nodes = 3
         assert await first == Listing(kinds.NAMESPACE, ())
         assert pauses.seconds[:3] == [0.1, 0.2, 0.4]
         assert pauses.seconds[-1] == window(3)
 
 
-async def test_after_410_the_agents_spread_their_lists() -> None:
+async def test_after_410_the_agents_spread_their_lists(tmp_path: Path) -> None:
     """API servers that start again have no history: every agent gets 410 at the same moment."""
-    script = Script([page(), page(namespace("a"))], [410, [HOLD]], nodes=NODES)
-    async with watching(script) as (_, events, pauses):
+    script = Script([page(), page(namespace("a"))], [410, [HOLD]])
+    async with watching(script, nodes_file=file_with(tmp_path)) as (_, events, pauses):
         await take(events, 2)
         assert pauses.seconds == [window(NODES)] * 2
+
+
+async def test_the_number_of_nodes_follows_the_cluster(tmp_path: Path) -> None:
+    """The file is written when the number changes by more than a tenth."""
+
+    def node(name: str) -> Any:
+        return {"metadata": {"name": name, "resourceVersion": "11"}}
+
+    file = tmp_path / NODES_FILE
+    joined = [event("ADDED", node(f"m{number}")) for number in range(3)]
+    script = Script([page(*(node(f"n{number}") for number in range(20)))])
+    script.watches = [[*joined, event("MODIFIED", node("m1")), event("DELETED", node("n0")), HOLD]]
+    async with watching(script, kinds.NODE, nodes_file=file) as (client, events, _):
+        seen = []
+        for _ in range(6):
+            await take(events, 1)
+            seen.append((client._herd.nodes, int(file.read_text())))
+    assert seen == [(20, 20), (21, 20), (22, 20), (23, 23), (23, 23), (22, 23)]
+    assert not (tmp_path / f".{NODES_FILE}.new").exists()
+
+
+async def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nodes = [{"metadata": {"name": f"n{number}"}} for number in range(2)]
+    async with watching(Script([page(*nodes)]), kinds.NODE, nodes_file=tmp_path / "no" / NODES_FILE) as (_, events, _p):
+        await take(events, 1)
+    assert "the number of nodes cannot be kept" in caplog.text
 
 
 async def test_the_list_of_nodes_updates_the_window() -> None:
