@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from hashlib import blake2b
+from itertools import islice
 
 from netpolicy.parse_cluster import NOT_ENFORCED as DOMAIN_NAMES
 from netpolicy.types import PolicyRef
+from nodenet.agent.reporters import Reporters
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
 from nodenet.engine import Engine
 from nodenet.kinds import BY_NAME, CLUSTER_NETWORK_POLICY, NETWORK_POLICY, POD, ApiKind
-from nodenet.kube.correlate import About, Notice
+from nodenet.kube.correlate import NODE_SECONDS, About, Notice
 from nodenet.kube.events import EventRecorder
 from nodenet.kube.health import KindStats
 from nodenet.kube.writer import KubeWriter
@@ -28,6 +29,8 @@ NO_ROOM, HAS_ROOM = "RulesLeftOut", "RulesInForce"
 UNREADABLE, NOT_SERVED, NOT_ENFORCED = "NotReadable", "NotServed", "NotEnforced"
 # Seconds between two looks at the objects with problems. Normally there are none.
 OBJECT_SECONDS = 5.0
+# The largest number of notices after one look: as many as the node's budget gets in this time.
+MOST_AT_ONCE = int(OBJECT_SECONDS / NODE_SECONDS)
 
 _Found = Mapping[About, tuple[str, str]]
 
@@ -56,30 +59,42 @@ class PolicyNotices:
 
 
 class ObjectNotices:
-    """Notices about problems that are the same on every node: one when the message of an object is new or changes."""
+    """Notices about problems that are the same on every node: one when the message of an object is new or changes.
+
+    Few at once: a node has a budget of Events (correlate.py), and what exceeds it would be lost.
+    """
 
     def __init__(self, node_name: str, record: Callable[[Notice], None]) -> None:
         self._node_name = node_name
         self._record = record
-        self._known: Mapping[About, tuple[str, str]] = {}
+        self._reporters = Reporters()
+        # What was reported, by this node or by another one.
+        self._known: dict[About, tuple[str, str]] = {}
+        # The objects of this node that have changed, the oldest change first: one that changes in every round must not
+        # keep the others waiting.
+        self._waiting: dict[About, None] = {}
 
     def update(self, found: Mapping[About, tuple[str, str]], nodes: Collection[str]) -> None:
-        """`found`: reason and message by object. `nodes`: the names of all Nodes."""
-        before, self._known = self._known, found
-        for about, (reason, message) in found.items():
-            ours = (about.kind, reason) == (POD.name, NOT_SERVED) or reporter(about, nodes) == self._node_name
-            if before.get(about) != (reason, message) and ours:
-                self._record(Notice(about, "Warning", reason, message))
+        """One round. `found`: reason and message by object. `nodes`: the names of the nodes that report."""
+        self._reporters = self._reporters.among(nodes)
+        self._known = {about: what for about, what in self._known.items() if about in found}
+        for about, what in found.items():
+            # Nearly all are known: compare first.
+            if self._known.get(about) == what:
+                continue
+            if self._is_ours(about, what[0]):
+                self._waiting.setdefault(about)
+            else:
+                self._known[about] = what
+        self._waiting = {about: None for about in self._waiting if self._known.get(about) != found.get(about)}
+        for about in list(islice(self._waiting, MOST_AT_ONCE)):
+            del self._waiting[about]
+            self._known[about] = found[about]
+            self._record(Notice(about, "Warning", *found[about]))
 
-
-def reporter(about: About, nodes: Collection[str]) -> str:
-    """The node that reports about an object: the one with the greatest hash of node and object. So objects are spread
-    over the nodes, and when a node leaves, only its objects get another reporter. "" without nodes. Pure."""
-
-    def weight(node: str) -> bytes:
-        return blake2b(f"{node}\0{about.kind}\0{about.namespace}\0{about.name}".encode(), digest_size=8).digest()
-
-    return max(nodes, key=weight, default="")
+    def _is_ours(self, about: About, reason: str) -> bool:
+        # Only its own node knows which hostPorts of a pod are not served.
+        return (about.kind, reason) == (POD.name, NOT_SERVED) or self._reporters.of(about) == self._node_name
 
 
 def objects_with_problems(stats: Mapping[ApiKind, KindStats], warnings: Iterable[ServiceWarning]) -> _Found:

@@ -1,19 +1,19 @@
 """Reports in the status of each ClusterNetworkPolicy whether it is in force as it is written.
 
-The answer is the same on every node, so one node writes it, which all choose by the same rule (notices.reporter).
+The answer is the same on every node, so one node writes it, which all choose by the same rule (reporters.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
 from netpolicy.parse_cluster import NOT_ENFORCED
 from netpolicy.types import ClusterPolicy
-from nodenet.agent.notices import reporter
+from nodenet.agent.reporters import Reporters
 from nodenet.engine import Engine
 from nodenet.kinds import CLUSTER_NETWORK_POLICY, NODE
 from nodenet.kube.correlate import About
@@ -45,9 +45,9 @@ class PolicyStatus:
     def __init__(self, node_name: str, writer: Writer) -> None:
         self._node_name = node_name
         self._writer = writer
-        # The objects that were reported, or that another node reports.
+        # The objects that this node reported.
         self._reported: dict[ObjectRef, ClusterPolicy] = {}
-        self._nodes: frozenset[str] = frozenset()
+        self._reporters = Reporters()
 
     async def keep(self, engine: Engine) -> None:
         """Report until cancelled."""
@@ -65,16 +65,13 @@ class PolicyStatus:
     async def report(self, policies: _Policies, nodes: Iterable[str]) -> bool:
         """Write the conditions that this node has to write. Returns False if a write failed. A policy that the API sent
         again is looked at again: its generation may be another."""
-        known = frozenset(nodes)
-        if known != self._nodes:
-            # Another node may be the reporter now.
-            self._reported, self._nodes = {}, known
+        self._reporters = self._reporters.among(frozenset(nodes))
+        ours = {ref: policy for ref, policy in policies.items() if self._is_ours(ref)}
+        # What another node reports now is looked at again if it comes back.
+        self._reported = {ref: policy for ref, policy in self._reported.items() if ref in ours}
         done = True
-        for ref, policy in policies.items():
+        for ref, policy in ours.items():
             if self._reported.get(ref) is policy:
-                continue
-            if not self._is_reporter(ref, known):
-                self._reported[ref] = policy
                 continue
             target = Target(CLUSTER_NETWORK_POLICY.resource, ref, "status")
             outcome = await self._writer.change(target, partial(with_condition, policy, datetime.now(UTC)))
@@ -82,12 +79,11 @@ class PolicyStatus:
                 self._reported[ref] = policy
             else:
                 done = False
-        self._reported = {ref: policy for ref, policy in self._reported.items() if ref in policies}
         return done
 
-    def _is_reporter(self, ref: ObjectRef, nodes: Collection[str]) -> bool:
+    def _is_ours(self, ref: ObjectRef) -> bool:
         resource = CLUSTER_NETWORK_POLICY.resource
-        return reporter(About(resource.api_version, resource.kind, "", ref.name), nodes) == self._node_name
+        return self._reporters.of(About(resource.api_version, resource.kind, "", ref.name)) == self._node_name
 
 
 def with_condition(policy: ClusterPolicy, now: datetime, obj: Object) -> Object | None:

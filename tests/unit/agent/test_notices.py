@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from netpolicy.types import PolicyRef
-from nodenet.agent.notices import Notices, ObjectNotices, PolicyNotices, objects_with_problems, reporter
+from nodenet.agent import reporters
+from nodenet.agent.notices import MOST_AT_ONCE, Notices, ObjectNotices, PolicyNotices, objects_with_problems
+from nodenet.agent.reporters import Reporters
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
 from nodenet.engine import Compiled
@@ -127,7 +129,7 @@ def test_one_node_reports_and_it_is_the_same_for_all() -> None:
         agent.update({WEB: ("NotServed", "x")}, NODES)
     (chosen,) = [node for node in NODES if recorded[node]]
     assert recorded[chosen] == [Notice(WEB, "Warning", "NotServed", "x")]
-    assert chosen == reporter(WEB, list(reversed(NODES)))
+    assert chosen == Reporters(list(reversed(NODES))).of(WEB)
     agents[chosen].update({WEB: ("NotServed", "y")}, NODES)
     agents[chosen].update({}, NODES)
     agents[chosen].update({WEB: ("NotServed", "y")}, NODES)
@@ -146,11 +148,52 @@ def test_a_nodes_own_pods_are_reported_by_that_node() -> None:
 
 def test_reports_are_spread_and_few_move_when_a_node_leaves() -> None:
     objects = [About("v1", "Service", "shop", f"s{number}") for number in range(1000)]
-    before = {one: reporter(one, NODES) for one in objects}
+    before = {one: Reporters(NODES).of(one) for one in objects}
     assert len(set(before.values())) > 90
-    after = {one: reporter(one, NODES[1:]) for one in objects}
+    after = {one: Reporters(NODES[1:]).of(one) for one in objects}
     assert [one for one in objects if before[one] != after[one]] == [one for one in objects if before[one] == "node0"]
-    assert reporter(WEB, []) == ""
+    assert Reporters().of(WEB) == ""
+
+
+def test_known_objects_cost_no_hash_and_the_nodes_are_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every agent looks at every object with a problem every 5 s."""
+    agent = ObjectNotices("node1", [].append)
+    found = {About("v1", "Service", "shop", f"s{number}"): ("NotServed", "x") for number in range(1000)}
+    for _ in range(20):
+        agent.update(found, NODES)
+    built = Reporters(NODES)
+    assert built.among(set(NODES)) is built
+    assert built.among(NODES[1:]) is not built
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(reporters, "blake2b", fail)
+    agent.update(found, NODES)
+
+
+def test_no_notice_is_lost_and_none_waits_for_ever() -> None:
+    """One node reports about all. Some objects change in every round."""
+    notices: list[Notice] = []
+    agent = ObjectNotices("node1", notices.append)
+    objects = [About("v1", "Service", "shop", f"s{number}") for number in range(30)]
+    sizes = []
+    for turn in range(20):
+        found = {one: ("NotServed", f"{turn}" if number < 10 else "x") for number, one in enumerate(objects)}
+        before = len(notices)
+        agent.update(found, ["node1"])
+        sizes.append(len(notices) - before)
+    assert {one.about for one in notices} == set(objects)
+    assert max(sizes) == MOST_AT_ONCE
+    steady = [one for one in notices if one.message == "x"]
+    assert len(steady) == 20, "each once"
+    # What is repaired before its turn is not reported.
+    agent = ObjectNotices("node1", notices.append)
+    notices.clear()
+    agent.update(dict.fromkeys(objects, ("NotServed", "x")), ["node1"])
+    agent.update({}, ["node1"])
+    agent.update({}, ["node1"])
+    assert len(notices) == MOST_AT_ONCE
 
 
 class Synced:

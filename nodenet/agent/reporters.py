@@ -1,0 +1,45 @@
+"""Chooses the node that reports about an object whose state is the same on every node: all nodes choose the same one
+from what the API shows. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection
+from hashlib import blake2b
+
+from nodenet.kube.correlate import About
+
+# Points of one node: more of them spread the objects more evenly.
+_POINTS = 8
+_BYTES = 8
+
+
+class Reporters:
+    """Nodes as points on a ring (consistent hashing): an object belongs to the node of the next point. So objects are
+    spread over the nodes, and when a node leaves, only its objects get another reporter.
+
+    The ring is built once for a set of nodes, and each object then costs one hash and one search, because an agent asks
+    for every object with a problem: with one hash for each pair, 1,000 objects and 5,000 nodes took 3 s.
+    """
+
+    def __init__(self, nodes: Collection[str] = ()) -> None:
+        self.nodes = frozenset(nodes)
+        self._owners: dict[bytes, str] = {}
+        # In order, so that of two nodes with one point every agent chooses the same.
+        for name in sorted(self.nodes):
+            points = blake2b(name.encode(), digest_size=_POINTS * _BYTES).digest()
+            for start in range(0, len(points), _BYTES):
+                self._owners.setdefault(points[start : start + _BYTES], name)
+        self._points = sorted(self._owners)
+
+    def of(self, about: About) -> str:
+        """The node that reports about an object. "" without nodes."""
+        if not self._points:
+            return ""
+        text = f"{about.kind}\0{about.namespace}\0{about.name}"
+        index = bisect_left(self._points, blake2b(text.encode(), digest_size=_BYTES).digest())
+        return self._owners[self._points[index % len(self._points)]]
+
+    def among(self, nodes: Collection[str]) -> Reporters:
+        """The same object if the nodes are the same."""
+        return self if self.nodes == frozenset(nodes) else Reporters(nodes)
