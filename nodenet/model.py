@@ -108,7 +108,8 @@ class Namespace:
 @dataclass(frozen=True, slots=True)
 class Node:
     """`addresses` are the InternalIPs, `outer` the ExternalIPs, `pod_cidrs` the pod networks from spec.podCIDRs.
-    `taints`: the keys. `network_unavailable`: the status of this condition, "" if the Node does not have it.
+    `taints`: the keys. `network_unavailable`, `network_reason` and `ready`: status and reason of the condition
+    NetworkUnavailable, and the status of the condition Ready, "" if the Node does not have it.
     `deleting`: it has a deletionTimestamp."""
 
     name: str
@@ -119,6 +120,8 @@ class Node:
     network_unavailable: str = ""
     deleting: bool = False
     outer: tuple[IPAddress, ...] = ()
+    network_reason: str = ""
+    ready: str = ""
 
 
 # Services and EndpointSlices with one of these labels, of any value, are not for this proxy: another one serves them

@@ -13,7 +13,7 @@ from itertools import islice
 
 from netpolicy.parse_cluster import NOT_ENFORCED as DOMAIN_NAMES
 from netpolicy.types import PolicyRef
-from nodenet.agent.reporters import Reporters
+from nodenet.agent.reporters import Reporters, reporting_nodes
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
 from nodenet.engine import Engine
@@ -135,7 +135,7 @@ class Notices:
         await engine.in_force()
         while True:
             current = engine.current
-            nodes = {node.name for node in current.snapshot.nodes.values()}
+            nodes = reporting_nodes(current.snapshot.nodes.values())
             self._objects.update(objects_with_problems(stats, current.names.warnings), nodes)
             await asyncio.sleep(OBJECT_SECONDS)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from netpolicy.parse_cluster import NOT_ENFORCED
 from netpolicy.types import ClusterPolicy
-from nodenet.agent.reporters import Reporters
+from nodenet.agent.reporters import Reporters, reporting_nodes
 from nodenet.engine import Engine
 from nodenet.kinds import CLUSTER_NETWORK_POLICY, NODE
 from nodenet.kube.correlate import About
@@ -55,7 +55,7 @@ class PolicyStatus:
             await engine.in_force()
             events = [engine.next_change(CLUSTER_NETWORK_POLICY), engine.next_change(NODE)]
             snapshot = engine.current.snapshot
-            nodes = [node.name for node in snapshot.nodes.values()]
+            nodes = reporting_nodes(snapshot.nodes.values())
             if await self.report(snapshot.cluster_policies, nodes):
                 await any_of(events, None)
             else:

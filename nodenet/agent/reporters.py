@@ -4,14 +4,36 @@ from what the API shows. Pure."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 
+from nodenet.agent.node_report import REASON
 from nodenet.kube.correlate import About
+from nodenet.model import Node
 
 # Points of one node: more of them spread the objects more evenly.
 _POINTS = 8
 _BYTES = 8
+
+# A Node of a virtual kubelet: https://github.com/virtual-kubelet/virtual-kubelet
+_VIRTUAL = ("type", "virtual-kubelet")
+
+
+def reporting_nodes(nodes: Iterable[Node]) -> frozenset[str]:
+    """The names of the nodes that can report: those that are ready and have an agent. An object whose reporter has no
+    agent would never be reported.
+
+    An agent sets the condition NetworkUnavailable of its Node. Where it may not, or a cloud provider has set it on
+    every Node, each Node that is ready and can have an agent counts.
+    """
+    ready = [node for node in nodes if node.ready == "True"]
+    ours = frozenset(node.name for node in ready if node.network_reason == REASON)
+    return ours or frozenset(node.name for node in ready if _can_have_an_agent(node))
+
+
+def _can_have_an_agent(node: Node) -> bool:
+    key, value = _VIRTUAL
+    return node.labels.get("kubernetes.io/os", "linux") == "linux" and node.labels.get(key) != value
 
 
 class Reporters:

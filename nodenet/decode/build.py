@@ -126,6 +126,7 @@ def namespace(ref: ObjectRef, obj: schema.Namespace, unread: Unreads) -> model.N
 
 # The Node condition that a network plugin sets to False.
 _NETWORK = "NetworkUnavailable"
+_READY = "Ready"
 
 
 def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
@@ -137,15 +138,19 @@ def node(ref: ObjectRef, obj: schema.Node, unread: Unreads) -> model.Node:
         if entry.type in addresses and entry.address:
             found = values.address(f"status.addresses[{index}].address", entry.address, unread)
             addresses[entry.type] += [found] if found is not None else []
+    conditions = {one.type: one for one in reversed((obj.status.conditions if obj.status else None) or ())}
+    network = conditions.get(_NETWORK) or schema.NodeCondition()
     return model.Node(
         ref.name,
         tuple(addresses["InternalIP"]),
         tuple(cidr for cidr in cidrs if cidr is not None),
         obj.metadata.labels or {},
         frozenset(taint.key for taint in spec.taints or () if taint.key),
-        next((c.status or "" for c in (obj.status and obj.status.conditions) or () if c.type == _NETWORK), ""),
+        network.status or "",
         obj.metadata.deletion_timestamp is not None,
         tuple(addresses["ExternalIP"]),
+        network.reason or "",
+        (conditions.get(_READY) or schema.NodeCondition()).status or "",
     )
 
 

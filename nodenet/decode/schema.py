@@ -98,6 +98,7 @@ class NodeCondition(Struct):
 
     type: str | None = None
     status: str | None = None
+    reason: str | None = None
 
 
 class NodeStatus(Struct):

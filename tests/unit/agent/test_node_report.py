@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from nodenet import kinds
-from nodenet.agent.node_report import CONDITION, TAINT, NodeReport, condition, without_taint
+from nodenet.agent.node_report import CONDITION, REASON, TAINT, NodeReport, condition, without_taint
 from nodenet.decode import schema
 from nodenet.decode.build import node as build
 from nodenet.kube.retry import Outcome
@@ -118,6 +118,9 @@ def test_the_condition_is_read_back() -> None:
     assert body["status"]["conditions"][0]["type"] == CONDITION
     found = build(ObjectRef("", "n1"), msgspec.convert(body, schema.Node), [])
     assert (found.taints, found.network_unavailable) == ({TAINT, "b"}, "False")
+    assert (found.network_reason, found.ready) == (REASON, "")
+    body["status"]["conditions"].append({"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"})
+    assert build(ObjectRef("", "n1"), msgspec.convert(body, schema.Node), []).ready == "Unknown"
     bare = build(ObjectRef("", "n1"), msgspec.convert({"metadata": {"name": "n1"}}, schema.Node), [])
     assert (bare.taints, bare.network_unavailable) == (frozenset(), "")
     assert kinds.NODE.resource.path("", "n1", "status") == "/api/v1/nodes/n1/status"

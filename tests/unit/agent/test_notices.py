@@ -13,8 +13,9 @@ import pytest
 
 from netpolicy.types import PolicyRef
 from nodenet.agent import reporters
+from nodenet.agent.node_report import REASON
 from nodenet.agent.notices import MOST_AT_ONCE, Notices, ObjectNotices, PolicyNotices, objects_with_problems
-from nodenet.agent.reporters import Reporters
+from nodenet.agent.reporters import Reporters, reporting_nodes
 from nodenet.compile.shares import LeftOut
 from nodenet.compile.state import ServiceWarning
 from nodenet.engine import Compiled
@@ -155,6 +156,22 @@ def test_reports_are_spread_and_few_move_when_a_node_leaves() -> None:
     assert Reporters().of(WEB) == ""
 
 
+READY: dict[str, Any] = {"ready": "True", "labels": {"kubernetes.io/os": "linux"}}
+OURS = {**READY, "network_unavailable": "False", "network_reason": REASON}
+WINDOWS = Node("windows", ready="True", labels={"kubernetes.io/os": "windows"})
+VIRTUAL = Node("virtual", ready="True", labels={"kubernetes.io/os": "linux", "type": "virtual-kubelet"})
+NO_AGENT = (WINDOWS, VIRTUAL, Node("new"), Node("off", **{**OURS, "ready": "Unknown"}))
+
+
+def test_a_node_without_an_agent_does_not_report() -> None:
+    nodes = [*NO_AGENT, Node("a", **OURS), Node("b", **{**OURS, "labels": {}}), Node("c", **READY)]
+    assert reporting_nodes(nodes) == {"a", "b"}
+    # A cloud provider has set the condition on all Nodes.
+    cloud = {**READY, "network_unavailable": "False", "network_reason": "RouteCreated"}
+    assert reporting_nodes([*NO_AGENT, Node("a", **cloud), Node("b", **READY), Node("c", ready="True")]) == set("abc")
+    assert reporting_nodes(NO_AGENT) == frozenset()
+
+
 def test_known_objects_cost_no_hash_and_the_nodes_are_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every agent looks at every object with a problem every 5 s."""
     agent = ObjectNotices("node1", [].append)
@@ -200,7 +217,7 @@ class Synced:
     """An engine after its first sync, on the only node."""
 
     def __init__(self) -> None:
-        nodes = {ObjectRef("", "node1"): Node("node1")}
+        nodes = {ObjectRef("", "node1"): Node("node1", ready="True")}
         self.current = Compiled(Snapshot(nodes=MappingProxyType(nodes)))
 
     async def in_force(self) -> None: ...
