@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, TypeVar
@@ -117,7 +117,16 @@ def read(obj: Mapping[str, Any]) -> Reading:
     reader.check(lambda: labels(root.child("metadata").child("labels")))
     reader.check(lambda: root.only(("apiVersion", "kind", "metadata", "spec", "status")))
     policy = reader.spec(root.child("spec"), name.value)
-    return Reading(policy, tuple(reader.errors))
+    return Reading(replace(policy, **_version(obj["metadata"])), tuple(reader.errors))
+
+
+def _version(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Which version of the object this is. The server sets both; in a manifest they may be anything."""
+    generation, uid = metadata.get("generation"), metadata.get("uid")
+    return {
+        "generation": generation if isinstance(generation, int) else 0,
+        "uid": uid if isinstance(uid, str) else "",
+    }
 
 
 class _Reader(Reader):

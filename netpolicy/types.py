@@ -279,6 +279,8 @@ class ClusterPolicy:
     """One ClusterNetworkPolicy, of the Admin or the Baseline tier. `subject` selects pods by namespaces and labels.
 
     `problems`: parts that could not be read. Rules with them accept nothing, or deny everything.
+    `generation` and `uid` of the object that was read, for its status: two versions of an object differ also if they
+    mean the same here. 0 and "" for a manifest.
     """
 
     name: str
@@ -288,6 +290,8 @@ class ClusterPolicy:
     ingress: tuple[Rule, ...] = ()
     egress: tuple[Rule, ...] = ()
     problems: tuple[Problem, ...] = ()
+    generation: int = 0
+    uid: str = ""
 
     # A cluster-wide policy has no namespace of its own.
     namespace: ClassVar[str] = ""

@@ -87,10 +87,15 @@ class PolicyStatus:
 
 
 def with_condition(policy: ClusterPolicy, now: datetime, obj: Object) -> Object | None:
-    """The change that sets the condition of an object; None if it is right. Conditions of others are kept. Pure."""
+    """The change that sets the condition of an object; None if it is right, or if the object is another version than
+    `policy`: this version's verdict must not get that one's generation, and the watch brings that one. Conditions of
+    others are kept. Pure."""
+    metadata = obj["metadata"]
+    if (metadata.get("generation", 0), metadata.get("uid", "")) != (policy.generation, policy.uid):
+        return None
     conditions: list[Any] = list((obj.get("status") or {}).get("conditions") or [])
     before = next((c for c in conditions if c.get("type") == CONDITION), None)
-    wanted = {"type": CONDITION, **verdict(policy), "observedGeneration": obj["metadata"].get("generation", 0)}
+    wanted = {"type": CONDITION, **verdict(policy), "observedGeneration": policy.generation}
     if before is not None and {key: before.get(key) for key in wanted} == wanted:
         return None
     same = before is not None and before.get("status") == wanted["status"]

@@ -19,9 +19,9 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ACCEPT = {"action": "Accept", "to": [{"namespaces": {}}]}
 
 
-def policy(name: str = "p", *egress: Any) -> ClusterPolicy:
+def policy(name: str = "p", *egress: Any, generation: int = 1, uid: str = "") -> ClusterPolicy:
     spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": list(egress) or [ACCEPT]}
-    return read({"metadata": {"name": name}, "spec": spec}).policy
+    return read({"metadata": {"name": name, "generation": generation, "uid": uid}, "spec": spec}).policy
 
 
 def served(generation: int = 1, *conditions: Any) -> dict[str, Any]:
@@ -74,19 +74,30 @@ def test_a_policy_with_thousands_of_problems_has_a_short_message() -> None:
 
 def test_conditions_of_others_stay_and_the_time_is_that_of_the_last_change() -> None:
     other = {"type": "Ready-In-Zone", "status": "True"}
-    wanted = with_condition(policy(), NOW, served(3, other))
+    wanted = with_condition(policy(generation=3), NOW, served(3, other))
     assert wanted is not None
     first = wanted["status"]["conditions"]
     assert first[0] == other
     assert (first[1]["observedGeneration"], first[1]["lastTransitionTime"]) == (3, "2026-01-02T03:04:05Z")
-    assert with_condition(policy(), NOW, served(3, *first)) is None, "it is right"
+    assert with_condition(policy(generation=3), NOW, served(3, *first)) is None, "it is right"
     later = datetime(2027, 1, 1, tzinfo=UTC)
-    again = with_condition(policy(), later, served(4, *first))
+    again = with_condition(policy(generation=4), later, served(4, *first))
     assert again is not None
     assert again["status"]["conditions"][1] == {**first[1], "observedGeneration": 4}
-    broken = with_condition(policy("p", {"action": "Deny", "to": [{}]}), later, served(4, *first))
+    broken = with_condition(policy("p", {"action": "Deny", "to": [{}]}, generation=4), later, served(4, *first))
     assert broken is not None
     assert broken["status"]["conditions"][1]["lastTransitionTime"] == "2027-01-01T00:00:00Z"
+
+
+def test_a_verdict_goes_to_its_own_version_only() -> None:
+    """The object was edited, or deleted and created, after the snapshot from which the verdict is."""
+    assert with_condition(policy(generation=3), NOW, served(4)) is None
+    assert with_condition(policy(generation=3), NOW, served(3)) is not None
+    created_again = {"metadata": {"name": "p", "generation": 1, "uid": "new"}}
+    assert with_condition(policy(uid="old"), NOW, created_again) is None
+    assert with_condition(policy(uid="new"), NOW, created_again) is not None
+    odd = read({"metadata": {"name": "p", "generation": "1", "uid": 7}, "spec": {}}).policy
+    assert (odd.generation, odd.uid) == (0, "")
 
 
 async def test_one_node_writes_each_policy_once() -> None:
