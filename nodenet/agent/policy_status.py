@@ -52,8 +52,9 @@ class PolicyStatus:
     async def keep(self, engine: Engine) -> None:
         """Report until cancelled."""
         while True:
-            await engine.in_force()
+            # First the events: a change that arrives while this waits for an earlier one would be missed.
             events = [engine.next_change(CLUSTER_NETWORK_POLICY), engine.next_change(NODE)]
+            await engine.in_force()
             snapshot = engine.current.snapshot
             nodes = reporting_nodes(snapshot.nodes.values())
             if await self.report(snapshot.cluster_policies, nodes):
@@ -63,15 +64,15 @@ class PolicyStatus:
             await asyncio.sleep(SETTLE_SECONDS)
 
     async def report(self, policies: _Policies, nodes: Iterable[str]) -> bool:
-        """Write the conditions that this node has to write. Returns False if a write failed. A policy that the API sent
-        again is looked at again: its generation may be another."""
+        """Write the conditions that this node has to write. Returns False if a write failed. Another generation, or a
+        policy that was deleted and created, is another version, also if it means the same."""
         self._reporters = self._reporters.among(frozenset(nodes))
         ours = {ref: policy for ref, policy in policies.items() if self._is_ours(ref)}
         # What another node reports now is looked at again if it comes back.
         self._reported = {ref: policy for ref, policy in self._reported.items() if ref in ours}
         done = True
         for ref, policy in ours.items():
-            if self._reported.get(ref) is policy:
+            if self._reported.get(ref) == policy:
                 continue
             target = Target(CLUSTER_NETWORK_POLICY.resource, ref, "status")
             outcome = await self._writer.change(target, partial(with_condition, policy, datetime.now(UTC)))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from netpolicy.parse_cluster import read
 from netpolicy.types import ClusterPolicy
+from nodenet.agent import policy_status
 from nodenet.agent.policy_status import CONDITION, PolicyStatus, verdict, with_condition
+from nodenet.kinds import CLUSTER_NETWORK_POLICY, NODE, Kind
 from nodenet.kube.retry import Outcome
 from nodenet.kube.writer import Object, Target
-from nodenet.model import ObjectRef
+from nodenet.model import Node, ObjectRef
+from nodenet.pulse import Pulse
+from nodenet.store import Op, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ACCEPT = {"action": "Accept", "to": [{"namespaces": {}}]}
@@ -35,9 +42,11 @@ class Server:
         self.objects = objects
         self.writes: list[str] = []
         self.outcome = Outcome.DONE
+        self.reads = 0
 
     async def change(self, target: Target, change: Callable[[Object], Object | None]) -> Outcome:
         assert (target.resource.plural, target.subresource) == ("clusternetworkpolicies", "status")
+        self.reads += 1
         if self.outcome is not Outcome.DONE:
             return self.outcome
         found = self.objects[target.ref.name]
@@ -112,6 +121,66 @@ async def test_one_node_writes_each_policy_once() -> None:
         assert await agent.report(policies, nodes)
     assert len(server.writes) == 20, "an agent that starts again writes nothing"
     assert all(condition(obj)["status"] == "True" for obj in server.objects.values())
+
+
+def test_an_edit_that_means_the_same_is_a_change() -> None:
+    """domainNames are read, but not part of the rules."""
+    names = [policy("p", {"action": "Deny", "to": [{"domainNames": [f"{n}.b"]}]}, generation=n) for n in (1, 2)]
+    assert names[0] == replace(names[1], generation=1)
+    store = Store()
+    assert store.apply(Op.ADDED, names[0])
+    assert store.apply(Op.MODIFIED, names[1])
+    assert not store.apply(Op.MODIFIED, replace(names[1]))
+    again = replace(names[1], uid="new")
+    assert store.replace(CLUSTER_NETWORK_POLICY, [names[1]])
+    assert store.replace(CLUSTER_NETWORK_POLICY, [again]), "deleted and created while the watch was down"
+    assert store.snapshot().cluster_policies[ObjectRef("", "p")].uid == "new"
+
+
+async def test_its_generation_is_reported_once() -> None:
+    ref = ObjectRef("", "p")
+    server = Server(p=served())
+    agent = PolicyStatus("n1", server)
+    assert await agent.report({ref: policy()}, ["n1"])
+    server.objects["p"] = {**server.objects["p"], "metadata": {"name": "p", "generation": 2}}
+    assert await agent.report({ref: policy(generation=2)}, ["n1"])
+    assert condition(server.objects["p"])["observedGeneration"] == 2
+    assert server.writes == ["p", "p"]
+    reads = server.reads
+    assert await agent.report({ref: policy(generation=2)}, ["n1"])
+    assert server.reads == reads, "a new list with the same policy costs no request"
+
+
+class Engine:
+    """A second version arrives while the first one comes into force."""
+
+    def __init__(self, *versions: ClusterPolicy) -> None:
+        self._versions = list(versions)
+        self._pulses = {kind: Pulse() for kind in (CLUSTER_NETWORK_POLICY, NODE)}
+        self._nodes = {ObjectRef("", "n1"): Node("n1", ready="True")}
+
+    def next_change(self, kind: Kind) -> asyncio.Event:
+        return self._pulses[kind].next()  # type: ignore[index]
+
+    async def in_force(self) -> None:
+        found = self._versions.pop(0)
+        policies = {ObjectRef("", found.name): found}
+        self.current = SimpleNamespace(snapshot=SimpleNamespace(cluster_policies=policies, nodes=self._nodes))
+        if self._versions:
+            self._pulses[CLUSTER_NETWORK_POLICY].fire()
+
+
+async def test_a_change_while_it_waits_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_status, "SETTLE_SECONDS", 0)
+    broken = policy("p", {"action": "Deny", "to": [{}]})
+    server = Server(p=served())
+    engine: Any = Engine(policy(), broken)
+    keeping = asyncio.create_task(PolicyStatus("n1", server).keep(engine))
+    async with asyncio.timeout(5):
+        while len(server.writes) < 2:  # noqa: ASYNC110  another task writes
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    assert condition(server.objects["p"])["status"] == "False"
 
 
 async def test_another_node_writes_when_the_reporter_is_gone_and_a_failed_write_is_made_again() -> None:
