@@ -27,7 +27,7 @@ class Field:
 
     def expected(self, what: str) -> PolicyError:
         """`expected <what>, got <the value>`."""
-        return self.error(f"expected {what}, got {_show(self.value)}")
+        return self.error(f"expected {what}, got {shown(self.value)}")
 
     def child(self, key: str) -> Field:
         """A key of a mapping; its value is None if the key is absent or null, which the API treats as equal."""
@@ -49,7 +49,7 @@ class Field:
             raise self.expected("a mapping")
         for key in self.value:
             if not isinstance(key, str):
-                raise self.error(f"expected text as key, got {_show(key)}")
+                raise self.error(f"expected text as key, got {shown(key)}")
         return self.value
 
     def present(self) -> Field:
@@ -112,10 +112,10 @@ def label_key(field: Field, key: str) -> str:
     """A qualified name: [DNS subdomain/]name, the name at most 63 characters."""
     prefix, slash, name = key.rpartition("/")
     if slash and not is_dns_subdomain(prefix):
-        raise field.error(f"expected a DNS name before the / of a label key, got {key!r}")
+        raise field.error(f"expected a DNS name before the / of a label key, got {shown(key)}")
     if len(name) > 63 or not _LABEL_NAME.fullmatch(name):
         raise field.error(
-            f"expected a label key of at most 63 of A-Z a-z 0-9 - _ . between letters or digits, got {key!r}"
+            f"expected a label key of at most 63 of A-Z a-z 0-9 - _ . between letters or digits, got {shown(key)}"
         )
     return key
 
@@ -144,7 +144,8 @@ def is_dns_label(name: str) -> bool:
     return len(name) <= 63 and _DNS_LABEL.fullmatch(name) is not None
 
 
-def _show(value: object) -> str:
+def shown(value: object) -> str:
+    """A value for a message, shortened: users choose it."""
     if value is None:
         return "nothing"
     text = repr(value)

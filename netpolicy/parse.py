@@ -22,6 +22,7 @@ from netpolicy.fields import (
     labels,
     port_name,
     port_number,
+    shown,
 )
 from netpolicy.reading import Reader
 from netpolicy.types import (
@@ -181,7 +182,7 @@ def _port(port: Field) -> PortRule:
         return PortRule(named)
     if isinstance(number.value, str):
         if not end.absent:
-            raise end.error(f"endPort needs a numeric port, got {number.value!r}")
+            raise end.error(f"endPort needs a numeric port, got {shown(number.value)}")
         return PortRule(named, port_name(number))
     first = port_number(number)
     if end.absent:
@@ -200,7 +201,7 @@ def _block(block: Field) -> IPBlock:
         hole = _cidr(item)
         inside = hole.version == cidr.version and hole.network_address in cidr and hole.prefixlen > cidr.prefixlen
         if not inside:
-            raise item.error(f"expected a part of {cidr}, smaller than it, got {item.value!r}")
+            raise item.error(f"expected a part of {cidr}, smaller than it, got {shown(item.value)}")
         excepts.append(hole)
     return IPBlock(cidr, tuple(excepts))
 

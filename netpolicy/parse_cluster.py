@@ -16,7 +16,7 @@ from functools import partial
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, TypeVar
 
-from netpolicy.fields import Field, is_dns_subdomain, labels, port_number
+from netpolicy.fields import Field, is_dns_subdomain, labels, port_number, shown
 from netpolicy.reading import Reader
 from netpolicy.types import (
     Action,
@@ -237,7 +237,7 @@ class _Reader(Reader):
         seen: list[Any] = []
         for item in found:
             if item.value in seen:
-                self.errors.append(item.error(f"expected each value once, got {item.value!r} again"))
+                self.errors.append(item.error(f"expected each value once, got {shown(item.value)} again"))
             seen.append(item.value)
         return [read(item) for item in found]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from netpolicy.fields import Field, label_key, label_value
+from netpolicy.fields import Field, label_key, label_value, shown
 from netpolicy.types import Operator, PolicyError, Problem, Requirement, Selector, UnreadableError
 
 T = TypeVar("T")
@@ -85,4 +85,4 @@ def _check_values(operator: Operator, values: Field, found: tuple[str, ...]) -> 
     if operator in (Operator.IN, Operator.NOT_IN) and not found:
         raise values.error(f"operator {operator} needs at least one value")
     if operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST) and found:
-        raise values.error(f"operator {operator} must have no values, got {list(found)}")
+        raise values.error(f"operator {operator} must have no values, got {shown(list(found))}")

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from netpolicy.parse_cluster import NOT_ENFORCED
-from netpolicy.types import ClusterPolicy
+from netpolicy.types import ClusterPolicy, Problem
 from nodenet.agent.reporters import Reporters, reporting_nodes
 from nodenet.engine import Engine
 from nodenet.kinds import CLUSTER_NETWORK_POLICY, NODE
@@ -27,8 +27,10 @@ AS_WRITTEN, DOMAIN_NAMES, UNREADABLE = "Accepted", "DomainNamesNotEnforced", "No
 # Seconds until writes that failed are made again, and until changes that follow each other are reported together.
 RETRY_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
-# The largest number of problems in one message: a policy may have thousands.
+# The largest number of problems in one message: a policy may have thousands. The server takes 32,768 characters, and a
+# label key has no limit there.
 _MOST = 10
+_LONGEST = 1000
 
 _Policies = Mapping[ObjectRef, ClusterPolicy]
 
@@ -76,7 +78,8 @@ class PolicyStatus:
                 continue
             target = Target(CLUSTER_NETWORK_POLICY.resource, ref, "status")
             outcome = await self._writer.change(target, partial(with_condition, policy, datetime.now(UTC)))
-            if outcome in (Outcome.DONE, Outcome.GONE):
+            # The server would reject the same condition again; the writer has logged why.
+            if outcome in (Outcome.DONE, Outcome.GONE, Outcome.REJECTED):
                 self._reported[ref] = policy
             else:
                 done = False
@@ -110,6 +113,17 @@ def verdict(policy: ClusterPolicy) -> dict[str, str]:
     if not policy.problems:
         return {"status": "True", "reason": AS_WRITTEN, "message": "nodenet enforces the policy as it is written"}
     reasons = {DOMAIN_NAMES if problem.message == NOT_ENFORCED else UNREADABLE for problem in policy.problems}
-    texts = [str(problem) for problem in policy.problems]
-    more = f"; and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
-    return {"status": "False", "reason": max(reasons), "message": "; ".join(texts[:_MOST]) + more}
+    texts = [_shown(problem) for problem in policy.problems[:_MOST]]
+    number = len(policy.problems)
+    more = f"; and {number - _MOST} more" if number > _MOST else ""
+    return {"status": "False", "reason": max(reasons), "message": "; ".join(texts) + more}
+
+
+def _shown(problem: Problem) -> str:
+    """The problem with its effect, without what users could write at any length, or for a terminal."""
+    return str(Problem(_short(problem.field), _short(problem.message), problem.effect))
+
+
+def _short(text: str) -> str:
+    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return "".join(letter if letter.isprintable() else " " for letter in cut)

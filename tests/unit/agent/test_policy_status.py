@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from netpolicy.parse_cluster import read
 from netpolicy.types import ClusterPolicy
@@ -78,7 +80,58 @@ def test_the_verdict(rule: Any, status: str, reason: str, part: str) -> None:
 
 def test_a_policy_with_thousands_of_problems_has_a_short_message() -> None:
     broken = {"action": "Accept", "to": [{"novelty": 1}] * 25}
-    assert verdict(policy("p", *[broken] * 20))["message"].endswith("; and 490 more")
+    message = verdict(policy("p", *[broken] * 20))["message"]
+    assert message.endswith("; and 490 more")
+    assert message.count("unknown field") == 10
+    assert len(message) < 2500
+
+
+def test_values_are_shortened_where_they_are_read() -> None:
+    """For policy commands, logs and Events too."""
+    selector = {"matchExpressions": [{"key": "a", "operator": "Exists", "values": [f"v{n}" for n in range(20000)]}]}
+    (problem,) = policy("p", {"action": "Deny", "to": [{"namespaces": selector}]}).problems
+    assert len(problem.message) < 200
+
+
+# The limit of the CustomResourceDefinition (tests/data/clusternetworkpolicy/crd.yaml).
+LONGEST_MESSAGE = 32768
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {"matchExpressions": [{"key": "a", "operator": "Exists", "values": [f"v{n}" for n in range(20000)]}]},
+        {"matchLabels": {"k" * 100_000: 7}},
+        {"matchExpressions": [{"key": "a", "operator": "x" * 100_000}]},
+        {"n" * 100_000: {}},
+        {"matchLabels": {"k\x1b[2J\n": 7}},
+    ],
+)
+def test_what_a_user_writes_at_length_fits(selector: Any) -> None:
+    found = verdict(policy("p", *[{"action": "Deny", "to": [{"namespaces": selector}]}] * 25))
+    assert found["status"] == "False"
+    assert len(found["message"]) <= LONGEST_MESSAGE
+    assert "this rule denies everything" in found["message"]
+    assert found["message"].isprintable()
+
+
+def test_the_limit_is_that_of_the_definition() -> None:
+    file = Path(__file__).parents[2] / "data" / "clusternetworkpolicy" / "crd.yaml"
+    versions = yaml.safe_load(file.read_text())["spec"]["versions"]
+    (version,) = [one for one in versions if one["name"] == "v1alpha2"]
+    status = version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    assert status["conditions"]["items"]["properties"]["message"]["maxLength"] == LONGEST_MESSAGE
+
+
+async def test_what_the_server_rejects_is_not_sent_again() -> None:
+    server = Server(p=served())
+    server.outcome = Outcome.REJECTED
+    agent = PolicyStatus("n1", server)
+    for _ in range(3):
+        assert await agent.report({ObjectRef("", "p"): policy()}, ["n1"])
+    assert server.reads == 1
+    assert await agent.report({ObjectRef("", "p"): policy(generation=2)}, ["n1"])
+    assert server.reads == 2, "another version may be right"
 
 
 def test_conditions_of_others_stay_and_the_time_is_that_of_the_last_change() -> None:
