@@ -13,7 +13,7 @@ from nodenet.agent.host import no_uplink
 from nodenet.bpf import tcx
 from nodenet.errors import NodenetError
 from nodenet.link import tc, uplink
-from nodenet.link.handle import Interface, Link
+from nodenet.link.handle import ARPHRD_ETHER, Interface, Link
 from nodenet.model import IPAddress
 
 log = logging.getLogger(__name__)
@@ -28,21 +28,37 @@ _NOWHERE = "no interface has the programs for traffic from outside"
 class Synced:
     """What one check found. `interfaces`: names of those that have the programs now. `attached`: names of those where
     one was missing or of another build. `removed`: names of those that had them and should not. `failed`: a sentence
-    for each interface that refused them."""
+    for each interface that refused them. `unserved`: a sentence for each one that cannot have them, or whose address is
+    served but which has none."""
 
     interfaces: tuple[str, ...] = ()
     attached: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    unserved: tuple[str, ...] = ()
 
 
-def sync(
-    link: Link, name: str | None, own: Iterable[IPAddress], programs: Mapping[str, int], before: Iterable[str] | None
-) -> Synced:
-    """Attach the programs (descriptors by name) to the interface `name`, or with "" to those that have one of the
-    node's `own` addresses. None: to none. Remove them from other interfaces: of those in `before`, or None: of all.
-    Raises LinkError, OSError."""
-    wanted = {found.index: found.name for found in uplink.find_all(link, name, own)} if name is not None else {}
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where traffic from outside enters and leaves: the interface `name`, or with "" what uplink.find_all finds for the
+    node's own addresses and those that are served. `own` None: the Node is not known yet."""
+
+    name: str
+    own: frozenset[IPAddress] | None
+    is_served: Callable[[IPAddress], bool] = lambda _: False
+
+
+def sync(link: Link, ends: Ends | None, programs: Mapping[str, int], before: Iterable[str] | None) -> Synced:
+    """Attach the programs (descriptors by name). `ends` None: to no interface. Remove them from other interfaces: of
+    those in `before`, or None: of all. Raises LinkError, OSError."""
+    found = _wanted(link, ends) if ends is not None else []
+    wanted = {one.index: one.name for one in found if one.hardware == ARPHRD_ETHER}
+    # The programs read an Ethernet header.
+    unserved = [
+        f"uplink {one.name}: its packets have no Ethernet header, so Services are not served on it"
+        for one in found
+        if one.index not in wanted
+    ]
     there: list[str] = []
     attached: list[str] = []
     failed: list[str] = []
@@ -53,11 +69,23 @@ def sync(
             there.append(interface)
         except (NodenetError, OSError) as error:
             failed.append(f"uplink {interface}: its programs are not attached: {error}")
-    if not wanted and name:
-        failed.append(no_uplink(name, own))
-    others = link.all() if before is None else [found for old in before if (found := link.get(old)) is not None]
+    if ends is not None:
+        if not found and ends.name:
+            failed.append(no_uplink(ends.name, ends.own or ()))
+        unserved += [
+            f"interface {interface} has no programs for traffic from outside, so {address} is served for this node only"
+            for interface, address in uplink.without(link, (one.index for one in found), ends.is_served)
+        ]
+    others = link.all() if before is None else [other for old in before if (other := link.get(old)) is not None]
     removed = [other.name for other in others if other.index not in wanted and detach(link, other.index)]
-    return Synced(tuple(there), tuple(attached), tuple(removed), tuple(failed))
+    return Synced(tuple(there), tuple(attached), tuple(removed), tuple(failed), tuple(unserved))
+
+
+def _wanted(link: Link, ends: Ends) -> list[Interface]:
+    """Without the Node, the interfaces that an earlier agent chose stay."""
+    if ends.own is None and not ends.name and (found := attached_to(link)):
+        return found
+    return uplink.find_all(link, ends.name, ends.own or (), ends.is_served)
 
 
 def attached_to(link: Link) -> list[Interface]:
@@ -112,7 +140,7 @@ class UplinkPrograms:
         if self._enabled:
             # With an interface that refused them, a part of the traffic is not served.
             self.why_not = next(iter(found.failed), "" if found.interfaces else _NOWHERE)
-        self._report(list(found.failed))
+        self._report([*found.failed, *found.unserved])
 
     async def keep(self, ready: asyncio.Event) -> None:
         """Until cancelled, from when `ready` is set. Switched off, it removes the programs and ends."""

@@ -28,6 +28,9 @@ from nodenet.model import (
 # The programs translate these.
 SERVED_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 _NO_CANDIDATES: Candidates = {}
+# The most entries of nn_source_range for one Service: one for each range of each of its ports and addresses. All
+# Services share the map, and sources in ranges without room are refused.
+MAX_SOURCE_RANGES = 4096
 
 
 class FrontendKind(IntEnum):
@@ -186,14 +189,30 @@ def kind_of(service: Service, address: IPAddress) -> FrontendKind:
 def _sources(service: Service, address: IPAddress, here: Here) -> Sources | None:
     """loadBalancerSourceRanges, for one of the load balancer's addresses. A family without ranges has no
     restriction."""
-    ranges = {network for network in service.source_ranges or () if network.version == address.version}
-    if not ranges or any(not network.prefixlen for network in ranges):
+    ranges = _ranges(service, address.version)
+    if not ranges:
         return None
-    node = any(own in network for network in ranges for own in here.addresses)
+    used = set(sorted(ranges.difference(NO_SOURCE), key=_widest)[: _room_for_ranges(service)])
+    node = any(own in network for network in used for own in here.addresses)
     if node:
         # A load balancer's address is often one of the node's own too. Then the node calls it from that address.
-        ranges.add(ip_network(address))
-    return Sources(tuple(sorted(ranges.difference(NO_SOURCE))), node)
+        used.add(ip_network(address))
+    return Sources(tuple(sorted(used)), node)
+
+
+def _ranges(service: Service, version: int) -> set[IPNetwork]:
+    """The ranges of a family; none if every source of it is allowed."""
+    found = {network for network in service.source_ranges or () if network.version == version}
+    return set() if any(not network.prefixlen for network in found) else found
+
+
+def _room_for_ranges(service: Service) -> int:
+    """The number of ranges of one family that each frontend gets."""
+    return MAX_SOURCE_RANGES // max(len(service.ports) * len(service.load_balancer_ips), 1)
+
+
+def _widest(network: IPNetwork) -> tuple[int, IPNetwork]:
+    return network.prefixlen, network
 
 
 def _chosen(candidates: Candidates, protocol: Protocol, here: Here, version: int, local: bool) -> _Chosen:
@@ -212,3 +231,12 @@ def not_served(service: Service) -> Iterator[str]:
     for port in service.ports if has_frontends(service) else ():
         if port.protocol not in SERVED_PROTOCOLS:
             yield f"spec.ports: port {port.port}: {port.protocol.name} is not served"
+    room = _room_for_ranges(service)
+    for version in {address.version for address in service.load_balancer_ips}:
+        count = len(_ranges(service, version).difference(NO_SOURCE))
+        if count > room and has_frontends(service):
+            yield (
+                f"spec.loadBalancerSourceRanges: {count} IPv{version} ranges for each of {len(service.ports)} ports "
+                f"and {len(service.load_balancer_ips)} addresses, expected at most {MAX_SOURCE_RANGES} in all: "
+                f"the {room} widest are used, and sources in the others are refused"
+            )

@@ -31,6 +31,8 @@ BRPORT_STATE, BRPORT_MODE = 1, 4
 # asm-generic/socket.h
 _SO_NETNS_COOKIE = 71
 _OPER_UNKNOWN, _OPER_UP = 0, 6
+# linux/if_arp.h
+ARPHRD_ETHER = 1
 _HEADER = struct.Struct("=BxHiII")
 
 
@@ -45,6 +47,7 @@ class LinkError(CannotRunError):
 @dataclass(frozen=True, slots=True)
 class Interface:
     """An interface as the kernel reports it. `kind` is "" for physical ones; `master` and `peer` are indexes or 0.
+    `hardware` is an ARPHRD number (linux/if_arp.h).
 
     `peer_netns` is the id (nsid) that this namespace has for the peer's; None if the peer is in this namespace. The
     kernel assigns it at the first request and keeps it as long as the other namespace exists.
@@ -53,6 +56,7 @@ class Interface:
     index: int
     name: str
     kind: str
+    hardware: int
     mac: str
     mtu: int
     up: bool
@@ -185,7 +189,7 @@ def link_errors(doing: str) -> Iterator[None]:
 
 
 def _interface(body: bytes) -> Interface:
-    _, _, index, flags, _ = _HEADER.unpack_from(body)
+    _, hardware, index, flags, _ = _HEADER.unpack_from(body)
     found = netlink.attributes(body, 16)
     info = netlink.attributes(found.get(IFLA_LINKINFO, b""))
     is_port = netlink.string(info, _INFO_SLAVE_KIND) == "bridge"
@@ -194,6 +198,7 @@ def _interface(body: bytes) -> Interface:
         index=index,
         name=netlink.string(found, IFLA_IFNAME),
         kind=netlink.string(info, INFO_KIND),
+        hardware=hardware,
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=netlink.number(found, IFLA_MTU),
         up=bool(flags & IFF_UP),

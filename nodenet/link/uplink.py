@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from nodenet.endpoint import IPAddress
 from nodenet.link import addresses, routes
@@ -30,21 +30,40 @@ def find(link: Link, name: str, own: Iterable[IPAddress]) -> Interface | None:
         return link.get(name)
     if indexes := _indexes(link, own):
         return link.get(indexes[0])
-    defaults = [route for route in routes.list_routes(link) if not route.network.prefixlen]
+    defaults = _default_routes(link)
     # An IPv4 route counts before an IPv6 one, because the metrics of both families have different defaults.
     best = min(defaults, key=lambda route: (route.network.version, route.metric), default=None)
     return link.get(best.ifindex) if best else None
 
 
-def find_all(link: Link, name: str, own: Iterable[IPAddress]) -> list[Interface]:
-    """All interfaces on which traffic reaches the node from outside: those that have one of the node's own addresses,
-    else the one of `find`. With a name only that one. Raises LinkError."""
-    wanted = frozenset(own)
-    indexes = _indexes(link, wanted) if not name else []
-    found = [interface for index in indexes if (interface := link.get(index)) is not None]
-    if not found and (one := find(link, name, wanted)) is not None:
-        found.append(one)
-    return found
+def find_all(
+    link: Link, name: str, own: Iterable[IPAddress], is_served: Callable[[IPAddress], bool] = lambda _: False
+) -> list[Interface]:
+    """All interfaces on which traffic from outside reaches the node, or on which its answers leave: those that have one
+    of the node's own addresses or another one that is served, and those of default routes, with all next hops. With a
+    name only that one. Raises LinkError.
+
+    A bridge counts only for the node's own addresses and default routes: others may be bridges of pods. A dummy
+    receives no traffic."""
+    if name:
+        return [found] if (found := link.get(name)) is not None else []
+    sure = dict.fromkeys([*_indexes(link, own), *(route.ifindex for route in _default_routes(link))])
+    served = dict.fromkeys(entry.ifindex for entry in addresses.local(link) if is_served(entry.ip))
+    seen = [link.get(index) for index in {**sure, **served} if index != _LOOPBACK]
+    return [one for one in seen if one is not None and (one.index in sure or one.kind not in ("bridge", "dummy"))]
+
+
+def without(link: Link, reached: Iterable[int], is_served: Callable[[IPAddress], bool]) -> list[tuple[str, IPAddress]]:
+    """The interfaces other than `reached` (indexes) that have served addresses, with one of these each. Those of the
+    loopback and of dummies are reached through other interfaces."""
+    skipped = {*reached, _LOOPBACK}
+    those = {entry.ifindex: entry.ip for entry in addresses.local(link) if is_served(entry.ip)}
+    found = ((link.get(index), address) for index, address in those.items() if index not in skipped)
+    return [(one.name, address) for one, address in found if one is not None and one.kind != "dummy"]
+
+
+def _default_routes(link: Link) -> list[routes.Route]:
+    return [route for route in routes.list_routes(link) if not route.network.prefixlen]
 
 
 def _indexes(link: Link, own: Iterable[IPAddress]) -> list[int]:

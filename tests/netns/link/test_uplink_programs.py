@@ -12,16 +12,17 @@ import pytest
 
 from nodenet.agent import attachment, uplink_programs
 from nodenet.agent.attachment import UPLINK_HOOKS, Mechanism
-from nodenet.agent.uplink_programs import Synced, UplinkPrograms
+from nodenet.agent.uplink_programs import Ends, Synced, UplinkPrograms
 from nodenet.bpf import tcx
 from nodenet.link import netns, tc
 from nodenet.link.handle import Link
+from nodenet.model import IPAddress
 
 from .programs import NEXT, load
 
 pytestmark = pytest.mark.kernel
 
-OWN = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
+OWN = frozenset({ip_address("192.0.2.1"), ip_address("2001:db8::1")})
 
 
 class Node:
@@ -40,8 +41,16 @@ class Node:
     def ip(self, *arguments: str) -> None:
         subprocess.run(["ip", "-n", self.name, *arguments], check=True)
 
-    def sync(self, name: str | None = "", before: Iterable[str] | None = None) -> Synced:
-        return netns.call(self.name, uplink_programs.sync, self.link, name, OWN, self.programs, before)
+    def sync(
+        self,
+        name: str | None = "",
+        before: Iterable[str] | None = None,
+        served: Iterable[str] = (),
+        own: frozenset[IPAddress] | None = OWN,
+    ) -> Synced:
+        addresses = {*(own or ()), *map(ip_address, served)}
+        ends = None if name is None else Ends(name, own, addresses.__contains__)
+        return netns.call(self.name, uplink_programs.sync, self.link, ends, self.programs, before)
 
     def having(self) -> list[str]:
         found = netns.call(self.name, uplink_programs.attached_to, self.link)
@@ -98,10 +107,61 @@ def test_an_interface_that_loses_the_address_loses_the_programs(node: Node) -> N
 
 
 def test_a_name_stands_for_itself(node: Node) -> None:
-    assert node.sync("other0") == Synced(("other0",), ("other0",))
+    found = node.sync("other0")
+    assert (found.interfaces, found.attached, found.failed) == (("other0",), ("other0",), ())
+    words = "has no programs for traffic from outside, so"
+    assert sorted(found.unserved) == [
+        f"interface u0 {words} 192.0.2.1 is served for this node only",
+        f"interface u1 {words} 2001:db8::1 is served for this node only",
+    ]
     assert node.having() == ["other0"]
     assert node.sync("eth7").failed == ("uplink: no interface has the name eth7",)
     assert node.having() == []
+
+
+def test_interfaces_where_answers_leave_get_them_too(node: Node) -> None:
+    """A default route through another interface than that of the node's address, with two next hops."""
+    for name in ("hop0", "hop1"):
+        node.ip("link", "add", name, "type", "bridge")
+        node.ip("link", "set", name, "up")
+    node.ip("addr", "add", "198.51.100.1/24", "dev", "hop0")
+    node.ip("addr", "add", "203.0.113.1/24", "dev", "hop1")
+    hops = (("198.51.100.9", "hop0"), ("203.0.113.9", "hop1"))
+    node.ip("route", "add", "default", *(word for via, dev in hops for word in ("nexthop", "via", via, "dev", dev)))
+    assert sorted(node.sync().interfaces) == ["hop0", "hop1", "u0", "u1"]
+
+
+def test_interfaces_with_another_served_address_get_them_too(node: Node) -> None:
+    """As with node_port_addresses: all. A bridge may be that of the pods."""
+    node.ip("link", "add", "nic0", "type", "veth")
+    served = ("198.51.100.1", "198.51.100.3")
+    for address, name in zip(served, ("nic0", "other0"), strict=True):
+        node.ip("addr", "add", f"{address}/32", "dev", name)
+    found = node.sync(served=served)
+    assert sorted(found.interfaces) == ["nic0", "u0", "u1"]
+    assert found.unserved == (
+        "interface other0 has no programs for traffic from outside, so 198.51.100.3 is served for this node only",
+    )
+    assert not found.failed
+
+
+def test_without_the_node_object_the_programs_stay_where_they_are(node: Node) -> None:
+    node.sync()
+    for before in (None, ("u0", "u1")):
+        found = node.sync(own=None, before=before)
+        assert (sorted(found.interfaces), found.removed) == (["u0", "u1"], ())
+    assert node.having() == ["u0", "u1"]
+
+
+def test_an_interface_without_ethernet_header_gets_none(node: Node) -> None:
+    node.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
+    node.ip("link", "set", "tun0", "up")
+    node.ip("addr", "add", "198.51.100.1/32", "dev", "tun0")
+    found = node.sync(served=["198.51.100.1"])
+    assert (found.interfaces, found.failed) == (("u0", "u1"), ())
+    assert found.unserved == ("uplink tun0: its packets have no Ethernet header, so Services are not served on it",)
+    assert node.having() == ["u0", "u1"]
+    assert node.sync("tun0").interfaces == ()
 
 
 def test_switched_off_nothing_of_an_earlier_agent_remains(node: Node) -> None:

@@ -20,6 +20,7 @@ from nodenet.abi import (
     FrontendScope,
 )
 from nodenet.compile import compile_once
+from nodenet.compile import services as rules
 from nodenet.compile.backends import Here
 from nodenet.compile.ids import Ids
 from nodenet.compile.lb import ServiceCompiler, ServiceTables
@@ -133,6 +134,24 @@ def test_source_ranges_are_those_of_load_balancer_addresses(ranges: list[str] | 
             found[str(address.addr)] = (master.flags, networks)
     assert found == expected
     assert not tables.warnings
+
+
+def test_one_service_fills_no_more_than_its_share_of_the_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widest are used: what is left out refuses its sources."""
+    monkeypatch.setattr(rules, "MAX_SOURCE_RANGES", 2 * len(PORTS) * 2 + 1)
+    tables, one = restricted(["10.1.1.0/24", "10.2.0.0/16", "10.3.3.3/32", "192.168.0.0/16", "fd00::/8"])
+    numbers = {number.value for number, address in tables.revnat.items() if str(address.addr) == LB4}
+    assert len(numbers) == len(PORTS)
+    for number in numbers:
+        assert {str(k.addr) for k in tables.source_ranges if k.service_id == number} == {"10.2.0.0", "192.168.0.0"}
+    assert [(warning.ref, warning.message) for warning in tables.warnings] == [
+        (
+            one.ref,
+            f"spec.loadBalancerSourceRanges: 4 IPv4 ranges for each of {len(PORTS)} ports and 2 addresses, "
+            f"expected at most {rules.MAX_SOURCE_RANGES} in all: the 2 widest are used, and sources in the others "
+            "are refused",
+        )
+    ]
 
 
 def test_ranges_that_change_replace_only_themselves() -> None:
