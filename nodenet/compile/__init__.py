@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressKey
 from nodenet.compile import identities, slots
-from nodenet.compile.address_room import Addresses, fit
+from nodenet.compile.address_room import Addresses, fit, pod_networks
 from nodenet.compile.affinity import clients
 from nodenet.compile.backends import Here
 from nodenet.compile.endpoints import EndpointTables, compile_endpoints, local_pods
@@ -107,7 +107,8 @@ class Compiler:
             (pods, snapshot.nodes, policies.identities, endpoints.identities, local),
             self._ipcache.compile,
         )
-        addresses = self._remember("room", (ipcache, policies.labels, endpoints.identities, local.room), fit)
+        networks = self._remember("pod networks", (snapshot.nodes,), pod_networks)
+        addresses = self._remember("room", (ipcache, policies.labels, endpoints.identities, local.room, networks), fit)
         return policies, endpoints, addresses
 
     def _policies(

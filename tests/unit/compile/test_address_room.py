@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,9 +14,9 @@ from netpolicy.parse_cluster import cluster_policy
 from netpolicy.types import LabelSet
 from nodenet.abi import U32, LpmKey, PolicyKey, Rule, RuleDirection
 from nodenet.compile import LocalNode, compile_once
-from nodenet.compile.address_room import PREFIXES, fit, prefixes
+from nodenet.compile.address_room import PREFIXES, fit, pod_networks, prefixes
 from nodenet.compile.shares import Room
-from nodenet.model import Direction, Identity, IPAddress
+from nodenet.model import Direction, Identity, IPAddress, IPNetwork, Node, ObjectRef
 from tests.unit.compile.build import endpoint, node, pod, store_of
 from tests.unit.netpolicy.datapath import Datapath, Packet
 
@@ -33,6 +35,10 @@ def covers(keys: Iterable[LpmKey], address: IPAddress) -> bool:
         if key.addr.version == address.version and address in ip_network(f"{key.addr}/{bits}"):
             return True
     return False
+
+
+def of_nodes(*nodes: Node) -> tuple[IPNetwork, ...]:
+    return pod_networks({ObjectRef("", one.name): one for one in nodes})
 
 
 def test_what_fits_is_the_same_table() -> None:
@@ -71,6 +77,45 @@ def test_few_prefixes_cover_all(addresses: set[IPAddress]) -> None:
     found = prefixes(addresses)
     assert len(found) <= PREFIXES
     assert all(covers(found, address) for address in addresses)
+
+
+# One dense network, and small ones with other hosts beside them: one length for all prefixes would include these.
+DENSE, SMALL = ip_network("10.2.0.0/21"), [ip_network(f"10.8.{n}.4/30") for n in range(10)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_prefixes_stay_within_the_pod_networks(seed: int) -> None:
+    pods = {DENSE[n] for n in random.Random(seed).sample(range(2048), 1500)} | {one[1] for one in SMALL}
+    found = prefixes(pods, [DENSE, *SMALL])
+    assert len(found) <= PREFIXES
+    assert all(covers(found, address) for address in pods)
+    beside = [network[0] + step for network in (DENSE, *SMALL) for step in (-1, network.num_addresses)]
+    assert not any(covers(found, address) for address in beside)
+
+
+def test_a_host_beside_pod_networks_remains_the_world() -> None:
+    pods = [pod(f"p{n}", str(DENSE[n])) for n in range(1500)] + [
+        pod(f"q{n}", str(one[1])) for n, one in enumerate(SMALL)
+    ]
+    nodes = [node(f"n{n}", cidrs=[str(one)]) for n, one in enumerate((DENSE, *SMALL))]
+    desired, names = compile_once(store_of(*nodes, *pods).snapshot(), LocalNode("n0", room=Room(10_000, 100, 400)))
+    assert names.left_out_addresses
+    ipcache = desired.tables["nn_ipcache"]
+    closed = [key for key, value in ipcache.items() if value.value == Identity.UNMANAGED]
+    assert all(covers(ipcache, one.ips[0]) for one in pods)
+    assert any(covers(closed, one[1]) for one in SMALL)
+    assert not any(covers(closed, one[0] + step) for one in SMALL for step in (-1, 4))
+
+
+def test_more_pod_networks_than_prefixes() -> None:
+    """Every pod without room is still closed: then hosts between the networks are too."""
+    networks = of_nodes(*(node(f"n{i}", cidrs=[f"10.{i}.0.7/32"]) for i in range(256)))
+    assert len(networks) == 256
+    addresses = [network[0] for network in networks]
+    found = prefixes(addresses, networks)
+    assert len(found) <= PREFIXES
+    assert all(covers(found, address) for address in addresses)
+    assert of_nodes(node("a", cidrs=["10.2.0.0/24"]), node("b", cidrs=["10.2.1.0/24"])) == (ip_network("10.2.0.0/23"),)
 
 
 def test_a_pod_without_room_does_not_pass_a_deny() -> None:
