@@ -187,6 +187,8 @@ def test_known_objects_cost_no_hash_and_the_nodes_are_sorted_once(monkeypatch: p
 
     monkeypatch.setattr(reporters, "blake2b", fail)
     agent.update(found, NODES)
+    # Nor without objects, when the set of nodes changes.
+    agent.update({}, NODES[1:])
 
 
 def test_no_notice_is_lost_and_none_waits_for_ever() -> None:
