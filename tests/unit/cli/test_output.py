@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodenet.cli.columns import COLUMNS as COLUMNS_OF
 from nodenet.cli.output import Column, Format, encode, render, table
 
 ROWS = [
@@ -52,3 +53,16 @@ def test_every_row_is_one_line_and_columns_begin_together(rows):
     lines = table(rows, (Column("A", "a"), Column("B", "b"), Column("END", "end"))).splitlines()
     assert len(lines) == len(rows) + 1
     assert len({line.rfind("-" if number else "END") for number, line in enumerate(lines)}) == 1
+
+
+def test_a_table_of_policy_entries_tells_a_deny_from_an_allow():
+    shared = {"subject": 300, "subjectLabels": "app=web", "direction": "ingress", "peerLabels": "anyone", "rule": "r"}
+    rows = [
+        {**shared, "tier": "Admin", "precedence": 7, "action": "deny"},
+        {**shared, "tier": "NetworkPolicy", "precedence": 0, "action": "allow"},
+    ]
+    head, *lines = table(rows, COLUMNS_OF["policy"]).splitlines()
+    for column, values in (("TIER", ["Admin", "NetworkPolicy"]), ("ACTION", ["deny", "allow"])):
+        start = head.index(column)
+        assert [line[start:].split()[0] for line in lines] == values
+    assert "PRECEDENCE" in head
