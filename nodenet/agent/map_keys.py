@@ -13,6 +13,8 @@ from nodenet.errors import BadInputError
 from nodenet.model import Direction, Protocol
 
 _ENUMS: dict[str, type[IntEnum]] = {"protocol": Protocol, "direction": Direction, "scope": abi.FrontendScope}
+# Members whose other numbers no key has. A protocol may be any number.
+_CLOSED = (abi.RuleDirection, abi.FrontendScope)
 _ADDRESSES = ("addr", "pod", "remote", "saddr", "daddr", "client")
 _BITS = 128
 # Bits of members that are not 32 wide.
@@ -38,7 +40,7 @@ def parse_key(kind: type[Any], words: Sequence[str]) -> Any:
             name, text = _first(kind), word
         if name not in names:
             raise BadInputError(f"KEY: this map's key has no {name!r}", _members(kind))
-        given[name] = _value(name, text)
+        given[name] = _value(kind, name, text)
     missing = [name for name in names if name in _ADDRESSES and name not in given]
     if missing:
         raise BadInputError(f"KEY: {missing[0]}: required", _members(kind))
@@ -54,21 +56,31 @@ def _members(kind: type[Any]) -> str:
     return f"its members: {', '.join(kind._fields)}"
 
 
-def _value(name: str, text: str) -> Any:
+def _enum(kind: type[Any], name: str) -> type[IntEnum] | None:
+    if name == "direction" and kind is abi.PolicyKey:
+        return abi.RuleDirection
+    return _ENUMS.get(name)
+
+
+def _value(kind: type[Any], name: str, text: str) -> Any:
     if name in _ADDRESSES:
         try:
             return ip_address(text)
         except ValueError:
             raise BadInputError(f"KEY: {name}: expected an IP address, got {text!r}") from None
-    if name in _ENUMS and text.upper() in _ENUMS[name].__members__:
-        return _ENUMS[name][text.upper()]
+    enum = _enum(kind, name)
+    members = enum.__members__ if enum is not None else {}
+    if text.upper() in members:
+        return members[text.upper()]
+    known = ", ".join(f"{member} ({value})" if enum in _CLOSED else member for member, value in members.items())
     try:
         number = int(text, 0)
     except ValueError:
-        known = f" or one of {', '.join(_ENUMS[name].__members__)}" if name in _ENUMS else ""
-        raise BadInputError(f"KEY: {name}: expected a number{known}, got {text!r}") from None
-    most = (1 << _SIZES.get(name, 32)) - 1
-    return _within(name, number, most)
+        expected = f" or one of {known}" if known else ""
+        raise BadInputError(f"KEY: {name}: expected a number{expected}, got {text!r}") from None
+    if enum in _CLOSED and number not in members.values():
+        raise BadInputError(f"KEY: {name}: expected one of {known}, got {number}")
+    return _within(name, number, (1 << _SIZES.get(name, 32)) - 1)
 
 
 def _within(name: str, number: int, most: int) -> int:

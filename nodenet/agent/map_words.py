@@ -89,6 +89,9 @@ class Words:
             return value - (abi.V4_PREFIX_BITS if record.addr.version == 4 else 0)
         if name == "service_id" and isinstance(record, abi.MemberKey) and value & abi.MEMBER_AFFINITY:
             return f"{self._service(value & ~abi.MEMBER_AFFINITY)}, with session affinity"
+        if name == "direction" and isinstance(record, abi.PolicyKey):
+            # It names the tier too.
+            return name_of(abi.RuleDirection, value).lower()
         words = self._of.get(name)
         if words is not None:
             return words(value)
@@ -105,7 +108,7 @@ class Words:
 
     def _rule(self, number: int) -> str:
         found = self._names.rules.get(number)
-        return _with(number, f"{found.namespace}/{found.policy} {found.direction}[{found.index}]" if found else "")
+        return _with(number, str(found) if found else "")
 
     def _service(self, number: int) -> str:
         found = self._names.services.get(number)

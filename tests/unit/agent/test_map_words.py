@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from netpolicy.parse import network_policy
+from netpolicy.types import Direction as PolicyDirection
+from netpolicy.types import RuleRef
 from nodenet import abi, tables
 from nodenet.agent.map_keys import parse_key
 from nodenet.agent.map_words import Words, flags_of
@@ -69,6 +72,23 @@ def test_numbers_have_names(compiled: Compiled) -> None:
     }
     words = f"allow, precedence 0, rule {rule.rule_id} (default/web ingress[0])"
     assert found["value"] == {"now": words, "was": "none", "since": 3}
+
+
+def test_policy_keys_and_rules_name_their_tier(compiled: Compiled) -> None:
+    ref = RuleRef("", "deny-all", PolicyDirection.INGRESS, 0)
+    names = replace(compiled.names, rules={**compiled.names.rules, 7: ref})
+    with_rule = replace(compiled, names=names)
+    rule = abi.Rule.deny(7, 5)
+    found = {
+        place: row(with_rule, "nn_policy", abi.PolicyKey(72, 300, 0, place, 0, 0), rule)["key"]["direction"]
+        for place in abi.RuleDirection
+    }
+    assert [*found.values()] == ["ingress", "egress", "admin_ingress", "admin_egress"]
+    # What is printed is accepted as a key.
+    for place, words in found.items():
+        assert parse_key(abi.PolicyKey, ["subject=300", f"direction={words}"]).direction is place
+    value = row(with_rule, "nn_policy", abi.PolicyKey(72, 300, 0, 5, 0, 0), abi.RuleVersions.of(rule, None, 3))["value"]
+    assert value["now"].endswith("rule 7 (ClusterNetworkPolicy deny-all ingress[0])")
 
 
 def test_services(compiled: Compiled) -> None:
@@ -175,6 +195,13 @@ def test_a_key_in_words(kind: type[Any], words: list[str], expected: Any) -> Non
         (abi.FrontendKey, ["10.0.0.1", "port=65536"], "KEY: port: expected 0 to 65535, got 65536"),
         (abi.LpmKey, ["10.0.0.1", "prefixlen=33"], "KEY: prefixlen: expected 0 to 32, got 33"),
         (abi.CtKey, ["10.0.0.1"], "KEY: remote: required"),
+        (
+            abi.PolicyKey,
+            ["direction=3"],
+            "KEY: direction: expected one of INGRESS (1), EGRESS (2), ADMIN_INGRESS (5), ADMIN_EGRESS (6), got 3",
+        ),
+        (abi.PolicyKey, ["direction=in"], "KEY: direction: expected a number or one of INGRESS (1), EGRESS (2), ADMIN"),
+        (abi.FrontendKey, ["10.0.0.1", "scope=2"], "KEY: scope: expected one of INTERNAL (0), EXTERNAL (1), got 2"),
     ],
 )
 def test_bad_keys_are_named(kind: type[Any], words: list[str], message: str) -> None:
