@@ -14,9 +14,14 @@ _DELETE: dict[str, Any] = {"status": {"conditions": [{"type": CONDITION, "$patch
 
 
 async def remove(cluster: Cluster, say: Callable[[str], None]) -> None:
-    """Delete the condition "nodenet is running on this node" from every Node. The user may lack this right: then `say`
-    names the Nodes that keep it."""
-    for node in await cluster.list(NODES):
+    """Delete the condition "nodenet is running on this node" from every Node. The user may lack this right, or the
+    right to list Nodes: then `say` names what stays."""
+    try:
+        nodes = await cluster.list(NODES)
+    except NodenetError as error:
+        say(f"Nodes: their condition {CONDITION} ({REASON}) stays: {error}")
+        return
+    for node in nodes:
         name = str(node["metadata"]["name"])
         found = node.get("status", {}).get("conditions") or ()
         if not any((one.get("type"), one.get("reason")) == (CONDITION, REASON) for one in found):

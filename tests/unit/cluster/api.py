@@ -54,11 +54,13 @@ async def _nothing(_pod: str, command: list[str]) -> tuple[int, bytes, bytes]:
 
 @dataclass
 class Api:
-    """`refuse`: a status and message by the name or plural of objects that may not be written. `logs`: by pod."""
+    """`refuse`: a status and message by the name or plural of objects that may not be written; `refuse_lists`: by the
+    plural of objects that may not be listed. `logs`: by pod."""
 
     objects: dict[Key, Obj] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refuse_lists: dict[str, tuple[int, str]] = field(default_factory=dict)
     execute: Execute = _nothing
     # Method and object of each write that was asked for, without dry runs.
     writes: list[tuple[str, str]] = field(default_factory=list)
@@ -142,6 +144,8 @@ class Api:
         return await self._write(request, path)
 
     def _list(self, request: web.Request, path: Key) -> web.Response:
+        if path[1] in self.refuse_lists:
+            return _status(*self.refuse_lists[path[1]])
         wanted = dict(pair.split("=", 1) for pair in request.query.get("labelSelector", "").split(",") if pair)
         phase = request.query.get("fieldSelector", "").partition("status.phase=")[2]
         items = [

@@ -99,6 +99,20 @@ async def test_the_agents_condition_goes_with_them_and_no_other() -> None:
     assert "nodes/status is forbidden" in said[1]
 
 
+OURS = {"type": conditions.CONDITION, "status": "False", "reason": conditions.REASON}
+
+
+async def test_nodes_that_may_not_be_listed_do_not_fail_the_removal() -> None:
+    api = Api(refuse_lists={"nodes": (403, "nodes is forbidden")})
+    api.add({**node("n1"), "status": {"conditions": [OURS]}})
+    said: list[str] = []
+    async with api.cluster() as cluster:
+        await conditions.remove(cluster, said.append)
+    assert len(said) == 1
+    assert said[0].startswith("Nodes: their condition NetworkUnavailable (NodenetIsUp) stays: ")
+    assert "nodes is forbidden" in said[0]
+
+
 async def test_an_object_without_our_label_is_not_ours() -> None:
     api = Api()
     api.add({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "nodenet"}})
