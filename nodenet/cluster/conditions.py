@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from nodenet.cluster.client import NODES, Cluster
+from nodenet.cluster.client import NODES, Cluster, Obj, RefusedError
 from nodenet.errors import NodenetError
 
 # What an agent writes (nodenet/agent/node_report.py). Another program's condition has another reason.
 CONDITION, REASON = "NetworkUnavailable", "NodenetIsUp"
-_DELETE: dict[str, Any] = {"status": {"conditions": [{"type": CONDITION, "$patch": "delete"}]}}
+_DELETED: Obj = {"conditions": [{"type": CONDITION, "$patch": "delete"}]}
+# How often a Node is read again because another writer changed it (HTTP 409).
+_RETRIES = 5
 
 
 async def remove(cluster: Cluster, say: Callable[[str], None]) -> None:
@@ -23,12 +24,34 @@ async def remove(cluster: Cluster, say: Callable[[str], None]) -> None:
         return
     for node in nodes:
         name = str(node["metadata"]["name"])
-        found = node.get("status", {}).get("conditions") or ()
-        if not any((one.get("type"), one.get("reason")) == (CONDITION, REASON) for one in found):
-            continue
         try:
-            await cluster.patch_status(NODES, name, _DELETE)
+            deleted = await _remove(cluster, name, node)
         except NodenetError as error:
             say(f"Node {name}: its condition {CONDITION} ({REASON}) stays: {error}")
         else:
-            say(f"Node {name}: condition {CONDITION} deleted")
+            if deleted:
+                say(f"Node {name}: condition {CONDITION} deleted")
+
+
+async def _remove(cluster: Cluster, name: str, listed: Obj) -> bool:
+    """Returns whether the Node had the condition."""
+    node: Obj | None = listed
+    attempts = 0
+    while node is not None and _has(node):
+        # The next CNI may set its own condition between our read and this write: delete only what was read.
+        version = {"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}}
+        try:
+            await cluster.patch_status(NODES, name, {**version, "status": _DELETED})
+        except RefusedError as error:
+            attempts += 1
+            if error.code != 409 or attempts > _RETRIES:
+                raise
+            node = await cluster.find(NODES, "", name)
+        else:
+            return True
+    return False
+
+
+def _has(node: Obj) -> bool:
+    found = (node.get("status") or {}).get("conditions") or ()
+    return any((one.get("type"), one.get("reason")) == (CONDITION, REASON) for one in found)

@@ -66,6 +66,8 @@ class Api:
     writes: list[tuple[str, str]] = field(default_factory=list)
     # Called with each object that is created: what controllers and kubelets would do.
     react: Callable[[Obj], None] = lambda _obj: None
+    # Called with the object before each patch of a status: what another writer does at that moment.
+    before_patch: Callable[[Obj], None] = lambda _obj: None
 
     def add(self, *objects: Obj) -> None:
         for obj in objects:
@@ -182,6 +184,10 @@ class Api:
         if path[3] in self.refuse:
             return _status(*self.refuse[path[3]])
         body, found = await request.json(), self.objects[path]
+        self.before_patch(found)
+        wanted, version = body["metadata"]["resourceVersion"], found["metadata"]["resourceVersion"]
+        if wanted != version:
+            return _status(409, "the object has been modified; please apply your changes to the latest version")
         gone = {one["type"] for one in body["status"]["conditions"] if one.get("$patch") == "delete"}
         assert len(gone) == len(body["status"]["conditions"])
         found["status"]["conditions"] = [one for one in found["status"]["conditions"] if one["type"] not in gone]

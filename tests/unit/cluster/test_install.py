@@ -18,7 +18,8 @@ WANTED = Release("replace-kube-proxy", {"apiServers": "192.0.2.1:6443"})
 
 
 def node(name: str, provider: str = "") -> Obj:
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"providerID": provider}}
+    metadata = {"name": name, "resourceVersion": "1"}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"providerID": provider}}
 
 
 def proxy() -> Obj:
@@ -100,6 +101,41 @@ async def test_the_agents_condition_goes_with_them_and_no_other() -> None:
 
 
 OURS = {"type": conditions.CONDITION, "status": "False", "reason": conditions.REASON}
+THEIRS = {"type": conditions.CONDITION, "status": "False", "reason": "AnotherCniIsUp"}
+
+
+async def test_a_condition_that_another_network_sets_meanwhile_stays() -> None:
+    """The next CNI writes its condition, of the same type, after the Nodes were listed."""
+    api = Api()
+    api.add({**node("n1"), "status": {"conditions": [OURS]}})
+
+    def write(found: Obj) -> None:
+        found["metadata"]["resourceVersion"] = "2"
+        found["status"]["conditions"] = [THEIRS]
+
+    api.before_patch = write
+    said: list[str] = []
+    async with api.cluster() as cluster:
+        await conditions.remove(cluster, said.append)
+    (left,) = api.objects.values()
+    assert left["status"]["conditions"] == [THEIRS]
+    assert (said, api.writes) == ([], [])
+
+
+@pytest.mark.parametrize(("changes", "is_deleted"), [(3, True), (100, False)])
+async def test_a_node_that_changes_is_read_again(changes: int, is_deleted: bool) -> None:
+    api, versions = Api(), iter(range(2, changes + 2))
+    api.add({**node("n1"), "status": {"conditions": [OURS]}})
+    api.before_patch = lambda found: found["metadata"].update(
+        resourceVersion=str(next(versions, found["metadata"]["resourceVersion"]))
+    )
+    said: list[str] = []
+    async with api.cluster() as cluster:
+        await conditions.remove(cluster, said.append)
+    (left,) = api.objects.values()
+    assert left["status"]["conditions"] == ([] if is_deleted else [OURS])
+    assert said[0].startswith("Node n1: condition" if is_deleted else "Node n1: its condition")
+    assert is_deleted or "409" in said[0]
 
 
 async def test_nodes_that_may_not_be_listed_do_not_fail_the_removal() -> None:
