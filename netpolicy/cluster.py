@@ -54,25 +54,13 @@ class Pod:
         labels: Mapping[str, str],
         ips: Iterable[IPAddress] = (),
         ports: Iterable[ContainerPort] = (),
-        host_network: bool = False,
-        node: str = "",
         workload: str = "",
-        standing: Standing = UNKNOWN,
     ) -> Pod:
-        """Build a Pod from plain labels; its named ports are taken from `ports`."""
+        """Build a Pod from plain labels; its named ports are taken from `ports`. Without one it is its own workload."""
         declared = tuple(ports)
         named = [NamedPort(p.name, p.protocol, p.port) for p in declared if p.name]
-        return cls(
-            namespace,
-            name,
-            LabelSet.of(namespace, labels, named),
-            tuple(ips),
-            declared,
-            host_network,
-            node,
-            workload or name,
-            standing,
-        )
+        own = LabelSet.of(namespace, labels, named)
+        return cls(namespace, name, own, tuple(ips), declared, workload=workload or name)
 
     @property
     def holds_addresses(self) -> bool:

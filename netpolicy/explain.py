@@ -90,6 +90,7 @@ def _side(
     ingress = direction is Direction.INGRESS
     subject, other = (destination, source) if ingress else (source, destination)
     found = verdict.ingress if ingress else verdict.egress
+    asked = _Asked(other, destination, traffic)
     misses: list[Miss] = []
     missing = ""
     if found.reason is Reason.NO_RULE and subject.labels is not None:
@@ -99,7 +100,7 @@ def _side(
                 misses.append(Miss(policy.ref, None, False, False, f"has no {direction} rules, so it allows nothing"))
             for index, rule in enumerate(rules):
                 ref = policy.rule_ref(direction, index)
-                miss = _miss(evaluator, policy.ref, ref, rule, other, destination, traffic)
+                miss = _miss(evaluator, policy.ref, ref, rule, asked)
                 misses.append(_with_problems(miss, policy.problems_of(direction, index)))
         misses.sort(key=lambda miss: (not miss.peer_matches, not miss.port_matches, miss.rule is None))
         missing = (
@@ -189,24 +190,25 @@ def describe(party: Party) -> str:
     return f"{party.name} ({', '.join(known)})" if known else party.name
 
 
-def _miss(
-    evaluator: Evaluator,
-    policy: PolicyRef,
-    ref: RuleRef,
-    rule: Rule,
-    other: Party,
-    destination: Party,
-    traffic: Traffic,
-) -> Miss:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The traffic of one direction's question. `other`: the end that is not the policy's pod."""
+
+    other: Party
+    destination: Party
+    traffic: Traffic
+
+
+def _miss(evaluator: Evaluator, policy: PolicyRef, ref: RuleRef, rule: Rule, asked: _Asked) -> Miss:
     side = _OTHER_SIDE[ref.direction]
-    peer_ok = evaluator.matcher.rule_is_about(policy.namespace, rule, other)
-    port_ok = ports_match(rule.ports, traffic, destination.labels)
+    peer_ok = evaluator.matcher.rule_is_about(policy.namespace, rule, asked.other)
+    port_ok = ports_match(rule.ports, asked.traffic, asked.destination.labels)
     parts = []
     if not peer_ok:
-        reasons = "; ".join(_why_not_peer(evaluator, policy.namespace, peer, other) for peer in rule.peers)
+        reasons = "; ".join(_why_not_peer(evaluator, policy.namespace, peer, asked.other) for peer in rule.peers)
         parts.append(f"{side}: {reasons}")
     if not port_ok:
-        reasons = "; ".join(_why_not_port(port, traffic, destination) for port in rule.ports)
+        reasons = "; ".join(_why_not_port(port, asked.traffic, asked.destination) for port in rule.ports)
         parts.append(f"ports: {reasons}")
     held = f"{side} matches, " if peer_ok else "the port matches, " if port_ok else ""
     return Miss(policy, ref, peer_ok, port_ok, held + " and ".join(parts))

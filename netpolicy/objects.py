@@ -171,16 +171,19 @@ def _pod(root: Field, spec: Field, workload: str) -> Pod:
     metadata, status = root.child("metadata"), root.child("status")
     own = labels(metadata.child("labels"))
     addresses = [item.child("ip") for item in status.child("podIPs").items()] or [status.child("podIP")]
-    return Pod.of(
+    pod = Pod.of(
         _namespace(metadata),
         metadata.child("name").text(),
         own,
         tuple(_address(field) for field in addresses if field.value),
         tuple(container_ports(spec)),
-        spec.child("hostNetwork").value is True,
-        str(spec.child("nodeName").value or ""),
         workload,
-        _standing(metadata, status),
+    )
+    return replace(
+        pod,
+        host_network=spec.child("hostNetwork").value is True,
+        node=str(spec.child("nodeName").value or ""),
+        standing=_standing(metadata, status),
     )
 
 

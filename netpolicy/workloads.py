@@ -7,6 +7,7 @@ They have the labels that the controller adds and that a policy could select by.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from netpolicy.cluster import ContainerPort, Pod
@@ -110,14 +111,8 @@ def _replica(root: Field, namespace: str, template: Field, index: int) -> Pod:
     if kind in ("Job", "CronJob"):
         # The Jobs of a CronJob have its name and a time in their names: this value represents all of them.
         own |= {"batch.kubernetes.io/job-name": workload, "job-name": workload}
-    return Pod.of(
-        namespace,
-        name,
-        own,
-        ports=tuple(container_ports(spec)),
-        host_network=spec.child("hostNetwork").value is True,
-        workload=workload,
-    )
+    pod = Pod.of(namespace, name, own, ports=tuple(container_ports(spec)), workload=workload)
+    return replace(pod, host_network=spec.child("hostNetwork").value is True)
 
 
 def container_ports(spec: Field) -> Iterator[ContainerPort]:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from nodenet.agent.attachment import Inspection
@@ -53,18 +53,25 @@ class Kernel(Protocol):
     def check_pins(self) -> PinCheck: ...
 
 
+class Endpoints(Protocol):
+    """The methods of agent.endpoints.Endpoints that are used here. `repair` attaches the missing programs of one
+    endpoint and returns how many."""
+
+    def known(self) -> Sequence[Endpoint]: ...
+
+    async def repair(self, endpoint: Endpoint) -> int: ...
+
+
 class Integrity:
-    """`endpoints` returns the endpoints to check. `repair` attaches the missing programs of one and returns how many.
-    `drift` returns how many map entries the reconcile loop has repaired so far. All methods run in the event loop; only
-    the checks of the kernel run in threads."""
+    """`drift` returns how many map entries the reconcile loop has repaired so far. All methods run in the event loop;
+    only the checks of the kernel run in threads."""
 
     def __init__(
         self,
         host: Veths,
         kernel: Kernel,
         programs: Mapping[str, int],
-        endpoints: Callable[[], Sequence[Endpoint]],
-        repair: Callable[[Endpoint], Awaitable[int]],
+        endpoints: Endpoints,
         drift: Callable[[], int],
         *,
         monotonic: Callable[[], float] = time.monotonic,
@@ -77,7 +84,6 @@ class Integrity:
         self._kernel = kernel
         self._programs = programs
         self._endpoints = endpoints
-        self._repair = repair
         self._drift = drift
         self._monotonic = monotonic
         self._recent: deque[tuple[float, str]] = deque(maxlen=_MOST_SHOWN)
@@ -110,7 +116,7 @@ class Integrity:
 
     async def _check_endpoints(self) -> list[str]:
         found: dict[Endpoint, Inspection | None] = {}
-        for chunk in _chunks(list(self._endpoints())):
+        for chunk in _chunks(list(self._endpoints.known())):
             found |= await self._host.inspect(chunk, self._programs)
         problems = []
         for endpoint, seen in found.items():
@@ -119,7 +125,7 @@ class Integrity:
                 if endpoint in self._gone:
                     problems.append(f"endpoint of {endpoint.pod}: its interface {endpoint.host_ifname} is gone")
                 continue
-            if seen.missing and (count := await self._repair(endpoint)):
+            if seen.missing and (count := await self._endpoints.repair(endpoint)):
                 names = " and ".join(seen.missing)
                 self._note(
                     "program", count, f"the interface of {endpoint.pod} ({endpoint.host_ifname}) had lost {names}"
@@ -129,7 +135,7 @@ class Integrity:
         return problems
 
     async def _check_ports(self) -> list[str]:
-        found = await self._host.sync_ports(self._endpoints())
+        found = await self._host.sync_ports(self._endpoints.known())
         for endpoint, wrong in found.restored.items():
             self._note("bridge port", 1, f"endpoint of {endpoint.pod}: {wrong}")
         return list(found.problems)

@@ -86,9 +86,7 @@ class Keepers:
             min(COLLECT_SECONDS, config.resync_seconds),
         )
         self.evictions = EvictionWatch(datapath.tables["nn_metrics"], self.connections.largest_of)
-        self.integrity = Integrity(
-            self._host, datapath, programs, self.endpoints.known, self.endpoints.repair, partial(_drift, engine)
-        )
+        self.integrity = Integrity(self._host, datapath, programs, self.endpoints, partial(_drift, engine))
 
     async def start(self) -> int:
         """Call it first. Reads the endpoints and the node's addresses. Endpoints that the plugin created without the

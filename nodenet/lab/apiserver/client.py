@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nodenet.lab.apiserver import status
-from nodenet.lab.apiserver.registry import DeleteOptions, Options, PatchType, Registry, Unknown
+from nodenet.lab.apiserver.registry import DeleteOptions, Options, Patch, PatchType, Registry, Unknown
 from nodenet.lab.apiserver.resources import BY_KIND, Resource
 from nodenet.lab.apiserver.storage import Ref, Stored
 from nodenet.lab.apiserver.watch import Query, WatchOptions, listing, watch
@@ -140,7 +140,7 @@ class LocalClient:
     ) -> Obj:
         resource = self._resource(kind)
         place = namespace or "default" if resource.namespaced else ""
-        return self._registry.patch(resource, place, name, patch, patch_type, subresource).decode()
+        return self._registry.patch(resource, place, name, Patch(patch_type, patch), subresource).decode()
 
     async def delete(
         self,

@@ -12,7 +12,7 @@ from aiohttp import web
 from nodenet.lab.apiserver import discovery, http_answers, patch, scale, status
 from nodenet.lab.apiserver import http_requests as requests
 from nodenet.lab.apiserver.access import OPEN_PATHS, Access
-from nodenet.lab.apiserver.registry import Options, PatchType, Registry
+from nodenet.lab.apiserver.registry import Options, Patch, PatchType, Registry
 from nodenet.lab.apiserver.status import ApiError
 from nodenet.lab.apiserver.watch import WatchOptions, listing, watch
 from nodenet.lab.apiserver.watches import Watches
@@ -216,7 +216,7 @@ class Api:
         if kind is PatchType.APPLY:
             requests.check_kind(body, target)
         where = (target.resource, target.namespace, target.name)
-        stored = self._registry.patch(*where, body, kind, target.subresource, options)
+        stored = self._registry.patch(*where, Patch(kind, body), target.subresource, options)
         return _raw(stored.raw, 200, warnings)
 
     def _scale(self, target: requests.Target, wanted: Obj, options: Options) -> web.StreamResponse:

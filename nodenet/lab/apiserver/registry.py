@@ -34,6 +34,14 @@ class PatchType(StrEnum):
     APPLY = "application/apply-patch+yaml"
 
 
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """The body of a PATCH request, and its format."""
+
+    type: PatchType
+    body: Any
+
+
 class Unknown(StrEnum):
     """How unknown fields are treated: the values of the API's fieldValidation."""
 
@@ -141,11 +149,11 @@ class Registry:
         resource: Resource,
         namespace: str,
         name: str,
-        body: Any,
-        kind: PatchType,
+        wanted: Patch,
         subresource: str = "",
         options: Options = _PLAIN,
     ) -> Stored:
+        kind, body = wanted.type, wanted.body
         if kind is PatchType.APPLY:
             return self._server_side_apply(resource, namespace, name, body, subresource, options)
         stored = self.get(resource, namespace, name)

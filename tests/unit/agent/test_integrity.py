@@ -47,9 +47,10 @@ class Node:
         self.now = 0.0
         self.inspected: list[int] = []
         self.ports = Synced({})
-        self.integrity = Integrity(
-            self, self, {}, lambda: self.endpoints, self.repair, lambda: self.drift, monotonic=lambda: self.now
-        )
+        self.integrity = Integrity(self, self, {}, self, lambda: self.drift, monotonic=lambda: self.now)
+
+    def known(self) -> Sequence[Endpoint]:
+        return self.endpoints
 
     async def inspect(
         self, endpoints: Sequence[Endpoint], _programs: Mapping[str, int]
@@ -62,13 +63,13 @@ class Node:
         found, self.ports = self.ports, Synced({}, self.ports.problems)
         return found
 
-    async def repair(self, one: Endpoint) -> int:
-        self.repaired.append(one.pod.name)
+    async def repair(self, endpoint: Endpoint) -> int:
+        self.repaired.append(endpoint.pod.name)
         if self.refusing:
             return 0
-        seen = self.seen[one]
+        seen = self.seen[endpoint]
         assert seen is not None
-        self.seen[one] = Inspection((), seen.before)
+        self.seen[endpoint] = Inspection((), seen.before)
         return len(seen.missing)
 
     def attach_sockets(self) -> list[str]:

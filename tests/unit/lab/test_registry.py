@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodenet.lab.apiserver.client import LocalClient
-from nodenet.lab.apiserver.registry import Options, PatchType, Unknown
+from nodenet.lab.apiserver.registry import Options, Patch, PatchType, Unknown
 from nodenet.lab.apiserver.server import ApiServer
 from nodenet.lab.apiserver.status import ApiError
 
@@ -326,10 +326,10 @@ async def test_server_side_apply_removes_what_its_manager_leaves_out(api: ApiSer
     first = service(selector={"app": "web"}, ports=[{"port": 80}, {"port": 81, "name": "b"}])
     first["spec"]["ports"][0]["name"] = "a"
     mine = Options(manager="me")
-    api.registry.patch(resource, "default", "web", first, PatchType.APPLY, options=mine)
+    api.registry.patch(resource, "default", "web", Patch(PatchType.APPLY, first), options=mine)
     await api.client.patch("Service", "web", {"metadata": {"labels": {"by": "somebody"}}})
     second = service(ports=[{"port": 81, "name": "b"}])
-    done = api.registry.patch(resource, "default", "web", second, PatchType.APPLY, options=mine).decode()
+    done = api.registry.patch(resource, "default", "web", Patch(PatchType.APPLY, second), options=mine).decode()
     assert [port["port"] for port in done["spec"]["ports"]] == [81]
     assert "selector" not in done["spec"]
     assert done["metadata"]["labels"] == {"by": "somebody"}

@@ -140,7 +140,7 @@ def test_workloads_share_a_policy_only_if_no_selector_tells_them_apart(pods: lis
 
 
 def pod(name: str, ip: str, *ports: ContainerPort, namespace: str = "shop", **labels: str) -> Pod:
-    return Pod.of(namespace, name, {"app": name, **labels}, [ip_address(ip)], ports, workload=name, node="n1")
+    return replace(Pod.of(namespace, name, {"app": name, **labels}, [ip_address(ip)], ports, name), node="n1")
 
 
 WEB = pod("web", "10.0.0.1", ContainerPort(8080, name="http"))
