@@ -335,7 +335,7 @@ enum nn_nat_flags {
 	NN_NAT_FIN_FORWARD = 2,
 	NN_NAT_FIN_REPLY = 4,
 	NN_NAT_RST = 8,
-	NN_NAT_OPENED = 16, /* TCP: more than SYNs was sent. From outside: the client spoke again after an answer */
+	NN_NAT_OPENED = 16, /* TCP: more than SYNs was sent. From outside: the client has acknowledged an answer */
 	NN_NAT_HAS_SOURCE = 32, /* of the first two halves: the flow has the other two */
 };
 
@@ -348,7 +348,9 @@ struct nn_nat_entry {
 	__be16 dport;
 	__u32 last_seen; /* seconds of CLOCK_MONOTONIC */
 	__u32 rev_nat_index; /* the Service */
-	__u32 backend_id; /* this field and the next one: 0 in the other entries than the client's */
+	/* This field and the next one, in the client's entry. In an entry of replies of a TCP flow from outside: which
+	 * acknowledgement proves that the client gets the answers (nn_nat_expect). Else 0. */
+	__u32 backend_id;
 	__u16 slot; /* slot of the frontend from which the backend was chosen */
 	__u16 endpoint_id; /* the pod that called; a later pod with the same address has another number. 0: outside */
 	__u8 flags; /* those of both directions are in the client's entry */

@@ -106,8 +106,9 @@ NN_INLINE void nn_nat_remove(void *entries, const struct nn_ct_key *key)
 	nn_nat_delete();
 }
 
-/* True if both sides have spoken; in a flow from outside, if the client has spoken again after an answer. A SYN-ACK is no
- * proof that there is a client: anyone may have sent the SYN. */
+/* True if both sides have spoken; in a flow from outside, if the client has acknowledged an answer. A SYN-ACK is no proof
+ * that there is a client, and neither is a further packet in its name: anyone may have sent them. So a UDP flow from
+ * outside is never open. */
 NN_INLINE int nn_nat_is_open(__u8 flags)
 {
 	return (flags & (NN_NAT_SEEN_REPLY | NN_NAT_OPENED)) == (NN_NAT_SEEN_REPLY | NN_NAT_OPENED);
@@ -157,7 +158,41 @@ NN_INLINE __u32 nn_nat_owner_of(const struct nn_view *view, const void *key)
 	return view->endpoint_id ? nn_owner_endpoint(view->endpoint_id) : NN_OWNER_OUTSIDE;
 }
 
-/* The client of the context's flow from outside spoke again after an answer, so it is real: it owns the flow now. The
+/* How far behind the first answer an acknowledgement may be, in a connection that is found in its middle. */
+#define NN_NAT_WINDOW 0xffff
+
+/* `reply`: the entry of the context's packet, which answers a client outside. Remember which acknowledgement proves that
+ * the client received it: of a SYN-ACK exactly one number, which only its receiver knows. A connection whose entries
+ * were lost has no SYN-ACK any more: then the first answer counts, and the client may acknowledge later ones with it. A
+ * reset proves nothing: its number may be that of the packet that it answers. */
+NN_INLINE void nn_nat_expect(const struct nn_packet *packet, struct nn_nat_entry *reply)
+{
+	__u32 opens = packet->tcp_flags & NN_TCP_SYN ? 1 : 0;
+
+	if (packet->tuple.protocol != IPPROTO_TCP || reply->endpoint_id || (packet->tcp_flags & NN_TCP_RST) ||
+	    (reply->slot && !opens))
+		return;
+	reply->backend_id = packet->tcp_sequence + opens + (packet->tcp_flags & NN_TCP_FIN ? 1 : 0) + packet->end -
+			    packet->offset - packet->tcp_header;
+	reply->slot = opens ? 1 : NN_NAT_WINDOW;
+}
+
+/* True if the context's packet, of a client outside, acknowledges an answer: the client is real. `flow`: its entry, one
+ * of the client's. */
+NN_INLINE int nn_nat_proves(struct nn_context *context, const struct nn_nat_entry *flow)
+{
+	const struct nn_packet *packet = &context->packet;
+	const struct nn_nat_entry *reply;
+
+	if (!(flow->flags & NN_NAT_SEEN_REPLY) || packet->tuple.protocol != IPPROTO_TCP || nn_is_syn(packet) ||
+	    !(packet->tcp_flags & NN_TCP_ACK))
+		return 0;
+	nn_nat_other_of(&context->nat.key, flow, &context->nat.other);
+	reply = bpf_map_lookup_elem(&nn_nat, &context->nat.other);
+	return reply && packet->tcp_acknowledged - reply->backend_id < reply->slot;
+}
+
+/* The client of the context's flow from outside has acknowledged an answer, so it is real: it owns the flow now. The
  * claim finds the flow's slot. Pods of other nodes are clients of their own. */
 NN_GLOBAL int nn_nat_prove(void)
 {
@@ -248,6 +283,7 @@ NN_INLINE void nn_nat_touch_reply(struct nn_context *context, const struct nn_na
 	__u8 flags = nn_ct_flags_of(&context->packet, 1);
 	struct nn_nat_entry *client;
 
+	nn_nat_expect(&context->packet, entry);
 	if (!(flags & ~entry->flags) && entry->last_seen == context->now)
 		return;
 	nn_nat_touch(entry, flags, context->now);

@@ -41,6 +41,10 @@ struct nn_packet {
 	__u8 early_fragment; /* a later fragment whose first one is not known */
 	__u8 hop_limit;
 	__u8 quoted; /* quoted by an ICMP error, which may contain only the ports of it (RFC 792) */
+	__u8 tcp_header; /* bytes; this and the next two: not of a quoted packet */
+	__u8 pad[2];
+	__u32 tcp_sequence;
+	__u32 tcp_acknowledged;
 };
 
 /* Read bytes of the packet: directly if they are in its linear part, where senders put the headers, else with a helper.

@@ -25,7 +25,6 @@
 #define NN_ICMPV6_FIRST_INFORMATIONAL 128
 #define NN_ICMPV6_ECHO_REQUEST 128
 #define NN_ICMPV6_ECHO_REPLY 129
-#define NN_TCP_FLAGS_OFFSET 13
 #define NN_TCP_FIN 0x01
 #define NN_TCP_SYN 0x02
 #define NN_TCP_RST 0x04
@@ -147,13 +146,20 @@ NN_INLINE int nn_parse_ports(struct __sk_buff *ctx, struct nn_packet *packet)
 	struct {
 		__be16 sport;
 		__be16 dport;
-		__u8 tcp[NN_TCP_FLAGS_OFFSET - 3]; /* from byte 4 to the flags */
+		__be32 sequence; /* from here on: TCP */
+		__be32 acknowledged;
+		__u8 words; /* of the header, in the upper half */
+		__u8 flags;
+		__be16 window;
 	} header;
 
 	if (packet->tuple.protocol == IPPROTO_TCP && !packet->quoted) {
 		if (nn_load_next(ctx, packet, &header, sizeof(header)) < 0)
 			return NN_DROP_INVALID_PACKET;
-		packet->tcp_flags = header.tcp[sizeof(header.tcp) - 1];
+		packet->tcp_flags = header.flags;
+		packet->tcp_header = header.words >> 4 << 2;
+		packet->tcp_sequence = bpf_ntohl(header.sequence);
+		packet->tcp_acknowledged = bpf_ntohl(header.acknowledged);
 	} else if (nn_load_next(ctx, packet, &header, 4) < 0) {
 		return NN_DROP_INVALID_PACKET;
 	}

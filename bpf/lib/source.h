@@ -103,7 +103,7 @@ NN_GLOBAL int nn_source_take(__u32 number)
 	return 1;
 }
 
-/* Who has a port: a number of the client's address, or 0 if one of both sides has not spoken yet. */
+/* Who has a port: a number of the client's address, or 0 if its flow is not open. */
 NN_GLOBAL __u32 nn_source_holder(__u32 number)
 {
 	struct nn_context *context = nn_context_now();

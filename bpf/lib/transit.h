@@ -38,7 +38,7 @@ NN_INLINE void nn_transit_use(struct nn_context *context, struct nn_nat_entry *e
 		context->nat.entry = *entry;
 		return;
 	}
-	if ((known & NN_NAT_SEEN_REPLY) && !nn_is_syn(packet))
+	if (!(known & NN_NAT_OPENED) && nn_nat_proves(context, entry))
 		flags |= NN_NAT_OPENED;
 	nn_nat_touch(entry, flags, context->now);
 	context->nat.entry = *entry;

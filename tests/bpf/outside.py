@@ -24,6 +24,10 @@ NODE_PORT, CLIENT_PORT = 30080, 40000
 SERVICE_ID = 41
 SOURCE_PORTS = range(49152, 65536)
 HOST, WORLD, REMOTE_NODE, POD, FAR_POD = 1, 2, 6, 2000, 2001
+ISN = 0xFFFFFFFE  # of the backend: the numbers behind it wrap
+TOLD = b"told"
+# Fields of the client's packet that acknowledges a SYN-ACK of `Outside.answer`.
+PROOF = {"flags": "A", "ack": (ISN + 1 + len(TOLD)) & 0xFFFFFFFF}
 Ends = tuple[str, int, str, int]
 
 
@@ -118,7 +122,9 @@ class Outside:
 
     def answer(self, layer: type[Packet], to: Ends, **fields: object) -> Packet:
         """What the receiver of a packet with these ends sends back."""
-        return self.ip(src=to[2], dst=to[0]) / layer(sport=to[3], dport=to[1], **fields) / Raw(b"told")
+        if fields.get("flags") == "SA":
+            fields.setdefault("seq", ISN)
+        return self.ip(src=to[2], dst=to[0]) / layer(sport=to[3], dport=to[1], **fields) / Raw(TOLD)
 
     def halves(self) -> dict[NatHalf, Ends]:
         """What becomes of the packets of the one flow, by half."""

@@ -29,8 +29,10 @@ from .conftest import TC_OK, TC_REDIRECT, TC_SHOT, Datapath
 from .outside import (
     CLIENT_PORT,
     FAR_POD,
+    ISN,
     NODE_PORT,
     POD,
+    PROOF,
     SERVICE_ID,
     SOURCE_PORTS,
     UPLINK,
@@ -174,7 +176,7 @@ def test_a_syn_does_not_end_an_open_connection(outside: Outside) -> None:
     outside.serve(outside.near)
     there = ends(outside.enters(outside.call(ask(TCP))))
     outside.leaves(outside.answer(TCP, there, flags="SA"))
-    outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, flags="A")))
+    outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, **PROOF)))
     outside.serve(outside.far)
     assert ends(outside.enters(outside.call(ask(TCP))))[2] == outside.near
     closing = TCP(sport=CLIENT_PORT, dport=NODE_PORT, flags="FA")
@@ -182,6 +184,59 @@ def test_a_syn_does_not_end_an_open_connection(outside: Outside) -> None:
     assert ends(outside.enters(outside.call(ask(TCP))))[2] == outside.near
     outside.leaves(outside.answer(TCP, there, flags="FA"))
     assert ends(outside.enters(outside.call(ask(TCP))))[2] == outside.far
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+def test_what_proves_a_client(outside: Outside, place: str) -> None:
+    """Only the acknowledgement of the SYN-ACK: its number is known to its receiver only."""
+    outside.serve(getattr(outside, place))
+    call = outside.call(ask(TCP))
+    there = ends(outside.leaves(outside.enters(call)) if place == "far" else outside.enters(call))
+
+    def answers(**fields: object) -> None:
+        packet = outside.answer(TCP, there, **fields)
+        outside.leaves(outside.enters(packet) if place == "far" else packet)
+
+    def states(**fields: object) -> list[bool]:
+        """Whether the flow is open after this packet of the client, in each half of the client."""
+        between = outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, **fields)))
+        if place == "far":
+            outside.leaves(between)
+        found = [(key.reply, entry.flags) for key, entry in outside.tables["nn_nat"].items() if not key.reply & 1]
+        return [bool(flags & NatFlag.OPENED) for _, flags in sorted(found)]
+
+    no, yes = ([False], [True]) if place == "near" else ([False] * 2, [True] * 2)
+    number = int(PROOF["ack"])
+    assert states(**PROOF) == no, "nothing was answered"
+    # A reset has the number of the packet that it answers.
+    answers(flags="R", seq=7)
+    assert states(flags="A", ack=7 + 4) == no
+    answers(flags="SA")
+    for ack in (0, number - 1, number + 1, ISN, number ^ 1 << 31):
+        assert states(flags="A", ack=ack) == no
+    assert states(flags="P", ack=number) == no
+    assert states(flags="S", ack=number) == no
+    # The backend answers each cookie's SYN with another number: the last one counts.
+    answers(flags="SA", seq=90000)
+    assert states(flags="A", ack=number) == no
+    assert states(flags="PA", ack=90005) == yes
+
+
+def test_what_proves_a_client_whose_flow_was_lost(outside: Outside) -> None:
+    """There is no SYN-ACK any more: the client acknowledges an answer, or later ones with it."""
+    outside.serve(outside.near)
+    there = ends(outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, flags="A"))))
+    for number in range(3):
+        outside.leaves(outside.answer(TCP, there, flags="PA", seq=5000 + number * 4))
+
+    def is_open(ack: int) -> bool:
+        outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, flags="A", ack=ack)))
+        (flags,) = (entry.flags for key, entry in outside.tables["nn_nat"].items() if key.reply == NatHalf.CLIENT)
+        return bool(flags & NatFlag.OPENED)
+
+    assert not is_open(5003)
+    assert not is_open(5004 + 0xFFFF)
+    assert is_open(5012)
 
 
 def test_an_opening_connection_whose_backend_left(outside: Outside) -> None:
@@ -401,15 +456,16 @@ def few(request: pytest.FixtureRequest, bpffs: Path, bpf_cache: Path) -> Iterato
         yield found
 
 
-def opened(outside: Outside, client: str, port: int, *, answered: bool = True) -> bool:
+def opened(outside: Outside, client: str, port: int, *, answered: bool = True, layer: type[Packet] = TCP) -> bool:
     """Open a flow, in which both sides speak. False if its first packet is dropped."""
-    run = outside.run("netdev_ingress", outside.call(ask(UDP, port), client), UPLINK)
+    run = outside.run("netdev_ingress", outside.call(ask(layer, port), client), UPLINK)
     if run.verdict == TC_SHOT:
         return False
     there = ends(outside.leaves(Ether(run.packet)[outside.ip]))
     if answered:
-        outside.leaves(outside.enters(outside.answer(UDP, there)))
-        outside.leaves(outside.enters(outside.call(ask(UDP, port), client)))
+        outside.leaves(outside.enters(outside.answer(layer, there, **({"flags": "SA"} if layer is TCP else {}))))
+        again = ask(UDP, port) if layer is UDP else TCP(sport=port, dport=NODE_PORT, **PROOF)
+        outside.leaves(outside.enters(outside.call(again, client)))
     return True
 
 
@@ -431,7 +487,7 @@ def test_one_client_with_all_ports_does_not_evict_itself(few: Outside) -> None:
     assert sum(cpu.packets for cpu in counted) == 52
     # Flows that have expired give their ports back, and nothing of them stays.
     for key, entry in list(few.tables["nn_nat"].items()):
-        few.tables["nn_nat"].update(key, entry._replace(last_seen=monotonic() - 200))
+        few.tables["nn_nat"].update(key, entry._replace(last_seen=monotonic() - 8100))
     assert all(opened(few, few.other, port) for port in range(2000, 2004))
     assert clients(few)[few.other] == 4
 
@@ -446,8 +502,13 @@ def test_one_client_with_all_ports_does_not_keep_out_others(few: Outside) -> Non
 def test_flows_that_never_open_keep_no_port(few: Outside) -> None:
     for port in range(1000, 1060):
         assert opened(few, few.client, port, answered=False)
+    # Datagrams prove no client, whatever was answered.
+    for port in range(1000, 1060):
+        assert opened(few, few.client, port, layer=UDP)
+    assert clients(few) == {few.client: 16}
     assert sum(opened(few, few.other, port) for port in range(1000, 1060)) == 8
-    assert clients(few) == {few.other: 8}
+    assert opened(few, few.other, 1000, layer=UDP)
+    assert clients(few)[few.other] == 9
 
 
 def refused(outside: Outside, packet: Packet, reason: abi.DropReason, *, answered: bool = True) -> None:

@@ -8,15 +8,15 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import TCP
+from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import Ether
 
 from nodenet import abi
-from nodenet.abi import EntryEnd, FairTable, NatHalf
+from nodenet.abi import EntryEnd, FairTable, NatHalf, carried
 
 from .conftest import TC_OK, Datapath
-from .outside import NODE_PORT, UPLINK, Outside, ask, serving
-from .test_service_packets import ends
+from .outside import NODE_PORT, PROOF, UPLINK, Outside, ask, serving
+from .test_service_packets import ends, monotonic
 
 pytestmark = pytest.mark.kernel
 
@@ -37,7 +37,7 @@ def outside(request: pytest.FixtureRequest, small: Datapath) -> Outside:
 
 
 def opened(outside: Outside, client: str, port: int, *, real: bool = True) -> bool:
-    """Open a TCP connection up to the answer; a `real` client speaks again."""
+    """Open a TCP connection up to the answer; a `real` client acknowledges it."""
     run = outside.run("netdev_ingress", outside.call(ask(TCP, port), client), UPLINK)
     if run.verdict != TC_OK:
         return False
@@ -47,10 +47,15 @@ def opened(outside: Outside, client: str, port: int, *, real: bool = True) -> bo
     answer = outside.answer(TCP, ends(there), flags="SA")
     outside.leaves(outside.enters(answer) if far else answer)
     if real:
-        there = outside.enters(outside.call(TCP(sport=port, dport=NODE_PORT, flags="A"), client))
+        there = outside.enters(outside.call(TCP(sport=port, dport=NODE_PORT, **PROOF), client))
         if far:
             outside.leaves(there)
     return True
+
+
+def forged(outside: Outside, number: int) -> str:
+    first = int(ip_address("198.18.0.0" if outside.version == 4 else "2001:db8:1000::1"))
+    return str(ip_address(first + number * (1 if outside.version == 4 else 1 << 64)))
 
 
 def flows(outside: Outside) -> Counter[str]:
@@ -72,14 +77,39 @@ def test_one_client_evicts_its_own(outside: Outside) -> None:
 
 
 def test_half_open_connections_of_forged_clients(outside: Outside) -> None:
-    """They are answered by the backend, but no client speaks again."""
+    """They are answered by the backend, but no client acknowledges that."""
     outside.serve(outside.near)
     assert all(opened(outside, outside.other, port) for port in range(1000, 1000 + FLOWS))
-    step = 1 if outside.version == 4 else 1 << 64
-    first = int(ip_address("198.18.0.0" if outside.version == 4 else "2001:db8:1000::1"))
     for number in range(1200):
-        assert opened(outside, str(ip_address(first + number * step)), 1000, real=False)
+        assert opened(outside, forged(outside, number), 1000, real=False)
     assert flows(outside)[outside.other] == FLOWS
+
+
+@pytest.mark.parametrize("flags", ["P", "A", "PA", "RA", "FA"])
+def test_forged_clients_that_go_on(outside: Outside, flags: str) -> None:
+    """They send a second packet, but do not know the number of the SYN-ACK."""
+    outside.serve(outside.near)
+    assert all(opened(outside, outside.other, port) for port in range(1000, 1000 + FLOWS))
+    for number in range(1200):
+        client = forged(outside, number)
+        assert opened(outside, client, 1000, real=False)
+        outside.enters(outside.call(TCP(sport=1000, dport=NODE_PORT, flags=flags, ack=number), client))
+    assert flows(outside)[outside.other] == FLOWS
+
+
+def test_forged_datagrams(outside: Outside) -> None:
+    """Any number of them, with answers: connections stay, also those that pods of other nodes would have."""
+    outside.serve(outside.near)
+    assert all(opened(outside, outside.other, port) for port in range(1000, 1000 + FLOWS))
+    for number in range(1200):
+        client = outside.far if number % 2 else forged(outside, number)
+        for _ in range(2):
+            there = ends(outside.enters(outside.call(ask(UDP, number + 1), client)))
+            outside.leaves(outside.answer(UDP, there))
+    assert flows(outside)[outside.other] == FLOWS
+    for key, entry in outside.tables["nn_nat"].items():
+        if key.protocol == 17 and key.reply == NatHalf.CLIENT:
+            assert carried.nat_expired(key.pack(), entry._replace(last_seen=entry.last_seen - 61).pack(), monotonic())
 
 
 def test_a_full_table_of_flows_with_source_translation(outside: Outside) -> None:
