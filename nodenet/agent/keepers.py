@@ -63,7 +63,9 @@ class Keepers:
             partial(self._sync_uplinks, config.uplink if config.serves_uplinks else None, programs),
             enabled=config.serves_uplinks,
         )
-        self.source_ports = SourcePorts(config.run_dir, config.source_port_range if config.serves_uplinks else None)
+        self.source_ports = SourcePorts(
+            config.run_dir, config.source_port_range if config.serves_uplinks else None, self._served_ports
+        )
         self.conflist = ConflistKeeper(config)
         self.host_ports = HostPortOwner(config, engine.serve_host_ports)
         self.masquerade = Masquerade(config, self._nodes_known)
@@ -174,6 +176,11 @@ class Keepers:
             return AddressKey(address) in served and not any(address in network for network in pods)
 
         return uplink_programs.Ends(name, frozenset(node.addresses), is_served)
+
+    def _served_ports(self) -> frozenset[int] | None:
+        """Those of the node's own addresses."""
+        frontends, own = self._engine.current.desired.tables.get("nn_revnat"), self.addresses.known
+        return None if frontends is None else frozenset(at.port for at in frontends.values() if at.addr in own)
 
     def _own_addresses(self) -> tuple[IPAddress, ...]:
         node = own_node(self._engine, self._node_name)

@@ -1,4 +1,7 @@
-"""Reserves the ports that replace those of clients outside, so that no socket of the node gets one of them.
+"""Reserves the ports that replace those of clients outside, and those that are served on the node's addresses, so that
+no socket of the node gets one of them.
+
+A packet from outside to a served port may belong to the Service, or be the answer to a socket that has this port.
 
 A node without ports for its own sockets cannot call anything: neither the kubelet nor this agent could reach the API.
 So ports are reserved only if enough others are left, and released if they are not any more.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from nodenet.errors import BadInputError
@@ -49,18 +52,23 @@ def release(run_dir: Path) -> None:
 
 
 class SourcePorts:
-    """`wanted`: the ports; None: none, and those of an earlier configuration are released."""
+    """`wanted`: the ports; None: none, and those of an earlier configuration are released. `served` returns the ports
+    of Services and hostPorts on the node's addresses, or None while they are not known: then ours stay."""
 
-    def __init__(self, run_dir: Path, wanted: Range | None) -> None:
+    def __init__(
+        self, run_dir: Path, wanted: Range | None, served: Callable[[], Collection[int] | None] = frozenset
+    ) -> None:
         # A sentence if the last check failed.
         self.problems: list[str] = []
         self._run_dir = run_dir
         self._wanted = wanted
+        self._served = served
 
     async def refresh(self) -> None:
         """Once."""
         try:
-            await asyncio.to_thread(self.sync)
+            served = self._served()
+            await asyncio.to_thread(self.sync, served)
         except (OSError, ValueError) as error:
             self._failed(f"net/{reserved_ports.KEY} cannot be changed: {error}")
         except BadInputError as error:
@@ -82,22 +90,28 @@ class SourcePorts:
                 return
             await asyncio.sleep(CHECK_SECONDS)
 
-    def sync(self) -> None:
-        """Once, in the namespace of the calling thread. Raises OSError, ValueError, and BadInputError if the ports are
-        not reserved because they are too many."""
+    def sync(self, served: Collection[int] | None = ()) -> None:
+        """Once, in the namespace of the calling thread. Raises OSError, ValueError, and BadInputError if ports are not
+        reserved because they are too many."""
         mine = ours(self._run_dir)
-        others = reserved_ports.without(reserved_ports.read(), mine)
-        refused = too_few_left(self._wanted, others, reserved_ports.local()) if self._wanted else None
-        if mine and (self._wanted is None or refused or not all(_within(one, self._wanted) for one in mine)):
-            release(self._run_dir)
-            mine = ()
+        others, local = reserved_ports.without(reserved_ports.read(), mine), reserved_ports.local()
+        refused = too_few_left(self._wanted, others, local) if self._wanted else None
+        target: tuple[Range, ...] = (self._wanted,) if self._wanted and not refused else ()
+        if self._wanted and served is None:
+            target = (*target, *reserved_ports.without(mine, (self._wanted,)))
+        elif self._wanted and served:
+            target, why_not = _with_served(target, served, others, local)
+            refused = refused or why_not
+        if gone := reserved_ports.without(mine, target):
+            reserved_ports.remove(gone)
+            mine = reserved_ports.without(mine, gone)
+            _note(self._run_dir, mine)
+        if fresh := reserved_ports.without(target, reserved_ports.read()):
+            self._reserve(mine, fresh)
         if refused:
             raise refused
-        if self._wanted is None:
-            return
-        fresh = reserved_ports.without((self._wanted,), reserved_ports.read())
-        if not fresh:
-            return
+
+    def _reserve(self, mine: Sequence[Range], fresh: Sequence[Range]) -> None:
         _note(self._run_dir, (*mine, *fresh))
         try:
             reserved_ports.add(fresh)
@@ -105,6 +119,26 @@ class SourcePorts:
             _note(self._run_dir, mine)
             raise
         log.info("ports %s are reserved for calls from outside", reserved_ports.render(fresh))
+
+
+def _with_served(
+    target: tuple[Range, ...], served: Collection[int], others: Sequence[Range], local: Range
+) -> tuple[tuple[Range, ...], BadInputError | None]:
+    """`target` and the served ports that the kernel could choose, or why these are not reserved. Pure."""
+    ports = reserved_ports.ranges({port for port in served if local[0] <= port <= local[1]})
+    both = (*target, *ports)
+    left = reserved_ports.count(reserved_ports.without((local,), (*others, *both)))
+    if reserved_ports.without(ports, (*others, *target)) and left < LEAST_LEFT:
+        why = f"{left} of net/{reserved_ports.LOCAL_KEY} would be left, expected at least {LEAST_LEFT}"
+    elif not reserved_ports.fits((*others, *both)):
+        why = f"net/{reserved_ports.KEY} has no room for them"
+    else:
+        return both, None
+    return target, BadInputError(
+        f"{reserved_ports.count(ports)} served ports of net/{reserved_ports.LOCAL_KEY} ({local[0]}-{local[1]}) are not "
+        f"reserved: {why}",
+        "keep node ports and hostPorts outside of that range",
+    )
 
 
 def too_few_left(wanted: Range, others: Sequence[Range], local: Range) -> BadInputError | None:
@@ -135,7 +169,3 @@ def _note(run_dir: Path, ports: Sequence[Range]) -> None:
     new = run_dir / f".{_FILE}.new"
     new.write_text(words + "\n")
     new.replace(run_dir / _FILE)
-
-
-def _within(one: Range, other: Range) -> bool:
-    return other[0] <= one[0] and one[1] <= other[1]

@@ -54,6 +54,11 @@ def without(some: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...]
     return ranges(_ports(some) - _ports(others))
 
 
+def fits(found: Iterable[Range]) -> bool:
+    """True if the kernel takes these at once."""
+    return len(render(found)) <= _LONGEST
+
+
 def count(some: Iterable[Range]) -> int:
     """How many different ports."""
     return len(_ports(some))

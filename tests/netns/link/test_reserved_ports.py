@@ -55,6 +55,36 @@ def test_another_range_and_none(netns: str, tmp_path: Path) -> None:
     link_netns.call(netns, scenario)
 
 
+def test_served_ports_of_the_node_are_no_source_ports(netns: str, tmp_path: Path) -> None:
+    """A hostPort and a node port in the range from which the kernel chooses."""
+    served: list[frozenset[int] | None] = [frozenset({443, 30080, 40000, 40001, 45000})]
+
+    def scenario() -> None:
+        sysctl.write(reserved_ports.KEY, "8080,45000")
+        ports = SourcePorts(tmp_path, OURS, lambda: served[0])
+        assert refresh(ports) == []
+        assert text() == "8080,40000-40001,45000,49152-65535", "443 and 30080 are below the range"
+        assert source_ports.ours(tmp_path) == ((40000, 40001), OURS)
+        # Not known yet after a start: what an agent reserved stays.
+        served[0] = None
+        assert refresh(SourcePorts(tmp_path, OURS, lambda: served[0])) == []
+        assert text() == "8080,40000-40001,45000,49152-65535"
+        served[0] = frozenset({40001})
+        assert refresh(ports) == []
+        assert text() == "8080,40001,45000,49152-65535"
+        # Too many: the ports for calls from outside stay.
+        served[0] = frozenset(range(32768, 49152))
+        assert "expected at least 8192" in refresh(ports)[0]
+        assert text() == "8080,45000,49152-65535"
+        served[0] = frozenset(range(32768, 35768, 2))
+        assert "has no room for them" in refresh(ports)[0]
+        assert text() == "8080,45000,49152-65535"
+        assert refresh(SourcePorts(tmp_path, None, lambda: served[0])) == []
+        assert text() == "8080,45000"
+
+    link_netns.call(netns, scenario)
+
+
 def test_an_agent_that_is_killed_leaves_nothing_that_no_other_releases(netns: str, tmp_path: Path) -> None:
     """It ends directly after each of the two steps."""
 
