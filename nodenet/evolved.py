@@ -53,17 +53,17 @@ class Evolved(Mapping[Any, Any]):
     def _next(self, changes: Changes, added: int) -> Evolved:
         """The next version. Every change must be a real one. `added`: the growth in keys."""
         after = Evolved.__new__(Evolved)
+        base, overlay = after._base, after._overlay = self._base, self._overlay
         after._length = self._length + added
         after._newest = newest = self._newest.copy()
         for key, (_, value) in changes.items():
             if value is not None:
                 newest[key] = value
-            elif key in self._overlay or key in self._base:
+            elif key in base or key in overlay:
                 newest[key] = _GONE
             else:
                 # The key exists only in `newest`: no _GONE is needed.
                 del newest[key]
-        after._base, after._overlay = self._base, self._overlay
         if len(newest) > _NEWEST:
             after._fold()
         after._version = object()
@@ -74,12 +74,14 @@ class Evolved(Mapping[Any, Any]):
     def _remember(self, before: Evolved) -> None:
         """Set the trail: the newest step, and earlier ones up to the limits. Only for a version that has not been
         returned yet."""
-        trail = ((before._version, self.changed), *before._trail)
-        keys = before._trail_keys + len(self.changed)
-        while len(trail) > _STEPS or (keys > _KEYS and len(trail) > 1):
-            keys -= len(trail[-1][1])
-            trail = trail[:-1]
-        self._trail, self._trail_keys = trail, keys
+        older, keys = before._trail, before._trail_keys + len(self.changed)
+        if len(older) == _STEPS:
+            keys -= len(older[-1][1])
+            older = older[:-1]
+        while keys > _KEYS and older:
+            keys -= len(older[-1][1])
+            older = older[:-1]
+        self._trail, self._trail_keys = ((before._version, self.changed), *older), keys
 
     def _fold(self) -> None:
         """Merge the newest differences into the overlay, and the overlay into a new base if it is large. Only for a
@@ -101,14 +103,12 @@ class Evolved(Mapping[Any, Any]):
         return value
 
     def get(self, key: Any, default: Any = None) -> Any:
-        if self._newest:
-            value = self._newest.get(key, _ABSENT)
-            if value is not _ABSENT:
-                return default if value is _GONE else value
-        if self._overlay:
-            value = self._overlay.get(key, _ABSENT)
-            if value is not _ABSENT:
-                return default if value is _GONE else value
+        # Hashing a key is expensive: no look-up in an empty dict. No value is None.
+        newest, overlay = self._newest, self._overlay
+        if newest and (value := newest.get(key)) is not None:
+            return default if value is _GONE else value
+        if overlay and (value := overlay.get(key)) is not None:
+            return default if value is _GONE else value
         return self._base.get(key, default)
 
     def __contains__(self, key: object) -> bool:

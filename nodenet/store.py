@@ -124,7 +124,8 @@ class Store:
         # UIDs of recently removed pods, oldest first. UIDs are never reused.
         self._removed: dict[str, None] = {}
         self._objects: dict[Kind, dict[tuple[str, str], Any]] = {kind: {} for kind in self._kinds.values()}
-        self._views: dict[Kind, Mapping[Any, Any]] = {kind: Evolved({}) for kind in self._kinds.values()}
+        # The fields of the last Snapshot.
+        self._views: dict[str, Mapping[Any, Any]] = {kind.place: Evolved({}) for kind in self._kinds.values()}
         # Changes since the last Snapshot; None: the object was deleted.
         self._pending: dict[Kind, dict[tuple[str, str], Any]] = {}
         # How many objects were added, changed or deleted so far.
@@ -222,9 +223,9 @@ class Store:
     def snapshot(self) -> Snapshot:
         """The current state. The cost is proportional to the changes since the last call."""
         for kind, changes in self._pending.items():
-            self._views[kind] = evolve(self._views[kind], changes, is_)
+            self._views[kind.place] = evolve(self._views[kind.place], changes, is_)
         self._pending.clear()
-        return Snapshot(self.revision, **{kind.place: view for kind, view in self._views.items()})
+        return Snapshot(self.revision, **self._views)
 
     def _note_removal(self, old: object | None, new: object | None = None) -> None:
         """Remember the UID of a removed pod. `new` is the object that now has the name of `old`; a recreated pod has

@@ -4,6 +4,7 @@ numbers are remembered between runs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any, NamedTuple, TypeVar
 
 from nodenet.abi import U32, AddressKey
@@ -58,6 +59,8 @@ class Compiler:
         self._ipcache = IpcacheCompiler()
         self._held: Mapping[str, Table] = {}
         self._memo: dict[str, tuple[tuple[Any, ...], Any]] = {}
+        self._named: tuple[Any, ...] = (None,)
+        self._names = Names()
 
     def restore(self, tables: Mapping[str, Table]) -> None:
         """Call before the first compilation: take over the numbers and slots that the kernel's maps hold."""
@@ -79,7 +82,14 @@ class Compiler:
         )
         rest = self._remember("rest", inputs, lambda *_: self._rest(snapshot, local))
         services = self._services.compile(served, slices_, rest.here, rest.hosted)
-        return _state(services, rest), _names(services, rest)
+        return _state(services, rest), self._name(services, rest)
+
+    def _name(self, services: ServiceTables, rest: _Rest) -> Names:
+        """The last result if nothing of it changed: most changes are of endpoints, which have no names."""
+        inputs = (services.names, services.host_ports, services.warnings, services.health_checks, rest)
+        if not all(map(is_, inputs, self._named)):
+            self._named, self._names = inputs, _names(services, rest)
+        return self._names
 
     def _rest(self, snapshot: Snapshot, local: LocalNode) -> _Rest:
         """Everything that does not follow from Services and EndpointSlices."""

@@ -60,7 +60,9 @@ class Numbering(Generic[K]):
         """The key's number. Raises OverflowError when the space is full."""
         known = self._numbers.get(key)
         if known is not None:
-            self._retired.discard(key)
+            # Normally nothing is retired: it lasts until the end of the run.
+            if self._retired:
+                self._retired.discard(key)
             return known
         if len(self._keys) > self._space.last - self._space.first:
             raise OverflowError(f"no number left between {self._space.first} and {self._space.last}")

@@ -43,8 +43,7 @@ T = TypeVar("T")
 _NOWHERE = Here()
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceTables:
+class ServiceTables(NamedTuple):
     """The maps of the Services, the names of their numbers, warnings, and the Services with a healthCheckNodePort.
 
     The next compilation starts from `slots`.
@@ -298,6 +297,7 @@ class _Run:
         for address in self._gone:
             self._ids.services.retire(address)
         last, changes = known.tables, self._changes
+        warnings = tuple(known.warnings())
         known.tables = ServiceTables(
             evolve(last.frontends, changes.frontends),
             evolve(last.addresses, changes.addresses),
@@ -308,7 +308,7 @@ class _Run:
             evolve(last.names, changes.names),
             evolve(last.host_ports, changes.host_ports),
             Slots(evolve(last.slots.internal, changes.slots), evolve(last.slots.external, changes.external_slots)),
-            tuple(known.warnings()),
+            warnings if warnings != last.warnings else last.warnings,
             evolve(last.health_checks, known.health_checks),
         )
         known.health_checks = {}

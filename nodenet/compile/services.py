@@ -31,6 +31,7 @@ _NO_CANDIDATES: Candidates = {}
 # The most entries of nn_source_range for one Service: one for each range of each of its ports and addresses. All
 # Services share the map, and sources in ranges without room are refused.
 MAX_SOURCE_RANGES = 4096
+_UNSERVED = frozenset(UNSERVED_LABELS)
 
 
 class FrontendKind(IntEnum):
@@ -114,7 +115,7 @@ class Frontend(NamedTuple):
 
 def has_frontends(service: Service) -> bool:
     """Headless and ExternalName Services have no ClusterIP; labelled ones are not ours."""
-    return bool(service.cluster_ips) and not any(label in service.labels for label in UNSERVED_LABELS)
+    return bool(service.cluster_ips) and _UNSERVED.isdisjoint(service.labels)
 
 
 def frontends_of(service: Service, slices: Iterable[EndpointSlice], here: Here) -> dict[AddressPort, Frontend]:

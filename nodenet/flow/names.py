@@ -4,8 +4,10 @@ event."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from operator import is_
+from typing import Any
 
 from netpolicy.holders import Claims
 from netpolicy.types import Direction as PolicyDirection
@@ -38,6 +40,9 @@ class NameTableBuilder:
     def __init__(self) -> None:
         self._snapshot = Snapshot()
         self._names = Names()
+        # Of the last table. At first nothing is the same.
+        self._inputs: tuple[Any, ...] = (None,)
+        self._table = NameTable()
         self._node = LocalNode("")
         self._ipcache: Mapping[LpmKey, U32] = {}
         self._claims: Claims[Pod] = Claims()
@@ -68,20 +73,33 @@ class NameTableBuilder:
     ) -> NameTable:
         """The table for one Snapshot. `ipcache` is the compiled table; the identities of named pods are read from it.
         `now`: nanoseconds of CLOCK_MONOTONIC."""
-        before = self._snapshot
-        ipcache = {} if ipcache is None else ipcache
-        inputs = (snapshot.pods, snapshot.endpoints, snapshot.nodes, ipcache)
+        inputs = (
+            *(snapshot.pods, snapshot.endpoints, snapshot.nodes, snapshot.services),
+            *(snapshot.policies, snapshot.cluster_policies, names, ipcache),
+        )
         # Most changes are of EndpointSlices, which have no names.
+        if node != self._node or not all(map(is_, inputs, self._inputs)):
+            self._table = self._update(snapshot, names, node, {} if ipcache is None else ipcache)
+            self._snapshot, self._names, self._node, self._inputs = snapshot, names, node, inputs
+        past = self._past.update(self._pods, now)
+        if past is not self._table.past:
+            self._table = replace(self._table, past=past)
+        return self._table
+
+    def _update(self, snapshot: Snapshot, names: Names, node: LocalNode, ipcache: Mapping[LpmKey, U32]) -> NameTable:
+        """The table with the previous owners of addresses as before."""
+        before = self._snapshot
+        inputs = (snapshot.pods, snapshot.endpoints, snapshot.nodes, ipcache)
+        # A change of a Service affects no address of a pod.
         if node != self._node or not all(
             map(is_, inputs, (before.pods, before.endpoints, before.nodes, self._ipcache))
         ):
             self._update_addresses(snapshot, node, ipcache)
         self._name_policies(snapshot, names)
         self._services.update(snapshot.services, names.services)
-        self._snapshot, self._names, self._node = snapshot, names, node
         return NameTable(
             addresses=self._addresses,
-            past=self._past.update(self._pods, now),
+            past=self._table.past,
             identities=self._identities,
             endpoints=self._endpoints,
             netns_cookies=self._netns_cookies,

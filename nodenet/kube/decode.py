@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -31,8 +30,7 @@ class DecodeError(ValueError):
         self.uid = uid
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A decoded object. `obj` is None for an object that the agent does not use (an EndpointSlice without a Service).
     `unread`: one sentence for each part that was left out."""
 

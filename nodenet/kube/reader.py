@@ -20,6 +20,7 @@ from nodenet.kinds import ApiKind
 from nodenet.kube import pages, protocol
 from nodenet.kube.decode import Decoded, DecodeError, decode, name_of
 from nodenet.kube.health import KindStats
+from nodenet.kube.idle import IdleLimit
 from nodenet.kube.session import REQUEST_SECONDS, AnswerError, Session
 from nodenet.model import ObjectRef
 from nodenet.store import Delta, Listing, Op, Removal, StoreEvent
@@ -220,7 +221,8 @@ class Reader:
         low, high = WATCH_SECONDS
         timeout = str(int(low + (high - low) * self._spread()))
         params = {"watch": "1", "allowWatchBookmarks": "true", **params, "timeoutSeconds": timeout}
-        async with self.get(self.kind.resource.path(), self._selected(params), idle_seconds) as response:
+        answer = self.get(self.kind.resource.path(), self._selected(params), idle_seconds, limits_body=False)
+        async with answer as response, IdleLimit(response.content, idle_seconds, lambda: self._stats.last_byte):
             self._stats.watches += 1
             connected()
             lines = _lines(self._chunks(response.content))
@@ -277,11 +279,16 @@ class Reader:
 
     @asynccontextmanager
     async def get(
-        self, path: str, params: dict[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
+        self,
+        path: str,
+        params: dict[str, str] | None = None,
+        read_seconds: float = REQUEST_SECONDS,
+        *,
+        limits_body: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose answer is 200. Any answer, also an error, shows that the server is reachable."""
+        """A GET as of `Session.get`. Any answer, also an error, shows that the server is reachable."""
         try:
-            async with self._session.get(path, params, read_seconds) as response:
+            async with self._session.get(path, params, read_seconds, limits_body=limits_body) as response:
                 self._received()
                 yield response
         except AnswerError:
@@ -290,10 +297,16 @@ class Reader:
 
     async def _chunks(self, content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         """The data as it arrives. Other tasks run between the chunks, also when they arrive faster than we read."""
-        async for chunk in content.iter_any():
+        while True:
+            chunk = content.read_nowait()
+            if chunk:
+                await asyncio.sleep(0)
+            else:
+                chunk = await content.readany()
+                if not chunk:
+                    return
             self._received()
             yield chunk
-            await asyncio.sleep(0)
 
     def _received(self) -> None:
         self._stats.last_byte = time.monotonic()

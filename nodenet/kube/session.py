@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -81,20 +82,30 @@ class Session:
 
     @asynccontextmanager
     async def get(
-        self, path: str, params: Mapping[str, str] | None = None, read_seconds: float = REQUEST_SECONDS
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        read_seconds: float = REQUEST_SECONDS,
+        *,
+        limits_body: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET. Raises AnswerError if the status is not 200. `read_seconds`: the longest time without data."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
+        """A GET. Raises AnswerError if the status is not 200. `read_seconds`: the longest time without data. Without
+        `limits_body`: the longest time until a body with status 200 begins; the caller limits the rest."""
+        sock_read = read_seconds if limits_body else None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=sock_read)
         with self._leave_on_failure() as server:
-            async with self._http().get(
-                server + path,
-                params=params,
-                headers=self._headers(),
-                server_hostname=self.access.server_name,
-                timeout=timeout,
-            ) as response:
-                if response.status != 200:
-                    raise await _answer_error(response)
+            async with AsyncExitStack() as stack:
+                request = self._http().get(
+                    server + path,
+                    params=params,
+                    headers=self._headers(),
+                    server_hostname=self.access.server_name,
+                    timeout=timeout,
+                )
+                async with asyncio.timeout(None if limits_body else read_seconds):
+                    response = await stack.enter_async_context(request)
+                    if response.status != 200:
+                        raise await _answer_error(response)
                 yield response
 
     async def send(

@@ -121,8 +121,9 @@ class _Application:
 
     def run(self) -> None:
         place = 0
+        has_batches = len(self._writes) >= _FEWEST_AT_ONCE
         while place < len(self._writes):
-            made = self._write_batch(place) if self._first is None else 0
+            made = self._write_batch(place) if has_batches and self._first is None else 0
             if not made:
                 self._write(place)
             place += made or 1

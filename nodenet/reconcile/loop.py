@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from nodenet import backoff
 from nodenet.errors import NodenetError
@@ -75,8 +75,7 @@ class Stats:
     service_revision: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A run that has not started. `run` returns its Outcome and reports errors there. `small`: it probably has little
     to do."""
 
@@ -84,8 +83,7 @@ class Job:
     small: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """One finished run. `members`: the content of nn_member after the run, None if it is unknown. It must not be
     changed. `services`: all Services are in force. `full`: the run read maps first."""
 

@@ -15,7 +15,7 @@ from nodenet.reconcile.apply import ApplyError, FullError, Table, apply, read
 from nodenet.reconcile.commit import Committer, InForce
 from nodenet.reconcile.comparison import Comparison
 from nodenet.reconcile.grace import Grace
-from nodenet.reconcile.plan import SERVICE_TABLES, Tables, Write, differences, plan_services
+from nodenet.reconcile.plan import SERVICE_TABLES, Tables, Write, differences, plan_services, replaced
 from nodenet.reconcile.switch import POLICY_TABLES, STATE_KEY, SWITCHED, TRIES, plan_policy, prefix_lengths
 from nodenet.tables import Group, members
 
@@ -153,7 +153,9 @@ class Maps:
 
     def _adopt(self, group: Group, wanted: Tables) -> None:
         """The content is equal now. Keep the same object, so that the next plan need not compare it."""
-        self._held.update({name: wanted[name] for name in members(group) if name in wanted})
+        for name in replaced(members(group), wanted, self._held):
+            if name in wanted:
+                self._held[name] = wanted[name]
 
     @property
     def known(self) -> bool:

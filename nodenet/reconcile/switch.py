@@ -25,7 +25,7 @@ from nodenet.abi import (
     Versions,
     pack_addr,
 )
-from nodenet.reconcile.plan import Table, Tables, Write, differing
+from nodenet.reconcile.plan import Table, Tables, Write, differing, replaced
 from nodenet.tables import KEYED, MAPS, Group, MapType, Step, Writer, filled_by, members, steps
 
 POLICY_TABLES = members(Group.POLICY)
@@ -87,6 +87,8 @@ def plan_policy(desired: Tables, actual: Tables, lengths: Mapping[str, Collectio
 
     `lengths`: the prefix lengths that may occur in each table of `actual`; by default they are looked up.
     """
+    if not replaced(SWITCHED, desired, actual):
+        return None
     wanted = {name: desired.get(name, {}) for name in SWITCHED}
     held = {name: actual.get(name, {}) for name in SWITCHED}
     changed = {name: differing(wanted[name], held[name]) for name in SWITCHED}

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nodenet.abi import (
@@ -148,6 +148,23 @@ def keeps_affinity(tables: Tables) -> None:
             assert member == tables["nn_backend"][U32(entry.backend_id)]
 
 
+def _local(ports: list[tuple[str, int, int]], *ends: int, external: bool = True) -> Cluster:
+    """Service `a` with externalTrafficPolicy Local. Endpoints with an odd number are on another node."""
+    ips = (ip_address(EXTERNAL["a"]),) if external else ()
+    found = service("a", SERVICES["a"], ports=ports, external_ips=ips, external_local=True)
+    targets = [replace(target(f"{BACKENDS['a']}{n}"), node_name=f"node{1 + n % 2}") for n in ends]
+    return [found], [slice_("a", *targets, ports=[("x", TCP, 8080), ("y", UDP, 8080)])]
+
+
+_BOTH = [("x", TCP, 80), ("y", UDP, 80)]
+
+
+# Entries for traffic from outside that go, come, or stay together with their frontends, one of them or all.
+@example(_local(_BOTH, 1, 2), _local([], 1, 2, external=False))
+@example(_local(_BOTH, 1, 2), _local(_BOTH[:1], 1, 2, external=False))
+@example(_local(_BOTH, 1, 2), _local(_BOTH[1:], 2))
+@example(_local(_BOTH, 1), _local([], external=False))
+@example(_local([], 1, 2, external=False), _local(_BOTH, 1, 2))
 @settings(max_examples=150, deadline=None)
 @given(clusters(), clusters())
 def test_every_frontend_leads_to_old_or_new_backends_at_every_write(old: Cluster, new: Cluster) -> None:
