@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from nodenet import kinds
-from nodenet.abi import AddressKey
-from nodenet.agent import uplink_programs
+from nodenet.agent import outside, uplink_programs
 from nodenet.agent.addresses import OwnAddresses
 from nodenet.agent.conflist import ConflistKeeper
 from nodenet.agent.connections import ConnectionKeeper
@@ -162,25 +161,12 @@ class Keepers:
     async def _sync_uplinks(
         self, name: str | None, programs: Mapping[str, int], before: Iterable[str] | None
     ) -> uplink_programs.Synced:
-        ends = None if name is None else self._ends(name)
+        node = own_node(self._engine, self._node_name)
+        ends = None if name is None else outside.ends(self._engine.current, node, name)
         return await self._host.run(uplink_programs.sync, ends, programs, before)
 
-    def _ends(self, name: str) -> uplink_programs.Ends:
-        node = own_node(self._engine, self._node_name)
-        if node is None:
-            return uplink_programs.Ends(name, None)
-        served, pods = self._engine.current.desired.tables.get("nn_service_addr", {}), node.pod_cidrs
-
-        def is_served(address: IPAddress) -> bool:
-            # Pods' gateways are addresses of the node too. No traffic from outside comes there.
-            return AddressKey(address) in served and not any(address in network for network in pods)
-
-        return uplink_programs.Ends(name, frozenset(node.addresses), is_served)
-
     def _served_ports(self) -> frozenset[int] | None:
-        """Those of the node's own addresses."""
-        frontends, own = self._engine.current.desired.tables.get("nn_revnat"), self.addresses.known
-        return None if frontends is None else frozenset(at.port for at in frontends.values() if at.addr in own)
+        return outside.served_ports(self._engine.current, self.addresses.known)
 
     def _own_addresses(self) -> tuple[IPAddress, ...]:
         node = own_node(self._engine, self._node_name)
