@@ -1,9 +1,10 @@
 """Runs in a virtual machine: checks that its kernel loads the datapath, and that Services and policy work. Prints one
 JSON line.
 
-perf/kernels.py runs it as `python -m perf.kernel_check`. One process does everything, because each start of a process
-takes a second there. It calls the real loader, CNI plugin and compiler, makes three pods on the bridge, and opens
-sockets in their namespaces. The root namespace of the virtual machine is the node.
+perf/kernels.py runs it as `python -m perf.kernel_check OBJECTS`: JSON, the object file of each program, first those
+without bpf_cast_to_kern_ctx, then those with it (nodenet.bpf.build). One process does everything, because each start of
+a process takes a second there. It calls the real loader, CNI plugin and compiler, makes three pods on the bridge, and
+opens sockets in their namespaces. The root namespace of the virtual machine is the node.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from nodenet import abi, kinds, tables
 from nodenet.agent import attachment
 from nodenet.agent.features import features
-from nodenet.bpf import build, loader, probe
+from nodenet.bpf import loader, probe
 from nodenet.bpf.grace import ProgramsGrace
 from nodenet.bpf.packet_run import run_packet
 from nodenet.bpf.pins import Pins
@@ -47,7 +48,6 @@ from perf.kernel_packets import check_packets, frame, udp
 
 PINS = Path("/sys/fs/bpf/nodenet")
 CGROUP = Path("/sys/fs/cgroup")
-CACHE = Path("/var/cache/nodenet")
 PODS = ("client", "other", "web")
 # Seconds to wait for an answer, which takes milliseconds, and to be sure that a dropped packet does not arrive.
 ANSWER = 5.0
@@ -91,8 +91,9 @@ class Report:
 class Node:
     """Three pods on a bridge, and the datapath with one configuration at a time."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, objects: list[dict[str, Path]]) -> None:
         self.report = report
+        self.objects = objects
         self.features = features()
         self.report.missing = [
             {"feature": f.name, "without": f"{f.purpose}: without it, {f.without}"}
@@ -135,7 +136,7 @@ class Node:
         )
         pins = Pins(PINS)
         with self.report.timed("load"):
-            loaded = loader.load(build.build_all(CACHE, self.has(probe.CAST_CTX)), config, pins)
+            loaded = loader.load(self.objects[self.has(probe.CAST_CTX)], config, pins)
         self.report.programs = sorted(loaded.programs)
         self.programs = loaded.programs
         self.tables = {name: BpfTable(name, pins.map(name)) for name in tables.KEYED}
@@ -402,9 +403,9 @@ def differences(node: Node) -> list[dict[str, str]]:
     return found
 
 
-def run(report: Report) -> None:
+def run(report: Report, objects: list[dict[str, Path]]) -> None:
     with report.timed("probe"):
-        node = Node(report)
+        node = Node(report, objects)
         probe.require(node.features)
     with report.timed("pods"):
         node.add_pods()
@@ -427,7 +428,7 @@ def main() -> int:
     report = Report(release=os.uname().release)
     started = time.monotonic()
     try:
-        run(report)
+        run(report, [{program: Path(path) for program, path in each.items()} for each in json.loads(sys.argv[1])])
     except (OSError, NodenetError, AssertionError) as error:
         report.error = f"{type(error).__name__}: {error}"
         traceback.print_exc()

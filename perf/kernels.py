@@ -63,13 +63,14 @@ class Row:
         return f"{sum(not text for text in found.values())}/{len(found)}" if found else "-"
 
 
-def check_kernel(name: str, *, refresh: bool = False, stop: threading.Event | None = None) -> Row:
-    """Boot one kernel and run perf.kernel_check in it. Errors of a kernel are in the row and are not raised."""
+def check_kernel(name: str, objects: str, *, refresh: bool = False, stop: threading.Event | None = None) -> Row:
+    """Boot one kernel and run perf.kernel_check in it. `objects`: its argument. Errors of a kernel are in the row and
+    are not raised."""
     try:
         kernel = get_kernel(name, refresh=refresh)
     except CannotRunError as error:
         return Row(name, skipped=str(error))
-    command = [sys.executable, "-m", "perf.kernel_check"]
+    command = [sys.executable, "-m", "perf.kernel_check", objects]
     try:
         result = run_in_vm(kernel, command, cwd=ROOT, timeout=TIMEOUT, stop=stop)
     except VmError as error:
@@ -101,13 +102,15 @@ def run_matrix(
     cannot run here."""
     if reason := cannot_run():
         raise CannotRunError(reason)
-    # Compile once, on the host: in the virtual machine clang takes half a minute.
-    build.build_every_variant(_BPF_CACHE)
+    # Compile once, on the host: in the virtual machine clang takes half a minute. The machines get the names of the
+    # objects, so that they do not compile either if the sources change while the matrix runs.
+    built = build.build_every_variant(_BPF_CACHE)
+    objects = json.dumps([{program: str(path) for program, path in built[cast].items()} for cast in (False, True)])
     stop = threading.Event()
     rows: dict[str, Row] = {}
 
     def one(name: str) -> None:
-        rows[name] = check_kernel(name, refresh=refresh, stop=stop)
+        rows[name] = check_kernel(name, objects, refresh=refresh, stop=stop)
         if not stop.is_set():
             tell(rows[name])
 

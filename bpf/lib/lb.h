@@ -78,11 +78,13 @@ struct nn_lb_choice {
 };
 
 /* True if `result` of nn_lb_choose is a refusal, of which the sender learns. Not if only other nodes have backends and the
- * traffic policy is Local: a load balancer must not take that for a dead Service. */
+ * traffic policy is Local: a load balancer must not take that for a dead Service. Not if a slot or its backend is missing
+ * for a moment, while user space changes them: the sender tries again. */
 NN_INLINE int nn_lb_refuses(int result, const struct nn_lb_choice *choice)
 {
 	return result == NN_DROP_IS_A_CLUSTERIP ||
-	       (result == NN_DROP_BACKEND_NOT_FOUND && !(choice->flags & NN_FRONTEND_ONLY_ELSEWHERE));
+	       (result == NN_DROP_BACKEND_NOT_FOUND && choice->slot == 0 &&
+		!(choice->flags & NN_FRONTEND_ONLY_ELSEWHERE));
 }
 
 /* Returns the backend if it belongs to this UDP Service, else 0. It may belong to other Services too. */
@@ -133,6 +135,7 @@ NN_INLINE int nn_lb_choose(const struct nn_addr *addr, __be16 port, __u8 protoco
 
 	choice->rev_nat_index = 0;
 	choice->flags = 0;
+	choice->slot = 0;
 	if (!master || (master->flags & NN_FRONTEND_NODE_ONLY && scope != NN_SCOPE_NODE))
 		/* An unserved port of a ClusterIP is refused, as kube-proxy's nftables mode does. */
 		return nn_unserved(addr);

@@ -211,7 +211,7 @@ NN_INLINE int nn_refusal_of(struct __sk_buff *ctx, const struct nn_packet *packe
 	return protocol == IPPROTO_UDP || nn_is_echo_request(packet) ? nn_unreachable_of(ctx) : -1;
 }
 
-/* Exchange the MACs of a frame. */
+/* Exchange the MACs of a frame. Returns a negative number if its sender's is no MAC of one machine. */
 NN_INLINE int nn_answer_ethernet(struct __sk_buff *ctx)
 {
 	struct {
@@ -219,7 +219,7 @@ NN_INLINE int nn_answer_ethernet(struct __sk_buff *ctx)
 		__u8 other[ETH_ALEN];
 	} mac;
 
-	if (bpf_skb_load_bytes(ctx, 0, &mac, sizeof(mac)) < 0 ||
+	if (bpf_skb_load_bytes(ctx, 0, &mac, sizeof(mac)) < 0 || (mac.other[0] & 1) ||
 	    bpf_skb_store_bytes(ctx, 0, &mac.other, ETH_ALEN, 0) < 0)
 		return -1;
 	return bpf_skb_store_bytes(ctx, ETH_ALEN, &mac.one, ETH_ALEN, 0);

@@ -8,6 +8,7 @@
 
 #include "affinity.h"
 #include "frag_create.h"
+#include "hairpin.h"
 #include "keeps.h"
 #include "quote.h"
 #include "source.h"
@@ -63,21 +64,25 @@ NN_GLOBAL int nn_transit_apply(struct __sk_buff *ctx)
 }
 
 /* True if the packet keeps the backend of this flow. Anyone can send a SYN from a client's address, so a SYN does not end
- * an open connection: the backend answers it. A SYN chooses again if both sides have closed the connection, if the
- * backend does not exist any more, and, while the connection opens, if the backend has left the Service. */
-NN_INLINE int nn_transit_keeps(const struct nn_packet *packet, const struct nn_nat_entry *flow, __u32 now)
+ * an open connection: the backend answers it. A SYN chooses again if the connection is over, if the backend has reset it
+ * or does not exist any more, and, while the connection opens, if the backend has left the Service. */
+NN_INLINE int nn_transit_keeps(struct nn_context *context, const struct nn_nat_entry *flow)
 {
-	__u32 id = flow->backend_id;
+	const struct nn_packet *packet = &context->packet;
+	const struct nn_nat_entry *reply;
+	__u32 id = flow->backend_id, now = context->now;
 
 	if (packet->tuple.protocol == IPPROTO_UDP && !flow->rev_nat_index)
 		return !nn_nat_has_expired(flow, IPPROTO_UDP, now);
 	if (packet->tuple.protocol == IPPROTO_UDP || !nn_is_syn(packet))
 		return nn_service_keeps(packet, flow, now);
-	if (nn_transit_is_over(flow, IPPROTO_TCP, now))
+	nn_nat_other_of(&context->nat.key, flow, &context->nat.other);
+	reply = bpf_map_lookup_elem(&nn_nat, &context->nat.other);
+	if (nn_transit_is_over(flow, reply, IPPROTO_TCP, now))
 		return 0;
 	if (!flow->rev_nat_index)
 		return 1;
-	if (nn_nat_is_open(flow->flags) && !(flow->flags & NN_NAT_RST))
+	if (nn_nat_is_open(flow->flags) && !(reply && (reply->flags & NN_NAT_RST)))
 		return nn_is_backend_of(bpf_map_lookup_elem(&nn_backend, &id), flow);
 	return nn_service_has_slot(&packet->tuple, flow);
 }
@@ -96,10 +101,46 @@ NN_INLINE void nn_transit_affinity(const struct nn_context *context, struct nn_l
 	nn_affinity_keep(&nn_affinity_out, &key, choice, context->now);
 }
 
+/* False for addresses that no other machine has, and that an answer must not be sent to: multicast and broadcast, the
+ * loopback, no address, those of one link, which include the hairpin address, and ClusterIPs. */
+NN_INLINE int nn_transit_is_client(const struct nn_addr *addr)
+{
+	__u32 v4 = bpf_ntohl(addr->word[3]);
+
+	if (nn_is_hairpin_addr(addr) || nn_unserved(addr) < 0)
+		return 0;
+	if (nn_addr_is_v4(addr))
+		return v4 >> 24 != 0 && v4 >> 24 != 127 && v4 >> 16 != 0xa9fe && v4 < 0xe0000000;
+	/* ::/96 has the loopback and the address that is none. */
+	return (addr->word[0] | addr->word[1] | addr->word[2]) != 0 && !nn_addr_is_link_local(addr) &&
+	       bpf_ntohl(addr->word[0]) >> 24 != 0xff;
+}
+
+/* True if the packet may open a flow. Not a reset; nor a packet of the node's own connection from a port that a Service
+ * or a hostPort has too: a SYN-ACK, or a later packet, which could also belong to a flow whose entries were lost. */
+NN_INLINE int nn_transit_may_open(struct __sk_buff *ctx, struct nn_context *context)
+{
+	const struct nn_packet *packet = &context->packet;
+	struct nn_nat_key *own = &context->nat.reply_key;
+
+	if (packet->tcp_flags & NN_TCP_RST)
+		return 0;
+	if (nn_is_syn(packet))
+		return 1;
+	if (packet->tcp_flags & NN_TCP_SYN)
+		return 0;
+	nn_nat_key_of(&packet->tuple, NN_NAT_REPLY, own);
+	own->saddr = packet->tuple.daddr;
+	own->daddr = packet->tuple.saddr;
+	own->sport = packet->tuple.dport;
+	own->dport = packet->tuple.sport;
+	return !nn_transit_has_socket(ctx);
+}
+
 /* Choose a backend for a new flow from outside. The client must not be the node or a pod of it: their calls are translated
  * before, and from outside such a source is forged. Returns 1 with the client's half in the context, 0 if the packet is
  * not served, or a drop code. */
-NN_GLOBAL int nn_transit_choose(void)
+NN_GLOBAL int nn_transit_choose(struct __sk_buff *ctx)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_lb_choice choice = {};
@@ -115,7 +156,7 @@ NN_GLOBAL int nn_transit_choose(void)
 	view = nn_view_new(context, NN_EGRESS);
 	view->peer_identity = nn_identity_of(&packet->tuple.saddr, context->state.generation);
 	if (view->peer_identity == NN_IDENTITY_HOST || nn_endpoint_lookup(&packet->tuple.saddr) ||
-	    (packet->tcp_flags & NN_TCP_RST))
+	    !nn_transit_is_client(&packet->tuple.saddr) || !nn_transit_may_open(ctx, context))
 		return 0;
 	nn_ct_key_of(&packet->tuple, NN_EGRESS, &view->flow);
 	result = nn_lb_choose(&packet->tuple.daddr, packet->tuple.dport, packet->tuple.protocol, NN_SCOPE_EXTERNAL,
@@ -148,10 +189,10 @@ NN_GLOBAL int nn_transit_choose(void)
 
 /* Open a flow for a packet that enters the node. Returns NN_TRANSIT_NEW, 1 if the flow is no Service's, 0 if the packet
  * needs none, or a drop code. */
-NN_INLINE int nn_transit_open(struct nn_context *context)
+NN_INLINE int nn_transit_open(struct __sk_buff *ctx, struct nn_context *context)
 {
 	const struct nn_packet *packet = &context->packet;
-	int result = nn_service_addr_of(&packet->tuple.daddr) ? nn_transit_choose() : 0;
+	int result = nn_service_addr_of(&packet->tuple.daddr) ? nn_transit_choose(ctx) : 0;
 	int opened = NN_TRANSIT_NEW;
 	__u32 number;
 
@@ -160,7 +201,7 @@ NN_INLINE int nn_transit_open(struct nn_context *context)
 	if (result <= 0)
 		return result;
 	number = nn_flow_number(&nn_view_of(context, NN_EGRESS)->flow);
-	result = nn_transit_port(number);
+	result = nn_transit_port(ctx, number);
 	if (result == 0)
 		result = nn_nat_create();
 	if (result < 0)
@@ -177,13 +218,13 @@ NN_INLINE int nn_transit_open(struct nn_context *context)
 
 /* Find the flow of a packet that enters the node, or open one. Returns 1 or NN_TRANSIT_NEW with the flow in the context,
  * 0 if the packet is not for a Service, or a drop code. */
-NN_INLINE int nn_transit_enter(struct nn_context *context)
+NN_INLINE int nn_transit_enter(struct __sk_buff *ctx, struct nn_context *context)
 {
 	const struct nn_tuple *tuple = &context->packet.tuple;
 	struct nn_nat_entry *flow;
 
 	flow = nn_transit_lookup(context, tuple, NN_NAT_CLIENT);
-	if (flow && nn_transit_keeps(&context->packet, flow, context->now)) {
+	if (flow && nn_transit_keeps(context, flow)) {
 		nn_transit_use(context, flow);
 		return 1;
 	}
@@ -200,7 +241,7 @@ NN_INLINE int nn_transit_enter(struct nn_context *context)
 			return 1;
 		}
 	}
-	return nn_transit_open(context);
+	return nn_transit_open(ctx, context);
 }
 
 /* Find the flow of a packet that leaves the node. Returns 1 with the flow in the context, or 0. */
@@ -288,7 +329,7 @@ NN_INLINE int nn_transit_other(struct nn_context *context)
 {
 	int result = nn_unserved(&context->packet.tuple.daddr);
 
-	context->nat.refused = result < 0;
+	context->nat.refused = result < 0 && nn_transit_is_client(&context->packet.tuple.saddr);
 	return result;
 }
 
@@ -303,7 +344,7 @@ NN_INLINE int nn_transit(struct __sk_buff *ctx, struct nn_context *context, __u3
 		return nn_transit_error(ctx, side);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return side == NN_INGRESS ? nn_transit_other(context) : 0;
-	found = side == NN_INGRESS ? nn_transit_enter(context) : nn_transit_leave(ctx, context);
+	found = side == NN_INGRESS ? nn_transit_enter(ctx, context) : nn_transit_leave(ctx, context);
 	if (found <= 0)
 		return found;
 	result = nn_transit_apply(ctx);
