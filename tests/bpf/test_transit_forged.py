@@ -103,9 +103,12 @@ def test_a_hostnetwork_backends_own_connection(outside: Outside, layer: type[Pac
 
 
 def test_a_listener_is_no_connection(outside: Outside) -> None:
-    """The backend's own listener, and the socket of a client that is not connected."""
+    """The backend's own one, which takes the call."""
     outside.serve(outside.node)
-    with own_socket(outside, TCP, TARGET + 1):
+    family = socket.AF_INET if outside.version == 4 else socket.AF_INET6
+    with own_socket(outside, TCP, TARGET + 1), socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((outside.node, TARGET))
+        listener.listen()
         assert ends(outside.enters(outside.call(ask(TCP))))[1] == CLIENT_PORT
 
 
