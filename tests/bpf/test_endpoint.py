@@ -444,7 +444,11 @@ def test_a_service_address_never_leaves_untranslated(pair: Pair) -> None:
     key = abi.AddressKey(address)
     pair.datapath.tables["nn_service_addr"].update(key, abi.U32(abi.AddressFlag.REFUSE_UNSERVED))
     try:
-        assert pair.datapath.sent(pair.ip(src=pair.pod, dst=str(address)) / UDP(sport=1, dport=9)) == TC_SHOT
+        run = pair.datapath.run("endpoint_egress", pair.ip(src=pair.pod, dst=str(address)) / UDP(sport=1, dport=9))
+        assert run.verdict == TC_REDIRECT
+        # The answer that refuses it.
+        answer = Ether(run.packet)[pair.ip]
+        assert (answer.src, answer.dst, answer.haslayer(UDP)) == (str(address), pair.pod, False)
         assert -pair.datapath.events()[0].reason == DropReason.IS_A_CLUSTERIP
     finally:
         pair.datapath.tables["nn_service_addr"].delete(key)
