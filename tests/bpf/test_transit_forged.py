@@ -23,7 +23,7 @@ from nodenet.link import addresses, netns
 from nodenet.link.handle import Link
 
 from .conftest import TC_OK, TC_REDIRECT, TC_SHOT, TEST_IFINDEX, Datapath
-from .outside import CLIENT_PORT, NODE_PORT, Outside, ask, serving
+from .outside import CLIENT_PORT, NODE_PORT, PROOF, Outside, ask, serving
 from .test_service_packets import TARGET, ends, monotonic
 
 pytestmark = pytest.mark.kernel
@@ -136,7 +136,7 @@ def opened(outside: Outside) -> tuple[str, int, str, int]:
     outside.serve(outside.near)
     there = ends(outside.enters(outside.call(ask(TCP))))
     outside.leaves(outside.answer(TCP, there, flags="SA"))
-    outside.enters(outside.call(middle(TCP)))
+    outside.enters(outside.call(TCP(sport=CLIENT_PORT, dport=NODE_PORT, **PROOF)))
     return there
 
 
