@@ -172,7 +172,8 @@ NN_INLINE int nn_fair_weigh(void *entries, void *slots, nn_fair_look_fn look, nn
 		return 0;
 	place = nn_fair_bounded(slot);
 	tag = bucket->tag[place];
-	if (!tag)
+	/* Nor is an entry evicted for itself: it may have its slot, and need room for what belongs to it (nat.h). */
+	if (!tag || nn_same_key(&bucket->key[place], &context->key))
 		return 0;
 	entry = bpf_map_lookup_elem(entries, &bucket->key[place]);
 	age = entry ? look(entry, &bucket->key[place], context) : NN_FAIR_EXPIRED;
@@ -305,13 +306,16 @@ NN_INLINE int nn_fair_insert(void *entries, const void *key, const void *entry, 
 	_Static_assert(sizeof(context->key) == 40, "every table has keys of this size");
 	context->owner = owner(view, key);
 	__builtin_memcpy(&context->key, key, sizeof(context->key));
-	if (result < 0) {
-		/* The table has more entries than there are slots, so only entries without a slot can fill it: those of
-		 * a map that was replaced (nodenet/bpf/carry.py). */
+	/* The table has more entries than there are slots, so only entries without a slot can fill it: those of a map
+	 * that was replaced (nodenet/bpf/carry.py). Slots whose entries user space deleted are freed first, which makes
+	 * no room for an entry: then try again. */
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < NN_FAIR_CLAIM_TRIES && result < 0; i++) {
 		claim(NN_FAIR_EVICT);
-		if (bpf_map_update_elem(entries, key, entry, BPF_NOEXIST) < 0)
-			return claim(NN_FAIR_REFUSE);
+		result = bpf_map_update_elem(entries, key, entry, BPF_NOEXIST);
 	}
+	if (result < 0)
+		return claim(NN_FAIR_REFUSE);
 	if (claim(NN_FAIR_TAKE) == 0)
 		return 0;
 	bpf_map_delete_elem(entries, key);

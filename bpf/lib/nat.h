@@ -13,7 +13,7 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 262144);
 	__type(key, struct nn_nat_key);
 	__type(value, struct nn_nat_entry);
 } nn_nat SEC(".maps");
@@ -230,6 +230,36 @@ NN_INLINE void nn_nat_displace(struct nn_nat *nat, const struct nn_nat_key *key,
 	nn_nat_delete();
 }
 
+/* Delete flows of the bucket of the context's flow, not that one itself: the table is full. */
+NN_GLOBAL int nn_nat_make_space(void)
+{
+	struct nn_context *context = nn_context_now();
+
+	if (!context)
+		return 0;
+	/* Not set if the client's half was there before: then it claimed no slot. */
+	context->owner = nn_nat_owner_of(nn_view_of(context, NN_EGRESS), 0);
+	__builtin_memcpy(&context->key, &context->nat.key, sizeof(context->key));
+	return nn_nat_claim(NN_FAIR_EVICT);
+}
+
+/* Insert another half of the context's flow than the client's. There are more entries than the slots need, so only
+ * entries without a slot can fill the table: those of a map that was replaced (nodenet/bpf/carry.py). Then other flows
+ * give way, as for the client's half (nn_fair_insert). */
+NN_INLINE long nn_nat_insert(const struct nn_nat_key *key, const struct nn_nat_entry *entry, __u64 flags)
+{
+	long result = bpf_map_update_elem(&nn_nat, key, entry, flags);
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < NN_FAIR_CLAIM_TRIES && result < 0 && result != -NN_EEXIST; i++) {
+		nn_nat_make_space();
+		result = bpf_map_update_elem(&nn_nat, key, entry, flags);
+	}
+	if (result < 0 && result != -NN_EEXIST)
+		nn_nat_claim(NN_FAIR_REFUSE);
+	return result;
+}
+
 /* Add the flow of the context, from its client's half. Returns 0 or a drop code. */
 NN_GLOBAL int nn_nat_create(void)
 {
@@ -256,7 +286,7 @@ NN_GLOBAL int nn_nat_create(void)
 				nn_nat_claim);
 	if (result < 0)
 		return result;
-	if (bpf_map_update_elem(&nn_nat, &nat->reply_key, &nat->reply, BPF_ANY) < 0) {
+	if (nn_nat_insert(&nat->reply_key, &nat->reply, BPF_ANY) < 0) {
 		bpf_map_delete_elem(&nn_nat, &nat->key);
 		return NN_DROP_CT_INSERT_FAILED;
 	}

@@ -65,19 +65,6 @@ NN_INLINE void nn_source_at(struct nn_nat *nat, __u32 number)
 	nn_nat_other_of(&nat->source_key, &nat->source, &nat->reply_key);
 }
 
-/* Insert a half of the source translation. The slots are for flows of two entries, so flows of four can fill the table
- * before the slots are used up: then one of the flow's bucket is evicted, as for a new slot. */
-NN_INLINE long nn_source_insert(const struct nn_nat_key *key, const struct nn_nat_entry *entry)
-{
-	/* BPF_NOEXIST: another CPU may try the same port. */
-	long result = bpf_map_update_elem(&nn_nat, key, entry, BPF_NOEXIST);
-
-	if (result == 0 || result == -NN_EEXIST)
-		return result;
-	nn_nat_claim(NN_FAIR_EVICT);
-	return bpf_map_update_elem(&nn_nat, key, entry, BPF_NOEXIST);
-}
-
 /* Try one port for the context's flow. Returns 1 if the flow has it now, 0 if another flow has it, or a drop code. */
 NN_GLOBAL int nn_source_take(__u32 number)
 {
@@ -89,14 +76,15 @@ NN_GLOBAL int nn_source_take(__u32 number)
 		return NN_DROP_INVALID_PACKET;
 	nat = &context->nat;
 	nn_source_at(nat, number);
-	result = nn_source_insert(&nat->reply_key, &nat->reply);
+	/* BPF_NOEXIST: another CPU may try the same port. */
+	result = nn_nat_insert(&nat->reply_key, &nat->reply, BPF_NOEXIST);
 	if (result == -NN_EEXIST && nn_source_release(0))
-		result = bpf_map_update_elem(&nn_nat, &nat->reply_key, &nat->reply, BPF_NOEXIST);
+		result = nn_nat_insert(&nat->reply_key, &nat->reply, BPF_NOEXIST);
 	if (result == -NN_EEXIST)
 		return 0;
 	if (result < 0)
 		return NN_DROP_CT_INSERT_FAILED;
-	if (bpf_map_update_elem(&nn_nat, &nat->source_key, &nat->source, BPF_ANY) < 0) {
+	if (nn_nat_insert(&nat->source_key, &nat->source, BPF_ANY) < 0) {
 		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
 		return NN_DROP_CT_INSERT_FAILED;
 	}

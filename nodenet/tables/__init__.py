@@ -250,12 +250,13 @@ CT_SLOT = BpfMap(
     slots=Slots(CT.name, slots.ct_owner, carried.ct_age),
 )
 # A flow to a Service that is translated packet by packet has an entry in nn_ct, and two here. A flow from outside to a
-# backend on another node has four.
+# backend on another node has four. The table has more entries than all slots (NAT_SLOT) need with four each: only what
+# lost its slot can fill it.
 NAT = BpfMap(
     "nn_nat",
     MapType.HASH,
     Records(abi.NatKey, abi.NatEntry),
-    Size(131072, "ct_entries"),
+    Size(262144, "ct_entries", times=2),
     Writer.PROGRAMS,
     "the pod that called most loses the flows that were idle longest: their next packet gets a backend again, the same "
     "one while the Service is unchanged",
@@ -281,7 +282,7 @@ NAT = BpfMap(
         spare=5,
     ),
 )
-# A flow has one slot and two entries, so the slots are for two fifths of the entries of nn_nat.
+# A flow has one slot, so the slots are for two fifths of ct_entries: four entries each take four fifths of nn_nat.
 NAT_SLOT = BpfMap(
     "nn_nat_slot",
     MapType.ARRAY,
@@ -406,4 +407,6 @@ def least_entries(key: str) -> int:
 
 def sizes(configured: Mapping[str, int]) -> dict[str, int]:
     """Sizes of the configurable maps, by map name. `configured` has a number of entries for each of SIZE_KEYS."""
-    return {one.name: max(1, configured[one.size.key] // one.size.share) for one in _ALL if one.size.key}
+    return {
+        one.name: max(1, configured[one.size.key] * one.size.times // one.size.share) for one in _ALL if one.size.key
+    }

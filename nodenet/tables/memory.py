@@ -38,7 +38,7 @@ FOLLOWING: Mapping[str, Limits] = {
 
 def map_of(key: str) -> BpfMap:
     """The first map that has exactly the number of entries that a key of SIZE_KEYS sets."""
-    return next(one for one in MAPS.values() if one.size.key == key and one.size.share == 1)
+    return next(one for one in MAPS.values() if one.size.key == key and one.size.share == one.size.times == 1)
 
 
 def entries(key: str, memory: int, share: float) -> int:

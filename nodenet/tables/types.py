@@ -59,13 +59,14 @@ class Order:
 @dataclass(frozen=True, slots=True)
 class Size:
     """The size of a map. `entries`: the number of entries in the object file. `key`: the configuration key, "" for a
-    fixed size. Its default is `entries`, and the map gets the configured number divided by `share`. `least`: the
-    smallest number that may be configured."""
+    fixed size. Its default is `entries`, and the map gets the configured number times `times`, divided by
+    `share`. `least`: the smallest number that may be configured."""
 
     entries: int
     key: str = ""
     share: int = 1
     least: int = 1
+    times: int = 1
 
 
 class Records(NamedTuple):

@@ -12,9 +12,9 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.l2 import Ether
 
 from nodenet import abi
-from nodenet.abi import EntryEnd, FairTable, NatHalf, carried
+from nodenet.abi import EntryEnd, FairTable, NatHalf, carried, slots
 
-from .conftest import TC_OK, Datapath
+from .conftest import TC_OK, TC_SHOT, Datapath
 from .outside import NODE_PORT, PROOF, UPLINK, Outside, ask, serving
 from .test_service_packets import ends, monotonic
 
@@ -120,3 +120,42 @@ def test_a_full_table_of_flows_with_source_translation(outside: Outside) -> None
     assert halves[NatHalf.CLIENT] > 150
     assert set(halves) == set(NatHalf)
     assert max(halves.values()) - min(halves.values()) <= 1
+
+
+@pytest.mark.parametrize("orphans", [1, 2, 3])
+def test_a_full_table_with_entries_that_belong_to_no_flow(outside: Outside, orphans: int) -> None:
+    """Whichever of the four entries does not fit, another flow gives way."""
+    outside.serve(outside.far)
+    leave_orphans(outside, orphans)
+    results = [opened(outside, outside.client, port) for port in range(1000, 1600)]
+    assert results.count(False) == 0
+
+
+def test_room_is_made_in_the_bucket_of_the_flow(outside: Outside) -> None:
+    """Its client's half was there, so it claimed no slot. Another bucket, of the flow before it, loses nothing."""
+    outside.serve(outside.far)
+    assert opened(outside, outside.client, 1000, real=False)
+    first = {key: entry for key, entry in outside.tables["nn_nat"].items() if key.reply & 2}
+    for key in first:
+        outside.tables["nn_nat"].delete(key)
+    (known,) = (key for key, _ in outside.tables["nn_nat"].items() if key.reply == NatHalf.CLIENT)
+    bucket = slots.place_of(known.pack(), BUCKETS)[0]
+    other = next(
+        port for port in range(1001, 1100) if slots.place_of(known._replace(sport=port).pack(), BUCKETS)[0] != bucket
+    )
+    assert opened(outside, outside.client, other)
+    expired = outside.tables["nn_nat"].get(known)
+    outside.tables["nn_nat"].update(known, expired._replace(last_seen=monotonic() - 100))
+    leave_orphans(outside, ENTRIES - 6)
+    run = outside.run("netdev_ingress", outside.call(ask(TCP, 1000), outside.client), UPLINK)
+    assert run.verdict == TC_SHOT, "its bucket has no other flow"
+    halves = Counter(key.reply for key, _ in outside.tables["nn_nat"].items() if key.dport != 9 and key.sport != 9)
+    assert set(halves) >= set(NatHalf)
+
+
+def leave_orphans(outside: Outside, count: int) -> None:
+    """Entries that have no slot."""
+    for number in range(count):
+        key = abi.NatKey(ip_address(outside.near), ip_address(outside.near), 9, number + 1, 6, NatHalf.SOURCE_CLIENT)
+        entry = abi.NatEntry(key.saddr, key.daddr, 9, number + 1, monotonic(), 0, 0, 0, 0, 0)
+        outside.tables["nn_nat"].update(key, entry)

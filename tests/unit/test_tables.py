@@ -70,7 +70,7 @@ def test_the_keys_of_sizes_are_those_of_the_configuration() -> None:
     assert tables.sizes(declared) == default
     small = {**declared, **Config("n1", ct_entries=40, policy_entries=5).entries}
     found = tables.sizes(small)
-    assert found == {**default, "nn_ct": 40, "nn_ct_slot": 2, "nn_nat": 40, "nn_nat_slot": 1, "nn_policy": 5}
+    assert found == {**default, "nn_ct": 40, "nn_ct_slot": 2, "nn_nat": 80, "nn_nat_slot": 1, "nn_policy": 5}
 
 
 @given(st.integers(40, 1 << 24))
@@ -79,7 +79,7 @@ def test_connections_have_more_entries_than_slots(entries: int) -> None:
     configured = parse({"node_name": "n1", "ct_entries": entries}, "test").entries
     sizes = tables.sizes({**dict.fromkeys(tables.SIZE_KEYS, 1), **configured})
     assert sizes["nn_ct"] > WAYS * sizes["nn_ct_slot"]
-    assert sizes["nn_nat"] > 2 * WAYS * sizes["nn_nat_slot"], "each flow has two entries"
+    assert sizes["nn_nat"] > 4 * WAYS * sizes["nn_nat_slot"], "a flow from outside may have four entries"
     with pytest.raises(BadInputError, match="ct_entries: expected at least 40, got 39"):
         parse({"node_name": "n1", "ct_entries": 39}, "test")
 
@@ -160,12 +160,22 @@ def test_the_page_lists_every_map_with_its_type_and_writer() -> None:
     assert [(name, kind, "programs" if "programs" in by else by) for name, kind, by in listed] == words
 
 
+def sized(size: tables.Size) -> str:
+    if not size.key:
+        return "–"
+    return (
+        f"`{size.key}`"
+        + (f" × {size.times}" if size.times > 1 else "")
+        + (f" / {size.share}" if size.share > 1 else "")
+    )
+
+
 def test_the_page_lists_every_size() -> None:
     words = [
         [
             f"`{one.name}`",
             str(one.size.entries),
-            (f"`{one.size.key}`" + (f" / {one.size.share}" if one.size.share > 1 else "")) if one.size.key else "–",
+            sized(one.size),
             one.full,
         ]
         for one in tables.MAPS.values()
