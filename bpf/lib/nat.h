@@ -291,8 +291,10 @@ NN_GLOBAL int nn_nat_create(void)
 		return NN_DROP_CT_INSERT_FAILED;
 	}
 	/* Another CPU may have evicted the flow between the two. */
-	if (!bpf_map_lookup_elem(&nn_nat, &nat->key))
+	if (!bpf_map_lookup_elem(&nn_nat, &nat->key)) {
 		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
+		return NN_DROP_CT_INSERT_FAILED;
+	}
 	return 0;
 }
 

@@ -45,6 +45,11 @@ NN_GLOBAL int nn_source_release(__u32 evict)
 	entry = bpf_map_lookup_elem(&nn_nat, &nat->reply_key);
 	if (!entry)
 		return 1;
+	/* It is left of the context's own flow. */
+	if (entry->dport == nat->source_key.sport && nn_addr_equal(&entry->daddr, &nat->source_key.saddr)) {
+		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
+		return 1;
+	}
 	nn_nat_other_of(&nat->reply_key, entry, &nat->gone);
 	entry = bpf_map_lookup_elem(&nn_nat, &nat->gone);
 	if (!evict && entry && !nn_nat_has_expired(entry, nat->gone.protocol, context->now))
@@ -148,6 +153,61 @@ NN_GLOBAL __u32 nn_source_evict(__u32 number)
 	return at ?: nn_config.source_ports;
 }
 
+/* Use the source translation that the context's flow had before, if it is complete and has the node's address; what is
+ * left of another one is deleted. Returns 1 if it is used. */
+NN_INLINE int nn_source_reuse(struct nn_context *context, const struct nn_addr *own)
+{
+	struct nn_nat *nat = &context->nat;
+	struct nn_nat_entry *held = bpf_map_lookup_elem(&nn_nat, &nat->source_key), *reply;
+	int is_own;
+
+	if (!held)
+		return 0;
+	nn_nat_other_of(&nat->source_key, held, &nat->other);
+	reply = bpf_map_lookup_elem(&nn_nat, &nat->other);
+	is_own = reply && reply->dport == nat->source_key.sport &&
+		 nn_addr_equal(&reply->daddr, &nat->source_key.saddr);
+	if (is_own && nn_addr_equal(&held->saddr, own)) {
+		held->flags = nat->source.flags;
+		held->last_seen = context->now;
+		/* What proves the client is not known yet (nn_nat_expect). */
+		reply->flags = 0;
+		reply->backend_id = 0;
+		reply->slot = 0;
+		return 1;
+	}
+	bpf_map_delete_elem(&nn_nat, &nat->source_key);
+	if (is_own)
+		bpf_map_delete_elem(&nn_nat, &nat->other);
+	return 0;
+}
+
+/* A packet leaves the node, and no source translation was found for it: the context's key. If its flow must have one, it
+ * must not leave with the client's address. The flow is deleted, so that the client's next packet opens it again. Returns 0
+ * or a drop code. */
+NN_GLOBAL int nn_source_lost(void)
+{
+	struct nn_context *context = nn_context_now();
+	const struct nn_nat_entry *reply;
+	struct nn_nat *nat;
+
+	if (!context)
+		return NN_DROP_INVALID_PACKET;
+	nat = &context->nat;
+	nat->gone.saddr = nat->key.daddr;
+	nat->gone.daddr = nat->key.saddr;
+	nat->gone.sport = nat->key.dport;
+	nat->gone.dport = nat->key.sport;
+	nat->gone.protocol = nat->key.protocol;
+	nat->gone.reply = NN_NAT_REPLY;
+	nat->gone.pad[0] = nat->gone.pad[1] = 0;
+	reply = bpf_map_lookup_elem(&nn_nat, &nat->gone);
+	if (!reply || reply->endpoint_id || !(reply->flags & NN_NAT_HAS_SOURCE))
+		return 0;
+	nn_nat_delete();
+	return NN_DROP_NAT_NO_MAPPING;
+}
+
 /* Add the source translation of the context's flow, whose client's half was just added (nn_nat_create). The candidates
  * follow from `number`, the flow's hash, so that a flow whose entries were lost gets the same port again. Returns 0 or a
  * drop code. */
@@ -155,7 +215,6 @@ NN_GLOBAL int nn_source_create(__u32 number)
 {
 	struct nn_context *context = nn_context_now();
 	struct nn_source_addr_entry *own;
-	struct nn_nat_entry *held;
 	__u32 version;
 	struct nn_nat *nat;
 	int result = 0;
@@ -171,13 +230,8 @@ NN_GLOBAL int nn_source_create(__u32 number)
 	nat->source = nat->entry;
 	nat->source.saddr = own->addr;
 	nat->source.flags &= ~NN_NAT_HAS_SOURCE;
-	held = bpf_map_lookup_elem(&nn_nat, &nat->source_key);
-	if (held && nn_addr_equal(&held->saddr, &own->addr)) {
-		/* The flow opens again, with the same ends. */
-		held->flags = nat->source.flags;
-		held->last_seen = context->now;
+	if (nn_source_reuse(context, &own->addr))
 		return 0;
-	}
 	nat->reply.saddr = nat->entry.daddr;
 	nat->reply.sport = nat->entry.dport;
 	nat->reply.daddr = nat->entry.saddr;
@@ -196,6 +250,7 @@ NN_GLOBAL int nn_source_create(__u32 number)
 	if (!bpf_map_lookup_elem(&nn_nat, &nat->key)) {
 		bpf_map_delete_elem(&nn_nat, &nat->reply_key);
 		bpf_map_delete_elem(&nn_nat, &nat->source_key);
+		return NN_DROP_CT_INSERT_FAILED;
 	}
 	return 0;
 }

@@ -244,7 +244,7 @@ NN_INLINE int nn_transit_enter(struct __sk_buff *ctx, struct nn_context *context
 	return nn_transit_open(ctx, context);
 }
 
-/* Find the flow of a packet that leaves the node. Returns 1 with the flow in the context, or 0. */
+/* Find the flow of a packet that leaves the node. Returns 1 with the flow in the context, 0, or a drop code. */
 NN_INLINE int nn_transit_leave(struct __sk_buff *ctx, struct nn_context *context)
 {
 	struct nn_nat_entry *flow = 0;
@@ -252,8 +252,11 @@ NN_INLINE int nn_transit_leave(struct __sk_buff *ctx, struct nn_context *context
 	if (!nn_is_syn(&context->packet))
 		flow = nn_transit_lookup(context, &context->packet.tuple, NN_NAT_REPLY);
 	/* The node's own packets have no client outside. */
-	if (!flow && ctx->ingress_ifindex)
+	if (!flow && ctx->ingress_ifindex) {
 		flow = nn_transit_lookup(context, &context->packet.tuple, NN_NAT_SOURCE_CLIENT);
+		if (!flow)
+			return nn_source_lost();
+	}
 	if (!flow)
 		return 0;
 	nn_transit_use(context, flow);
