@@ -230,8 +230,9 @@ NN_INLINE void nn_nat_displace(struct nn_nat *nat, const struct nn_nat_key *key,
 	nn_nat_delete();
 }
 
-/* Delete flows of the bucket of the context's flow, not that one itself: the table is full. */
-NN_GLOBAL int nn_nat_make_space(void)
+/* Name the context's flow and its owner for nn_nat_claim: entries of its bucket give way, not its own. A function that does
+ * not call nn_nat_claim itself: a frame more in that chain of calls is too much for 5.10. */
+NN_GLOBAL int nn_nat_name_flow(void)
 {
 	struct nn_context *context = nn_context_now();
 
@@ -240,7 +241,7 @@ NN_GLOBAL int nn_nat_make_space(void)
 	/* Not set if the client's half was there before: then it claimed no slot. */
 	context->owner = nn_nat_owner_of(nn_view_of(context, NN_EGRESS), 0);
 	__builtin_memcpy(&context->key, &context->nat.key, sizeof(context->key));
-	return nn_nat_claim(NN_FAIR_EVICT);
+	return 0;
 }
 
 /* Insert another half of the context's flow than the client's. There are more entries than the slots need, so only
@@ -252,7 +253,8 @@ NN_INLINE long nn_nat_insert(const struct nn_nat_key *key, const struct nn_nat_e
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < NN_FAIR_CLAIM_TRIES && result < 0 && result != -NN_EEXIST; i++) {
-		nn_nat_make_space();
+		nn_nat_name_flow();
+		nn_nat_claim(NN_FAIR_EVICT);
 		result = bpf_map_update_elem(&nn_nat, key, entry, flags);
 	}
 	if (result < 0 && result != -NN_EEXIST)
