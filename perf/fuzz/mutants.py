@@ -65,6 +65,12 @@ MUTANTS: Mapping[str, Mutant] = {
         (
             Edit("lib/fragment.h", "(more && (payload & 7))", "(more && 0)"),
             Edit("lib/packet.h", "return NN_TCP_HEADER;", "return 14;"),
+            # The ports and flags are read with the field behind them, which such a fragment does not have.
+            Edit(
+                "lib/parse.h",
+                "\t\tif (nn_load_next(ctx, packet, &header, sizeof(header))",
+                "\t\tif (nn_load_next(ctx, packet, &header, 14)",
+            ),
             *_OVERLAP,
         ),
     ),
