@@ -294,4 +294,4 @@ def test_backends_that_come_and_go_fail_no_connection(lab: Lab, node_ports: dict
     answers = Counter(output.split())
     assert answers.total() == 4000
     assert answers.keys() == set(PLACES)
-    assert changes > 2
+    assert changes > 0
