@@ -138,7 +138,7 @@ def test_the_page_is_that_of_the_code():
 def test_maps_that_are_full_by_design():
     assert {name for name, one in MAPS.items() if not one.fills} == {
         *("nn_state", "nn_metrics", "nn_scratch", "nn_ct_slot", "nn_nat_slot", "nn_frag_slot"),
-        *("nn_affinity", "nn_port", "nn_claim", "nn_sock_peer", "nn_sock_sent"),
+        *("nn_affinity", "nn_affinity_out", "nn_port", "nn_claim", "nn_sock_peer", "nn_sock_sent"),
     }
 
 

@@ -31,7 +31,7 @@ BASE = {
 }
 # Carried, but no connection needs them: addresses that a pod announces again, the choice of a client's next backend,
 # and sockets of versions before decision 0042.
-NO_CONNECTIONS = {"nn_port", "nn_claim", "nn_affinity", "nn_sock_revnat", "nn_sock_choice"}
+NO_CONNECTIONS = {"nn_port", "nn_claim", "nn_affinity", "nn_affinity_out", "nn_sock_revnat", "nn_sock_choice"}
 
 
 def test_the_first_version_of_this_number_can_read_what_this_one_keeps() -> None:
