@@ -114,6 +114,12 @@ NN_INLINE int nn_nat_is_open(__u8 flags)
 	return (flags & (NN_NAT_SEEN_REPLY | NN_NAT_OPENED)) == (NN_NAT_SEEN_REPLY | NN_NAT_OPENED);
 }
 
+/* True if both sides have sent a FIN. */
+NN_INLINE int nn_nat_is_closed(__u8 flags)
+{
+	return (flags & (NN_NAT_FIN_FORWARD | NN_NAT_FIN_REPLY)) == (NN_NAT_FIN_FORWARD | NN_NAT_FIN_REPLY);
+}
+
 NN_INLINE int nn_nat_has_expired(const struct nn_nat_entry *entry, __u8 protocol, __u32 now)
 {
 	__u8 flags = nn_nat_is_open(entry->flags) ? entry->flags : entry->flags & ~NN_NAT_SEEN_REPLY;

@@ -96,7 +96,8 @@ NN_GLOBAL int nn_source_take(__u32 number)
 	return 1;
 }
 
-/* Who has a port: a number of the client's address, or 0 if its flow is not open. */
+/* Who has a port: a number of the client's address, or 0 if its flow is not open yet, or closed. A closed one waits only
+ * for the last packets: with many short connections it must not keep the port until it expires. */
 NN_GLOBAL __u32 nn_source_holder(__u32 number)
 {
 	struct nn_context *context = nn_context_now();
@@ -114,10 +115,10 @@ NN_GLOBAL __u32 nn_source_holder(__u32 number)
 	who = nn_nat_client_number(&entry->daddr);
 	nn_nat_other_of(&nat->reply_key, entry, &nat->gone);
 	entry = bpf_map_lookup_elem(&nn_nat, &nat->gone);
-	return entry && nn_nat_is_open(entry->flags) ? who : 0;
+	return entry && nn_nat_is_open(entry->flags) && !nn_nat_is_closed(entry->flags) ? who : 0;
 }
 
-/* All candidates of the context's flow are in use. One that is not open yet is evicted; else one of the client that has
+/* All candidates of the context's flow are in use. One that is not open yet, or closed, is evicted; else one of the client that has
  * more than half of them, unless that is this one. So neither half-open flows nor the connections of one client keep the
  * others from a backend. Returns the number of the port that is free now, or 0. */
 NN_GLOBAL __u32 nn_source_evict(__u32 number)

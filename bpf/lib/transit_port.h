@@ -16,10 +16,9 @@
 NN_INLINE int nn_transit_is_over(const struct nn_nat_entry *flow, const struct nn_nat_entry *reply, __u8 protocol,
 				 __u32 now)
 {
-	const __u8 closed = NN_NAT_FIN_FORWARD | NN_NAT_FIN_REPLY;
 	__u8 flags = flow->flags;
 
-	if ((flags & closed) == closed)
+	if (nn_nat_is_closed(flags))
 		return 1;
 	if (!reply || !(reply->flags & NN_NAT_RST))
 		flags &= ~NN_NAT_RST;

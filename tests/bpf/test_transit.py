@@ -499,6 +499,15 @@ def test_one_client_with_all_ports_does_not_keep_out_others(few: Outside) -> Non
     assert clients(few) == {few.client: 4, few.other: 4}
 
 
+def test_closed_connections_keep_no_port(few: Outside) -> None:
+    """Also against later ones of the same client."""
+    for port in range(1000, 1040):
+        assert opened(few, few.client, port)
+        there = ends(few.leaves(few.enters(few.call(TCP(sport=port, dport=NODE_PORT, flags="FA")))))
+        few.leaves(few.enters(few.answer(TCP, there, flags="FA")))
+    assert clients(few) == {few.client: 8}
+
+
 def test_flows_that_never_open_keep_no_port(few: Outside) -> None:
     for port in range(1000, 1060):
         assert opened(few, few.client, port, answered=False)

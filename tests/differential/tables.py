@@ -20,7 +20,7 @@ ZONES = {"node1": "zone-a", "node2": "zone-b"}
 # Pods that answer, three on each node.
 BACKENDS = {f"b{number}": "node1" if number <= 3 else "node2" for number in range(1, 7)}
 PORTS = (("tcp", 80), ("udp", 80), ("tcp", 81))
-# Networks of sources: the fabric, the pods of node1, nobody's, everything.
+# Networks of sources: the fabric, the pods of node1, one without hosts, everything.
 RANGES = (
     ("172.30.0.0/24", "fd00:172:30::/64"),
     ("10.244.1.0/24", "fd00:10:244:1::/64"),

@@ -61,7 +61,7 @@ def test_programs_of_every_pod(shop: Lab) -> None:
     until(lambda: {name: programs(shop, name) for name in names} == attached, "all are back")
     until(
         lambda: repaired(shop, "program", before, "had lost endpoint_egress and endpoint_ingress: put back"),
-        "it is told",
+        "status names the repair",
     )
     assert status(shop)["repairs"]["program"] - before["repairs"].get("program", 0) == 2 * len(names)
 
@@ -83,7 +83,7 @@ def test_a_pods_place_in_the_bridge(shop: Lab, how: str) -> None:
     netns.run(node, ["ip", "link", "set", name, how], check=True)
     words = {"nomaster": f"its interface {name} was removed from cni0: put back", "down": f"{name} is down: put back"}
     until(lambda: place() == right, "the interface is a port of the bridge")
-    until(lambda: repaired(shop, "bridge port", before, words[how]), "it is told")
+    until(lambda: repaired(shop, "bridge port", before, words[how]), "status names the repair")
 
 
 def test_udev_has_no_reason_to_change_a_mac(shop: Lab) -> None:
@@ -105,7 +105,10 @@ def test_socket_programs(shop: Lab, how: str) -> None:
         subprocess.run(["bpftool", "link", "detach", "pinned", link], check=True)
     else:
         link.unlink()
-    until(lambda: repaired(shop, "socket program", before, "the node's cgroup had lost sock_connect4"), "it is told")
+    until(
+        lambda: repaired(shop, "socket program", before, "the node's cgroup had lost sock_connect4"),
+        "status names the repair",
+    )
     cgroup = status(shop)["datapath"]["cgroup"]
     shown = subprocess.run(["bpftool", "-j", "cgroup", "show", cgroup], capture_output=True, check=True)
     assert sum(entry["name"] == "sock_connect4" for entry in json.loads(shown.stdout)) == 1
@@ -115,5 +118,5 @@ def test_socket_programs(shop: Lab, how: str) -> None:
 def test_a_pin(shop: Lab) -> None:
     before, pin = status(shop), Path(status(shop)["datapath"]["bpffs"]) / "maps" / "nn_policy"
     pin.unlink()
-    until(lambda: repaired(shop, "pin", before, "pins of map nn_policy were gone"), "it is told")
+    until(lambda: repaired(shop, "pin", before, "pins of map nn_policy were gone"), "status names the repair")
     assert pin.exists()
