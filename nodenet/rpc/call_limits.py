@@ -20,10 +20,15 @@ class CallLimit:
     async def acquire(self, context: Any) -> None:
         """Take a place until the call ends, with or without an error. Aborts the call with RESOURCE_EXHAUSTED if none
         is free."""
-        is_local = context.peer().startswith("unix:")
-        limit = self._limits[is_local]
-        if self._running[is_local] >= limit:
+        local = is_local(context)
+        limit = self._limits[local]
+        if self._running[local] >= limit:
             message = f"{self._what}: {limit} of these calls are running, which is the limit; try again later"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        self._running[is_local] += 1
-        context.add_done_callback(lambda _context: self._running.subtract([is_local]))
+        self._running[local] += 1
+        context.add_done_callback(lambda _context: self._running.subtract([local]))
+
+
+def is_local(context: Any) -> bool:
+    """Whether the caller of an RPC uses the unix socket, which only root may open."""
+    return bool(context.peer().startswith("unix:"))

@@ -117,6 +117,8 @@ class Client:
             return BadInputError(details, hint)
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return CannotRunError(f"the server at {self.target} cannot do this: {details}", hint)
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return CannotRunError(f"{self.target}: {details}", hint)
         return NodenetError(f"{self.target}: {details}", hint)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from nodenet.flow.limits import shown
 from nodenet.flow.ring import Query
 from nodenet.flow.types import Lost
 from nodenet.rpc import convert
-from nodenet.rpc.call_limits import CallLimit
+from nodenet.rpc.call_limits import CallLimit, is_local
 from nodenet.rpc.feed import Feed
 from nodenet.rpc.pb.nodenet import agent_pb2, health_pb2
 
@@ -35,7 +35,9 @@ RESOURCES = (
 )
 _ROWS_PER_CHUNK = 500
 # Limits of concurrent calls: (unix socket, TCP). Each call of the provider occupies one of the process's few threads.
-_PROVIDER_CALLS = (32, 4)
+# The service nodenet.v1.Agent is for the unix socket only.
+_PROVIDER_CALLS = (32, 0)
+_MONITORS = (16, 0)
 _STREAMS = (16, 16)
 # The largest number of characters of an error message: all metadata of a call together is limited to 8 KiB.
 _ERROR_LENGTH = 2000
@@ -69,33 +71,37 @@ class Provider(Protocol):
 
 
 class Agent:
-    """nodenet.v1.Agent."""
+    """nodenet.v1.Agent, on the unix socket only: a dump of a full map costs the agent a minute of CPU, and callers from
+    the network are not authenticated."""
 
     def __init__(self, feed: Feed, provider: Provider) -> None:
         self._feed = feed
         self._provider = provider
         self._provider_calls = CallLimit("calls of the agent", *_PROVIDER_CALLS)
-        self._monitors = CallLimit("Monitor", *_STREAMS)
+        self._monitors = CallLimit("Monitor", *_MONITORS)
 
     async def Status(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's status as JSON."""
-        await self._provider_calls.acquire(context)
+        await _acquire(self._provider_calls, context)
         status = await _call_provider(context, self._provider.status)
         return agent_pb2.StatusResponse(json=encode(status))
 
     async def List(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Rows as JSON objects, _ROWS_PER_CHUNK per message."""
+        """Rows as JSON objects, _ROWS_PER_CHUNK per message. Rows are made while they are sent: a million
+        rows at once would be 400 MB."""
+        await _acquire(self._provider_calls, context)
         if request.resource not in RESOURCES:
             message = f"resource: unknown {shown(request.resource)} (known: {', '.join(RESOURCES)})"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-        await self._provider_calls.acquire(context)
-        asked = request.resource, request.name, tuple(request.key), request.limit or None
-        for chunk in await _call_provider(context, self._chunks, *asked):
+        asked = request.resource, request.name, tuple(request.key)
+        found = await _call_provider(context, self._provider.rows, *asked)
+        rows = islice(found, request.limit or None)
+        while chunk := await _call_provider(context, _next_chunk, rows):
             yield agent_pb2.ListResponse(rows=chunk)
 
     async def Explain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The provider's explanation as JSON."""
-        await self._provider_calls.acquire(context)
+        await _acquire(self._provider_calls, context)
         protocol = request.protocol or "TCP"
         found = await _call_provider(
             context, self._provider.explain, getattr(request, "from"), request.to, request.port, protocol
@@ -104,7 +110,7 @@ class Agent:
 
     async def Monitor(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Raw records, oldest first. Without `number` and `follow`: all records in the ring."""
-        await self._monitors.acquire(context)
+        await _acquire(self._monitors, context)
         query = Query(number=request.number, follow=request.follow)
         async for batch in self._feed.records(query):
             answer = agent_pb2.MonitorResponse(clock_offset=self._feed.pipeline.clock_offset)
@@ -120,10 +126,6 @@ class Agent:
                     answer.records.append(item)
             if answer.records:
                 yield answer
-
-    def _chunks(self, resource: str, name: str, key: Sequence[str], limit: int | None) -> list[list[bytes]]:
-        rows = [encode(row) for row in islice(self._provider.rows(resource, name, key), limit)]
-        return [rows[start : start + _ROWS_PER_CHUNK] for start in range(0, len(rows), _ROWS_PER_CHUNK)]
 
 
 class Health:
@@ -161,6 +163,18 @@ class Health:
 def encode(value: object) -> bytes:
     """Encode as JSON. Other types are converted to strings."""
     return msgspec.json.encode(value, enc_hook=str)
+
+
+def _next_chunk(rows: Iterator[Row]) -> list[bytes]:
+    return [encode(row) for row in islice(rows, _ROWS_PER_CHUNK)]
+
+
+async def _acquire(limit: CallLimit, context: Any) -> None:
+    """Take a place of a call of nodenet.v1.Agent. Aborts calls from the network with PERMISSION_DENIED."""
+    if not is_local(context):
+        message = "nodenet.v1.Agent is served on the agent's unix socket only\nrun the command on the node"
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, message)
+    await limit.acquire(context)
 
 
 async def _call_provider(context: Any, function: Any, *arguments: Any) -> Any:

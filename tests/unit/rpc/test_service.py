@@ -11,7 +11,10 @@ import pytest
 from nodenet.abi import Event
 from nodenet.errors import BadInputError, CannotRunError, NodenetError
 from nodenet.rpc.client import Client, socket_path
+from nodenet.rpc.observer import ServerInfo
+from nodenet.rpc.pb.nodenet import agent_pb2
 from nodenet.rpc.server import Server
+from nodenet.rpc.service import Agent
 
 
 async def test_status_is_what_the_provider_tells(world, client):
@@ -24,6 +27,59 @@ async def test_lists_come_whole_however_long(world, client):
     assert [row["n"] for row in rows] == list(range(30_000))
     assert len(await client.rows("ct", 3)) == 3
     assert await client.rows("map") == []
+
+
+class LocalCall:
+    """The context of a call on the unix socket."""
+
+    def peer(self) -> str:
+        return "unix:"
+
+    def add_done_callback(self, _callback: object) -> None:
+        pass
+
+
+async def test_rows_are_read_while_they_are_sent(world):
+    read: list[int] = []
+
+    def rows(*_asked: object):
+        for number in range(1_000_000):
+            read.append(number)
+            yield {"n": number}
+
+    world.provider.rows = rows
+    answers = Agent(world.feed, world.provider).List(agent_pb2.ListRequest(resource="map_dump"), LocalCall())
+    assert len((await anext(answers)).rows) == len(read) == 500
+    assert len((await anext(answers)).rows) == 500
+    assert len(read) == 1000
+    await answers.aclose()
+
+
+async def test_an_error_in_the_middle_of_a_list_ends_it(world, client):
+    def rows(*_asked: object):
+        yield {"n": 1}
+        raise BadInputError("the map is gone")
+
+    world.provider.rows = rows
+    with pytest.raises(BadInputError, match="the map is gone"):
+        await client.rows("ct")
+
+
+async def test_the_network_gets_flows_and_health_but_not_the_agents_service(world, tmp_path):
+    info = ServerInfo("0.1.0", "10.0.0.9", 0, lambda: 0)
+    server = Server(world.feed, world.provider, info, world.peers)
+    port = await server.start(tmp_path / "other.sock", "127.0.0.1:0")
+    try:
+        async with Client(f"127.0.0.1:{port}") as remote:
+            assert await remote.serving()
+            assert (await remote.nodes()).nodes
+            calls = (remote.status(), remote.rows("map"), remote.explain("a/b", "a/c", 80), anext(remote.monitor()))
+            for call in calls:
+                with pytest.raises(CannotRunError, match="served on the agent's unix socket only") as refused:
+                    await call
+                assert refused.value.hint == "run the command on the node"
+    finally:
+        await server.stop()
 
 
 async def test_an_unknown_resource_is_refused(world, client):
@@ -87,7 +143,7 @@ async def test_tcp_too(world, tmp_path):
     server = Server(world.feed, world.provider, None, world.peers)
     port = await server.start(tmp_path / "b.sock", "127.0.0.1:0")
     async with Client(f"127.0.0.1:{port}") as client:
-        assert (await client.status())["node"] == "node-1"
+        assert await client.serving()
     taken = Server(world.feed, world.provider, None, world.peers)
     with pytest.raises(CannotRunError, match=f"cannot listen on 127.0.0.1:{port}"):
         await taken.start(tmp_path / "c.sock", f"127.0.0.1:{port}")
